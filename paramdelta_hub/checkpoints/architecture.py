@@ -1,0 +1,101 @@
+"""What a model is, apart from its values: the fingerprint of its architecture, and what its configs changed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint, WeightFile
+from paramdelta_hub.errors import CheckpointError
+from paramdelta_hub.format.durable import file_digest
+from paramdelta_hub.format.manifest import Architecture, FileRecord, Source
+
+__all__ = ["describe_architecture", "describe_source", "fingerprint", "merge_patch", "quantization"]
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+
+
+def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+    """Return the identity of an architecture: sha256 over its tensors' names and shapes, sorted by name.
+
+    One line a tensor, ``name TAB 4096x1024 LF``. It can be had from headers alone, also of a model on the Hub; dtypes
+    are left out, so that a bf16 and an fp32 copy of a model have the same one.
+    """
+    digest = hashlib.sha256()
+    for name, shape in sorted(tensors):
+        digest.update(f"{name}\t{'x'.join(map(str, shape))}\n".encode())
+    return digest.hexdigest()
+
+
+def describe_architecture(checkpoint: Checkpoint) -> Architecture:
+    """Return what a target must look like to take a delta of this base."""
+    config = checkpoint.config or {}
+    model_type, classes = config.get("model_type"), config.get("architectures")
+    return Architecture(
+        model_type=model_type if isinstance(model_type, str) and model_type else None,
+        classes=tuple(name for name in classes if isinstance(name, str) and name) if isinstance(classes, list) else (),
+        fingerprint=fingerprint((name, span.shape) for name, (_, span) in checkpoint.tensors.items()),
+    )
+
+
+def known_digest(file: WeightFile) -> str | None:
+    """Return a file's sha256 if it can be had without reading it: the Hub cache names large blobs by it."""
+    name = file.path.name
+    is_blob = file.path.parent.name == "blobs" and len(name) == 64 and all(c in "0123456789abcdef" for c in name)
+    return name if is_blob else None
+
+
+def describe_source(checkpoint: Checkpoint, digests: Mapping[Path, str]) -> Source:
+    """Return the manifest's record of base or post; ``digests`` has the sha256 of every weight file by its path."""
+    return Source(
+        name=checkpoint.source.name,
+        commit=checkpoint.source.commit,
+        files=tuple(
+            FileRecord(path=file.name, size=file.header.size, sha256=digests[file.path]) for file in checkpoint.files
+        ),
+        dtypes=checkpoint.dtypes,
+        tied_embeddings=checkpoint.tied_embeddings,
+        tokenizer_sha256=_tokenizer_digest(checkpoint),
+    )
+
+
+def _tokenizer_digest(checkpoint: Checkpoint) -> str | None:
+    if checkpoint.is_lone_file:
+        return None
+    for name in _TOKENIZERS:
+        if (path := checkpoint.folder / name).exists():
+            return file_digest(path, CheckpointError, follow=True)[0]
+    return None
+
+
+def quantization(checkpoint: Checkpoint) -> str | None:
+    """Return how a model is quantized, in a few words, or None if its weights are what they seem."""
+    config = (checkpoint.config or {}).get("quantization_config")
+    if isinstance(config, dict):
+        return f"its config.json says quantized ({config.get('quant_method', 'unknown method')})"
+    for name, (_, span) in checkpoint.tensors.items():
+        if span.dtype.startswith("F8_"):
+            return f"tensor {name!r} is {span.dtype}"
+        if name.endswith((".qweight", ".qzeros", ".weight_scale_inv", ".weight_scale", ".absmax", ".weight_packed")):
+            return f"it has the quantization tensor {name!r}"
+    return None
+
+
+def merge_patch(old: Any, new: Any) -> Any:
+    """Return the RFC 7396 patch that makes ``new`` of ``old``; an empty object where they are equal.
+
+    The RFC reserves null for deletion, so a key that *becomes* null is recorded as deleted: transformers' configs
+    treat an absent key and a null one alike.
+    """
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    patch: dict[str, Any] = {key: None for key in old if key not in new and old[key] is not None}
+    for key, value in new.items():
+        if key not in old:
+            if value is not None:
+                patch[key] = value
+        elif old[key] != value or type(old[key]) is not type(value):
+            patch[key] = merge_patch(old[key], value)
+    return patch

@@ -1,0 +1,200 @@
+"""A model's weights as its headers tell them: every tensor, where it lies, and nothing read yet."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from paramdelta_hub.checkpoints.pairing import Entry
+from paramdelta_hub.checkpoints.sources import ModelSource, resolve
+from paramdelta_hub.errors import CheckpointError
+from paramdelta_hub.format import jsontext
+from paramdelta_hub.format.durable import open_regular, read_small
+from paramdelta_hub.format.headers import GGUF_REMEDY, Header, TensorSpan, read_header
+from paramdelta_hub.format.names import check_file_name
+from paramdelta_hub.limits import COMPANION_BYTES, FILES, HEADER_BYTES
+
+__all__ = ["Checkpoint", "WeightFile", "open_checkpoint"]
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_WHAT_TO_GIVE = "give a folder in Hugging Face layout, a .safetensors file, or org/name"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
+_PICKLE_REMEDY = (
+    "a pickle can run code when it is read, so it is never opened; convert it once, in an environment you trust: "
+    "scripts/convert_pickle.py, or transformers' save_pretrained(safe_serialization=True)"
+)
+_OUTPUT_HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
+_INPUT_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One safetensors file of a model: its name in the folder, its real path, its checked header."""
+
+    name: str
+    path: Path
+    header: Header
+
+    def identity(self) -> dict[str, Any]:
+        """What tells that the file is still the same, for resuming: size, time, and the header's place."""
+        status = os.stat(self.path)
+        return {"file": str(self.path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened model. Tensors keep the order of files and, within a file, of data."""
+
+    source: ModelSource
+    files: tuple[WeightFile, ...]
+    index: Mapping[str, Any] | None
+    """``model.safetensors.index.json`` as it was, or None for a single file."""
+
+    @cached_property
+    def tensors(self) -> dict[str, tuple[WeightFile, TensorSpan]]:
+        """Every tensor by name."""
+        return {span.name: (file, span) for file in self.files for span in file.header.tensors}
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """Every tensor as pairing sees it."""
+        return {name: Entry(span.dtype, span.shape) for name, (_, span) in self.tensors.items()}
+
+    @cached_property
+    def config(self) -> dict[str, Any] | None:
+        """``config.json``, or None."""
+        return self.read_json("config.json")
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON object of the model's folder, or None if there is no such file.
+
+        Raises:
+            CheckpointError: not JSON, or not an object.
+        """
+        path = self.folder / name
+        if not path.exists() or self.is_lone_file:
+            return None
+        text = read_small(path, COMPANION_BYTES, CheckpointError, follow=True)
+        value = jsontext.parse(text, CheckpointError, str(path))
+        if not isinstance(value, dict):
+            raise CheckpointError("not a JSON object", where=str(path))
+        return value
+
+    @property
+    def is_lone_file(self) -> bool:
+        """Whether the model was given as one file, not a folder."""
+        return self.source.path.is_file()
+
+    @property
+    def folder(self) -> Path:
+        """The folder the weights lie in."""
+        return self.source.path.parent if self.is_lone_file else self.source.path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(span.nbytes for _, span in self.tensors.values())
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Parameters by dtype, the most first."""
+        counts: Counter[str] = Counter()
+        for _, span in self.tensors.values():
+            counts[span.dtype] += span.elements
+        return dict(counts.most_common())
+
+    @property
+    def tied_embeddings(self) -> bool | None:
+        """Whether the output head is the token embedding, as the tensors say; None where there is no embedding."""
+        if not any(_INPUT_EMBEDDINGS.search(name) for name in self.tensors):
+            return None
+        return not any(_OUTPUT_HEADS.search(name) for name in self.tensors)
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Open a model by path or Hub id and read its headers.
+
+    Raises:
+        CheckpointError: nothing there, pickled, GGUF, truncated, an index that names what is missing, …
+    """
+    source = resolve(model)
+    path = source.path
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise _not_safetensors(path)
+        return Checkpoint(source, (_weight_file(path.name, path, follow=True),), None)
+    if not path.is_dir():
+        raise CheckpointError("neither a file nor a folder", where=str(path))
+    if (path / "manifest.json").exists() and not (path / "config.json").exists():
+        raise CheckpointError("a delta package, where a model is needed", where=str(path))
+    names = sorted(entry.name for entry in path.iterdir())
+    if INDEX in names:
+        return _sharded(source, names)
+    found = [name for name in names if name.endswith(".safetensors")]
+    if WEIGHTS in found:
+        found = [WEIGHTS]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{len(found)} safetensors files and no {INDEX} to say how they belong together",
+            where=str(path), remedy="get the index file, or name one file",
+        )
+    if found == ["adapter_model.safetensors"]:
+        raise CheckpointError("a LoRA adapter, not a model", where=str(path), remedy="merge it into its model first")
+    if not found:
+        raise _no_weights(path, names)
+    return Checkpoint(source, (_weight_file(found[0], path / found[0], follow=source.is_cached),), None)
+
+
+def _sharded(source: ModelSource, names: list[str]) -> Checkpoint:
+    """Open a model with an index. Every tensor of the index must be in its file, and every tensor of a file in it."""
+    path = source.path / INDEX
+    where = str(path)
+    index = jsontext.parse(read_small(path, HEADER_BYTES, CheckpointError, follow=True), CheckpointError, where)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError("the index has no weight_map from tensors to files", where=where)
+    shards = sorted(set(weight_map.values()))
+    if len(shards) > FILES:
+        raise CheckpointError(f"the index names {len(shards)} files", where=where)
+    for shard in shards:
+        check_file_name(shard, CheckpointError)
+    if missing := [shard for shard in shards if shard not in names]:
+        raise CheckpointError(
+            f"the index names {len(missing)} missing file(s): {', '.join(missing[:5])}",
+            where=where, remedy="the download is not complete; get the missing files",
+        )
+    files = tuple(_weight_file(shard, source.path / shard, follow=source.is_cached) for shard in shards)
+    held = {span.name: file.name for file in files for span in file.header.tensors}
+    if held != weight_map or len(held) != sum(len(file.header.tensors) for file in files):
+        odd = sorted(held.items() ^ weight_map.items(), key=str)
+        what = f"tensor {odd[0][0]!r}" if odd else "a tensor that lies in two files"
+        raise CheckpointError(f"the index and the files disagree about {what}", where=where)
+    return Checkpoint(source, files, index)
+
+
+def _weight_file(name: str, path: Path, *, follow: bool) -> WeightFile:
+    check_file_name(name, CheckpointError)
+    os.close(open_regular(path, CheckpointError, follow=follow))
+    return WeightFile(name, path.resolve(), read_header(path, CheckpointError))
+
+
+def _not_safetensors(path: Path) -> CheckpointError:
+    if path.suffix == ".gguf":
+        return CheckpointError("a GGUF file, not safetensors", where=str(path), remedy=GGUF_REMEDY)
+    if path.suffix in _PICKLES:
+        return CheckpointError("a pickled checkpoint", where=str(path), remedy=_PICKLE_REMEDY)
+    return CheckpointError("not a .safetensors file", where=str(path), remedy=_WHAT_TO_GIVE)
+
+
+def _no_weights(path: Path, names: list[str]) -> CheckpointError:
+    for name in names:
+        if name.endswith(".gguf") or name.endswith(_PICKLES):
+            return _not_safetensors(path / name)
+    what = "an empty folder" if not names else "no .safetensors file in this folder"
+    return CheckpointError(what, where=str(path), remedy=_WHAT_TO_GIVE)

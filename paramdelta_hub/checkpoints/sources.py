@@ -1,0 +1,101 @@
+"""From what the user typed to files on disk: a folder, a lone file, or a Hub id with ``@revision``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramdelta_hub.errors import CheckpointError, OptionError
+
+__all__ = ["ModelSource", "resolve"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*/config.json"]
+"""Files fetched from a Hub repository: weights, configs, tokenizers. Never ``.bin``, ``.py`` or ``.gguf``."""
+_UNWANTED = ["original/*", "onnx/*", "openvino/*", "consolidated*.safetensors"]
+"""Second copies of the same weights, in other formats or layouts."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model lies, and what to call it in manifests and messages."""
+
+    path: Path
+    name: str
+    commit: str | None
+    """Of a Hub repository; None for local files."""
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether it lies in the Hub cache, whose files are links to blobs named by their sha256."""
+        return self.commit is not None
+
+
+def resolve(model: str | Path) -> ModelSource:
+    """Find a model by path or Hub id (``org/name`` or ``org/name@revision``), downloading what is not cached.
+
+    A path that exists wins over a Hub id of the same spelling. HF_TOKEN, HF_HOME, HF_HUB_OFFLINE are honoured.
+
+    Raises:
+        CheckpointError: neither a path nor a repository that can be had; the message says what was tried.
+    """
+    text = str(model)
+    path = Path(model).expanduser()
+    if path.exists():
+        # A snapshot folder of the Hub cache, given as a path, is still the commit its name says.
+        commit = path.name if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name) else None
+        name = path.resolve().name if commit is None else _cached_name(path)
+        return ModelSource(path, name, commit)
+    repository, _, revision = text.partition("@")
+    if isinstance(model, Path) or not _HUB_ID.fullmatch(repository) or text.endswith("@"):
+        raise CheckpointError(
+            "no such file or folder", where=text, remedy="give a folder, a .safetensors file or org/name"
+        )
+    return _download(repository, revision or None)
+
+
+def _cached_name(snapshot: Path) -> str:
+    """``models--org--name/snapshots/<commit>`` → ``org/name``."""
+    return snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
+
+
+def _download(repository: str, revision: str | None) -> ModelSource:
+    # Imported here: only Hub ids need it, and it takes a quarter of a second.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    spelled = f"{repository}@{revision}" if revision else repository
+    try:
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+        )
+    except HFValidationError as error:
+        raise OptionError(f"not a repository id: {error}", where=spelled) from None
+    except GatedRepoError:
+        raise CheckpointError(
+            "a gated repository", where=spelled, remedy=f"accept its terms on huggingface.co/{repository}, set HF_TOKEN"
+        ) from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            "no such folder here and no such repository on the Hub", where=spelled,
+            remedy="check the spelling; for a private repository set HF_TOKEN or run `hf auth login`",
+        ) from None
+    except RevisionNotFoundError:
+        raise CheckpointError("the repository has no such revision", where=spelled) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise CheckpointError(
+            "no such folder here, and the Hub can't be reached (or HF_HUB_OFFLINE is set) and has it not in its cache",
+            where=spelled, remedy="check the path, or the connection",
+        ) from None
+    except OSError as error:  # the client's transport errors derive from it
+        raise CheckpointError(f"the download failed: {error}", where=spelled, remedy="run the command again") from error
+    return ModelSource(Path(folder), repository, Path(folder).name)

@@ -1,0 +1,113 @@
+"""The palette: one byte an element for 16-bit symbols that take few distinct values.
+
+Near-equal floats differ by a few units in the last place, so a delta repeats itself. Per chunk, the (at most) 255
+most frequent symbols become the palette; each element is coded as its rank; rank 255 escapes to the symbol itself,
+kept in two byte planes. A byte an element is what zstd's Huffman coder is best at: it lands within 1–3 % of the
+order-0 entropy of the 16-bit symbols, which byte planes never reach.
+
+Four streams: the palette (2 bytes an entry, little-endian, most frequent first), the ranks, the escaped symbols' low
+bytes and their high bytes, in order of appearance.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from paramdelta_hub.arithmetic import Bits
+from paramdelta_hub.codecs import frames
+from paramdelta_hub.codecs.frames import Buffer
+from paramdelta_hub.codecs.planes import decode_planes, encode_planes
+from paramdelta_hub.errors import PackageError
+from paramdelta_hub.limits import BLOCK_ELEMENTS
+
+__all__ = ["Palette"]
+
+ESCAPE = 255
+_SAMPLE_STRIDE = 8  # a strided sample of a large chunk finds the same palette as a full count, at 1/7 of the time
+_SAMPLE_FROM = 1 << 18
+_PAIRS_FROM = 1 << 18  # from here on, making a table of all pairs of ranks costs less than it saves
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Ranks, escapes and the palette itself; only for two-byte symbols."""
+
+    name: ClassVar[str] = "palette"
+
+    def streams(self, itemsize: int) -> int:
+        """Four for two-byte symbols."""
+        return 4 if itemsize == 2 else 0
+
+    def encode(self, symbols: Bits) -> list[bytes]:
+        """Code a chunk of ``uint16`` symbols."""
+        palette = _most_frequent(symbols)
+        rank_of = np.full(1 << 16, ESCAPE, np.uint8)
+        rank_of[palette] = np.arange(palette.size, dtype=np.uint8)
+        ranks = np.empty(symbols.size, np.uint8)
+        _take(rank_of, symbols, ranks)
+        escaped = symbols[ranks == ESCAPE]
+        low, high = encode_planes(escaped) if escaped.size else (b"", b"")
+        return [palette.astype("<u2").tobytes(), frames.compress(ranks.data), low, high]
+
+    def decode(self, streams: Sequence[Buffer], out: Bits) -> None:
+        """Fill ``out`` (``uint16``) with the chunk's symbols.
+
+        Raises:
+            PackageError: a damaged frame, a palette of another size, or a rank the palette does not have.
+        """
+        coded_palette, coded_ranks, *coded_escapes = streams
+        entries, rest = divmod(len(coded_palette), 2)
+        if rest or entries > ESCAPE:
+            raise PackageError(f"a palette takes {len(coded_palette)} bytes; it has up to 255 two-byte entries")
+        symbol_of = np.zeros(256, np.uint16)
+        symbol_of[:entries] = np.frombuffer(coded_palette, "<u2")
+        ranks = np.frombuffer(frames.decompress(coded_ranks, out.size), np.uint8)
+        _look_up(symbol_of, ranks, out)
+
+        is_escape = ranks == ESCAPE
+        if entries < ESCAPE and ((ranks >= entries) & ~is_escape).any():
+            raise PackageError("a rank points past the end of its palette")
+        escapes = np.flatnonzero(is_escape)
+        if escapes.size:
+            escaped = np.empty(escapes.size, np.uint16)
+            decode_planes(coded_escapes, escaped)
+            out[escapes] = escaped
+        elif any(len(stream) for stream in coded_escapes):
+            raise PackageError("a chunk holds escaped values that no element refers to")
+
+
+def _most_frequent(symbols: Bits) -> Bits:
+    """Return up to 255 symbols, the most frequent first, ties to the smaller symbol."""
+    sample = symbols[::_SAMPLE_STRIDE] if symbols.size >= _SAMPLE_FROM else symbols
+    counts = np.bincount(sample, minlength=1 << 16)
+    present = np.flatnonzero(counts)
+    order = np.argsort(-counts[present], kind="stable")[:ESCAPE]
+    return present[order].astype(np.uint16)
+
+
+def _look_up(symbol_of: Bits, ranks: Bits, out: Bits) -> None:
+    """``out = symbol_of[ranks]``, two ranks at a time where that pays: 2.4 against 1.2 G elements/s on one core."""
+    even = ranks.size & ~1 if ranks.size >= _PAIRS_FROM else 0
+    if even:
+        # Two neighbouring ranks, read as one integer, index a table of pairs of symbols. Which of the two is the
+        # integer's low byte is the machine's byte order.
+        first, second = (0, 1) if sys.byteorder == "little" else (1, 0)
+        pairs = np.empty((256, 256, 2), np.uint16)
+        pairs[:, :, first], pairs[:, :, second] = symbol_of, symbol_of[:, np.newaxis]
+        _take(pairs.reshape(-1).view(np.uint32), ranks[:even].view(np.uint16), out[:even].view(np.uint32))
+    _take(symbol_of, ranks[even:], out[even:])
+
+
+def _take(table: Bits, source: Bits, out: Bits) -> None:
+    """``out = table[source]`` through a small reused index: plain fancy indexing is two to four times slower."""
+    index = np.empty(min(source.size, BLOCK_ELEMENTS // 2), np.intp)
+    for start in range(0, source.size, BLOCK_ELEMENTS // 2):
+        part = slice(start, min(start + BLOCK_ELEMENTS // 2, source.size))
+        where = index[: part.stop - start]
+        np.copyto(where, source[part])
+        table.take(where, out=out[part], mode="clip")  # always in range; "raise" would buffer the output

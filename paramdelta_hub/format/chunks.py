@@ -1,0 +1,257 @@
+"""Chunks of a tensor ↔ streams, and the table that tells where each stream lies.
+
+A tensor's payload is the streams of its chunks, one after another, followed by a table of their lengths (``u32``,
+little-endian, one row a chunk). A row's columns are, for an added (float) tensor::
+
+    the codec's streams | remainder: gaps, planes | exceptions: gaps, planes | sha256 of base's chunk
+
+and for a replaced tensor the codec's streams alone. A stream with nothing to say is empty. The last column is filled
+only where there are exceptions: they are used only if the target's chunk *is* base's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramdelta_hub import arithmetic
+from paramdelta_hub.arithmetic import FLOATS, Bits, Float, Wide, Workspace, blocks
+from paramdelta_hub.codecs import Buffer, Codec
+from paramdelta_hub.codecs.sparse import decode_sparse, encode_sparse, sparse_streams
+from paramdelta_hub.errors import PackageError
+from paramdelta_hub.format.headers import ITEM_SIZES
+from paramdelta_hub.limits import CHUNK_ELEMENTS
+
+__all__ = [
+    "AddedChunk",
+    "ChunkStats",
+    "DeltaChunk",
+    "Layout",
+    "NotFiniteChunkError",
+    "decode_added",
+    "decode_replaced",
+    "difference",
+    "encode_added",
+]
+
+_DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the payload of one tensor is cut: follows from its dtype, size, effect and codec alone."""
+
+    codec: Codec
+    dtype: str
+    elements: int
+    added: bool
+
+    @property
+    def symbol(self) -> np.dtype[Any]:
+        """The unsigned type that holds a symbol."""
+        return np.dtype(f"u{ITEM_SIZES[self.dtype]}")
+
+    @property
+    def float(self) -> Float:
+        """The arithmetic of an added tensor."""
+        return FLOATS[self.dtype]
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the tensor has."""
+        return -(-self.elements // CHUNK_ELEMENTS)
+
+    @property
+    def columns(self) -> int:
+        """How many streams a chunk has."""
+        columns = self.codec.streams(self.symbol.itemsize)
+        if self.added:
+            columns += sparse_streams(self.float.wide.itemsize) + sparse_streams(self.float.itemsize) + 1
+        return columns
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the table at the payload's end."""
+        return self.chunks * self.columns * 4
+
+    @property
+    def most_chunk_bytes(self) -> int:
+        """No chunk takes more than this: every element in every stream, and a frame's overhead for each."""
+        wide = 8 if self.symbol.itemsize > 2 else 4
+        return CHUNK_ELEMENTS * (2 * self.symbol.itemsize + wide + 2) + 1024 * self.columns
+
+    def chunk(self, index: int) -> slice:
+        """The elements of chunk ``index``."""
+        return slice(index * CHUNK_ELEMENTS, min((index + 1) * CHUNK_ELEMENTS, self.elements))
+
+    def parse_table(self, table: NDArray[np.uint8], nbytes: int) -> NDArray[np.int64]:
+        """Return the streams' lengths, a row a chunk, if together with the table they fill ``nbytes``.
+
+        Raises:
+            PackageError: they do not, or a chunk is impossibly large.
+        """
+        lengths = table.view("<u4").reshape(self.chunks, self.columns).astype(np.int64)
+        if int(lengths.sum()) + table.nbytes != nbytes:
+            raise PackageError("the chunk table does not add up to the payload's size")
+        if lengths.size and int(lengths.sum(axis=1).max()) > self.most_chunk_bytes:
+            raise PackageError("the chunk table holds an impossibly large chunk")
+        return lengths
+
+    def cut(self, chunk: Buffer, lengths: NDArray[np.int64]) -> list[memoryview]:
+        """Cut one chunk's bytes into its streams."""
+        ends = np.cumsum(lengths).tolist()
+        view = memoryview(chunk)
+        return [view[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+@dataclass
+class ChunkStats:
+    """What an extraction counts; sums over chunks by ``+=`` of the fields."""
+
+    changed: int = 0
+    remainders: int = 0
+    exceptions: int = 0
+    base_square: float = 0.0
+    delta_square: float = 0.0
+
+    def add(self, other: ChunkStats) -> None:
+        """Add another chunk's figures."""
+        self.changed += other.changed
+        self.remainders += other.remainders
+        self.exceptions += other.exceptions
+        self.base_square += other.base_square
+        self.delta_square += other.delta_square
+
+
+class NotFiniteChunkError(ValueError):
+    """Base or post holds NaN or infinity here: how many of each."""
+
+    def __init__(self, base: int, post: int) -> None:
+        super().__init__(base, post)
+        self.base, self.post = base, post
+
+
+@dataclass
+class DeltaChunk:
+    """A chunk's delta before it is coded."""
+
+    symbols: Bits
+    positions: NDArray[np.intp]
+    rest: Bits
+    exceptions: NDArray[np.intp]
+    stats: ChunkStats
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether base and post are the same and adding +0 says so; not so where both hold −0, which +0 would change."""
+        return not (self.stats.changed or self.exceptions.size)
+
+
+def difference(kind: Float, base: Bits, post: Bits, symbols: Bits, work: Workspace) -> DeltaChunk:
+    """Take the delta of one chunk and prove it: every element is reached by a sum, or listed as an exception.
+
+    Args:
+        kind: the weights' type.
+        base: base's bits, flat.
+        post: post's bits, as many.
+        symbols: receives a symbol an element.
+        work: this thread's buffers.
+
+    Raises:
+        NotFiniteChunkError: a value of base or post is NaN or infinite.
+    """
+    stats = ChunkStats(changed=int(np.count_nonzero(base != post)))
+    positions, rests, exceptions = [], [], []
+    for block in blocks(base.size):
+        length = block.stop - block.start
+        wide_base = kind.widen(base[block], work.base[:length])
+        wide_post = kind.widen(post[block], work.post[:length])
+        delta = arithmetic.difference(wide_base, wide_post, work.delta[:length])
+        if not kind.finite(delta):
+            _check_finite(kind, wide_base, wide_post)
+        stats.base_square += _square(wide_base, work)
+        stats.delta_square += _square(delta, work)
+        where, rest = arithmetic.split(kind, delta, symbols[block], work.scratch)
+        if where.size:
+            positions.append(where + block.start)
+            rests.append(rest)
+        missed = arithmetic.unreachable(kind, wide_base, delta, wide_post, post[block], work)
+        if missed.size:
+            exceptions.append(missed + block.start)
+    chunk = DeltaChunk(
+        symbols,
+        np.concatenate(positions) if positions else np.empty(0, np.intp),
+        np.concatenate(rests) if rests else np.empty(0, kind.wide_bits),
+        np.concatenate(exceptions) if exceptions else np.empty(0, np.intp),
+        stats,
+    )
+    stats.remainders, stats.exceptions = chunk.positions.size, chunk.exceptions.size
+    return chunk
+
+
+def _check_finite(kind: Float, base: Wide, post: Wide) -> None:
+    """A delta may overflow although both its sides are finite; only the sides matter."""
+    if not (kind.finite(base) and kind.finite(post)):
+        raise NotFiniteChunkError(kind.count_not_finite(base), kind.count_not_finite(post))
+
+
+def _square(values: Wide, work: Workspace) -> float:
+    squares = work.scratch.view(values.dtype)[: values.size]
+    with np.errstate(over="ignore"):
+        total = float(np.add.reduce(np.square(values, out=squares)))
+    if not np.isfinite(total):  # beyond 1e19: float32 squares overflow where float64 ones do not
+        largest = float(np.finfo(values.dtype).max)
+        total = float(np.square(np.clip(values, -largest, largest), dtype=np.float64).sum())
+    return total
+
+
+def encode_added(layout: Layout, chunk: DeltaChunk, base: Bits, post: Bits) -> list[bytes]:
+    """Return a float chunk's streams, in the order of the table's columns."""
+    streams = layout.codec.encode(chunk.symbols)
+    streams += encode_sparse(chunk.positions, chunk.rest)
+    streams += encode_sparse(chunk.exceptions, post[chunk.exceptions])
+    streams.append(hashlib.sha256(base.data).digest() if chunk.exceptions.size else b"")
+    return streams
+
+
+@dataclass(frozen=True)
+class AddedChunk:
+    """A decoded float chunk: symbols, the remainder at some positions, and the exceptions of base's own chunk."""
+
+    symbols: Bits
+    positions: NDArray[Any]
+    rest: Bits
+    exceptions: NDArray[Any]
+    exact: Bits
+    base_digest: bytes
+
+
+def decode_added(layout: Layout, streams: Sequence[Buffer], out: Bits) -> AddedChunk:
+    """Decode a float chunk; ``out`` receives the symbols and sets how many there are.
+
+    Raises:
+        PackageError: damaged, or not what a chunk of this layout can hold.
+    """
+    kind = layout.float
+    first = layout.codec.streams(kind.itemsize)
+    second = first + sparse_streams(kind.wide.itemsize)
+    layout.codec.decode(streams[:first], out)
+    positions, rest = decode_sparse(streams[first:second], out.size, kind.wide_bits)
+    exceptions, exact = decode_sparse(streams[second:-1], out.size, kind.bits)
+    if len(streams[-1]) != (_DIGEST_BYTES if exceptions.size else 0):
+        raise PackageError("a chunk's exceptions and the digest of its base do not go together")
+    return AddedChunk(out, positions, rest, exceptions, exact, bytes(streams[-1]))
+
+
+def decode_replaced(layout: Layout, streams: Sequence[Buffer], out: Bits) -> None:
+    """Decode a chunk of a replaced tensor to ``out``: post's own values.
+
+    Raises:
+        PackageError: damaged.
+    """
+    layout.codec.decode(streams, out)

@@ -1,0 +1,184 @@
+"""safetensors headers, read and written by our own strict rules.
+
+A file is ``u64 length | JSON header | data``, all little-endian. The safetensors library (0.8) accepts duplicate
+keys, unknown fields and names such as ``../../etc/passwd``; we refuse those too. What we accept, it accepts.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramdelta_hub.errors import CheckpointError, SourceError
+from paramdelta_hub.format import jsontext
+from paramdelta_hub.format.names import check_tensor_name
+from paramdelta_hub.limits import HEADER_BYTES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
+
+__all__ = ["ITEM_SIZES", "Header", "TensorSpan", "build_header", "read_header"]
+
+ITEM_SIZES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+"""Bytes of an element by safetensors dtype. Types of less than a byte (F4, F6) hold quantized weights only."""
+
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True)
+class TensorSpan:
+    """Where a tensor lies: dtype, shape, and its bytes' place counted from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+    @property
+    def elements(self) -> int:
+        """How many elements the shape has; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return ITEM_SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header: tensors in the order of their data, the metadata, and where the data begins and ends."""
+
+    tensors: tuple[TensorSpan, ...]
+    metadata: Mapping[str, str]
+    data_start: int
+    size: int
+
+
+def read_header(path: Path, error: type[SourceError] = CheckpointError) -> Header:
+    """Read and check the header of ``path``; no weights are read.
+
+    Raises:
+        SourceError: (as ``error``) naming the file and the one rule it breaks.
+        OSError: the file can't be opened or read.
+    """
+    where = str(path)
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        prefix = file.read(_LENGTH_BYTES)
+        if len(prefix) < _LENGTH_BYTES:
+            raise error(f"truncated: {size} bytes are no safetensors file", where=where, remedy="get the file again")
+        length = int.from_bytes(prefix, "little")
+        if prefix[:4] == b"GGUF":
+            raise error("a GGUF file, not safetensors", where=where, remedy=GGUF_REMEDY)
+        if length > HEADER_BYTES:
+            raise error(f"not a safetensors file: it declares a header of {length} bytes", where=where)
+        if length > size - _LENGTH_BYTES:
+            raise error(
+                f"truncated: the header alone takes {length} bytes, the file has {size}",
+                where=where,
+                remedy="get the file again",
+            )
+        text = b""
+        while len(text) < length and (piece := file.read(length - len(text))):
+            text += piece
+    return check_header(text, size, error, where)
+
+
+GGUF_REMEDY = "GGUF is quantized; use the 16- or 32-bit safetensors release of the model"
+
+
+def check_header(text: bytes, file_size: int, error: type[SourceError] = CheckpointError, where: str = "") -> Header:
+    """Check a header's JSON text against the size of its file.
+
+    The rules: every entry is a tensor of a known dtype with a shape whose product fits its bytes; the tensors' bytes
+    fill the data area from its start to the end of the file with neither hole nor overlap; metadata is text.
+
+    Raises:
+        SourceError: (as ``error``) naming the file and the rule.
+    """
+
+    def require(condition: bool, what: str, remedy: str | None = None) -> None:
+        if not condition:
+            raise error(what, where=where, remedy=remedy)
+
+    def is_natural(value: object, most: int) -> bool:
+        return type(value) is int and 0 <= value <= most
+
+    require(text[:1] == b"{", "the header does not begin with '{'")
+    entries = jsontext.parse(text, error, where)
+    require(isinstance(entries, dict), "the header is not a JSON object")
+    metadata = entries.pop("__metadata__", None)
+    require(
+        metadata is None or (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())),
+        "the header's metadata is not a map of strings",
+    )
+    require(len(entries) <= TENSORS, f"{len(entries)} tensors are too many")
+    data_start = _LENGTH_BYTES + len(text)
+    data_bytes = file_size - data_start
+    spans = []
+    for name, entry in entries.items():
+        check_tensor_name(name, error)
+        require(
+            isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"},
+            f"tensor {name!r} has no or other fields than dtype, shape and data_offsets",
+        )
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        require(isinstance(dtype, str) and dtype in ITEM_SIZES, f"tensor {name!r} has the unknown dtype {dtype!r}")
+        require(
+            isinstance(shape, list)
+            and len(shape) <= TENSOR_RANK
+            and all(is_natural(length, TENSOR_ELEMENTS) for length in shape)
+            and math.prod(shape) <= TENSOR_ELEMENTS,
+            f"tensor {name!r} has an impossible shape",
+        )
+        require(
+            isinstance(offsets, list) and len(offsets) == 2 and all(is_natural(at, 2**62) for at in offsets),
+            f"tensor {name!r} has impossible data_offsets",
+        )
+        begin, end = offsets
+        needed = math.prod(shape) * ITEM_SIZES[dtype]
+        require(
+            end - begin == needed, f"tensor {name!r} spans {end - begin} bytes; its shape and dtype need {needed}"
+        )
+        require(
+            end <= data_bytes,
+            f"truncated: tensor {name!r} ends at byte {data_start + end}, the file at {file_size}",
+            "get the file again",
+        )
+        spans.append(TensorSpan(name, dtype, tuple(shape), data_start + begin, end - begin))
+    spans.sort(key=lambda span: (span.start, span.nbytes))
+    position = data_start
+    for span in spans:
+        require(span.start == position, f"a hole or an overlap lies before tensor {span.name!r}")
+        position += span.nbytes
+    require(position == file_size, f"{file_size - position} bytes follow the last tensor")
+    return Header(tuple(spans), metadata or {}, data_start, file_size)
+
+
+def build_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str], least: int = 0
+) -> bytes:
+    """Return length and header for tensors laid one after another, padded with spaces to 8 and to ``least`` bytes.
+
+    Args:
+        tensors: (name, dtype, shape, bytes) in the order of their data.
+        metadata: written as ``__metadata__`` unless empty.
+        least: bytes the result has at least, to keep a place reserved before the sizes are known.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, dtype, shape, nbytes in tensors:
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
+        position += nbytes
+    text = jsontext.compact(entries)
+    length = max(len(text) + _LENGTH_BYTES, least)
+    text = text.ljust(length + -length % 8 - _LENGTH_BYTES)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text

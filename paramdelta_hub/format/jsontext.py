@@ -1,0 +1,93 @@
+"""JSON that means one thing: no duplicate keys, no NaN, no number that overflows, bounded depth (RFC 8259 §4, §6, §9).
+
+Python's ``json`` accepts all of these, and pydantic's strict mode most of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+from paramdelta_hub.errors import PackageError, SourceError
+from paramdelta_hub.limits import JSON_DEPTH
+
+__all__ = ["canonical", "compact", "parse", "pretty"]
+
+
+def parse(text: bytes, error: type[SourceError] = PackageError, where: str | None = None) -> Any:
+    """Parse UTF-8 JSON strictly.
+
+    Raises:
+        SourceError: (as ``error``) not UTF-8, not JSON, too deep, a key twice, or a number that is not finite.
+    """
+
+    def refuse(what: str) -> NoReturn:
+        raise error(what, where=where)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            refuse(f"the JSON key {twice[:200]!r} stands twice")
+        return found
+
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if not math.isfinite(number):
+            refuse(f"the JSON number {digits[:40]} overflows")
+        return number
+
+    def short(digits: str) -> int:
+        if len(digits) > 20:  # 64 bits; longer ones cost Python quadratic time
+            refuse("a JSON integer has more than 64 bits")
+        return int(digits)
+
+    try:
+        value = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_float=finite,
+            parse_int=short,
+            parse_constant=lambda name: refuse(f"{name} is not JSON"),
+        )
+    except UnicodeDecodeError:
+        refuse("not UTF-8")
+    except RecursionError:  # the parser's own bound, far above ours
+        refuse(f"JSON nested deeper than {JSON_DEPTH} levels")
+    except ValueError as problem:
+        refuse(f"not JSON: {problem}")
+    if _deeper_than(value, JSON_DEPTH):
+        refuse(f"JSON nested deeper than {JSON_DEPTH} levels")
+    return value
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    """Walk level by level, not by recursion: a later ``json.dumps`` recurses, and must be safe to call."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, (dict, list))
+        ] if level and isinstance(level[0], (dict, list)) else []
+        if not level:
+            return False
+    return True
+
+
+def canonical(value: Any) -> bytes:
+    """Return the one JSON text of ``value`` that digests are taken of: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def pretty(value: Any) -> bytes:
+    """Return JSON for people: two spaces, keys in the order given, a line feed at the end."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def compact(value: Any) -> bytes:
+    """Return JSON without spaces, keys in the order given."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

@@ -1,0 +1,276 @@
+"""``manifest.json``: what a package is, where it comes from, and the digest of everything in it.
+
+The models are strict, frozen and closed: a field we do not know is an error, because a reader that skips what it does
+not understand applies the wrong delta. ``schemas/manifest-v1.schema.json`` is generated from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from paramdelta_hub.arithmetic import FLOATS
+from paramdelta_hub.codecs import ZERO, codec_named
+from paramdelta_hub.errors import IntegrityError, PackageError, UnsupportedFormatError
+from paramdelta_hub.format import jsontext
+from paramdelta_hub.format.headers import ITEM_SIZES
+from paramdelta_hub.format.names import check_file_names, check_tensor_name
+from paramdelta_hub.limits import FILES, MANIFEST_BYTES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "Architecture",
+    "CodecRecord",
+    "Exactness",
+    "FileRecord",
+    "Manifest",
+    "Omission",
+    "Rename",
+    "Source",
+    "TensorRecord",
+    "check_digest",
+    "parse_manifest",
+]
+
+FORMAT, FORMAT_VERSION = "paramdelta", 1
+MANIFEST_NAME = "manifest.json"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=2**62)]
+Norm = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1, max_length=1024)]
+SemanticVersion = Annotated[
+    str,
+    Field(
+        max_length=128,
+        pattern=r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$",
+    ),
+]
+
+
+class Record(BaseModel):
+    """What all parts of a manifest share: strict, frozen, closed."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class FileRecord(Record):
+    """A file: of the package, or of a source model."""
+
+    path: Text
+    size: Count
+    sha256: Sha256
+
+
+class Source(Record):
+    """One of the two models a delta was taken of."""
+
+    name: Text = Field(description="Hub repository (org/name), or the folder's name for a local model")
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(description="of a Hub repository")
+    files: Annotated[tuple[FileRecord, ...], Field(max_length=FILES)] = Field(description="its weight files")
+    dtypes: dict[str, Count] = Field(description="parameters by safetensors dtype")
+    tied_embeddings: bool | None = Field(description="as the tensors say; null where there are no token embeddings")
+    tokenizer_sha256: Sha256 | None = Field(description="of its first of tokenizer.json, tokenizer.model, vocab.txt")
+
+
+class Architecture(Record):
+    """What a target must look like."""
+
+    model_type: Text | None
+    classes: Annotated[tuple[Text, ...], Field(max_length=64)]
+    fingerprint: Sha256 = Field(description="of base's tensor names and shapes; see SPEC-v1 §7")
+
+
+class CodecRecord(Record):
+    """How a tensor's chunks are coded."""
+
+    name: Text
+    parameters: dict[str, int | float | str] = Field(default={}, description="empty in format 1")
+
+
+class TensorRecord(Record):
+    """One tensor of the delta, under base's name for it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=1024)]
+    dtype: Text
+    shape: Annotated[tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK)]
+    effect: Literal["add", "replace"] = Field(description="add: a float delta; replace: integers, carried whole")
+    codec: CodecRecord
+    shard: Text | None = Field(description="the file that holds the payload; null for the codec zero")
+    nbytes: Count = Field(description="bytes of the payload")
+    payload_sha256: Sha256 | None
+    base_sha256: Sha256 = Field(description="of base's values, little-endian, in C order")
+    post_sha256: Sha256
+    base_norm: Norm = Field(description="Euclidean norm, six significant digits; 0 for replaced tensors")
+    delta_norm: Norm
+    changed: Count = Field(description="elements whose bits differ between base and post")
+    remainders: Count = Field(description="elements whose delta does not fit the tensor's own dtype")
+    exceptions: Count = Field(description="elements that no sum with base reaches; post's bits are stored")
+
+    @property
+    def elements(self) -> int:
+        """How many elements the tensor has."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return ITEM_SIZES[self.dtype]
+
+    @model_validator(mode="after")
+    def _coherent(self) -> TensorRecord:
+        check_tensor_name(self.name)
+        if self.dtype not in ITEM_SIZES:
+            raise ValueError(f"unknown dtype {self.dtype!r}")
+        if (self.dtype in FLOATS) != (self.effect == "add"):
+            raise ValueError(f"{self.dtype} can't have the effect {self.effect!r}")
+        if self.elements > TENSOR_ELEMENTS:
+            raise ValueError("too many elements")
+        if max(self.changed, self.remainders, self.exceptions) > self.elements:
+            raise ValueError("counts more elements than there are")
+        if self.codec.parameters:
+            raise ValueError("the codecs of format 1 have no parameters")
+        if self.codec.name == ZERO:
+            if (self.shard, self.nbytes, self.payload_sha256) != (None, 0, None):
+                raise ValueError("a zero tensor has no payload")
+            if self.base_sha256 != self.post_sha256 or self.changed:
+                raise ValueError("a zero tensor has equal digests and no change")
+        else:
+            if self.shard is None or self.payload_sha256 is None or not self.nbytes:
+                raise ValueError("the payload is missing")
+            if not codec_named(self.codec.name).streams(self.itemsize):
+                raise ValueError(f"the codec {self.codec.name!r} does not take {self.dtype}")
+        return self
+
+
+class Omission(Record):
+    """A tensor of base or post that the delta leaves out, and why. Nothing is left out without a record."""
+
+    name: Text
+    side: Literal["base", "post", "both"]
+    reason: Text
+
+
+class Rename(Record):
+    """A rule by which post's tensor names were made base's: Python's ``re.sub(pattern, replacement, name)``."""
+
+    pattern: Text
+    replacement: Annotated[str, Field(max_length=1024)]
+
+
+class Exactness(Record):
+    """What was checked at extraction: base ⊕ Δ == post, bit for bit, over this many elements."""
+
+    exact: Literal[True]
+    elements: Count
+    changed: Count
+    remainders: Count
+    exceptions: Count
+
+
+class Manifest(Record):
+    """The whole manifest. Its file's sha256 is the package's id."""
+
+    format: Literal["paramdelta"]
+    format_version: Literal[1]
+    name: Text
+    version: SemanticVersion
+    license: Text | None
+    created_by: Text
+    base: Source
+    post: Source
+    architecture: Architecture
+    exactness: Exactness
+    config_patch: dict[str, JsonValue] | None = Field(description="RFC 7396: base's config.json to post's")
+    generation_config_patch: dict[str, JsonValue] | None = Field(description="the same of generation_config.json")
+    renames: Annotated[tuple[Rename, ...], Field(max_length=1000)]
+    omissions: Annotated[tuple[Omission, ...], Field(max_length=TENSORS)]
+    shards: Annotated[tuple[FileRecord, ...], Field(max_length=FILES)]
+    lineage: FileRecord = Field(description="samples of base's values")
+    companions: Annotated[tuple[FileRecord, ...], Field(max_length=FILES)]
+    tensors: Annotated[tuple[TensorRecord, ...], Field(max_length=TENSORS)]
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """Every file of the package but the manifest, the model card and the signature."""
+        return (*self.shards, self.lineage, *self.companions)
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Manifest:
+        check_file_names(
+            [MANIFEST_NAME, "README.md", "manifest.json.sig", *(file.path for file in self.files)]
+        )
+        for file in (*self.shards, self.lineage):
+            if "/" in file.path or not file.path.endswith(".safetensors") or file.path.startswith("model"):
+                raise ValueError(f"{file.path!r} can't be a shard's name")
+        for file in self.companions:
+            if not file.path.startswith("companions/"):
+                raise ValueError(f"the companion {file.path!r} lies outside companions/")
+        if len({tensor.name for tensor in self.tensors}) != len(self.tensors):
+            raise ValueError("two tensors have the same name")
+        shards = {file.path for file in self.shards}
+        for tensor in self.tensors:
+            if tensor.shard is not None and tensor.shard not in shards:
+                raise ValueError(f"tensor {tensor.name!r} lies in an unlisted file")
+        totals = (
+            sum(tensor.elements for tensor in self.tensors),
+            sum(tensor.changed for tensor in self.tensors),
+            sum(tensor.remainders for tensor in self.tensors),
+            sum(tensor.exceptions for tensor in self.tensors),
+        )
+        stated = self.exactness
+        if totals != (stated.elements, stated.changed, stated.remainders, stated.exceptions):
+            raise ValueError("the exactness totals differ from the tensors'")
+        return self
+
+    def to_json(self) -> bytes:
+        """Return the file's content: fields in their order, indented; equal manifests give equal bytes."""
+        return jsontext.pretty(self.model_dump(mode="json"))
+
+
+def parse_manifest(text: bytes, where: str | None = None) -> tuple[Manifest, str]:
+    """Return the manifest and its digest, the package's id.
+
+    Raises:
+        UnsupportedFormatError: a format version we do not know.
+        PackageError: anything else that is wrong, with every problem listed.
+    """
+    if len(text) > MANIFEST_BYTES:
+        raise PackageError(f"a manifest of {len(text)} bytes is too large", where=where)
+    value: Any = jsontext.parse(text, PackageError, where)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise PackageError("not a paramdelta manifest", where=where)
+    version = value.get("format_version")
+    if type(version) is int and version > FORMAT_VERSION:
+        raise UnsupportedFormatError(
+            f"format version {version}; this version reads up to {FORMAT_VERSION}",
+            where=where,
+            remedy="pip install --upgrade paramdelta-hub",
+        )
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, p['loc'])) or 'manifest'}: {p['msg']}" for p in error.errors()[:20]]
+        raise PackageError("the manifest breaks the format:\n  - " + "\n  - ".join(problems), where=where) from None
+    except PackageError as error:
+        raise PackageError(error.what, where=where) from None
+    return manifest, hashlib.sha256(text).hexdigest()
+
+
+def check_digest(found: str, promised: str, what: str, where: str | None = None) -> None:
+    """Compare two digests.
+
+    Raises:
+        IntegrityError: they differ.
+    """
+    if found != promised:
+        raise IntegrityError(
+            f"{what} has the sha256 {found[:16]}…, the manifest promises {promised[:16]}…",
+            where=where,
+            remedy="the file was damaged or changed; get the package again",
+        )

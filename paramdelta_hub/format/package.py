@@ -1,0 +1,141 @@
+"""A package folder, opened and checked without reading any weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramdelta_hub.errors import IntegrityError, PackageError
+from paramdelta_hub.format.durable import file_digest, read_small
+from paramdelta_hub.format.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    TensorRecord,
+    check_digest,
+    parse_manifest,
+)
+from paramdelta_hub.format.payload import check_shard_header
+from paramdelta_hub.limits import MANIFEST_BYTES
+
+__all__ = ["Package", "open_package"]
+
+# Beside what the manifest lists, only these may lie in a package: the model card, the signature, and what git and the
+# Hub client put there.
+_UNLISTED_FILES = {MANIFEST_NAME, "manifest.json.sig", "README.md", ".gitattributes", ".gitignore"}
+_UNLISTED_FOLDERS = {".git", ".cache"}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A delta package whose manifest has been read and checked; its shards have not."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    """sha256 of ``manifest.json``: the package's id."""
+
+    def shard_records(self) -> dict[str, list[TensorRecord]]:
+        """Group the tensors that have a payload by the shard that holds it."""
+        groups: dict[str, list[TensorRecord]] = defaultdict(list)
+        for record in self.manifest.tensors:
+            if record.shard is not None:
+                groups[record.shard].append(record)
+        return dict(groups)
+
+    def payload_starts(self) -> dict[str, int]:
+        """Return where each payload starts in its shard, having checked every shard's header and size.
+
+        Raises:
+            PackageError: a shard is missing, truncated, or disagrees with the manifest.
+        """
+        sizes = {file.path: file.size for file in self.manifest.shards}
+        starts: dict[str, int] = {}
+        for shard, records in self.shard_records().items():
+            self._check_size(shard, sizes[shard])
+            starts |= check_shard_header(self.path / shard, records)
+        return starts
+
+    def check_files(self, advance: Callable[[int], None] = lambda _: None) -> int:
+        """Check that every listed file has its promised bytes and that no other file is there; return bytes read.
+
+        Raises:
+            IntegrityError: a file differs, or one is there that the manifest does not list.
+            PackageError: a file is missing or not a regular file.
+        """
+        listed = {file.path: file for file in self.manifest.files}
+        for name in self._files_present():
+            if name not in listed and name not in _UNLISTED_FILES:
+                raise IntegrityError(
+                    f"the file {name!r} is not in the manifest",
+                    where=str(self.path),
+                    remedy="delete it, or get the package again",
+                )
+        total = 0
+        for file in listed.values():
+            self._check_size(file.path, file.size)
+            digest, size = file_digest(self.path / file.path, PackageError, advance=advance)
+            check_digest(digest, file.sha256, f"the file {file.path!r}", str(self.path))
+            total += size
+        return total
+
+    def read_listed(self, file: FileRecord) -> bytes:
+        """Return the content of a small listed file, checked against its digest.
+
+        Raises:
+            PackageError: missing, or not the promised bytes.
+        """
+        content = read_small(self.path / file.path, file.size)
+        check_digest(hashlib.sha256(content).hexdigest(), file.sha256, f"the file {file.path!r}", str(self.path))
+        return content
+
+    def _check_size(self, name: str, promised: int) -> None:
+        try:
+            size = os.lstat(self.path / name).st_size
+        except OSError as error:
+            raise PackageError(
+                f"the file {name!r} of the manifest is missing ({error.strerror})",
+                where=str(self.path),
+                remedy="the package is not complete; get it again",
+            ) from None
+        if size != promised:
+            raise IntegrityError(
+                f"the file {name!r} has {size} bytes, the manifest promises {promised}",
+                where=str(self.path),
+                remedy="the package is not complete; get it again",
+            )
+
+    def _files_present(self) -> list[str]:
+        present = []
+        for folder, folders, files in os.walk(self.path):
+            relative = os.path.relpath(folder, self.path)
+            if relative == ".":
+                folders[:] = [name for name in folders if name not in _UNLISTED_FOLDERS]
+            for name in [*files, *(name for name in folders if os.path.islink(os.path.join(folder, name)))]:
+                present.append(os.path.normpath(os.path.join(relative, name)).replace(os.sep, "/"))
+        return sorted(present)
+
+
+def open_package(path: Path) -> Package:
+    """Open the package in the folder ``path``: its manifest is read and checked, its weights are not.
+
+    Raises:
+        PackageError: no folder, no manifest, or one that breaks the format.
+        UnsupportedFormatError: written by a later major format.
+    """
+    if not path.is_dir():
+        raise PackageError(
+            "no such delta package",
+            where=str(path),
+            remedy="give a folder that holds a manifest.json; a model is made into one by pd-extract",
+        )
+    file = path / MANIFEST_NAME
+    if not os.path.lexists(file):
+        hint = "it looks like a model" if (path / "config.json").exists() else "it has no manifest.json"
+        raise PackageError(f"not a delta package: {hint}", where=str(path), remedy="pd-extract makes packages")
+    manifest, digest = parse_manifest(read_small(file, MANIFEST_BYTES), str(file))
+    return Package(path, manifest, digest)

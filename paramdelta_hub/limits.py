@@ -1,0 +1,82 @@
+"""Every cap in one place, each with its reason.
+
+A package and a checkpoint come from strangers: whatever they declare is compared with these numbers before memory
+is taken or time is spent. Raising a cap never makes an older file unreadable; lowering one can.
+"""
+
+from __future__ import annotations
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+CHUNK_ELEMENTS = 1 << 20
+"""Elements of one chunk, fixed by format 1. Measured: large enough that a 255-entry palette costs 0.004 bits an
+element, small enough that a chunk's buffers stay in the second-level cache."""
+
+BLOCK_ELEMENTS = 1 << 16
+"""Elements on which arithmetic runs at a time. Measured: NumPy's call overhead is below 1 % and the fp32 operands
+(256 KiB each) stay in cache; whole tensors are 4–20 times slower."""
+
+HEADER_BYTES = 100_000_000
+"""A safetensors header: the cap of the safetensors library itself, so that we refuse nothing that it writes."""
+
+MANIFEST_BYTES = 256 * MIB
+"""A manifest: 91,000 tensors (DeepSeek-V3's count) take about 60 MB."""
+
+JSON_DEPTH = 32
+"""Nesting of any JSON we read. Headers need 3, manifests 6, configs of real models at most 8."""
+
+TENSORS = 1_000_000
+"""Tensors of a model: ten times the largest published mixture of experts."""
+
+TENSOR_NAME_BYTES = 1024
+"""A tensor's name, UTF-8. The longest in use are about 120."""
+
+TENSOR_RANK = 16
+"""Dimensions of a tensor. Stacked experts and convolutions need 5; NumPy stops at 64, torch at 64."""
+
+TENSOR_ELEMENTS = 1 << 40
+"""Elements of a tensor: keeps every product of shape and item size far below 2**63."""
+
+FILES = 100_000
+"""Files of a package or shards of a checkpoint."""
+
+NAME_DEPTH = 4
+"""Path components of a file inside a package."""
+
+NAME_BYTES = 255
+"""One path component: what every common file system takes."""
+
+COMPANION_BYTES = 256 * MIB
+"""A companion file. The largest tokenizers in use are about 35 MB."""
+
+WINDOW_BYTES = 8 * MIB
+"""Window a zstd frame may ask for: a chunk of eight-byte elements. Caps what decoding one frame can allocate."""
+
+LINEAGE_RUNS, LINEAGE_RUN_LENGTH = 16, 16
+"""Values of base kept per tensor as evidence of lineage: 16 runs of 16 neighbours, so that reading them back costs
+16 small reads instead of 256."""
+
+LINEAGE_TENSORS = 512
+"""Tensors whose samples are compared at apply. 512 × 256 values put the standard error of the mean correlation
+of unrelated models below 0.003."""
+
+KIN_CORRELATION = 0.5
+"""Mean correlation under which a target is refused as not kin. Measured: fine-tunes 0.99 and more, models of equal
+shapes trained apart within ±0.05."""
+
+TASK_BYTES_MIN, TASK_BYTES_MAX, TASKS_WANTED = 128 * MIB, 4 * GIB, 32
+"""A task reads about a 32nd of the model, within these bounds: enough tasks to keep threads busy, few enough that a
+package of a 1 TB model has hundreds of shards and not thousands."""
+
+DEFAULT_MEMORY = 512 * MIB
+"""Bytes of chunk buffers in flight unless ``--memory`` says otherwise."""
+
+WORKER_BYTES = 64 * MIB
+"""What one thread's buffers take at most: ``--memory`` divided by this bounds the threads."""
+
+COPY_BYTES = 4 * MIB
+"""Buffer for copying and hashing: the fastest size for pread here (6.8 GB/s)."""
+
+EXPECTED_RATIO = {1: 1.0, 2: 0.65, 4: 0.85, 8: 1.0}
+"""Size of a tensor's delta as a share of the tensor, by item size, assumed by the check of free space. Measured: real
+16-bit pairs need 0.13–0.55, fp32 pairs 0.44–0.77."""

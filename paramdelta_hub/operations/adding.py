@@ -1,0 +1,275 @@
+"""The tasks of an apply: read a group of target tensors, add the deltas, write them in place in the output shard.
+
+A task is JSON (see :mod:`paramdelta_hub.work.plan`)::
+
+    {"bytes": …, "source": file, "file": name in the result,
+     "tensors": [{"name", "dtype", "elements", "start", "nbytes",
+                  "deltas": [{"name", "weight", "effect", "codec", "shard", "start", "nbytes", "sha256"}, …]}, …]}
+
+Source and output have the same header, so a tensor has the same place in both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramdelta_hub.arithmetic import FLOATS, Bits, Float, Workspace, accumulate, blocks, join
+from paramdelta_hub.codecs import ZERO, codec_named
+from paramdelta_hub.errors import CheckpointError, PackageError
+from paramdelta_hub.format.chunks import AddedChunk, Layout, decode_added, decode_replaced
+from paramdelta_hub.format.durable import read_exactly, write_exactly
+from paramdelta_hub.format.payload import ChunkBuffer, PayloadReader
+from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.operations.descriptors import Descriptors
+
+__all__ = ["ChunkAdder", "run_apply_task"]
+
+_threads = threading.local()
+
+
+class _Buffers:
+    """One thread's buffers, made once: a chunk of the target, of the result, and one per delta of the sum."""
+
+    def __init__(self) -> None:
+        self.target: NDArray[np.uint8] = np.empty(CHUNK_ELEMENTS * 8, np.uint8)
+        self.result: NDArray[np.uint8] = np.empty(CHUNK_ELEMENTS * 8, np.uint8)
+        self.workspaces: dict[str, Workspace] = {}
+        self._symbols: list[NDArray[np.uint8]] = []
+        self._chunks: list[ChunkBuffer] = []
+
+    def symbols(self, index: int) -> NDArray[np.uint8]:
+        while len(self._symbols) <= index:
+            self._symbols.append(np.empty(CHUNK_ELEMENTS * 8, np.uint8))
+        return self._symbols[index]
+
+    def chunk(self, index: int) -> ChunkBuffer:
+        while len(self._chunks) <= index:
+            self._chunks.append(ChunkBuffer())
+        return self._chunks[index]
+
+    def workspace(self, kind: Float) -> Workspace:
+        if kind.name not in self.workspaces:
+            self.workspaces[kind.name] = Workspace(kind)
+        return self.workspaces[kind.name]
+
+
+def _thread_buffers() -> _Buffers:
+    if not hasattr(_threads, "buffers"):
+        _threads.buffers = _Buffers()
+    buffers: _Buffers = _threads.buffers
+    return buffers
+
+
+def run_apply_task(task: dict[str, Any], result: Path, advance: Callable[[int], None]) -> dict[str, Any]:
+    """Do one task and return its outcome, plain JSON: the digest of every tensor written.
+
+    Args:
+        task: as planned.
+        result: the folder that holds the output files, already at their final sizes.
+        advance: called with the number of target bytes handled; may raise to stop the task.
+
+    Raises:
+        CheckpointError: a target file was truncated or can't be read.
+        PackageError: a payload is damaged.
+    """
+    digests: dict[str, str] = {}
+    not_finite: list[list[Any]] = []
+    output = os.open(result / task["file"], os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        with Descriptors(CheckpointError) as sources, Descriptors(PackageError) as shards:
+            for tensor in task["tensors"]:
+                adder = ChunkAdder(tensor, shards)
+                digest = hashlib.sha256()
+                for target, position in _read(task["source"], tensor, sources):
+                    summed = adder.add(target)
+                    digest.update(summed.data)
+                    write_exactly(output, summed, position)
+                    advance(target.size)
+                adder.finish()
+                digests[tensor["name"]] = digest.hexdigest()
+                if adder.not_finite:
+                    not_finite.append([tensor["name"], adder.not_finite])
+    finally:
+        os.close(output)
+    outcome: dict[str, Any] = {"file": task["file"], "tensors": digests}
+    return {**outcome, "not_finite": not_finite} if not_finite else outcome
+
+
+def _read(path: str, tensor: dict[str, Any], sources: Descriptors) -> Any:
+    """Yield the target's chunks, as bytes in this thread's buffer, with their places in the file."""
+    buffer = _thread_buffers().target
+    step = CHUNK_ELEMENTS * (tensor["nbytes"] // tensor["elements"]) if tensor["elements"] else 1
+    for offset in range(0, tensor["nbytes"], step):
+        chunk = buffer[: min(step, tensor["nbytes"] - offset)]
+        position = tensor["start"] + offset
+        read_exactly(sources[path], chunk, position, CheckpointError, path)
+        yield chunk, position
+
+
+class _Payload:
+    """One delta's payload for one tensor, chunk by chunk; ``zero`` ones have nothing to read."""
+
+    def __init__(self, delta: dict[str, Any], dtype: str, elements: int, shards: Descriptors) -> None:
+        self.weight: float = delta["weight"]
+        self._delta = delta
+        self._reader: PayloadReader | None = None
+        if delta["codec"] != ZERO:
+            codec, added = codec_named(delta["codec"]), delta["effect"] == "add"
+            self._layout = Layout(codec, dtype, elements, added)
+            self._reader = PayloadReader(
+                shards[delta["shard"]], delta["start"], delta["nbytes"], self._layout, delta["shard"]
+            )
+
+    def next_added(self, index: int, out: Bits) -> AddedChunk | None:
+        """Decode the next chunk to ``out``; None where nothing but +0 is added."""
+        if self._reader is None:
+            return None
+        with _located(self._delta):
+            return decode_added(self._layout, self._reader.next_chunk(_thread_buffers().chunk(index)), out)
+
+    def next_replaced(self, out: Bits) -> None:
+        """Decode the next chunk of a replaced tensor to ``out``."""
+        assert self._reader is not None
+        with _located(self._delta):
+            decode_replaced(self._layout, self._reader.next_chunk(_thread_buffers().chunk(0)), out)
+
+    def finish(self) -> None:
+        """Check the payload's digest.
+
+        Raises:
+            IntegrityError: it is not the promised one.
+        """
+        if self._reader is not None:
+            self._reader.finish(self._delta["sha256"], self._delta["name"])
+
+
+class _located:  # noqa: N801 - reads like a function
+    """Adds shard and tensor to the errors of codecs, which know neither."""
+
+    def __init__(self, delta: dict[str, Any]) -> None:
+        self._delta = delta
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, PackageError) and error.where is None:
+            error.what = f"tensor {self._delta['name']!r}: {error.what}"
+            error.where = self._delta["shard"]
+            error.remedy = error.remedy or "the file was damaged or changed; get the package again"
+
+
+class ChunkAdder:
+    """Θ' + Σ wᵢΔᵢ for one tensor, chunk after chunk: summed in the wide type, in the deltas' order, rounded once.
+
+    A lone delta of weight 1 whose chunk has exceptions looks at the digest of the target's chunk: on base's own the
+    result is post, to the bit; on any other target the sum stands.
+    """
+
+    def __init__(self, tensor: dict[str, Any], shards: Descriptors) -> None:
+        self._dtype: str = tensor["dtype"]
+        deltas = [_Payload(delta, self._dtype, tensor["elements"], shards) for delta in tensor["deltas"]]
+        effects = {delta["effect"] for delta in tensor["deltas"]}
+        self._payloads = deltas
+        self._replaces = effects == {"replace"} and tensor["deltas"][-1]["codec"] != ZERO
+        self._adds = "add" in effects
+        self._is_plain = len(deltas) == 1 and deltas[0].weight == 1.0
+        self.not_finite = 0
+
+    def add(self, target: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the result's bytes for the next chunk; they live in this thread's buffer until its next use."""
+        if not (self._adds or self._replaces):
+            return target
+        buffers = _thread_buffers()
+        result = buffers.result[: target.size]
+        if self._replaces:
+            bits = result.view(_unsigned(self._dtype, target))
+            for payload in self._payloads:
+                payload.next_replaced(bits)
+            return _little(bits)
+        kind = FLOATS[self._dtype]
+        bits = target.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
+        chunks = []
+        for index, payload in enumerate(self._payloads):
+            symbols = buffers.symbols(index).view(kind.bits)[: bits.size]
+            chunks.append(payload.next_added(index, symbols))
+        exact = chunks[0] if self._is_plain and self._is_base(target, chunks[0]) else None
+        out = result.view(kind.bits)
+        work = buffers.workspace(kind)
+        for block in blocks(bits.size):
+            self._add_block(kind, block, bits, chunks, exact, out, work)
+        return _little(out)
+
+    def finish(self) -> None:
+        """Check every payload's digest.
+
+        Raises:
+            IntegrityError: one is not what its manifest promises.
+        """
+        for payload in self._payloads:
+            payload.finish()
+
+    @staticmethod
+    def _is_base(target: NDArray[np.uint8], chunk: AddedChunk | None) -> bool:
+        return bool(
+            chunk is not None
+            and chunk.exceptions.size
+            and hashlib.sha256(target.data).digest() == chunk.base_digest
+        )
+
+    def _add_block(
+        self,
+        kind: Float,
+        block: slice,
+        bits: Bits,
+        chunks: list[AddedChunk | None],
+        exact: AddedChunk | None,
+        out: Bits,
+        work: Workspace,
+    ) -> None:
+        length = block.stop - block.start
+        total = kind.widen(bits[block], work.base[:length])
+        for payload, chunk in zip(self._payloads, chunks, strict=True):
+            if chunk is None:
+                np.add(total, kind.wide.type(payload.weight * 0.0), out=total)
+                continue
+            inside = _within(chunk.positions, block)
+            delta = join(
+                kind, chunk.symbols[block], chunk.positions[inside] - block.start, chunk.rest[inside],
+                work.delta[:length],
+            )
+            accumulate(total, delta, payload.weight)
+        if exact is not None:
+            inside = _within(exact.exceptions, block)
+            values = exact.exact[inside]
+            total[exact.exceptions[inside] - block.start] = kind.widen(values, np.empty(values.size, kind.wide))
+        if not kind.finite(total):
+            self.not_finite += kind.count_not_finite(total)
+        kind.round(total, out[block], work.scratch)
+
+
+def _within(positions: NDArray[Any], block: slice) -> slice:
+    """Return which of the ascending positions lie in the block."""
+    if not positions.size:
+        return slice(0, 0)
+    first, last = np.searchsorted(positions, (block.start, block.stop)).tolist()
+    return slice(first, last)
+
+
+def _unsigned(dtype: str, target: NDArray[np.uint8]) -> np.dtype[Any]:
+    from paramdelta_hub.format.headers import ITEM_SIZES
+
+    return np.dtype(f"u{ITEM_SIZES[dtype]}")
+
+
+def _little(bits: Bits) -> NDArray[np.uint8]:
+    """Return the little-endian bytes of symbols; a view, on all but big-endian machines."""
+    return bits.astype(bits.dtype.newbyteorder("<"), copy=False).view(np.uint8)

@@ -1,0 +1,435 @@
+"""Apply: target ⊕ Δ, for one delta or a weighted sum of several, in one pass over the weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paramdelta_hub import __about__
+from paramdelta_hub.checkpoints.architecture import quantization
+from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, WeightFile, open_checkpoint
+from paramdelta_hub.checkpoints.companions import companions, read_companion
+from paramdelta_hub.checkpoints.lineage import Kinship, compare, unpack_samples
+from paramdelta_hub.checkpoints.pairing import Entry, Match, Rules, compiled, match
+from paramdelta_hub.errors import CheckpointError, LineageError, Mismatch, MismatchError, NotFiniteError, OptionError
+from paramdelta_hub.format import jsontext
+from paramdelta_hub.format.durable import allocate, io_errors, open_regular, read_exactly, write_exactly, write_file
+from paramdelta_hub.format.headers import TensorSpan
+from paramdelta_hub.format.manifest import TensorRecord
+from paramdelta_hub.format.package import Package, open_package
+from paramdelta_hub.limits import COPY_BYTES, DEFAULT_MEMORY, KIN_CORRELATION
+from paramdelta_hub.operations.adding import run_apply_task
+from paramdelta_hub.operations.execution import execute, workers
+from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.work.plan import Plan, Receipt, cut
+from paramdelta_hub.work.progress import Progress
+
+__all__ = ["PROVENANCE_NAME", "ApplyReport", "Summand", "WeightMap", "apply"]
+
+PROVENANCE_NAME = "paramdelta_provenance.json"
+
+
+@dataclass(frozen=True)
+class Summand:
+    """One delta of the sum and its weight."""
+
+    delta: str | Path
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.weight):
+            raise OptionError(f"the weight {self.weight} is not a finite number")
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """Factors for chosen tensors: (pattern, factor) in order; the last pattern found in a name decides, else 1."""
+
+    rules: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        for pattern, factor in self.rules:
+            compiled(pattern)
+            if not np.isfinite(factor):
+                raise OptionError(f"the factor {factor} is not a finite number")
+
+    def factor(self, name: str) -> float:
+        """Return the factor of a tensor."""
+        return next((factor for pattern, factor in reversed(self.rules) if compiled(pattern).search(name)), 1.0)
+
+
+@dataclass(frozen=True)
+class AppliedDelta:
+    """What became of one delta."""
+
+    package: Package
+    weight: float
+    kinship: Kinship
+    forced: bool
+    """Whether it was applied although the target is not kin."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable record, which also stands in the provenance file."""
+        manifest = self.package.manifest
+        return {
+            "name": manifest.name,
+            "version": manifest.version,
+            "id": self.package.digest,
+            "weight": self.weight,
+            "base": manifest.base.name,
+            "post": manifest.post.name,
+            "lineage": {
+                "correlation": self.kinship.correlation,
+                "tensors": self.kinship.tensors,
+                "forced": self.forced,
+            },
+        }
+
+
+@dataclass(frozen=True)
+class ApplyReport:
+    """What an apply made."""
+
+    out: Path
+    target: str
+    deltas: tuple[AppliedDelta, ...]
+    nbytes: int
+    is_post: bool
+    """Whether the result is post, bit for bit, because the target was base."""
+    changed_tensors: int
+    kept_tensors: int
+    """Tensors copied from the target as they are."""
+    omissions: tuple[tuple[str, str, str], ...] = field(default=())
+    resumed_tasks: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable report."""
+        return {
+            "out": str(self.out),
+            "target": self.target,
+            "deltas": [delta.to_json() for delta in self.deltas],
+            "bytes": self.nbytes,
+            "is_post": self.is_post,
+            "changed_tensors": self.changed_tensors,
+            "kept_tensors": self.kept_tensors,
+            "omissions": [{"name": name, "side": side, "reason": reason} for name, side, reason in self.omissions],
+            "resumed_tasks": self.resumed_tasks,
+        }
+
+
+def apply(
+    target: str | Path,
+    deltas: str | Path | Summand | Sequence[str | Path | Summand],
+    out: str | Path,
+    *,
+    weight_map: WeightMap | None = None,
+    rules: Rules | None = None,
+    force: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    memory: int = DEFAULT_MEMORY,
+    progress: Progress | None = None,
+) -> ApplyReport:
+    """Write ``out`` = target + Σ wᵢΔᵢ with the target's shard layout, tensor order and metadata.
+
+    Sums are made in float32 (float64 for float32 models), in the order of ``deltas``, and rounded once: for one delta
+    of weight 1 the result equals ``((post.float() - base.float()) + target.float()).to(target.dtype)`` bit for bit,
+    and post itself where the target is base. A killed run leaves no ``out``; running it again goes on.
+
+    Args:
+        target: the new base: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
+        deltas: a package's folder, or several, each with a weight if it is a :class:`Summand`.
+        out: the result's folder.
+        weight_map: factors for chosen tensors; 0 leaves a tensor as the target has it.
+        rules: renames (of the deltas' tensors) and skips.
+        force: apply although the target is not kin; recorded in the provenance.
+        overwrite: replace a finished ``out``.
+        threads: tasks at a time; by default as many as there are processors.
+        memory: bytes that all buffers together may take.
+        progress: told how far the work is.
+
+    Raises:
+        CheckpointError: the target can't be read.
+        PackageError: a delta can't be read, or is damaged.
+        MismatchError: target and delta don't fit; every misfit is listed.
+        LineageError: the target is not kin to base.
+        NotFiniteError: a value of the target or of the result is NaN or infinite.
+        DestinationError: ``out`` exists, or is being written to.
+        StorageError: the disk is full or fails.
+    """
+    rules, progress, threads = rules or Rules(), progress or Progress(), workers(threads, memory)
+    weight_map = weight_map or WeightMap()
+    listed = [deltas] if isinstance(deltas, (str, Path, Summand)) else deltas
+    summands = [delta if isinstance(delta, Summand) else Summand(delta) for delta in listed]
+    if not summands:
+        raise OptionError("no delta to apply")
+    model = open_checkpoint(target)
+    packages = [open_package(Path(summand.delta)) for summand in summands]
+    matches = _preflight(model, packages, rules)
+    applied = [
+        _check_lineage(model, package, summand.weight, found, force)
+        for package, summand, found in zip(packages, summands, matches, strict=True)
+    ]
+    sums = _sums(applied, matches, weight_map)
+    plan = _plan(model, applied, sums, (weight_map, rules))
+    with Destination(Path(out), overwrite=overwrite) as destination:
+        done = destination.resume(plan)
+        destination.check_space(sum(file.header.size for file in model.files))
+        with io_errors("preparing the output files"):
+            for file in model.files:
+                _prepare(file, destination.result / file.name)
+        done = {
+            number: receipt for number, receipt in done.items()
+            if _still_there(receipt, plan.tasks[number], destination.result)
+        }
+        outcomes = execute(
+            plan, lambda task, advance: run_apply_task(task, destination.result, advance),
+            done, destination, threads, progress, "applying",
+            lambda outcome: _start_write_back(destination.result / outcome["file"]),
+        )
+        _refuse_not_finite(outcomes)
+        digests = {name: digest for outcome in outcomes for name, digest in outcome["tensors"].items()}
+        omissions = tuple(dict.fromkeys(omission for found in matches for omission in found.omissions))
+        is_post = _is_post(applied, matches, digests)
+        with io_errors("writing the companion files"):
+            for name, path in companions(model).items():
+                (destination.result / name).parent.mkdir(exist_ok=True)
+                write_file(destination.result / name, read_companion(path))
+            if model.index is not None:
+                write_file(destination.result / INDEX, read_companion(model.folder / INDEX))
+            provenance = _provenance(model, applied, weight_map, rules, omissions, digests, is_post)
+            write_file(destination.result / PROVENANCE_NAME, jsontext.pretty(provenance))
+        destination.commit()
+    return ApplyReport(
+        out=destination.out,
+        target=model.source.name,
+        deltas=tuple(applied),
+        nbytes=sum(file.header.size for file in model.files),
+        is_post=is_post,
+        changed_tensors=len(sums),
+        kept_tensors=len(model.tensors) - len(sums),
+        omissions=omissions,
+        resumed_tasks=len(done),
+    )
+
+
+def _preflight(target: Checkpoint, packages: Sequence[Package], rules: Rules) -> list[Match]:
+    """Pair the target's tensors with every package's, or raise with everything that does not fit any of them."""
+    problems: list[Mismatch] = []
+    if how := quantization(target):
+        problems.append(Mismatch("target", "quantized", f"{target.source.path}: {how}"))
+    matches = []
+    carried: dict[str, str] = {}
+    for package in packages:
+        records = {record.name: record for record in package.manifest.tensors}
+        entries = {name: Entry(record.dtype, record.shape) for name, record in records.items()}
+        known = [omission.name for omission in package.manifest.omissions]
+        found = match(target.entries, entries, rules, ("the target", "the delta"), known)
+        problems += found.mismatches
+        matches.append(found)
+        for name, theirs in found.pairs.items():
+            record = records[theirs]
+            if record.effect == "replace" and carried.setdefault(name, record.post_sha256) != record.post_sha256:
+                problems.append(Mismatch(name, "conflict", f"two deltas replace it by different {record.dtype} values"))
+    if problems:
+        raise MismatchError(
+            f"target and delta differ in {len(problems)} way(s)", problems, where=str(target.source.path),
+            remedy="use a target of base's architecture and dtype, or --rename the delta's names, or --skip tensors",
+        )
+    return matches
+
+
+def _check_lineage(target: Checkpoint, package: Package, weight: float, found: Match, force: bool) -> AppliedDelta:
+    """Compare base's samples with the target's values, and refuse a target that is not kin."""
+    samples = unpack_samples(
+        package.read_listed(package.manifest.lineage), str(package.path / package.manifest.lineage.path)
+    )
+    kinship = compare(samples, {theirs: target.tensors[ours] for ours, theirs in found.pairs.items()})
+    if not kinship.is_kin and not force:
+        raise LineageError(
+            f"not kin to the delta's base {package.manifest.base.name!r}: {kinship} (kin have {KIN_CORRELATION} or more)",
+            float("nan") if kinship.correlation is None else kinship.correlation,
+            where=str(target.source.path),
+            remedy="the delta means nothing on other weights; choose a target made from its base, or insist with --force",
+        )
+    return AppliedDelta(package, weight, kinship, forced=not kinship.is_kin)
+
+
+def _sums(
+    applied: Sequence[AppliedDelta], matches: Sequence[Match], weight_map: WeightMap
+) -> dict[str, list[dict[str, Any]]]:
+    """Return for every target tensor that changes what is added to it, as tasks want it."""
+    sums: dict[str, list[dict[str, Any]]] = {}
+    for delta, found in zip(applied, matches, strict=True):
+        records = {record.name: record for record in delta.package.manifest.tensors}
+        starts = delta.package.payload_starts()
+        for ours, theirs in found.pairs.items():
+            record = records[theirs]
+            weight = delta.weight * weight_map.factor(ours)
+            # A weight of 0 takes the tensor out of the sum. Values that can't be scaled are carried by any weight
+            # above 0: the delta is wanted, and half an integer is not.
+            if weight == 0.0 or (record.effect == "replace" and weight < 0.0):
+                continue
+            entries = sums.setdefault(ours, [])
+            if record.effect == "replace" and (entries or record.shard is None):
+                continue
+            entries.append(_summand(record, weight, delta.package.path, starts))
+    return {name: entries for name, entries in sums.items() if entries}
+
+
+def _summand(record: TensorRecord, weight: float, folder: Path, starts: dict[str, int]) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "weight": weight,
+        "effect": record.effect,
+        "codec": record.codec.name,
+        "shard": str(folder / record.shard) if record.shard else None,
+        "start": starts.get(record.name, 0),
+        "nbytes": record.nbytes,
+        "sha256": record.payload_sha256,
+    }
+
+
+def _plan(
+    target: Checkpoint,
+    applied: Sequence[AppliedDelta],
+    sums: dict[str, list[dict[str, Any]]],
+    options: tuple[WeightMap, Rules],
+) -> Plan:
+    weight_map, rules = options
+    tasks: list[dict[str, Any]] = []
+
+    def size(span: TensorSpan) -> int:
+        return span.nbytes
+
+    for file in target.files:
+        for group in cut(file.header.tensors, size, target.nbytes):
+            tensors = [
+                {
+                    "name": span.name,
+                    "dtype": span.dtype,
+                    "elements": span.elements,
+                    "start": span.start,
+                    "nbytes": span.nbytes,
+                    "deltas": sums.get(span.name, []),
+                }
+                for span in group
+            ]
+            tasks.append(
+                {
+                    "bytes": sum(span.nbytes for span in group),
+                    "source": str(file.path),
+                    "file": file.name,
+                    "tensors": tensors,
+                }
+            )
+    return Plan(
+        kind="apply",
+        inputs=(*(file.identity() for file in target.files), *(delta.package.digest for delta in applied)),
+        options={
+            "weights": [delta.weight for delta in applied],
+            "weight_map": weight_map.rules,
+            "renames": rules.renames,
+            "skips": rules.skips,
+        },
+        tasks=tuple(tasks),
+    )
+
+
+def _prepare(file: WeightFile, path: Path) -> None:
+    """Make an output file at its final size, with the target's own header: order, metadata and padding are kept."""
+    if path.exists() and path.stat().st_size == file.header.size:
+        return
+    allocate(path, file.header.size)
+    header = np.empty(file.header.data_start, np.uint8)
+    source = open_regular(file.path, CheckpointError)
+    output = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        read_exactly(source, header, 0, CheckpointError, str(file.path))
+        write_exactly(output, header, 0)
+    finally:
+        os.close(source)
+        os.close(output)
+
+
+def _still_there(receipt: Receipt, task: dict[str, Any], result: Path) -> bool:
+    """Whether the tensors that a receipt of an interrupted run speaks of are still there, to the byte."""
+    import hashlib
+
+    path = result / task["file"]
+    buffer = np.empty(COPY_BYTES, np.uint8)
+    descriptor = open_regular(path, CheckpointError)
+    try:
+        for tensor in task["tensors"]:
+            digest = hashlib.sha256()
+            for offset in range(0, tensor["nbytes"], COPY_BYTES):
+                piece = buffer[: min(COPY_BYTES, tensor["nbytes"] - offset)]
+                read_exactly(descriptor, piece, tensor["start"] + offset, CheckpointError, str(path))
+                digest.update(piece.data)
+            if digest.hexdigest() != receipt.outcome["tensors"].get(tensor["name"]):
+                return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _start_write_back(path: Path) -> None:
+    """Force what has been written so far to disk while the workers compute: little is left to wait for at the end."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
+    problems = [
+        Mismatch(name, "not-finite", f"{count} value(s) of the result would be NaN or infinite")
+        for outcome in outcomes for name, count in outcome.get("not_finite", [])
+    ]
+    if problems:
+        raise NotFiniteError(
+            f"{len(problems)} tensor(s) of the result are not finite", problems,
+            remedy="the target has such values, or the sum overflows its dtype: use a smaller weight, or --skip them",
+        )
+
+
+def _is_post(applied: Sequence[AppliedDelta], matches: Sequence[Match], digests: dict[str, str]) -> bool:
+    """Whether every tensor of the delta came out as post's own, by its digest."""
+    if len(applied) != 1:
+        return False
+    records = {record.name: record for record in applied[0].package.manifest.tensors}
+    pairs = matches[0].pairs
+    return len(pairs) == len(records) and all(
+        digests[ours] == records[theirs].post_sha256 for ours, theirs in pairs.items()
+    )
+
+
+def _provenance(
+    target: Checkpoint,
+    applied: Sequence[AppliedDelta],
+    weight_map: WeightMap,
+    rules: Rules,
+    omissions: Sequence[tuple[str, str, str]],
+    digests: dict[str, str],
+    is_post: bool,
+) -> dict[str, Any]:
+    """Return what the result is made of. No time and no path: equal inputs give an equal file."""
+    return {
+        "format": "paramdelta-provenance",
+        "format_version": 1,
+        "created_by": __about__.CREATED_BY,
+        "target": {"name": target.source.name, "commit": target.source.commit},
+        "deltas": [delta.to_json() for delta in applied],
+        "weight_map": [{"pattern": pattern, "factor": factor} for pattern, factor in weight_map.rules],
+        "renames": [{"pattern": pattern, "replacement": new} for pattern, new in rules.renames],
+        "skips": list(rules.skips),
+        "omissions": [{"name": name, "side": side, "reason": reason} for name, side, reason in omissions],
+        "is_post": is_post,
+        "tensors": {name: digests[name] for name in target.tensors},
+    }

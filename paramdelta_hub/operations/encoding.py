@@ -1,0 +1,212 @@
+"""The tasks of an extraction: encode a group of tensors to one delta shard, or digest one source file.
+
+A task is JSON (see :mod:`paramdelta_hub.work.plan`)::
+
+    {"kind": "encode", "bytes": …, "piece": "000001.safetensors",
+     "tensors": [{"name", "dtype", "shape", "nbytes", "base": [file, start], "post": [file, start]}, …]}
+    {"kind": "digest", "bytes": …, "file": …}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramdelta_hub.arithmetic import FLOATS, Bits, Workspace
+from paramdelta_hub.codecs import ZERO, Codec, candidates
+from paramdelta_hub.errors import CheckpointError
+from paramdelta_hub.format.chunks import ChunkStats, DeltaChunk, Layout, NotFiniteChunkError, difference, encode_added
+from paramdelta_hub.format.durable import file_digest, read_exactly
+from paramdelta_hub.format.headers import ITEM_SIZES
+from paramdelta_hub.format.payload import PayloadWriter, ShardWriter
+from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.operations.descriptors import Descriptors
+
+__all__ = ["run_extract_task"]
+
+GOOD_ENOUGH = 5 / 8
+"""A codec that brings a chunk below this share of its size is taken without trying the others: on no measured pair did
+byte planes beat a palette that reached 10 of 16 bits."""
+
+_buffers = threading.local()
+
+
+def run_extract_task(task: dict[str, Any], pieces: Path, advance: Callable[[int], None]) -> dict[str, Any]:
+    """Do one task and return its outcome, plain JSON.
+
+    Args:
+        task: as planned.
+        pieces: the folder that encoded shards are written to.
+        advance: called with the number of source bytes handled; may raise to stop the task.
+
+    Raises:
+        CheckpointError: a source file was truncated or can't be read.
+    """
+    if task["kind"] == "digest":
+        digest, _ = file_digest(Path(task["file"]), CheckpointError, follow=True, advance=advance)
+        return {"file": task["file"], "sha256": digest}
+    path = pieces / task["piece"]
+    shard = ShardWriter(path, [tensor["name"] for tensor in task["tensors"]])
+    records: list[dict[str, Any]] = []
+    not_finite: list[list[Any]] = []
+    try:
+        with Descriptors(CheckpointError) as files:
+            for tensor in task["tensors"]:
+                encoder = _Encoder(tensor, shard.payload(tensor["name"]))
+                try:
+                    _feed(encoder, tensor, files, advance)
+                    records.append(encoder.finish())
+                except NotFiniteChunkError as error:
+                    encoder.drop()
+                    not_finite.append([tensor["name"], error.base, error.post])
+    except BaseException:
+        shard.abort()
+        raise
+    if not_finite:
+        shard.abort()
+        return {"not_finite": not_finite}
+    if not shard.close():
+        return {"piece": None, "tensors": records}
+    digest, size = file_digest(path)
+    return {"piece": task["piece"], "size": size, "sha256": digest, "tensors": records}
+
+
+def _feed(encoder: _Encoder, tensor: dict[str, Any], files: Descriptors, advance: Callable[[int], None]) -> None:
+    """Read base and post chunk by chunk into this thread's buffers and hand them on."""
+    (base_file, base_start), (post_file, post_start) = tensor["base"], tensor["post"]
+    step = CHUNK_ELEMENTS * encoder.dtype.itemsize
+    for start in range(0, tensor["nbytes"], step):
+        length = min(step, tensor["nbytes"] - start)
+        base, post = _buffer("base", length), _buffer("post", length)
+        read_exactly(files[base_file], base, base_start + start, CheckpointError, base_file)
+        read_exactly(files[post_file], post, post_start + start, CheckpointError, post_file)
+        encoder.add(base, post)
+        advance(2 * length)
+
+
+def _buffer(which: str, nbytes: int) -> NDArray[np.uint8]:
+    """Return this thread's buffer of that name: made once, at the size of the largest chunk there is."""
+    if not hasattr(_buffers, which):
+        setattr(_buffers, which, np.empty(CHUNK_ELEMENTS * 8, np.uint8))
+    buffer: NDArray[np.uint8] = getattr(_buffers, which)
+    return buffer[:nbytes]
+
+
+def _workspace(dtype: str) -> Workspace:
+    if not hasattr(_buffers, "workspaces"):
+        _buffers.workspaces = {}
+    workspaces: dict[str, Workspace] = _buffers.workspaces
+    if dtype not in workspaces:
+        workspaces[dtype] = Workspace(FLOATS[dtype])
+    return workspaces[dtype]
+
+
+class _Encoder:
+    """One tensor, chunk by chunk: digests of base and post, the payload, and the record for the manifest.
+
+    Chunks without change are held back until a changed one shows which codec is best; if none comes, the tensor is
+    ``zero`` and has no payload.
+    """
+
+    def __init__(self, tensor: dict[str, Any], payload: PayloadWriter) -> None:
+        self._tensor, self._payload = tensor, payload
+        self.dtype = np.dtype(f"u{ITEM_SIZES[tensor['dtype']]}")
+        self._added = tensor["dtype"] in FLOATS
+        self._base_digest, self._post_digest = hashlib.sha256(), hashlib.sha256()
+        self._stats = ChunkStats()
+        self._codec: Codec | None = None
+        self._unchanged = 0
+
+    def add(self, base: NDArray[np.uint8], post: NDArray[np.uint8]) -> None:
+        """Take the next chunk of both sides, as bytes."""
+        self._base_digest.update(base.data)
+        self._post_digest.update(post.data)
+        little = self.dtype.newbyteorder("<")
+        base_bits = base.view(little).astype(self.dtype, copy=False)
+        post_bits = post.view(little).astype(self.dtype, copy=False)
+        if self._added:
+            self._add_float(base_bits, post_bits)
+        else:
+            self._stats.changed += int(np.count_nonzero(base_bits != post_bits))
+            if self._codec is None:
+                self._codec = self._choose(post_bits)
+            self._payload.append(self._codec.encode(post_bits))
+
+    def _add_float(self, base: Bits, post: Bits) -> None:
+        symbols = _buffer("symbols", base.nbytes).view(self.dtype)
+        chunk = difference(FLOATS[self._tensor["dtype"]], base, post, symbols, _workspace(self._tensor["dtype"]))
+        self._stats.add(chunk.stats)
+        if self._codec is None and chunk.is_zero:
+            self._unchanged += 1
+            return
+        if self._codec is None:
+            self._codec = self._choose(chunk.symbols)
+            self._catch_up()
+        self._payload.append(encode_added(self._layout(), chunk, base, post))
+
+    def _catch_up(self) -> None:
+        """Write the chunks that were held back; they are full ones, since another chunk followed."""
+        if self._unchanged:
+            nothing = np.empty(0, np.intp)
+            zeros = np.zeros(CHUNK_ELEMENTS, self.dtype)
+            rest = np.empty(0, FLOATS[self._tensor["dtype"]].wide_bits)
+            still = DeltaChunk(zeros, nothing, rest, nothing, ChunkStats())
+            streams = encode_added(self._layout(), still, zeros, zeros)
+            for _ in range(self._unchanged):
+                self._payload.append(streams)
+
+    def _choose(self, symbols: Bits) -> Codec:
+        """Return the codec that makes this chunk smallest."""
+        sizes: list[tuple[int, int, Codec]] = []
+        for order, codec in enumerate(candidates(self.dtype.itemsize)):
+            size = sum(len(stream) for stream in codec.encode(symbols))
+            if size <= GOOD_ENOUGH * symbols.nbytes:
+                return codec
+            sizes.append((size, order, codec))
+        return min(sizes)[2]
+
+    def _layout(self) -> Layout:
+        assert self._codec is not None
+        return Layout(self._codec, self._tensor["dtype"], math.prod(self._tensor["shape"]), self._added)
+
+    def finish(self) -> dict[str, Any]:
+        """Return the tensor's record; the payload is complete, or dropped where nothing changed."""
+        base, post = self._base_digest.hexdigest(), self._post_digest.hexdigest()
+        if self._codec is None or (not self._added and base == post):
+            self._payload.drop()
+            codec, nbytes, payload_digest = ZERO, 0, None
+        else:
+            codec = self._codec.name
+            nbytes, payload_digest = self._payload.finish()
+        return {
+            "name": self._tensor["name"],
+            "dtype": self._tensor["dtype"],
+            "shape": self._tensor["shape"],
+            "effect": "add" if self._added else "replace",
+            "codec": codec,
+            "nbytes": nbytes,
+            "payload_sha256": payload_digest,
+            "base_sha256": base,
+            "post_sha256": post,
+            "base_norm": _six_digits(math.sqrt(self._stats.base_square)),
+            "delta_norm": _six_digits(math.sqrt(self._stats.delta_square)),
+            "changed": self._stats.changed,
+            "remainders": self._stats.remainders,
+            "exceptions": self._stats.exceptions,
+        }
+
+    def drop(self) -> None:
+        """Forget the tensor."""
+        self._payload.drop()
+
+
+def _six_digits(value: float) -> float:
+    """Round a figure for people, so that the last bits of a sum do not change a package's id between machines."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,315 @@
+"""Extract: Δ = post − base, once, into a package that is proved exact while it is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paramdelta_hub import __about__
+from paramdelta_hub.arithmetic import FLOATS
+from paramdelta_hub.checkpoints.architecture import (
+    describe_architecture,
+    describe_source,
+    known_digest,
+    merge_patch,
+    quantization,
+)
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.lineage import LINEAGE_NAME, pack_samples, sample
+from paramdelta_hub.checkpoints.pairing import Match, Rules, match
+from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError
+from paramdelta_hub.format.durable import file_digest, io_errors, write_file
+from paramdelta_hub.format.manifest import (
+    MANIFEST_NAME,
+    CodecRecord,
+    Exactness,
+    FileRecord,
+    Manifest,
+    Omission,
+    Rename,
+    TensorRecord,
+    parse_manifest,
+)
+from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
+from paramdelta_hub.operations.encoding import run_extract_task
+from paramdelta_hub.operations.execution import execute, workers
+from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.work.plan import Plan, Receipt, cut
+from paramdelta_hub.work.progress import Progress
+
+__all__ = ["ExtractReport", "extract"]
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What an extraction made."""
+
+    package: Path
+    id: str
+    """sha256 of the manifest."""
+    manifest: Manifest
+    nbytes: int
+    """Size of the package's shards and lineage file."""
+    model_nbytes: int
+    """Size of post's tensors."""
+    resumed_tasks: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable report."""
+        return {
+            "package": str(self.package),
+            "id": self.id,
+            "name": self.manifest.name,
+            "version": self.manifest.version,
+            "bytes": self.nbytes,
+            "model_bytes": self.model_nbytes,
+            "ratio": self.nbytes / self.model_nbytes if self.model_nbytes else None,
+            "tensors": len(self.manifest.tensors),
+            "exactness": self.manifest.exactness.model_dump(mode="json"),
+            "omissions": [omission.model_dump(mode="json") for omission in self.manifest.omissions],
+            "resumed_tasks": self.resumed_tasks,
+        }
+
+
+def extract(
+    base: str | Path,
+    post: str | Path,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    version: str = "1.0.0",
+    license: str | None = None,  # noqa: A002 - the field's own name
+    rules: Rules | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    memory: int = DEFAULT_MEMORY,
+    progress: Progress | None = None,
+) -> ExtractReport:
+    """Write the delta package ``out`` such that base ⊕ Δ == post, bit for bit, for every element.
+
+    Both models are read once, chunk by chunk; every chunk's sum is checked against post as it is made. A killed run
+    leaves no ``out``; running it again goes on where it stopped.
+
+    Args:
+        base: the model post was trained from: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
+        post: the post-trained model, likewise.
+        out: the package's folder.
+        name: what to call the delta; by default after post.
+        version: its semantic version.
+        license: an SPDX identifier or the Hub's licence name.
+        rules: renames (of post's tensors) and skips.
+        overwrite: replace a finished ``out``.
+        threads: tasks at a time; by default as many as there are processors.
+        memory: bytes that all buffers together may take.
+        progress: told how far the work is.
+
+    Raises:
+        CheckpointError: a model can't be read.
+        MismatchError: the two don't fit; every misfit is listed.
+        NotFiniteError: a weight is NaN or infinite.
+        DestinationError: ``out`` exists, or is being written to.
+        StorageError: the disk is full or fails.
+    """
+    rules, progress, threads = rules or Rules(), progress or Progress(), workers(threads, memory)
+    base_model, post_model = open_checkpoint(base), open_checkpoint(post)
+    pairs = _preflight(base_model, post_model, rules)
+    plan = _plan(base_model, post_model, pairs, rules, (name, version, license))
+    with Destination(Path(out), overwrite=overwrite) as destination:
+        done = destination.resume(plan)
+        done = {number: receipt for number, receipt in done.items() if _still_there(receipt, destination.pieces)}
+        expected = sum(
+            int(tensor["nbytes"] * EXPECTED_RATIO[tensor["itemsize"]])
+            for task in plan.tasks if task["kind"] == "encode" for tensor in task["tensors"]
+        )
+        destination.check_space(expected)
+
+        def after(outcome: dict[str, Any]) -> None:
+            if outcome.get("piece"):
+                _force_to_disk(destination.pieces / outcome["piece"])
+
+        outcomes = execute(
+            plan, lambda task, advance: run_extract_task(task, destination.pieces, advance),
+            done, destination, threads, progress, "extracting", after,
+        )
+        _refuse_not_finite(outcomes)
+        with io_errors("writing the package"):
+            manifest = _assemble(
+                base_model, post_model, pairs, rules, outcomes, destination, (name, version, license)
+            )
+            text = manifest.to_json()
+            manifest, digest = parse_manifest(text)  # what we write, we can read
+            write_file(destination.result / MANIFEST_NAME, text)
+        destination.commit()
+    return ExtractReport(
+        package=destination.out,
+        id=digest,
+        manifest=manifest,
+        nbytes=sum(file.size for file in manifest.files),
+        model_nbytes=post_model.nbytes,
+        resumed_tasks=len(done),
+    )
+
+
+def _preflight(base: Checkpoint, post: Checkpoint, rules: Rules) -> Match:
+    """Pair the two models' tensors, or raise with everything that does not fit."""
+    found = match(base.entries, post.entries, rules, ("base", "post"))
+    problems = [
+        Mismatch(side, "quantized", f"{checkpoint.source.path}: {how}")
+        for side, checkpoint in (("base", base), ("post", post))
+        if (how := quantization(checkpoint))
+    ]
+    problems += found.mismatches
+    if problems:
+        remedy = "give models of one architecture and dtype, or map post's names with --rename, leave out with --skip"
+        if problems[0].kind == "quantized":
+            remedy = "use the 16- or 32-bit release of the model: a delta of quantized numbers means nothing"
+        raise MismatchError(
+            f"base and post differ in {len(problems)} way(s)", problems, where=str(post.source.path), remedy=remedy
+        )
+    if not found.pairs:
+        raise MismatchError("base and post have no tensor in common", where=str(post.source.path))
+    return found
+
+
+def _plan(
+    base: Checkpoint, post: Checkpoint, pairs: Match, rules: Rules, labels: tuple[str | None, str, str | None]
+) -> Plan:
+    tensors = []
+    for ours, theirs in pairs.pairs.items():
+        (base_file, base_span), (post_file, post_span) = base.tensors[ours], post.tensors[theirs]
+        tensors.append(
+            {
+                "name": ours,
+                "dtype": base_span.dtype,
+                "shape": list(base_span.shape),
+                "itemsize": base_span.itemsize,
+                "nbytes": base_span.nbytes,
+                "base": [str(base_file.path), base_span.start],
+                "post": [str(post_file.path), post_span.start],
+            }
+        )
+    tasks: list[dict[str, Any]] = [
+        {
+            "kind": "encode",
+            "bytes": 2 * sum(tensor["nbytes"] for tensor in group),
+            "piece": f"{number:06d}.safetensors",
+            "tensors": group,
+        }
+        for number, group in enumerate(cut(tensors, lambda tensor: int(tensor["nbytes"]), base.nbytes), start=1)
+    ]
+    files = {file.path: file for model in (base, post) for file in model.files}
+    tasks += [
+        {"kind": "digest", "bytes": file.header.size, "file": str(path)}
+        for path, file in files.items() if known_digest(file) is None
+    ]
+    return Plan(
+        kind="extract",
+        inputs=tuple(file.identity() for file in files.values()),
+        options={"labels": labels, "renames": rules.renames, "skips": rules.skips},
+        tasks=tuple(tasks),
+    )
+
+
+def _still_there(receipt: Receipt, pieces: Path) -> bool:
+    """Whether what a receipt of an interrupted run speaks of is still there, to the byte."""
+    piece = receipt.outcome.get("piece")
+    if piece is None:
+        return True
+    path = pieces / str(piece)
+    return path.is_file() and file_digest(path)[0] == receipt.outcome["sha256"]
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
+    problems = [
+        Mismatch(name, "not-finite", f"base has {base}, post has {post} values that are NaN or infinite")
+        for outcome in outcomes for name, base, post in outcome.get("not_finite", [])
+    ]
+    if problems:
+        raise NotFiniteError(
+            f"{len(problems)} tensor(s) are not finite", problems,
+            remedy="a delta of them means nothing: mend the model, or leave them out with --skip REGEX",
+        )
+
+
+def _assemble(
+    base: Checkpoint,
+    post: Checkpoint,
+    pairs: Match,
+    rules: Rules,
+    outcomes: list[dict[str, Any]],
+    destination: Destination,
+    labels: tuple[str | None, str, str | None],
+) -> Manifest:
+    """Give the pieces their final names, write the lineage file, and return the manifest of it all."""
+    digests = {Path(outcome["file"]): outcome["sha256"] for outcome in outcomes if "file" in outcome}
+    for file in (*base.files, *post.files):
+        if known := known_digest(file):
+            digests[file.path] = known
+    encoded = [outcome for outcome in outcomes if "tensors" in outcome]
+    pieces = [outcome for outcome in encoded if outcome["piece"]]
+    shards, records = [], []
+    shard_of = {}
+    for number, outcome in enumerate(pieces, start=1):
+        shard_of[outcome["piece"]] = path = f"delta-{number:05d}-of-{len(pieces):05d}.safetensors"
+        os.rename(destination.pieces / outcome["piece"], destination.result / path)
+        shards.append(FileRecord(path=path, size=outcome["size"], sha256=outcome["sha256"]))
+    for outcome in encoded:
+        for record in outcome["tensors"]:
+            shard = shard_of[outcome["piece"]] if record["nbytes"] else None
+            changes = {"shape": tuple(record["shape"]), "codec": CodecRecord(name=record["codec"]), "shard": shard}
+            records.append(TensorRecord(**{**record, **changes}))
+    lineage = _write_lineage(base, pairs, destination.result)
+    name, version, license_name = labels
+    configs = [(base.read_json(file), post.read_json(file)) for file in ("config.json", "generation_config.json")]
+    patches = [None if old is None or new is None else merge_patch(old, new) for old, new in configs]
+    return Manifest(
+        format="paramdelta",
+        format_version=1,
+        name=name or f"{post.source.name.rpartition('/')[2]}-delta",
+        version=version,
+        license=license_name,
+        created_by=__about__.CREATED_BY,
+        base=describe_source(base, digests),
+        post=describe_source(post, digests),
+        architecture=describe_architecture(base),
+        exactness=Exactness(
+            exact=True,
+            elements=sum(record.elements for record in records),
+            changed=sum(record.changed for record in records),
+            remainders=sum(record.remainders for record in records),
+            exceptions=sum(record.exceptions for record in records),
+        ),
+        config_patch=patches[0],
+        generation_config_patch=patches[1],
+        renames=tuple(Rename(pattern=pattern, replacement=new) for pattern, new in rules.renames),
+        omissions=tuple(
+            Omission.model_validate({"name": name, "side": side, "reason": reason})
+            for name, side, reason in pairs.omissions
+        ),
+        shards=tuple(shards),
+        lineage=lineage,
+        companions=(),
+        tensors=tuple(records),
+    )
+
+
+def _write_lineage(base: Checkpoint, pairs: Match, folder: Path) -> FileRecord:
+    samples = {}
+    for name in pairs.pairs:
+        file, span = base.tensors[name]
+        if span.dtype in FLOATS and span.elements:
+            samples[name] = (span.dtype, sample(name, file, span))
+    write_file(folder / LINEAGE_NAME, pack_samples(samples))
+    digest, size = file_digest(folder / LINEAGE_NAME)
+    return FileRecord(path=LINEAGE_NAME, size=size, sha256=digest)

@@ -1,0 +1,157 @@
+"""The place of the result: ``OUT.partial/`` while work goes on, ``OUT`` by one rename.
+
+OUT.partial/lock        held by the one process that works on it (flock: it dies with the process)
+OUT.partial/plan.json   what is being made, and of what
+OUT.partial/receipts/   one JSON file a finished task
+OUT.partial/pieces/     files that get their final names at the end
+OUT.partial/result/     what becomes OUT
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from paramdelta_hub.errors import DestinationError, StorageError
+from paramdelta_hub.format import jsontext
+from paramdelta_hub.format.durable import io_errors, read_small, sync_folder, sync_tree, write_file
+from paramdelta_hub.limits import GIB
+from paramdelta_hub.work.plan import Plan, Receipt
+
+__all__ = ["Destination"]
+
+
+class Destination:
+    """Exclusive access to ``OUT.partial/`` for the length of a ``with`` block; the block's end releases the lock.
+
+    Args:
+        out: the final path; it must not exist unless ``overwrite``.
+        overwrite: replace a finished ``out`` at the commit, not before.
+
+    Raises:
+        DestinationError: ``out`` exists, or another process is writing to it.
+        StorageError: the folder can't be made.
+    """
+
+    def __init__(self, out: Path, *, overwrite: bool = False) -> None:
+        self.out = Path(os.path.abspath(out))
+        self.books = self.out.with_name(self.out.name + ".partial")
+        self.result = self.books / "result"
+        self.pieces = self.books / "pieces"
+        self._overwrite = overwrite
+        self._lock: int | None = None
+
+    def __enter__(self) -> Destination:
+        self._refuse_existing()
+        with io_errors("making the output folder"):
+            while self._lock is None:
+                self.books.mkdir(parents=True, exist_ok=True)
+                self._lock = self._try_lock()
+        try:
+            self._refuse_existing()  # somebody may have finished while we waited for nothing
+        except DestinationError:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def _refuse_existing(self) -> None:
+        if os.path.lexists(self.out) and not self._overwrite:
+            raise DestinationError(
+                "exists already", where=str(self.out), remedy="choose another name, or give --overwrite"
+            )
+
+    def _try_lock(self) -> int | None:
+        """Return the held lock, or None if the folder was replaced while we waited, so that we must look again."""
+        path = self.books / "lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise DestinationError(
+                "another process is writing to it", where=str(self.out), remedy="wait for it, or choose another name"
+            ) from None
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+        return None
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def check_space(self, needed: int) -> None:
+        """Check that ``needed`` more bytes fit, counting what an interrupted run has already written.
+
+        Raises:
+            StorageError: they do not.
+        """
+        present = sum(file.stat().st_blocks * 512 for file in self.books.rglob("*") if file.is_file())
+        free = shutil.disk_usage(self.books).free
+        if needed > free + present:
+            raise StorageError(
+                f"needs {needed / GIB:.2f} GiB and has {(free + present) / GIB:.2f} GiB free",
+                where=str(self.out.parent), remedy="free some space, or write to another disk",
+            )
+
+    def resume(self, plan: Plan) -> dict[int, Receipt]:
+        """Prepare for ``plan``: return the receipts of an interrupted run of just this plan, or start afresh."""
+        with io_errors("preparing the output folder"):
+            if self._holds(plan):
+                return self._receipts(plan)
+            for entry in (self.books / "receipts", self.pieces, self.result):
+                if entry.exists():
+                    shutil.rmtree(entry)
+                entry.mkdir()
+            write_file(self.books / "plan.json", plan.to_json())
+        return {}
+
+    def _holds(self, plan: Plan) -> bool:
+        path = self.books / "plan.json"
+        return self.result.is_dir() and path.is_file() and path.read_bytes() == plan.to_json()
+
+    def _receipts(self, plan: Plan) -> dict[int, Receipt]:
+        receipts = {}
+        for path in sorted((self.books / "receipts").glob("*.json")):
+            receipt = Receipt.from_json(jsontext.parse(read_small(path, 1 << 30), where=str(path)))
+            if receipt.plan == plan.digest:
+                receipts[receipt.task] = receipt
+        return receipts
+
+    def keep(self, receipt: Receipt) -> None:
+        """Store a finished task's receipt."""
+        with io_errors("writing a receipt"):
+            write_file(self.books / "receipts" / f"{receipt.task:06d}.json", jsontext.compact(receipt.to_json()))
+
+    def commit(self) -> None:
+        """Make the result visible under its final name, durably, and remove what only the work needed.
+
+        An older ``out`` is moved aside, not deleted, before the new one takes its name: after a crash between the two
+        the old result lies whole in ``OUT.partial/replaced``, the new one in ``OUT.partial/result``, and running
+        again finishes the exchange.
+        """
+        replaced = self.books / "replaced"
+        with io_errors("finishing the output"):
+            sync_tree(self.result)
+            if os.path.lexists(self.out):
+                if replaced.exists():
+                    shutil.rmtree(replaced)
+                os.rename(self.out, replaced)
+            os.rename(self.result, self.out)
+            sync_folder(self.books)
+            sync_folder(self.out.parent)
+        shutil.rmtree(self.books, ignore_errors=True)  # nothing in it matters any more
