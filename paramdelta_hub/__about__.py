@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CREATED_BY", "VERSION"]
+__all__ = ["CREATED_BY", "__version__"]
 
-VERSION = "0.1.0"
-CREATED_BY = f"paramdelta-hub {VERSION}"
+__version__ = "0.1.0"
+CREATED_BY = f"paramdelta-hub {__version__}"

@@ -40,7 +40,7 @@ __all__ = [
     "VerificationError",
 ]
 
-SHOWN_MISMATCHES = 40
+SHOWN_MISMATCHES = 20
 """How many mismatches a message spells out; the exception and ``--json`` always carry all of them."""
 
 

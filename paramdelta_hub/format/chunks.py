@@ -148,7 +148,7 @@ class DeltaChunk:
 
     @property
     def is_zero(self) -> bool:
-        """Whether base and post are the same and adding +0 says so; not so where both hold −0, which +0 would change."""
+        """Whether base and post are equal and adding +0 says so: where both hold −0, +0 would change it."""
         return not (self.stats.changed or self.exceptions.size)
 
 

@@ -11,10 +11,11 @@ Source and output have the same header, so a tensor has the same place in both.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.format.chunks import AddedChunk, Layout, decode_added, decode_replaced
 from paramdelta_hub.format.durable import read_exactly, write_exactly
+from paramdelta_hub.format.headers import ITEM_SIZES
 from paramdelta_hub.format.payload import ChunkBuffer, PayloadReader
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.operations.descriptors import Descriptors
 
-__all__ = ["ChunkAdder", "run_apply_task"]
+__all__ = ["ChunkAdder", "read_chunks", "run_apply_task"]
 
 _threads = threading.local()
 
@@ -88,7 +90,7 @@ def run_apply_task(task: dict[str, Any], result: Path, advance: Callable[[int], 
             for tensor in task["tensors"]:
                 adder = ChunkAdder(tensor, shards)
                 digest = hashlib.sha256()
-                for target, position in _read(task["source"], tensor, sources):
+                for target, position in read_chunks(task["source"], tensor, sources):
                     summed = adder.add(target)
                     digest.update(summed.data)
                     write_exactly(output, summed, position)
@@ -103,14 +105,20 @@ def run_apply_task(task: dict[str, Any], result: Path, advance: Callable[[int], 
     return {**outcome, "not_finite": not_finite} if not_finite else outcome
 
 
-def _read(path: str, tensor: dict[str, Any], sources: Descriptors) -> Any:
-    """Yield the target's chunks, as bytes in this thread's buffer, with their places in the file."""
+def read_chunks(
+    path: str | None, tensor: dict[str, Any], sources: Descriptors
+) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """Yield a tensor's chunks, as bytes in this thread's buffer, with their places in the file.
+
+    With no path the buffer is handed out unfilled.
+    """
     buffer = _thread_buffers().target
-    step = CHUNK_ELEMENTS * (tensor["nbytes"] // tensor["elements"]) if tensor["elements"] else 1
+    step = CHUNK_ELEMENTS * ITEM_SIZES[tensor["dtype"]]
     for offset in range(0, tensor["nbytes"], step):
         chunk = buffer[: min(step, tensor["nbytes"] - offset)]
         position = tensor["start"] + offset
-        read_exactly(sources[path], chunk, position, CheckpointError, path)
+        if path is not None:
+            read_exactly(sources[path], chunk, position, CheckpointError, path)
         yield chunk, position
 
 
@@ -151,20 +159,17 @@ class _Payload:
             self._reader.finish(self._delta["sha256"], self._delta["name"])
 
 
-class _located:  # noqa: N801 - reads like a function
-    """Adds shard and tensor to the errors of codecs, which know neither."""
-
-    def __init__(self, delta: dict[str, Any]) -> None:
-        self._delta = delta
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, PackageError) and error.where is None:
-            error.what = f"tensor {self._delta['name']!r}: {error.what}"
-            error.where = self._delta["shard"]
+@contextlib.contextmanager
+def _located(delta: dict[str, Any]) -> Iterator[None]:
+    """Add shard and tensor to the errors of codecs, which know neither."""
+    try:
+        yield
+    except PackageError as error:
+        if error.where is None:
+            error.what = f"tensor {delta['name']!r}: {error.what}"
+            error.where = delta["shard"]
             error.remedy = error.remedy or "the file was damaged or changed; get the package again"
+        raise
 
 
 class ChunkAdder:
@@ -191,7 +196,7 @@ class ChunkAdder:
         buffers = _thread_buffers()
         result = buffers.result[: target.size]
         if self._replaces:
-            bits = result.view(_unsigned(self._dtype, target))
+            bits = result.view(f"u{ITEM_SIZES[self._dtype]}")
             for payload in self._payloads:
                 payload.next_replaced(bits)
             return _little(bits)
@@ -262,12 +267,6 @@ def _within(positions: NDArray[Any], block: slice) -> slice:
         return slice(0, 0)
     first, last = np.searchsorted(positions, (block.start, block.stop)).tolist()
     return slice(first, last)
-
-
-def _unsigned(dtype: str, target: NDArray[np.uint8]) -> np.dtype[Any]:
-    from paramdelta_hub.format.headers import ITEM_SIZES
-
-    return np.dtype(f"u{ITEM_SIZES[dtype]}")
 
 
 def _little(bits: Bits) -> NDArray[np.uint8]:

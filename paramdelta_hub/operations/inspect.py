@@ -32,7 +32,7 @@ class InspectReport:
         return sum(tensor.elements * tensor.itemsize for tensor in self.manifest.tensors)
 
     def most_changed(self, count: int) -> Sequence[TensorRecord]:
-        """Return the tensors with the largest |Δ| relative to |base|, the largest first; unchanged ones are left out."""
+        """Return the tensors with the largest |Δ| relative to |base|, the largest first, without unchanged ones."""
         changed = [tensor for tensor in self.manifest.tensors if tensor.delta_norm > 0]
         return sorted(changed, key=lambda tensor: (-relative_change(tensor), tensor.name))[:count]
 

@@ -3,22 +3,271 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.lineage import unpack_samples
-from paramdelta_hub.checkpoints.pairing import Rules, match, Entry
+from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
+from paramdelta_hub.checkpoints.pairing import Rules
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
-from paramdelta_hub.format.durable import read_exactly
+from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import DEFAULT_MEMORY
-from paramdelta_hub.operations.adding import ChunkAdder
+from paramdelta_hub.operations.adding import ChunkAdder, read_chunks
 from paramdelta_hub.operations.descriptors import Descriptors
+from paramdelta_hub.operations.execution import workers
+from paramdelta_hub.operations.summands import summand_of
+from paramdelta_hub.work.plan import cut
 from paramdelta_hub.work.progress import Progress
+from paramdelta_hub.work.threads import Stop, run_tasks
 
 __all__ = ["VerifyReport", "verify"]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was proved; a verification that fails raises instead."""
+
+    package: Path
+    id: str
+    files: int
+    tensors: int
+    elements: int
+    checked_base: bool
+    """base's tensors have the digests the manifest promises, and base ⊕ Δ has post's."""
+    checked_post: bool
+    """post's tensors have the digests the manifest promises."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable report."""
+        return {
+            "package": str(self.package),
+            "id": self.id,
+            "files": self.files,
+            "tensors": self.tensors,
+            "elements": self.elements,
+            "whole": True,
+            "base_matches": True if self.checked_base else None,
+            "exact": True if self.checked_base else None,
+            "post_matches": True if self.checked_post else None,
+        }
+
+
+def verify(
+    delta: str | Path,
+    *,
+    base: str | Path | None = None,
+    post: str | Path | None = None,
+    threads: int | None = None,
+    memory: int = DEFAULT_MEMORY,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Prove that a package is whole; with base, that base ⊕ Δ == post bit for bit; with post, that it is that post.
+
+    Every byte of every file is covered by a digest, every chunk is decoded. With base alone the proof of exactness is
+    complete, since the manifest holds the digests of post's tensors.
+
+    Args:
+        delta: the package's folder.
+        base: the model it was taken from: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
+        post: the model it leads to, likewise.
+        threads: tasks at a time; by default as many as there are processors.
+        memory: bytes that all buffers together may take.
+        progress: told how far the work is.
+
+    Raises:
+        PackageError: not a package, damaged, or with a file that its manifest does not list.
+        MismatchError: ``base`` or ``post`` is another model than the delta's.
+        VerificationError: all is whole and right, and yet the sum is not post.
+        CheckpointError: a model can't be read.
+    """
+    threads, progress = workers(threads, memory), progress or Progress()
+    package = open_package(Path(delta))
+    progress.start("checking files", sum(file.size for file in package.manifest.files))
+    try:
+        package.check_files(progress.advance)
+    finally:
+        progress.finish()
+    starts = package.payload_starts()
+    _check_lineage_file(package)
+    records = package.manifest.tensors
+    base_model = open_checkpoint(base) if base is not None else None
+    post_model = open_checkpoint(post) if post is not None else None
+    digests = _run(_sum_tasks(package, base_model, starts), _sum_task, threads, progress, "decoding and adding")
+    if base_model is not None:
+        wrong = [r.name for r in records if digests[r.name][0] != r.base_sha256]
+        _refuse_other_model("base", package.manifest.base.name, base_model, wrong)
+        missed = [r.name for r in records if digests[r.name][1] != r.post_sha256]
+        if missed:
+            raise VerificationError(
+                f"base ⊕ Δ is not post in {len(missed)} tensor(s), the first {missed[0]!r}",
+                where=str(package.path), remedy="do not use it; report it to whoever made it",
+            )
+    if post_model is not None:
+        tasks = _post_tasks(package, post_model)
+        found = _run(tasks, _digest_task, threads, progress, "comparing post")
+        wrong = [r.name for r in records if found[r.name][0] != r.post_sha256]
+        _refuse_other_model("post", package.manifest.post.name, post_model, wrong)
+    return VerifyReport(
+        package=package.path,
+        id=package.digest,
+        files=len(package.manifest.files) + 1,
+        tensors=len(records),
+        elements=package.manifest.exactness.elements,
+        checked_base=base_model is not None,
+        checked_post=post_model is not None,
+    )
+
+
+def _refuse_other_model(side: str, name: str, model: Checkpoint, wrong: list[str]) -> None:
+    if wrong:
+        raise MismatchError(
+            f"not the {side} of this delta",
+            [Mismatch(tensor, "digest", "other values than the manifest's digest promises") for tensor in wrong],
+            where=str(model.source.path),
+            remedy=f"the delta's {side} is {name!r}",
+        )
+
+
+def _check_lineage_file(package: Package) -> None:
+    """Check that the samples are of just the delta's float tensors, as many of each as the format says."""
+    where = str(package.path / package.manifest.lineage.path)
+    samples = unpack_samples(package.read_listed(package.manifest.lineage), where)
+    promised = {
+        record.name: (record.dtype, record.itemsize * sum(run.stop - run.start for run in _runs(record)))
+        for record in package.manifest.tensors if record.dtype in FLOATS and record.elements
+    }
+    if promised != {name: (dtype, values.size) for name, (dtype, values) in samples.items()}:
+        raise PackageError("the lineage samples are not those of the delta's tensors", where=where)
+
+
+def _runs(record: TensorRecord) -> list[slice]:
+    return sample_runs(record.name, record.elements)
+
+
+def _sum_tasks(package: Package, base: Checkpoint | None, starts: dict[str, int]) -> list[dict[str, Any]]:
+    """Cut the work: every tensor of the delta with its payload, and where base's values lie if there is a base."""
+    records = package.manifest.tensors
+    places = _locate(base, {record.name: record.name for record in records}, records, "base") if base else {}
+    tensors = []
+    for record in records:
+        weight_one = [summand_of(record, 1.0, package.path, starts)] if record.shard or record.effect == "add" else []
+        tensors.append(_tensor(record, places.get(record.name, (None, 0)), weight_one))
+    return _group(tensors)
+
+
+def _post_tasks(package: Package, post: Checkpoint) -> list[dict[str, Any]]:
+    rules = Rules(renames=tuple((rename.pattern, rename.replacement) for rename in package.manifest.renames))
+    names = {rules.rename(name): name for name in post.tensors}
+    places = _locate(post, names, package.manifest.tensors, "post")
+    return _group([_tensor(record, places[record.name], []) for record in package.manifest.tensors])
+
+
+def _tensor(record: TensorRecord, source: tuple[str | None, int], deltas: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "dtype": record.dtype,
+        "elements": record.elements,
+        "nbytes": record.elements * record.itemsize,
+        "source": source[0],
+        "start": source[1],
+        "deltas": deltas,
+    }
+
+
+def _group(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def size(tensor: dict[str, Any]) -> int:
+        return int(tensor["nbytes"])
+
+    groups = cut(tensors, size, sum(map(size, tensors)))
+    return [{"bytes": sum(map(size, group)), "tensors": group} for group in groups]
+
+
+def _locate(
+    model: Checkpoint, names: Mapping[str, str], records: Sequence[TensorRecord], side: str
+) -> dict[str, tuple[str, int]]:
+    """Return every tensor's file and place in the model, which must have it with the record's dtype and shape.
+
+    Raises:
+        MismatchError: some are missing or other; all of them are listed.
+    """
+    places, problems = {}, []
+    for record in records:
+        name = names.get(record.name, record.name)
+        if name not in model.tensors:
+            problems.append(Mismatch(record.name, "missing", f"{side} has it, the model given does not"))
+            continue
+        file, span = model.tensors[name]
+        if (span.dtype, span.shape) != (record.dtype, record.shape):
+            ours, theirs = f"{record.dtype} {list(record.shape)}", f"{span.dtype} {list(span.shape)}"
+            problems.append(Mismatch(record.name, "shape", f"{side} has {ours}, the model given has {theirs}"))
+        places[record.name] = (str(file.path), span.start)
+    if problems:
+        raise MismatchError(f"not the {side} of this delta", problems, where=str(model.source.path))
+    return places
+
+
+def _run(
+    tasks: list[dict[str, Any]],
+    run: Callable[[dict[str, Any], Callable[[int], None]], dict[str, tuple[str, str]]],
+    threads: int,
+    progress: Progress,
+    what: str,
+) -> dict[str, tuple[str, str]]:
+    progress.start(what, sum(task["bytes"] for task in tasks))
+    digests: dict[str, tuple[str, str]] = {}
+
+    def run_one(_: int, task: dict[str, Any], stop: Stop) -> dict[str, tuple[str, str]]:
+        def advance(nbytes: int) -> None:
+            stop.check()
+            progress.advance(nbytes)
+
+        return run(task, advance)
+
+    try:
+        for found in run_tasks(list(enumerate(tasks)), run_one, threads):
+            digests |= found
+    finally:
+        progress.finish()
+    return digests
+
+
+def _sum_task(task: dict[str, Any], advance: Callable[[int], None]) -> dict[str, tuple[str, str]]:
+    """Return each tensor's digests of base and of base ⊕ Δ; without base, decode against zeros for the checks alone."""
+    digests = {}
+    with Descriptors(CheckpointError) as sources, Descriptors(PackageError) as shards:
+        for tensor in task["tensors"]:
+            adder = ChunkAdder(tensor, shards)
+            before, after = hashlib.sha256(), hashlib.sha256()
+            for values in _values(tensor, sources):
+                before.update(values.data)
+                after.update(adder.add(values).data)
+                advance(values.size)
+            adder.finish()
+            digests[tensor["name"]] = (before.hexdigest(), after.hexdigest())
+    return digests
+
+
+def _digest_task(task: dict[str, Any], advance: Callable[[int], None]) -> dict[str, tuple[str, str]]:
+    digests = {}
+    with Descriptors(CheckpointError) as sources:
+        for tensor in task["tensors"]:
+            digest = hashlib.sha256()
+            for values in _values(tensor, sources):
+                digest.update(values.data)
+                advance(values.size)
+            digests[tensor["name"]] = (digest.hexdigest(), "")
+    return digests
+
+
+def _values(tensor: dict[str, Any], sources: Descriptors) -> Iterator[NDArray[np.uint8]]:
+    for values, _ in read_chunks(tensor["source"], tensor, sources):
+        if tensor["source"] is None:
+            values[:] = 0
+        yield values

@@ -1,10 +1,12 @@
 """The place of the result: ``OUT.partial/`` while work goes on, ``OUT`` by one rename.
 
-OUT.partial/lock        held by the one process that works on it (flock: it dies with the process)
-OUT.partial/plan.json   what is being made, and of what
-OUT.partial/receipts/   one JSON file a finished task
-OUT.partial/pieces/     files that get their final names at the end
-OUT.partial/result/     what becomes OUT
+While work goes on, ``OUT.partial/`` holds:
+
+- ``lock``: held by the one process that works on it (flock: it dies with the process);
+- ``plan.json``: what is being made, and of what;
+- ``receipts/``: one JSON file a finished task;
+- ``pieces/``: files that get their final names at the end;
+- ``result/``: what becomes ``OUT``.
 """
 
 from __future__ import annotations

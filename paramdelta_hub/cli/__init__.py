@@ -1,0 +1,23 @@
+"""The command line: parse, call an operation, print. Each command is ``paramdelta VERB`` and ``pd-VERB``."""
+
+from __future__ import annotations
+
+import click
+
+from paramdelta_hub.__about__ import __version__
+from paramdelta_hub.cli.apply import apply
+from paramdelta_hub.cli.extract import extract
+from paramdelta_hub.cli.inspect import inspect
+from paramdelta_hub.cli.verify import verify
+
+__all__ = ["apply", "extract", "inspect", "main", "verify"]
+
+
+@click.group(epilog="Exit codes: 0 done, 2 usage, 3 unreadable input, 4 misfit, 5 not exact, 6 output taken, 7 disk.")
+@click.version_option(__version__, prog_name="paramdelta")
+def main() -> None:
+    """Extract a post-training delta once; verify it, and apply it to any compatible new base."""
+
+
+for command in (extract, apply, verify, inspect):
+    main.add_command(command)
