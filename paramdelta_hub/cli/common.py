@@ -47,26 +47,19 @@ class Bars(Progress):
             self._bar = None
 
 
-class Memory(click.ParamType[int]):
-    """A number of bytes: ``512M``, ``2G``, ``1.5GiB``."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse the number and its unit."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", value.strip(), re.IGNORECASE)
-        if not found:
-            self.fail(f"{value!r} is not a number of bytes such as 512M or 2G", param, ctx)
-        unit = {"": 1, "K": KIB, "M": MIB, "G": GIB}[found[2].upper()]
-        return int(float(found[1]) * unit)
+def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """Parse a number of bytes: ``512M``, ``2G``, ``1.5GiB``."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+    if not found:
+        raise click.BadParameter(f"{value!r} is not a number of bytes such as 512M or 2G", context, parameter)
+    unit = {"": 1, "K": KIB, "M": MIB, "G": GIB}[found[2].upper()]
+    return int(float(found[1]) * unit)
 
 
 def work_options(function: Callable[P, R]) -> Callable[P, R]:
     """Add ``--threads`` and ``--memory``."""
     function = click.option(
-        "--memory", type=Memory(), default=DEFAULT_MEMORY, show_default="512M", metavar="BYTES",
+        "--memory", callback=_bytes, default=f"{DEFAULT_MEMORY // MIB}M", show_default=True, metavar="BYTES",
         help="Bytes that all buffers together may take.",
     )(function)
     threads = click.option("--threads", type=click.IntRange(min=1), help="Tasks at a time [default: processors].")

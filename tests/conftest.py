@@ -1,0 +1,71 @@
+"""Fixtures: three related tiny models, and the package of their delta."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import paramdelta_hub as pd
+from tests.models import TORCH, tuned, weights, write_model
+
+
+@dataclass(frozen=True)
+class Family:
+    """Base, its fine-tune, another model of the same ancestry, and the delta's package."""
+
+    base: Path
+    post: Path
+    target: Path
+    delta: Path
+
+
+def make_family(root: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16, shards: int = 1) -> Family:
+    """Write the models and extract the delta."""
+    base = weights(seed, dtype)
+    models = {"base": base, "post": tuned(base, seed + 1), "target": tuned(base, seed + 2, scale=0.01)}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16}
+    for name, tensors in models.items():
+        write_model(root / name, tensors, shards, config)
+    pd.extract(root / "base", root / "post", root / "delta", threads=1)
+    return Family(root / "base", root / "post", root / "target", root / "delta")
+
+
+@pytest.fixture(scope="session")
+def shared_family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """A family in bfloat16 that no test may change."""
+    return make_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture
+def family(shared_family: Family, tmp_path: Path) -> Family:
+    """A family in bfloat16, this test's own."""
+    root = tmp_path / "family"
+    shutil.copytree(shared_family.base.parent, root)
+    return Family(root / "base", root / "post", root / "target", root / "delta")
+
+
+@pytest.fixture(params=sorted(TORCH))
+def dtype_name(request: pytest.FixtureRequest) -> str:
+    """Each of the weight dtypes, by its safetensors name."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what only a power cut could need, for tests that make thousands of small files."""
+    for name in ("fsync", "fdatasync"):
+        if hasattr(os, name):
+            monkeypatch.setattr(os, name, lambda _: None)
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Callable[[], set[str]]:
+    """Return a function that lists every file below the test's folder."""
+    return lambda: {os.path.relpath(os.path.join(at, f), tmp_path) for at, _, fs in os.walk(tmp_path) for f in fs}
