@@ -18,7 +18,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from paramdelta_hub.arithmetic import Bits
+from paramdelta_hub.arithmetic import Bits, blocks
+from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.codecs.planes import decode_planes, encode_planes
@@ -48,9 +49,10 @@ class Palette:
         palette = _most_frequent(symbols)
         rank_of = np.full(1 << 16, ESCAPE, np.uint8)
         rank_of[palette] = np.arange(palette.size, dtype=np.uint8)
-        ranks = np.empty(symbols.size, np.uint8)
+        ranks = scratch("ranks", symbols.size, np.uint8)
         _take(rank_of, symbols, ranks)
-        escaped = symbols[ranks == ESCAPE]
+        # By blocks, here and below: lists of positions stay small, in memory that need not be touched anew.
+        escaped = np.concatenate([symbols[b][np.flatnonzero(ranks[b] == ESCAPE)] for b in blocks(ranks.size)])
         low, high = encode_planes(escaped) if escaped.size else (b"", b"")
         return [palette.astype("<u2").tobytes(), frames.compress(ranks.data), low, high]
 
@@ -69,16 +71,19 @@ class Palette:
         ranks = np.frombuffer(frames.decompress(coded_ranks, out.size), np.uint8)
         _look_up(symbol_of, ranks, out)
 
-        is_escape = ranks == ESCAPE
-        if entries < ESCAPE and ((ranks >= entries) & ~is_escape).any():
+        if entries < ESCAPE and ((ranks >= entries) & (ranks != ESCAPE)).any():
             raise PackageError("a rank points past the end of its palette")
-        escapes = np.flatnonzero(is_escape)
-        if escapes.size:
-            escaped = np.empty(escapes.size, np.uint16)
+        is_escape = np.equal(ranks, ESCAPE, out=scratch("is escape", ranks.size, np.bool_))
+        escaped = scratch("escaped", int(np.count_nonzero(is_escape)), np.uint16)
+        if escaped.size:
             decode_planes(coded_escapes, escaped)
-            out[escapes] = escaped
         elif any(len(stream) for stream in coded_escapes):
             raise PackageError("a chunk holds escaped values that no element refers to")
+        taken = 0
+        for block in blocks(ranks.size):
+            where = np.flatnonzero(is_escape[block])
+            out[block][where] = escaped[taken : taken + where.size]
+            taken += where.size
 
 
 def _most_frequent(symbols: Bits) -> Bits:
@@ -97,7 +102,7 @@ def _look_up(symbol_of: Bits, ranks: Bits, out: Bits) -> None:
         # Two neighbouring ranks, read as one integer, index a table of pairs of symbols. Which of the two is the
         # integer's low byte is the machine's byte order.
         first, second = (0, 1) if sys.byteorder == "little" else (1, 0)
-        pairs = np.empty((256, 256, 2), np.uint16)
+        pairs = scratch("pairs of symbols", 256 * 256 * 2, np.uint16).reshape(256, 256, 2)
         pairs[:, :, first], pairs[:, :, second] = symbol_of, symbol_of[:, np.newaxis]
         _take(pairs.reshape(-1).view(np.uint32), ranks[:even].view(np.uint16), out[:even].view(np.uint32))
     _take(symbol_of, ranks[even:], out[even:])
@@ -105,7 +110,7 @@ def _look_up(symbol_of: Bits, ranks: Bits, out: Bits) -> None:
 
 def _take(table: Bits, source: Bits, out: Bits) -> None:
     """``out = table[source]`` through a small reused index: plain fancy indexing is two to four times slower."""
-    index = np.empty(min(source.size, BLOCK_ELEMENTS // 2), np.intp)
+    index = scratch("index", min(source.size, BLOCK_ELEMENTS // 2), np.intp)
     for start in range(0, source.size, BLOCK_ELEMENTS // 2):
         part = slice(start, min(start + BLOCK_ELEMENTS // 2, source.size))
         where = index[: part.stop - start]

@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from paramdelta_hub.arithmetic import Bits
+from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
 
@@ -30,7 +31,8 @@ def encode_planes(symbols: Bits) -> list[bytes]:
     """Code symbols as one frame a byte plane, least significant first; a plane of zeros is an empty stream."""
     coded = []
     for index in range(symbols.itemsize):
-        plane = np.ascontiguousarray(_plane(symbols, index))
+        plane = scratch("plane", symbols.size, np.uint8)
+        np.copyto(plane, _plane(symbols, index))
         coded.append(frames.compress(plane.data) if plane.any() else b"")
     return coded
 

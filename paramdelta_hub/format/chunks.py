@@ -203,7 +203,9 @@ def _check_finite(kind: Float, base: Wide, post: Wide) -> None:
 def _square(values: Wide, work: Workspace) -> float:
     squares = work.scratch.view(values.dtype)[: values.size]
     with np.errstate(over="ignore"):
-        total = float(np.add.reduce(np.square(values, out=squares)))
+        np.square(values, out=squares)
+    # Summed in float64, so that the six digits recorded do not depend on the width of a machine's vectors.
+    total = float(np.add.reduce(squares, dtype=np.float64))
     if not np.isfinite(total):  # beyond 1e19: float32 squares overflow where float64 ones do not
         largest = float(np.finfo(values.dtype).max)
         total = float(np.square(np.clip(values, -largest, largest), dtype=np.float64).sum())

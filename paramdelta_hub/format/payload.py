@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import codec_named
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.format.chunks import Layout
@@ -17,7 +17,7 @@ from paramdelta_hub.format.durable import open_regular, read_exactly, write_exac
 from paramdelta_hub.format.headers import build_header, read_header
 from paramdelta_hub.format.manifest import FORMAT, FORMAT_VERSION, TensorRecord, check_digest
 
-__all__ = ["ChunkBuffer", "PayloadReader", "PayloadWriter", "ShardWriter", "check_shard_header", "layout_of"]
+__all__ = ["PayloadReader", "PayloadWriter", "ShardWriter", "check_shard_header", "layout_of"]
 
 PAYLOAD_DTYPE = "U8"
 _METADATA = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
@@ -45,10 +45,10 @@ class PayloadReader:
         self._digest = hashlib.sha256()
         self._next = 0
 
-    def next_chunk(self, buffers: ChunkBuffer) -> list[memoryview]:
-        """Return the streams of the next chunk; they live in ``buffers`` until its next use."""
+    def next_chunk(self) -> list[memoryview]:
+        """Return the streams of the next chunk; they live in this thread's buffer until the next call of any reader."""
         lengths = self._lengths[self._next]
-        chunk = buffers.at_least(int(lengths.sum()))
+        chunk = scratch("payload", int(lengths.sum()), np.uint8)
         read_exactly(self._descriptor, chunk, self._position, PackageError, self._where)
         self._digest.update(chunk.data)
         self._position += chunk.size
@@ -65,19 +65,6 @@ class PayloadReader:
             raise AssertionError("finish() before the last chunk")
         self._digest.update(self._table.data)
         check_digest(self._digest.hexdigest(), promised, f"the payload of tensor {name!r}", self._where)
-
-
-class ChunkBuffer:
-    """A byte buffer that grows to the largest chunk met and is reused."""
-
-    def __init__(self) -> None:
-        self._bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
-
-    def at_least(self, size: int) -> NDArray[np.uint8]:
-        """Return ``size`` bytes of scratch."""
-        if self._bytes.size < size:
-            self._bytes = np.empty(size + size // 4, np.uint8)
-        return self._bytes[:size]
 
 
 class ShardWriter:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,52 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.arithmetic import FLOATS, Bits, Float, Workspace, accumulate, blocks, join
+from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.format.chunks import AddedChunk, Layout, decode_added, decode_replaced
 from paramdelta_hub.format.durable import read_exactly, write_exactly
 from paramdelta_hub.format.headers import ITEM_SIZES
-from paramdelta_hub.format.payload import ChunkBuffer, PayloadReader
+from paramdelta_hub.format.payload import PayloadReader
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.operations.descriptors import Descriptors
 
 __all__ = ["ChunkAdder", "read_chunks", "run_apply_task"]
-
-_threads = threading.local()
-
-
-class _Buffers:
-    """One thread's buffers, made once: a chunk of the target, of the result, and one per delta of the sum."""
-
-    def __init__(self) -> None:
-        self.target: NDArray[np.uint8] = np.empty(CHUNK_ELEMENTS * 8, np.uint8)
-        self.result: NDArray[np.uint8] = np.empty(CHUNK_ELEMENTS * 8, np.uint8)
-        self.workspaces: dict[str, Workspace] = {}
-        self._symbols: list[NDArray[np.uint8]] = []
-        self._chunks: list[ChunkBuffer] = []
-
-    def symbols(self, index: int) -> NDArray[np.uint8]:
-        while len(self._symbols) <= index:
-            self._symbols.append(np.empty(CHUNK_ELEMENTS * 8, np.uint8))
-        return self._symbols[index]
-
-    def chunk(self, index: int) -> ChunkBuffer:
-        while len(self._chunks) <= index:
-            self._chunks.append(ChunkBuffer())
-        return self._chunks[index]
-
-    def workspace(self, kind: Float) -> Workspace:
-        if kind.name not in self.workspaces:
-            self.workspaces[kind.name] = Workspace(kind)
-        return self.workspaces[kind.name]
-
-
-def _thread_buffers() -> _Buffers:
-    if not hasattr(_threads, "buffers"):
-        _threads.buffers = _Buffers()
-    buffers: _Buffers = _threads.buffers
-    return buffers
-
 
 def run_apply_task(task: dict[str, Any], result: Path, advance: Callable[[int], None]) -> dict[str, Any]:
     """Do one task and return its outcome, plain JSON: the digest of every tensor written.
@@ -112,10 +76,9 @@ def read_chunks(
 
     With no path the buffer is handed out unfilled.
     """
-    buffer = _thread_buffers().target
     step = CHUNK_ELEMENTS * ITEM_SIZES[tensor["dtype"]]
     for offset in range(0, tensor["nbytes"], step):
-        chunk = buffer[: min(step, tensor["nbytes"] - offset)]
+        chunk = scratch("target", min(step, tensor["nbytes"] - offset), np.uint8)
         position = tensor["start"] + offset
         if path is not None:
             read_exactly(sources[path], chunk, position, CheckpointError, path)
@@ -136,18 +99,18 @@ class _Payload:
                 shards[delta["shard"]], delta["start"], delta["nbytes"], self._layout, delta["shard"]
             )
 
-    def next_added(self, index: int, out: Bits) -> AddedChunk | None:
+    def next_added(self, out: Bits) -> AddedChunk | None:
         """Decode the next chunk to ``out``; None where nothing but +0 is added."""
         if self._reader is None:
             return None
         with _located(self._delta):
-            return decode_added(self._layout, self._reader.next_chunk(_thread_buffers().chunk(index)), out)
+            return decode_added(self._layout, self._reader.next_chunk(), out)
 
     def next_replaced(self, out: Bits) -> None:
         """Decode the next chunk of a replaced tensor to ``out``."""
         assert self._reader is not None
         with _located(self._delta):
-            decode_replaced(self._layout, self._reader.next_chunk(_thread_buffers().chunk(0)), out)
+            decode_replaced(self._layout, self._reader.next_chunk(), out)
 
     def finish(self) -> None:
         """Check the payload's digest.
@@ -193,8 +156,7 @@ class ChunkAdder:
         """Return the result's bytes for the next chunk; they live in this thread's buffer until its next use."""
         if not (self._adds or self._replaces):
             return target
-        buffers = _thread_buffers()
-        result = buffers.result[: target.size]
+        result = scratch("result", target.size, np.uint8)
         if self._replaces:
             bits = result.view(f"u{ITEM_SIZES[self._dtype]}")
             for payload in self._payloads:
@@ -204,11 +166,11 @@ class ChunkAdder:
         bits = target.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
         chunks = []
         for index, payload in enumerate(self._payloads):
-            symbols = buffers.symbols(index).view(kind.bits)[: bits.size]
-            chunks.append(payload.next_added(index, symbols))
+            symbols = scratch(f"symbols {index}", bits.size, kind.bits)
+            chunks.append(payload.next_added(symbols))
         exact = chunks[0] if self._is_plain and self._is_base(target, chunks[0]) else None
         out = result.view(kind.bits)
-        work = buffers.workspace(kind)
+        work = Workspace(kind)
         for block in blocks(bits.size):
             self._add_block(kind, block, bits, chunks, exact, out, work)
         return _little(out)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.arithmetic import FLOATS, Bits, Workspace
+from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import ZERO, Codec, candidates
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format.chunks import ChunkStats, DeltaChunk, Layout, NotFiniteChunkError, difference, encode_added
@@ -34,8 +34,6 @@ __all__ = ["run_extract_task"]
 GOOD_ENOUGH = 5 / 8
 """A codec that brings a chunk below this share of its size is taken without trying the others: on no measured pair did
 byte planes beat a palette that reached 10 of 16 bits."""
-
-_buffers = threading.local()
 
 
 def run_extract_task(task: dict[str, Any], pieces: Path, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -84,28 +82,11 @@ def _feed(encoder: _Encoder, tensor: dict[str, Any], files: Descriptors, advance
     step = CHUNK_ELEMENTS * encoder.dtype.itemsize
     for start in range(0, tensor["nbytes"], step):
         length = min(step, tensor["nbytes"] - start)
-        base, post = _buffer("base", length), _buffer("post", length)
+        base, post = scratch("base", length, np.uint8), scratch("post", length, np.uint8)
         read_exactly(files[base_file], base, base_start + start, CheckpointError, base_file)
         read_exactly(files[post_file], post, post_start + start, CheckpointError, post_file)
         encoder.add(base, post)
         advance(2 * length)
-
-
-def _buffer(which: str, nbytes: int) -> NDArray[np.uint8]:
-    """Return this thread's buffer of that name: made once, at the size of the largest chunk there is."""
-    if not hasattr(_buffers, which):
-        setattr(_buffers, which, np.empty(CHUNK_ELEMENTS * 8, np.uint8))
-    buffer: NDArray[np.uint8] = getattr(_buffers, which)
-    return buffer[:nbytes]
-
-
-def _workspace(dtype: str) -> Workspace:
-    if not hasattr(_buffers, "workspaces"):
-        _buffers.workspaces = {}
-    workspaces: dict[str, Workspace] = _buffers.workspaces
-    if dtype not in workspaces:
-        workspaces[dtype] = Workspace(FLOATS[dtype])
-    return workspaces[dtype]
 
 
 class _Encoder:
@@ -140,8 +121,8 @@ class _Encoder:
             self._payload.append(self._codec.encode(post_bits))
 
     def _add_float(self, base: Bits, post: Bits) -> None:
-        symbols = _buffer("symbols", base.nbytes).view(self.dtype)
-        chunk = difference(FLOATS[self._tensor["dtype"]], base, post, symbols, _workspace(self._tensor["dtype"]))
+        symbols = scratch("symbols", base.size, self.dtype)
+        chunk = difference(FLOATS[self._tensor["dtype"]], base, post, symbols, Workspace(FLOATS[self._tensor["dtype"]]))
         self._stats.add(chunk.stats)
         if self._codec is None and chunk.is_zero:
             self._unchanged += 1
