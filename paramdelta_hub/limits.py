@@ -23,7 +23,7 @@ MANIFEST_BYTES = 256 * MIB
 """A manifest: 91,000 tensors (DeepSeek-V3's count) take about 60 MB."""
 
 JSON_DEPTH = 32
-"""Nesting of any JSON we read. Headers need 3, manifests 6, configs of real models at most 8."""
+"""Levels of nesting of any JSON we read. Headers need 3, manifests 6, configs of real models at most 8."""
 
 TENSORS = 1_000_000
 """Tensors of a model: ten times the largest published mixture of experts."""
@@ -50,7 +50,8 @@ COMPANION_BYTES = 256 * MIB
 """A companion file. The largest tokenizers in use are about 35 MB."""
 
 WINDOW_BYTES = 8 * MIB
-"""Window a zstd frame may ask for: a chunk of eight-byte elements. Caps what decoding one frame can allocate."""
+"""Window a zstd frame may ask for, which caps what decoding it can allocate. Ours hold at most 1 MiB, one byte an
+element of a chunk; a writer with larger windows gains nothing, but breaks no rule."""
 
 LINEAGE_RUNS, LINEAGE_RUN_LENGTH = 16, 16
 """Values of base kept per tensor as evidence of lineage: 16 runs of 16 neighbours, so that reading them back costs

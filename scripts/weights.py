@@ -100,7 +100,7 @@ def _from_chgnet(src: Path, dst: Path) -> None:
 
 
 def _from_gguf(src: Path, dst: Path) -> None:
-    """Dequantize to bfloat16, with config, tokenizer and chat template. Needs transformers and gguf."""
+    """Dequantize to bfloat16, with config, tokenizer and chat template. Needs transformers, gguf and accelerate."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -23,9 +23,8 @@ from paramdelta_hub.format.durable import read_exactly
 from paramdelta_hub.format.headers import TensorSpan, build_header, check_header
 from paramdelta_hub.limits import KIN_CORRELATION, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, LINEAGE_TENSORS
 
-__all__ = ["LINEAGE_NAME", "Kinship", "compare", "pack_samples", "sample", "sample_runs", "unpack_samples"]
+__all__ = ["Kinship", "compare", "pack_samples", "sample", "sample_runs", "unpack_samples"]
 
-LINEAGE_NAME = "lineage.safetensors"
 _LEAST_VALUES = 32
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.errors import Mismatch, OptionError
+from paramdelta_hub.format.headers import DISCRETE
+from paramdelta_hub.limits import TENSOR_NAME_BYTES
 
 __all__ = ["Entry", "Rules", "match"]
 
@@ -35,6 +37,8 @@ class Rules:
         for pattern in (*self.skips, *(pattern for pattern, _ in self.renames)):
             compiled(pattern)
         for pattern, replacement in self.renames:
+            if max(len(pattern), len(replacement)) > TENSOR_NAME_BYTES:
+                raise OptionError(f"a rename rule of more than {TENSOR_NAME_BYTES} characters")
             try:
                 re.sub(pattern, replacement, "")
                 re.compile(pattern).sub(replacement, pattern)
@@ -129,6 +133,6 @@ def _compare(name: str, left: Entry, right: Entry, sides: tuple[str, str]) -> li
         )
     if left.dtype != right.dtype:
         found.append(Mismatch(name, "dtype", f"{sides[0]} has {left.dtype}, {sides[1]} has {right.dtype}"))
-    elif left.dtype.startswith(("F8_", "F64", "C64")) and left.dtype not in FLOATS:
+    elif left.dtype not in FLOATS and left.dtype not in DISCRETE:
         found.append(Mismatch(name, "dtype", f"no delta is taken of {left.dtype}; cast it, or --skip it"))
     return found

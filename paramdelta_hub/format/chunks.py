@@ -81,9 +81,9 @@ class Layout:
 
     @property
     def most_chunk_bytes(self) -> int:
-        """No chunk takes more than this: every element in every stream, and a frame's overhead for each."""
+        """No chunk needs more than this: every element escaped, with a remainder and an exception, and the frames."""
         wide = 8 if self.symbol.itemsize > 2 else 4
-        return CHUNK_ELEMENTS * (2 * self.symbol.itemsize + wide + 2) + 1024 * self.columns
+        return CHUNK_ELEMENTS * (2 * self.symbol.itemsize + wide + 3) + 1024 * self.columns
 
     def chunk(self, index: int) -> slice:
         """The elements of chunk ``index``."""
@@ -217,7 +217,8 @@ def encode_added(layout: Layout, chunk: DeltaChunk, base: Bits, post: Bits) -> l
     streams = layout.codec.encode(chunk.symbols)
     streams += encode_sparse(chunk.positions, chunk.rest)
     streams += encode_sparse(chunk.exceptions, post[chunk.exceptions])
-    streams.append(hashlib.sha256(base.data).digest() if chunk.exceptions.size else b"")
+    values = base.astype(base.dtype.newbyteorder("<"), copy=False)
+    streams.append(hashlib.sha256(values.data).digest() if chunk.exceptions.size else b"")
     return streams
 
 

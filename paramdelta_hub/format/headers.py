@@ -17,7 +17,7 @@ from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.names import check_tensor_name
 from paramdelta_hub.limits import HEADER_BYTES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
 
-__all__ = ["ITEM_SIZES", "Header", "TensorSpan", "build_header", "read_header"]
+__all__ = ["DISCRETE", "ITEM_SIZES", "Header", "TensorSpan", "build_header", "read_header"]
 
 ITEM_SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -27,6 +27,9 @@ ITEM_SIZES = {
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 """Bytes of an element by safetensors dtype. Types of less than a byte (F4, F6) hold quantized weights only."""
+
+DISCRETE = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
+"""Types that hold counts, indices and truth values: a delta carries them whole."""
 
 _LENGTH_BYTES = 8
 

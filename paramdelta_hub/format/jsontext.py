@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 from paramdelta_hub.errors import PackageError, SourceError
 from paramdelta_hub.limits import JSON_DEPTH
 
 __all__ = ["canonical", "compact", "parse", "pretty"]
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse(text: bytes, error: type[SourceError] = PackageError, where: str | None = None) -> Any:
@@ -28,8 +31,8 @@ def parse(text: bytes, error: type[SourceError] = PackageError, where: str | Non
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
             refuse(f"the JSON key {twice[:200]!r} stands twice")
         return found
 
@@ -40,9 +43,10 @@ def parse(text: bytes, error: type[SourceError] = PackageError, where: str | Non
         return number
 
     def short(digits: str) -> int:
-        if len(digits) > 20:  # 64 bits; longer ones cost Python quadratic time
+        # Long ones are refused unread: they cost quadratic time.
+        if len(digits) > 20 or not -(2**63) <= (number := int(digits)) < 2**64:
             refuse("a JSON integer has more than 64 bits")
-        return int(digits)
+        return number
 
     try:
         value = json.loads(
@@ -60,13 +64,18 @@ def parse(text: bytes, error: type[SourceError] = PackageError, where: str | Non
         refuse(f"not JSON: {problem}")
     if _deeper_than(value, JSON_DEPTH):
         refuse(f"JSON nested deeper than {JSON_DEPTH} levels")
+    if _SURROGATE.search(text):
+        try:
+            compact(value)
+        except UnicodeEncodeError:  # half a character: it could not be written again, and other parsers refuse it
+            refuse("a JSON string holds a lone surrogate")
     return value
 
 
 def _deeper_than(value: Any, levels: int) -> bool:
     """Walk level by level, not by recursion: a later ``json.dumps`` recurses, and must be safe to call."""
     level = [value]
-    for _ in range(levels + 1):
+    for _ in range(levels):
         level = [
             child
             for node in level

@@ -16,18 +16,20 @@ from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import IntegrityError, PackageError, UnsupportedFormatError
 from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.headers import ITEM_SIZES
+from paramdelta_hub.format.headers import DISCRETE, ITEM_SIZES
 from paramdelta_hub.format.names import check_file_names, check_tensor_name
 from paramdelta_hub.limits import FILES, MANIFEST_BYTES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
 
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "LINEAGE_NAME",
     "MANIFEST_NAME",
     "Architecture",
     "CodecRecord",
     "Exactness",
     "FileRecord",
+    "Labels",
     "Manifest",
     "Omission",
     "Rename",
@@ -35,10 +37,12 @@ __all__ = [
     "TensorRecord",
     "check_digest",
     "parse_manifest",
+    "shard_name",
 ]
 
 FORMAT, FORMAT_VERSION = "paramdelta", 1
 MANIFEST_NAME = "manifest.json"
+LINEAGE_NAME = "lineage.safetensors"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**62)]
@@ -48,7 +52,9 @@ SemanticVersion = Annotated[
     str,
     Field(
         max_length=128,
-        pattern=r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$",
+        # semver.org's grammar; [0-9] and not \d, which takes the digits of every script.
+        pattern=r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
+        r"(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?$",
     ),
 ]
 
@@ -67,6 +73,14 @@ class FileRecord(Record):
     sha256: Sha256
 
 
+class Labels(Record):
+    """What the maker of a delta calls it."""
+
+    name: Text
+    version: SemanticVersion
+    license: Text | None
+
+
 class Source(Record):
     """One of the two models a delta was taken of."""
 
@@ -75,7 +89,7 @@ class Source(Record):
     files: Annotated[tuple[FileRecord, ...], Field(max_length=FILES)] = Field(description="its weight files")
     dtypes: dict[str, Count] = Field(description="parameters by safetensors dtype")
     tied_embeddings: bool | None = Field(description="as the tensors say; null where there are no token embeddings")
-    tokenizer_sha256: Sha256 | None = Field(description="of its first of tokenizer.json, tokenizer.model, vocab.txt")
+    tokenizer_sha256: Sha256 | None = Field(description="of its tokenizer.json, tokenizer.model, vocab.txt or vocab.json")
 
 
 class Architecture(Record):
@@ -90,13 +104,14 @@ class CodecRecord(Record):
     """How a tensor's chunks are coded."""
 
     name: Text
-    parameters: dict[str, int | float | str] = Field(default={}, description="empty in format 1")
+    parameters: dict[str, int | float | str] = Field(description="empty in format 1")
 
 
 class TensorRecord(Record):
     """One tensor of the delta, under base's name for it."""
 
     name: Annotated[str, Field(min_length=1, max_length=1024)]
+    post_name: Text | None = Field(description="post's name for it, where a rename rule made the two alike")
     dtype: Text
     shape: Annotated[tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK)]
     effect: Literal["add", "replace"] = Field(description="add: a float delta; replace: integers, carried whole")
@@ -127,12 +142,14 @@ class TensorRecord(Record):
         check_tensor_name(self.name)
         if self.dtype not in ITEM_SIZES:
             raise ValueError(f"unknown dtype {self.dtype!r}")
-        if (self.dtype in FLOATS) != (self.effect == "add"):
+        if (self.effect == "add" and self.dtype not in FLOATS) or (self.effect == "replace" and self.dtype not in DISCRETE):
             raise ValueError(f"{self.dtype} can't have the effect {self.effect!r}")
         if self.elements > TENSOR_ELEMENTS:
             raise ValueError("too many elements")
         if max(self.changed, self.remainders, self.exceptions) > self.elements:
             raise ValueError("counts more elements than there are")
+        if (self.effect == "replace" or self.codec.name == ZERO) and (self.remainders or self.exceptions):
+            raise ValueError("only an added tensor that changes has remainders or exceptions")
         if self.codec.parameters:
             raise ValueError("the codecs of format 1 have no parameters")
         if self.codec.name == ZERO:
@@ -157,7 +174,7 @@ class Omission(Record):
 
 
 class Rename(Record):
-    """A rule by which post's tensor names were made base's: Python's ``re.sub(pattern, replacement, name)``."""
+    """A rule by which post's tensor names were made base's, for people; ``post_name`` says what came of it."""
 
     pattern: Text
     replacement: Annotated[str, Field(max_length=1024)]
@@ -205,18 +222,17 @@ class Manifest(Record):
         check_file_names(
             [MANIFEST_NAME, "README.md", "manifest.json.sig", *(file.path for file in self.files)]
         )
-        for file in (*self.shards, self.lineage):
-            if "/" in file.path or not file.path.endswith(".safetensors") or file.path.startswith("model"):
-                raise ValueError(f"{file.path!r} can't be a shard's name")
+        if [file.path for file in self.shards] != [shard_name(i + 1, len(self.shards)) for i in range(len(self.shards))]:
+            raise ValueError("the shards are not named in order")
+        if self.lineage.path != LINEAGE_NAME:
+            raise ValueError(f"the lineage file must be named {LINEAGE_NAME}")
         for file in self.companions:
             if not file.path.startswith("companions/"):
                 raise ValueError(f"the companion {file.path!r} lies outside companions/")
         if len({tensor.name for tensor in self.tensors}) != len(self.tensors):
             raise ValueError("two tensors have the same name")
-        shards = {file.path for file in self.shards}
-        for tensor in self.tensors:
-            if tensor.shard is not None and tensor.shard not in shards:
-                raise ValueError(f"tensor {tensor.name!r} lies in an unlisted file")
+        if {tensor.shard for tensor in self.tensors} - {None} != {file.path for file in self.shards}:
+            raise ValueError("a shard holds no tensor, or a tensor lies in an unlisted file")
         totals = (
             sum(tensor.elements for tensor in self.tensors),
             sum(tensor.changed for tensor in self.tensors),
@@ -233,6 +249,11 @@ class Manifest(Record):
         return jsontext.pretty(self.model_dump(mode="json"))
 
 
+def shard_name(number: int, count: int) -> str:
+    """Return the name of shard ``number`` (from 1) of ``count``."""
+    return f"delta-{number:05d}-of-{count:05d}.safetensors"
+
+
 def parse_manifest(text: bytes, where: str | None = None) -> tuple[Manifest, str]:
     """Return the manifest and its digest, the package's id.
 
@@ -246,7 +267,9 @@ def parse_manifest(text: bytes, where: str | None = None) -> tuple[Manifest, str
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise PackageError("not a paramdelta manifest", where=where)
     version = value.get("format_version")
-    if type(version) is int and version > FORMAT_VERSION:
+    if type(version) is not int or version < 1:  # 1.0 and true equal 1 to Python, and to pydantic's Literal
+        raise PackageError("format_version is not a positive integer", where=where)
+    if version > FORMAT_VERSION:
         raise UnsupportedFormatError(
             f"format version {version}; this version reads up to {FORMAT_VERSION}",
             where=where,

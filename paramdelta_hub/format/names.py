@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from paramdelta_hub.errors import PackageError, SourceError
@@ -10,6 +11,7 @@ from paramdelta_hub.limits import NAME_BYTES, NAME_DEPTH, TENSOR_NAME_BYTES
 
 __all__ = ["check_file_name", "check_file_names", "check_tensor_name"]
 
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
 # Device names of Windows, which reserves them in every folder and with every extension.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.ASCII | re.IGNORECASE)
@@ -47,17 +49,22 @@ def check_file_names(names: Iterable[str], error: type[SourceError] = PackageErr
     seen: dict[str, str] = {}
     for name in names:
         check_file_name(name, error)
-        other = seen.setdefault(name.casefold(), name)
-        if other is not name:
-            raise error(f"the file names {other!r} and {name!r} collide")
+        folded = name.casefold()
+        if folded in seen:
+            raise error(f"the file names {seen[folded]!r} and {name!r} collide")
+        seen[folded] = name
 
 
 def check_tensor_name(name: str, error: type[SourceError] = PackageError) -> str:
-    """Return ``name`` if it is printable, not empty, and not over-long; tensor names never become paths.
+    """Return ``name`` if it is not empty, not over-long, and shows as what it is; tensor names never become paths.
+
+    Refused are control, format and surrogate characters and line separators (Unicode Cc, Cf, Cs, Zl, Zp): what could
+    hide in, or rewrite, the line of a terminal or a log.
 
     Raises:
         SourceError: (as ``error``) any other name.
     """
-    if not name or not name.isprintable() or len(name.encode("utf-8", "surrogatepass")) > TENSOR_NAME_BYTES:
+    is_clear = (name.isascii() and name.isprintable()) or not any(unicodedata.category(c) in _HIDDEN for c in name)
+    if not name or not is_clear or len(name.encode("utf-8", "surrogatepass")) > TENSOR_NAME_BYTES:
         raise error(f"unsafe tensor name {name[:200]!r}")
     return name

@@ -4,7 +4,8 @@ A task is JSON (see :mod:`paramdelta_hub.work.plan`)::
 
     {"bytes": …, "source": file, "file": name in the result,
      "tensors": [{"name", "dtype", "elements", "start", "nbytes",
-                  "deltas": [{"name", "weight", "effect", "codec", "shard", "start", "nbytes", "sha256"}, …]}, …]}
+                  "deltas": [{"name", "weight", "effect", "codec", "shard", "start", "nbytes", "sha256",
+                   "counts"}, …]}, …]}
 
 Source and output have the same header, so a tensor has the same place in both.
 """
@@ -91,6 +92,7 @@ class _Payload:
     def __init__(self, delta: dict[str, Any], dtype: str, elements: int, shards: Descriptors) -> None:
         self.weight: float = delta["weight"]
         self._delta = delta
+        self._remainders = self._exceptions = 0
         self._reader: PayloadReader | None = None
         if delta["codec"] != ZERO:
             codec, added = codec_named(delta["codec"]), delta["effect"] == "add"
@@ -104,7 +106,10 @@ class _Payload:
         if self._reader is None:
             return None
         with _located(self._delta):
-            return decode_added(self._layout, self._reader.next_chunk(), out)
+            chunk = decode_added(self._layout, self._reader.next_chunk(), out)
+        self._remainders += chunk.positions.size
+        self._exceptions += chunk.exceptions.size
+        return chunk
 
     def next_replaced(self, out: Bits) -> None:
         """Decode the next chunk of a replaced tensor to ``out``."""
@@ -113,13 +118,17 @@ class _Payload:
             decode_replaced(self._layout, self._reader.next_chunk(), out)
 
     def finish(self) -> None:
-        """Check the payload's digest.
+        """Check the payload's digest and what was counted in it.
 
         Raises:
-            IntegrityError: it is not the promised one.
+            PackageError: not what the manifest promises.
         """
-        if self._reader is not None:
-            self._reader.finish(self._delta["sha256"], self._delta["name"])
+        if self._reader is None:
+            return
+        self._reader.finish(self._delta["sha256"], self._delta["name"])
+        if [self._remainders, self._exceptions] != self._delta["counts"]:
+            what = f"tensor {self._delta['name']!r} has other numbers of remainders and exceptions than promised"
+            raise PackageError(what, where=self._delta["shard"])
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 A task is JSON (see :mod:`paramdelta_hub.work.plan`)::
 
     {"kind": "encode", "bytes": …, "piece": "000001.safetensors",
-     "tensors": [{"name", "dtype", "shape", "nbytes", "base": [file, start], "post": [file, start]}, …]}
+     "tensors": [{"name", "post_name", "dtype", "shape", "nbytes", "base": [file, start], "post": [file, start]}, …]}
     {"kind": "digest", "bytes": …, "file": …}
 """
 
@@ -168,6 +168,7 @@ class _Encoder:
             nbytes, payload_digest = self._payload.finish()
         return {
             "name": self._tensor["name"],
+            "post_name": self._tensor["post_name"],
             "dtype": self._tensor["dtype"],
             "shape": self._tensor["shape"],
             "effect": "add" if self._added else "replace",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from paramdelta_hub import __about__
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.architecture import (
@@ -18,20 +20,23 @@ from paramdelta_hub.checkpoints.architecture import (
     quantization,
 )
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.lineage import LINEAGE_NAME, pack_samples, sample
+from paramdelta_hub.checkpoints.lineage import pack_samples, sample
 from paramdelta_hub.checkpoints.pairing import Match, Rules, match
-from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError
+from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
 from paramdelta_hub.format.durable import file_digest, io_errors, write_file
 from paramdelta_hub.format.manifest import (
+    LINEAGE_NAME,
     MANIFEST_NAME,
     CodecRecord,
     Exactness,
     FileRecord,
+    Labels,
     Manifest,
     Omission,
     Rename,
     TensorRecord,
     parse_manifest,
+    shard_name,
 )
 from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
 from paramdelta_hub.operations.encoding import run_extract_task
@@ -107,6 +112,7 @@ def extract(
         progress: told how far the work is.
 
     Raises:
+        OptionError: a name, version, licence or rule that can't be used.
         CheckpointError: a model can't be read.
         MismatchError: the two don't fit; every misfit is listed.
         NotFiniteError: a weight is NaN or infinite.
@@ -115,8 +121,9 @@ def extract(
     """
     rules, progress, threads = rules or Rules(), progress or Progress(), workers(threads, memory)
     base_model, post_model = open_checkpoint(base), open_checkpoint(post)
+    labels = _labels(name or f"{post_model.source.name.rpartition('/')[2]}-delta", version, license)
     pairs = _preflight(base_model, post_model, rules)
-    plan = _plan(base_model, post_model, pairs, rules, (name, version, license))
+    plan = _plan(base_model, post_model, pairs, rules, labels)
     with Destination(Path(out), overwrite=overwrite) as destination:
         done = destination.resume(plan)
         done = {number: receipt for number, receipt in done.items() if _still_there(receipt, destination.pieces)}
@@ -136,9 +143,7 @@ def extract(
         )
         _refuse_not_finite(outcomes)
         with io_errors("writing the package"):
-            manifest = _assemble(
-                base_model, post_model, pairs, rules, outcomes, destination, (name, version, license)
-            )
+            manifest = _assemble(base_model, post_model, pairs, rules, outcomes, destination, labels)
             text = manifest.to_json()
             manifest, digest = parse_manifest(text)  # what we write, we can read
             write_file(destination.result / MANIFEST_NAME, text)
@@ -151,6 +156,15 @@ def extract(
         model_nbytes=post_model.nbytes,
         resumed_tasks=len(done),
     )
+
+
+def _labels(name: str, version: str, license_name: str | None) -> Labels:
+    try:
+        return Labels(name=name, version=version, license=license_name)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        what = f"the {problem['loc'][0]} {problem['input']!r} can't be used: {problem['msg']}"
+        raise OptionError(what, remedy="versions are like 1.2.0 (semver.org)") from None
 
 
 def _preflight(base: Checkpoint, post: Checkpoint, rules: Rules) -> Match:
@@ -175,7 +189,7 @@ def _preflight(base: Checkpoint, post: Checkpoint, rules: Rules) -> Match:
 
 
 def _plan(
-    base: Checkpoint, post: Checkpoint, pairs: Match, rules: Rules, labels: tuple[str | None, str, str | None]
+    base: Checkpoint, post: Checkpoint, pairs: Match, rules: Rules, labels: Labels
 ) -> Plan:
     tensors = []
     for ours, theirs in pairs.pairs.items():
@@ -183,6 +197,7 @@ def _plan(
         tensors.append(
             {
                 "name": ours,
+                "post_name": None if theirs == ours else theirs,
                 "dtype": base_span.dtype,
                 "shape": list(base_span.shape),
                 "itemsize": base_span.itemsize,
@@ -208,7 +223,7 @@ def _plan(
     return Plan(
         kind="extract",
         inputs=tuple(file.identity() for file in files.values()),
-        options={"labels": labels, "renames": rules.renames, "skips": rules.skips},
+        options={"labels": labels.model_dump(), "renames": rules.renames, "skips": rules.skips},
         tasks=tuple(tasks),
     )
 
@@ -249,7 +264,7 @@ def _assemble(
     rules: Rules,
     outcomes: list[dict[str, Any]],
     destination: Destination,
-    labels: tuple[str | None, str, str | None],
+    labels: Labels,
 ) -> Manifest:
     """Give the pieces their final names, write the lineage file, and return the manifest of it all."""
     digests = {Path(outcome["file"]): outcome["sha256"] for outcome in outcomes if "file" in outcome}
@@ -261,24 +276,23 @@ def _assemble(
     shards, records = [], []
     shard_of = {}
     for number, outcome in enumerate(pieces, start=1):
-        shard_of[outcome["piece"]] = path = f"delta-{number:05d}-of-{len(pieces):05d}.safetensors"
+        shard_of[outcome["piece"]] = path = shard_name(number, len(pieces))
         os.rename(destination.pieces / outcome["piece"], destination.result / path)
         shards.append(FileRecord(path=path, size=outcome["size"], sha256=outcome["sha256"]))
     for outcome in encoded:
         for record in outcome["tensors"]:
             shard = shard_of[outcome["piece"]] if record["nbytes"] else None
-            changes = {"shape": tuple(record["shape"]), "codec": CodecRecord(name=record["codec"]), "shard": shard}
+            changes = {"shape": tuple(record["shape"]), "codec": CodecRecord(name=record["codec"], parameters={}), "shard": shard}
             records.append(TensorRecord(**{**record, **changes}))
     lineage = _write_lineage(base, pairs, destination.result)
-    name, version, license_name = labels
     configs = [(base.read_json(file), post.read_json(file)) for file in ("config.json", "generation_config.json")]
     patches = [None if old is None or new is None else merge_patch(old, new) for old, new in configs]
     return Manifest(
         format="paramdelta",
         format_version=1,
-        name=name or f"{post.source.name.rpartition('/')[2]}-delta",
-        version=version,
-        license=license_name,
+        name=labels.name,
+        version=labels.version,
+        license=labels.license,
         created_by=__about__.CREATED_BY,
         base=describe_source(base, digests),
         post=describe_source(post, digests),

@@ -21,6 +21,17 @@ from paramdelta_hub.limits import KIN_CORRELATION
 __all__ = ["AppliedDelta", "Summand", "WeightMap", "check_lineage", "preflight", "summand_of", "sums_of"]
 
 
+def finite_weight(weight: float) -> float:
+    """Return a weight that stays finite in float32, in which sums of 16-bit weights are made.
+
+    Raises:
+        OptionError: NaN, infinite, or beyond float32.
+    """
+    if not abs(weight) <= float(np.finfo(np.float32).max):
+        raise OptionError(f"the weight {weight} is not a finite number of moderate size")
+    return weight
+
+
 @dataclass(frozen=True)
 class Summand:
     """One delta of the sum and its weight."""
@@ -29,8 +40,7 @@ class Summand:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.weight):
-            raise OptionError(f"the weight {self.weight} is not a finite number")
+        finite_weight(self.weight)
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,7 @@ class WeightMap:
     def __post_init__(self) -> None:
         for pattern, factor in self.rules:
             compiled(pattern)
-            if not np.isfinite(factor):
-                raise OptionError(f"the factor {factor} is not a finite number")
+            finite_weight(factor)
 
     def factor(self, name: str) -> float:
         """Return the factor of a tensor."""
@@ -94,7 +103,9 @@ def preflight(target: Checkpoint, packages: Sequence[Package], rules: Rules) -> 
         matches.append(found)
         for name, theirs in found.pairs.items():
             record = records[theirs]
-            if record.effect == "replace" and carried.setdefault(name, record.post_sha256) != record.post_sha256:
+            if not (record.effect == "replace" and record.shard):
+                continue
+            if carried.setdefault(name, record.post_sha256) != record.post_sha256:
                 problems.append(Mismatch(name, "conflict", f"two deltas replace it by different {record.dtype} values"))
     if problems:
         raise MismatchError(
@@ -130,7 +141,7 @@ def sums_of(
         starts = delta.package.payload_starts()
         for ours, theirs in found.pairs.items():
             record = records[theirs]
-            weight = delta.weight * weight_map.factor(ours)
+            weight = finite_weight(delta.weight * weight_map.factor(ours))
             # A weight of 0 takes the tensor out of the sum. Values that can't be scaled are carried by any weight
             # above 0: the delta is wanted, and half an integer is not.
             if weight == 0.0 or (record.effect == "replace" and weight < 0.0):
@@ -153,4 +164,5 @@ def summand_of(record: TensorRecord, weight: float, folder: Path, starts: dict[s
         "start": starts.get(record.name, 0),
         "nbytes": record.nbytes,
         "sha256": record.payload_sha256,
+        "counts": [record.remainders, record.exceptions],
     }

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
-from paramdelta_hub.checkpoints.pairing import Rules
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package, open_package
@@ -163,8 +162,7 @@ def _sum_tasks(package: Package, base: Checkpoint | None, starts: dict[str, int]
 
 
 def _post_tasks(package: Package, post: Checkpoint) -> list[dict[str, Any]]:
-    rules = Rules(renames=tuple((rename.pattern, rename.replacement) for rename in package.manifest.renames))
-    names = {rules.rename(name): name for name in post.tensors}
+    names = {record.name: record.post_name or record.name for record in package.manifest.tensors}
     places = _locate(post, names, package.manifest.tensors, "post")
     return _group([_tensor(record, places[record.name], []) for record in package.manifest.tensors])
 
@@ -199,7 +197,7 @@ def _locate(
     """
     places, problems = {}, []
     for record in records:
-        name = names.get(record.name, record.name)
+        name = names[record.name]
         if name not in model.tensors:
             problems.append(Mismatch(record.name, "missing", f"{side} has it, the model given does not"))
             continue

@@ -283,7 +283,7 @@ def test_files_that_are_no_safetensors(tmp_path: Path) -> None:
         ((HEADER_BYTES + 1).to_bytes(8, "little") + bytes(100), f"header of {HEADER_BYTES + 1} bytes"),
         (((1 << 64) - 1).to_bytes(8, "little"), "declares a header of"),
         ((101).to_bytes(8, "little") + bytes(100), "header alone takes 101"),
-        (b"PK\3\4" + bytes(100), "declares a header|begin with"),
+        (b"PK\3\4" + bytes(100), "header alone takes"),
         (b"\x80\x02}q\x00." + bytes(100), "declares a header|truncated"),
     ):
         path.write_bytes(content)
@@ -320,10 +320,10 @@ def test_a_header_that_claims_100_megabytes_takes_no_memory(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("where", ["first", "last"])
 def test_a_duplicate_among_many_keys_is_found_in_time(where: str) -> None:
-    """200,000 keys, and the one that stands twice is the last: looking for it must not take the square of that."""
-    keys = [f"k{number}" for number in range(200_000)]
+    """50,000 keys, and the one that stands twice is the last: looking for it must not take the square of that."""
+    keys = [f"k{number}" for number in range(50_000)]
     keys = [keys[0], *keys] if where == "first" else [*keys, keys[-1]]
     text = ("{" + ",".join(f'"{key}":0' for key in keys) + "}").encode()
     start = time.monotonic()
     refused(file_of(text, 0), "stands twice")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 2

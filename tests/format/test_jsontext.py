@@ -124,6 +124,12 @@ def test_allowed() -> None:
         assert same(jsontext.parse(text), json.loads(text))
 
 
+def test_minus_zero_is_no_integer() -> None:
+    """serde reads it as a float, and so must we: a shape of [-0] is refused by safetensors."""
+    assert type(jsontext.parse(b"-0")) is float
+    assert type(jsontext.parse(b"0")) is int
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes_are_parsed_or_refused(text: bytes) -> None:
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path, PureWindowsPath
 
 import pytest
@@ -65,11 +64,12 @@ def test_names_that_are_one_file_where_case_does_not_count(pair: tuple[str, str]
         check_file_names(["other", *pair])
 
 
-@pytest.mark.parametrize("pair", [("a", "a/b"), ("companions", "companions/x.json"), ("A", "a/b")])
-def test_a_file_can_not_be_another_files_folder(pair: tuple[str, str]) -> None:
-    for order in itertools.permutations(pair):
+def test_one_file_listed_twice() -> None:
+    """Equal names collide whether or not they are one object in memory, which is up to the JSON parser."""
+    name = "delta-00001-of-00001.safetensors"
+    for again in (name, "".join(list(name))):
         with pytest.raises(PackageError, match="collide"):
-            check_file_names(order)
+            check_file_names([name, again])
 
 
 def test_different_names_do_not_collide() -> None:
