@@ -29,8 +29,11 @@ _PICKLE_REMEDY = (
     "a pickle can run code when it is read, so it is never opened; convert it once, in an environment you trust: "
     "scripts/convert_pickle.py, or transformers' save_pretrained(safe_serialization=True)"
 )
-_OUTPUT_HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
-_INPUT_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
+_OUTPUT_HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output|predictions\.decoder)\.weight$")
+# Of models that predict tokens; BERT's ``embeddings.word_embeddings`` may well have no head at all.
+_INPUT_EMBEDDINGS = re.compile(
+    r"(^|\.)(embed_tokens|wte|(?<!embeddings\.)word_embeddings|embed_in|tok_embeddings)\.weight$"
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     if path.is_file():
         if path.suffix != ".safetensors":
             raise _not_safetensors(path)
-        return Checkpoint(source, (_weight_file(path.name, path, follow=True),), None)
+        return Checkpoint(source, (_weight_file(path.name, path),), None)
     if not path.is_dir():
         raise CheckpointError("neither a file nor a folder", where=str(path))
     if (path / "manifest.json").exists() and not (path / "config.json").exists():
@@ -148,7 +151,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         raise CheckpointError("a LoRA adapter, not a model", where=str(path), remedy="merge it into its model first")
     if not found:
         raise _no_weights(path, names)
-    return Checkpoint(source, (_weight_file(found[0], path / found[0], follow=source.is_cached),), None)
+    return Checkpoint(source, (_weight_file(found[0], path / found[0]),), None)
 
 
 def _sharded(source: ModelSource, names: list[str]) -> Checkpoint:
@@ -169,7 +172,7 @@ def _sharded(source: ModelSource, names: list[str]) -> Checkpoint:
             f"the index names {len(missing)} missing file(s): {', '.join(missing[:5])}",
             where=where, remedy="the download is not complete; get the missing files",
         )
-    files = tuple(_weight_file(shard, source.path / shard, follow=source.is_cached) for shard in shards)
+    files = tuple(_weight_file(shard, source.path / shard) for shard in shards)
     held = {span.name: file.name for file in files for span in file.header.tensors}
     if held != weight_map or len(held) != sum(len(file.header.tensors) for file in files):
         odd = sorted(held.items() ^ weight_map.items(), key=str)
@@ -178,9 +181,10 @@ def _sharded(source: ModelSource, names: list[str]) -> Checkpoint:
     return Checkpoint(source, files, index)
 
 
-def _weight_file(name: str, path: Path, *, follow: bool) -> WeightFile:
+def _weight_file(name: str, path: Path) -> WeightFile:
+    """Open a weight file. Links are followed: people link the weights of their own models, and the Hub cache does."""
     check_file_name(name, CheckpointError)
-    os.close(open_regular(path, CheckpointError, follow=follow))
+    os.close(open_regular(path, CheckpointError, follow=True))
     return WeightFile(name, path.resolve(), read_header(path, CheckpointError))
 
 

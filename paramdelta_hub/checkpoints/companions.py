@@ -8,6 +8,7 @@ from pathlib import Path
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format.durable import read_small
+from paramdelta_hub.format.links import settle
 from paramdelta_hub.limits import COMPANION_BYTES
 
 __all__ = ["companions"]
@@ -23,12 +24,17 @@ _ALLOWED = re.compile(
 
 
 def companions(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Return a model's companion files by their names in its folder, sorted; none for a lone weight file."""
+    """Return a model's companion files by their names in its folder, sorted; none for a lone weight file.
+
+    Raises:
+        CheckpointError: one is a link out of the folder: it would be copied into the result, and published with it.
+    """
     if checkpoint.is_lone_file:
         return {}
-    found = [*checkpoint.folder.iterdir(), *checkpoint.folder.glob("[0-9]_*/config.json")]
-    names = {path.relative_to(checkpoint.folder).as_posix(): path for path in found if path.is_file()}
-    return {name: names[name] for name in sorted(names) if _ALLOWED.fullmatch(name)}
+    folder = checkpoint.folder
+    found = [*folder.iterdir(), *folder.glob("[0-9]_*/config.json")]
+    names = sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+    return {name: settle(folder, name, CheckpointError) for name in names if _ALLOWED.fullmatch(name)}
 
 
 def read_companion(path: Path) -> bytes:
@@ -37,4 +43,4 @@ def read_companion(path: Path) -> bytes:
     Raises:
         CheckpointError: unreadable or absurdly large.
     """
-    return read_small(path, COMPANION_BYTES, CheckpointError, follow=True)
+    return read_small(path, COMPANION_BYTES, CheckpointError)

@@ -27,11 +27,6 @@ class ModelSource:
     commit: str | None
     """Of a Hub repository; None for local files."""
 
-    @property
-    def is_cached(self) -> bool:
-        """Whether it lies in the Hub cache, whose files are links to blobs named by their sha256."""
-        return self.commit is not None
-
 
 def resolve(model: str | Path) -> ModelSource:
     """Find a model by path or Hub id (``org/name`` or ``org/name@revision``), downloading what is not cached.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from typing import Any, NoReturn
 
 from paramdelta_hub.errors import PackageError, SourceError
@@ -31,8 +32,7 @@ def parse(text: bytes, error: type[SourceError] = PackageError, where: str | Non
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
             refuse(f"the JSON key {twice[:200]!r} stands twice")
         return found
 
@@ -42,11 +42,11 @@ def parse(text: bytes, error: type[SourceError] = PackageError, where: str | Non
             refuse(f"the JSON number {digits[:40]} overflows")
         return number
 
-    def short(digits: str) -> int:
+    def short(digits: str) -> int | float:
         # Long ones are refused unread: they cost quadratic time.
         if len(digits) > 20 or not -(2**63) <= (number := int(digits)) < 2**64:
             refuse("a JSON integer has more than 64 bits")
-        return number
+        return -0.0 if digits == "-0" else number  # to other parsers a float, and so no size or shape
 
     try:
         value = json.loads(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from paramdelta_hub.errors import IntegrityError, PackageError
 from paramdelta_hub.format.durable import file_digest, read_small
+from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -57,7 +58,7 @@ class Package:
         starts: dict[str, int] = {}
         for shard, records in self.shard_records().items():
             self._check_size(shard, sizes[shard])
-            starts |= check_shard_header(self.path / shard, records)
+            starts |= check_shard_header(settle(self.path, shard), records)
         return starts
 
     def check_files(self, advance: Callable[[int], None] = lambda _: None) -> int:
@@ -78,7 +79,7 @@ class Package:
         total = 0
         for file in listed.values():
             self._check_size(file.path, file.size)
-            digest, size = file_digest(self.path / file.path, PackageError, advance=advance)
+            digest, size = file_digest(settle(self.path, file.path), PackageError, advance=advance)
             check_digest(digest, file.sha256, f"the file {file.path!r}", str(self.path))
             total += size
         return total
@@ -89,13 +90,13 @@ class Package:
         Raises:
             PackageError: missing, or not the promised bytes.
         """
-        content = read_small(self.path / file.path, file.size)
+        content = read_small(settle(self.path, file.path), file.size)
         check_digest(hashlib.sha256(content).hexdigest(), file.sha256, f"the file {file.path!r}", str(self.path))
         return content
 
     def _check_size(self, name: str, promised: int) -> None:
         try:
-            size = os.lstat(self.path / name).st_size
+            size = os.lstat(settle(self.path, name)).st_size
         except OSError as error:
             raise PackageError(
                 f"the file {name!r} of the manifest is missing ({error.strerror})",
@@ -133,9 +134,9 @@ def open_package(path: Path) -> Package:
             where=str(path),
             remedy="give a folder that holds a manifest.json; a model is made into one by pd-extract",
         )
-    file = path / MANIFEST_NAME
-    if not os.path.lexists(file):
+    if not os.path.lexists(path / MANIFEST_NAME):
         hint = "it looks like a model" if (path / "config.json").exists() else "it has no manifest.json"
         raise PackageError(f"not a delta package: {hint}", where=str(path), remedy="pd-extract makes packages")
+    file = settle(path, MANIFEST_NAME)
     manifest, digest = parse_manifest(read_small(file, MANIFEST_BYTES), str(file))
     return Package(path, manifest, digest)

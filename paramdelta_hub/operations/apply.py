@@ -143,7 +143,7 @@ def apply(
                 (destination.result / name).parent.mkdir(exist_ok=True)
                 write_file(destination.result / name, read_companion(path))
             if model.index is not None:
-                write_file(destination.result / INDEX, read_companion(model.folder / INDEX))
+                write_file(destination.result / INDEX, read_companion((model.folder / INDEX).resolve()))
             provenance = _provenance(model, applied, weight_map, rules, omissions, digests, is_post)
             write_file(destination.result / PROVENANCE_NAME, jsontext.pretty(provenance))
         destination.commit()

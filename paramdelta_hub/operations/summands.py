@@ -14,6 +14,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.lineage import Kinship, compare, unpack_samples
 from paramdelta_hub.checkpoints.pairing import Entry, Match, Rules, compiled, match
 from paramdelta_hub.errors import LineageError, Mismatch, MismatchError, OptionError
+from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package
 from paramdelta_hub.limits import KIN_CORRELATION
@@ -160,7 +161,7 @@ def summand_of(record: TensorRecord, weight: float, folder: Path, starts: dict[s
         "weight": weight,
         "effect": record.effect,
         "codec": record.codec.name,
-        "shard": str(folder / record.shard) if record.shard else None,
+        "shard": str(settle(folder, record.shard)) if record.shard else None,
         "start": starts.get(record.name, 0),
         "nbytes": record.nbytes,
         "sha256": record.payload_sha256,

@@ -62,6 +62,8 @@ REFUSED = {
     b"1e999": "1e999 overflows",
     b"[-1e400]": "-1e400 overflows",
     b"123456789012345678901": "more than 64 bits",
+    b"18446744073709551616": "more than 64 bits",
+    b"-9223372036854775809": "more than 64 bits",
     b"[" + b"1" * 1_000_000 + b"]": "more than 64 bits",
     b"\xff": "not UTF-8",
     b'"\xed\xa0\x80"': "not UTF-8",

@@ -82,7 +82,7 @@ def test_tensor_names(name: str) -> None:
     assert check_tensor_name(name) == name
 
 
-BAD_TENSORS = ["", "a\n", "\x00", "\x1b[2J", "a\tb", "\u202eabc", "\u2028", "\ud800", "x" * 1025, "é" * 513, "\u200b", "\x7f", "\xa0"]
+BAD_TENSORS = ["", "a\n", "\x00", "\x1b[2J", "a\tb", "\u202eabc", "\u2028", "\ud800", "x" * 1025, "é" * 513, "\u200b", "\x7f", "\x85", "\ufeff", "\u2066"]
 
 
 @pytest.mark.parametrize("name", BAD_TENSORS, ids=lambda name: repr(name[:10]))
