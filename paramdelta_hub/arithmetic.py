@@ -205,9 +205,10 @@ def unreachable(kind: Float, base: Wide, delta: Wide, post: Wide, post_bits: Bit
     with np.errstate(over="ignore", invalid="ignore"):
         np.add(base, delta, out=total)
     # Where the wide sum is post itself, rounding it gives post; only the others need to be rounded and looked at.
-    suspects = np.flatnonzero(total.view(kind.wide_bits) != post.view(kind.wide_bits))
-    if not suspects.size:
-        return suspects
+    differs = total.view(kind.wide_bits) != post.view(kind.wide_bits)
+    if not differs.any():
+        return np.empty(0, np.intp)
+    suspects = np.flatnonzero(differs)
     rounded = np.empty(suspects.size, kind.bits)
     kind.round(total[suspects], rounded, work.scratch)
     missed: Bits = suspects[rounded != post_bits[suspects]]

@@ -34,10 +34,15 @@ def describe_architecture(checkpoint: Checkpoint) -> Architecture:
     config = checkpoint.config or {}
     model_type, classes = config.get("model_type"), config.get("architectures")
     return Architecture(
-        model_type=model_type if isinstance(model_type, str) and model_type else None,
-        classes=tuple(name for name in classes if isinstance(name, str) and name) if isinstance(classes, list) else (),
+        model_type=model_type if _is_label(model_type) else None,
+        classes=tuple(filter(_is_label, classes))[:64] if isinstance(classes, list) else (),
         fingerprint=fingerprint((name, span.shape) for name, (_, span) in checkpoint.tensors.items()),
     )
+
+
+def _is_label(value: object) -> bool:
+    """Whether a manifest can hold what a config says: other values are none that a model class could have."""
+    return isinstance(value, str) and 0 < len(value) <= 1024
 
 
 def known_digest(file: WeightFile) -> str | None:

@@ -51,8 +51,9 @@ class Palette:
         rank_of[palette] = np.arange(palette.size, dtype=np.uint8)
         ranks = scratch("ranks", symbols.size, np.uint8)
         _take(rank_of, symbols, ranks)
-        # By blocks, here and below: lists of positions stay small, in memory that need not be touched anew.
-        escaped = np.concatenate([symbols[b][np.flatnonzero(ranks[b] == ESCAPE)] for b in blocks(ranks.size)])
+        # By blocks, here and below: what is made on the way stays small, in memory that need not be touched anew.
+        # And by positions: a boolean index costs half as much again.
+        escaped = np.concatenate([symbols[b].take(np.flatnonzero(ranks[b] == ESCAPE)) for b in blocks(ranks.size)])
         low, high = encode_planes(escaped) if escaped.size else (b"", b"")
         return [palette.astype("<u2").tobytes(), frames.compress(ranks.data), low, high]
 

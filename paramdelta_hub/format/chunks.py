@@ -12,6 +12,7 @@ only where there are exceptions: they are used only if the target's chunk *is* b
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _DIGEST_BYTES = 32
+_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def difference(kind: Float, base: Bits, post: Bits, symbols: Bits, work: Workspa
     Raises:
         NotFiniteChunkError: a value of base or post is NaN or infinite.
     """
-    stats = ChunkStats(changed=int(np.count_nonzero(base != post)))
+    stats = ChunkStats()
     positions, rests, exceptions = [], [], []
     for block in blocks(base.size):
         length = block.stop - block.start
@@ -174,6 +176,7 @@ def difference(kind: Float, base: Bits, post: Bits, symbols: Bits, work: Workspa
         delta = arithmetic.difference(wide_base, wide_post, work.delta[:length])
         if not kind.finite(delta):
             _check_finite(kind, wide_base, wide_post)
+        stats.changed += int(np.count_nonzero(base[block] != post[block]))
         stats.base_square += _square(wide_base, work)
         stats.delta_square += _square(delta, work)
         where, rest = arithmetic.split(kind, delta, symbols[block], work.scratch)
@@ -204,17 +207,20 @@ def _square(values: Wide, work: Workspace) -> float:
     squares = work.scratch.view(values.dtype)[: values.size]
     with np.errstate(over="ignore"):
         np.square(values, out=squares)
-    # Summed in float64, so that the six digits recorded do not depend on the width of a machine's vectors.
-    total = float(np.add.reduce(squares, dtype=np.float64))
-    if not np.isfinite(total):  # beyond 1e19: float32 squares overflow where float64 ones do not
+    # Rows are added to one another, and their sums in float64: an order that, unlike that of a plain sum, does not
+    # depend on the width of a machine's vectors, so that the digits recorded are the same everywhere.
+    even = values.size - values.size % _COLUMNS
+    rows = np.add.reduce(squares[:even].reshape(-1, _COLUMNS), axis=0)
+    total = math.fsum(rows.tolist()) + math.fsum(squares[even:].tolist())
+    if not math.isfinite(total):  # beyond 1e19: float32 squares overflow where float64 ones do not
         largest = float(np.finfo(values.dtype).max)
         total = float(np.square(np.clip(values, -largest, largest), dtype=np.float64).sum())
     return total
 
 
-def encode_added(layout: Layout, chunk: DeltaChunk, base: Bits, post: Bits) -> list[bytes]:
-    """Return a float chunk's streams, in the order of the table's columns."""
-    streams = layout.codec.encode(chunk.symbols)
+def encode_added(coded: list[bytes], chunk: DeltaChunk, base: Bits, post: Bits) -> list[bytes]:
+    """Return a float chunk's streams in the order of the table's columns, given its symbols' own streams."""
+    streams = list(coded)
     streams += encode_sparse(chunk.positions, chunk.rest)
     streams += encode_sparse(chunk.exceptions, post[chunk.exceptions])
     values = base.astype(base.dtype.newbyteorder("<"), copy=False)

@@ -22,7 +22,7 @@ from paramdelta_hub.arithmetic import FLOATS, Bits, Workspace
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import ZERO, Codec, candidates
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.format.chunks import ChunkStats, DeltaChunk, Layout, NotFiniteChunkError, difference, encode_added
+from paramdelta_hub.format.chunks import ChunkStats, DeltaChunk, NotFiniteChunkError, difference, encode_added
 from paramdelta_hub.format.durable import file_digest, read_exactly
 from paramdelta_hub.format.headers import ITEM_SIZES
 from paramdelta_hub.format.payload import PayloadWriter, ShardWriter
@@ -116,21 +116,19 @@ class _Encoder:
             self._add_float(base_bits, post_bits)
         else:
             self._stats.changed += int(np.count_nonzero(base_bits != post_bits))
-            if self._codec is None:
-                self._codec = self._choose(post_bits)
-            self._payload.append(self._codec.encode(post_bits))
+            self._payload.append(self._encode(post_bits))
 
     def _add_float(self, base: Bits, post: Bits) -> None:
+        kind = FLOATS[self._tensor["dtype"]]
         symbols = scratch("symbols", base.size, self.dtype)
-        chunk = difference(FLOATS[self._tensor["dtype"]], base, post, symbols, Workspace(FLOATS[self._tensor["dtype"]]))
+        chunk = difference(kind, base, post, symbols, Workspace(kind))
         self._stats.add(chunk.stats)
         if self._codec is None and chunk.is_zero:
             self._unchanged += 1
             return
-        if self._codec is None:
-            self._codec = self._choose(chunk.symbols)
-            self._catch_up()
-        self._payload.append(encode_added(self._layout(), chunk, base, post))
+        coded = self._encode(chunk.symbols)
+        self._catch_up()
+        self._payload.append(encode_added(coded, chunk, base, post))
 
     def _catch_up(self) -> None:
         """Write the chunks that were held back; they are full ones, since another chunk followed."""
@@ -139,23 +137,24 @@ class _Encoder:
             zeros = np.zeros(CHUNK_ELEMENTS, self.dtype)
             rest = np.empty(0, FLOATS[self._tensor["dtype"]].wide_bits)
             still = DeltaChunk(zeros, nothing, rest, nothing, ChunkStats())
-            streams = encode_added(self._layout(), still, zeros, zeros)
+            streams = encode_added(self._encode(zeros), still, zeros, zeros)
             for _ in range(self._unchanged):
                 self._payload.append(streams)
+            self._unchanged = 0
 
-    def _choose(self, symbols: Bits) -> Codec:
-        """Return the codec that makes this chunk smallest."""
-        sizes: list[tuple[int, int, Codec]] = []
+    def _encode(self, symbols: Bits) -> list[bytes]:
+        """Return the symbols' streams; the first chunk to come here decides by its size which codec the tensor has."""
+        if self._codec is not None:
+            return self._codec.encode(symbols)
+        tried: list[tuple[int, int, Codec, list[bytes]]] = []
         for order, codec in enumerate(candidates(self.dtype.itemsize)):
-            size = sum(len(stream) for stream in codec.encode(symbols))
+            streams = codec.encode(symbols)
+            size = sum(len(stream) for stream in streams)
+            tried.append((size, order, codec, streams))
             if size <= GOOD_ENOUGH * symbols.nbytes:
-                return codec
-            sizes.append((size, order, codec))
-        return min(sizes)[2]
-
-    def _layout(self) -> Layout:
-        assert self._codec is not None
-        return Layout(self._codec, self._tensor["dtype"], math.prod(self._tensor["shape"]), self._added)
+                break
+        *_, self._codec, streams = min(tried, key=lambda trial: trial[:2])
+        return streams
 
     def finish(self) -> dict[str, Any]:
         """Return the tensor's record; the payload is complete, or dropped where nothing changed."""

@@ -103,7 +103,7 @@ def test_a_wrong_type_anywhere(value: dict[str, Any], wrong: Any) -> None:
         optional_text = before is None and isinstance(wrong, str)
         number = path[-1] in ("base_norm", "delta_norm") and type(wrong) in (int, float)
         empty = wrong in ([], {}) and type(before) is type(wrong)
-        flag = path[-1] == "tied_embeddings" and wrong is True
+        flag = path[-1] in ("tied_embeddings", "exact") and wrong is True
         label = isinstance(before, str) and isinstance(wrong, str)
         assert optional_text or number or empty or flag or label, (path, wrong)
 

@@ -1,0 +1,98 @@
+"""Runs extract or apply in forked children that die, fail or race at a chosen call to the system.
+
+A process of its own, because it must have no threads when it forks: it reads one JSON object a line and answers with
+one. ``{"calls": ["extract", [...], {...}], "kill_at": 7}`` lets the child kill itself instead of making its seventh call
+that changes a file system; ``half`` lets a write be cut in the middle first; ``race`` starts so many children at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import paramdelta_hub as pd
+from paramdelta_hub.work import plan
+
+CALLS = ("open", "pwrite", "fsync", "fdatasync", "ftruncate", "posix_fallocate", "mkdir", "rename", "replace", "unlink", "rmdir")
+
+
+def instrument(kill_at: int, half: bool, report: Path) -> None:
+    """Count calls that change a file system; at the chosen one, die as by ``kill -9``."""
+    made = [0]
+
+    def wrap(name: str) -> None:
+        call = getattr(os, name)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            if name == "open" and not args[1] & os.O_CREAT:
+                return call(*args, **options)
+            made[0] += 1
+            if made[0] == kill_at:
+                if half and name == "pwrite":
+                    call(args[0], memoryview(args[1])[: len(args[1]) // 2], args[2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            if not kill_at and name not in ("unlink", "rmdir"):
+                report.write_text(str(made[0]))
+            return call(*args, **options)
+
+        setattr(os, name, counted)
+
+    for name in CALLS:
+        if hasattr(os, name):
+            wrap(name)
+
+
+def run(request: dict[str, Any]) -> int:
+    """Do what is asked; return an exit status."""
+    operation, arguments, options = request["calls"]
+    if options.get("rules"):
+        options["rules"] = pd.Rules(skips=tuple(options["rules"]))
+    try:
+        getattr(pd, operation)(*arguments, threads=request.get("threads", 1), **options)
+    except pd.ParamdeltaError as error:
+        return error.exit_code
+    return 0
+
+
+def child(request: dict[str, Any], gate: tuple[int, int] | None) -> None:
+    """Run in the child and leave without a trace."""
+    status = 99
+    try:
+        if gate:
+            os.close(gate[1])
+            os.read(gate[0], 1)
+        if "report" in request:
+            instrument(request.get("kill_at", 0), request.get("half", False), Path(request["report"]))
+        status = run(request)
+    finally:
+        os._exit(status)
+
+
+def serve() -> None:
+    """Answer requests until there are no more."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        plan.TASK_BYTES_MIN = request.get("task_bytes", 1)
+        racers = request.get("race", 1)
+        gate = os.pipe() if racers > 1 else None
+        pids = []
+        for _ in range(racers):
+            pid = os.fork()
+            if not pid:
+                child(request, gate)
+            pids.append(pid)
+        if gate:
+            os.close(gate[0])
+            os.close(gate[1])
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        print(json.dumps(statuses), flush=True)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        serve()
