@@ -37,6 +37,9 @@ TENSOR_RANK = 16
 TENSOR_ELEMENTS = 1 << 40
 """Elements of a tensor: keeps every product of shape and item size far below 2**63."""
 
+RECEIPT_BYTES = 256 * MIB
+"""A receipt, which lists its task's tensors: as many as a manifest may, at worst."""
+
 FILES = 100_000
 """Files of a package or shards of a checkpoint."""
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Measure extract and apply against copying, as whole processes, in one run; write the results as data.
 
-    python scripts/bench.py                      the first figures: 1.24 B parameters, five rounds
+    python scripts/bench.py                      1.24 B parameters, five rounds; needs 15 GB of disk
     python scripts/bench.py --layers 16 77       also at four times the size: does peak memory stay flat?
 
 Every round runs each command once, in turn, so that a slow moment of the machine hits all of them; ratios are taken
 round by round and their medians are reported. Everything is made durable: ``cp -r`` is followed by ``sync``, and our
 commands end when their output is on disk. Inputs are read once before the first round, so that all find them in the
-page cache if they fit. Peak memory is the resident set of the process, as the kernel accounts it.
+page cache if they fit. Peak memory is the resident set of the process, as the kernel accounts it. The table in the
+README is made of the results.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ import paramdelta_hub
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.format.payload import PayloadReader, layout_of
 
-RESULTS = Path(__file__).parent / "results" / "bench.json"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "scripts" / "results" / "bench.json"
+BEGIN, END = "<!-- bench: made by scripts/bench.py -->\n", "<!-- end of bench -->"
 
 
 def run(command: Sequence[str]) -> tuple[float, float]:
@@ -155,7 +158,8 @@ def table(report: dict[str, Any]) -> str:
         )  # fmt: skip
         lines.append(
             f"| {size['parameters'] / 1e9:.2f} B | {seconds['cp + sync']:.1f} s "
-            f"| {ratio['extract']:.1f} × ({seconds['extract']:.1f} s) | {ratio['apply']:.1f} × ({seconds['apply']:.1f} s) "
+            f"| {ratio['extract']:.1f} × ({seconds['extract']:.1f} s) "
+            f"| {ratio['apply']:.1f} × ({seconds['apply']:.1f} s) "
             f"| {peak['extract']:.0f} MB, {peak['apply']:.0f} MB "
             f"| {package['bits_per_weight']:.2f} of 16 | {package['over_bound']:.1%} |"
         )
@@ -188,6 +192,10 @@ def main() -> None:
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     arguments.results.write_text(json.dumps(report, indent=2) + "\n")
     print(table(report))
+    if arguments.results == RESULTS:
+        readme = ROOT / "README.md"
+        before, _, rest = readme.read_text().partition(BEGIN)
+        readme.write_text(before + BEGIN + table(report) + "\n" + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

@@ -130,20 +130,26 @@ def allocate(path: Path, size: int) -> None:
         os.close(descriptor)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a small file durably: a temporary name, fsync, rename over ``path``, fsync of the folder."""
+def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a small file whole or not at all: a temporary name, fsync, rename over ``path``, fsync of the folder.
+
+    Without ``durable`` the two fsyncs are left out: enough for what a crash of the machine may lose or tear, because
+    its reader checks it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         write_exactly(descriptor, content, 0)
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
     except BaseException:
         os.unlink(temporary)
         raise
     finally:
         os.close(descriptor)
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

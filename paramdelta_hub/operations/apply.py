@@ -148,7 +148,7 @@ def apply(
             write_file(destination.result / PROVENANCE_NAME, jsontext.pretty(provenance))
         destination.commit()
     return ApplyReport(
-        out=destination.out,
+        out=Path(out),
         target=model.source.name,
         deltas=tuple(applied),
         nbytes=sum(file.header.size for file in model.files),

@@ -51,8 +51,7 @@ def execute(
         threads: tasks at a time.
         progress: told how far the work is.
         what: the stage's name.
-        after: called on this thread for each outcome before its receipt is written: where files are forced to disk,
-            while the workers go on computing.
+        after: called on this thread for each outcome: where files are forced to disk while the workers compute.
     """
     outcomes = {number: receipt.outcome for number, receipt in done.items()}
     todo = [(number, task) for number, task in enumerate(plan.tasks) if number not in outcomes]
@@ -71,9 +70,9 @@ def execute(
         for number, outcome in run_tasks(todo, run_one, threads):
             outcomes[number] = outcome
             if "not_finite" not in outcome:
+                destination.keep(Receipt(plan.digest, number, outcome))
                 with io_errors(what):
                     after(outcome)
-                destination.keep(Receipt(plan.digest, number, outcome))
     finally:
         progress.finish()
     return [outcomes[number] for number in range(len(plan.tasks))]

@@ -149,7 +149,7 @@ def extract(
             write_file(destination.result / MANIFEST_NAME, text)
         destination.commit()
     return ExtractReport(
-        package=destination.out,
+        package=Path(out),
         id=digest,
         manifest=manifest,
         nbytes=sum(file.size for file in manifest.files),

@@ -17,10 +17,10 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from paramdelta_hub.errors import DestinationError, StorageError
+from paramdelta_hub.errors import DestinationError, PackageError, StorageError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import io_errors, read_small, sync_folder, sync_tree, write_file
-from paramdelta_hub.limits import GIB
+from paramdelta_hub.limits import GIB, RECEIPT_BYTES
 from paramdelta_hub.work.plan import Plan, Receipt
 
 __all__ = ["Destination"]
@@ -119,7 +119,7 @@ class Destination:
                 if entry.exists():
                     shutil.rmtree(entry)
                 entry.mkdir()
-            write_file(self.books / "plan.json", plan.to_json())
+            write_file(self.books / "plan.json", plan.to_json(), durable=False)
         return {}
 
     def _holds(self, plan: Plan) -> bool:
@@ -129,15 +129,19 @@ class Destination:
     def _receipts(self, plan: Plan) -> dict[int, Receipt]:
         receipts = {}
         for path in sorted((self.books / "receipts").glob("*.json")):
-            receipt = Receipt.from_json(jsontext.parse(read_small(path, 1 << 30), where=str(path)))
+            try:
+                receipt = Receipt.from_json(jsontext.parse(read_small(path, RECEIPT_BYTES), where=str(path)))
+            except (PackageError, KeyError, TypeError):
+                continue  # torn by a crash of the machine: the task is done again
             if receipt.plan == plan.digest:
                 receipts[receipt.task] = receipt
         return receipts
 
     def keep(self, receipt: Receipt) -> None:
-        """Store a finished task's receipt."""
+        """Store a finished task's receipt. A receipt is a claim, not a fact: what it speaks of is hashed on resuming."""
+        text = jsontext.compact(receipt.to_json())
         with io_errors("writing a receipt"):
-            write_file(self.books / "receipts" / f"{receipt.task:06d}.json", jsontext.compact(receipt.to_json()))
+            write_file(self.books / "receipts" / f"{receipt.task:06d}.json", text, durable=False)
 
     def commit(self) -> None:
         """Make the result visible under its final name, durably, and remove what only the work needed.
