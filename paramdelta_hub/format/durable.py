@@ -23,6 +23,7 @@ from paramdelta_hub.errors import PackageError, SourceError, StorageError
 from paramdelta_hub.limits import COPY_BYTES
 
 __all__ = [
+    "TEMPORARY",
     "allocate",
     "file_digest",
     "io_errors",
@@ -34,6 +35,10 @@ __all__ = [
     "write_exactly",
     "write_file",
 ]
+
+
+TEMPORARY = ".*.tmp"
+"""The names under which small files are written; only a killed process leaves one behind."""
 
 
 @contextlib.contextmanager
@@ -136,7 +141,7 @@ def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
     Without ``durable`` the two fsyncs are left out: enough for what a crash of the machine may lose or tear, because
     its reader checks it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(TEMPORARY.replace("*", f"{path.name}.{os.getpid()}"))
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         write_exactly(descriptor, content, 0)

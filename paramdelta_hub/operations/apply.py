@@ -207,9 +207,10 @@ def _plan(
 
 
 def _prepare(file: WeightFile, path: Path) -> None:
-    """Make an output file at its final size, with the target's own header: order, metadata and padding are kept."""
-    if path.exists() and path.stat().st_size == file.header.size:
-        return
+    """Make an output file at its final size, with the target's own header: order, metadata and padding are kept.
+
+    Of an interrupted run's file only what receipts prove is believed, so the header is written again.
+    """
     allocate(path, file.header.size)
     header = np.empty(file.header.data_start, np.uint8)
     source = open_regular(file.path, CheckpointError)

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from paramdelta_hub.errors import DestinationError, PackageError, StorageError
 from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.durable import io_errors, read_small, sync_folder, sync_tree, write_file
+from paramdelta_hub.format.durable import TEMPORARY, io_errors, read_small, sync_folder, sync_tree, write_file
 from paramdelta_hub.limits import GIB, RECEIPT_BYTES
 from paramdelta_hub.work.plan import Plan, Receipt
 
@@ -55,6 +55,8 @@ class Destination:
         try:
             self._refuse_existing()  # somebody may have finished while we waited for nothing
         except DestinationError:
+            if not (self.books / "plan.json").exists():  # the folder is of our own making: leave nothing behind
+                shutil.rmtree(self.books, ignore_errors=True)
             self._release()
             raise
         return self
@@ -114,7 +116,11 @@ class Destination:
         """Prepare for ``plan``: return the receipts of an interrupted run of just this plan, or start afresh."""
         with io_errors("preparing the output folder"):
             if self._holds(plan):
+                for torn in self.books.rglob(TEMPORARY):  # a small file that was being written when we were killed
+                    torn.unlink()
                 return self._receipts(plan)
+            # The old plan goes first and the new one comes last: where there is a plan, the rest is of its making.
+            (self.books / "plan.json").unlink(missing_ok=True)
             for entry in (self.books / "receipts", self.pieces, self.result):
                 if entry.exists():
                     shutil.rmtree(entry)
@@ -138,7 +144,7 @@ class Destination:
         return receipts
 
     def keep(self, receipt: Receipt) -> None:
-        """Store a finished task's receipt. A receipt is a claim, not a fact: what it speaks of is hashed on resuming."""
+        """Store a finished task's receipt: a claim, not a fact, since what it speaks of is hashed on resuming."""
         text = jsontext.compact(receipt.to_json())
         with io_errors("writing a receipt"):
             write_file(self.books / "receipts" / f"{receipt.task:06d}.json", text, durable=False)
