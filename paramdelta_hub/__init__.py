@@ -35,6 +35,7 @@ from paramdelta_hub.format.manifest import Manifest
 from paramdelta_hub.operations.apply import ApplyReport, Summand, WeightMap, apply
 from paramdelta_hub.operations.extract import ExtractReport, extract
 from paramdelta_hub.operations.inspect import InspectReport, inspect
+from paramdelta_hub.operations.tensors import tensors
 from paramdelta_hub.operations.verify import VerifyReport, verify
 from paramdelta_hub.work.progress import Progress
 
@@ -66,5 +67,6 @@ __all__ = [
     "apply",
     "extract",
     "inspect",
+    "tensors",
     "verify",
 ]

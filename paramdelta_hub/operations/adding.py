@@ -33,7 +33,7 @@ from paramdelta_hub.format.payload import PayloadReader
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.operations.descriptors import Descriptors
 
-__all__ = ["ChunkAdder", "read_chunks", "run_apply_task"]
+__all__ = ["ChunkAdder", "Payload", "read_chunks", "run_apply_task", "within"]
 
 def run_apply_task(task: dict[str, Any], result: Path, advance: Callable[[int], None]) -> dict[str, Any]:
     """Do one task and return its outcome, plain JSON: the digest of every tensor written.
@@ -86,7 +86,7 @@ def read_chunks(
         yield chunk, position
 
 
-class _Payload:
+class Payload:
     """One delta's payload for one tensor, chunk by chunk; ``zero`` ones have nothing to read."""
 
     def __init__(self, delta: dict[str, Any], dtype: str, elements: int, shards: Descriptors) -> None:
@@ -153,7 +153,7 @@ class ChunkAdder:
 
     def __init__(self, tensor: dict[str, Any], shards: Descriptors) -> None:
         self._dtype: str = tensor["dtype"]
-        deltas = [_Payload(delta, self._dtype, tensor["elements"], shards) for delta in tensor["deltas"]]
+        deltas = [Payload(delta, self._dtype, tensor["elements"], shards) for delta in tensor["deltas"]]
         effects = {delta["effect"] for delta in tensor["deltas"]}
         self._payloads = deltas
         self._replaces = effects == {"replace"} and tensor["deltas"][-1]["codec"] != ZERO
@@ -217,14 +217,14 @@ class ChunkAdder:
             if chunk is None:
                 np.add(total, kind.wide.type(payload.weight * 0.0), out=total)
                 continue
-            inside = _within(chunk.positions, block)
+            inside = within(chunk.positions, block)
             delta = join(
                 kind, chunk.symbols[block], chunk.positions[inside] - block.start, chunk.rest[inside],
                 work.delta[:length],
             )
             accumulate(total, delta, payload.weight)
         if exact is not None:
-            inside = _within(exact.exceptions, block)
+            inside = within(exact.exceptions, block)
             values = exact.exact[inside]
             total[exact.exceptions[inside] - block.start] = kind.widen(values, np.empty(values.size, kind.wide))
         if not kind.finite(total):
@@ -232,7 +232,7 @@ class ChunkAdder:
         kind.round(total, out[block], work.scratch)
 
 
-def _within(positions: NDArray[Any], block: slice) -> slice:
+def within(positions: NDArray[Any], block: slice) -> slice:
     """Return which of the ascending positions lie in the block."""
     if not positions.size:
         return slice(0, 0)
