@@ -179,12 +179,11 @@ def split(kind: Float, delta: Wide, symbols: Bits, scratch: Bits) -> tuple[Bits,
     return positions, rest[positions]
 
 
-def join(kind: Float, symbols: Bits, positions: Bits, rest: Bits, out: Wide) -> Wide:
-    """Put a wide delta together from its symbols and rest: the inverse of :func:`split`."""
-    kind.widen(symbols, out)
+def join(kind: Float, delta: Wide, positions: Bits, rest: Bits) -> Wide:
+    """Complete widened symbols by their rest, in place: the inverse of :func:`split`."""
     if positions.size:
-        out.view(kind.wide_bits)[positions] += rest
-    return out
+        delta.view(kind.wide_bits)[positions] += rest
+    return delta
 
 
 def unreachable(kind: Float, base: Wide, delta: Wide, post: Wide, post_bits: Bits, work: Workspace) -> Bits:

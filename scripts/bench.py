@@ -6,8 +6,8 @@
 
 Every round runs each command once, in turn, so that a slow moment of the machine hits all of them; ratios are taken
 round by round and their medians are reported. Everything is made durable: ``cp -r`` is followed by ``sync``, and our
-commands end when their output is on disk. Inputs are read once before the first round, so that all find them in the
-page cache if they fit. Peak memory is the resident set of the process, as the kernel accounts it. The table in the
+commands end when their output is on disk. Each command's inputs are read just before it, so that all find them in the
+page cache, if they fit: some machines take idle pages back within seconds. Peak memory is the resident set of the process, as the kernel accounts it. The table in the
 README is made of the results.
 """
 
@@ -108,14 +108,16 @@ def measure(layers: int, rounds: int, work: Path) -> dict[str, Any]:
                   "-q"],
     }  # fmt: skip
     outputs = {"cp + sync": copy, "extract": delta, "apply": out}
+    inputs = {"cp + sync": ["target"], "extract": ["base", "post"], "apply": ["target", "../delta"]}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     peaks: dict[str, list[float]] = {name: [] for name in commands}
-    warm(models)
     for number in range(rounds):
         for name, command in commands.items():
             if outputs[name].exists():
                 shutil.rmtree(outputs[name])
             os.sync()
+            for folder in inputs[name]:
+                warm(models / folder)
             elapsed, peak = run(command)
             seconds[name].append(elapsed)
             peaks[name].append(peak)

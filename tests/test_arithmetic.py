@@ -158,7 +158,7 @@ def test_joining_undoes_splitting(name: str) -> None:
     delta, symbols, positions, rest = take_and_split(kind, base, post)
     assert (np.diff(positions) > 0).all()
     assert rest.all(), "a rest of zero is not listed"
-    joined = arithmetic.join(kind, symbols, positions, rest, np.empty(base.size, kind.wide))
+    joined = arithmetic.join(kind, widened(kind, symbols), positions, rest)
     assert np.array_equal(joined.view(kind.wide_bits), delta.view(kind.wide_bits))
 
 
@@ -222,7 +222,7 @@ def test_any_pair_of_finite_values(data: st.DataObject, name: str) -> None:
     base, post = np.ascontiguousarray(drawn[:, 0]), np.ascontiguousarray(drawn[:, 1])
     _, symbols, positions, rest = take_and_split(kind, base, post)
     total = widened(kind, base)
-    arithmetic.accumulate(total, arithmetic.join(kind, symbols, positions, rest, np.empty(base.size, kind.wide)), 1.0)
+    arithmetic.accumulate(total, arithmetic.join(kind, widened(kind, symbols), positions, rest), 1.0)
     reached = rounded(kind, total) == post
     assert np.array_equal(np.flatnonzero(~reached), missed(kind, base, post))
     assert np.array_equal(np.flatnonzero(~reached), missed_by_definition(name, base, post))

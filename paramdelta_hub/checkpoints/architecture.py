@@ -9,6 +9,7 @@ from typing import Any
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, WeightFile
 from paramdelta_hub.errors import CheckpointError
+from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.manifest import Architecture, FileRecord, Source
 
@@ -101,6 +102,6 @@ def merge_patch(old: Any, new: Any) -> Any:
         if key not in old:
             if value is not None:
                 patch[key] = value
-        elif old[key] != value or type(old[key]) is not type(value):
+        elif jsontext.canonical(old[key]) != jsontext.canonical(value):  # 1, 1.0 and true are equal to Python
             patch[key] = merge_patch(old[key], value)
     return patch

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from paramdelta_hub.arithmetic import Bits
+from paramdelta_hub.arithmetic import Bits, Float, Wide
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.codecs.palette import Palette
 from paramdelta_hub.codecs.planes import Planes
@@ -41,8 +41,12 @@ class Codec(Protocol):
     def encode(self, symbols: Bits) -> list[bytes]:
         """Code a flat, contiguous, non-empty chunk; the same symbols always give the same streams."""
 
-    def decode(self, streams: Sequence[Buffer], out: Bits) -> None:
-        """Fill ``out`` with the chunk's symbols, or raise PackageError; never fills it with anything else."""
+    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, widen: Float | None = None) -> None:
+        """Fill ``out`` with the chunk's symbols, or raise PackageError; never fills it with anything else.
+
+        With ``widen`` the symbols are bits of that float, and ``out`` is of its wide type. A codec that knows the
+        distinct symbols widens each once, and not every element.
+        """
 
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (Palette(), Planes(), Raw())}

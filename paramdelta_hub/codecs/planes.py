@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from paramdelta_hub.arithmetic import Bits
+from paramdelta_hub.arithmetic import Bits, Float, Wide, blocks
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
@@ -67,6 +67,12 @@ class Planes:
         """See :func:`encode_planes`."""
         return encode_planes(symbols)
 
-    def decode(self, streams: Sequence[Buffer], out: Bits) -> None:
+    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, widen: Float | None = None) -> None:
         """See :func:`decode_planes`."""
-        decode_planes(streams, out)
+        if widen:
+            symbols = scratch("symbols of planes", out.size, widen.bits)
+            decode_planes(streams, symbols)
+            for block in blocks(out.size):
+                widen.widen(symbols[block], out[block])
+        else:
+            decode_planes(streams, out)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from paramdelta_hub.arithmetic import Bits
+from paramdelta_hub.arithmetic import Bits, Float, Wide
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.errors import PackageError
 
@@ -29,8 +29,13 @@ class Raw:
         """Return the symbols' bytes, little-endian."""
         return [symbols.astype(symbols.dtype.newbyteorder("<"), copy=False).tobytes()]
 
-    def decode(self, streams: Sequence[Buffer], out: Bits) -> None:
-        """Copy the symbols to ``out``."""
-        if len(streams[0]) != out.nbytes:
-            raise PackageError(f"a raw chunk holds {len(streams[0])} bytes instead of {out.nbytes}")
-        np.copyto(out, np.frombuffer(streams[0], out.dtype.newbyteorder("<")))
+    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, widen: Float | None = None) -> None:
+        """Copy, or widen, the symbols to ``out``."""
+        itemsize = widen.itemsize if widen else out.itemsize
+        if len(streams[0]) != out.size * itemsize:
+            raise PackageError(f"a raw chunk holds {len(streams[0])} bytes instead of {out.size * itemsize}")
+        symbols = np.frombuffer(streams[0], f"<u{itemsize}").astype(f"u{itemsize}", copy=False)
+        if widen:
+            widen.widen(symbols, out)
+        else:
+            np.copyto(out, symbols)

@@ -41,7 +41,6 @@ __all__ = [
 ]
 
 _DIGEST_BYTES = 32
-_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -206,12 +205,8 @@ def _check_finite(kind: Float, base: Wide, post: Wide) -> None:
 def _square(values: Wide, work: Workspace) -> float:
     squares = work.scratch.view(values.dtype)[: values.size]
     with np.errstate(over="ignore"):
-        np.square(values, out=squares)
-    # Rows are added to one another, and their sums in float64: an order that, unlike that of a plain sum, does not
-    # depend on the width of a machine's vectors, so that the digits recorded are the same everywhere.
-    even = values.size - values.size % _COLUMNS
-    rows = np.add.reduce(squares[:even].reshape(-1, _COLUMNS), axis=0)
-    total = math.fsum(rows.tolist()) + math.fsum(squares[even:].tolist())
+        # NumPy's pairwise sum adds in a fixed order, so that the digits recorded are the same on every machine.
+        total = float(np.add.reduce(np.square(values, out=squares)))
     if not math.isfinite(total):  # beyond 1e19: float32 squares overflow where float64 ones do not
         largest = float(np.finfo(values.dtype).max)
         total = float(np.square(np.clip(values, -largest, largest), dtype=np.float64).sum())
@@ -230,18 +225,17 @@ def encode_added(coded: list[bytes], chunk: DeltaChunk, base: Bits, post: Bits) 
 
 @dataclass(frozen=True)
 class AddedChunk:
-    """A decoded float chunk: symbols, the remainder at some positions, and the exceptions of base's own chunk."""
+    """A decoded float chunk: Δ in the wide type, whole, and the exceptions of base's own chunk."""
 
-    symbols: Bits
-    positions: NDArray[Any]
-    rest: Bits
+    delta: Wide
+    remainders: int
     exceptions: NDArray[Any]
     exact: Bits
     base_digest: bytes
 
 
-def decode_added(layout: Layout, streams: Sequence[Buffer], out: Bits) -> AddedChunk:
-    """Decode a float chunk; ``out`` receives the symbols and sets how many there are.
+def decode_added(layout: Layout, streams: Sequence[Buffer], out: Wide) -> AddedChunk:
+    """Decode a float chunk; ``out`` (wide) receives Δ and sets how many elements there are.
 
     Raises:
         PackageError: damaged, or not what a chunk of this layout can hold.
@@ -249,12 +243,13 @@ def decode_added(layout: Layout, streams: Sequence[Buffer], out: Bits) -> AddedC
     kind = layout.float
     first = layout.codec.streams(kind.itemsize)
     second = first + sparse_streams(kind.wide.itemsize)
-    layout.codec.decode(streams[:first], out)
     positions, rest = decode_sparse(streams[first:second], out.size, kind.wide_bits)
     exceptions, exact = decode_sparse(streams[second:-1], out.size, kind.bits)
     if len(streams[-1]) != (_DIGEST_BYTES if exceptions.size else 0):
         raise PackageError("a chunk's exceptions and the digest of its base do not go together")
-    return AddedChunk(out, positions, rest, exceptions, exact, bytes(streams[-1]))
+    layout.codec.decode(streams[:first], out, widen=kind)
+    delta = arithmetic.join(kind, out, positions, rest)
+    return AddedChunk(delta, positions.size, exceptions, exact, bytes(streams[-1]))
 
 
 def decode_replaced(layout: Layout, streams: Sequence[Buffer], out: Bits) -> None:

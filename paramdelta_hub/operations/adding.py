@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.arithmetic import FLOATS, Bits, Float, Workspace, accumulate, blocks, join
+from paramdelta_hub.arithmetic import FLOATS, Bits, Float, Wide, Workspace, accumulate, blocks
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import CheckpointError, PackageError
@@ -33,7 +33,7 @@ from paramdelta_hub.format.payload import PayloadReader
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.operations.descriptors import Descriptors
 
-__all__ = ["ChunkAdder", "Payload", "read_chunks", "run_apply_task", "within"]
+__all__ = ["ChunkAdder", "Payload", "read_chunks", "run_apply_task"]
 
 def run_apply_task(task: dict[str, Any], result: Path, advance: Callable[[int], None]) -> dict[str, Any]:
     """Do one task and return its outcome, plain JSON: the digest of every tensor written.
@@ -101,13 +101,13 @@ class Payload:
                 shards[delta["shard"]], delta["start"], delta["nbytes"], self._layout, delta["shard"]
             )
 
-    def next_added(self, out: Bits) -> AddedChunk | None:
-        """Decode the next chunk to ``out``; None where nothing but +0 is added."""
+    def next_added(self, out: Wide) -> AddedChunk | None:
+        """Decode the next chunk to ``out`` (wide); None where nothing but +0 is added."""
         if self._reader is None:
             return None
         with _located(self._delta):
             chunk = decode_added(self._layout, self._reader.next_chunk(), out)
-        self._remainders += chunk.positions.size
+        self._remainders += chunk.remainders
         self._exceptions += chunk.exceptions.size
         return chunk
 
@@ -175,8 +175,7 @@ class ChunkAdder:
         bits = target.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
         chunks = []
         for index, payload in enumerate(self._payloads):
-            symbols = scratch(f"symbols {index}", bits.size, kind.bits)
-            chunks.append(payload.next_added(symbols))
+            chunks.append(payload.next_added(scratch(f"delta {index}", bits.size, kind.wide)))
         exact = chunks[0] if self._is_plain and self._is_base(target, chunks[0]) else None
         out = result.view(kind.bits)
         work = Workspace(kind)
@@ -217,27 +216,14 @@ class ChunkAdder:
             if chunk is None:
                 np.add(total, kind.wide.type(payload.weight * 0.0), out=total)
                 continue
-            inside = within(chunk.positions, block)
-            delta = join(
-                kind, chunk.symbols[block], chunk.positions[inside] - block.start, chunk.rest[inside],
-                work.delta[:length],
-            )
-            accumulate(total, delta, payload.weight)
+            accumulate(total, chunk.delta[block], payload.weight)
         if exact is not None:
-            inside = within(exact.exceptions, block)
+            inside = slice(*np.searchsorted(exact.exceptions, (block.start, block.stop)).tolist())
             values = exact.exact[inside]
             total[exact.exceptions[inside] - block.start] = kind.widen(values, np.empty(values.size, kind.wide))
         if not kind.finite(total):
             self.not_finite += kind.count_not_finite(total)
         kind.round(total, out[block], work.scratch)
-
-
-def within(positions: NDArray[Any], block: slice) -> slice:
-    """Return which of the ascending positions lie in the block."""
-    if not positions.size:
-        return slice(0, 0)
-    first, last = np.searchsorted(positions, (block.start, block.stop)).tolist()
-    return slice(first, last)
 
 
 def _little(bits: Bits) -> NDArray[np.uint8]:

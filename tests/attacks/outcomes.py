@@ -1,0 +1,103 @@
+"""What an attack may come to: a refusal with an error of ours, or the very result an untouched package gives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import paramdelta_hub as pd
+from paramdelta_hub.errors import ParamdeltaError, SourceError
+from tests.conftest import Family
+from tests.models import assert_same, read_weights
+
+
+def refused_by_verify(delta: Path, error: type[ParamdeltaError] = SourceError, match: str | None = None) -> None:
+    """Check that verify refuses the package; the error is about a source, and names a place."""
+    with pytest.raises(error, match=match) as caught:
+        pd.verify(delta, threads=1)
+    assert caught.value.what
+
+
+def apply_is_safe(
+    target: Path, delta: Path, out: Path, expected: dict[str, torch.Tensor], threads: int = 1
+) -> ParamdeltaError | None:
+    """Apply; return the refusal, or None if the result is just what it would be without the attack."""
+    try:
+        pd.apply(target, delta, out, threads=threads)
+    except ParamdeltaError as error:
+        assert not out.exists()
+        shutil.rmtree(out.with_name(out.name + ".partial"), ignore_errors=True)
+        return error
+    assert_same(read_weights(out), expected)
+    shutil.rmtree(out)
+    return None
+
+
+def refused_everywhere(family: Family, tmp_path: Path, error: type[ParamdeltaError] = SourceError, match: str | None = None) -> None:
+    """Check that verify and apply both refuse, and that apply leaves no result."""
+    refused_by_verify(family.delta, error, match)
+    refusal = apply_is_safe(family.base, family.delta, tmp_path / "out", {})
+    assert isinstance(refusal, error), refusal
+
+
+def change_manifest(delta: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrite the manifest, as anybody can."""
+    path = delta / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    change(manifest)
+    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def shard_of(delta: Path) -> Path:
+    """Return the only shard."""
+    (shard,) = delta.glob("delta-*.safetensors")
+    return shard
+
+
+def reseal(delta: Path) -> None:
+    """Make every digest and size in the manifest fit what lies there: an attacker who knows the format does that too."""
+
+    def refresh(manifest: dict[str, Any]) -> None:
+        for file in (*manifest["shards"], manifest["lineage"], *manifest["companions"]):
+            content = (delta / file["path"]).read_bytes()
+            file["size"], file["sha256"] = len(content), hashlib.sha256(content).hexdigest()
+        for tensor in manifest["tensors"]:
+            if tensor["shard"]:
+                content = (delta / tensor["shard"]).read_bytes()
+                header, start = read_shard_header(content)
+                begin, end = header[tensor["name"]]["data_offsets"]
+                tensor["nbytes"] = end - begin
+                tensor["payload_sha256"] = hashlib.sha256(content[start + begin : start + end]).hexdigest()
+
+    change_manifest(delta, refresh)
+
+
+def read_shard_header(content: bytes) -> tuple[dict[str, Any], int]:
+    """Return a shard's header and where its data starts."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), 8 + length
+
+
+def replace_payload(delta: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Replace a tensor's payload by another of any size, with the header and all digests made to fit."""
+    path = shard_of(delta)
+    content = path.read_bytes()
+    header, start = read_shard_header(content)
+    metadata = header.pop("__metadata__")
+    payloads = {n: content[start + e["data_offsets"][0] : start + e["data_offsets"][1]] for n, e in header.items()}
+    payloads[name] = change(payloads[name])
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    position = 0
+    for tensor, payload in payloads.items():
+        entries[tensor] = {"dtype": "U8", "shape": [len(payload)], "data_offsets": [position, position + len(payload)]}
+        position += len(payload)
+    text = json.dumps(entries).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(payloads.values()))
+    reseal(delta)

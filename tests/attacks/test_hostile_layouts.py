@@ -1,0 +1,214 @@
+"""Links, devices, FIFOs, missing, extra and truncated files: no file outside the package is ever read or written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import paramdelta_hub as pd
+from paramdelta_hub.errors import IntegrityError, PackageError, SourceError
+from tests.attacks.names import HOSTILE
+from tests.attacks.outcomes import apply_is_safe, change_manifest, refused_by_verify, refused_everywhere, reseal, shard_of
+from tests.conftest import Family
+from tests.models import read_weights
+
+Attack = Callable[[Family, Path], object]
+
+
+def moved_behind_a_link(name: str) -> Attack:
+    """The right content, but somewhere else, behind a link: it could be changed after it was checked."""
+
+    def attack(family: Family, tmp_path: Path) -> None:
+        file = shard_of(family.delta) if name == "shard" else family.delta / name
+        (tmp_path / "elsewhere").mkdir()
+        file.rename(tmp_path / "elsewhere" / file.name)
+        file.symlink_to(tmp_path / "elsewhere" / file.name)
+
+    return attack
+
+
+def replaced(name: str, make: Callable[[Path], object]) -> Attack:
+    def attack(family: Family, _: Path) -> None:
+        file = shard_of(family.delta) if name == "shard" else family.delta / name
+        file.unlink()
+        make(file)
+
+    return attack
+
+
+ATTACKS: dict[str, Attack] = {
+    **{f"{name} behind a link": moved_behind_a_link(name) for name in ("shard", "lineage.safetensors", "manifest.json")},
+    **{
+        f"{name} {what}": replaced(name, make)
+        for name in ("shard", "lineage.safetensors", "manifest.json")
+        for what, make in {
+            "missing": lambda path: None,
+            "a FIFO": os.mkfifo,
+            "a folder": os.mkdir,
+            "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+            "a dangling link": lambda path: path.symlink_to("nowhere"),
+            "a link to itself": lambda path: path.symlink_to(path.name),
+            "empty": lambda path: path.write_bytes(b""),
+            "another file": lambda path: path.write_bytes(b"x" * 1000),
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("case", sorted(ATTACKS))
+def test_files_that_are_not_what_they_should_be(family: Family, tmp_path: Path, case: str) -> None:
+    ATTACKS[case](family, tmp_path)
+    start = time.monotonic()
+    refused_everywhere(family, tmp_path)
+    assert time.monotonic() - start < 2, "nothing waits for a FIFO"
+
+
+def test_a_link_between_two_files_of_the_package(family: Family, tmp_path: Path) -> None:
+    lineage = family.delta / "lineage.safetensors"
+    lineage.unlink()
+    lineage.symlink_to(shard_of(family.delta).name)
+    refused_everywhere(family, tmp_path)
+
+
+def test_a_hub_cache_layout_is_read(family: Family, tmp_path: Path) -> None:
+    """The one exception: the cache's own links, from a snapshot to a blob of the same repository."""
+    snapshot = tmp_path / "models--o--n" / "snapshots" / ("a" * 40)
+    blobs = tmp_path / "models--o--n" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in family.delta.iterdir():
+        shutil.copy(file, blobs / f"blob-{file.name}")
+        (snapshot / file.name).symlink_to(f"../../blobs/blob-{file.name}")
+    pd.verify(snapshot)
+    assert pd.apply(family.base, snapshot, tmp_path / "out").is_post
+    outside = tmp_path / "outside"
+    shutil.copy(shard_of(family.delta), outside)
+    link = snapshot / shard_of(family.delta).name
+    for goal in (outside, Path("../../../outside"), Path("../../blobs/../../outside"), tmp_path / "models--o--n2" / "x"):
+        link.unlink()
+        link.symlink_to(goal)
+        refused_by_verify(snapshot, PackageError)
+        assert apply_is_safe(family.base, snapshot, tmp_path / "out2", {}) is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json", "model.safetensors", "pytorch_model.bin", "modeling_x.py", "delta-00002-of-00001.safetensors",
+        "companions/chat_template.jinja", ".hidden", "a/b/c", "MANIFEST.JSON", "manifest.json.bak", "README.MD",
+        "lineage.safetensors.tmp", ".manifest.json.7.tmp",
+    ],
+)  # fmt: skip
+def test_an_extra_file(family: Family, name: str) -> None:
+    """A closed world: what the manifest does not list is not there."""
+    path = family.delta / name
+    if path.exists():
+        pytest.skip("this file system folds case")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    refused_by_verify(family.delta, IntegrityError, "not in the manifest")
+
+
+def test_an_extra_folder_behind_a_link(family: Family, tmp_path: Path) -> None:
+    (family.delta / "companions").symlink_to(tmp_path)
+    refused_by_verify(family.delta, IntegrityError)
+
+
+@pytest.mark.parametrize("name", ["README.md", "manifest.json.sig", ".gitattributes", ".git/config", ".cache/huggingface/x"])
+def test_what_may_lie_beside(family: Family, name: str) -> None:
+    (family.delta / name).parent.mkdir(parents=True, exist_ok=True)
+    (family.delta / name).write_bytes(b"x")
+    pd.verify(family.delta)
+
+
+@pytest.mark.parametrize("name", ["shard", "lineage.safetensors", "manifest.json"])
+def test_truncated_at_200_places(family: Family, tmp_path: Path, name: str, no_fsync: None) -> None:
+    """A download that was cut: at the first and last bytes, and evenly between."""
+    path = shard_of(family.delta) if name == "shard" else family.delta / name
+    content = path.read_bytes()
+    size = len(content)
+    cuts = sorted({*range(20), *range(size - 21, size), *(size * part // 170 for part in range(170))})
+    assert len(cuts) >= 200
+    for number, end in enumerate(cuts):
+        path.write_bytes(content[:end])
+        if name == "manifest.json" and end == size - 1:
+            continue  # without its last line feed it is another manifest of the same content
+        refused_by_verify(family.delta)
+        if number % 5 == 0:
+            assert apply_is_safe(family.base, family.delta, tmp_path / "out", {}) is not None
+
+
+@pytest.mark.parametrize("name", ["shard", "lineage.safetensors"])
+def test_truncated_while_being_read(family: Family, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the sizes were checked, the file shrinks: an error, where a mapped file would kill the process."""
+    from paramdelta_hub.format.package import Package
+
+    path = shard_of(family.delta) if name == "shard" else family.delta / name
+    check, content = Package._check_size, path.read_bytes()
+
+    def check_then_cut(self: Package, file: str, promised: int) -> None:
+        check(self, file, promised)
+        if file == path.name:
+            path.write_bytes(content[:-30])
+
+    monkeypatch.setattr(Package, "_check_size", check_then_cut)
+    refused_by_verify(family.delta)
+    path.write_bytes(content)
+    if name == "shard":
+        assert isinstance(apply_is_safe(family.base, family.delta, tmp_path / "out", {}), SourceError)
+
+
+def test_trailing_bytes_even_if_the_manifest_knows_of_them(family: Family, tmp_path: Path) -> None:
+    with shard_of(family.delta).open("ab") as file:
+        file.write(b"more")
+    reseal(family.delta)
+    refused_everywhere(family, tmp_path, match="follow the last tensor")
+
+
+@pytest.mark.parametrize("position", ["shard", "lineage", "companion"])
+def test_hostile_names_write_and_read_nothing_outside(
+    family: Family, tmp_path: Path, position: str, outside: Callable[[], set[str]]
+) -> None:
+    """300 names, in a package whose manifest fits them: all refused, and no file has come or gone."""
+    original = (family.delta / "manifest.json").read_bytes()
+    before = outside()
+
+    for name in HOSTILE:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            continue  # not to be written as UTF-8; tests/format/test_manifest.py tries them escaped
+
+        def rename(manifest: dict, name: str = name) -> None:  # type: ignore[type-arg]
+            if position == "companion":
+                manifest["companions"].append({"path": f"companions/{name}", "size": 1, "sha256": "0" * 64})
+                return
+            record = manifest["shards"][0] if position == "shard" else manifest["lineage"]
+            for tensor in manifest["tensors"]:
+                tensor["shard"] = name if tensor["shard"] == record["path"] else tensor["shard"]
+            record["path"] = name
+
+        (family.delta / "manifest.json").write_bytes(original)
+        change_manifest(family.delta, rename)
+        with pytest.raises(PackageError):
+            pd.inspect(family.delta)
+        with pytest.raises(PackageError):
+            pd.apply(family.base, family.delta, tmp_path / "out")
+    assert outside() == before
+
+
+@pytest.mark.xfail(strict=True, raises=MemoryError, reason="the lineage file is read to the size the manifest claims")
+def test_a_terabyte_that_is_not_there(family: Family, tmp_path: Path) -> None:
+    """A sparse file can be as large as it likes; its promised size decides, and the lineage file has a cap of its own."""
+    path = family.delta / "lineage.safetensors"
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    start = time.monotonic()
+    refused_everywhere(family, tmp_path)
+    change_manifest(family.delta, lambda manifest: manifest["lineage"].update(size=1 << 40))
+    refusal = apply_is_safe(family.base, family.delta, tmp_path / "out", read_weights(family.post))
+    assert isinstance(refusal, SourceError)
+    assert time.monotonic() - start < 5

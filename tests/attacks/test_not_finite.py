@@ -1,0 +1,80 @@
+"""NaN, infinities and overflow: a target or a sum that is not finite is refused by tensor and count, for each dtype.
+
+A delta can be made so that base ⊕ Δ is fine and another target overflows; nobody should get such weights unawares.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import paramdelta_hub as pd
+from paramdelta_hub.errors import NotFiniteError
+from tests.models import TORCH, read_weights, write_model
+
+
+@pytest.fixture
+def delta(tmp_path: Path, dtype_name: str) -> Path:
+    dtype = TORCH[dtype_name]
+    base = torch.linspace(-1, 1, 4096).to(dtype)
+    post = base.clone()
+    post[100], post[200] = torch.finfo(dtype).max, torch.finfo(dtype).min
+    write_model(tmp_path / "base", {"w": base, "calm": base})
+    write_model(tmp_path / "post", {"w": post, "calm": base / 2})
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    return tmp_path / "delta"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_target_that_holds_them(tmp_path: Path, delta: Path, value: float, count: int) -> None:
+    target = read_weights(tmp_path / "base")
+    target["calm"][5 : 5 + count] = value
+    write_model(tmp_path / "target", target)
+    with pytest.raises(NotFiniteError) as caught:
+        pd.apply(tmp_path / "target", delta, tmp_path / "out")
+    assert [(m.location, m.message.split()[0]) for m in caught.value.mismatches] == [("calm", str(count))]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sum_that_overflows(tmp_path: Path, delta: Path) -> None:
+    target = read_weights(tmp_path / "base")
+    dtype = target["w"].dtype
+    target["w"][100] = torch.tensor(torch.finfo(dtype).max / 4).to(dtype)
+    target["w"][200] = torch.tensor(torch.finfo(dtype).min / 4).to(dtype)
+    write_model(tmp_path / "target", target)
+    with pytest.raises(NotFiniteError, match="not finite") as caught:
+        pd.apply(tmp_path / "target", delta, tmp_path / "out", force=True)
+    assert [(m.location, m.message.split()[0]) for m in caught.value.mismatches] == [("w", "2")]
+
+
+@pytest.mark.parametrize("weight", [2.0, 1e30, -3.0])
+def test_a_weight_that_overflows(tmp_path: Path, delta: Path, weight: float) -> None:
+    with pytest.raises(NotFiniteError) as caught:
+        pd.apply(tmp_path / "base", pd.Summand(delta, weight), tmp_path / "out")
+    assert "w" in {m.location for m in caught.value.mismatches}
+    assert "smaller weight" in str(caught.value)
+
+
+def test_infinities_that_meet(tmp_path: Path, delta: Path) -> None:
+    """Two deltas whose products overflow with unlike signs make NaN, and that is seen too."""
+    deltas = [pd.Summand(delta, 3e38), pd.Summand(delta, -3e38)]
+    if next(iter(read_weights(tmp_path / "base").values())).dtype == torch.float32:
+        pytest.skip("float64 holds these products")
+    with pytest.raises(NotFiniteError):
+        pd.apply(tmp_path / "base", deltas, tmp_path / "out")
+
+
+def test_on_base_itself_the_largest_values_are_reached(tmp_path: Path, delta: Path) -> None:
+    assert pd.apply(tmp_path / "base", delta, tmp_path / "out").is_post
+
+
+def test_a_refused_run_is_refused_again_and_leaves_no_result(tmp_path: Path, delta: Path) -> None:
+    """Nothing that a refused run left behind makes the next one pass."""
+    for _ in range(3):
+        with pytest.raises(NotFiniteError):
+            pd.apply(tmp_path / "base", pd.Summand(delta, 2.0), tmp_path / "out")
+        assert not (tmp_path / "out").exists()

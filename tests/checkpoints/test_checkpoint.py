@@ -1,0 +1,280 @@
+"""Opening models: every layout people have, and a word for each that can't be read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from paramdelta_hub.checkpoints.architecture import describe_architecture, fingerprint, merge_patch, quantization
+from paramdelta_hub.checkpoints.checkpoint import INDEX, open_checkpoint
+from paramdelta_hub.checkpoints.companions import companions
+from paramdelta_hub.checkpoints.sources import resolve
+from paramdelta_hub.errors import CheckpointError
+from tests.attacks.names import HOSTILE
+from tests.models import weights, write_model
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_a_folder(tmp_path: Path, shards: int) -> None:
+    tensors = weights(0)
+    opened = open_checkpoint(write_model(tmp_path / "model", tensors, shards))
+    assert set(opened.tensors) == set(tensors)
+    assert opened.nbytes == sum(tensor.nbytes for tensor in tensors.values())
+    assert len(opened.files) == shards
+    assert (opened.index is None) == (shards == 1)
+    assert opened.dtypes["I64"] == 3
+    for name, tensor in tensors.items():
+        assert opened.entries[name].shape == tuple(tensor.shape)
+    assert opened.source.name == "model"
+
+
+def test_one_file(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", weights(0))
+    opened = open_checkpoint(tmp_path / "model" / "model.safetensors")
+    assert opened.is_lone_file
+    assert opened.config is None
+    assert companions(opened) == {}
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "other.safetensors")
+    assert set(open_checkpoint(tmp_path / "model").tensors) == set(weights(0)), "a single file of any name"
+
+
+def test_a_file_beside_the_models_is_no_part_of_it(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model", weights(0))
+    write_model(tmp_path / "x", {"other": torch.ones(2)})
+    (tmp_path / "x" / "model.safetensors").rename(path / "optimizer.safetensors")
+    assert set(open_checkpoint(path).tensors) == set(weights(0))
+
+
+Spoil = Callable[[Path], object]
+
+
+def write(name: str, content: bytes) -> Spoil:
+    return lambda path: (path / name).write_bytes(content)
+
+
+def index(change: Callable[[dict[str, Any]], object]) -> Spoil:
+    def spoil(path: Path) -> None:
+        value = json.loads((path / INDEX).read_bytes())
+        change(value)
+        (path / INDEX).write_text(json.dumps(value))
+
+    return spoil
+
+
+def remove(pattern: str) -> Spoil:
+    return lambda path: [file.unlink() for file in path.glob(pattern)]
+
+
+def fifo(name: str) -> Spoil:
+    def spoil(path: Path) -> None:
+        (path / name).unlink(missing_ok=True)
+        os.mkfifo(path / name)
+
+    return spoil
+
+
+FIRST = "model-00001-of-00002.safetensors"
+SPOILED: dict[str, tuple[Spoil, str]] = {
+    "a shard missing": (remove(FIRST), "names 1 missing file"),
+    "all shards missing": (remove("*.safetensors"), "names 2 missing file"),
+    "an index that is no JSON": (write(INDEX, b"{"), "not JSON"),
+    "an index that is a list": (write(INDEX, b"[]"), "no weight_map"),
+    "an index of nothing": (write(INDEX, b"{}"), "no weight_map"),
+    "a weight map of numbers": (write(INDEX, b'{"weight_map":{"a":1}}'), "no weight_map"),
+    "a weight map twice": (write(INDEX, b'{"weight_map":{},"weight_map":{}}'), "stands twice"),
+    "a tensor too many in the index": (index(lambda v: v["weight_map"].update(ghost=FIRST)), "disagree about tensor 'ghost'"),
+    "a tensor too few": (index(lambda v: v["weight_map"].pop("model.norm.weight")), "disagree"),
+    "a tensor in the other file": (
+        index(lambda v: v["weight_map"].update({"model.norm.weight": "model-00002-of-00002.safetensors"})), "disagree",
+    ),
+    "an empty file": (write(FIRST, b""), "truncated"),
+    "half a file": (lambda path: (path / FIRST).write_bytes((path / FIRST).read_bytes()[:-1]), "truncated"),
+    "a byte more": (lambda path: (path / FIRST).write_bytes((path / FIRST).read_bytes() + b"x"), "follow the last tensor"),
+    "a GGUF": (write(FIRST, b"GGUF" + bytes(100)), "GGUF"),
+    "a pointer of git-lfs": (write(FIRST, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"), "header of"),
+    "an error page": (write(FIRST, b"<!DOCTYPE html><html></html>"), "header of"),
+    "a FIFO": (fifo(FIRST), "not a regular file"),
+    "a FIFO as the index": (fifo(INDEX), "not a regular file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", sorted(SPOILED))
+def test_what_can_not_be_read(tmp_path: Path, case: str) -> None:
+    spoil, match = SPOILED[case]
+    path = write_model(tmp_path / "model", weights(0), shards=2)
+    spoil(path)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        open_checkpoint(path)
+    assert str(tmp_path) in (caught.value.where or "")
+
+
+@pytest.mark.parametrize(
+    ("files", "match"),
+    [
+        ([], "an empty folder"), (["README.md"], "no .safetensors file"), (["pytorch_model.bin"], "pickled"), (["model.pt"], "pickled"),
+        (["model.ckpt"], "pickled"), (["model.gguf"], "GGUF"), (["tf_model.h5"], "no .safetensors file"),
+    ],
+)  # fmt: skip
+def test_folders_without_weights(tmp_path: Path, files: list[str], match: str) -> None:
+    for name in files:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=match) as caught:
+        open_checkpoint(tmp_path)
+    assert caught.value.remedy
+
+
+def test_several_files_and_no_index(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model", weights(0), shards=2)
+    (path / INDEX).unlink()
+    with pytest.raises(CheckpointError, match=f"2 safetensors files and no {INDEX}"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["x.bin", "x.pt", "x.gguf", "x.txt", "x"])
+def test_other_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x80\x02.")
+    with pytest.raises(CheckpointError):
+        open_checkpoint(tmp_path / name)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    for place in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "", ".hidden/x", "a/b/c", "org/name@"):
+        with pytest.raises(CheckpointError):
+            open_checkpoint(place)
+
+
+def test_hostile_names_in_an_index(tmp_path: Path) -> None:
+    """300 names in the place of a shard: refused before any of them is opened."""
+    path = write_model(tmp_path / "model", weights(0))
+    names = dict.fromkeys(weights(0), "")
+    for name in HOSTILE:
+        (path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, name)}))
+        with pytest.raises(CheckpointError):
+            open_checkpoint(path)
+
+
+def test_an_index_may_not_reach_into_another_folder(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model", weights(0))
+    write_model(path / "sub", weights(0))
+    (path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(weights(0), "sub/model.safetensors")}))
+    with pytest.raises(CheckpointError):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"7", b"{", b'{"a":NaN}', b'{"a":1,"a":2}', b"\xff", b'"x"', b"null"])
+def test_configs_that_are_none(tmp_path: Path, content: bytes) -> None:
+    path = write_model(tmp_path / "model", weights(0))
+    (path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        _ = open_checkpoint(path).config
+    assert caught.value.where == str(path / "config.json")
+
+
+def test_tied_and_untied(tmp_path: Path) -> None:
+    embed, head, other = {"model.embed_tokens.weight": torch.ones(2)}, {"lm_head.weight": torch.ones(2)}, {"x": torch.ones(2)}
+    for number, (tensors, expected) in enumerate([(embed, True), (embed | head, False), (other, None), (other | head, None)]):
+        assert open_checkpoint(write_model(tmp_path / str(number), tensors)).tied_embeddings is expected
+
+
+def test_companions_are_an_allow_list(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model", weights(0), config={})
+    good = {
+        "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "vocab.txt", "merges.txt",
+        "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "modules.json", "1_Pooling/config.json",
+    }  # fmt: skip
+    bad = {
+        "modeling_x.py", "configuration_x.py", "pytorch_model.bin", "x.pt", "x.pkl", "training_args.bin", "x.sh", "x.so", "x.exe",
+        "x.dll", "x.jar", "x.ipynb", "x.html", "x.js", "setup.py", "conftest.py", "Makefile", ".env", ".bashrc", "README.md", "x.ckpt",
+        "optimizer.pt", "scheduler.pt", "rng_state.pth", "x.h5", "x.msgpack", "x.onnx", "x.npz", "x.npy", "x.joblib", "x.zip", "x.tar",
+        "x.tar.gz", "x.whl", "x.yaml", "x.toml", "x.cfg", "x.ini", "x.bat", "x.ps1", "x.rb", "x.pl", "config.json.bak", "aconfig.json",
+        "1_Pooling/evil.py", "1_pooling/config.json", "x_Pooling/config.json", "1_Pooling/x/config.json",
+    }  # fmt: skip
+    for name in good | bad:
+        (path / name).parent.mkdir(exist_ok=True, parents=True)
+        (path / name).write_bytes(b"x")
+    assert len(bad) >= 40
+    assert set(companions(open_checkpoint(path))) == good | {"config.json"}
+
+
+@pytest.mark.parametrize("goal", ["/etc/passwd", "../secret"])
+def test_a_companion_that_is_a_link_out_of_the_folder(tmp_path: Path, goal: str) -> None:
+    """It would be copied into the result, and published with it."""
+    (tmp_path / "secret").write_text("key")
+    path = write_model(tmp_path / "model", weights(0))
+    (path / "tokenizer.json").symlink_to(goal)
+    with pytest.raises(CheckpointError, match="symbolic link"):
+        companions(open_checkpoint(path))
+
+
+def test_fingerprints_are_of_names_and_shapes_alone(tmp_path: Path) -> None:
+    tensors = weights(0)
+    one = describe_architecture(open_checkpoint(write_model(tmp_path / "one", tensors)))
+    wide = {name: tensor.double() for name, tensor in reversed(list(tensors.items()))}
+    assert describe_architecture(open_checkpoint(write_model(tmp_path / "two", wide, 3))).fingerprint == one.fingerprint
+    other = {**tensors, "model.norm.weight": torch.ones(17)}
+    assert describe_architecture(open_checkpoint(write_model(tmp_path / "three", other))).fingerprint != one.fingerprint
+    assert fingerprint([("b", (2, 3)), ("a", ())]) == fingerprint([("a", ()), ("b", (2, 3))])
+    assert fingerprint([("a", (1,)), ("b", ())]) != fingerprint([("a", ()), ("b", (1,))])
+
+
+def test_quantized_models_are_known_by_config_tensors_and_names(tmp_path: Path) -> None:
+    plain = {"w.weight": torch.ones(4)}
+    cases: list[tuple[dict[str, torch.Tensor], dict[str, Any], bool]] = [
+        (plain, {}, False), (plain, {"quantization_config": None}, False), (plain, {"quantization_config": {"quant_method": "awq"}}, True),
+        ({"w.weight": torch.ones(4).to(torch.float8_e4m3fn)}, {}, True), ({"w.qweight": torch.ones(4)}, {}, True),
+        ({**plain, "w.weight_scale_inv": torch.ones(1)}, {}, True), ({"layer.scale": torch.ones(4)}, {}, False),
+    ]  # fmt: skip
+    for number, (tensors, config, expected) in enumerate(cases):
+        opened = open_checkpoint(write_model(tmp_path / str(number), tensors, config=config))
+        assert bool(quantization(opened)) is expected, number
+
+
+def applied(target: Any, patch: Any) -> Any:
+    """RFC 7396's own algorithm."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = applied(result.get(key), value)
+    return result
+
+
+def test_merge_patches() -> None:
+    from hypothesis import given
+    from hypothesis import strategies as st
+
+    values = st.recursive(
+        st.booleans() | st.integers(-3, 3) | st.text("ab", max_size=2),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("abc", max_size=1), inner, max_size=3),
+        max_leaves=8,
+    )
+    objects = st.dictionaries(st.text("abc", max_size=1), values, max_size=4)
+
+    @given(objects, objects)
+    def check(old: dict[str, Any], new: dict[str, Any]) -> None:
+        patch = merge_patch(old, new)
+        assert applied(old, patch) == new
+        assert merge_patch(new, new) == {}
+
+    check()
+    assert merge_patch({"a": 1}, {"a": True}) == {"a": True}, "true is not one"
+    assert merge_patch({"a": {"b": 1}}, {"a": {"b": True}}) == {"a": {"b": True}}
+    assert merge_patch({"a": [1]}, {"a": [1.0]}) == {"a": [1.0]}
+
+
+def test_hub_cache_snapshots_are_known_as_such(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--org--some-name" / "snapshots" / commit
+    write_model(snapshot, weights(0))
+    source = resolve(snapshot)
+    assert (source.name, source.commit) == ("org/some-name", commit)
+    assert resolve(write_model(tmp_path / "local", weights(0))).commit is None

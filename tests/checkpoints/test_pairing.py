@@ -1,0 +1,48 @@
+"""Pairing: what goes with what, and every misfit at once."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paramdelta_hub.checkpoints.pairing import Entry, Rules, match
+
+SIDES = ("base", "post")
+ENTRIES = st.dictionaries(
+    st.sampled_from(["a", "b", "c.weight", "x.inv_freq", "position_ids"]),
+    st.builds(Entry, st.sampled_from(["BF16", "F32", "I64"]), st.sampled_from([(2,), (2, 3)])),
+)
+
+
+@given(ENTRIES, ENTRIES, st.sampled_from([(), ("a",), ("weight$",)]))
+def test_nothing_is_dropped_in_silence(left: dict[str, Entry], right: dict[str, Entry], skips: tuple[str, ...]) -> None:
+    """Every name of either side ends as a pair, an omission with its reason, or a mismatch."""
+    found = match(left, right, Rules(skips=skips), SIDES)
+    omitted, wrong = {name for name, _, _ in found.omissions}, {m.location for m in found.mismatches}
+    for name in {*left, *right}:
+        assert (name in found.pairs) + (name in omitted) + (name in wrong and name not in found.pairs) == 1
+    for ours, theirs in found.pairs.items():
+        assert (left[ours] == right[theirs]) == (ours not in wrong)
+
+
+def test_a_derived_buffer_on_both_sides_is_a_pair() -> None:
+    entry = {"rotary.inv_freq": Entry("F32", (4,))}
+    assert match(entry, entry, Rules(), SIDES).pairs == {"rotary.inv_freq": "rotary.inv_freq"}
+
+
+def test_known_omissions_of_a_delta_may_be_missing_from_it() -> None:
+    target = {"a": Entry("F32", (1,)), "b": Entry("F32", (1,))}
+    found = match(target, {"a": Entry("F32", (1,))}, Rules(), ("the target", "the delta"), known=["b"])
+    assert not found.mismatches
+    assert found.omissions == [("b", "the target", "left out when the delta was made")]
+
+
+def test_shape_and_dtype_are_both_told() -> None:
+    found = match({"a": Entry("F32", (1,))}, {"a": Entry("BF16", (2,))}, Rules(), SIDES)
+    assert [m.kind for m in found.mismatches] == ["shape", "dtype"]
+    assert "base has [1], post has [2]" in str(found.mismatches[0])
+
+
+def test_skips_see_names_before_and_after_renaming() -> None:
+    rules = Rules(renames=(("^x", "y"),), skips=("^x",))
+    assert match({"y1": Entry("F32", (1,))}, {"x1": Entry("F32", (1,))}, rules, SIDES).omissions == [("y1", "both", "skipped by rule")]

@@ -1,0 +1,103 @@
+"""Plans: equal requests have equal plans; cutting work depends on the items alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import paramdelta_hub as pd
+from paramdelta_hub.limits import TASK_BYTES_MAX, TASK_BYTES_MIN, TASKS_WANTED
+from paramdelta_hub.work.plan import Plan, Receipt, cut
+from tests.conftest import Family
+
+
+def plan(**changes: object) -> Plan:
+    fields: dict[str, object] = {
+        "kind": "extract", "inputs": ({"file": "a", "size": 1},), "options": {"x": 1, "y": [2]}, "tasks": ({"bytes": 5},),
+        **changes,
+    }  # fmt: skip
+    return Plan(**fields)  # type: ignore[arg-type]
+
+
+def test_equal_plans_have_equal_texts_and_digests() -> None:
+    assert plan() == plan()
+    assert plan().to_json() == plan().to_json()
+    assert plan().digest == plan(options={"y": [2], "x": 1}).digest, "the order of keys says nothing"
+    assert json.loads(plan().to_json())["kind"] == "extract"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "apply"}, {"inputs": ()}, {"inputs": ({"file": "a", "size": 2},)}, {"options": {"x": 1, "y": [3]}},
+        {"options": {"x": 1.5, "y": [2]}}, {"tasks": ()}, {"tasks": ({"bytes": 6},)}, {"tasks": ({"bytes": 5}, {"bytes": 5})},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_whatever_differs_makes_another_plan(change: dict[str, object]) -> None:
+    assert plan(**change).digest != plan().digest
+
+
+def test_another_version_of_the_tool_makes_another_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    from paramdelta_hub import __about__
+
+    before = plan().digest
+    monkeypatch.setattr(__about__, "CREATED_BY", "paramdelta-hub 9.9.9")
+    assert plan().digest != before
+
+
+def test_receipts_come_back() -> None:
+    receipt = Receipt("a" * 64, 3, {"piece": "x", "tensors": [1, 2]})
+    assert Receipt.from_json(json.loads(json.dumps(receipt.to_json()))) == receipt
+
+
+SIZES = st.lists(st.integers(0, 3 * TASK_BYTES_MIN) | st.just(0) | st.integers(0, 2 * TASK_BYTES_MAX), max_size=60)
+
+
+@given(SIZES)
+def test_cutting_loses_nothing_and_keeps_the_order(sizes: list[int]) -> None:
+    groups = cut(list(enumerate(sizes)), lambda item: item[1], sum(sizes))
+    assert [item for group in groups for item in group] == list(enumerate(sizes))
+    assert all(groups)
+    assert cut(list(enumerate(sizes)), lambda item: item[1], sum(sizes)) == groups
+
+
+@given(SIZES)
+def test_groups_are_neither_too_large_nor_too_many(sizes: list[int]) -> None:
+    total = sum(sizes)
+    wanted = min(max(total // TASKS_WANTED, TASK_BYTES_MIN), TASK_BYTES_MAX)
+    groups = cut(sizes, lambda size: size, total)
+    for group in groups:
+        assert sum(group) <= 2 * wanted or len([size for size in group if size]) == 1
+    for one, other in zip(groups, groups[1:], strict=False):
+        assert sum(one) + sum(other) >= wanted, "two neighbours that would fit into one are one"
+
+
+def test_a_small_model_is_one_task_and_a_large_one_many() -> None:
+    assert len(cut([1000] * 50, lambda size: size, 50_000)) == 1
+    large = [400 << 20] * 400
+    assert TASKS_WANTED / 2 <= len(cut(large, lambda size: size, sum(large))) <= 2 * TASKS_WANTED
+    assert cut([], lambda size: size, 0) == []
+
+
+def test_threads_and_memory_are_no_part_of_a_plan(family: Family, tmp_path: Path) -> None:
+    """A run that was begun with eight threads may be finished with one."""
+    class Stops(pd.Progress):
+        calls = 0
+
+        def advance(self, nbytes: int) -> None:
+            self.calls += nbytes > 0
+            if self.calls == 4:
+                raise pd.StorageError("stop")
+
+    with pytest.raises(pd.StorageError):
+        pd.apply(family.target, family.delta, tmp_path / "out", threads=4, progress=Stops())
+    before = (tmp_path / "out.partial" / "plan.json").read_bytes()
+    with pytest.raises(pd.StorageError):
+        pd.apply(family.target, family.delta, tmp_path / "out", threads=1, memory=1 << 30, progress=Stops())
+    assert (tmp_path / "out.partial" / "plan.json").read_bytes() == before
+    pd.apply(family.target, family.delta, tmp_path / "out")
