@@ -47,7 +47,9 @@ def rounded(kind: Float, wide: np.ndarray) -> np.ndarray:
 def random_bits(name: str, count: int, seed: int) -> np.ndarray:
     """Return finite patterns of every exponent, evenly."""
     kind = FLOATS[name]
-    bits = np.random.default_rng(seed).integers(0, 1 << (8 * kind.itemsize), 2 * count, dtype=np.uint64).astype(kind.bits)
+    bits = (
+        np.random.default_rng(seed).integers(0, 1 << (8 * kind.itemsize), 2 * count, dtype=np.uint64).astype(kind.bits)
+    )
     return bits[torch.isfinite(from_bits(bits, TORCH[name])).numpy()][:count]
 
 
@@ -58,11 +60,17 @@ def pairs(name: str, seed: int = 0, count: int = 60_000) -> tuple[np.ndarray, np
     steps = np.random.default_rng(seed + 2).integers(-40, 41, base.size)
     near = (base.astype(np.int64) + steps).clip(0, np.iinfo(base.dtype).max).astype(base.dtype)
     near = np.where(torch.isfinite(from_bits(near, TORCH[name])).numpy(), near, base)
-    every = [(np.repeat(special, special.size), np.tile(special, special.size)), (base, post[: base.size]), (base, near)]
+    every = [
+        (np.repeat(special, special.size), np.tile(special, special.size)),
+        (base, post[: base.size]),
+        (base, near),
+    ]
     return np.concatenate([b for b, _ in every]), np.concatenate([p for _, p in every])
 
 
-def take_and_split(kind: Float, base: np.ndarray, post: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def take_and_split(
+    kind: Float, base: np.ndarray, post: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     delta = arithmetic.difference(widened(kind, base), widened(kind, post), np.empty(base.size, kind.wide))
     symbols = np.empty(base.size, kind.bits)
     positions, rest = arithmetic.split(kind, delta, symbols, np.empty(base.size, kind.wide_bits))

@@ -15,11 +15,35 @@ from tests.conftest import Family
 
 PACKAGE = Path(__file__).parent.parent / "paramdelta_hub"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-LAYERS = ("errors", "limits", "buffers", "arithmetic", "codecs", "format", "checkpoints", "work", "operations", "registry", "cli")
+LAYERS = (
+    "errors",
+    "limits",
+    "buffers",
+    "arithmetic",
+    "codecs",
+    "format",
+    "checkpoints",
+    "work",
+    "operations",
+    "registry",
+    "cli",
+)
 """From the bottom up; a module imports from its own layer and those below."""
 ANYWHERE = {"__about__"}
 TOP = {"__init__", "__main__"}
-FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "jinja2", "runpy", "code", "codeop"}
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "jinja2",
+    "runpy",
+    "code",
+    "codeop",
+}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 MOST_LINES = 350
 
@@ -75,7 +99,8 @@ def test_no_cycles_within_a_layer() -> None:
         module.removesuffix(".py").removesuffix("/__init__").replace("/", "."): {
             name.removeprefix("paramdelta_hub.") for _, name in imports(module) if name.startswith("paramdelta_hub.")
         }
-        for module in MODULES if layer(module) not in TOP
+        for module in MODULES
+        if layer(module) not in TOP
     }
     done: set[str] = set()
 
@@ -127,7 +152,9 @@ def test_everything_public_has_a_docstring(module: str) -> None:
 
     def check(body: list[ast.stmt], inside: str) -> None:
         for node in body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith(
+                "_"
+            ):
                 assert ast.get_docstring(node), f"{module}:{node.lineno}: {inside}{node.name} has no docstring"
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 check(node.body, f"{node.name}.")
@@ -140,20 +167,34 @@ def test_all_names_what_is_there(module: str) -> None:
     """``__all__`` is sorted the way ruff sorts it, and lists only what the module has."""
     root = tree(module)
     lists = [
-        ast.literal_eval(node.value) for node in root.body
+        ast.literal_eval(node.value)
+        for node in root.body
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
     ]
     if not lists:
         exempt = module.endswith(("__init__.py", "__main__.py")) or layer(module) in {"cli", "limits"}
         assert exempt, f"{module} has no __all__"
         return
-    bound = {name.asname or name.name for node in root.body if isinstance(node, ast.Import | ast.ImportFrom) for name in node.names}
+    bound = {
+        name.asname or name.name
+        for node in root.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
     for node in root.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             bound.add(node.name)
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
         bound |= {target.id for target in targets if isinstance(target, ast.Name)}
-        bound |= {item.id for target in targets if isinstance(target, ast.Tuple) for item in target.elts if isinstance(item, ast.Name)}
+        bound |= {
+            item.id
+            for target in targets
+            if isinstance(target, ast.Tuple)
+            for item in target.elts
+            if isinstance(item, ast.Name)
+        }
     assert set(lists[0]) <= bound
     assert len(set(lists[0])) == len(lists[0])
 
@@ -170,7 +211,11 @@ print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
 
 def test_verify_and_inspect_do_without_torch(shared_family: Family) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _LIGHT, str(shared_family.delta)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", _LIGHT, str(shared_family.delta)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     loaded = set(json.loads(done.stdout))

@@ -30,6 +30,7 @@ __all__ = [
     "open_regular",
     "read_exactly",
     "read_small",
+    "sync_file",
     "sync_folder",
     "sync_tree",
     "write_exactly",
@@ -157,6 +158,15 @@ def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
         sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Force what has been written of a file so far to disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Force a folder's entries to disk; a rename or a new file is not durable before this."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -170,11 +180,7 @@ def sync_tree(folder: Path) -> None:
     """Force every file below ``folder``, and the folders themselves, to disk."""
     for parent, _, files in os.walk(folder):
         for name in files:
-            descriptor = os.open(os.path.join(parent, name), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_file(Path(parent, name))
         sync_folder(Path(parent))
 
 

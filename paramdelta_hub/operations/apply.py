@@ -17,7 +17,15 @@ from paramdelta_hub.checkpoints.companions import companions, read_companion
 from paramdelta_hub.checkpoints.pairing import Match, Rules
 from paramdelta_hub.errors import CheckpointError, Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.durable import allocate, io_errors, open_regular, read_exactly, write_exactly, write_file
+from paramdelta_hub.format.durable import (
+    allocate,
+    io_errors,
+    open_regular,
+    read_exactly,
+    sync_file,
+    write_exactly,
+    write_file,
+)
 from paramdelta_hub.format.headers import TensorSpan
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.limits import COPY_BYTES, DEFAULT_MEMORY
@@ -132,7 +140,8 @@ def apply(
         outcomes = execute(
             plan, lambda task, advance: run_apply_task(task, destination.result, advance),
             done, destination, threads, progress, "applying",
-            lambda outcome: _start_write_back(destination.result / outcome["file"]),
+            # Forced to disk while the workers compute, so that little is left to wait for at the end.
+            lambda outcome: sync_file(destination.result / outcome["file"]),
         )
         _refuse_not_finite(outcomes)
         digests = {name: digest for outcome in outcomes for name, digest in outcome["tensors"].items()}
@@ -240,15 +249,6 @@ def _still_there(receipt: Receipt, task: dict[str, Any], result: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-def _start_write_back(path: Path) -> None:
-    """Force what has been written so far to disk while the workers compute: little is left to wait for at the end."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.lineage import pack_samples, sample
 from paramdelta_hub.checkpoints.pairing import Match, Rules, match
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
-from paramdelta_hub.format.durable import file_digest, io_errors, write_file
+from paramdelta_hub.format.durable import file_digest, io_errors, sync_file, write_file
 from paramdelta_hub.format.manifest import (
     LINEAGE_NAME,
     MANIFEST_NAME,
@@ -135,7 +135,7 @@ def extract(
 
         def after(outcome: dict[str, Any]) -> None:
             if outcome.get("piece"):
-                _force_to_disk(destination.pieces / outcome["piece"])
+                sync_file(destination.pieces / outcome["piece"])
 
         outcomes = execute(
             plan, lambda task, advance: run_extract_task(task, destination.pieces, advance),
@@ -235,14 +235,6 @@ def _still_there(receipt: Receipt, pieces: Path) -> bool:
         return True
     path = pieces / str(piece)
     return path.is_file() and file_digest(path)[0] == receipt.outcome["sha256"]
-
-
-def _force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:

@@ -40,7 +40,9 @@ def apply_is_safe(
     return None
 
 
-def refused_everywhere(family: Family, tmp_path: Path, error: type[ParamdeltaError] = SourceError, match: str | None = None) -> None:
+def refused_everywhere(
+    family: Family, tmp_path: Path, error: type[ParamdeltaError] = SourceError, match: str | None = None
+) -> None:
     """Check that verify and apply both refuse, and that apply leaves no result."""
     refused_by_verify(family.delta, error, match)
     refusal = apply_is_safe(family.base, family.delta, tmp_path / "out", {})

@@ -38,7 +38,7 @@ def small(tmp_path: Path) -> Family:
 def places(family: Family, step: int) -> list[tuple[Path, int]]:
     """Return every ``step``-th byte of every file."""
     every = [(path, at) for path in sorted(family.delta.iterdir()) for at in range(path.stat().st_size)]
-    return every[:: step]
+    return every[::step]
 
 
 @pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
@@ -98,7 +98,9 @@ def test_larger_damage(small: Family, tmp_path: Path, rounds: int) -> None:
         content = path.read_bytes()
         at, length = source.randrange(len(content)), source.randint(1, 64)
         piece = content[at : at + length]
-        new = source.choice([b"", piece * 2, bytes(len(piece)), piece[::-1], source.randbytes(len(piece)), content[:length]])
+        new = source.choice(
+            [b"", piece * 2, bytes(len(piece)), piece[::-1], source.randbytes(len(piece)), content[:length]]
+        )
         path.write_bytes(content[:at] + new + content[at + length :])
         if new != piece:
             try:

@@ -13,7 +13,14 @@ import pytest
 import paramdelta_hub as pd
 from paramdelta_hub.errors import IntegrityError, PackageError, SourceError
 from tests.attacks.names import HOSTILE
-from tests.attacks.outcomes import apply_is_safe, change_manifest, refused_by_verify, refused_everywhere, reseal, shard_of
+from tests.attacks.outcomes import (
+    apply_is_safe,
+    change_manifest,
+    refused_by_verify,
+    refused_everywhere,
+    reseal,
+    shard_of,
+)
 from tests.conftest import Family
 from tests.models import read_weights
 
@@ -42,7 +49,9 @@ def replaced(name: str, make: Callable[[Path], object]) -> Attack:
 
 
 ATTACKS: dict[str, Attack] = {
-    **{f"{name} behind a link": moved_behind_a_link(name) for name in ("shard", "lineage.safetensors", "manifest.json")},
+    **{
+        f"{name} behind a link": moved_behind_a_link(name) for name in ("shard", "lineage.safetensors", "manifest.json")
+    },
     **{
         f"{name} {what}": replaced(name, make)
         for name in ("shard", "lineage.safetensors", "manifest.json")
@@ -89,7 +98,12 @@ def test_a_hub_cache_layout_is_read(family: Family, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     shutil.copy(shard_of(family.delta), outside)
     link = snapshot / shard_of(family.delta).name
-    for goal in (outside, Path("../../../outside"), Path("../../blobs/../../outside"), tmp_path / "models--o--n2" / "x"):
+    for goal in (
+        outside,
+        Path("../../../outside"),
+        Path("../../blobs/../../outside"),
+        tmp_path / "models--o--n2" / "x",
+    ):
         link.unlink()
         link.symlink_to(goal)
         refused_by_verify(snapshot, PackageError)
@@ -119,7 +133,9 @@ def test_an_extra_folder_behind_a_link(family: Family, tmp_path: Path) -> None:
     refused_by_verify(family.delta, IntegrityError)
 
 
-@pytest.mark.parametrize("name", ["README.md", "manifest.json.sig", ".gitattributes", ".git/config", ".cache/huggingface/x"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "manifest.json.sig", ".gitattributes", ".git/config", ".cache/huggingface/x"]
+)
 def test_what_may_lie_beside(family: Family, name: str) -> None:
     (family.delta / name).parent.mkdir(parents=True, exist_ok=True)
     (family.delta / name).write_bytes(b"x")

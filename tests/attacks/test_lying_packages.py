@@ -14,7 +14,13 @@ import pytest
 
 import paramdelta_hub as pd
 from paramdelta_hub.codecs import CODECS, frames
-from paramdelta_hub.errors import MismatchError, PackageError, ParamdeltaError, UnsupportedFormatError, VerificationError
+from paramdelta_hub.errors import (
+    MismatchError,
+    PackageError,
+    ParamdeltaError,
+    UnsupportedFormatError,
+    VerificationError,
+)
 from paramdelta_hub.format.chunks import Layout
 from tests.attacks.outcomes import apply_is_safe, change_manifest, refused_everywhere, replace_payload
 from tests.conftest import Family
@@ -134,7 +140,9 @@ def test_streams_that_lie(family: Family, tmp_path: Path, layout: Layout, case: 
     assert tried >= 2
 
 
-def test_a_wrong_delta_with_right_digests_is_found_by_verify_with_base(family: Family, tmp_path: Path, layout: Layout) -> None:
+def test_a_wrong_delta_with_right_digests_is_found_by_verify_with_base(
+    family: Family, tmp_path: Path, layout: Layout
+) -> None:
     """Nothing in the package contradicts itself; only base ⊕ Δ does."""
 
     def lie(payload: bytes) -> bytes:
@@ -262,7 +270,11 @@ def test_a_bomb_in_a_package_takes_no_memory(family: Family, tmp_path: Path, lay
 
     replace_payload(family.delta, NAME, plant)
     done = subprocess.run(
-        [sys.executable, "-c", _MEMORY, str(honest), str(family.delta)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", _MEMORY, str(honest), str(family.delta)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout, "it was not refused"

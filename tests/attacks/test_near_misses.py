@@ -64,10 +64,12 @@ NEAR_MISSES: dict[str, tuple[Callable[[Tensors], Tensors], type[ParamdeltaError]
     "no prefix": (lambda t: {k.removeprefix("model."): v for k, v in t.items()}, MismatchError),
     "a name in capitals": (lambda t: {k.replace("mlp", "MLP"): v for k, v in t.items()}, MismatchError),
     "layers counted from one": (
-        lambda t: {k.replace("layers.1", "layers.2").replace("layers.0", "layers.1"): v for k, v in t.items()}, MismatchError,
+        lambda t: {k.replace("layers.1", "layers.2").replace("layers.0", "layers.1"): v for k, v in t.items()},
+        MismatchError,
     ),
     "names with a space": (lambda t: {f"{k} ": v for k, v in t.items()}, MismatchError),
-    "scales of a quantized weight": (lambda t: {**t, "model.layers.0.mlp.weight_scale_inv": torch.ones(1)}, MismatchError),
+    "scales of a quantized weight": (lambda t: {**t, "model.layers.0.mlp.weight_scale_inv": torch.ones(1)},
+    MismatchError),
     "trained apart": (lambda t: {**weights(4711), "model.norm.weight": t[NORM]}, LineageError),
     "elements shuffled": (floats(shuffled), LineageError),
     "rows reversed": (floats(lambda t: t.flip(0)), LineageError),
@@ -76,7 +78,8 @@ NEAR_MISSES: dict[str, tuple[Callable[[Tensors], Tensors], type[ParamdeltaError]
     "all zeros": (floats(torch.zeros_like), LineageError),
     "all ones": (floats(torch.ones_like), LineageError),
     "noise ten times as loud as the model": (
-        floats(lambda t: (t.float() + 0.5 * torch.randn(t.shape, generator=torch.Generator().manual_seed(2))).bfloat16()),
+        floats(lambda t: (t.float() + 0.5 * torch.randn(t.shape,
+        generator=torch.Generator().manual_seed(2))).bfloat16()),
         LineageError,
     ),
 }  # fmt: skip

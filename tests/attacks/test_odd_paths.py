@@ -13,8 +13,10 @@ from paramdelta_hub.errors import ParamdeltaError
 from tests.conftest import Family
 
 NAMES = {
-    "a space": "a b", "a line feed": "a\nb", "an escape": "a\x1b[31mb", "a quote": "a'b\"c", "a percent": "a%sb", "a brace": "{a}",
-    "a dash": "-a", "a backslash": "a\\b", "another script": "模型", "an emoji": "😀", "a dot": "a.b.c", "a star": "*", "a tilde": "~a",
+    "a space": "a b", "a line feed": "a\nb", "an escape": "a\x1b[31mb", "a quote": "a'b\"c", "a percent": "a%sb",
+    "a brace": "{a}",
+    "a dash": "-a", "a backslash": "a\\b", "another script": "模型", "an emoji": "😀", "a dot": "a.b.c", "a star": "*",
+    "a tilde": "~a",
     "long": "x" * 200,
 }  # fmt: skip
 
@@ -39,7 +41,9 @@ FOREIGN = pytest.mark.xfail(strict=True, raises=(OSError, ValueError), reason="p
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="this file system has none")
-@pytest.mark.parametrize("attribute", [*(pytest.param(name, marks=NOT_UTF8) for name in ("base", "target", "delta")), "out"])
+@pytest.mark.parametrize(
+    "attribute", [*(pytest.param(name, marks=NOT_UTF8) for name in ("base", "target", "delta")), "out"]
+)
 def test_names_that_are_no_utf8(family: Family, tmp_path: Path, attribute: str) -> None:
     """Linux allows any bytes; plans and messages must not choke on them."""
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff"))
@@ -56,7 +60,14 @@ def test_names_that_are_no_utf8(family: Family, tmp_path: Path, attribute: str) 
         assert str(error).encode("utf-8", "backslashreplace")
 
 
-IMPOSSIBLE = {"too long": "x" * 300, "far too long": "x/" * 3000 + "x", "a zero byte": "a\0b", "nothing": "", "the root": "/", "dots": ".."}
+IMPOSSIBLE = {
+    "too long": "x" * 300,
+    "far too long": "x/" * 3000 + "x",
+    "a zero byte": "a\0b",
+    "nothing": "",
+    "the root": "/",
+    "dots": "..",
+}
 
 
 FAILING = {(place, case) for place in ("base", "target", "delta") for case in ("too long", "far too long")}
@@ -67,10 +78,13 @@ FAILING |= {("out", "a zero byte"), ("out", "the root")}
     ("place", "case"),
     [
         pytest.param(place, case, marks=[FOREIGN] if (place, case) in FAILING else [])
-        for place in ("base", "target", "delta", "out") for case in sorted(IMPOSSIBLE)
+        for place in ("base", "target", "delta", "out")
+        for case in sorted(IMPOSSIBLE)
     ],
 )
-def test_impossible_paths(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, case: str) -> None:
+def test_impossible_paths(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, case: str
+) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     odd = IMPOSSIBLE[case]

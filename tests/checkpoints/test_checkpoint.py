@@ -88,16 +88,19 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "an index of nothing": (write(INDEX, b"{}"), "no weight_map"),
     "a weight map of numbers": (write(INDEX, b'{"weight_map":{"a":1}}'), "no weight_map"),
     "a weight map twice": (write(INDEX, b'{"weight_map":{},"weight_map":{}}'), "stands twice"),
-    "a tensor too many in the index": (index(lambda v: v["weight_map"].update(ghost=FIRST)), "disagree about tensor 'ghost'"),
+    "a tensor too many in the index": (index(lambda v: v["weight_map"].update(ghost=FIRST)),
+    "disagree about tensor 'ghost'"),
     "a tensor too few": (index(lambda v: v["weight_map"].pop("model.norm.weight")), "disagree"),
     "a tensor in the other file": (
         index(lambda v: v["weight_map"].update({"model.norm.weight": "model-00002-of-00002.safetensors"})), "disagree",
     ),
     "an empty file": (write(FIRST, b""), "truncated"),
     "half a file": (lambda path: (path / FIRST).write_bytes((path / FIRST).read_bytes()[:-1]), "truncated"),
-    "a byte more": (lambda path: (path / FIRST).write_bytes((path / FIRST).read_bytes() + b"x"), "follow the last tensor"),
+    "a byte more": (lambda path: (path / FIRST).write_bytes((path / FIRST).read_bytes() + b"x"),
+    "follow the last tensor"),
     "a GGUF": (write(FIRST, b"GGUF" + bytes(100)), "GGUF"),
-    "a pointer of git-lfs": (write(FIRST, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"), "header of"),
+    "a pointer of git-lfs": (write(FIRST, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"),
+    "header of"),
     "an error page": (write(FIRST, b"<!DOCTYPE html><html></html>"), "header of"),
     "a FIFO": (fifo(FIRST), "not a regular file"),
     "a FIFO as the index": (fifo(INDEX), "not a regular file"),
@@ -117,7 +120,8 @@ def test_what_can_not_be_read(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("files", "match"),
     [
-        ([], "an empty folder"), (["README.md"], "no .safetensors file"), (["pytorch_model.bin"], "pickled"), (["model.pt"], "pickled"),
+        ([], "an empty folder"), (["README.md"], "no .safetensors file"), (["pytorch_model.bin"], "pickled"),
+        (["model.pt"], "pickled"),
         (["model.ckpt"], "pickled"), (["model.gguf"], "GGUF"), (["tf_model.h5"], "no .safetensors file"),
     ],
 )  # fmt: skip
@@ -177,22 +181,33 @@ def test_configs_that_are_none(tmp_path: Path, content: bytes) -> None:
 
 
 def test_tied_and_untied(tmp_path: Path) -> None:
-    embed, head, other = {"model.embed_tokens.weight": torch.ones(2)}, {"lm_head.weight": torch.ones(2)}, {"x": torch.ones(2)}
-    for number, (tensors, expected) in enumerate([(embed, True), (embed | head, False), (other, None), (other | head, None)]):
+    embed, head, other = (
+        {"model.embed_tokens.weight": torch.ones(2)},
+        {"lm_head.weight": torch.ones(2)},
+        {"x": torch.ones(2)},
+    )
+    for number, (tensors, expected) in enumerate(
+        [(embed, True), (embed | head, False), (other, None), (other | head, None)]
+    ):
         assert open_checkpoint(write_model(tmp_path / str(number), tensors)).tied_embeddings is expected
 
 
 def test_companions_are_an_allow_list(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model", weights(0), config={})
     good = {
-        "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "vocab.txt", "merges.txt",
+        "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "vocab.txt",
+        "merges.txt",
         "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "modules.json", "1_Pooling/config.json",
     }  # fmt: skip
     bad = {
-        "modeling_x.py", "configuration_x.py", "pytorch_model.bin", "x.pt", "x.pkl", "training_args.bin", "x.sh", "x.so", "x.exe",
-        "x.dll", "x.jar", "x.ipynb", "x.html", "x.js", "setup.py", "conftest.py", "Makefile", ".env", ".bashrc", "README.md", "x.ckpt",
-        "optimizer.pt", "scheduler.pt", "rng_state.pth", "x.h5", "x.msgpack", "x.onnx", "x.npz", "x.npy", "x.joblib", "x.zip", "x.tar",
-        "x.tar.gz", "x.whl", "x.yaml", "x.toml", "x.cfg", "x.ini", "x.bat", "x.ps1", "x.rb", "x.pl", "config.json.bak", "aconfig.json",
+        "modeling_x.py", "configuration_x.py", "pytorch_model.bin", "x.pt", "x.pkl", "training_args.bin", "x.sh",
+        "x.so", "x.exe",
+        "x.dll", "x.jar", "x.ipynb", "x.html", "x.js", "setup.py", "conftest.py", "Makefile", ".env", ".bashrc",
+        "README.md", "x.ckpt",
+        "optimizer.pt", "scheduler.pt", "rng_state.pth", "x.h5", "x.msgpack", "x.onnx", "x.npz", "x.npy",
+        "x.joblib", "x.zip", "x.tar",
+        "x.tar.gz", "x.whl", "x.yaml", "x.toml", "x.cfg", "x.ini", "x.bat", "x.ps1", "x.rb", "x.pl",
+        "config.json.bak", "aconfig.json",
         "1_Pooling/evil.py", "1_pooling/config.json", "x_Pooling/config.json", "1_Pooling/x/config.json",
     }  # fmt: skip
     for name in good | bad:
@@ -226,7 +241,8 @@ def test_fingerprints_are_of_names_and_shapes_alone(tmp_path: Path) -> None:
 def test_quantized_models_are_known_by_config_tensors_and_names(tmp_path: Path) -> None:
     plain = {"w.weight": torch.ones(4)}
     cases: list[tuple[dict[str, torch.Tensor], dict[str, Any], bool]] = [
-        (plain, {}, False), (plain, {"quantization_config": None}, False), (plain, {"quantization_config": {"quant_method": "awq"}}, True),
+        (plain, {}, False), (plain, {"quantization_config": None}, False), (plain,
+        {"quantization_config": {"quant_method": "awq"}}, True),
         ({"w.weight": torch.ones(4).to(torch.float8_e4m3fn)}, {}, True), ({"w.qweight": torch.ones(4)}, {}, True),
         ({**plain, "w.weight_scale_inv": torch.ones(1)}, {}, True), ({"layer.scale": torch.ones(4)}, {}, False),
     ]  # fmt: skip

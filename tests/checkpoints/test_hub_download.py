@@ -31,7 +31,8 @@ def model(folder: Path, seed: int) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
-    repositories = {f"org/{name}": model(tmp_path / "repos" / name, seed) for seed, name in enumerate(("base", "post"), 1)}
+    repositories = {f"org/{name}": model(tmp_path / "repos" / name, seed) for seed, name in enumerate(("base",
+    "post"), 1)}
     refused = {"org/gated": (403, "GatedRepo"), "org/secret": (401, "RepoNotFound")}
     with LoopbackHub(repositories, refused).running() as running:
         yield running

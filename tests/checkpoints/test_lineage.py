@@ -41,7 +41,8 @@ def samples(model: Path) -> dict[str, tuple[str, np.ndarray]]:
     opened = open_checkpoint(model)
     return {
         name: (span.dtype, sample(name, file, span))
-        for name, (file, span) in opened.tensors.items() if span.dtype in TORCH and span.elements
+        for name, (file, span) in opened.tensors.items()
+        if span.dtype in TORCH and span.elements
     }
 
 

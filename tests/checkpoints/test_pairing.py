@@ -45,4 +45,6 @@ def test_shape_and_dtype_are_both_told() -> None:
 
 def test_skips_see_names_before_and_after_renaming() -> None:
     rules = Rules(renames=(("^x", "y"),), skips=("^x",))
-    assert match({"y1": Entry("F32", (1,))}, {"x1": Entry("F32", (1,))}, rules, SIDES).omissions == [("y1", "both", "skipped by rule")]
+    assert match({"y1": Entry("F32", (1,))}, {"x1": Entry("F32", (1,))}, rules, SIDES).omissions == [
+        ("y1", "both", "skipped by rule")
+    ]

@@ -50,7 +50,9 @@ def test_roundtrip(name: str, itemsize: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["skewed", "rare escapes", "uniform"])
-@pytest.mark.parametrize("size", [palette._SAMPLE_FROM - 1, palette._SAMPLE_FROM, palette._PAIRS_FROM + 1, CHUNK_ELEMENTS])
+@pytest.mark.parametrize(
+    "size", [palette._SAMPLE_FROM - 1, palette._SAMPLE_FROM, palette._PAIRS_FROM + 1, CHUNK_ELEMENTS]
+)
 def test_the_palette_around_its_own_limits(kind: str, size: int) -> None:
     roundtrip("palette", chunk(kind, size, 2))
 

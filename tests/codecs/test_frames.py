@@ -137,13 +137,21 @@ def test_a_frame_that_wants_a_dictionary() -> None:
     assert zstandard.get_frame_parameters(frame).dict_id
     with pytest.raises(PackageError, match="dictionary"):
         frames.decompress(frame, 200)
-    hidden = zstandard.ZstdCompressor(dict_data=dictionary, write_checksum=True, write_dict_id=False).compress(samples[0])
+    hidden = zstandard.ZstdCompressor(dict_data=dictionary, write_checksum=True, write_dict_id=False).compress(
+        samples[0]
+    )
     with pytest.raises(PackageError):
         frames.decompress(hidden, 200)
 
 
 def test_a_skippable_frame_and_older_magics() -> None:
-    for magic in (b"\x50\x2a\x4d\x18", b"\x5f\x2a\x4d\x18", b"\x27\xb5\x2f\xfd", b"\x1e\xb5\x2f\xfd", b"\x1f\x8b\x08\0"):
+    for magic in (
+        b"\x50\x2a\x4d\x18",
+        b"\x5f\x2a\x4d\x18",
+        b"\x27\xb5\x2f\xfd",
+        b"\x1e\xb5\x2f\xfd",
+        b"\x1f\x8b\x08\0",
+    ):
         with pytest.raises(PackageError):
             frames.decompress(magic + b"\x04\0\0\0abcd", 4)
 

@@ -38,9 +38,11 @@ def test_chunks_cover_a_tensor(elements: int) -> None:
 @pytest.mark.parametrize(
     ("codec", "dtype", "added", "columns"),
     [
-        ("palette", "BF16", True, 4 + 5 + 3 + 1), ("planes", "F16", True, 2 + 5 + 3 + 1), ("raw", "BF16", True, 1 + 5 + 3 + 1),
+        ("palette", "BF16", True, 4 + 5 + 3 + 1), ("planes", "F16", True, 2 + 5 + 3 + 1), ("raw", "BF16", True,
+        1 + 5 + 3 + 1),
         ("planes", "F32", True, 4 + 9 + 5 + 1), ("raw", "F32", True, 1 + 9 + 5 + 1),
-        ("planes", "I64", False, 8), ("raw", "BOOL", False, 1), ("planes", "U8", False, 1), ("palette", "I16", False, 4),
+        ("planes", "I64", False, 8), ("raw", "BOOL", False, 1), ("planes", "U8", False, 1), ("palette", "I16",
+        False, 4),
     ],
 )  # fmt: skip
 def test_columns(codec: str, dtype: str, added: bool, columns: int) -> None:
@@ -156,7 +158,7 @@ def test_names_of_any_length_leave_room_for_the_header(tmp_path: Path) -> None:
 
 def test_reading_a_payload_back(tmp_path: Path) -> None:
     path, cut = tmp_path / "x", layout("raw", "U8", 7, added=False)
-    (nbytes, digest), = shard(path, {"a": [[b"1234567"]]}).values()
+    ((nbytes, digest),) = shard(path, {"a": [[b"1234567"]]}).values()
     start = path.stat().st_size - nbytes
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -169,7 +171,13 @@ def test_reading_a_payload_back(tmp_path: Path) -> None:
         reader.next_chunk()
         with pytest.raises(IntegrityError, match="payload of tensor 'a'"):
             reader.finish("0" * 64, "a")
-        for bad_start, bad_nbytes in ((start, 3), (start, 0), (start + 1, nbytes), (start - 1, nbytes), (10**9, nbytes)):
+        for bad_start, bad_nbytes in (
+            (start, 3),
+            (start, 0),
+            (start + 1, nbytes),
+            (start - 1, nbytes),
+            (10**9, nbytes),
+        ):
             with pytest.raises(PackageError):
                 PayloadReader(descriptor, bad_start, bad_nbytes, cut, "it")
     finally:

@@ -214,7 +214,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def record_fsync(descriptor: int) -> None:
         is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        calls.append(f"sync {'folder' if is_folder else 'file'} {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        calls.append(
+            f"sync {'folder' if is_folder else 'file'} {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}"
+        )
         fsync(descriptor)
 
     def record_rename(call: Callable[..., None]) -> Callable[..., None]:

@@ -20,7 +20,9 @@ from paramdelta_hub.format.headers import ITEM_SIZES, Header, build_header, chec
 from paramdelta_hub.limits import HEADER_BYTES, TENSOR_ELEMENTS, TENSOR_RANK
 
 
-def entry(dtype: str = "F32", shape: tuple[int, ...] = (2, 3), begin: int = 0, end: int = 24, **more: Any) -> dict[str, Any]:
+def entry(
+    dtype: str = "F32", shape: tuple[int, ...] = (2, 3), begin: int = 0, end: int = 24, **more: Any
+) -> dict[str, Any]:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end], **more}
 
 
@@ -50,7 +52,12 @@ def refused(content: bytes, match: str) -> None:
 
 
 def test_a_header_as_the_library_writes_it(tmp_path: Path) -> None:
-    header = {"__metadata__": {"format": "pt"}, "b": entry("BF16", (3,), 24, 30), "a": entry(), "empty": entry("I8", (0,), 24, 24)}
+    header = {
+        "__metadata__": {"format": "pt"},
+        "b": entry("BF16", (3,), 24, 30),
+        "a": entry(),
+        "empty": entry("I8", (0,), 24, 24),
+    }
     path = tmp_path / "x.safetensors"
     path.write_bytes(file_of(header, 30))
     read = read_header(path)
@@ -75,7 +82,10 @@ def test_every_dtype_has_the_size_that_safetensors_gives_it(dtype: str) -> None:
 
 BROKEN: dict[str, tuple[bytes, str]] = {
     "duplicate": (file_of(b'{"a":%s,"a":%s}' % ((json.dumps(entry()).encode(),) * 2)), "stands twice"),
-    "duplicate in a tensor": (file_of(b'{"a":{"dtype":"F32","dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}'), "stands twice"),
+    "duplicate in a tensor": (
+        file_of(b'{"a":{"dtype":"F32","dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}'),
+        "stands twice",
+    ),
     "duplicate metadata": (file_of(b'{"__metadata__":{},"__metadata__":{}}', 0), "stands twice"),
     "hole": (file_of({"a": entry("F32", (2,), 0, 8), "b": entry("F32", (2,), 16, 24)}), "hole or an overlap"),
     "hole before the first": (file_of({"a": entry("F32", (2,), 16, 24)}), "hole or an overlap"),
@@ -131,7 +141,10 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "lone surrogate": (file_of(b'{"\\ud800":%s}' % json.dumps(entry()).encode()), "unsafe tensor name|surrogate|UTF"),
     "deep": (file_of(b'{"a":' + b"[" * 200 + b"]" * 200 + b"}", 0), "nested deeper"),
     "very deep": (file_of(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}", 0), "nested deeper"),
-    "long integer": (file_of(b'{"a":{"dtype":"U8","shape":[' + b"9" * 100_000 + b'],"data_offsets":[0,1]}}', 1), "64 bits"),
+    "long integer": (
+        file_of(b'{"a":{"dtype":"U8","shape":[' + b"9" * 100_000 + b'],"data_offsets":[0,1]}}', 1),
+        "64 bits",
+    ),
 }
 
 
@@ -198,7 +211,9 @@ def mutate_values(header: dict[str, Any], source: random.Random) -> None:
         field = header[name].get(source.choice(["shape", "data_offsets"]))
         if isinstance(field, list) and field:
             at = source.randrange(len(field))
-            field[at] = source.choice([source.choice(ODD_VALUES), (field[at] or 0) + 1 if isinstance(field[at], int) else 1])
+            field[at] = source.choice(
+                [source.choice(ODD_VALUES), (field[at] or 0) + 1 if isinstance(field[at], int) else 1]
+            )
     elif kind == 3 and isinstance(header[name], dict) and header[name]:
         del header[name][source.choice(list(header[name]))]
     elif kind == 4:
@@ -219,7 +234,9 @@ def mutate_text(text: bytes, source: random.Random) -> bytes:
     elif kind == 1:
         del damaged[at : at + source.randint(1, 5)]
     elif kind == 2:
-        damaged[at:at] = source.choice([b" ", b"\0", b"\t\n", b",", b"-", b"0", b".0", b"e0", b"E+2", b"\\u0061", b"\\ud800", b"/**/"])
+        damaged[at:at] = source.choice(
+            [b" ", b"\0", b"\t\n", b",", b"-", b"0", b".0", b"e0", b"E+2", b"\\u0061", b"\\ud800", b"/**/"]
+        )
     else:
         damaged += source.choice([b" " * 8, b"\n", b"\0", b"}", b"{}", b"#"])
     return bytes(damaged)
@@ -255,7 +272,9 @@ def test_5000_mutations_what_we_accept_safetensors_accepts() -> None:
     metadata=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
     least=st.integers(0, 900),
 )
-def test_what_we_build_we_and_safetensors_read(names: list[str], seed: int, metadata: dict[str, str], least: int) -> None:
+def test_what_we_build_we_and_safetensors_read(
+    names: list[str], seed: int, metadata: dict[str, str], least: int
+) -> None:
     names = [name for name in names if name.isprintable() and name != "__metadata__"]
     source, spans = random.Random(seed), []
     for name in names:
@@ -314,7 +333,9 @@ def test_a_header_that_claims_100_megabytes_takes_no_memory(tmp_path: Path) -> N
         "try: read_header(Path(sys.argv[1]))\n"
         "except CheckpointError: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60, check=True
+    )
     assert int(done.stdout) < 16 << 10
 
 

@@ -14,7 +14,11 @@ from paramdelta_hub.format import jsontext
 from paramdelta_hub.limits import JSON_DEPTH
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=20,
 )
@@ -122,7 +126,15 @@ def test_depth_is_found_wherever_it_hides() -> None:
 
 
 def test_allowed() -> None:
-    for text in (b" [1] \r\n\t", b'"\\ud83d\\ude00"', b'"\\\\ud800"', b"18446744073709551615", b"-9223372036854775808", b"1e308", b"0.1"):
+    for text in (
+        b" [1] \r\n\t",
+        b'"\\ud83d\\ude00"',
+        b'"\\\\ud800"',
+        b"18446744073709551615",
+        b"-9223372036854775808",
+        b"1e308",
+        b"0.1",
+    ):
         assert same(jsontext.parse(text), json.loads(text))
 
 

@@ -16,8 +16,8 @@ import pytest
 from paramdelta_hub.errors import IntegrityError, PackageError, UnsupportedFormatError
 from paramdelta_hub.format import manifest as module
 from paramdelta_hub.format.manifest import check_digest, parse_manifest
-from tests.conftest import Family
 from tests.attacks.names import HOSTILE
+from tests.conftest import Family
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -73,7 +73,9 @@ def test_an_unknown_field_anywhere(value: dict[str, Any]) -> None:
         if isinstance(place, dict) and (not path or path[-1] not in FREE_FORM):
             place["unheard_of"] = None
             tried += 1
-            with pytest.raises(PackageError, match=r"unheard_of: Extra inputs|have no parameters|parameters\.unheard_of"):
+            with pytest.raises(
+                PackageError, match=r"unheard_of: Extra inputs|have no parameters|parameters\.unheard_of"
+            ):
                 parse_manifest(dumped(changed))
     assert tried > 15
 
@@ -134,7 +136,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a shard that looks like a model": (lambda m: m["shards"][0].update(path="model.safetensors"), "shard"),
     "a shard twice": (lambda m: m["shards"].append(dict(m["shards"][0])), "collide"),
     "lineage and shard the same": (lambda m: m["lineage"].update(path=m["shards"][0]["path"]), "collide"),
-    "companion outside": (lambda m: m["companions"].append({"path": "x.json", "size": 1, "sha256": "0" * 64}), "companions/"),
+    "companion outside": (lambda m: m["companions"].append({"path": "x.json", "size": 1, "sha256": "0" * 64}),
+    "companions/"),
     "zero with a payload": (lambda m: m["tensors"][0]["codec"].update(name="zero"), "zero|payload"),
     "unknown codec": (lambda m: m["tensors"][0]["codec"].update(name="int4"), "unknown codec"),
     "codec parameters": (lambda m: m["tensors"][0]["codec"].update(parameters={"level": 3}), "no parameters"),
@@ -230,7 +233,12 @@ def test_many_tensors_are_read_in_time(value: dict[str, Any]) -> None:
     """20,000 tensors; nothing in the checks may take the square of that."""
     template = floats(value)
     value["tensors"] = [{**template, "name": f"layers.{number}.weight"} for number in range(20_000)]
-    for field, of in (("elements", 0), ("changed", template["changed"]), ("remainders", template["remainders"]), ("exceptions", template["exceptions"])):
+    for field, of in (
+        ("elements", 0),
+        ("changed", template["changed"]),
+        ("remainders", template["remainders"]),
+        ("exceptions", template["exceptions"]),
+    ):
         value["exactness"][field] = 20_000 * of
     size = 1
     for length in template["shape"]:
@@ -248,7 +256,26 @@ def mutate(value: dict[str, Any], source: random.Random) -> None:
     path = source.choice(every)
     place, key = parent(value, path), path[-1]
     kind = source.randrange(5)
-    odd: list[Any] = [None, True, 0, -1, 1, 2**62, 2**63, 1e300, -0.0, "", "x", "a" * 64, "../x", "\ud800", [], {}, [[]], {"": 0}]
+    odd: list[Any] = [
+        None,
+        True,
+        0,
+        -1,
+        1,
+        2**62,
+        2**63,
+        1e300,
+        -0.0,
+        "",
+        "x",
+        "a" * 64,
+        "../x",
+        "\ud800",
+        [],
+        {},
+        [[]],
+        {"": 0},
+    ]
     if kind == 0:
         place[key] = copy.deepcopy(source.choice(odd))
     elif kind == 1:

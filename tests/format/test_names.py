@@ -76,13 +76,31 @@ def test_different_names_do_not_collide() -> None:
     check_file_names(GOOD)
 
 
-@pytest.mark.parametrize("name", ["a", "model.layers.0.self_attn.q_proj.weight", "../../etc/passwd", "Δ", "a b", "x" * 1024, "é" * 512])
+@pytest.mark.parametrize(
+    "name", ["a", "model.layers.0.self_attn.q_proj.weight", "../../etc/passwd", "Δ", "a b", "x" * 1024, "é" * 512]
+)
 def test_tensor_names(name: str) -> None:
     """They never become paths, so that a slash or two dots do no harm."""
     assert check_tensor_name(name) == name
 
 
-BAD_TENSORS = ["", "a\n", "\x00", "\x1b[2J", "a\tb", "\u202eabc", "\u2028", "\ud800", "x" * 1025, "é" * 513, "\u200b", "\x7f", "\x85", "\ufeff", "\u2066"]
+BAD_TENSORS = [
+    "",
+    "a\n",
+    "\x00",
+    "\x1b[2J",
+    "a\tb",
+    "\u202eabc",
+    "\u2028",
+    "\ud800",
+    "x" * 1025,
+    "é" * 513,
+    "\u200b",
+    "\x7f",
+    "\x85",
+    "\ufeff",
+    "\u2066",
+]
 
 
 @pytest.mark.parametrize("name", BAD_TENSORS, ids=lambda name: repr(name[:10]))

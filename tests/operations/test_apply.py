@@ -31,7 +31,9 @@ def summed(target: torch.Tensor, pairs: Sequence[tuple[torch.Tensor, torch.Tenso
     return total.to(target.dtype)
 
 
-def trio(seed: int, dtype: torch.dtype, elements: int, scale: float = 0.02) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def trio(
+    seed: int, dtype: torch.dtype, elements: int, scale: float = 0.02
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return base, post and target of one ancestry, with some zeros, sign changes and large steps among them."""
     noise = torch.Generator().manual_seed(seed)
     base = torch.randn(elements, generator=noise).to(dtype)
@@ -95,7 +97,9 @@ def test_a_sum_of_three_is_accumulated_in_order(tmp_path: Path, dtype_name: str)
     base, _, target = trio(20, dtype, 30_000)
     pairs = []
     for number, weight in enumerate((0.5, -1.0, 1.0)):
-        post = (base.double() + 0.05 * torch.randn(30_000, generator=torch.Generator().manual_seed(number)).double()).to(dtype)
+        post = (
+            base.double() + 0.05 * torch.randn(30_000, generator=torch.Generator().manual_seed(number)).double()
+        ).to(dtype)
         pairs.append((base, post, weight))
         extracted(tmp_path, f"delta{number}", {"w": base}, {"w": post})
     write_model(tmp_path / "target", {"w": target})
@@ -129,7 +133,7 @@ def test_exceptions_are_for_base_alone(tmp_path: Path, dtype_name: str, monkeypa
     for module in (chunks, adding, encoding):
         monkeypatch.setattr(module, "CHUNK_ELEMENTS", 256)
     base, post, _ = trio(44, TORCH[dtype_name], 1024)
-    post[:: 100] = -0.0
+    post[::100] = -0.0
     base[50] = post[50] = -0.0
     target = base.clone()
     target[300] = 5.0  # in the second of four chunks
@@ -140,7 +144,9 @@ def test_exceptions_are_for_base_alone(tmp_path: Path, dtype_name: str, monkeypa
     expected = post.clone()
     expected[256:512] = reference(base, post, target)[256:512]
     assert_same({"w": result}, {"w": expected})
-    assert not torch.equal(torch.signbit(reference(base, post, target)), torch.signbit(expected)), "the sum alone loses −0"
+    assert not torch.equal(torch.signbit(reference(base, post, target)), torch.signbit(expected)), (
+        "the sum alone loses −0"
+    )
 
 
 def test_exceptions_are_not_used_in_sums_and_weighted_deltas(tmp_path: Path) -> None:
@@ -148,7 +154,9 @@ def test_exceptions_are_not_used_in_sums_and_weighted_deltas(tmp_path: Path) -> 
     post[::100] = -0.0
     delta = extracted(tmp_path, "delta", {"w": base}, {"w": post})
     for number, weights_of in enumerate(((0.5, 0.5), (1.0, 1.0), (2.0,))):
-        pd.apply(tmp_path / "delta-base", [pd.Summand(delta, weight) for weight in weights_of], tmp_path / f"out{number}")
+        pd.apply(
+            tmp_path / "delta-base", [pd.Summand(delta, weight) for weight in weights_of], tmp_path / f"out{number}"
+        )
         expected = summed(base, [(base, post, weight) for weight in weights_of])
         assert_same(read_weights(tmp_path / f"out{number}"), {"w": expected})
 
@@ -183,7 +191,9 @@ def test_fine_layouts_and_threads_do_not_matter(tmp_path: Path, monkeypatch: pyt
 
 def test_the_result_has_the_targets_layout(family: Family, tmp_path: Path) -> None:
     target = tmp_path / "sharded"
-    write_model(target, read_weights(family.target), shards=3, config={"model_type": "llama", "torch_dtype": "bfloat16"})
+    write_model(
+        target, read_weights(family.target), shards=3, config={"model_type": "llama", "torch_dtype": "bfloat16"}
+    )
     (target / "tokenizer.json").write_bytes(b'{"a":  1}')
     (target / "modeling_evil.py").write_text("raise SystemExit")
     (target / "pytorch_model.bin").write_bytes(b"\x80\x02.")
@@ -307,7 +317,10 @@ def test_kin_and_strangers(family: Family, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     report = pd.apply(tmp_path / "stranger", family.delta, tmp_path / "out", force=True)
     assert report.deltas[0].forced
-    assert json.loads((tmp_path / "out" / "paramdelta_provenance.json").read_bytes())["deltas"][0]["lineage"]["forced"] is True
+    assert (
+        json.loads((tmp_path / "out" / "paramdelta_provenance.json").read_bytes())["deltas"][0]["lineage"]["forced"]
+        is True
+    )
     assert not pd.apply(family.target, family.delta, tmp_path / "kin", force=True).deltas[0].forced
 
 

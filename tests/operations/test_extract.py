@@ -22,11 +22,24 @@ from paramdelta_hub.format.payload import ShardWriter, check_shard_header
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from paramdelta_hub.operations.adding import ChunkAdder
 from paramdelta_hub.operations.descriptors import Descriptors
-from tests.models import TORCH, assert_same, from_bits, raw, read_weights, reference, to_bits, tuned, weights, write_model
+from tests.models import (
+    TORCH,
+    assert_same,
+    from_bits,
+    raw,
+    read_weights,
+    reference,
+    to_bits,
+    tuned,
+    weights,
+    write_model,
+)
 from tests.test_arithmetic import finite_bits, pairs, random_bits, special_bits
 
 
-def roundtrip(root: Path, base: dict[str, torch.Tensor], post: dict[str, torch.Tensor], shards: int = 1) -> pd.ExtractReport:
+def roundtrip(
+    root: Path, base: dict[str, torch.Tensor], post: dict[str, torch.Tensor], shards: int = 1
+) -> pd.ExtractReport:
     """Extract, verify against both sides, and apply to base: the result must be post."""
     write_model(root / "base", base, shards)
     write_model(root / "post", post, shards)
@@ -63,13 +76,15 @@ def test_sizes_around_blocks(tmp_path: Path, elements: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("elements", [CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1, 3 * CHUNK_ELEMENTS + BLOCK_ELEMENTS + 1])
+@pytest.mark.parametrize(
+    "elements", [CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1, 3 * CHUNK_ELEMENTS + BLOCK_ELEMENTS + 1]
+)
 def test_sizes_around_chunks(tmp_path: Path, dtype_name: str, elements: int) -> None:
     dtype = TORCH[dtype_name]
     noise = torch.Generator().manual_seed(elements)
     base = torch.randn(elements, generator=noise).to(dtype)
     post = (base.double() + 0.02 * torch.randn(elements, generator=noise).double()).to(dtype)
-    post[:: 50_001] = -0.0
+    post[::50_001] = -0.0
     post[-1] = base[-1] * 1000
     roundtrip(tmp_path, {"w": base}, {"w": post})
 
@@ -103,13 +118,33 @@ def test_minus_zero_in_an_unchanged_tensor(tmp_path: Path, dtype_name: str) -> N
 
 
 def test_scalars_and_empty_tensors(tmp_path: Path) -> None:
-    base = {"scalar": torch.tensor(2.5), "none": torch.empty(0, 7), "count": torch.tensor(3), "no ints": torch.empty(0, dtype=torch.int32)}
-    post = {**{name: tensor.clone() for name, tensor in base.items()}, "scalar": torch.tensor(2.75), "count": torch.tensor(4)}
+    base = {
+        "scalar": torch.tensor(2.5),
+        "none": torch.empty(0, 7),
+        "count": torch.tensor(3),
+        "no ints": torch.empty(0, dtype=torch.int32),
+    }
+    post = {
+        **{name: tensor.clone() for name, tensor in base.items()},
+        "scalar": torch.tensor(2.75),
+        "count": torch.tensor(4),
+    }
     roundtrip(tmp_path, base, post)
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64, torch.bool]
+    "dtype",
+    [
+        torch.int8,
+        torch.uint8,
+        torch.int16,
+        torch.uint16,
+        torch.int32,
+        torch.uint32,
+        torch.int64,
+        torch.uint64,
+        torch.bool,
+    ],
 )
 def test_integers_and_truth_values_are_carried(tmp_path: Path, dtype: torch.dtype) -> None:
     numbers = torch.arange(600).reshape(20, 30)
@@ -133,7 +168,9 @@ def test_the_manifest_says_what_is_true(tmp_path: Path) -> None:
         assert record.changed == int((ours != theirs).sum())
         if record.effect == "add":
             assert math.isclose(record.base_norm, float(ours.double().norm()), rel_tol=1e-5)
-            assert math.isclose(record.delta_norm, float((theirs.double() - ours.double()).norm()), rel_tol=1e-4, abs_tol=1e-12)
+            assert math.isclose(
+                record.delta_norm, float((theirs.double() - ours.double()).norm()), rel_tol=1e-4, abs_tol=1e-12
+            )
     for source, folder in ((report.manifest.base, "base"), (report.manifest.post, "post")):
         for file in source.files:
             content = (tmp_path / folder / file.path).read_bytes()
@@ -182,7 +219,9 @@ def test_layouts_do_not_matter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("side", ["base", "post"])
-def test_what_is_not_finite_is_refused_by_name_and_count(tmp_path: Path, dtype_name: str, side: str, value: float) -> None:
+def test_what_is_not_finite_is_refused_by_name_and_count(
+    tmp_path: Path, dtype_name: str, side: str, value: float
+) -> None:
     base = weights(12, TORCH[dtype_name])
     models = {"base": base, "post": tuned(base, 13)}
     models[side]["model.layers.0.mlp.weight"][3, :2] = value
@@ -245,7 +284,8 @@ def test_senseless_options_are_refused_before_anything_is_written(tmp_path: Path
 @pytest.mark.parametrize(
     "config",
     [
-        {"model_type": "x" * 2000}, {"model_type": 7}, {"architectures": ["A"] * 100}, {"architectures": "LlamaForCausalLM"},
+        {"model_type": "x" * 2000}, {"model_type": 7}, {"architectures": ["A"] * 100},
+        {"architectures": "LlamaForCausalLM"},
         {"architectures": ["x" * 2000]}, {"architectures": [None]}, {"nested": [[[[[[1]]]]]]}, {"big": 2**63},
     ],
     ids=lambda config: next(iter(config)),
@@ -295,13 +335,22 @@ def test_omissions_are_recorded(tmp_path: Path) -> None:
     base["only.base"], post["only.post"] = torch.ones(2), torch.ones(2)
     write_model(tmp_path / "base", base)
     write_model(tmp_path / "post", post)
-    manifest = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(skips=("^only", "norm"))).manifest
+    manifest = pd.extract(
+        tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(skips=("^only", "norm"))
+    ).manifest
     found = {(omission.name, omission.side) for omission in manifest.omissions}
-    assert found == {("model.rotary.inv_freq", "base"), ("only.base", "base"), ("only.post", "post"), ("model.norm.weight", "both")}
+    assert found == {
+        ("model.rotary.inv_freq", "base"),
+        ("only.base", "base"),
+        ("only.post", "post"),
+        ("model.norm.weight", "both"),
+    }
     assert not {record.name for record in manifest.tensors} & {name for name, _ in found}
 
 
-def chunked_payload(path: Path, name: str, base: list[np.ndarray], post: list[np.ndarray], codec: str) -> dict[str, object]:
+def chunked_payload(
+    path: Path, name: str, base: list[np.ndarray], post: list[np.ndarray], codec: str
+) -> dict[str, object]:
     """Write one tensor's payload by the parts an extraction is made of; return it as a task of an apply has it."""
     kind, elements = FLOATS[name], sum(part.size for part in base)
     layout = Layout(CODECS[codec], name, elements, added=True)

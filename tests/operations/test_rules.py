@@ -22,7 +22,13 @@ def floats(tensors: Tensors) -> Tensors:
 
 def test_the_last_matching_pattern_of_a_weight_map_decides() -> None:
     rules = pd.WeightMap((("layers", 0.5), (r"layers\.1", 0.0), ("bias$", 2.0)))
-    assert [rules.factor(name) for name in ("embed", "layers.0.w", "layers.1.w", "layers.1.bias", "bias.x")] == [1, 0.5, 0, 2, 1]
+    assert [rules.factor(name) for name in ("embed", "layers.0.w", "layers.1.w", "layers.1.bias", "bias.x")] == [
+        1,
+        0.5,
+        0,
+        2,
+        1,
+    ]
     assert pd.WeightMap().factor("anything") == 1.0
     with pytest.raises(OptionError, match="not a regular expression"):
         pd.WeightMap((("(", 1.0),))
@@ -41,7 +47,9 @@ def test_a_weight_map_scales_each_tensors_delta(family: Family, tmp_path: Path) 
 
 def test_a_factor_of_one_is_the_plain_sum(family: Family, tmp_path: Path) -> None:
     """0.5 · 2 is 1: exceptions count again, and base becomes post."""
-    report = pd.apply(family.base, pd.Summand(family.delta, 0.5), tmp_path / "out", weight_map=pd.WeightMap(((".", 2.0),)))
+    report = pd.apply(
+        family.base, pd.Summand(family.delta, 0.5), tmp_path / "out", weight_map=pd.WeightMap(((".", 2.0),))
+    )
     assert report.is_post
     assert_same(read_weights(tmp_path / "out"), read_weights(family.post))
 
@@ -107,7 +115,12 @@ def test_renames_that_give_two_tensors_one_name(tmp_path: Path) -> None:
     base = weights(1)
     write_model(tmp_path / "base", base)
     with pytest.raises(MismatchError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "base", tmp_path / "delta", rules=pd.Rules(renames=((r"layers\.\d", "layers.0"),)))
+        pd.extract(
+            tmp_path / "base",
+            tmp_path / "base",
+            tmp_path / "delta",
+            rules=pd.Rules(renames=((r"layers\.\d", "layers.0"),)),
+        )
     assert "rename" in {mismatch.kind for mismatch in caught.value.mismatches}
 
 
@@ -137,7 +150,11 @@ def test_skips_at_apply(family: Family, tmp_path: Path) -> None:
 def test_derived_buffers_may_be_missing_on_either_side(tmp_path: Path) -> None:
     base = weights(1)
     post = tuned(base, 2)
-    with_buffer = {**base, "model.layers.0.rotary_emb.inv_freq": torch.ones(8), "embeddings.position_ids": torch.arange(5)}
+    with_buffer = {
+        **base,
+        "model.layers.0.rotary_emb.inv_freq": torch.ones(8),
+        "embeddings.position_ids": torch.arange(5),
+    }
     delta = extracted(tmp_path, "delta", with_buffer, post)
     write_model(tmp_path / "target", {**tuned(base, 3), "other.inv_freq": torch.ones(2)})
     report = pd.apply(tmp_path / "target", delta, tmp_path / "out")

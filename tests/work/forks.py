@@ -1,7 +1,8 @@
 """Runs extract or apply in forked children that die, fail or race at a chosen call to the system.
 
 A process of its own, because it must have no threads when it forks: it reads one JSON object a line and answers with
-one. ``{"calls": ["extract", [...], {...}], "kill_at": 7}`` lets the child kill itself instead of making its seventh call
+one. ``{"calls": ["extract", [...], {...}],
+"kill_at": 7}`` lets the child kill itself instead of making its seventh call
 that changes a file system; ``half`` lets a write be cut in the middle first; ``race`` starts so many children at once.
 """
 
@@ -18,7 +19,19 @@ from typing import Any
 import paramdelta_hub as pd
 from paramdelta_hub.work import plan
 
-CALLS = ("open", "pwrite", "fsync", "fdatasync", "ftruncate", "posix_fallocate", "mkdir", "rename", "replace", "unlink", "rmdir")
+CALLS = (
+    "open",
+    "pwrite",
+    "fsync",
+    "fdatasync",
+    "ftruncate",
+    "posix_fallocate",
+    "mkdir",
+    "rename",
+    "replace",
+    "unlink",
+    "rmdir",
+)
 
 
 def instrument(kill_at: int, half: bool, report: Path) -> None:

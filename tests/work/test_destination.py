@@ -53,7 +53,9 @@ def test_receipts_are_kept_for_the_same_plan_alone(tmp_path: Path) -> None:
         assert destination.resume(OTHER) == {}, "a receipt of another plan does not count"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"plan": 1}', b"\xff", b'{"plan":"x","task":0,"outcome":{}}', bytes(100)])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"plan": 1}', b"\xff", b'{"plan":"x","task":0,"outcome":{}}', bytes(100)]
+)
 def test_a_torn_receipt_does_not_count(tmp_path: Path, content: bytes) -> None:
     with Destination(tmp_path / "out") as destination:
         destination.resume(PLAN)
@@ -63,7 +65,9 @@ def test_a_torn_receipt_does_not_count(tmp_path: Path, content: bytes) -> None:
         assert list(destination.resume(PLAN)) == [0]
 
 
-@pytest.mark.parametrize("make", [os.mkdir, lambda path: Path(path).write_text("x"), lambda path: Path(path).symlink_to("nowhere")])
+@pytest.mark.parametrize(
+    "make", [os.mkdir, lambda path: Path(path).write_text("x"), lambda path: Path(path).symlink_to("nowhere")]
+)
 def test_a_taken_place(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "out")
     with pytest.raises(DestinationError, match="exists already"), Destination(tmp_path / "out"):
@@ -74,7 +78,10 @@ def test_a_taken_place(tmp_path: Path, make: Callable[[Path], object]) -> None:
 def test_one_at_a_time(tmp_path: Path) -> None:
     with Destination(tmp_path / "out"):
         for overwrite in (False, True):
-            with pytest.raises(DestinationError, match="another process"), Destination(tmp_path / "out", overwrite=overwrite):
+            with (
+                pytest.raises(DestinationError, match="another process"),
+                Destination(tmp_path / "out", overwrite=overwrite),
+            ):
                 pytest.fail("it is taken")
         with Destination(tmp_path / "other"):
             pass
@@ -134,7 +141,9 @@ def test_space_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="reads /proc")
-def test_power_loss_everything_is_forced_to_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_power_loss_everything_is_forced_to_disk_before_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The order of calls at the commit: all files, all folders, the rename, the folders that hold the names."""
     calls: list[str] = []
     fsync, rename = os.fsync, os.rename

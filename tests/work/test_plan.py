@@ -17,7 +17,8 @@ from tests.conftest import Family
 
 def plan(**changes: object) -> Plan:
     fields: dict[str, object] = {
-        "kind": "extract", "inputs": ({"file": "a", "size": 1},), "options": {"x": 1, "y": [2]}, "tasks": ({"bytes": 5},),
+        "kind": "extract", "inputs": ({"file": "a", "size": 1},), "options": {"x": 1, "y": [2]},
+        "tasks": ({"bytes": 5},),
         **changes,
     }  # fmt: skip
     return Plan(**fields)  # type: ignore[arg-type]
@@ -34,7 +35,8 @@ def test_equal_plans_have_equal_texts_and_digests() -> None:
     "change",
     [
         {"kind": "apply"}, {"inputs": ()}, {"inputs": ({"file": "a", "size": 2},)}, {"options": {"x": 1, "y": [3]}},
-        {"options": {"x": 1.5, "y": [2]}}, {"tasks": ()}, {"tasks": ({"bytes": 6},)}, {"tasks": ({"bytes": 5}, {"bytes": 5})},
+        {"options": {"x": 1.5, "y": [2]}}, {"tasks": ()}, {"tasks": ({"bytes": 6},)}, {"tasks": ({"bytes": 5},
+        {"bytes": 5})},
     ],
     ids=str,
 )  # fmt: skip
@@ -86,6 +88,7 @@ def test_a_small_model_is_one_task_and_a_large_one_many() -> None:
 
 def test_threads_and_memory_are_no_part_of_a_plan(family: Family, tmp_path: Path) -> None:
     """A run that was begun with eight threads may be finished with one."""
+
     class Stops(pd.Progress):
         calls = 0
 

@@ -33,7 +33,11 @@ class Forks:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.work.forks"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+            [sys.executable, "-m", "tests.work.forks"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
         )
 
     def ask(self, operation: str, *arguments: Path, options: dict[str, Any] | None = None, **more: Any) -> list[int]:
@@ -70,7 +74,8 @@ def tree(folder: Path) -> dict[str, str]:
     """Return the digest of every file below, hidden ones too."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*")) if path.is_file()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 
@@ -92,7 +97,9 @@ def expected(operation: str, models: Family, forks: Forks, tmp_path: Path) -> di
 
 def count_calls(operation: str, models: Family, forks: Forks, root: Path, **options: Any) -> int:
     report = root / "calls"
-    assert forks.ask(operation, *inputs(operation, models), root / "counted" / "out", report=str(report), **options) == [0]
+    assert forks.ask(
+        operation, *inputs(operation, models), root / "counted" / "out", report=str(report), **options
+    ) == [0]
     return int(report.read_text())
 
 
@@ -121,7 +128,9 @@ def test_killed_at_every_call(
     assert total > 25
     for number in range(1 + half, total + 1, step):
         out = tmp_path / "out"
-        status = forks.ask(operation, *inputs(operation, models), out, report=str(tmp_path / "x"), kill_at=number, half=half)
+        status = forks.ask(
+            operation, *inputs(operation, models), out, report=str(tmp_path / "x"), kill_at=number, half=half
+        )
         assert status == [-signal.SIGKILL]
         finish(operation, models, forks, out, expected, number)
         shutil.rmtree(out)
@@ -138,7 +147,14 @@ def test_killed_again_and_again(
         for _ in range(source.randint(2, 5)):
             if not out.exists():
                 deaths.append(source.randint(1, total))
-                forks.ask(operation, *inputs(operation, models), out, report=str(tmp_path / "x"), kill_at=deaths[-1], half=True)
+                forks.ask(
+                    operation,
+                    *inputs(operation, models),
+                    out,
+                    report=str(tmp_path / "x"),
+                    kill_at=deaths[-1],
+                    half=True,
+                )
         finish(operation, models, forks, out, expected, deaths)
         shutil.rmtree(out)
 
@@ -158,7 +174,9 @@ def test_killed_while_replacing(
         out = tmp_path / "out"
         out.mkdir()
         (out / "precious").write_bytes(b"old")
-        forks.ask(operation, *inputs(operation, models), out, options=overwrite, report=str(tmp_path / "x"), kill_at=number)
+        forks.ask(
+            operation, *inputs(operation, models), out, options=overwrite, report=str(tmp_path / "x"), kill_at=number
+        )
         if not out.exists():
             seen.add("between")
             assert tree(tmp_path / "out.partial" / "replaced") == old, number
@@ -183,7 +201,9 @@ def test_another_plan_between(
     for number in range(step, min(total, 30), (step + 1) // 2):
         forks.ask(operation, *inputs(operation, models), out, report=report, kill_at=total * 2 // 3)
         assert (tmp_path / "out.partial" / "plan.json").exists()
-        forks.ask(operation, *inputs(operation, models), out, options={"rules": ["norm"]}, report=report, kill_at=number)
+        forks.ask(
+            operation, *inputs(operation, models), out, options={"rules": ["norm"]}, report=report, kill_at=number
+        )
         finish(operation, models, forks, out, expected, number)
         shutil.rmtree(out)
 
@@ -262,7 +282,8 @@ def test_every_failing_call_is_a_clear_error_and_can_be_resumed(
 ) -> None:
     """The disk is full, or fails, at each call that could tell; then it works again."""
     monkeypatch.setattr(plan, "TASK_BYTES_MIN", 1)
-    run, real = getattr(pd, operation), {name: getattr(os, name) for name in ("pwrite", "fsync", "fdatasync", "ftruncate", "posix_fallocate", "mkdir", "rename", "replace", "open")}  # fmt: skip
+    run, real = getattr(pd, operation), {name: getattr(os, name) for name in ("pwrite", "fsync", "fdatasync",
+    "ftruncate", "posix_fallocate", "mkdir", "rename", "replace", "open")}  # fmt: skip
     run(*inputs(operation, models), tmp_path / "undisturbed", threads=1)
     expected = tree(tmp_path / "undisturbed")
     state = {"made": 0, "fail_at": 0}
@@ -315,18 +336,24 @@ except pd.StorageError as error: print(error); sys.exit(7)
 """
 
 
-def test_a_limit_on_file_sizes(operation: str, models: Family, tmp_path: Path, expected: dict[str, str], forks: Forks) -> None:
+def test_a_limit_on_file_sizes(
+    operation: str, models: Family, tmp_path: Path, expected: dict[str, str], forks: Forks
+) -> None:
     """The kernel's own refusal (EFBIG), in a process of its own, with no mocks."""
     out = tmp_path / "out"
     arguments = [operation, *map(str, inputs(operation, models)), str(out)]
-    done = subprocess.run([sys.executable, "-c", _LIMITED, "700", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED, "700", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 7, done.stderr
     assert "File too large" in done.stdout
     assert not out.exists()
     finish(operation, models, forks, out, expected, "after the limit")
 
 
-def test_a_disk_that_is_too_small(operation: str, models: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small(
+    operation: str, models: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Free space is looked at before anything is written."""
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=-(1 << 20)))
@@ -340,7 +367,9 @@ def test_a_full_disk(operation: str, models: Family, tmp_path: Path, expected: d
     """A tmpfs of 24 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(disk)], capture_output=True, check=False
+    ).returncode:
         pytest.skip("this container may not mount")
     try:
         with pytest.raises(StorageError) as caught:
@@ -443,5 +472,3 @@ def test_errors_survive_pickling() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert isinstance(again, ParamdeltaError)
     assert str(again) == str(error)
-
-
