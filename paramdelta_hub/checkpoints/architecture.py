@@ -11,7 +11,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint, WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import file_digest
-from paramdelta_hub.format.manifest import Architecture, FileRecord, Source
+from paramdelta_hub.format.manifest import Architecture, Source, SourceFile
 
 __all__ = ["describe_architecture", "describe_source", "fingerprint", "merge_patch", "quantization"]
 
@@ -46,20 +46,28 @@ def _is_label(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 1024
 
 
-def known_digest(file: WeightFile) -> str | None:
-    """Return a file's sha256 if it can be had without reading it: the Hub cache names large blobs by it."""
+def _blob_digest(file: WeightFile) -> str | None:
+    """Return the sha256 that the Hub gives a file, if it lies in the Hub cache, which names large blobs by it."""
     name = file.path.name
     is_blob = file.path.parent.name == "blobs" and len(name) == 64 and all(c in "0123456789abcdef" for c in name)
     return name if is_blob else None
 
 
 def describe_source(checkpoint: Checkpoint, digests: Mapping[Path, str]) -> Source:
-    """Return the manifest's record of base or post; ``digests`` has the sha256 of every weight file by its path."""
+    """Return the manifest's record of base or post.
+
+    Args:
+        checkpoint: the model.
+        digests: sha256 of weight files by path, as far as they have been taken.
+    """
     return Source(
         name=checkpoint.source.name,
         commit=checkpoint.source.commit,
         files=tuple(
-            FileRecord(path=file.name, size=file.header.size, sha256=digests[file.path]) for file in checkpoint.files
+            SourceFile(
+                path=file.name, size=file.header.size, sha256=digests.get(file.path) or _blob_digest(file)
+            )
+            for file in checkpoint.files
         ),
         dtypes=checkpoint.dtypes,
         tied_embeddings=checkpoint.tied_embeddings,

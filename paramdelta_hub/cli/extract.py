@@ -27,6 +27,7 @@ pd-extract ./bert ./classifier -o delta --rename '^bert\\.=' --skip '^classifier
 @click.option("--license", "license_name", help="Licence of the delta, such as apache-2.0.")
 @click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help="Rename POST's tensors, by regex.")
 @click.option("--skip", "skips", multiple=True, metavar="REGEX", help="Leave tensors out; recorded in the manifest.")
+@click.option("--hash-files", is_flag=True, help="Record sha256 of local weight files: reads both models twice.")
 @click.option("--overwrite", is_flag=True, help="Replace a finished DELTA.")
 @work_options
 def extract(
@@ -38,6 +39,7 @@ def extract(
     license_name: str | None,
     renames: tuple[str, ...],
     skips: tuple[str, ...],
+    hash_files: bool,
     overwrite: bool,
     threads: int | None,
     memory: int,
@@ -51,7 +53,7 @@ def extract(
     rules = Rules(renames=tuple(parse_assignment(rule, "OLD=NEW") for rule in renames), skips=skips)
     report = run(
         base, post, output, name=name, version=version, license=license_name, rules=rules,
-        overwrite=overwrite, threads=threads, memory=memory, progress=Bars(quiet or as_json),
+        hash_files=hash_files, overwrite=overwrite, threads=threads, memory=memory, progress=Bars(quiet or as_json),
     )
     emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
 

@@ -34,6 +34,7 @@ __all__ = [
     "Omission",
     "Rename",
     "Source",
+    "SourceFile",
     "TensorRecord",
     "check_digest",
     "parse_manifest",
@@ -66,11 +67,19 @@ class Record(BaseModel):
 
 
 class FileRecord(Record):
-    """A file: of the package, or of a source model."""
+    """A file of the package."""
 
     path: Text
     size: Count
     sha256: Sha256
+
+
+class SourceFile(Record):
+    """A weight file of a source model."""
+
+    path: Text
+    size: Count
+    sha256: Sha256 | None = Field(description="the Hub's, or taken on request; the tensors' own digests are always there")
 
 
 class Labels(Record):
@@ -86,7 +95,7 @@ class Source(Record):
 
     name: Text = Field(description="Hub repository (org/name), or the folder's name for a local model")
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(description="of a Hub repository")
-    files: Annotated[tuple[FileRecord, ...], Field(max_length=FILES)] = Field(description="its weight files")
+    files: Annotated[tuple[SourceFile, ...], Field(max_length=FILES)] = Field(description="its weight files")
     dtypes: dict[str, Count] = Field(description="parameters by safetensors dtype")
     tied_embeddings: bool | None = Field(description="as the tensors say; null where there are no token embeddings")
     tokenizer_sha256: Sha256 | None = Field(description="of its tokenizer.json, tokenizer.model, vocab.txt or vocab.json")

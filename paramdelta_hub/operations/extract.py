@@ -15,7 +15,6 @@ from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.architecture import (
     describe_architecture,
     describe_source,
-    known_digest,
     merge_patch,
     quantization,
 )
@@ -88,6 +87,7 @@ def extract(
     version: str = "1.0.0",
     license: str | None = None,  # noqa: A002 - the field's own name
     rules: Rules | None = None,
+    hash_files: bool = False,
     overwrite: bool = False,
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
@@ -106,6 +106,8 @@ def extract(
         version: its semantic version.
         license: an SPDX identifier or the Hub's licence name.
         rules: renames (of post's tensors) and skips.
+        hash_files: record the sha256 of local weight files too, at the price of reading both models twice; files
+            from the Hub have theirs, and every tensor always has.
         overwrite: replace a finished ``out``.
         threads: tasks at a time; by default as many as there are processors.
         memory: bytes that all buffers together may take.
@@ -123,7 +125,7 @@ def extract(
     base_model, post_model = open_checkpoint(base), open_checkpoint(post)
     labels = _labels(name or f"{post_model.source.name.rpartition('/')[2]}-delta", version, license)
     pairs = _preflight(base_model, post_model, rules)
-    plan = _plan(base_model, post_model, pairs, rules, labels)
+    plan = _plan(base_model, post_model, pairs, rules, labels, hash_files)
     with Destination(Path(out), overwrite=overwrite) as destination:
         done = destination.resume(plan)
         done = {number: receipt for number, receipt in done.items() if _still_there(receipt, destination.pieces)}
@@ -189,7 +191,7 @@ def _preflight(base: Checkpoint, post: Checkpoint, rules: Rules) -> Match:
 
 
 def _plan(
-    base: Checkpoint, post: Checkpoint, pairs: Match, rules: Rules, labels: Labels
+    base: Checkpoint, post: Checkpoint, pairs: Match, rules: Rules, labels: Labels, hash_files: bool
 ) -> Plan:
     tensors = []
     for ours, theirs in pairs.pairs.items():
@@ -216,10 +218,8 @@ def _plan(
         for number, group in enumerate(cut(tensors, lambda tensor: int(tensor["nbytes"]), base.nbytes), start=1)
     ]
     files = {file.path: file for model in (base, post) for file in model.files}
-    tasks += [
-        {"kind": "digest", "bytes": file.header.size, "file": str(path)}
-        for path, file in files.items() if known_digest(file) is None
-    ]
+    if hash_files:
+        tasks += [{"kind": "digest", "bytes": file.header.size, "file": str(path)} for path, file in files.items()]
     return Plan(
         kind="extract",
         inputs=tuple(file.identity() for file in files.values()),
@@ -260,9 +260,6 @@ def _assemble(
 ) -> Manifest:
     """Give the pieces their final names, write the lineage file, and return the manifest of it all."""
     digests = {Path(outcome["file"]): outcome["sha256"] for outcome in outcomes if "file" in outcome}
-    for file in (*base.files, *post.files):
-        if known := known_digest(file):
-            digests[file.path] = known
     encoded = [outcome for outcome in outcomes if "tensors" in outcome]
     pieces = [outcome for outcome in encoded if outcome["piece"]]
     shards, records = [], []

@@ -29,7 +29,7 @@ _HIDDEN = [
 ]  # fmt: skip
 _CHARACTERS = [
     *(f"a{chr(code)}b" for code in range(0x20)),
-    *(f"x{character}" for character in "\x7f\x80\x85\xa0\xad\u200b\u200e\u2028\u2029\u202e\u2060\ufeff\ufffd\ufffe\U000e0041"),
+    *(f"x{c}" for c in "\x7f\x80\x85\xa0\xad\u200b\u200e\u2028\u2029\u202e\u2060\ufeff\ufffd\ufffe\U000e0041"),
     *("é", "e\u0301", "ß", "ẞ", "ﬁle", "\u212a", "İ", "ı", "ａ", "．．/x", "／x", "a／b", "∕x", "a∕b", "⁄",
     "\u2024\u2024/x", "Δ", "模型", "😀", "À", "ſ"),
     "a b", "a\tb", "a\nb", "a\r\nb", "x\n", "\nx", "$HOME", "${IFS}", "`id`", "$(id)", "a;b", "a&b", "a|b;c", "a'b",

@@ -64,7 +64,7 @@ def shard_of(delta: Path) -> Path:
 
 
 def reseal(delta: Path) -> None:
-    """Make every digest and size in the manifest fit what lies there: an attacker who knows the format does that too."""
+    """Make every digest and size in the manifest fit what lies there, as an attacker who knows the format does."""
 
     def refresh(manifest: dict[str, Any]) -> None:
         for file in (*manifest["shards"], manifest["lineage"], *manifest["companions"]):

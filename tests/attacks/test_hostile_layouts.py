@@ -218,7 +218,7 @@ def test_hostile_names_write_and_read_nothing_outside(
 
 @pytest.mark.xfail(strict=True, raises=MemoryError, reason="the lineage file is read to the size the manifest claims")
 def test_a_terabyte_that_is_not_there(family: Family, tmp_path: Path) -> None:
-    """A sparse file can be as large as it likes; its promised size decides, and the lineage file has a cap of its own."""
+    """A sparse file can be as large as it likes: what is read into memory has a cap, whatever the manifest says."""
     path = family.delta / "lineage.safetensors"
     with path.open("r+b") as file:
         file.truncate(1 << 40)

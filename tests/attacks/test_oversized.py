@@ -41,7 +41,8 @@ JSON = {
     "zero bytes": lambda: b"{" + bytes(size),
     "numbers": lambda: b'{"a":[' + b",".join([b"1"] * (size // 2)) + b"]}",
     "metadata": lambda: b'{"__metadata__":{' + b",".join(b'"%d":""' % i for i in range(size // 13)) + b"}}",
-    "dimensions": lambda: b'{"a":{"dtype":"U8","shape":[' + b",".join([b"1"] * (size // 2)) + b'],"data_offsets":[0,1]}}',
+    "dimensions": lambda: (
+        b'{"a":{"dtype":"U8","shape":[' + b",".join([b"1"] * (size // 2)) + b'],"data_offsets":[0,1]}}'),
     "bad tensors": lambda: b"{" + b",".join(
         b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,1]}' % i for i in range(size // 60)) + b"}",
 }

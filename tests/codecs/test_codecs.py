@@ -139,7 +139,7 @@ def test_what_no_palette_encoder_writes_is_refused() -> None:
             decode_palette([entry, ranks(0, 0, 0, 0), *escapes])
     two = frames.compress(b"\x07\x07")
     for escapes in ([two, plane], [plane, two]):
-        with pytest.raises(PackageError, match="2 bytes where 1 to 1|does not hold"):
+        with pytest.raises(PackageError, match=r"2 bytes where 1 to 1|does not hold"):
             decode_palette([entry, ranks(0, 0, 255, 0), *escapes])
     for wrong in (ranks(0, 0, 0), ranks(0, 0, 0, 0, 0), b""):
         with pytest.raises(PackageError):
@@ -164,7 +164,7 @@ def test_planes_and_raw_of_another_length_are_refused(wrong: int) -> None:
 
 @pytest.mark.parametrize("name", ["palette", "planes"])
 def test_a_damaged_stream_never_decodes_to_other_symbols(name: str) -> None:
-    """One byte changed, at every place of every compressed stream; the palette itself is the payload digest's to guard."""
+    """One byte changed, at every place of every frame; the palette itself is the payload digest's to guard."""
     symbols = chunk("rare escapes", 3000, 2, seed=3)
     codec = CODECS[name]
     streams = codec.encode(symbols)

@@ -157,7 +157,7 @@ def test_a_skippable_frame_and_older_magics() -> None:
 
 
 def header(window: int, size: int) -> bytes:
-    """Return a frame header with a window descriptor, an eight-byte content size and a checksum flag (RFC 8878 §3.1.1)."""
+    """Return a frame header with a window descriptor, an eight-byte content size and a checksum flag (RFC 8878)."""
     exponent = window.bit_length() - 1 - 10
     return b"\x28\xb5\x2f\xfd" + bytes([0b11000100, exponent << 3]) + size.to_bytes(8, "little")
 

@@ -95,7 +95,7 @@ def test_exceptions_and_the_digest_go_together() -> None:
     cut = layout("raw", "BF16", 3)
     symbols, exception = bytes(6), [frames.compress(b"\0"), frames.compress(b"\1"), b""]
     nothing: list[bytes] = [b""] * 5
-    out = np.empty(3, np.uint16)
+    out = np.empty(3, np.float32)
     chunk = decode_added(cut, [symbols, *nothing, *exception, bytes(32)], out)
     assert (chunk.exceptions.tolist(), chunk.exact.tolist(), chunk.base_digest) == ([0], [1], bytes(32))
     for bad in ([*exception, b""], [*exception, bytes(31)], [*exception, bytes(33)], [b"", b"", b"", bytes(32)]):

@@ -302,8 +302,8 @@ def test_mutations_raise_nothing_but_package_errors(value: dict[str, Any], round
             mutate(changed, source)
         try:
             manifest, _ = parse_manifest(json.dumps(changed).encode())
-        except PackageError as error:
-            assert str(error)
+        except PackageError:
+            continue
         else:
             accepted += 1
             assert parse_manifest(manifest.to_json())[0] == manifest
@@ -312,7 +312,7 @@ def test_mutations_raise_nothing_but_package_errors(value: dict[str, Any], round
 
 @pytest.mark.parametrize("rounds", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_edited_text_raises_nothing_but_package_errors(text: bytes, rounds: int) -> None:
-    source = random.Random(rounds)
+    source, refused = random.Random(rounds), 0
     for _ in range(rounds):
         damaged = bytearray(text)
         for _ in range(source.randint(1, 3)):
@@ -320,8 +320,9 @@ def test_edited_text_raises_nothing_but_package_errors(text: bytes, rounds: int)
             damaged[at : at + source.randrange(3)] = source.randbytes(source.randrange(3))
         try:
             parse_manifest(bytes(damaged))
-        except PackageError as error:
-            assert str(error)
+        except PackageError:
+            refused += 1
+    assert refused > rounds / 2
 
 
 def test_check_digest() -> None:

@@ -1,4 +1,4 @@
-"""Apply: promise 2, target ⊕ Δ is the published formula to the bit, for one delta, weighted ones and sums of several."""
+"""Apply: promise 2, target ⊕ Δ is the published formula to the bit; so are weights and sums of several."""
 
 from __future__ import annotations
 

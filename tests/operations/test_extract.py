@@ -412,7 +412,7 @@ def test_chunks_by_hand(tmp_path: Path, dtype_name: str, codec: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["BF16", "F16"])
 def test_every_base_with_512_posts(tmp_path: Path, name: str) -> None:
-    """All finite patterns × 512 posts, 33 million pairs in chunks of their real size: exact on base, faithful elsewhere."""
+    """All finite patterns × 512 posts, 33 million pairs in real chunks: exact on base, faithful elsewhere."""
     every = finite_bits(name)
     drawn = np.random.default_rng(7).choice(every, 512 - special_bits(name).size, replace=False)
     posts = np.concatenate([special_bits(name), drawn])

@@ -81,7 +81,7 @@ def test_two_deltas_that_carry_different_integers_are_refused(tmp_path: Path) ->
 
 
 def test_renames_at_extraction(tmp_path: Path) -> None:
-    """post's names are made base's; verify knows post's own names, and base ⊕ Δ holds post's values under base's names."""
+    """post's names are made base's; verify knows post's own; base ⊕ Δ holds post's values under base's names."""
     base = weights(1)
     post = tuned(base, 2)
     write_model(tmp_path / "base", base)

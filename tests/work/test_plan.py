@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_groups_are_neither_too_large_nor_too_many(sizes: list[int]) -> None:
     groups = cut(sizes, lambda size: size, total)
     for group in groups:
         assert sum(group) <= 2 * wanted or len([size for size in group if size]) == 1
-    for one, other in zip(groups, groups[1:], strict=False):
+    for one, other in itertools.pairwise(groups):
         assert sum(one) + sum(other) >= wanted, "two neighbours that would fit into one are one"
 
 
