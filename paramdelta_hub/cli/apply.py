@@ -33,7 +33,10 @@ pd-apply ./new-base ./delta -o out --weight-map '.*=0' --weight-map 'self_attn=1
 @click.argument("deltas", nargs=-1, required=True, metavar="DELTA[=WEIGHT]...")
 @click.option("-o", "--output", required=True, metavar="OUT", help="Folder of the new model.")
 @click.option(
-    "--weight-map", "factors", multiple=True, metavar="REGEX=W",
+    "--weight-map",
+    "factors",
+    multiple=True,
+    metavar="REGEX=W",
     help="Scale the deltas of tensors whose name matches; the last match decides; 0 leaves a tensor as it is.",
 )
 @click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help="Rename the delta's tensors to TARGET's.")
@@ -64,8 +67,16 @@ def apply(
     weight_map = WeightMap(tuple((pattern, parse_number(factor, "--weight-map")) for pattern, factor in pairs))
     rules = Rules(renames=tuple(parse_assignment(rule, "OLD=NEW") for rule in renames), skips=skips)
     report = run(
-        target, [_summand(delta) for delta in deltas], output, weight_map=weight_map, rules=rules, force=force,
-        overwrite=overwrite, threads=threads, memory=memory, progress=Bars(quiet or as_json),
+        target,
+        [_summand(delta) for delta in deltas],
+        output,
+        weight_map=weight_map,
+        rules=rules,
+        force=force,
+        overwrite=overwrite,
+        threads=threads,
+        memory=memory,
+        progress=Bars(quiet or as_json),
     )
     emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
 
@@ -88,8 +99,10 @@ def _text(report: ApplyReport) -> str:
         lines.append(f"  {delta.weight:+g} × {manifest.name} {manifest.version} ({judged})")
     lines.append(f"  {report.changed_tensors} tensors summed, {report.kept_tensors} kept as the target has them")
     if report.is_post:
-        lines.append(f"  the target is the delta's base: the result is {report.deltas[0].package.manifest.post.name},"
-                     " bit for bit")
+        lines.append(
+            f"  the target is the delta's base: the result is {report.deltas[0].package.manifest.post.name},"
+            " bit for bit"
+        )
     lines += [f"  left out {name} ({side}): {reason}" for name, side, reason in report.omissions]
     if report.resumed_tasks:
         lines.append(f"  resumed: {report.resumed_tasks} tasks of an interrupted run were kept")

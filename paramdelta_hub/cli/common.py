@@ -59,7 +59,11 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> in
 def work_options(function: Callable[P, R]) -> Callable[P, R]:
     """Add ``--threads`` and ``--memory``."""
     function = click.option(
-        "--memory", callback=_bytes, default=f"{DEFAULT_MEMORY // MIB}M", show_default=True, metavar="BYTES",
+        "--memory",
+        callback=_bytes,
+        default=f"{DEFAULT_MEMORY // MIB}M",
+        show_default=True,
+        metavar="BYTES",
         help="Bytes that all buffers together may take.",
     )(function)
     threads = click.option("--threads", type=click.IntRange(min=1), help="Tasks at a time [default: processors].")

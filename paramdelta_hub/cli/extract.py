@@ -52,8 +52,18 @@ def extract(
     """
     rules = Rules(renames=tuple(parse_assignment(rule, "OLD=NEW") for rule in renames), skips=skips)
     report = run(
-        base, post, output, name=name, version=version, license=license_name, rules=rules,
-        hash_files=hash_files, overwrite=overwrite, threads=threads, memory=memory, progress=Bars(quiet or as_json),
+        base,
+        post,
+        output,
+        name=name,
+        version=version,
+        license=license_name,
+        rules=rules,
+        hash_files=hash_files,
+        overwrite=overwrite,
+        threads=threads,
+        memory=memory,
+        progress=Bars(quiet or as_json),
     )
     emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
 

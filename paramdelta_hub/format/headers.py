@@ -148,9 +148,7 @@ def check_header(text: bytes, file_size: int, error: type[SourceError] = Checkpo
         )
         begin, end = offsets
         needed = math.prod(shape) * ITEM_SIZES[dtype]
-        require(
-            end - begin == needed, f"tensor {name!r} spans {end - begin} bytes; its shape and dtype need {needed}"
-        )
+        require(end - begin == needed, f"tensor {name!r} spans {end - begin} bytes; its shape and dtype need {needed}")
         require(
             end <= data_bytes,
             f"truncated: tensor {name!r} ends at byte {data_start + end}, the file at {file_size}",

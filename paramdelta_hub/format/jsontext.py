@@ -76,12 +76,16 @@ def _deeper_than(value: Any, levels: int) -> bool:
     """Walk level by level, not by recursion: a later ``json.dumps`` recurses, and must be safe to call."""
     level = [value]
     for _ in range(levels):
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, (dict, list))
-        ] if level and isinstance(level[0], (dict, list)) else []
+        level = (
+            [
+                child
+                for node in level
+                for child in (node.values() if isinstance(node, dict) else node)
+                if isinstance(child, (dict, list))
+            ]
+            if level and isinstance(level[0], (dict, list))
+            else []
+        )
         if not level:
             return False
     return True

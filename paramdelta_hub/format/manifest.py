@@ -79,7 +79,9 @@ class SourceFile(Record):
 
     path: Text
     size: Count
-    sha256: Sha256 | None = Field(description="the Hub's, or taken on request; the tensors' own digests are always there")
+    sha256: Sha256 | None = Field(
+        description="the Hub's, or taken on request; the tensors' own digests are always there"
+    )
 
 
 class Labels(Record):
@@ -98,7 +100,9 @@ class Source(Record):
     files: Annotated[tuple[SourceFile, ...], Field(max_length=FILES)] = Field(description="its weight files")
     dtypes: dict[str, Count] = Field(description="parameters by safetensors dtype")
     tied_embeddings: bool | None = Field(description="as the tensors say; null where there are no token embeddings")
-    tokenizer_sha256: Sha256 | None = Field(description="of its tokenizer.json, tokenizer.model, vocab.txt or vocab.json")
+    tokenizer_sha256: Sha256 | None = Field(
+        description="of its tokenizer.json, tokenizer.model, vocab.txt or vocab.json"
+    )
 
 
 class Architecture(Record):
@@ -151,7 +155,9 @@ class TensorRecord(Record):
         check_tensor_name(self.name)
         if self.dtype not in ITEM_SIZES:
             raise ValueError(f"unknown dtype {self.dtype!r}")
-        if (self.effect == "add" and self.dtype not in FLOATS) or (self.effect == "replace" and self.dtype not in DISCRETE):
+        if (self.effect == "add" and self.dtype not in FLOATS) or (
+            self.effect == "replace" and self.dtype not in DISCRETE
+        ):
             raise ValueError(f"{self.dtype} can't have the effect {self.effect!r}")
         if self.elements > TENSOR_ELEMENTS:
             raise ValueError("too many elements")
@@ -228,10 +234,10 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _coherent(self) -> Manifest:
-        check_file_names(
-            [MANIFEST_NAME, "README.md", "manifest.json.sig", *(file.path for file in self.files)]
-        )
-        if [file.path for file in self.shards] != [shard_name(i + 1, len(self.shards)) for i in range(len(self.shards))]:
+        check_file_names([MANIFEST_NAME, "README.md", "manifest.json.sig", *(file.path for file in self.files)])
+        if [file.path for file in self.shards] != [
+            shard_name(i + 1, len(self.shards)) for i in range(len(self.shards))
+        ]:
             raise ValueError("the shards are not named in order")
         if self.lineage.path != LINEAGE_NAME:
             raise ValueError(f"the lineage file must be named {LINEAGE_NAME}")

@@ -77,9 +77,7 @@ class ShardWriter:
     def __init__(self, path: Path, names: list[str]) -> None:
         self.path = path
         largest = 2**48
-        self._reserved = len(
-            build_header([(name, PAYLOAD_DTYPE, (largest,), largest) for name in names], _METADATA)
-        )
+        self._reserved = len(build_header([(name, PAYLOAD_DTYPE, (largest,), largest) for name in names], _METADATA))
         self._position = self._reserved
         self._entries: list[tuple[str, str, tuple[int, ...], int]] = []
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)

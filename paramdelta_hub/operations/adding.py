@@ -35,6 +35,7 @@ from paramdelta_hub.operations.descriptors import Descriptors
 
 __all__ = ["ChunkAdder", "Payload", "read_chunks", "run_apply_task"]
 
+
 def run_apply_task(task: dict[str, Any], result: Path, advance: Callable[[int], None]) -> dict[str, Any]:
     """Do one task and return its outcome, plain JSON: the digest of every tensor written.
 
@@ -195,9 +196,7 @@ class ChunkAdder:
     @staticmethod
     def _is_base(target: NDArray[np.uint8], chunk: AddedChunk | None) -> bool:
         return bool(
-            chunk is not None
-            and chunk.exceptions.size
-            and hashlib.sha256(target.data).digest() == chunk.base_digest
+            chunk is not None and chunk.exceptions.size and hashlib.sha256(target.data).digest() == chunk.base_digest
         )
 
     def _add_block(

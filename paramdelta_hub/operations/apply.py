@@ -134,12 +134,18 @@ def apply(
             for file in model.files:
                 _prepare(file, destination.result / file.name)
         done = {
-            number: receipt for number, receipt in done.items()
+            number: receipt
+            for number, receipt in done.items()
             if _still_there(receipt, plan.tasks[number], destination.result)
         }
         outcomes = execute(
-            plan, lambda task, advance: run_apply_task(task, destination.result, advance),
-            done, destination, threads, progress, "applying",
+            plan,
+            lambda task, advance: run_apply_task(task, destination.result, advance),
+            done,
+            destination,
+            threads,
+            progress,
+            "applying",
             # Forced to disk while the workers compute, so that little is left to wait for at the end.
             lambda outcome: sync_file(destination.result / outcome["file"]),
         )
@@ -254,11 +260,13 @@ def _still_there(receipt: Receipt, task: dict[str, Any], result: Path) -> bool:
 def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
     problems = [
         Mismatch(name, "not-finite", f"{count} value(s) of the result would be NaN or infinite")
-        for outcome in outcomes for name, count in outcome.get("not_finite", [])
+        for outcome in outcomes
+        for name, count in outcome.get("not_finite", [])
     ]
     if problems:
         raise NotFiniteError(
-            f"{len(problems)} tensor(s) of the result are not finite", problems,
+            f"{len(problems)} tensor(s) of the result are not finite",
+            problems,
             remedy="the target has such values, or the sum overflows its dtype: use a smaller weight, or --skip them",
         )
 

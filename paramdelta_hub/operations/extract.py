@@ -131,7 +131,9 @@ def extract(
         done = {number: receipt for number, receipt in done.items() if _still_there(receipt, destination.pieces)}
         expected = sum(
             int(tensor["nbytes"] * EXPECTED_RATIO[tensor["itemsize"]])
-            for task in plan.tasks if task["kind"] == "encode" for tensor in task["tensors"]
+            for task in plan.tasks
+            if task["kind"] == "encode"
+            for tensor in task["tensors"]
         )
         destination.check_space(expected)
 
@@ -140,8 +142,14 @@ def extract(
                 sync_file(destination.pieces / outcome["piece"])
 
         outcomes = execute(
-            plan, lambda task, advance: run_extract_task(task, destination.pieces, advance),
-            done, destination, threads, progress, "extracting", after,
+            plan,
+            lambda task, advance: run_extract_task(task, destination.pieces, advance),
+            done,
+            destination,
+            threads,
+            progress,
+            "extracting",
+            after,
         )
         _refuse_not_finite(outcomes)
         with io_errors("writing the package"):
@@ -190,9 +198,7 @@ def _preflight(base: Checkpoint, post: Checkpoint, rules: Rules) -> Match:
     return found
 
 
-def _plan(
-    base: Checkpoint, post: Checkpoint, pairs: Match, rules: Rules, labels: Labels, hash_files: bool
-) -> Plan:
+def _plan(base: Checkpoint, post: Checkpoint, pairs: Match, rules: Rules, labels: Labels, hash_files: bool) -> Plan:
     tensors = []
     for ours, theirs in pairs.pairs.items():
         (base_file, base_span), (post_file, post_span) = base.tensors[ours], post.tensors[theirs]
@@ -240,11 +246,13 @@ def _still_there(receipt: Receipt, pieces: Path) -> bool:
 def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
     problems = [
         Mismatch(name, "not-finite", f"base has {base}, post has {post} values that are NaN or infinite")
-        for outcome in outcomes for name, base, post in outcome.get("not_finite", [])
+        for outcome in outcomes
+        for name, base, post in outcome.get("not_finite", [])
     ]
     if problems:
         raise NotFiniteError(
-            f"{len(problems)} tensor(s) are not finite", problems,
+            f"{len(problems)} tensor(s) are not finite",
+            problems,
             remedy="a delta of them means nothing: mend the model, or leave them out with --skip REGEX",
         )
 
@@ -271,7 +279,11 @@ def _assemble(
     for outcome in encoded:
         for record in outcome["tensors"]:
             shard = shard_of[outcome["piece"]] if record["nbytes"] else None
-            changes = {"shape": tuple(record["shape"]), "codec": CodecRecord(name=record["codec"], parameters={}), "shard": shard}
+            changes = {
+                "shape": tuple(record["shape"]),
+                "codec": CodecRecord(name=record["codec"], parameters={}),
+                "shard": shard,
+            }
             records.append(TensorRecord(**{**record, **changes}))
     lineage = _write_lineage(base, pairs, destination.result)
     configs = [(base.read_json(file), post.read_json(file)) for file in ("config.json", "generation_config.json")]

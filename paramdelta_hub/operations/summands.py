@@ -110,7 +110,9 @@ def preflight(target: Checkpoint, packages: Sequence[Package], rules: Rules) -> 
                 problems.append(Mismatch(name, "conflict", f"two deltas replace it by different {record.dtype} values"))
     if problems:
         raise MismatchError(
-            f"target and delta differ in {len(problems)} way(s)", problems, where=str(target.source.path),
+            f"target and delta differ in {len(problems)} way(s)",
+            problems,
+            where=str(target.source.path),
             remedy="use a target of base's architecture and dtype, or --rename the delta's names, or --skip tensors",
         )
     return matches

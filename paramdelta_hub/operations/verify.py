@@ -106,7 +106,8 @@ def verify(
         if missed:
             raise VerificationError(
                 f"base ⊕ Δ is not post in {len(missed)} tensor(s), the first {missed[0]!r}",
-                where=str(package.path), remedy="do not use it; report it to whoever made it",
+                where=str(package.path),
+                remedy="do not use it; report it to whoever made it",
             )
     if post_model is not None:
         tasks = _post_tasks(package, post_model)
@@ -140,7 +141,8 @@ def _check_lineage_file(package: Package) -> None:
     samples = unpack_samples(package.read_listed(package.manifest.lineage), where)
     promised = {
         record.name: (record.dtype, record.itemsize * sum(run.stop - run.start for run in _runs(record)))
-        for record in package.manifest.tensors if record.dtype in FLOATS and record.elements
+        for record in package.manifest.tensors
+        if record.dtype in FLOATS and record.elements
     }
     if promised != {name: (dtype, values.size) for name, (dtype, values) in samples.items()}:
         raise PackageError("the lineage samples are not those of the delta's tensors", where=where)

@@ -109,7 +109,8 @@ class Destination:
         if needed > free + present:
             raise StorageError(
                 f"needs {needed / GIB:.2f} GiB and has {(free + present) / GIB:.2f} GiB free",
-                where=str(self.out.parent), remedy="free some space, or write to another disk",
+                where=str(self.out.parent),
+                remedy="free some space, or write to another disk",
             )
 
     def resume(self, plan: Plan) -> dict[int, Receipt]:
