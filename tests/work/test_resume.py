@@ -359,11 +359,11 @@ def test_a_disk_that_is_too_small(
 
 @pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="mounting needs root")
 def test_a_full_disk(operation: str, models: Family, tmp_path: Path, expected: dict[str, str], forks: Forks) -> None:
-    """A tmpfs of 24 KiB."""
+    """A tmpfs of 12 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(disk)], capture_output=True, check=False
     ).returncode:
         pytest.skip("this container may not mount")
     try:
