@@ -17,17 +17,22 @@ BLOCK_ELEMENTS = 1 << 18
 so short a call makes threads queue for the interpreter, and two are hardly faster than one (6.7 ns an element against
 3.7 here); 2**20 falls out of every cache (5.2); whole tensors are 4–20 times slower."""
 
-HEADER_BYTES = 100_000_000
-"""A safetensors header: the cap of the safetensors library itself, so that we refuse nothing that it writes."""
+HEADER_BYTES = 32 * MIB
+"""A safetensors header, or an index. The library allows 100 MB, which takes seconds and gigabytes to parse; 91,000
+tensors in one file would take 15 MB."""
 
-MANIFEST_BYTES = 256 * MIB
-"""A manifest: 91,000 tensors (DeepSeek-V3's count) take about 60 MB."""
+MANIFEST_BYTES = 96 * MIB
+"""A manifest: 91,000 tensors (DeepSeek-V3's count) take about 70 MB."""
+
+JSON_VALUES = 3_000_000
+"""Values of any JSON we read, counted before it is parsed: each costs up to 80 bytes as a Python object. A manifest of
+91,000 tensors has 2.2 million."""
 
 JSON_DEPTH = 32
 """Levels of nesting of any JSON we read. Headers need 3, manifests 6, configs of real models at most 8."""
 
-TENSORS = 1_000_000
-"""Tensors of a model: ten times the largest published mixture of experts."""
+TENSORS = 120_000
+"""Tensors of a model: the largest published mixture of experts has 91,000."""
 
 TENSOR_NAME_BYTES = 1024
 """A tensor's name, UTF-8. The longest in use are about 120."""

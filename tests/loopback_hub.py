@@ -97,8 +97,9 @@ class LoopbackHub:
                 "downloads": 0, "likes": 0, "siblings": [{"rfilename": name} for name in files],
             }  # fmt: skip
         else:
-            value = [{"type": "file", "path": name, "size": f.stat().st_size, "oid": "0" * 40} for name,
-            f in files.items()]
+            value = [
+                {"type": "file", "path": name, "size": f.stat().st_size, "oid": "0" * 40} for name, f in files.items()
+            ]
         return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
     def _resolve(

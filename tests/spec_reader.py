@@ -34,8 +34,8 @@ FIELDS = {
     "architecture": "model_type classes fingerprint",
     "exactness": "exact elements changed remainders exceptions",
     "file": "path size sha256",
-    "record": "name post_name dtype shape effect codec shard nbytes payload_sha256 base_sha256 post_sha256 base_norm delta_norm "
-    "changed remainders exceptions",
+    "record": "name post_name dtype shape effect codec shard nbytes payload_sha256 base_sha256 post_sha256 "
+    "base_norm delta_norm changed remainders exceptions",
 }
 COMPONENT = r"[A-Za-z0-9_-]([A-Za-z0-9._-]{0,253}[A-Za-z0-9_-])?"
 PATH = re.compile(rf"{COMPONENT}(/{COMPONENT}){{0,3}}")
@@ -81,7 +81,7 @@ def parse_json(text: bytes) -> object:
 def read_safetensors(content: bytes) -> tuple[dict[str, str], dict[str, tuple[str, list[int], bytes]]]:
     """Return the metadata and (dtype, shape, bytes) of every tensor."""
     length = int.from_bytes(content[:8], "little")
-    require(len(content) >= 8 and length <= min(len(content) - 8, 100_000_000), "§4 header length")
+    require(len(content) >= 8 and length <= min(len(content) - 8, 2**25), "§4 header length")
     header = parse_json(content[8 : 8 + length])
     require(isinstance(header, dict), "§4 header")
     metadata = header.pop("__metadata__", {})
@@ -227,9 +227,7 @@ class SpecPackage:
         require((table.sum(axis=1) <= 2**20 * (2 * width + wide + 3) + 1024 * columns).all(), "§4 an impossible chunk")
         cuts = [0, *np.cumsum(table).tolist()]
         streams = [payload[start:end] for start, end in itertools.pairwise(cuts)]
-        return [
-            (min(CHUNK, elements - i * CHUNK), streams[i * columns : (i + 1) * columns]) for i in range(chunks)
-        ]
+        return [(min(CHUNK, elements - i * CHUNK), streams[i * columns : (i + 1) * columns]) for i in range(chunks)]
 
     def added(self, name: str) -> list[Chunk]:
         """Decode an ``add`` tensor."""

@@ -62,9 +62,7 @@ def test_the_script_does_not_overwrite() -> None:
 
 
 def test_verifies_against_base_and_post(case: Path) -> None:
-    report = pd.verify(
-        case / "package", base=case / "base.safetensors", post=case / "post.safetensors", threads=1
-    )
+    report = pd.verify(case / "package", base=case / "base.safetensors", post=case / "post.safetensors", threads=1)
     assert report.checked_base
     assert report.checked_post
 

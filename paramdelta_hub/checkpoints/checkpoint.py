@@ -167,7 +167,10 @@ def _sharded(source: ModelSource, names: list[str]) -> Checkpoint:
     if len(shards) > FILES:
         raise CheckpointError(f"the index names {len(shards)} files", where=where)
     for shard in shards:
-        check_file_name(shard, CheckpointError)
+        try:
+            check_file_name(shard, CheckpointError)
+        except CheckpointError as error:
+            raise CheckpointError(error.what, where=where) from None
     if missing := [shard for shard in shards if shard not in names]:
         raise CheckpointError(
             f"the index names {len(missing)} missing file(s): {', '.join(missing[:5])}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paramdelta_hub.errors import CheckpointError, OptionError
+from paramdelta_hub.format.names import is_clear
 
 __all__ = ["ModelSource", "resolve"]
 
@@ -38,10 +39,10 @@ def resolve(model: str | Path) -> ModelSource:
     """
     text = str(model)
     path = Path(model).expanduser()
-    if path.exists():
+    if _exists(path):
         # A snapshot folder of the Hub cache, given as a path, is still the commit its name says.
         commit = path.name if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name) else None
-        name = path.resolve().name if commit is None else _cached_name(path)
+        name = _shown(path.resolve().name) if commit is None else _cached_name(path)
         return ModelSource(path, name, commit)
     repository, _, revision = text.partition("@")
     if isinstance(model, Path) or not _HUB_ID.fullmatch(repository) or text.endswith("@"):
@@ -49,6 +50,18 @@ def resolve(model: str | Path) -> ModelSource:
             "no such file or folder", where=text, remedy="give a folder, a .safetensors file or org/name"
         )
     return _download(repository, revision or None)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, a zero byte
+        return False
+
+
+def _shown(name: str) -> str:
+    """Return a folder's name as it can stand in a manifest: what does not show, or is no UTF-8, becomes ``?``."""
+    return "".join(character if is_clear(character) else "?" for character in name) or "model"
 
 
 def _cached_name(snapshot: Path) -> str:

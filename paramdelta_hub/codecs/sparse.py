@@ -1,7 +1,7 @@
 """Few positions among many, with a number at each: the remainder and the exceptions of a chunk.
 
 Positions are coded as the gaps between them, a byte each, 255 standing for "255 further on, and go on reading";
-numbers as byte planes. At the share of elements that real pairs have (0.1–8 %) this costs 9–14 bits a position and
+numbers as byte planes. At the share of elements that real bf16 pairs have (0.1–8 %) this costs 9–15 bits a position and
 its number together.
 """
 

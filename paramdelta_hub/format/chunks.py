@@ -173,11 +173,14 @@ def difference(kind: Float, base: Bits, post: Bits, symbols: Bits, work: Workspa
         wide_base = kind.widen(base[block], work.base[:length])
         wide_post = kind.widen(post[block], work.post[:length])
         delta = arithmetic.difference(wide_base, wide_post, work.delta[:length])
-        if not kind.finite(delta):
-            _check_finite(kind, wide_base, wide_post)
         stats.changed += int(np.count_nonzero(base[block] != post[block]))
-        stats.base_square += _square(wide_base, work)
-        stats.delta_square += _square(delta, work)
+        square = _square(delta, work)
+        if square is None:  # a delta may overflow although both its sides are finite; only the sides matter
+            _check_finite(kind, wide_base, wide_post)
+            square = _large_square(delta)
+        stats.delta_square += square
+        base_square = _square(wide_base, work)
+        stats.base_square += _large_square(wide_base) if base_square is None else base_square
         where, rest = arithmetic.split(kind, delta, symbols[block], work.scratch)
         if where.size:
             positions.append(where + block.start)
@@ -197,20 +200,25 @@ def difference(kind: Float, base: Bits, post: Bits, symbols: Bits, work: Workspa
 
 
 def _check_finite(kind: Float, base: Wide, post: Wide) -> None:
-    """A delta may overflow although both its sides are finite; only the sides matter."""
     if not (kind.finite(base) and kind.finite(post)):
         raise NotFiniteChunkError(kind.count_not_finite(base), kind.count_not_finite(post))
 
 
-def _square(values: Wide, work: Workspace) -> float:
+def _square(values: Wide, work: Workspace) -> float | None:
+    """Return the sum of squares, or None where it overflows or a value is not finite; one look serves both questions.
+
+    NumPy's pairwise sum adds in a fixed order, so that the digits recorded are the same on every machine.
+    """
     squares = work.scratch.view(values.dtype)[: values.size]
-    with np.errstate(over="ignore"):
-        # NumPy's pairwise sum adds in a fixed order, so that the digits recorded are the same on every machine.
+    with np.errstate(over="ignore", invalid="ignore"):
         total = float(np.add.reduce(np.square(values, out=squares)))
-    if not math.isfinite(total):  # beyond 1e19: float32 squares overflow where float64 ones do not
-        largest = float(np.finfo(values.dtype).max)
-        total = float(np.square(np.clip(values, -largest, largest), dtype=np.float64).sum())
-    return total
+    return total if math.isfinite(total) else None
+
+
+def _large_square(values: Wide) -> float:
+    """Return the sum of squares in float64, with infinities at the largest finite number, NaN left out."""
+    largest = float(np.finfo(values.dtype).max)
+    return float(np.square(np.nan_to_num(values, nan=0.0, posinf=largest, neginf=-largest), dtype=np.float64).sum())
 
 
 def encode_added(coded: list[bytes], chunk: DeltaChunk, base: Bits, post: Bits) -> list[bytes]:

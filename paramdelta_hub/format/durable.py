@@ -27,6 +27,7 @@ __all__ = [
     "allocate",
     "file_digest",
     "io_errors",
+    "is_folder",
     "open_regular",
     "read_exactly",
     "read_small",
@@ -77,6 +78,14 @@ def open_regular(path: Path, error: type[SourceError] = PackageError, *, follow:
         os.close(descriptor)
         raise error("not a regular file", where=str(path))
     return descriptor
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at ``path``; False also for what no file system takes as a path."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # too long, a zero byte
+        return False
 
 
 def read_exactly(descriptor: int, buffer: NDArray[Any], offset: int, error: type[SourceError], where: str) -> None:

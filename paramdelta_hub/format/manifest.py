@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import IntegrityError, PackageError, UnsupportedFormatError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.headers import DISCRETE, ITEM_SIZES
-from paramdelta_hub.format.names import check_file_names, check_tensor_name
+from paramdelta_hub.format.names import check_file_names, check_tensor_name, is_clear
 from paramdelta_hub.limits import FILES, MANIFEST_BYTES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
 
 __all__ = [
@@ -45,10 +45,18 @@ FORMAT, FORMAT_VERSION = "paramdelta", 1
 MANIFEST_NAME = "manifest.json"
 LINEAGE_NAME = "lineage.safetensors"
 
+
+def _clear(text: str) -> str:
+    """Texts are printed on terminals: refuse what could move a cursor, hide, or start a line of its own."""
+    if not is_clear(text):
+        raise ValueError("control characters, or others that do not show")
+    return text
+
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Norm = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Text = Annotated[str, Field(min_length=1, max_length=1024)]
+Text = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_clear)]
 SemanticVersion = Annotated[
     str,
     Field(
@@ -260,8 +268,11 @@ class Manifest(Record):
         return self
 
     def to_json(self) -> bytes:
-        """Return the file's content: fields in their order, indented; equal manifests give equal bytes."""
-        return jsontext.pretty(self.model_dump(mode="json"))
+        """Return the file's content: fields in their order, a line a tensor; equal manifests give equal bytes."""
+        head = self.model_dump(mode="json")
+        tensors = [b"    " + jsontext.compact(tensor) for tensor in head.pop("tensors")]
+        opening = jsontext.pretty(head).removesuffix(b"\n}\n") + b',\n  "tensors": ['
+        return opening + b"\n" * bool(tensors) + b",\n".join(tensors) + b"\n  " * bool(tensors) + b"]\n}\n"
 
 
 def shard_name(number: int, count: int) -> str:
@@ -290,14 +301,38 @@ def parse_manifest(text: bytes, where: str | None = None) -> tuple[Manifest, str
             where=where,
             remedy="pip install --upgrade paramdelta-hub",
         )
+    # Before pydantic, which keeps a copy of an object for every field that it misses there.
+    _check_keys(value, Manifest, "", where)
+    del value
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, p['loc'])) or 'manifest'}: {p['msg']}" for p in error.errors()[:20]]
+        problems = [
+            f"{'.'.join(map(str, p['loc'])) or 'manifest'}: {p['msg']}"
+            for p in error.errors(include_input=False, include_url=False)[:20]
+        ]
         raise PackageError("the manifest breaks the format:\n  - " + "\n  - ".join(problems), where=where) from None
     except PackageError as error:
         raise PackageError(error.what, where=where) from None
     return manifest, hashlib.sha256(text).hexdigest()
+
+
+def _check_keys(value: Any, kind: Any, place: str, where: str | None) -> None:
+    """Refuse an object that has not just the fields its record has; descend into records and lists of records.
+
+    Raises:
+        PackageError: naming the place and the odd fields.
+    """
+    if get_origin(kind) is tuple:
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                _check_keys(item, get_args(kind)[0], f"{place}[{index}]", where)
+    elif isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, dict):
+        if odd := sorted(value.keys() ^ kind.model_fields.keys()):
+            names = ", ".join(repr(name[:80]) for name in odd[:5])
+            raise PackageError(f"{place or 'the manifest'} lacks fields or has unknown ones: {names}", where=where)
+        for name, field in kind.model_fields.items():
+            _check_keys(value[name], field.annotation, f"{place}.{name}" if place else name, where)
 
 
 def check_digest(found: str, promised: str, what: str, where: str | None = None) -> None:

@@ -9,12 +9,19 @@ from collections.abc import Iterable
 from paramdelta_hub.errors import PackageError, SourceError
 from paramdelta_hub.limits import NAME_BYTES, NAME_DEPTH, TENSOR_NAME_BYTES
 
-__all__ = ["check_file_name", "check_file_names", "check_tensor_name"]
+__all__ = ["check_file_name", "check_file_names", "check_tensor_name", "is_clear"]
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
 # Device names of Windows, which reserves them in every folder and with every extension.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.ASCII | re.IGNORECASE)
+
+
+def is_clear(text: str) -> bool:
+    """Whether a text shows as what it is: no control, format or surrogate characters, no line separators."""
+    if text.isascii():
+        return text.isprintable()
+    return not any(unicodedata.category(character) in _HIDDEN for character in text)
 
 
 def check_file_name(name: str, error: type[SourceError] = PackageError) -> str:

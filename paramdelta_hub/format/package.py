@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paramdelta_hub.errors import IntegrityError, PackageError
-from paramdelta_hub.format.durable import file_digest, read_small
+from paramdelta_hub.format.durable import file_digest, is_folder, read_small
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import (
     MANIFEST_NAME,
-    FileRecord,
     Manifest,
     TensorRecord,
     check_digest,
     parse_manifest,
 )
 from paramdelta_hub.format.payload import check_shard_header
-from paramdelta_hub.limits import MANIFEST_BYTES
+from paramdelta_hub.limits import HEADER_BYTES, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, MANIFEST_BYTES
 
 __all__ = ["Package", "open_package"]
 
@@ -84,12 +83,17 @@ class Package:
             total += size
         return total
 
-    def read_listed(self, file: FileRecord) -> bytes:
-        """Return the content of a small listed file, checked against its digest.
+    def read_lineage(self) -> bytes:
+        """Return the content of the lineage file, checked against its digest.
 
         Raises:
-            PackageError: missing, or not the promised bytes.
+            PackageError: missing, larger than the samples of these tensors can be, or not the promised bytes.
         """
+        file = self.manifest.lineage
+        runs = LINEAGE_RUNS * LINEAGE_RUN_LENGTH
+        most = HEADER_BYTES + sum(min(tensor.elements, runs) * tensor.itemsize for tensor in self.manifest.tensors)
+        if file.size > most:
+            raise PackageError(f"a lineage file of {file.size} bytes is too large", where=str(self.path))
         content = read_small(settle(self.path, file.path), file.size)
         check_digest(hashlib.sha256(content).hexdigest(), file.sha256, f"the file {file.path!r}", str(self.path))
         return content
@@ -128,7 +132,7 @@ def open_package(path: Path) -> Package:
         PackageError: no folder, no manifest, or one that breaks the format.
         UnsupportedFormatError: written by a later major format.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         raise PackageError(
             "no such delta package",
             where=str(path),

@@ -120,9 +120,7 @@ def preflight(target: Checkpoint, packages: Sequence[Package], rules: Rules) -> 
 
 def check_lineage(target: Checkpoint, package: Package, weight: float, found: Match, force: bool) -> AppliedDelta:
     """Compare base's samples with the target's values, and refuse a target that is not kin."""
-    samples = unpack_samples(
-        package.read_listed(package.manifest.lineage), str(package.path / package.manifest.lineage.path)
-    )
+    samples = unpack_samples(package.read_lineage(), str(package.path / package.manifest.lineage.path))
     kinship = compare(samples, {theirs: target.tensors[ours] for ours, theirs in found.pairs.items()})
     if not kinship.is_kin and not force:
         raise LineageError(

@@ -138,7 +138,7 @@ def _refuse_other_model(side: str, name: str, model: Checkpoint, wrong: list[str
 def _check_lineage_file(package: Package) -> None:
     """Check that the samples are of just the delta's float tensors, as many of each as the format says."""
     where = str(package.path / package.manifest.lineage.path)
-    samples = unpack_samples(package.read_listed(package.manifest.lineage), where)
+    samples = unpack_samples(package.read_lineage(), where)
     promised = {
         record.name: (record.dtype, record.itemsize * sum(run.stop - run.start for run in _runs(record)))
         for record in package.manifest.tensors

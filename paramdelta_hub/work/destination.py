@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from paramdelta_hub.errors import DestinationError, PackageError, StorageError
+from paramdelta_hub.errors import DestinationError, OptionError, PackageError, StorageError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import TEMPORARY, io_errors, read_small, sync_folder, sync_tree, write_file
 from paramdelta_hub.limits import GIB, RECEIPT_BYTES
@@ -40,6 +40,8 @@ class Destination:
 
     def __init__(self, out: Path, *, overwrite: bool = False) -> None:
         self.out = Path(os.path.abspath(out))
+        if not self.out.name or "\0" in self.out.name:
+            raise OptionError("can't be the name of an output folder", where=repr(str(out)))
         self.books = self.out.with_name(self.out.name + ".partial")
         self.result = self.books / "result"
         self.pieces = self.books / "pieces"

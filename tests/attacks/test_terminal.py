@@ -12,7 +12,6 @@ from tests.conftest import Family
 LABELS = ("name", "license", "created_by")
 
 
-@pytest.mark.xfail(strict=True, reason="labels may hold any character")
 @pytest.mark.parametrize(
     "text", ["x\x1b]0;title\x07", "x\x1b[2J", "mit\n  exact         yes", "x\u202egpj", "\r", "a\x9b31m"]
 )

@@ -31,8 +31,9 @@ def model(folder: Path, seed: int) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
-    repositories = {f"org/{name}": model(tmp_path / "repos" / name, seed) for seed, name in enumerate(("base",
-    "post"), 1)}
+    repositories = {
+        f"org/{name}": model(tmp_path / "repos" / name, seed) for seed, name in enumerate(("base", "post"), 1)
+    }
     refused = {"org/gated": (403, "GatedRepo"), "org/secret": (401, "RepoNotFound")}
     with LoopbackHub(repositories, refused).running() as running:
         yield running
@@ -43,7 +44,11 @@ def run(hub: LoopbackHub, tmp_path: Path, *arguments: str, **extra: str) -> subp
     environment = {**inherited, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), **extra}
     return subprocess.run(
         [sys.executable, "-m", "paramdelta_hub", *arguments],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
