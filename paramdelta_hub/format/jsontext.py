@@ -19,8 +19,10 @@ __all__ = ["canonical", "compact", "parse", "pretty"]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def parse(text: bytes, error: type[SourceError] = PackageError, where: str | None = None) -> Any:
-    """Parse UTF-8 JSON strictly.
+def parse(
+    text: bytes, error: type[SourceError] = PackageError, where: str | None = None, most: int = JSON_VALUES
+) -> Any:
+    """Parse UTF-8 JSON of at most about ``most`` values strictly.
 
     Raises:
         SourceError: (as ``error``) not UTF-8, not JSON, too deep, a key twice, or a number that is not finite.
@@ -49,8 +51,8 @@ def parse(text: bytes, error: type[SourceError] = PackageError, where: str | Non
         return -0.0 if digits == "-0" else number  # to other parsers a float, and so no size or shape
 
     # Every value follows one of these bytes; those inside strings are counted too, which only errs on the safe side.
-    if sum(text.count(byte) for byte in (b",", b"[", b"{")) > JSON_VALUES:
-        refuse(f"JSON of more than {JSON_VALUES} values")
+    if sum(text.count(byte) for byte in (b",", b"[", b"{")) > most:
+        refuse(f"JSON of more than {most} values")
     try:
         value = json.loads(
             text.decode("utf-8"),

@@ -18,7 +18,7 @@ from paramdelta_hub.errors import IntegrityError, PackageError, UnsupportedForma
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.headers import DISCRETE, ITEM_SIZES
 from paramdelta_hub.format.names import check_file_names, check_tensor_name, is_clear
-from paramdelta_hub.limits import FILES, MANIFEST_BYTES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
+from paramdelta_hub.limits import FILES, MANIFEST_BYTES, MANIFEST_VALUES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
 
 __all__ = [
     "FORMAT",
@@ -289,7 +289,7 @@ def parse_manifest(text: bytes, where: str | None = None) -> tuple[Manifest, str
     """
     if len(text) > MANIFEST_BYTES:
         raise PackageError(f"a manifest of {len(text)} bytes is too large", where=where)
-    value: Any = jsontext.parse(text, PackageError, where)
+    value: Any = jsontext.parse(text, PackageError, where, MANIFEST_VALUES)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise PackageError("not a paramdelta manifest", where=where)
     version = value.get("format_version")
