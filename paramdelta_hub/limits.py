@@ -25,8 +25,8 @@ MANIFEST_BYTES = 96 * MIB
 """A manifest: 91,000 tensors (DeepSeek-V3's count) take about 70 MB."""
 
 JSON_VALUES, MANIFEST_VALUES = 1_000_000, 3_000_000
-"""Values of any JSON we read, and of a manifest, counted before it is parsed: each costs a microsecond and up to 80 bytes
-as a Python object. 91,000 tensors make 0.8 million in a header and 2.2 million in a manifest."""
+"""Values of any JSON we read, and of a manifest, counted before it is parsed: each costs a microsecond and up to 80
+bytes as a Python object. 91,000 tensors make 0.8 million in a header and 2.2 million in a manifest."""
 
 JSON_DEPTH = 32
 """Levels of nesting of any JSON we read. Headers need 3, manifests 6, configs of real models at most 8."""
