@@ -6,7 +6,6 @@ import os
 
 import click
 
-from paramdelta_hub.checkpoints.pairing import Rules
 from paramdelta_hub.cli.common import (
     Bars,
     command,
@@ -14,6 +13,7 @@ from paramdelta_hub.cli.common import (
     human_bytes,
     parse_assignment,
     parse_number,
+    parse_rules,
     work_options,
 )
 from paramdelta_hub.operations.apply import ApplyReport, Summand, WeightMap
@@ -65,7 +65,7 @@ def apply(
     """
     pairs = [parse_assignment(rule, "REGEX=W") for rule in factors]
     weight_map = WeightMap(tuple((pattern, parse_number(factor, "--weight-map")) for pattern, factor in pairs))
-    rules = Rules(renames=tuple(parse_assignment(rule, "OLD=NEW") for rule in renames), skips=skips)
+    rules = parse_rules(renames, skips)
     report = run(
         target,
         [_summand(delta) for delta in deltas],

@@ -6,12 +6,13 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import click
 from tqdm import tqdm
 
+from paramdelta_hub.checkpoints.pairing import Rules
 from paramdelta_hub.errors import MismatchError, OptionError, ParamdeltaError
 from paramdelta_hub.limits import DEFAULT_MEMORY, GIB, KIB, MIB
 from paramdelta_hub.work.progress import Progress
@@ -131,6 +132,15 @@ def parse_assignment(text: str, what: str) -> tuple[str, str]:
     if not equals or not left:
         raise OptionError(f"{text!r} is not of the form {what}")
     return left, right
+
+
+def parse_rules(renames: Sequence[str], skips: Sequence[str]) -> Rules:
+    """Return the rules of ``--rename OLD=NEW`` and ``--skip REGEX``.
+
+    Raises:
+        OptionError: one is malformed.
+    """
+    return Rules(renames=tuple(parse_assignment(rule, "OLD=NEW") for rule in renames), skips=tuple(skips))
 
 
 def parse_number(text: str, where: str) -> float:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from paramdelta_hub.checkpoints.pairing import Rules
-from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, parse_assignment, work_options
+from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, parse_rules, work_options
 from paramdelta_hub.operations.extract import ExtractReport
 from paramdelta_hub.operations.extract import extract as run
 
@@ -50,7 +49,7 @@ def extract(
 
     BASE and POST are folders in Hugging Face layout, .safetensors files, or Hub ids with @revision.
     """
-    rules = Rules(renames=tuple(parse_assignment(rule, "OLD=NEW") for rule in renames), skips=skips)
+    rules = parse_rules(renames, skips)
     report = run(
         base,
         post,

@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from paramdelta_hub.errors import IntegrityError, PackageError
@@ -38,6 +39,11 @@ class Package:
     manifest: Manifest
     digest: str
     """sha256 of ``manifest.json``: the package's id."""
+
+    @cached_property
+    def records(self) -> dict[str, TensorRecord]:
+        """Every tensor by name."""
+        return {record.name: record for record in self.manifest.tensors}
 
     def shard_records(self) -> dict[str, list[TensorRecord]]:
         """Group the tensors that have a payload by the shard that holds it."""

@@ -33,7 +33,7 @@ from paramdelta_hub.format.payload import PayloadReader
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.operations.descriptors import Descriptors
 
-__all__ = ["ChunkAdder", "Payload", "read_chunks", "run_apply_task"]
+__all__ = ["ChunkAdder", "Payload", "read_chunks", "run_apply_task", "tensor_digest"]
 
 
 def run_apply_task(task: dict[str, Any], result: Path, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -85,6 +85,17 @@ def read_chunks(
         if path is not None:
             read_exactly(sources[path], chunk, position, CheckpointError, path)
         yield chunk, position
+
+
+def tensor_digest(
+    path: str, tensor: dict[str, Any], sources: Descriptors, advance: Callable[[int], None] = lambda _: None
+) -> str:
+    """Return the sha256 (hex) of a tensor's values as they lie in the file."""
+    digest = hashlib.sha256()
+    for values, _ in read_chunks(path, tensor, sources):
+        digest.update(values.data)
+        advance(values.size)
+    return digest.hexdigest()
 
 
 class Payload:

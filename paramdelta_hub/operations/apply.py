@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +27,9 @@ from paramdelta_hub.format.durable import (
 )
 from paramdelta_hub.format.headers import TensorSpan
 from paramdelta_hub.format.package import open_package
-from paramdelta_hub.limits import COPY_BYTES, DEFAULT_MEMORY
-from paramdelta_hub.operations.adding import run_apply_task
+from paramdelta_hub.limits import DEFAULT_MEMORY
+from paramdelta_hub.operations.adding import run_apply_task, tensor_digest
+from paramdelta_hub.operations.descriptors import Descriptors
 from paramdelta_hub.operations.execution import execute, workers
 from paramdelta_hub.operations.summands import AppliedDelta, Summand, WeightMap, check_lineage, preflight, sums_of
 from paramdelta_hub.work.destination import Destination
@@ -240,21 +240,9 @@ def _prepare(file: WeightFile, path: Path) -> None:
 
 def _still_there(receipt: Receipt, task: dict[str, Any], result: Path) -> bool:
     """Whether the tensors that a receipt of an interrupted run speaks of are still there, to the byte."""
-    path = result / task["file"]
-    buffer = np.empty(COPY_BYTES, np.uint8)
-    descriptor = open_regular(path, CheckpointError)
-    try:
-        for tensor in task["tensors"]:
-            digest = hashlib.sha256()
-            for offset in range(0, tensor["nbytes"], COPY_BYTES):
-                piece = buffer[: min(COPY_BYTES, tensor["nbytes"] - offset)]
-                read_exactly(descriptor, piece, tensor["start"] + offset, CheckpointError, str(path))
-                digest.update(piece.data)
-            if digest.hexdigest() != receipt.outcome["tensors"].get(tensor["name"]):
-                return False
-    finally:
-        os.close(descriptor)
-    return True
+    path, promised = str(result / task["file"]), receipt.outcome["tensors"]
+    with Descriptors(CheckpointError) as files:
+        return all(tensor_digest(path, tensor, files) == promised.get(tensor["name"]) for tensor in task["tensors"])
 
 
 def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
@@ -275,8 +263,7 @@ def _is_post(applied: Sequence[AppliedDelta], matches: Sequence[Match], digests:
     """Whether every tensor of the delta came out as post's own, by its digest."""
     if len(applied) != 1:
         return False
-    records = {record.name: record for record in applied[0].package.manifest.tensors}
-    pairs = matches[0].pairs
+    records, pairs = applied[0].package.records, matches[0].pairs
     return len(pairs) == len(records) and all(
         digests[ours] == records[theirs].post_sha256 for ours, theirs in pairs.items()
     )

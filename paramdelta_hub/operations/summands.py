@@ -96,7 +96,7 @@ def preflight(target: Checkpoint, packages: Sequence[Package], rules: Rules) -> 
     matches = []
     carried: dict[str, str] = {}
     for package in packages:
-        records = {record.name: record for record in package.manifest.tensors}
+        records = package.records
         entries = {name: Entry(record.dtype, record.shape) for name, record in records.items()}
         known = [omission.name for omission in package.manifest.omissions]
         found = match(target.entries, entries, rules, ("the target", "the delta"), known)
@@ -138,7 +138,7 @@ def sums_of(
     """Return for every target tensor that changes what is added to it, as tasks want it."""
     sums: dict[str, list[dict[str, Any]]] = {}
     for delta, found in zip(applied, matches, strict=True):
-        records = {record.name: record for record in delta.package.manifest.tensors}
+        records = delta.package.records
         starts = delta.package.payload_starts()
         for ours, theirs in found.pairs.items():
             record = records[theirs]

@@ -18,7 +18,7 @@ from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, Pack
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import DEFAULT_MEMORY
-from paramdelta_hub.operations.adding import ChunkAdder, read_chunks
+from paramdelta_hub.operations.adding import ChunkAdder, read_chunks, tensor_digest
 from paramdelta_hub.operations.descriptors import Descriptors
 from paramdelta_hub.operations.execution import workers
 from paramdelta_hub.operations.summands import summand_of
@@ -255,15 +255,11 @@ def _sum_task(task: dict[str, Any], advance: Callable[[int], None]) -> dict[str,
 
 
 def _digest_task(task: dict[str, Any], advance: Callable[[int], None]) -> dict[str, tuple[str, str]]:
-    digests = {}
     with Descriptors(CheckpointError) as sources:
-        for tensor in task["tensors"]:
-            digest = hashlib.sha256()
-            for values in _values(tensor, sources):
-                digest.update(values.data)
-                advance(values.size)
-            digests[tensor["name"]] = (digest.hexdigest(), "")
-    return digests
+        return {
+            tensor["name"]: (tensor_digest(tensor["source"], tensor, sources, advance), "")
+            for tensor in task["tensors"]
+        }
 
 
 def _values(tensor: dict[str, Any], sources: Descriptors) -> Iterator[NDArray[np.uint8]]:
