@@ -35,8 +35,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from generate import Recipe, generate
 
 import paramdelta_hub
+from paramdelta_hub.codecs import codec_named
+from paramdelta_hub.format.chunks import Layout
 from paramdelta_hub.format.package import open_package
-from paramdelta_hub.format.payload import PayloadReader, layout_of
+from paramdelta_hub.format.payload import PayloadReader
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "scripts" / "results" / "bench.json"
@@ -87,7 +89,8 @@ def entropy_bound(package: Path) -> dict[str, float]:
         elements += record.elements
         if record.shard is None:
             continue
-        layout = layout_of(record)
+        codec = codec_named(record.codec.name)
+        layout = Layout(codec, record.dtype, record.elements, record.effect == "add")
         descriptor = os.open(package / record.shard, os.O_RDONLY)
         reader = PayloadReader(descriptor, starts[record.name], record.nbytes, layout, record.shard)
         codec_streams = layout.codec.streams(record.itemsize)

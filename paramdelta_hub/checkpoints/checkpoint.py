@@ -15,7 +15,7 @@ from paramdelta_hub.checkpoints.pairing import Entry
 from paramdelta_hub.checkpoints.sources import ModelSource, resolve
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.durable import open_regular, read_small
+from paramdelta_hub.format.durable import read_small
 from paramdelta_hub.format.headers import GGUF_REMEDY, Header, TensorSpan, read_header
 from paramdelta_hub.format.names import check_file_name
 from paramdelta_hub.limits import COMPANION_BYTES, FILES, HEADER_BYTES
@@ -189,8 +189,7 @@ def _sharded(source: ModelSource, names: list[str]) -> Checkpoint:
 def _weight_file(name: str, path: Path) -> WeightFile:
     """Open a weight file. Links are followed: people link the weights of their own models, and the Hub cache does."""
     check_file_name(name, CheckpointError)
-    os.close(open_regular(path, CheckpointError, follow=True))
-    return WeightFile(name, path.resolve(), read_header(path, CheckpointError))
+    return WeightFile(name, path.resolve(), read_header(path, CheckpointError, follow=True))
 
 
 def _not_safetensors(path: Path) -> CheckpointError:

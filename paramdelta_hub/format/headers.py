@@ -14,6 +14,7 @@ from pathlib import Path
 
 from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.format import jsontext
+from paramdelta_hub.format.durable import open_regular
 from paramdelta_hub.format.names import check_tensor_name
 from paramdelta_hub.limits import HEADER_BYTES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
 
@@ -65,15 +66,15 @@ class Header:
     size: int
 
 
-def read_header(path: Path, error: type[SourceError] = CheckpointError) -> Header:
-    """Read and check the header of ``path``; no weights are read.
+def read_header(path: Path, error: type[SourceError] = CheckpointError, *, follow: bool = False) -> Header:
+    """Read and check the header of a regular file, or, with ``follow``, of what a link leads to; no weights are read.
 
     Raises:
         SourceError: (as ``error``) naming the file and the one rule it breaks.
-        OSError: the file can't be opened or read.
+        OSError: the file can't be read.
     """
     where = str(path)
-    with path.open("rb", buffering=0) as file:
+    with os.fdopen(open_regular(path, error, follow=follow), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         prefix = file.read(_LENGTH_BYTES)
         if len(prefix) < _LENGTH_BYTES:

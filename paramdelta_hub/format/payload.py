@@ -10,22 +10,16 @@ from typing import Any
 import numpy as np
 
 from paramdelta_hub.buffers import scratch
-from paramdelta_hub.codecs import codec_named
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.format.chunks import Layout
-from paramdelta_hub.format.durable import open_regular, read_exactly, write_exactly
+from paramdelta_hub.format.durable import read_exactly, write_exactly
 from paramdelta_hub.format.headers import build_header, read_header
 from paramdelta_hub.format.manifest import FORMAT, FORMAT_VERSION, TensorRecord, check_digest
 
-__all__ = ["PayloadReader", "PayloadWriter", "ShardWriter", "check_shard_header", "layout_of"]
+__all__ = ["PayloadReader", "PayloadWriter", "ShardWriter", "check_shard_header"]
 
 PAYLOAD_DTYPE = "U8"
 _METADATA = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
-
-
-def layout_of(record: TensorRecord) -> Layout:
-    """Return how a tensor with a payload is cut into chunks."""
-    return Layout(codec_named(record.codec.name), record.dtype, record.elements, record.effect == "add")
 
 
 class PayloadReader:
@@ -151,7 +145,6 @@ def check_shard_header(path: Path, records: list[TensorRecord]) -> dict[str, int
     Raises:
         PackageError: not a valid header, or one that differs from the manifest.
     """
-    os.close(open_regular(path, PackageError))
     header = read_header(path, PackageError)
     found = {span.name: span for span in header.tensors}
     where = str(path)
