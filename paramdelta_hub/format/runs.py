@@ -1,0 +1,37 @@
+"""Runs of rows: where each row of a vocabulary tensor comes from, in as few words as can be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from paramdelta_hub.errors import PackageError
+
+__all__ = ["Run", "check_runs"]
+
+
+class Run(NamedTuple):
+    """Rows [first, first + number) come from rows [source, source + number), or from nowhere where source is None."""
+
+    first: int
+    source: int | None
+    number: int
+
+
+def check_runs(runs: Iterable[Run], rows: int, source_rows: int) -> None:
+    """Refuse runs, read from a stranger's manifest, that are not the one way to say where ``rows`` rows come from.
+
+    Raises:
+        PackageError: gaps, overlaps, empty runs, two that could be one, rows beyond ``rows`` or ``source_rows``.
+    """
+    end, last = 0, None
+    for run in runs:
+        if run.first != end or not 1 <= run.number <= rows - end:
+            raise PackageError(f"runs of rows that do not follow each other at row {end}")
+        if run.source is not None and not 0 <= run.source <= source_rows - run.number:
+            raise PackageError(f"a run of rows from {run.source}, beyond the {source_rows} there are")
+        if last and (None if last.source is None else last.source + last.number) == run.source:
+            raise PackageError(f"two runs of rows that are one, at row {end}")
+        end, last = end + run.number, run
+    if end != rows:
+        raise PackageError(f"runs of {end} rows, where there are {rows}")
