@@ -1,26 +1,76 @@
-"""The files beside the weights that make a model usable: configs, tokenizer, templates; by an allow-list, as bytes."""
+"""The files beside the weights that make a model usable: configs, tokenizer, templates; by an allow-list, as bytes.
+
+Nothing here runs or renders anything. Files that name code by ``auto_map`` are found out, so that nobody's code comes
+along unasked.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Literal
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.errors import CheckpointError
+from paramdelta_hub.errors import CheckpointError, IntegrityError, PackageError, SourceError
+from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import read_small
 from paramdelta_hub.format.links import settle
+from paramdelta_hub.format.manifest import FileRecord
+from paramdelta_hub.format.names import check_file_name
+from paramdelta_hub.format.package import Package
+from paramdelta_hub.format.records import CODE_KEYS
 from paramdelta_hub.limits import COMPANION_BYTES
 
-__all__ = ["companions"]
+__all__ = [
+    "FOLDER",
+    "Kind",
+    "carried",
+    "code_files",
+    "code_key",
+    "companions",
+    "kind_of",
+    "may_name_code",
+    "names_words",
+    "packaged",
+    "read_companion",
+]
 
-_ALLOWED = re.compile(
-    r"config\.json|generation_config\.json|preprocessor_config\.json|processor_config\.json|video_preprocessor_config\.json"
-    r"|tokenizer\.json|tokenizer_config\.json|tokenizer\.model|spiece\.model|sentencepiece\.bpe\.model|special_tokens_map\.json"
-    r"|added_tokens\.json|vocab\.txt|vocab\.json|merges\.txt|chat_template\.(jinja|json)"
-    r"|modules\.json|config_sentence_transformers\.json|sentence_bert_config\.json|[0-9]+_[A-Z][A-Za-z]*/config\.json",
-)
-"""transformers' and sentence-transformers' own files. No code (``.py``), no pickles, no other weights, no model card
-(the result is another model)."""
+FOLDER = "companions"
+"""Where companions lie in a package."""
+
+Kind = Literal["config", "generation", "layout", "processor", "template", "tokenizer"]
+
+_KINDS: dict[Kind, re.Pattern[str]] = {
+    "config": re.compile(r"config\.json"),
+    "generation": re.compile(r"generation_config\.json"),
+    "layout": re.compile(
+        r"modules\.json|config_sentence_transformers\.json|sentence_bert_config\.json|[0-9]+_[A-Z][A-Za-z]*/config\.json"
+    ),
+    "processor": re.compile(r"((video_)?pre)?processor_config\.json"),
+    "template": re.compile(r"chat_template\.(jinja|json)|additional_chat_templates/[\w-][\w.-]*\.jinja", re.ASCII),
+    "tokenizer": re.compile(
+        r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|merges\.txt"
+        r"|vocab\.(txt|json)|tokenizer\.model|spiece\.model|sentencepiece\.bpe\.model|tekken\.json"
+    ),
+}
+"""The allow-list: transformers' and sentence-transformers' own files. No code (``.py``), no pickles, no other weights,
+no model card (the result is another model). ``config`` and ``layout`` describe the target's tensors, so they never
+come out of a package."""
+
+_WORDS = re.compile(r"tokenizer\.(json|model)|vocab\.(txt|json)|spiece\.model|sentencepiece\.bpe\.model|tekken\.json")
+_MAY_NAME_CODE = re.compile(r"(.*/)?config\.json|(generation|tokenizer|processor|(video_)?preprocessor)_config\.json")
+_CODE = re.compile(r"[A-Za-z_]\w*\.py", re.ASCII)
+
+
+def kind_of(name: str) -> Kind | None:
+    """Return what a file of a model's folder is for, or None where the allow-list does not have it."""
+    return next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(name)), None)
+
+
+def names_words(name: str) -> bool:
+    """Whether a file says which token has which id: without one, there is no tokenizer."""
+    return _WORDS.fullmatch(name) is not None
 
 
 def companions(checkpoint: Checkpoint) -> dict[str, Path]:
@@ -32,9 +82,101 @@ def companions(checkpoint: Checkpoint) -> dict[str, Path]:
     if checkpoint.is_lone_file:
         return {}
     folder = checkpoint.folder
-    found = [*folder.iterdir(), *folder.glob("[0-9]_*/config.json")]
+    found = (*folder.iterdir(), *folder.glob("[0-9]*_*/config.json"), *folder.glob("additional_chat_templates/*"))
     names = sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
-    return {name: settle(folder, name, CheckpointError) for name in names if _ALLOWED.fullmatch(name)}
+    return {name: settle(folder, name, CheckpointError) for name in names if kind_of(name)}
+
+
+def carried(post: Checkpoint) -> dict[str, Path]:
+    """Return the companions that a package takes from post, by name.
+
+    Raises:
+        CheckpointError: one names code, is not JSON, or is a link out of the folder.
+    """
+    found = {name: path for name, path in companions(post).items() if kind_of(name) not in ("config", "layout")}
+    for name, path in found.items():
+        check_file_name(name, CheckpointError)
+        if may_name_code(name) and (key := code_key(read_companion(path), str(path))):
+            raise CheckpointError(
+                f"names code by {key!r}, and a package carries no code",
+                where=str(path),
+                remedy=f"copy post's folder (links to its weights will do), take {key!r} or {name} away there, "
+                "and extract from the copy",
+            )
+    return found
+
+
+def packaged(package: Package) -> tuple[dict[str, FileRecord], list[str]]:
+    """Return a package's companions by their names in a model's folder, and the names that are not known here.
+
+    Every known one is read, and has the bytes that the manifest promises.
+
+    Raises:
+        PackageError: missing or too large, a config that names code, or is not JSON.
+        IntegrityError: not the promised bytes.
+    """
+    known, unknown = {}, []
+    for file in package.manifest.companions:
+        name = file.path.removeprefix(f"{FOLDER}/")
+        if kind_of(name) in (None, "config", "layout"):
+            unknown.append(name)
+            continue
+        where = str(package.path / file.path)
+        content = package.read_file(file, COMPANION_BYTES)
+        if len(content) != file.size:
+            raise IntegrityError(f"{len(content)} bytes, the manifest promises {file.size}", where=where)
+        if may_name_code(name) and (key := code_key(content, where, PackageError)):
+            raise PackageError(
+                f"names code by {key!r}, and a package carries no code",
+                where=where,
+                remedy="whoever made this package had other tools; do not use it",
+            )
+        known[name] = file
+    return known, unknown
+
+
+def may_name_code(name: str) -> bool:
+    """Whether a companion is a config, in which a loader looks for the code to run."""
+    return _MAY_NAME_CODE.fullmatch(name) is not None
+
+
+def code_key(content: bytes, where: str, error: type[SourceError] = CheckpointError) -> str | None:
+    """Return the key by which a config names code, or None.
+
+    Raises:
+        SourceError: (as ``error``) not JSON.
+    """
+    return next(
+        (
+            key
+            for key, value in _pairs(jsontext.parse(content, error, where, long_integers=True))
+            if key in CODE_KEYS and value
+        ),
+        None,
+    )
+
+
+def code_files(target: Checkpoint, configs: Iterable[bytes]) -> dict[str, Path]:
+    """Return the target's own Python files by name, among them all that ``configs`` name.
+
+    Raises:
+        CheckpointError: a file that a config names is not there, or is a link out of the folder.
+    """
+    folder = target.folder
+    names = sorted(path.name for path in folder.iterdir() if _CODE.fullmatch(path.name) and path.is_file())
+    for reference in (
+        text
+        for content in configs
+        for text in _references(jsontext.parse(content, CheckpointError, long_integers=True))
+    ):
+        file = reference.split(".")[0] + ".py"
+        if "--" not in reference and file not in names:  # "org/name--module.Class" lies in another repository
+            raise CheckpointError(
+                f"its config names {reference!r}, and there is no {file}",
+                where=str(folder),
+                remedy="get the model's Python files too (they are never downloaded unasked), after reading them",
+            )
+    return {name: settle(folder, name, CheckpointError) for name in names}
 
 
 def read_companion(path: Path) -> bytes:
@@ -44,3 +186,18 @@ def read_companion(path: Path) -> bytes:
         CheckpointError: unreadable or absurdly large.
     """
     return read_small(path, COMPANION_BYTES, CheckpointError)
+
+
+def _pairs(value: Any) -> Iterable[tuple[str, Any]]:
+    """Yield every key of every object within, and its value."""
+    if isinstance(value, dict):
+        yield from value.items()
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _pairs(inner)
+
+
+def _references(value: Any) -> Iterable[str]:
+    """Yield the ``module.Class`` that ``auto_map`` gives for each class."""
+    for _, named in (pair for pair in _pairs(value) if pair[0] == "auto_map"):
+        for classes in named.values() if isinstance(named, dict) else ():
+            yield from (text for text in (classes if isinstance(classes, list) else [classes]) if isinstance(text, str))
