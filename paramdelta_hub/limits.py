@@ -58,6 +58,18 @@ NAME_BYTES = 255
 COMPANION_BYTES = 256 * MIB
 """A companion file. The largest tokenizers in use are about 35 MB."""
 
+RULES_BYTES = 1 * MIB
+"""A file of rename and skip rules: every one of 1,000 rules (a manifest's most) could have a kilobyte."""
+
+TOKENIZER_VALUES = 4_000_000
+"""Values of a tokenizer's JSON, its merges left out. 262,144 tokens in a table make as many, 901,629 in a list with
+scores (XLM-V) 2.7 million. Measured on a file like Gemma 3's (39 MiB, 1.9 million values with its merges): 1.4 s and
+150 MB; with the merges parsed, 380 MB."""
+
+VOCABULARY_ROWS = 1 << 22
+"""Rows of an embedding, and ids of a tokenizer, where rows are matched by token. The largest in use are about a
+million; each costs some 100 bytes."""
+
 WINDOW_BYTES = 8 * MIB
 """Window a zstd frame may ask for, which caps what decoding it can allocate. Ours hold at most 1 MiB, one byte an
 element of a chunk; a writer with larger windows gains nothing, but breaks no rule."""
@@ -90,3 +102,16 @@ COPY_BYTES = 4 * MIB
 EXPECTED_RATIO = {1: 1.0, 2: 0.65, 4: 0.85, 8: 1.0}
 """Size of a tensor's delta as a share of the tensor, by item size, assumed by the check of free space. Measured: real
 16-bit pairs need 0.13–0.55, fp32 pairs 0.44–0.77."""
+
+SCALE_BYTES = 64 * MIB
+"""Scales of one fp8 tensor, as float32, held while it is read. A stack of 256 experts of 7168 rows with a scale a row
+takes 7 MB."""
+
+LOCK_BYTES = 32 * MIB
+"""A pulled copy's lock: every file of a package (FILES at most) with its digest, at some 300 bytes."""
+
+CARD_BYTES, SIGNATURE_BYTES = 4 * MIB, 1 * MIB
+"""A model card, and a signature, which no manifest lists: both are text, of some kilobytes."""
+
+STORE_BLOCK_BYTES = 16 * MIB
+"""Bytes asked of a bucket at a time: few enough requests to fill a fast line, and memory stays small."""

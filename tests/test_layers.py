@@ -20,12 +20,13 @@ LAYERS = (
     "limits",
     "buffers",
     "arithmetic",
+    "float8",
     "codecs",
     "format",
     "checkpoints",
     "work",
-    "operations",
     "registry",
+    "operations",
     "cli",
 )
 """From the bottom up; a module imports from its own layer and those below."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, WeightFile
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.manifest import Architecture, Source, SourceFile
 
-__all__ = ["describe_architecture", "describe_source", "fingerprint", "merge_patch", "quantization"]
+__all__ = ["describe_architecture", "describe_source", "fingerprint"]
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 
@@ -80,34 +78,3 @@ def _tokenizer_digest(checkpoint: Checkpoint) -> str | None:
         if (path := checkpoint.folder / name).exists():
             return file_digest(path, CheckpointError, follow=True)[0]
     return None
-
-
-def quantization(checkpoint: Checkpoint) -> str | None:
-    """Return how a model is quantized, in a few words, or None if its weights are what they seem."""
-    config = (checkpoint.config or {}).get("quantization_config")
-    if isinstance(config, dict):
-        return f"its config.json says quantized ({config.get('quant_method', 'unknown method')})"
-    for name, (_, span) in checkpoint.tensors.items():
-        if span.dtype.startswith("F8_"):
-            return f"tensor {name!r} is {span.dtype}"
-        if name.endswith((".qweight", ".qzeros", ".weight_scale_inv", ".weight_scale", ".absmax", ".weight_packed")):
-            return f"it has the quantization tensor {name!r}"
-    return None
-
-
-def merge_patch(old: Any, new: Any) -> Any:
-    """Return the RFC 7396 patch that makes ``new`` of ``old``; an empty object where they are equal.
-
-    The RFC reserves null for deletion, so a key that *becomes* null is recorded as deleted: transformers' configs
-    treat an absent key and a null one alike.
-    """
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return new
-    patch: dict[str, Any] = {key: None for key in old if key not in new and old[key] is not None}
-    for key, value in new.items():
-        if key not in old:
-            if value is not None:
-                patch[key] = value
-        elif jsontext.canonical(old[key]) != jsontext.canonical(value):  # 1, 1.0 and true are equal to Python
-            patch[key] = merge_patch(old[key], value)
-    return patch

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from paramdelta_hub.checkpoints.pairing import Entry
+from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS
 from paramdelta_hub.checkpoints.sources import ModelSource, resolve
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format import jsontext
@@ -20,7 +19,7 @@ from paramdelta_hub.format.headers import GGUF_REMEDY, Header, TensorSpan, read_
 from paramdelta_hub.format.names import check_file_name
 from paramdelta_hub.limits import COMPANION_BYTES, FILES, HEADER_BYTES
 
-__all__ = ["Checkpoint", "WeightFile", "open_checkpoint"]
+__all__ = ["INDEX", "WEIGHTS", "Checkpoint", "WeightFile", "assemble", "open_checkpoint", "read_index"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _WHAT_TO_GIVE = "give a folder in Hugging Face layout, a .safetensors file, or org/name"
@@ -28,11 +27,6 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 _PICKLE_REMEDY = (
     "a pickle can run code when it is read, so it is never opened; convert it once, in an environment you trust: "
     "scripts/convert_pickle.py, or transformers' save_pretrained(safe_serialization=True)"
-)
-_OUTPUT_HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output|predictions\.decoder)\.weight$")
-# Of models that predict tokens; BERT's ``embeddings.word_embeddings`` may well have no head at all.
-_INPUT_EMBEDDINGS = re.compile(
-    r"(^|\.)(embed_tokens|wte|(?<!embeddings\.)word_embeddings|embed_in|tok_embeddings)\.weight$"
 )
 
 
@@ -43,9 +37,13 @@ class WeightFile:
     name: str
     path: Path
     header: Header
+    sha256: str | None = None
+    """As the Hub tells, where the file itself is still there."""
 
     def identity(self) -> dict[str, Any]:
-        """What tells that the file is still the same, for resuming: size, time, and the header's place."""
+        """What tells that the file is still the same, for resuming: its digest if known, or size and time."""
+        if self.sha256 is not None:
+            return {"file": str(self.path), "sha256": self.sha256}
         status = os.stat(self.path)
         return {"file": str(self.path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
@@ -63,11 +61,6 @@ class Checkpoint:
     def tensors(self) -> dict[str, tuple[WeightFile, TensorSpan]]:
         """Every tensor by name."""
         return {span.name: (file, span) for file in self.files for span in file.header.tensors}
-
-    @property
-    def entries(self) -> dict[str, Entry]:
-        """Every tensor as pairing sees it."""
-        return {name: Entry(span.dtype, span.shape) for name, (_, span) in self.tensors.items()}
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
@@ -99,7 +92,7 @@ class Checkpoint:
         """The folder the weights lie in."""
         return self.source.path.parent if self.is_lone_file else self.source.path
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(span.nbytes for _, span in self.tensors.values())
@@ -115,9 +108,9 @@ class Checkpoint:
     @property
     def tied_embeddings(self) -> bool | None:
         """Whether the output head is the token embedding, as the tensors say; None where there is no embedding."""
-        if not any(_INPUT_EMBEDDINGS.search(name) for name in self.tensors):
+        if not any(TYING_EMBEDDINGS.search(name) for name in self.tensors):
             return None
-        return not any(_OUTPUT_HEADS.search(name) for name in self.tensors)
+        return not any(HEADS.search(name) for name in self.tensors)
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
@@ -155,9 +148,13 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     return Checkpoint(source, (_weight_file(found[0], path / found[0]),), None)
 
 
-def _sharded(source: ModelSource, names: list[str]) -> Checkpoint:
-    """Open a model with an index. Every tensor of the index must be in its file, and every tensor of a file in it."""
-    path = source.path / INDEX
+def read_index(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return ``model.safetensors.index.json`` and the names of the files it speaks of, sorted, all of them safe.
+
+    Raises:
+        CheckpointError: not an index.
+    """
+    path = folder / INDEX
     where = str(path)
     index = jsontext.parse(read_small(path, HEADER_BYTES, CheckpointError, follow=True), CheckpointError, where)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -171,19 +168,33 @@ def _sharded(source: ModelSource, names: list[str]) -> Checkpoint:
             check_file_name(shard, CheckpointError)
         except CheckpointError as error:
             raise CheckpointError(error.what, where=where) from None
-    if missing := [shard for shard in shards if shard not in names]:
+    return index, shards
+
+
+def assemble(source: ModelSource, files: Sequence[WeightFile], index: dict[str, Any]) -> Checkpoint:
+    """Return a model of several files: every tensor of the index must be in its file, and every tensor of a file in it.
+
+    Raises:
+        CheckpointError: one is not.
+    """
+    held = {span.name: file.name for file in files for span in file.header.tensors}
+    if held != index["weight_map"] or len(held) != sum(len(file.header.tensors) for file in files):
+        odd = sorted(held.items() ^ index["weight_map"].items(), key=str)
+        what = f"tensor {odd[0][0]!r}" if odd else "a tensor that lies in two files"
+        raise CheckpointError(f"the index and the files disagree about {what}", where=str(source.path / INDEX))
+    return Checkpoint(source, tuple(files), index)
+
+
+def _sharded(source: ModelSource, names: list[str]) -> Checkpoint:
+    index, shards = read_index(source.path)
+    present = set(names)
+    if missing := [shard for shard in shards if shard not in present]:
         raise CheckpointError(
             f"the index names {len(missing)} missing file(s): {', '.join(missing[:5])}",
-            where=where,
+            where=str(source.path / INDEX),
             remedy="the download is not complete; get the missing files",
         )
-    files = tuple(_weight_file(shard, source.path / shard) for shard in shards)
-    held = {span.name: file.name for file in files for span in file.header.tensors}
-    if held != weight_map or len(held) != sum(len(file.header.tensors) for file in files):
-        odd = sorted(held.items() ^ weight_map.items(), key=str)
-        what = f"tensor {odd[0][0]!r}" if odd else "a tensor that lies in two files"
-        raise CheckpointError(f"the index and the files disagree about {what}", where=where)
-    return Checkpoint(source, files, index)
+    return assemble(source, [_weight_file(shard, source.path / shard) for shard in shards], index)
 
 
 def _weight_file(name: str, path: Path) -> WeightFile:

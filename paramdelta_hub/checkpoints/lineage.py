@@ -8,7 +8,6 @@ fine-tunes 0.9999, two CHGNet releases of equal shapes −0.001.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.arithmetic import FLOATS
-from paramdelta_hub.checkpoints.checkpoint import WeightFile
+from paramdelta_hub.checkpoints.logical import LogicalTensor
+from paramdelta_hub.checkpoints.views import open_view
 from paramdelta_hub.errors import CheckpointError, PackageError
-from paramdelta_hub.format.durable import read_exactly
-from paramdelta_hub.format.headers import TensorSpan, build_header, check_header
+from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.format.headers import build_header, check_header
 from paramdelta_hub.limits import KIN_CORRELATION, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, LINEAGE_TENSORS
 
 __all__ = ["Kinship", "compare", "pack_samples", "sample", "sample_runs", "unpack_samples"]
@@ -40,18 +40,13 @@ def sample_runs(name: str, elements: int) -> list[slice]:
     return [slice(start, start + LINEAGE_RUN_LENGTH) for start in starts]
 
 
-def sample(name: str, file: WeightFile, span: TensorSpan) -> NDArray[np.uint8]:
-    """Read a tensor's samples: raw bytes in the tensor's dtype. ``name`` is the name in the *package*."""
-    itemsize = span.itemsize
-    descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        runs = []
-        for run in sample_runs(name, span.elements):
-            values = np.empty((run.stop - run.start) * itemsize, np.uint8)
-            read_exactly(descriptor, values, span.start + run.start * itemsize, CheckpointError, str(file.path))
-            runs.append(values)
-    finally:
-        os.close(descriptor)
+def sample(name: str, tensor: LogicalTensor, files: Descriptors) -> NDArray[np.uint8]:
+    """Read a tensor's samples: raw bytes in its dtype. ``name`` is the name in the *package*."""
+    values, itemsize = open_view(tensor.view, files), tensor.itemsize
+    runs = []
+    for run in sample_runs(name, tensor.elements):
+        runs.append(np.empty((run.stop - run.start) * itemsize, np.uint8))
+        values.read(run.start, runs[-1])
     return np.concatenate(runs)
 
 
@@ -101,7 +96,7 @@ class Kinship:
 
 
 def compare(
-    base: Mapping[str, tuple[str, NDArray[np.uint8]]], target: Mapping[str, tuple[WeightFile, TensorSpan]]
+    base: Mapping[str, tuple[str, NDArray[np.uint8]]], target: Mapping[str, LogicalTensor]
 ) -> Kinship:
     """Correlate base's samples with the target's values at the same places.
 
@@ -110,21 +105,21 @@ def compare(
 
     Args:
         base: the package's samples.
-        target: by the package's names, where the target's tensors lie.
+        target: the target's tensors by the package's names, their rows in the package's order.
     """
     names = [name for name in base if name in target and base[name][1].size]
-    matrices = [name for name in names if len(target[name][1].shape) >= 2] or names
+    matrices = [name for name in names if len(target[name].shape) >= 2] or names
     if len(matrices) > LINEAGE_TENSORS:
         matrices = [matrices[i * len(matrices) // LINEAGE_TENSORS] for i in range(LINEAGE_TENSORS)]
     correlations, equal = [], bool(matrices)
-    for name in matrices:
-        dtype, ours = base[name]
-        file, span = target[name]
-        theirs = sample(name, file, span)
-        equal = equal and span.dtype == dtype and np.array_equal(ours, theirs)
-        correlation = _correlation(_values(dtype, ours), _values(span.dtype, theirs))
-        if correlation is not None:
-            correlations.append(correlation)
+    with Descriptors(CheckpointError) as files:
+        for name in matrices:
+            dtype, ours = base[name]
+            theirs = sample(name, target[name], files)
+            equal = equal and target[name].dtype == dtype and np.array_equal(ours, theirs)
+            correlation = _correlation(_values(dtype, ours), _values(target[name].dtype, theirs))
+            if correlation is not None:
+                correlations.append(correlation)
     mean = float(np.mean(correlations)) if correlations else None
     return Kinship(mean, len(correlations), equal)
 

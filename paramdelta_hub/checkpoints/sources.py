@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from paramdelta_hub.errors import CheckpointError, OptionError
 from paramdelta_hub.format.names import is_clear
 
-__all__ = ["ModelSource", "resolve"]
+__all__ = ["ModelSource", "download", "hub_errors", "is_hub_id", "resolve"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
@@ -44,12 +46,17 @@ def resolve(model: str | Path) -> ModelSource:
         commit = path.name if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name) else None
         name = _shown(path.resolve().name) if commit is None else _cached_name(path)
         return ModelSource(path, name, commit)
-    repository, _, revision = text.partition("@")
-    if isinstance(model, Path) or not _HUB_ID.fullmatch(repository) or text.endswith("@"):
+    if isinstance(model, Path) or not is_hub_id(text):
         raise CheckpointError(
             "no such file or folder", where=text, remedy="give a folder, a .safetensors file or org/name"
         )
-    return _download(repository, revision or None)
+    repository, _, revision = text.partition("@")
+    return download(repository, revision or None)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form ``org/name`` or ``org/name@revision``."""
+    return bool(_HUB_ID.fullmatch(text.partition("@")[0])) and not text.endswith("@")
 
 
 def _exists(path: Path) -> bool:
@@ -69,9 +76,24 @@ def _cached_name(snapshot: Path) -> str:
     return snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
 
 
-def _download(repository: str, revision: str | None) -> ModelSource:
+def download(repository: str, revision: str | None, *, weights: bool = True) -> ModelSource:
+    """Fetch a repository's weights, configs and tokenizer into the Hub's cache, or all but the weights.
+
+    Raises:
+        CheckpointError: it can't be had.
+    """
     # Imported here: only Hub ids need it, and it takes a quarter of a second.
     from huggingface_hub import snapshot_download
+
+    unwanted = _UNWANTED if weights else [*_UNWANTED, "*.safetensors"]
+    with hub_errors(f"{repository}@{revision}" if revision else repository):
+        folder = snapshot_download(repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=unwanted)
+    return ModelSource(Path(folder), repository, Path(folder).name)
+
+
+@contextlib.contextmanager
+def hub_errors(spelled: str) -> Iterator[None]:
+    """Turn the Hub client's errors into a CheckpointError that says what was tried and what helps."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -81,14 +103,14 @@ def _download(repository: str, revision: str | None) -> ModelSource:
         RevisionNotFoundError,
     )
 
-    spelled = f"{repository}@{revision}" if revision else repository
     try:
-        folder = snapshot_download(repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+        yield
     except HFValidationError as error:
         raise OptionError(f"not a repository id: {error}", where=spelled) from None
     except GatedRepoError:
+        page = f"huggingface.co/{spelled.partition('@')[0]}"
         raise CheckpointError(
-            "a gated repository", where=spelled, remedy=f"accept its terms on huggingface.co/{repository}, set HF_TOKEN"
+            "a gated repository", where=spelled, remedy=f"accept its terms on {page}, set HF_TOKEN"
         ) from None
     except RepositoryNotFoundError:
         raise CheckpointError(
@@ -106,4 +128,3 @@ def _download(repository: str, revision: str | None) -> ModelSource:
         ) from None
     except OSError as error:  # the client's transport errors derive from it
         raise CheckpointError(f"the download failed: {error}", where=spelled, remedy="run the command again") from error
-    return ModelSource(Path(folder), repository, Path(folder).name)

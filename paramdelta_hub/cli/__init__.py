@@ -8,16 +8,21 @@ from paramdelta_hub.__about__ import __version__
 from paramdelta_hub.cli.apply import apply
 from paramdelta_hub.cli.extract import extract
 from paramdelta_hub.cli.inspect import inspect
+from paramdelta_hub.cli.publish import publish
 from paramdelta_hub.cli.verify import verify
 
-__all__ = ["apply", "extract", "inspect", "main", "verify"]
+__all__ = ["apply", "extract", "inspect", "main", "publish", "verify"]
+
+_EXIT_CODES = (
+    "Exit codes: 0 done, 2 usage, 3 unreadable input, 4 misfit, 5 not exact, 6 output taken, 7 disk, 8 registry."
+)
 
 
-@click.group(epilog="Exit codes: 0 done, 2 usage, 3 unreadable input, 4 misfit, 5 not exact, 6 output taken, 7 disk.")
+@click.group(epilog=_EXIT_CODES)
 @click.version_option(__version__, prog_name="paramdelta")
 def main() -> None:
-    """Extract a post-training delta once; verify it, and apply it to any compatible new base."""
+    """Extract a post-training delta once; verify it, publish it, and apply it to any compatible new base."""
 
 
-for command in (extract, apply, verify, inspect):
+for command in (extract, apply, verify, inspect, publish):
     main.add_command(command)

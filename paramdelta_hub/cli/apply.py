@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import click
 
@@ -14,18 +15,24 @@ from paramdelta_hub.cli.common import (
     parse_assignment,
     parse_number,
     parse_rules,
+    registry_option,
+    rules_option,
+    tokenizer_option,
     work_options,
 )
 from paramdelta_hub.operations.apply import ApplyReport, Summand, WeightMap
 from paramdelta_hub.operations.apply import apply as run
+from paramdelta_hub.operations.readiness import Mode
+from paramdelta_hub.operations.requantize import Dtype
 
 __all__ = ["apply"]
 
 _EXAMPLES = """
-pd-apply org/new-base ./instruct-delta -o new-instruct
+pd-apply org/new-base org/instruct-delta@1.2.0 -o new-instruct
 pd-apply ./new-base ./math-delta=0.7 ./code-delta=0.5 -o merged
 pd-apply ./new-base ./delta -o out --weight-map '.*=0' --weight-map 'self_attn=1'
 """
+_SHOWN_OMISSIONS = 20
 
 
 @command(examples=_EXAMPLES)
@@ -41,6 +48,33 @@ pd-apply ./new-base ./delta -o out --weight-map '.*=0' --weight-map 'self_attn=1
 )
 @click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help="Rename the delta's tensors to TARGET's.")
 @click.option("--skip", "skips", multiple=True, metavar="REGEX", help="Leave tensors as TARGET has them.")
+@rules_option
+@tokenizer_option("target")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float8_e4m3fn"]),
+    help="What the weights of an fp8 TARGET become: bfloat16 (the default), or fp8 again, with fresh scales.",
+)
+@click.option(
+    "--companions",
+    type=click.Choice(["post", "target", "none"]),
+    default="post",
+    show_default=True,
+    help="Whose tokenizer, chat template and generation settings OUT gets; none: config.json alone.",
+)
+@click.option(
+    "--prefer",
+    type=click.Choice(["target", "post"]),
+    default="target",
+    show_default=True,
+    help="Whose value a config gets where TARGET and post both changed it.",
+)
+@click.option(
+    "--keep-remote-code-of-target",
+    is_flag=True,
+    help="Let TARGET's configs name code (auto_map), and copy its own .py files.",
+)
+@registry_option
 @click.option("--force", is_flag=True, help="Apply to a target that is not kin to the delta's base.")
 @click.option("--overwrite", is_flag=True, help="Replace a finished OUT.")
 @work_options
@@ -51,6 +85,13 @@ def apply(
     factors: tuple[str, ...],
     renames: tuple[str, ...],
     skips: tuple[str, ...],
+    rule_files: tuple[str, ...],
+    target_tokenizer: str | None,
+    dtype: Dtype | None,
+    companions: Mode,
+    prefer: Literal["target", "post"],
+    keep_remote_code_of_target: bool,
+    registry: str | None,
     force: bool,
     overwrite: bool,
     threads: int | None,
@@ -61,17 +102,23 @@ def apply(
     """Write OUT = TARGET + Σ WEIGHT · DELTA, keeping TARGET's shards, tensor order and metadata.
 
     TARGET is a folder in Hugging Face layout, a .safetensors file, or a Hub id with @revision; a DELTA is a package's
-    folder, with a weight of 1 unless given.
+    folder, or org/name[@version] in a registry, with a weight of 1 unless given.
     """
     pairs = [parse_assignment(rule, "REGEX=W") for rule in factors]
     weight_map = WeightMap(tuple((pattern, parse_number(factor, "--weight-map")) for pattern, factor in pairs))
-    rules = parse_rules(renames, skips)
+    rules = parse_rules(renames, skips, rule_files)
     report = run(
         target,
         [_summand(delta) for delta in deltas],
         output,
         weight_map=weight_map,
         rules=rules,
+        target_tokenizer=target_tokenizer,
+        dtype=dtype,
+        companions=companions,
+        prefer=prefer,
+        keep_remote_code_of_target=keep_remote_code_of_target,
+        registry=registry,
         force=force,
         overwrite=overwrite,
         threads=threads,
@@ -103,7 +150,13 @@ def _text(report: ApplyReport) -> str:
             f"  the target is the delta's base: the result is {report.deltas[0].package.manifest.post.name},"
             " bit for bit"
         )
-    lines += [f"  left out {name} ({side}): {reason}" for name, side, reason in report.omissions]
+    if report.requantization:
+        lines.append(f"  {report.requantization}")
+    lines += [f"  left out {name} ({side}): {reason}" for name, side, reason in report.omissions[:_SHOWN_OMISSIONS]]
+    if len(report.omissions) > _SHOWN_OMISSIONS:  # an fp8 model has a scale for every weight
+        lines.append(f"  left out … and {len(report.omissions) - _SHOWN_OMISSIONS} more (all of them with --json)")
+    lines += [f"  {note}" for note in report.notes]
+    lines += [f"  {line}" for line in report.readiness.lines()]
     if report.resumed_tasks:
         lines.append(f"  resumed: {report.resumed_tasks} tasks of an interrupted run were kept")
     return "\n".join(lines)

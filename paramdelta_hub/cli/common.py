@@ -6,18 +6,34 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import click
 from tqdm import tqdm
 
 from paramdelta_hub.checkpoints.pairing import Rules
-from paramdelta_hub.errors import MismatchError, OptionError, ParamdeltaError
-from paramdelta_hub.limits import DEFAULT_MEMORY, GIB, KIB, MIB
+from paramdelta_hub.errors import MismatchError, OptionError, ParamdeltaError, SourceError
+from paramdelta_hub.format.durable import read_small
+from paramdelta_hub.format.names import is_clear
+from paramdelta_hub.format.sizes import human_bytes
+from paramdelta_hub.limits import DEFAULT_MEMORY, GIB, KIB, MIB, RULES_BYTES
+from paramdelta_hub.registry.locate import REGISTRY_VARIABLE
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["Bars", "command", "emit", "human_bytes", "work_options"]
+__all__ = [
+    "Bars",
+    "command",
+    "emit",
+    "human_bytes",
+    "publish_options",
+    "registry_option",
+    "rules_option",
+    "table",
+    "tokenizer_option",
+    "work_options",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -134,13 +150,89 @@ def parse_assignment(text: str, what: str) -> tuple[str, str]:
     return left, right
 
 
-def parse_rules(renames: Sequence[str], skips: Sequence[str]) -> Rules:
-    """Return the rules of ``--rename OLD=NEW`` and ``--skip REGEX``.
+def rules_option(function: Callable[P, R]) -> Callable[P, R]:
+    """Add ``--rules``, which gives ``rule_files``."""
+    return click.option(
+        "--rules",
+        "rule_files",
+        multiple=True,
+        metavar="FILE",
+        help="Read rules from a file: a line is `rename OLD=NEW`, `skip REGEX`, `carry REGEX`, or a # comment.",
+    )(function)
+
+
+def parse_rules(
+    renames: Sequence[str], skips: Sequence[str], files: Sequence[str] = (), carries: Sequence[str] = ()
+) -> Rules:
+    """Return the rules of ``--rules FILE``, in order, followed by those of the command line's other options.
 
     Raises:
-        OptionError: one is malformed.
+        OptionError: one is malformed; if it is a file's, the error says which line.
+        SourceError: a file can't be read.
     """
-    return Rules(renames=tuple(parse_assignment(rule, "OLD=NEW") for rule in renames), skips=tuple(skips))
+    parts = [rules for file in files for rules in _read_rules(Path(file))]
+    assignments = tuple(parse_assignment(rule, "OLD=NEW") for rule in renames)
+    parts.append(Rules(renames=assignments, skips=tuple(skips), carries=tuple(carries)))
+    return Rules(
+        renames=tuple(rename for rules in parts for rename in rules.renames),
+        skips=tuple(skip for rules in parts for skip in rules.skips),
+        carries=tuple(carry for rules in parts for carry in rules.carries),
+    )
+
+
+def _read_rules(file: Path) -> Iterator[Rules]:
+    """Give the rule of every line that has one."""
+    try:
+        text = read_small(file, RULES_BYTES, SourceError, follow=True).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise SourceError("not UTF-8", where=str(file), remedy="give a text file of rules") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        verb, rule = (*line.strip().split(maxsplit=1), "", "")[:2]
+        try:
+            if verb == "rename":
+                yield Rules(renames=(parse_assignment(rule, "OLD=NEW"),))
+            elif verb == "skip" and rule:
+                yield Rules(skips=(rule,))
+            elif verb == "carry" and rule:
+                yield Rules(carries=(rule,))
+            elif verb and not verb.startswith("#"):
+                raise OptionError(
+                    f"{line.strip()[:200]!r} is neither `rename OLD=NEW` nor `skip REGEX` nor `carry REGEX`"
+                )
+        except OptionError as error:
+            raise OptionError(error.what, where=f"{file}:{number}", remedy=error.remedy) from None
+
+
+def tokenizer_option(side: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add ``--SIDE-tokenizer``."""
+    return click.option(
+        f"--{side}-tokenizer",
+        metavar="FOLDER",
+        help=f"Where {side.upper()}'s tokenizer lies, if not beside its weights; rows are matched by token.",
+    )
+
+
+def registry_option(function: Callable[P, R]) -> Callable[P, R]:
+    """Add ``--registry``."""
+    return click.option(
+        "--registry",
+        envvar=REGISTRY_VARIABLE,
+        metavar="FOLDER|URL",
+        help=f"Where a bare org/name lies: a folder or a bucket [default: ${REGISTRY_VARIABLE}, else the Hub].",
+    )(function)
+
+
+def publish_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Add ``--private`` and ``--create-pr``."""
+    function = click.option("--create-pr", is_flag=True, help="On the Hub, propose it by a pull request.")(function)
+    return click.option("--private", is_flag=True, help="Make a new repository on the Hub private.")(function)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return left-aligned columns; a stranger's words stay on their line, and move no cursor."""
+    lines = [heads, *([cell if is_clear(cell) else repr(cell)[1:-1] for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def parse_number(text: str, where: str) -> float:
@@ -153,13 +245,3 @@ def parse_number(text: str, where: str) -> float:
         return float(text)
     except ValueError:
         raise OptionError(f"{text!r} is not a number", where=where) from None
-
-
-def human_bytes(count: int) -> str:
-    """Return a size with three digits: ``43.3 MB``. Powers of 1000, as model files are listed on the Hub."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, parse_rules, work_options
+from paramdelta_hub.cli.common import (
+    Bars,
+    command,
+    emit,
+    human_bytes,
+    parse_rules,
+    publish_options,
+    registry_option,
+    rules_option,
+    tokenizer_option,
+    work_options,
+)
+from paramdelta_hub.cli.publish import published_json, published_text
+from paramdelta_hub.errors import RegistryError
 from paramdelta_hub.operations.extract import ExtractReport
 from paramdelta_hub.operations.extract import extract as run
+from paramdelta_hub.operations.publish import publish
+from paramdelta_hub.registry.locate import find
 
 __all__ = ["extract"]
 
 _EXAMPLES = """
 pd-extract org/base org/base-instruct -o instruct-delta
 pd-extract ./base ./post -o delta --name my-delta --version 1.2.0 --license apache-2.0
+pd-extract org/base org/base-instruct -o instruct-delta --version 1.1.0 --publish org/instruct-delta
 pd-extract ./bert ./classifier -o delta --rename '^bert\\.=' --skip '^classifier\\.'
 """
 
@@ -26,7 +42,14 @@ pd-extract ./bert ./classifier -o delta --rename '^bert\\.=' --skip '^classifier
 @click.option("--license", "license_name", help="Licence of the delta, such as apache-2.0.")
 @click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help="Rename POST's tensors, by regex.")
 @click.option("--skip", "skips", multiple=True, metavar="REGEX", help="Leave tensors out; recorded in the manifest.")
+@click.option("--carry", "carries", multiple=True, metavar="REGEX", help="Take tensors that only POST has whole.")
+@rules_option
+@tokenizer_option("base")
+@tokenizer_option("post")
 @click.option("--hash-files", is_flag=True, help="Record sha256 of local weight files: reads both models twice.")
+@click.option("--publish", "repo", metavar="REPO", help="Then publish DELTA, as pd-publish does.")
+@registry_option
+@publish_options
 @click.option("--overwrite", is_flag=True, help="Replace a finished DELTA.")
 @work_options
 def extract(
@@ -38,7 +61,15 @@ def extract(
     license_name: str | None,
     renames: tuple[str, ...],
     skips: tuple[str, ...],
+    carries: tuple[str, ...],
+    rule_files: tuple[str, ...],
+    base_tokenizer: str | None,
+    post_tokenizer: str | None,
     hash_files: bool,
+    repo: str | None,
+    registry: str | None,
+    private: bool,
+    create_pr: bool,
     overwrite: bool,
     threads: int | None,
     memory: int,
@@ -49,7 +80,9 @@ def extract(
 
     BASE and POST are folders in Hugging Face layout, .safetensors files, or Hub ids with @revision.
     """
-    rules = parse_rules(renames, skips)
+    rules = parse_rules(renames, skips, rule_files, carries)
+    if repo is not None:
+        find(repo, registry)  # a name that can't be is told now, not after the work
     report = run(
         base,
         post,
@@ -58,13 +91,31 @@ def extract(
         version=version,
         license=license_name,
         rules=rules,
+        base_tokenizer=base_tokenizer,
+        post_tokenizer=post_tokenizer,
         hash_files=hash_files,
         overwrite=overwrite,
         threads=threads,
         memory=memory,
         progress=Bars(quiet or as_json),
     )
-    emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+    told, text = report.to_json(), _text(report)
+    if repo is not None:
+        try:
+            published = publish(
+                report.package,
+                repo,
+                registry=registry,
+                private=private,
+                create_pr=create_pr,
+                progress=Bars(quiet or as_json),
+            )
+        except RegistryError as error:
+            remedy = f"the package is whole; when that is mended: pd-publish {output} {repo}"
+            error.remedy = f"{error.remedy}; {remedy}" if error.remedy else remedy
+            raise
+        told, text = {**told, "published": published_json(published)}, f"{text}\n{published_text(published)}"
+    emit(told, text, as_json=as_json, quiet=quiet)
 
 
 def _text(report: ExtractReport) -> str:
@@ -76,6 +127,7 @@ def _text(report: ExtractReport) -> str:
         f"  exact    base ⊕ Δ == post in all {exactness.elements:,} elements",
     ]
     lines += [f"  left out {item.name} ({item.side}): {item.reason}" for item in report.manifest.omissions]
+    lines += [f"  {note}" for note in report.notes]
     if report.resumed_tasks:
         lines.append(f"  resumed  {report.resumed_tasks} tasks of an interrupted run were kept")
     return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from paramdelta_hub.cli.common import command, emit, human_bytes
+from paramdelta_hub.cli.common import command, emit, human_bytes, registry_option
 from paramdelta_hub.format.manifest import Source
 from paramdelta_hub.operations.inspect import InspectReport, relative_change
 from paramdelta_hub.operations.inspect import inspect as run
@@ -14,16 +14,20 @@ __all__ = ["inspect"]
 _EXAMPLES = """
 pd-inspect ./delta
 pd-inspect ./delta --top 30
-pd-inspect ./delta --json
+pd-inspect org/name@1.2.0 --json
 """
 
 
 @command(examples=_EXAMPLES)
 @click.argument("delta")
 @click.option("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Changed tensors to list.")
-def inspect(delta: str, top: int, as_json: bool, quiet: bool) -> None:
-    """Show what the package DELTA is: sources, architecture, exactness, size, and the most changed tensors."""
-    report = run(delta)
+@registry_option
+def inspect(delta: str, top: int, registry: str | None, as_json: bool, quiet: bool) -> None:
+    """Show what the package DELTA is: sources, architecture, exactness, size, and the most changed tensors.
+
+    DELTA is a folder, or org/name[@version] in a registry; of the latter only the manifest is fetched.
+    """
+    report = run(delta, registry=registry)
     emit(report.to_json(most_changed=top), _text(report, top), as_json=as_json, quiet=quiet)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, work_options
+from paramdelta_hub.cli.common import Bars, command, emit, registry_option, work_options
 from paramdelta_hub.operations.verify import VerifyReport
 from paramdelta_hub.operations.verify import verify as run
 
@@ -12,7 +12,7 @@ __all__ = ["verify"]
 
 _EXAMPLES = """
 pd-verify ./delta
-pd-verify ./delta --base org/base
+pd-verify org/name@1.2.0 --base org/base
 pd-verify ./delta --base ./base --post ./post --json
 """
 
@@ -21,12 +21,31 @@ pd-verify ./delta --base ./base --post ./post --json
 @click.argument("delta")
 @click.option("--base", help="Also prove BASE ⊕ Δ == post, bit for bit.")
 @click.option("--post", help="Also prove that POST is the model the delta leads to.")
+@registry_option
 @work_options
 def verify(
-    delta: str, base: str | None, post: str | None, threads: int | None, memory: int, as_json: bool, quiet: bool
+    delta: str,
+    base: str | None,
+    post: str | None,
+    registry: str | None,
+    threads: int | None,
+    memory: int,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
-    """Check every byte of the package DELTA and decode every chunk; with --base, prove that it is exact."""
-    report = run(delta, base=base, post=post, threads=threads, memory=memory, progress=Bars(quiet or as_json))
+    """Check every byte of the package DELTA and decode every chunk; with --base, prove that it is exact.
+
+    DELTA is a folder, or org/name[@version] in a registry.
+    """
+    report = run(
+        delta,
+        base=base,
+        post=post,
+        registry=registry,
+        threads=threads,
+        memory=memory,
+        progress=Bars(quiet or as_json),
+    )
     emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
 
 

@@ -27,7 +27,10 @@ ITEM_SIZES = {
     "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
-"""Bytes of an element by safetensors dtype. Types of less than a byte (F4, F6) hold quantized weights only."""
+"""Bytes of an element by safetensors dtype."""
+
+_NARROW = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
+"""Types of less than a byte: they hold quantized weights only, of which no sums are made."""
 
 DISCRETE = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 """Types that hold counts, indices and truth values: a delta carries them whole."""
@@ -135,6 +138,11 @@ def check_header(text: bytes, file_size: int, error: type[SourceError] = Checkpo
             f"tensor {name!r} has no or other fields than dtype, shape and data_offsets",
         )
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        require(
+            not isinstance(dtype, str) or dtype not in _NARROW,
+            f"tensor {name!r} is {dtype}: weights quantized to less than a byte, of which no sums are made",
+            "use the 16-bit release that it was made from",
+        )
         require(isinstance(dtype, str) and dtype in ITEM_SIZES, f"tensor {name!r} has the unknown dtype {dtype!r}")
         require(
             isinstance(shape, list)

@@ -20,9 +20,17 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse(
-    text: bytes, error: type[SourceError] = PackageError, where: str | None = None, most: int = JSON_VALUES
+    text: bytes,
+    error: type[SourceError] = PackageError,
+    where: str | None = None,
+    most: int = JSON_VALUES,
+    *,
+    long_integers: bool = False,
 ) -> Any:
     """Parse UTF-8 JSON of at most about ``most`` values strictly.
+
+    With ``long_integers`` they may have up to 40 digits instead of 64 bits: transformers writes 10**30 + … as the
+    ``model_max_length`` of tokenizers that have none.
 
     Raises:
         SourceError: (as ``error``) not UTF-8, not JSON, too deep, a key twice, or a number that is not finite.
@@ -46,8 +54,11 @@ def parse(
 
     def short(digits: str) -> int | float:
         # Long ones are refused unread: they cost quadratic time.
-        if len(digits) > 20 or not -(2**63) <= (number := int(digits)) < 2**64:
+        if long_integers and len(digits) > 40:
+            refuse("a JSON integer has more than 40 digits")
+        if not long_integers and (len(digits) > 20 or not -(2**63) <= int(digits) < 2**64):
             refuse("a JSON integer has more than 64 bits")
+        number = int(digits)
         return -0.0 if digits == "-0" else number  # to other parsers a float, and so no size or shape
 
     # Every value follows one of these bytes; those inside strings are counted too, which only errs on the safe side.

@@ -6,19 +6,46 @@ not understand applies the wrong delta. ``schemas/manifest-v1.schema.json`` is g
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import IntegrityError, PackageError, UnsupportedFormatError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.headers import DISCRETE, ITEM_SIZES
-from paramdelta_hub.format.names import check_file_names, check_tensor_name, is_clear
-from paramdelta_hub.limits import FILES, MANIFEST_BYTES, MANIFEST_VALUES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
+from paramdelta_hub.format.names import check_file_names, check_tensor_name
+from paramdelta_hub.format.records import (
+    Architecture,
+    ConfigChange,
+    ConfigName,
+    Count,
+    FileRecord,
+    Labels,
+    Norm,
+    Omission,
+    Record,
+    Rename,
+    SemanticVersion,
+    Sha256,
+    Source,
+    SourceFile,
+    Text,
+)
+from paramdelta_hub.format.runs import Run, check_runs
+from paramdelta_hub.limits import (
+    FILES,
+    MANIFEST_BYTES,
+    MANIFEST_VALUES,
+    TENSOR_ELEMENTS,
+    TENSOR_RANK,
+    TENSORS,
+    VOCABULARY_ROWS,
+)
 
 __all__ = [
     "FORMAT",
@@ -27,12 +54,14 @@ __all__ = [
     "MANIFEST_NAME",
     "Architecture",
     "CodecRecord",
+    "ConfigChange",
     "Exactness",
     "FileRecord",
     "Labels",
     "Manifest",
     "Omission",
     "Rename",
+    "Rows",
     "Source",
     "SourceFile",
     "TensorRecord",
@@ -44,81 +73,8 @@ __all__ = [
 FORMAT, FORMAT_VERSION = "paramdelta", 1
 MANIFEST_NAME = "manifest.json"
 LINEAGE_NAME = "lineage.safetensors"
-
-
-def _clear(text: str) -> str:
-    """Texts are printed on terminals: refuse what could move a cursor, hide, or start a line of its own."""
-    if not is_clear(text):
-        raise ValueError("control characters, or others that do not show")
-    return text
-
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0, le=2**62)]
-Norm = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Text = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_clear)]
-SemanticVersion = Annotated[
-    str,
-    Field(
-        max_length=128,
-        # semver.org's grammar; [0-9] and not \d, which takes the digits of every script.
-        pattern=r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
-        r"(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?$",
-    ),
-]
-
-
-class Record(BaseModel):
-    """What all parts of a manifest share: strict, frozen, closed."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class FileRecord(Record):
-    """A file of the package."""
-
-    path: Text
-    size: Count
-    sha256: Sha256
-
-
-class SourceFile(Record):
-    """A weight file of a source model."""
-
-    path: Text
-    size: Count
-    sha256: Sha256 | None = Field(
-        description="the Hub's, or taken on request; the tensors' own digests are always there"
-    )
-
-
-class Labels(Record):
-    """What the maker of a delta calls it."""
-
-    name: Text
-    version: SemanticVersion
-    license: Text | None
-
-
-class Source(Record):
-    """One of the two models a delta was taken of."""
-
-    name: Text = Field(description="Hub repository (org/name), or the folder's name for a local model")
-    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(description="of a Hub repository")
-    files: Annotated[tuple[SourceFile, ...], Field(max_length=FILES)] = Field(description="its weight files")
-    dtypes: dict[str, Count] = Field(description="parameters by safetensors dtype")
-    tied_embeddings: bool | None = Field(description="as the tensors say; null where there are no token embeddings")
-    tokenizer_sha256: Sha256 | None = Field(
-        description="of its tokenizer.json, tokenizer.model, vocab.txt or vocab.json"
-    )
-
-
-class Architecture(Record):
-    """What a target must look like."""
-
-    model_type: Text | None
-    classes: Annotated[tuple[Text, ...], Field(max_length=64)]
-    fingerprint: Sha256 = Field(description="of base's tensor names and shapes; see SPEC-v1 §7")
+DATA_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+"""What companions are named. No name that an interpreter would take, and no weights."""
 
 
 class CodecRecord(Record):
@@ -128,13 +84,24 @@ class CodecRecord(Record):
     parameters: dict[str, int | float | str] = Field(description="empty in format 1")
 
 
+class Rows(Record):
+    """Rows of a vocabulary tensor, which are post's: the rows of base they belong to, by token."""
+
+    base: Count = Field(description="how many rows base's tensor has")
+    runs: Annotated[tuple[tuple[Count, Count | None, Count], ...], Field(max_length=VOCABULARY_ROWS)] = Field(
+        description="(first row, base's row, number of rows); with null instead of base's row, base has none"
+    )
+
+
 class TensorRecord(Record):
-    """One tensor of the delta, under base's name for it."""
+    """One tensor of the delta, under base's name for it, or post's where base ties it to its embedding."""
 
     name: Annotated[str, Field(min_length=1, max_length=1024)]
-    post_name: Text | None = Field(description="post's name for it, where a rename rule made the two alike")
+    base_name: Text | None = Field(description="base's embedding, where base has no tensor for this output head")
+    post_name: Text | None = Field(description="post's name for it, where a rule made the two alike or post ties it")
     dtype: Text
     shape: Annotated[tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK)]
+    rows: Rows | None = Field(description="of a vocabulary, where its rows are not just base's")
     effect: Literal["add", "replace"] = Field(description="add: a float delta; replace: integers, carried whole")
     codec: CodecRecord
     shard: Text | None = Field(description="the file that holds the payload; null for the codec zero")
@@ -158,6 +125,11 @@ class TensorRecord(Record):
         """Bytes of an element."""
         return ITEM_SIZES[self.dtype]
 
+    @property
+    def runs(self) -> tuple[Run, ...] | None:
+        """Which of base's rows each of its rows belongs to; None where that is its own, for all of them."""
+        return tuple(Run(*run) for run in self.rows.runs) if self.rows else None
+
     @model_validator(mode="after")
     def _coherent(self) -> TensorRecord:
         check_tensor_name(self.name)
@@ -173,6 +145,10 @@ class TensorRecord(Record):
             raise ValueError("counts more elements than there are")
         if (self.effect == "replace" or self.codec.name == ZERO) and (self.remainders or self.exceptions):
             raise ValueError("only an added tensor that changes has remainders or exceptions")
+        if self.rows is not None:
+            if not self.shape:
+                raise ValueError("a scalar has no rows")
+            check_runs(self.runs or (), self.shape[0], self.rows.base)
         if self.codec.parameters:
             raise ValueError("the codecs of format 1 have no parameters")
         if self.codec.name == ZERO:
@@ -186,21 +162,6 @@ class TensorRecord(Record):
             if not codec_named(self.codec.name).streams(self.itemsize):
                 raise ValueError(f"the codec {self.codec.name!r} does not take {self.dtype}")
         return self
-
-
-class Omission(Record):
-    """A tensor of base or post that the delta leaves out, and why. Nothing is left out without a record."""
-
-    name: Text
-    side: Literal["base", "post", "both"]
-    reason: Text
-
-
-class Rename(Record):
-    """A rule by which post's tensor names were made base's, for people; ``post_name`` says what came of it."""
-
-    pattern: Text
-    replacement: Annotated[str, Field(max_length=1024)]
 
 
 class Exactness(Record):
@@ -226,8 +187,10 @@ class Manifest(Record):
     post: Source
     architecture: Architecture
     exactness: Exactness
-    config_patch: dict[str, JsonValue] | None = Field(description="RFC 7396: base's config.json to post's")
-    generation_config_patch: dict[str, JsonValue] | None = Field(description="the same of generation_config.json")
+    configs: dict[ConfigName, ConfigChange] = Field(description="by file; one that base or post lacks is left out")
+    given_up: dict[Annotated[str, Field(max_length=1024)], Count] = Field(
+        description="tokens of base that post no longer has, with base's ids"
+    )
     renames: Annotated[tuple[Rename, ...], Field(max_length=1000)]
     omissions: Annotated[tuple[Omission, ...], Field(max_length=TENSORS)]
     shards: Annotated[tuple[FileRecord, ...], Field(max_length=FILES)]
@@ -252,6 +215,8 @@ class Manifest(Record):
         for file in self.companions:
             if not file.path.startswith("companions/"):
                 raise ValueError(f"the companion {file.path!r} lies outside companions/")
+            if not file.path.endswith(DATA_SUFFIXES):
+                raise ValueError(f"the companion {file.path!r} is none of {', '.join(DATA_SUFFIXES)}")
         if len({tensor.name for tensor in self.tensors}) != len(self.tensors):
             raise ValueError("two tensors have the same name")
         if {tensor.shard for tensor in self.tensors} - {None} != {file.path for file in self.shards}:
@@ -317,22 +282,37 @@ def parse_manifest(text: bytes, where: str | None = None) -> tuple[Manifest, str
     return manifest, hashlib.sha256(text).hexdigest()
 
 
-def _check_keys(value: Any, kind: Any, place: str, where: str | None) -> None:
+def _check_keys(value: Any, kind: type[BaseModel], place: str, where: str | None) -> None:
     """Refuse an object that has not just the fields its record has; descend into records and lists of records.
 
     Raises:
         PackageError: naming the place and the odd fields.
     """
-    if get_origin(kind) is tuple:
-        if isinstance(value, list):
-            for index, item in enumerate(value):
-                _check_keys(item, get_args(kind)[0], f"{place}[{index}]", where)
-    elif isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, dict):
-        if odd := sorted(value.keys() ^ kind.model_fields.keys()):
-            names = ", ".join(repr(name[:80]) for name in odd[:5])
-            raise PackageError(f"{place or 'the manifest'} lacks fields or has unknown ones: {names}", where=where)
-        for name, field in kind.model_fields.items():
-            _check_keys(value[name], field.annotation, f"{place}.{name}" if place else name, where)
+    if not isinstance(value, dict):
+        return  # pydantic says what is wrong with it
+    fields, inner = _fields_of(kind)
+    if value.keys() != fields:
+        names = ", ".join(repr(name[:80]) for name in sorted(value.keys() ^ fields)[:5])
+        raise PackageError(f"{place or 'the manifest'} lacks fields or has unknown ones: {names}", where=where)
+    for name, record in inner.items():
+        at = f"{place}.{name}" if place else name
+        if isinstance(value[name], list):
+            for index, item in enumerate(value[name]):
+                _check_keys(item, record, f"{at}[{index}]", where)
+        else:
+            _check_keys(value[name], record, at, where)
+
+
+@functools.cache
+def _fields_of(kind: type[BaseModel]) -> tuple[frozenset[str], dict[str, type[BaseModel]]]:
+    """Return a record's field names, and the records in it, alone, optional or listed, by field."""
+    inner = {}
+    for name, field in kind.model_fields.items():
+        options = () if get_origin(field.annotation) is dict else get_args(field.annotation)
+        for option in (field.annotation, *options):
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                inner[name] = option
+    return frozenset(kind.model_fields), inner
 
 
 def check_digest(found: str, promised: str, what: str, where: str | None = None) -> None:

@@ -15,6 +15,7 @@ from paramdelta_hub.format.durable import file_digest, is_folder, read_small
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import (
     MANIFEST_NAME,
+    FileRecord,
     Manifest,
     TensorRecord,
     check_digest,
@@ -23,11 +24,14 @@ from paramdelta_hub.format.manifest import (
 from paramdelta_hub.format.payload import check_shard_header
 from paramdelta_hub.limits import HEADER_BYTES, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, MANIFEST_BYTES
 
-__all__ = ["Package", "open_package"]
+__all__ = ["LOCK_NAME", "Package", "open_package"]
 
-# Beside what the manifest lists, only these may lie in a package: the model card, the signature, and what git and the
-# Hub client put there.
-_UNLISTED_FILES = {MANIFEST_NAME, "manifest.json.sig", "README.md", ".gitattributes", ".gitignore"}
+LOCK_NAME = "paramdelta.lock"
+"""What a pulled copy is, and where it came from; it lies in the copy, and in no registry."""
+
+# Beside what the manifest lists, only these may lie in a package: the model card, the signature, the lock of a pulled
+# copy, and what git and the Hub client put there.
+_UNLISTED_FILES = {MANIFEST_NAME, "manifest.json.sig", "README.md", LOCK_NAME, ".gitattributes", ".gitignore"}
 _UNLISTED_FOLDERS = {".git", ".cache"}
 
 
@@ -98,8 +102,16 @@ class Package:
         file = self.manifest.lineage
         runs = LINEAGE_RUNS * LINEAGE_RUN_LENGTH
         most = HEADER_BYTES + sum(min(tensor.elements, runs) * tensor.itemsize for tensor in self.manifest.tensors)
+        return self.read_file(file, most)
+
+    def read_file(self, file: FileRecord, most: int) -> bytes:
+        """Return the content of a listed file of at most ``most`` bytes, checked against its digest.
+
+        Raises:
+            PackageError: missing, too large, or not the promised bytes.
+        """
         if file.size > most:
-            raise PackageError(f"a lineage file of {file.size} bytes is too large", where=str(self.path))
+            raise PackageError(f"{file.path}: {file.size} bytes, where {most} make sense", where=str(self.path))
         content = read_small(settle(self.path, file.path), file.size)
         check_digest(hashlib.sha256(content).hexdigest(), file.sha256, f"the file {file.path!r}", str(self.path))
         return content

@@ -1,22 +1,10 @@
-"""The tasks of an apply: read a group of target tensors, add the deltas, write them in place in the output shard.
-
-A task is JSON (see :mod:`paramdelta_hub.work.plan`)::
-
-    {"bytes": …, "source": file, "file": name in the result,
-     "tensors": [{"name", "dtype", "elements", "start", "nbytes",
-                  "deltas": [{"name", "weight", "effect", "codec", "shard", "start", "nbytes", "sha256",
-                   "counts"}, …]}, …]}
-
-Source and output have the same header, so a tensor has the same place in both.
-"""
+"""Θ' + Σ wᵢΔᵢ for one tensor, chunk by chunk: payloads decoded, added to the target's values, rounded once."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,77 +13,13 @@ from numpy.typing import NDArray
 from paramdelta_hub.arithmetic import FLOATS, Bits, Float, Wide, Workspace, accumulate, blocks
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import ZERO, codec_named
-from paramdelta_hub.errors import CheckpointError, PackageError
+from paramdelta_hub.errors import PackageError
 from paramdelta_hub.format.chunks import AddedChunk, Layout, decode_added, decode_replaced
-from paramdelta_hub.format.durable import read_exactly, write_exactly
+from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.headers import ITEM_SIZES
 from paramdelta_hub.format.payload import PayloadReader
-from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.operations.descriptors import Descriptors
 
-__all__ = ["ChunkAdder", "Payload", "read_chunks", "run_apply_task", "tensor_digest"]
-
-
-def run_apply_task(task: dict[str, Any], result: Path, advance: Callable[[int], None]) -> dict[str, Any]:
-    """Do one task and return its outcome, plain JSON: the digest of every tensor written.
-
-    Args:
-        task: as planned.
-        result: the folder that holds the output files, already at their final sizes.
-        advance: called with the number of target bytes handled; may raise to stop the task.
-
-    Raises:
-        CheckpointError: a target file was truncated or can't be read.
-        PackageError: a payload is damaged.
-    """
-    digests: dict[str, str] = {}
-    not_finite: list[list[Any]] = []
-    output = os.open(result / task["file"], os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        with Descriptors(CheckpointError) as sources, Descriptors(PackageError) as shards:
-            for tensor in task["tensors"]:
-                adder = ChunkAdder(tensor, shards)
-                digest = hashlib.sha256()
-                for target, position in read_chunks(task["source"], tensor, sources):
-                    summed = adder.add(target)
-                    digest.update(summed.data)
-                    write_exactly(output, summed, position)
-                    advance(target.size)
-                adder.finish()
-                digests[tensor["name"]] = digest.hexdigest()
-                if adder.not_finite:
-                    not_finite.append([tensor["name"], adder.not_finite])
-    finally:
-        os.close(output)
-    outcome: dict[str, Any] = {"file": task["file"], "tensors": digests}
-    return {**outcome, "not_finite": not_finite} if not_finite else outcome
-
-
-def read_chunks(
-    path: str | None, tensor: dict[str, Any], sources: Descriptors
-) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Yield a tensor's chunks, as bytes in this thread's buffer, with their places in the file.
-
-    With no path the buffer is handed out unfilled.
-    """
-    step = CHUNK_ELEMENTS * ITEM_SIZES[tensor["dtype"]]
-    for offset in range(0, tensor["nbytes"], step):
-        chunk = scratch("target", min(step, tensor["nbytes"] - offset), np.uint8)
-        position = tensor["start"] + offset
-        if path is not None:
-            read_exactly(sources[path], chunk, position, CheckpointError, path)
-        yield chunk, position
-
-
-def tensor_digest(
-    path: str, tensor: dict[str, Any], sources: Descriptors, advance: Callable[[int], None] = lambda _: None
-) -> str:
-    """Return the sha256 (hex) of a tensor's values as they lie in the file."""
-    digest = hashlib.sha256()
-    for values, _ in read_chunks(path, tensor, sources):
-        digest.update(values.data)
-        advance(values.size)
-    return digest.hexdigest()
+__all__ = ["ChunkAdder", "Payload", "is_base", "little"]
 
 
 class Payload:
@@ -182,18 +106,18 @@ class ChunkAdder:
             bits = result.view(f"u{ITEM_SIZES[self._dtype]}")
             for payload in self._payloads:
                 payload.next_replaced(bits)
-            return _little(bits)
+            return little(bits)
         kind = FLOATS[self._dtype]
         bits = target.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
         chunks = []
         for index, payload in enumerate(self._payloads):
             chunks.append(payload.next_added(scratch(f"delta {index}", bits.size, kind.wide)))
-        exact = chunks[0] if self._is_plain and self._is_base(target, chunks[0]) else None
+        exact = chunks[0] if self._is_plain and is_base(target, chunks[0]) else None
         out = result.view(kind.bits)
         work = Workspace(kind)
         for block in blocks(bits.size):
             self._add_block(kind, block, bits, chunks, exact, out, work)
-        return _little(out)
+        return little(out)
 
     def finish(self) -> None:
         """Check every payload's digest.
@@ -203,12 +127,6 @@ class ChunkAdder:
         """
         for payload in self._payloads:
             payload.finish()
-
-    @staticmethod
-    def _is_base(target: NDArray[np.uint8], chunk: AddedChunk | None) -> bool:
-        return bool(
-            chunk is not None and chunk.exceptions.size and hashlib.sha256(target.data).digest() == chunk.base_digest
-        )
 
     def _add_block(
         self,
@@ -236,6 +154,13 @@ class ChunkAdder:
         kind.round(total, out[block], work.scratch)
 
 
-def _little(bits: Bits) -> NDArray[np.uint8]:
+def is_base(target: NDArray[np.uint8], chunk: AddedChunk | None) -> bool:
+    """Whether a chunk has exceptions and the target's values are base's own, to which they apply."""
+    return bool(
+        chunk is not None and chunk.exceptions.size and hashlib.sha256(target.data).digest() == chunk.base_digest
+    )
+
+
+def little(bits: Bits) -> NDArray[np.uint8]:
     """Return the little-endian bytes of symbols; a view, on all but big-endian machines."""
     return bits.astype(bits.dtype.newbyteorder("<"), copy=False).view(np.uint8)

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from paramdelta_hub import __about__
-from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, WeightFile, open_checkpoint
-from paramdelta_hub.checkpoints.companions import companions, read_companion
-from paramdelta_hub.checkpoints.pairing import Match, Rules
-from paramdelta_hub.errors import CheckpointError, Mismatch, NotFiniteError, OptionError
+from paramdelta_hub.checkpoints.checkpoint import INDEX, open_checkpoint
+from paramdelta_hub.checkpoints.companions import read_companion
+from paramdelta_hub.checkpoints.logical import logical_model
+from paramdelta_hub.checkpoints.pairing import SKIPPED, Rules
+from paramdelta_hub.checkpoints.quantization import quantization_files
+from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.durable import (
-    allocate,
-    io_errors,
-    open_regular,
-    read_exactly,
-    sync_file,
-    write_exactly,
-    write_file,
-)
-from paramdelta_hub.format.headers import TensorSpan
+from paramdelta_hub.format.durable import io_errors, sync_file, write_file
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.limits import DEFAULT_MEMORY
-from paramdelta_hub.operations.adding import run_apply_task, tensor_digest
-from paramdelta_hub.operations.descriptors import Descriptors
+from paramdelta_hub.operations.applying import out_digests, run_apply_task
+from paramdelta_hub.operations.differences import tokenizer_folder
 from paramdelta_hub.operations.execution import execute, workers
-from paramdelta_hub.operations.summands import AppliedDelta, Summand, WeightMap, check_lineage, preflight, sums_of
+from paramdelta_hub.operations.fitting import Fit, preflight
+from paramdelta_hub.operations.layout import OutputFile, index_text, lay_out
+from paramdelta_hub.operations.placing import Placer
+from paramdelta_hub.operations.readiness import Mode, Readiness, choose, make_ready
+from paramdelta_hub.operations.requantize import Dtype, Requantization, keeps_fp8, requantization
+from paramdelta_hub.operations.summands import AppliedDelta, check_lineage, sums_of
+from paramdelta_hub.operations.weights import Summand, WeightMap, Weights
+from paramdelta_hub.registry.cards import result_card
+from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.work.destination import Destination
-from paramdelta_hub.work.plan import Plan, Receipt, cut
+from paramdelta_hub.work.plan import Plan, cut
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["PROVENANCE_NAME", "ApplyReport", "Summand", "WeightMap", "apply"]
 
-PROVENANCE_NAME = "paramdelta_provenance.json"
+CARD_NAME, PROVENANCE_NAME = "README.md", "paramdelta_provenance.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,13 @@ class ApplyReport:
     changed_tensors: int
     kept_tensors: int
     """Tensors copied from the target as they are."""
-    omissions: tuple[tuple[str, str, str], ...] = field(default=())
+    readiness: Readiness
+    """What lies beside the weights, and where it comes from."""
+    omissions: tuple[tuple[str, str, str], ...]
+    notes: tuple[str, ...]
+    """What became of ties and of the rows of vocabularies."""
+    requantization: Requantization | None = None
+    """What 8-bit weights lost against the sums they were made of; None where there are none."""
     resumed_tasks: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -68,6 +73,9 @@ class ApplyReport:
             "changed_tensors": self.changed_tensors,
             "kept_tensors": self.kept_tensors,
             "omissions": [{"name": name, "side": side, "reason": reason} for name, side, reason in self.omissions],
+            "notes": list(self.notes),
+            "companions": self.readiness.to_json(),
+            "requantization": self.requantization and self.requantization.to_json(),
             "resumed_tasks": self.resumed_tasks,
         }
 
@@ -79,6 +87,12 @@ def apply(
     *,
     weight_map: WeightMap | None = None,
     rules: Rules | None = None,
+    dtype: Dtype | None = None,
+    companions: Mode = "post",
+    prefer: Literal["target", "post"] = "target",
+    keep_remote_code_of_target: bool = False,
+    target_tokenizer: str | Path | None = None,
+    registry: str | Path | None = None,
     force: bool = False,
     overwrite: bool = False,
     threads: int | None = None,
@@ -93,10 +107,21 @@ def apply(
 
     Args:
         target: the new base: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
-        deltas: a package's folder, or several, each with a weight if it is a :class:`Summand`.
+        deltas: a package's folder or ``org/name[@version]`` in a registry, or several, each with a weight if it is a
+            :class:`Summand`.
         out: the result's folder.
         weight_map: factors for chosen tensors; 0 leaves a tensor as the target has it.
         rules: renames (of the deltas' tensors) and skips.
+        dtype: what the weights of an fp8 target become: ``bfloat16`` (by default), or ``float8_e4m3fn`` with fresh
+            scales in the target's own layout; what that costs is measured and reported.
+        companions: whose tokenizer, templates, processors and generation settings lie beside the weights: those of
+            ``post`` (of the first delta that has some), of the ``target``, or ``none`` but ``config.json``.
+        prefer: whose value a config gets where post and the target both changed it.
+        keep_remote_code_of_target: let the target's configs name code, and copy its own Python files.
+        target_tokenizer: the folder of the target's tokenizer, if it does not lie beside the weights: rows of
+            embeddings are matched by token.
+        registry: where a bare ``org/name`` lies: a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else
+            the Hub.
         force: apply although the target is not kin; recorded in the provenance.
         overwrite: replace a finished ``out``.
         threads: tasks at a time; by default as many as there are processors.
@@ -111,6 +136,7 @@ def apply(
         NotFiniteError: a value of the target or of the result is NaN or infinite.
         DestinationError: ``out`` exists, or is being written to.
         StorageError: the disk is full or fails.
+        RegistryError: a delta can't be had from its registry.
     """
     rules, progress, threads = rules or Rules(), progress or Progress(), workers(threads, memory)
     weight_map = weight_map or WeightMap()
@@ -119,25 +145,46 @@ def apply(
     if not summands:
         raise OptionError("no delta to apply")
     model = open_checkpoint(target)
-    packages = [open_package(Path(summand.delta)) for summand in summands]
-    matches = preflight(model, packages, rules)
+    packages = [open_package(locate_delta(summand.delta, registry, progress=progress)) for summand in summands]
+    added = [number for number, summand in enumerate(summands) if summand.weight > 0]
+    choice = choose(
+        model,
+        [packages[number] for number in added],
+        companions,
+        keep_remote_code_of_target=keep_remote_code_of_target,
+    )
+    tokenizer = tokenizer_folder(target_tokenizer, model)
+    weights = Weights(tuple(summand.weight for summand in summands), weight_map)
+    leader = None if choice.tokenizer_of is None else added[choice.tokenizer_of]
+    logical = logical_model(model)
+    in_fp8 = keeps_fp8(logical, dtype)
+    if in_fp8:
+        choice = replace(choice, own={**choice.own, **quantization_files(model)})
+    fit = preflight(logical, packages, rules, Placer(tokenizer, packages, leader), weights, in_fp8)
     applied = [
-        check_lineage(model, package, summand.weight, found, force)
-        for package, summand, found in zip(packages, summands, matches, strict=True)
+        check_lineage(fit, number, package, summand.weight, force)
+        for number, (package, summand) in enumerate(zip(packages, summands, strict=True))
     ]
-    sums = sums_of(applied, matches, weight_map)
-    plan = _plan(model, applied, sums, (weight_map, rules))
+    sums = sums_of(fit, applied, weights)
+    files = lay_out(model, fit.results, fit.beside)
+    plan = _plan(fit, files, applied, sums, (weight_map, rules))
     with Destination(Path(out), overwrite=overwrite) as destination:
         done = destination.resume(plan)
-        destination.check_space(sum(file.header.size for file in model.files))
+        destination.check_space(sum(file.size for file in files.values()))
         with io_errors("preparing the output files"):
-            for file in model.files:
-                _prepare(file, destination.result / file.name)
+            for file in files.values():
+                file.prepare(destination.result)
         done = {
             number: receipt
             for number, receipt in done.items()
-            if _still_there(receipt, plan.tasks[number], destination.result)
+            if out_digests(plan.tasks[number], destination.result) == receipt.outcome["tensors"]
         }
+
+        def after(outcome: dict[str, Any]) -> None:
+            # Forced to disk while the workers compute, so that little is left to wait for at the end.
+            for name in outcome["files"]:
+                sync_file(destination.result / name)
+
         outcomes = execute(
             plan,
             lambda task, advance: run_apply_task(task, destination.result, advance),
@@ -146,68 +193,62 @@ def apply(
             threads,
             progress,
             "applying",
-            # Forced to disk while the workers compute, so that little is left to wait for at the end.
-            lambda outcome: sync_file(destination.result / outcome["file"]),
+            after,
         )
         _refuse_not_finite(outcomes)
         digests = {name: digest for outcome in outcomes for name, digest in outcome["tensors"].items()}
-        omissions = tuple(dict.fromkeys(omission for found in matches for omission in found.omissions))
-        is_post = _is_post(applied, matches, digests)
+        is_post, lost = _is_post(applied, fit, digests), requantization(outcomes)
         with io_errors("writing the companion files"):
-            for name, path in companions(model).items():
-                (destination.result / name).parent.mkdir(exist_ok=True)
-                write_file(destination.result / name, read_companion(path))
+            readiness = make_ready(choice, destination.result, prefer=prefer, settled=fit.settled, is_post=is_post)
             if model.index is not None:
-                write_file(destination.result / INDEX, read_companion((model.folder / INDEX).resolve()))
-            provenance = _provenance(model, applied, weight_map, rules, omissions, digests, is_post)
+                index = index_text(model, list(files.values()), fit.results) or read_companion(
+                    (model.folder / INDEX).resolve()
+                )
+                write_file(destination.result / INDEX, index)
+            provenance = _provenance(fit, applied, weight_map, rules, digests, is_post)
+            provenance["companions"] = readiness.to_json()
+            provenance["requantization"] = lost and lost.to_json()
             write_file(destination.result / PROVENANCE_NAME, jsontext.pretty(provenance))
+            card = result_card(provenance, [delta.package.manifest for delta in applied], readiness.lines())
+            write_file(destination.result / CARD_NAME, card.encode())
         destination.commit()
     return ApplyReport(
         out=Path(out),
         target=model.source.name,
         deltas=tuple(applied),
-        nbytes=sum(file.header.size for file in model.files),
+        nbytes=sum(file.size for file in files.values()),
         is_post=is_post,
         changed_tensors=len(sums),
-        kept_tensors=len(model.tensors) - len(sums),
-        omissions=omissions,
+        kept_tensors=len(logical.tensors) + len(fit.ties) - len(sums),
+        readiness=readiness,
+        omissions=fit.omissions,
+        notes=fit.notes,
+        requantization=lost,
         resumed_tasks=len(done),
     )
 
 
 def _plan(
-    target: Checkpoint,
+    fit: Fit,
+    files: Mapping[str, OutputFile],
     applied: Sequence[AppliedDelta],
     sums: dict[str, list[dict[str, Any]]],
     options: tuple[WeightMap, Rules],
 ) -> Plan:
     weight_map, rules = options
-    tasks: list[dict[str, Any]] = []
-
-    def size(span: TensorSpan) -> int:
-        return span.nbytes
-
-    for file in target.files:
-        for group in cut(file.header.tensors, size, target.nbytes):
-            tensors = [
-                {
-                    "name": span.name,
-                    "dtype": span.dtype,
-                    "elements": span.elements,
-                    "start": span.start,
-                    "nbytes": span.nbytes,
-                    "deltas": sums.get(span.name, []),
-                }
-                for span in group
-            ]
-            tasks.append(
-                {
-                    "bytes": sum(span.nbytes for span in group),
-                    "source": str(file.path),
-                    "file": file.name,
-                    "tensors": tensors,
-                }
-            )
+    target, results = fit.target.checkpoint, fit.results
+    places = {
+        name: {"name": name, "file": file.name, "start": start, "nbytes": results[name].nbytes}
+        for file in files.values()
+        for name, start in file.starts.items()
+    }
+    scales = {fit.tensor(name).view["scale"]["name"] for name in {*sums, *fit.placed} if fit.in_fp8(name)}
+    tasks = []
+    for file in files.values():
+        names = [name for name in file.starts if name not in scales]  # those are written with their weights
+        for group in cut(names, lambda name: results[name].nbytes, target.nbytes):
+            tensors = [_task_tensor(name, fit, places, sums.get(name, [])) for name in group]
+            tasks.append({"bytes": sum(tensor["nbytes"] for tensor in tensors), "tensors": tensors})
     return Plan(
         kind="apply",
         inputs=(*(file.identity() for file in target.files), *(delta.package.digest for delta in applied)),
@@ -221,28 +262,27 @@ def _plan(
     )
 
 
-def _prepare(file: WeightFile, path: Path) -> None:
-    """Make an output file at its final size, with the target's own header: order, metadata and padding are kept.
-
-    Of an interrupted run's file only what receipts prove is believed, so the header is written again.
-    """
-    allocate(path, file.header.size)
-    header = np.empty(file.header.data_start, np.uint8)
-    source = open_regular(file.path, CheckpointError)
-    output = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        read_exactly(source, header, 0, CheckpointError, str(file.path))
-        write_exactly(output, header, 0)
-    finally:
-        os.close(source)
-        os.close(output)
-
-
-def _still_there(receipt: Receipt, task: dict[str, Any], result: Path) -> bool:
-    """Whether the tensors that a receipt of an interrupted run speaks of are still there, to the byte."""
-    path, promised = str(result / task["file"]), receipt.outcome["tensors"]
-    with Descriptors(CheckpointError) as files:
-        return all(tensor_digest(path, tensor, files) == promised.get(tensor["name"]) for tensor in task["tensors"])
+def _task_tensor(
+    name: str, fit: Fit, places: Mapping[str, dict[str, Any]], deltas: list[dict[str, Any]]
+) -> dict[str, Any]:
+    tensor, placed = fit.source(name, summed=bool(deltas)), fit.placed.get(name)
+    arranged = tensor.arrange(placed.start if placed else None)
+    task: dict[str, Any] = {
+        "name": name,
+        "dtype": tensor.dtype,
+        "elements": arranged.elements,
+        "nbytes": arranged.nbytes,
+        "view": arranged.view,
+        "out": [places[name]],
+        "deltas": deltas,
+    }
+    if placed and deltas:
+        task["rows"] = math.prod(tensor.shape[1:])
+    if fit.in_fp8(name) and (deltas or placed):
+        scale = tensor.view["scale"]
+        task["out"] = [places[name], places[scale["name"]]]
+        task["quantized"] = {"grid": tensor.view["grid"], "scale": scale["dtype"]}
+    return task
 
 
 def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
@@ -259,36 +299,39 @@ def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
         )
 
 
-def _is_post(applied: Sequence[AppliedDelta], matches: Sequence[Match], digests: dict[str, str]) -> bool:
-    """Whether every tensor of the delta came out as post's own, by its digest."""
+def _is_post(applied: Sequence[AppliedDelta], fit: Fit, digests: dict[str, str]) -> bool:
+    """Whether every tensor of the delta came out as post's own, by its digest, and post has no others."""
     if len(applied) != 1:
         return False
-    records, pairs = applied[0].package.records, matches[0].pairs
+    records, pairs = applied[0].package.records, fit.matches[0].pairs
+    if any(omission.reason == SKIPPED for omission in applied[0].package.manifest.omissions):
+        return False
     return len(pairs) == len(records) and all(
         digests[ours] == records[theirs].post_sha256 for ours, theirs in pairs.items()
     )
 
 
 def _provenance(
-    target: Checkpoint,
+    fit: Fit,
     applied: Sequence[AppliedDelta],
     weight_map: WeightMap,
     rules: Rules,
-    omissions: Sequence[tuple[str, str, str]],
     digests: dict[str, str],
     is_post: bool,
 ) -> dict[str, Any]:
     """Return what the result is made of. No time and no path: equal inputs give an equal file."""
+    source = fit.target.checkpoint.source
     return {
         "format": "paramdelta-provenance",
         "format_version": 1,
         "created_by": __about__.CREATED_BY,
-        "target": {"name": target.source.name, "commit": target.source.commit},
+        "target": {"name": source.name, "commit": source.commit},
         "deltas": [delta.to_json() for delta in applied],
         "weight_map": [{"pattern": pattern, "factor": factor} for pattern, factor in weight_map.rules],
         "renames": [{"pattern": pattern, "replacement": new} for pattern, new in rules.renames],
         "skips": list(rules.skips),
-        "omissions": [{"name": name, "side": side, "reason": reason} for name, side, reason in omissions],
+        "omissions": [{"name": name, "side": side, "reason": reason} for name, side, reason in fit.omissions],
+        "notes": list(fit.notes),
         "is_post": is_post,
-        "tensors": {name: digests[name] for name in target.tensors},
+        "tensors": {name: digests[name] for name in fit.results},
     }

@@ -1,9 +1,10 @@
 """The tasks of an extraction: encode a group of tensors to one delta shard, or digest one source file.
 
-A task is JSON (see :mod:`paramdelta_hub.work.plan`)::
+A task is JSON (see :mod:`paramdelta_hub.work.plan`), with views as in :mod:`paramdelta_hub.checkpoints.views`; what
+``record`` holds goes to the manifest as it is::
 
     {"kind": "encode", "bytes": …, "piece": "000001.safetensors",
-     "tensors": [{"name", "post_name", "dtype", "shape", "nbytes", "base": [file, start], "post": [file, start]}, …]}
+     "tensors": [{"name", "dtype", "shape", "nbytes", "base": view, "post": view, "record": {…}}, …]}
     {"kind": "digest", "bytes": …, "file": …}
 """
 
@@ -20,14 +21,15 @@ from numpy.typing import NDArray
 
 from paramdelta_hub.arithmetic import FLOATS, Bits, Workspace
 from paramdelta_hub.buffers import scratch
+from paramdelta_hub.checkpoints.views import open_view
 from paramdelta_hub.codecs import ZERO, Codec, candidates
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format.chunks import ChunkStats, DeltaChunk, NotFiniteChunkError, difference, encode_added
-from paramdelta_hub.format.durable import file_digest, read_exactly
+from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.headers import ITEM_SIZES
 from paramdelta_hub.format.payload import PayloadWriter, ShardWriter
 from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.operations.descriptors import Descriptors
 
 __all__ = ["run_extract_task"]
 
@@ -78,13 +80,14 @@ def run_extract_task(task: dict[str, Any], pieces: Path, advance: Callable[[int]
 
 def _feed(encoder: _Encoder, tensor: dict[str, Any], files: Descriptors, advance: Callable[[int], None]) -> None:
     """Read base and post chunk by chunk into this thread's buffers and hand them on."""
-    (base_file, base_start), (post_file, post_start) = tensor["base"], tensor["post"]
-    step = CHUNK_ELEMENTS * encoder.dtype.itemsize
+    base_values, post_values = open_view(tensor["base"], files), open_view(tensor["post"], files)
+    itemsize = encoder.dtype.itemsize
+    step = CHUNK_ELEMENTS * itemsize
     for start in range(0, tensor["nbytes"], step):
         length = min(step, tensor["nbytes"] - start)
         base, post = scratch("base", length, np.uint8), scratch("post", length, np.uint8)
-        read_exactly(files[base_file], base, base_start + start, CheckpointError, base_file)
-        read_exactly(files[post_file], post, post_start + start, CheckpointError, post_file)
+        base_values.read(start // itemsize, base)
+        post_values.read(start // itemsize, post)
         encoder.add(base, post)
         advance(2 * length)
 
@@ -166,8 +169,8 @@ class _Encoder:
             codec = self._codec.name
             nbytes, payload_digest = self._payload.finish()
         return {
+            **self._tensor["record"],
             "name": self._tensor["name"],
-            "post_name": self._tensor["post_name"],
             "dtype": self._tensor["dtype"],
             "shape": self._tensor["shape"],
             "effect": "add" if self._added else "replace",

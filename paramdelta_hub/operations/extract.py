@@ -15,13 +15,12 @@ from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.architecture import (
     describe_architecture,
     describe_source,
-    merge_patch,
-    quantization,
 )
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.lineage import pack_samples, sample
-from paramdelta_hub.checkpoints.pairing import Match, Rules, match
-from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
+from paramdelta_hub.checkpoints.pairing import Rules
+from paramdelta_hub.errors import CheckpointError, Mismatch, NotFiniteError, OptionError
+from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.durable import file_digest, io_errors, sync_file, write_file
 from paramdelta_hub.format.manifest import (
     LINEAGE_NAME,
@@ -33,13 +32,16 @@ from paramdelta_hub.format.manifest import (
     Manifest,
     Omission,
     Rename,
+    Rows,
     TensorRecord,
     parse_manifest,
     shard_name,
 )
 from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
+from paramdelta_hub.operations.differences import Differences, pair_up, tokenizer_folder
 from paramdelta_hub.operations.encoding import run_extract_task
 from paramdelta_hub.operations.execution import execute, workers
+from paramdelta_hub.operations.readiness import check_packable, config_changes, pack
 from paramdelta_hub.work.destination import Destination
 from paramdelta_hub.work.plan import Plan, Receipt, cut
 from paramdelta_hub.work.progress import Progress
@@ -56,10 +58,12 @@ class ExtractReport:
     """sha256 of the manifest."""
     manifest: Manifest
     nbytes: int
-    """Size of the package's shards and lineage file."""
+    """Size of the package without its manifest."""
     model_nbytes: int
     """Size of post's tensors."""
     resumed_tasks: int
+    notes: tuple[str, ...] = ()
+    """What became of ties, of rows that have no like in base, and of tensors that are carried whole."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable report."""
@@ -74,6 +78,8 @@ class ExtractReport:
             "tensors": len(self.manifest.tensors),
             "exactness": self.manifest.exactness.model_dump(mode="json"),
             "omissions": [omission.model_dump(mode="json") for omission in self.manifest.omissions],
+            "notes": list(self.notes),
+            "companions": [file.path for file in self.manifest.companions],
             "resumed_tasks": self.resumed_tasks,
         }
 
@@ -87,6 +93,8 @@ def extract(
     version: str = "1.0.0",
     license: str | None = None,  # noqa: A002 - the field's own name
     rules: Rules | None = None,
+    base_tokenizer: str | Path | None = None,
+    post_tokenizer: str | Path | None = None,
     hash_files: bool = False,
     overwrite: bool = False,
     threads: int | None = None,
@@ -105,7 +113,10 @@ def extract(
         name: what to call the delta; by default after post.
         version: its semantic version.
         license: an SPDX identifier or the Hub's licence name.
-        rules: renames (of post's tensors) and skips.
+        rules: renames (of post's tensors), skips, and which tensors that only post has are carried whole.
+        base_tokenizer: the folder of base's tokenizer, if it does not lie beside the weights: rows of embeddings are
+            matched by token.
+        post_tokenizer: the same for post.
         hash_files: record the sha256 of local weight files too, at the price of reading both models twice; files
             from the Hub have theirs, and every tensor always has.
         overwrite: replace a finished ``out``.
@@ -123,9 +134,16 @@ def extract(
     """
     rules, progress, threads = rules or Rules(), progress or Progress(), workers(threads, memory)
     base_model, post_model = open_checkpoint(base), open_checkpoint(post)
+    check_packable(base_model, post_model)
     labels = _labels(name or f"{post_model.source.name.rpartition('/')[2]}-delta", version, license)
-    pairs = _preflight(base_model, post_model, rules)
-    plan = _plan(base_model, post_model, pairs, rules, labels, hash_files)
+    differences = pair_up(
+        base_model,
+        post_model,
+        rules,
+        tokenizer_folder(base_tokenizer, base_model),
+        tokenizer_folder(post_tokenizer, post_model),
+    )
+    plan = _plan(base_model, post_model, differences, rules, labels, hash_files)
     with Destination(Path(out), overwrite=overwrite) as destination:
         done = destination.resume(plan)
         done = {number: receipt for number, receipt in done.items() if _still_there(receipt, destination.pieces)}
@@ -153,7 +171,7 @@ def extract(
         )
         _refuse_not_finite(outcomes)
         with io_errors("writing the package"):
-            manifest = _assemble(base_model, post_model, pairs, rules, outcomes, destination, labels)
+            manifest = _assemble(base_model, post_model, differences, rules, outcomes, destination, labels)
             text = manifest.to_json()
             manifest, digest = parse_manifest(text)  # what we write, we can read
             write_file(destination.result / MANIFEST_NAME, text)
@@ -165,6 +183,7 @@ def extract(
         nbytes=sum(file.size for file in manifest.files),
         model_nbytes=post_model.nbytes,
         resumed_tasks=len(done),
+        notes=differences.notes,
     )
 
 
@@ -177,43 +196,28 @@ def _labels(name: str, version: str, license_name: str | None) -> Labels:
         raise OptionError(what, remedy="versions are like 1.2.0 (semver.org)") from None
 
 
-def _preflight(base: Checkpoint, post: Checkpoint, rules: Rules) -> Match:
-    """Pair the two models' tensors, or raise with everything that does not fit."""
-    found = match(base.entries, post.entries, rules, ("base", "post"))
-    problems = [
-        Mismatch(side, "quantized", f"{checkpoint.source.path}: {how}")
-        for side, checkpoint in (("base", base), ("post", post))
-        if (how := quantization(checkpoint))
+def _plan(
+    base: Checkpoint, post: Checkpoint, differences: Differences, rules: Rules, labels: Labels, hash_files: bool
+) -> Plan:
+    tensors = [
+        {
+            "name": pair.name,
+            "dtype": pair.base.dtype,
+            "shape": list(pair.base.shape),
+            "itemsize": pair.base.itemsize,
+            "nbytes": pair.base.nbytes,
+            "base": pair.base.view,
+            "post": pair.post.view,
+            "record": {
+                "base_name": pair.base_name,
+                "post_name": pair.post_name,
+                "rows": None
+                if pair.runs is None
+                else {"base": pair.base_rows, "runs": [list(run) for run in pair.runs]},
+            },
+        }
+        for pair in differences.pairs
     ]
-    problems += found.mismatches
-    if problems:
-        remedy = "give models of one architecture and dtype, or map post's names with --rename, leave out with --skip"
-        if problems[0].kind == "quantized":
-            remedy = "use the 16- or 32-bit release of the model: a delta of quantized numbers means nothing"
-        raise MismatchError(
-            f"base and post differ in {len(problems)} way(s)", problems, where=str(post.source.path), remedy=remedy
-        )
-    if not found.pairs:
-        raise MismatchError("base and post have no tensor in common", where=str(post.source.path))
-    return found
-
-
-def _plan(base: Checkpoint, post: Checkpoint, pairs: Match, rules: Rules, labels: Labels, hash_files: bool) -> Plan:
-    tensors = []
-    for ours, theirs in pairs.pairs.items():
-        (base_file, base_span), (post_file, post_span) = base.tensors[ours], post.tensors[theirs]
-        tensors.append(
-            {
-                "name": ours,
-                "post_name": None if theirs == ours else theirs,
-                "dtype": base_span.dtype,
-                "shape": list(base_span.shape),
-                "itemsize": base_span.itemsize,
-                "nbytes": base_span.nbytes,
-                "base": [str(base_file.path), base_span.start],
-                "post": [str(post_file.path), post_span.start],
-            }
-        )
     tasks: list[dict[str, Any]] = [
         {
             "kind": "encode",
@@ -229,7 +233,12 @@ def _plan(base: Checkpoint, post: Checkpoint, pairs: Match, rules: Rules, labels
     return Plan(
         kind="extract",
         inputs=tuple(file.identity() for file in files.values()),
-        options={"labels": labels.model_dump(), "renames": rules.renames, "skips": rules.skips},
+        options={
+            "labels": labels.model_dump(),
+            "renames": rules.renames,
+            "skips": rules.skips,
+            "carries": rules.carries,
+        },
         tasks=tuple(tasks),
     )
 
@@ -260,7 +269,7 @@ def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
 def _assemble(
     base: Checkpoint,
     post: Checkpoint,
-    pairs: Match,
+    differences: Differences,
     rules: Rules,
     outcomes: list[dict[str, Any]],
     destination: Destination,
@@ -281,13 +290,12 @@ def _assemble(
             shard = shard_of[outcome["piece"]] if record["nbytes"] else None
             changes = {
                 "shape": tuple(record["shape"]),
+                "rows": record["rows"] and _rows(record["rows"]),
                 "codec": CodecRecord(name=record["codec"], parameters={}),
                 "shard": shard,
             }
             records.append(TensorRecord(**{**record, **changes}))
-    lineage = _write_lineage(base, pairs, destination.result)
-    configs = [(base.read_json(file), post.read_json(file)) for file in ("config.json", "generation_config.json")]
-    patches = [None if old is None or new is None else merge_patch(old, new) for old, new in configs]
+    lineage = _write_lineage(differences, destination.result)
     return Manifest(
         format="paramdelta",
         format_version=1,
@@ -305,26 +313,31 @@ def _assemble(
             remainders=sum(record.remainders for record in records),
             exceptions=sum(record.exceptions for record in records),
         ),
-        config_patch=patches[0],
-        generation_config_patch=patches[1],
+        configs=config_changes(base, post),
+        given_up=dict(sorted(differences.given_up.items(), key=lambda token: token[1])),
         renames=tuple(Rename(pattern=pattern, replacement=new) for pattern, new in rules.renames),
         omissions=tuple(
             Omission.model_validate({"name": name, "side": side, "reason": reason})
-            for name, side, reason in pairs.omissions
+            for name, side, reason in differences.omissions
         ),
         shards=tuple(shards),
         lineage=lineage,
-        companions=(),
+        companions=pack(post, destination.result),
         tensors=tuple(records),
     )
 
 
-def _write_lineage(base: Checkpoint, pairs: Match, folder: Path) -> FileRecord:
-    samples = {}
-    for name in pairs.pairs:
-        file, span = base.tensors[name]
-        if span.dtype in FLOATS and span.elements:
-            samples[name] = (span.dtype, sample(name, file, span))
+def _rows(value: dict[str, Any]) -> Rows:
+    return Rows(base=value["base"], runs=tuple(tuple(run) for run in value["runs"]))
+
+
+def _write_lineage(differences: Differences, folder: Path) -> FileRecord:
+    with Descriptors(CheckpointError) as files:
+        samples = {
+            pair.name: (pair.base.dtype, sample(pair.name, pair.base, files))
+            for pair in differences.pairs
+            if pair.base.dtype in FLOATS and pair.base.elements
+        }
     write_file(folder / LINEAGE_NAME, pack_samples(samples))
     digest, size = file_digest(folder / LINEAGE_NAME)
     return FileRecord(path=LINEAGE_NAME, size=size, sha256=digest)

@@ -9,6 +9,7 @@ from typing import Any
 
 from paramdelta_hub.format.manifest import Manifest, TensorRecord
 from paramdelta_hub.format.package import open_package
+from paramdelta_hub.registry.locate import locate_delta
 
 __all__ = ["InspectReport", "inspect"]
 
@@ -53,6 +54,8 @@ class InspectReport:
             "tensors": len(manifest.tensors),
             "unchanged_tensors": sum(not tensor.changed for tensor in manifest.tensors),
             "omissions": [omission.model_dump(mode="json") for omission in manifest.omissions],
+            "companions": [file.model_dump(mode="json") for file in manifest.companions],
+            "configs": {name: change.model_dump(mode="json") for name, change in manifest.configs.items()},
             "bytes": self.nbytes,
             "model_bytes": self.model_nbytes,
             "ratio": self.nbytes / self.model_nbytes if self.model_nbytes else None,
@@ -74,11 +77,15 @@ def relative_change(tensor: TensorRecord) -> float:
     return tensor.delta_norm / tensor.base_norm if tensor.base_norm else float("inf")
 
 
-def inspect(delta: str | Path) -> InspectReport:
-    """Describe the package in the folder ``delta`` without reading its weights.
+def inspect(delta: str | Path, *, registry: str | Path | None = None) -> InspectReport:
+    """Describe the package ``delta``, a folder or ``org/name[@version]`` in a registry, without fetching its weights.
+
+    A bare ``org/name`` lies in ``registry``, a folder or a bucket; by default in what PARAMDELTA_REGISTRY names, else
+    on the Hub.
 
     Raises:
         PackageError: not a package, or a manifest that breaks the format.
+        RegistryError: the delta can't be had from its registry.
     """
-    package = open_package(Path(delta))
+    package = open_package(locate_delta(delta, registry, part="manifest"))
     return InspectReport(package.path, package.digest, package.manifest)

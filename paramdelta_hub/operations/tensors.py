@@ -11,11 +11,11 @@ import numpy as np
 
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.operations.adding import Payload
-from paramdelta_hub.operations.descriptors import Descriptors
 from paramdelta_hub.operations.summands import summand_of
 
 if TYPE_CHECKING:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
+from paramdelta_hub.checkpoints.logical import logical_model
+from paramdelta_hub.checkpoints.views import View
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
+from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import DEFAULT_MEMORY
-from paramdelta_hub.operations.adding import ChunkAdder, read_chunks, tensor_digest
-from paramdelta_hub.operations.descriptors import Descriptors
+from paramdelta_hub.operations.adding import ChunkAdder
+from paramdelta_hub.operations.applying import read_chunks, view_digest
 from paramdelta_hub.operations.execution import workers
 from paramdelta_hub.operations.summands import summand_of
+from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.work.plan import cut
 from paramdelta_hub.work.progress import Progress
 from paramdelta_hub.work.threads import Stop, run_tasks
@@ -63,6 +64,7 @@ def verify(
     *,
     base: str | Path | None = None,
     post: str | Path | None = None,
+    registry: str | Path | None = None,
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: Progress | None = None,
@@ -73,9 +75,11 @@ def verify(
     complete, since the manifest holds the digests of post's tensors.
 
     Args:
-        delta: the package's folder.
+        delta: the package's folder, or ``org/name[@version]`` in a registry.
         base: the model it was taken from: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
         post: the model it leads to, likewise.
+        registry: where a bare ``org/name`` lies: a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else
+            the Hub.
         threads: tasks at a time; by default as many as there are processors.
         memory: bytes that all buffers together may take.
         progress: told how far the work is.
@@ -85,9 +89,10 @@ def verify(
         MismatchError: ``base`` or ``post`` is another model than the delta's.
         VerificationError: all is whole and right, and yet the sum is not post.
         CheckpointError: a model can't be read.
+        RegistryError: the delta can't be had from its registry.
     """
     threads, progress = workers(threads, memory), progress or Progress()
-    package = open_package(Path(delta))
+    package = open_package(locate_delta(delta, registry, progress=progress))
     progress.start("checking files", sum(file.size for file in package.manifest.files))
     try:
         package.check_files(progress.advance)
@@ -155,28 +160,28 @@ def _runs(record: TensorRecord) -> list[slice]:
 def _sum_tasks(package: Package, base: Checkpoint | None, starts: dict[str, int]) -> list[dict[str, Any]]:
     """Cut the work: every tensor of the delta with its payload, and where base's values lie if there is a base."""
     records = package.manifest.tensors
-    places = _locate(base, {record.name: record.name for record in records}, records, "base") if base else {}
+    names = {record.name: record.base_name or record.name for record in records}
+    views = _views(base, names, records, "base") if base else {}
     tensors = []
     for record in records:
         weight_one = [summand_of(record, 1.0, package.path, starts)] if record.shard or record.effect == "add" else []
-        tensors.append(_tensor(record, places.get(record.name, (None, 0)), weight_one))
+        tensors.append(_tensor(record, views.get(record.name), weight_one))
     return _group(tensors)
 
 
 def _post_tasks(package: Package, post: Checkpoint) -> list[dict[str, Any]]:
     names = {record.name: record.post_name or record.name for record in package.manifest.tensors}
-    places = _locate(post, names, package.manifest.tensors, "post")
-    return _group([_tensor(record, places[record.name], []) for record in package.manifest.tensors])
+    views = _views(post, names, package.manifest.tensors, "post")
+    return _group([_tensor(record, views[record.name], []) for record in package.manifest.tensors])
 
 
-def _tensor(record: TensorRecord, source: tuple[str | None, int], deltas: list[dict[str, Any]]) -> dict[str, Any]:
+def _tensor(record: TensorRecord, view: View | None, deltas: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "name": record.name,
         "dtype": record.dtype,
         "elements": record.elements,
         "nbytes": record.elements * record.itemsize,
-        "source": source[0],
-        "start": source[1],
+        "view": view,
         "deltas": deltas,
     }
 
@@ -189,28 +194,31 @@ def _group(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"bytes": sum(map(size, group)), "tensors": group} for group in groups]
 
 
-def _locate(
-    model: Checkpoint, names: Mapping[str, str], records: Sequence[TensorRecord], side: str
-) -> dict[str, tuple[str, int]]:
-    """Return every tensor's file and place in the model, which must have it with the record's dtype and shape.
+def _views(model: Checkpoint, names: Mapping[str, str], records: Sequence[TensorRecord], side: str) -> dict[str, View]:
+    """Return how to read every tensor of the delta in the model, in post's row order.
 
     Raises:
-        MismatchError: some are missing or other; all of them are listed.
+        MismatchError: some are missing, or of another dtype or shape; all of them are listed.
     """
-    places, problems = {}, []
+    views, problems = {}, []
+    tensors = logical_model(model).tensors
     for record in records:
         name = names[record.name]
-        if name not in model.tensors:
+        if side == "base" and record.rows and not record.rows.base:
+            continue  # base has none, and is read as zeros
+        if name not in tensors:
             problems.append(Mismatch(record.name, "missing", f"{side} has it, the model given does not"))
             continue
-        file, span = model.tensors[name]
-        if (span.dtype, span.shape) != (record.dtype, record.shape):
-            ours, theirs = f"{record.dtype} {list(record.shape)}", f"{span.dtype} {list(span.shape)}"
+        tensor = tensors[name]
+        shape = (record.rows.base, *record.shape[1:]) if record.rows and side == "base" else record.shape
+        if (tensor.dtype, tensor.shape) != (record.dtype, shape):
+            ours, theirs = f"{record.dtype} {list(shape)}", f"{tensor.dtype} {list(tensor.shape)}"
             problems.append(Mismatch(record.name, "shape", f"{side} has {ours}, the model given has {theirs}"))
-        places[record.name] = (str(file.path), span.start)
+            continue
+        views[record.name] = tensor.arrange(record.runs if side == "base" else None).view
     if problems:
         raise MismatchError(f"not the {side} of this delta", problems, where=str(model.source.path))
-    return places
+    return views
 
 
 def _run(
@@ -245,7 +253,7 @@ def _sum_task(task: dict[str, Any], advance: Callable[[int], None]) -> dict[str,
         for tensor in task["tensors"]:
             adder = ChunkAdder(tensor, shards)
             before, after = hashlib.sha256(), hashlib.sha256()
-            for values in _values(tensor, sources):
+            for values in read_chunks(tensor, sources):
                 before.update(values.data)
                 after.update(adder.add(values).data)
                 advance(values.size)
@@ -256,14 +264,4 @@ def _sum_task(task: dict[str, Any], advance: Callable[[int], None]) -> dict[str,
 
 def _digest_task(task: dict[str, Any], advance: Callable[[int], None]) -> dict[str, tuple[str, str]]:
     with Descriptors(CheckpointError) as sources:
-        return {
-            tensor["name"]: (tensor_digest(tensor["source"], tensor, sources, advance), "")
-            for tensor in task["tensors"]
-        }
-
-
-def _values(tensor: dict[str, Any], sources: Descriptors) -> Iterator[NDArray[np.uint8]]:
-    for values, _ in read_chunks(tensor["source"], tensor, sources):
-        if tensor["source"] is None:
-            values[:] = 0
-        yield values
+        return {tensor["name"]: (view_digest(tensor, sources, advance), "") for tensor in task["tensors"]}

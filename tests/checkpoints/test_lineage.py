@@ -11,7 +11,9 @@ import torch
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.lineage import Kinship, compare, pack_samples, sample, sample_runs, unpack_samples
-from paramdelta_hub.errors import PackageError
+from paramdelta_hub.checkpoints.logical import logical_model
+from paramdelta_hub.errors import CheckpointError, PackageError
+from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.limits import KIN_CORRELATION, LINEAGE_RUN_LENGTH, LINEAGE_RUNS
 from tests.models import TORCH, raw, tuned, weights, write_model
 
@@ -38,16 +40,16 @@ def test_the_draw_is_part_of_the_format() -> None:
 
 
 def samples(model: Path) -> dict[str, tuple[str, np.ndarray]]:
-    opened = open_checkpoint(model)
-    return {
-        name: (span.dtype, sample(name, file, span))
-        for name, (file, span) in opened.tensors.items()
-        if span.dtype in TORCH and span.elements
-    }
+    with Descriptors(CheckpointError) as files:
+        return {
+            name: (tensor.dtype, sample(name, tensor, files))
+            for name, tensor in logical_model(open_checkpoint(model)).tensors.items()
+            if tensor.dtype in TORCH and tensor.elements
+        }
 
 
 def kinship(base: Path, target: Path) -> Kinship:
-    return compare(samples(base), open_checkpoint(target).tensors)
+    return compare(samples(base), logical_model(open_checkpoint(target)).tensors)
 
 
 def test_samples_are_the_tensors_values(tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_tiny_and_constant_models_are_kin_to_themselves_alone(tmp_path: Path) ->
     write_model(tmp_path / "other", {"w": torch.ones(3) * 2})
     assert kinship(tmp_path / "base", tmp_path / "base").is_kin
     assert not kinship(tmp_path / "base", tmp_path / "other").is_kin
-    assert not compare({}, open_checkpoint(tmp_path / "base").tensors).is_kin
+    assert not compare({}, logical_model(open_checkpoint(tmp_path / "base")).tensors).is_kin
 
 
 def test_correlation_is_pearsons(tmp_path: Path) -> None:

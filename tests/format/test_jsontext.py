@@ -151,3 +151,13 @@ def test_any_bytes_are_parsed_or_refused(text: bytes) -> None:
     except PackageError:
         return
     jsontext.compact(value)
+
+
+def test_long_integers_where_people_write_them() -> None:
+    """transformers' "no limit": not in manifests, but in the settings of nearly every tokenizer."""
+    text = b'{"model_max_length": 1000000000000000019884624838656}'
+    assert jsontext.parse(text, long_integers=True) == {"model_max_length": 1000000000000000019884624838656}
+    with pytest.raises(PackageError, match="more than 64 bits"):
+        jsontext.parse(text)
+    with pytest.raises(PackageError, match="more than 40 digits"):
+        jsontext.parse(b"1" * 41, long_integers=True)

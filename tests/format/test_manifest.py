@@ -61,7 +61,7 @@ def parent(value: Any, path: tuple[Any, ...]) -> Any:
     return value
 
 
-FREE_FORM = ("config_patch", "generation_config_patch", "dtypes")
+FREE_FORM = ("configs", "dtypes", "given_up")
 
 
 def test_an_unknown_field_anywhere(value: dict[str, Any]) -> None:
@@ -138,6 +138,17 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "lineage and shard the same": (lambda m: m["lineage"].update(path=m["shards"][0]["path"]), "collide"),
     "companion outside": (lambda m: m["companions"].append({"path": "x.json", "size": 1, "sha256": "0" * 64}),
     "companions/"),
+    "code as a companion": (lambda m: m["companions"].append({**m["lineage"], "path": "companions/x.py"}),
+    "none of .json"),
+    "a config of another name": (lambda m: m["configs"].update({"x.json": {"patch": {}, "reverse": {}}}), "configs"),
+    "a config that names code": (lambda m: m["configs"].update({"config.json": {
+        "patch": {"a": [{"auto_map": {}}]}, "reverse": {"a": 1}}}), "names code"),
+    "a config that names code in base": (lambda m: m["configs"].update({"config.json": {
+        "patch": {"custom_pipelines": {}}, "reverse": {"custom_pipelines": 1}}}), "names code"),
+    "a config that can't be undone": (lambda m: m["configs"].update({"config.json": {
+        "patch": {"a": 1}, "reverse": {}}}), "different keys"),
+    "a config with a key that moves cursors": (lambda m: m["configs"].update({"config.json": {
+        "patch": {"a": {"\x1b[2J": 1}}, "reverse": {"a": 1}}}), "control characters"),
     "zero with a payload": (lambda m: m["tensors"][0]["codec"].update(name="zero"), "zero|payload"),
     "unknown codec": (lambda m: m["tensors"][0]["codec"].update(name="int4"), "unknown codec"),
     "codec parameters": (lambda m: m["tensors"][0]["codec"].update(parameters={"level": 3}), "no parameters"),
@@ -212,10 +223,10 @@ def test_several_problems_are_listed_at_once(value: dict[str, Any]) -> None:
 def test_duplicate_keys_nan_and_depth(text: bytes) -> None:
     for damaged, match in (
         (text.replace(b'"license": null', b'"license": null, "license": "mit"'), "stands twice"),
-        (text.replace(b'"config_patch": {}', b'"config_patch": {"a": NaN}'), "NaN"),
-        (text.replace(b'"config_patch": {}', b'"config_patch": {"a": 1e999}'), "overflows"),
-        (text.replace(b'"config_patch": {}', b'"config_patch": {"a": %s}' % (b"[" * 40 + b"]" * 40)), "nested deeper"),
-        (text.replace(b'"config_patch": {}', b'"config_patch": {"a": "\\ud800"}'), "surrogate"),
+        (text.replace(b'"patch": {}', b'"patch": {"a": NaN}'), "NaN"),
+        (text.replace(b'"patch": {}', b'"patch": {"a": 1e999}'), "overflows"),
+        (text.replace(b'"patch": {}', b'"patch": {"a": %s}' % (b"[" * 40 + b"]" * 40)), "nested deeper"),
+        (text.replace(b'"patch": {}', b'"patch": {"a": "\\ud800"}'), "surrogate"),
     ):
         assert damaged != text
         with pytest.raises(PackageError, match=match):

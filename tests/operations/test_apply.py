@@ -128,9 +128,9 @@ def test_the_same_delta_twice_is_two_sums(tmp_path: Path) -> None:
 
 def test_exceptions_are_for_base_alone(tmp_path: Path, dtype_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk that is base's own gives post, −0 and all; in a chunk with one other element the plain sum stands."""
-    from paramdelta_hub.operations import adding, encoding
+    from paramdelta_hub.operations import applying, encoding
 
-    for module in (chunks, adding, encoding):
+    for module in (chunks, applying, encoding):
         monkeypatch.setattr(module, "CHUNK_ELEMENTS", 256)
     base, post, _ = trio(44, TORCH[dtype_name], 1024)
     post[::100] = -0.0

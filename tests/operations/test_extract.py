@@ -21,7 +21,7 @@ from paramdelta_hub.format.chunks import Layout, NotFiniteChunkError, decode_add
 from paramdelta_hub.format.payload import ShardWriter, check_shard_header
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from paramdelta_hub.operations.adding import ChunkAdder
-from paramdelta_hub.operations.descriptors import Descriptors
+from paramdelta_hub.format.descriptors import Descriptors
 from tests.models import (
     TORCH,
     assert_same,
@@ -91,9 +91,9 @@ def test_sizes_around_chunks(tmp_path: Path, dtype_name: str, elements: int) -> 
 
 def test_chunks_without_change_before_and_after_a_changed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unchanged chunks are held back until one changes; with small chunks, all cases fit in a small tensor."""
-    from paramdelta_hub.operations import adding, encoding
+    from paramdelta_hub.operations import applying, encoding
 
-    for module in (chunks, adding, encoding):
+    for module in (chunks, applying, encoding):
         monkeypatch.setattr(module, "CHUNK_ELEMENTS", 64)
     base = torch.randn(64 * 6 + 5, generator=torch.Generator().manual_seed(0)).bfloat16()
     models: dict[str, torch.Tensor] = {}
@@ -319,14 +319,17 @@ def test_a_config_as_deep_as_may_be_read(tmp_path: Path, levels: int) -> None:
     pd.verify(tmp_path / "delta")
 
 
-def test_the_config_patch_makes_posts_config_of_bases(tmp_path: Path) -> None:
+def test_the_config_patches_lead_there_and_back(tmp_path: Path) -> None:
     base = weights(1)
     old = {"a": 1, "b": {"c": 2, "d": [1]}, "gone": True, "same": "x"}
     new = {"a": 1, "b": {"c": 3, "d": [1, 2]}, "same": "x", "eos_token_id": [1, 2]}
     write_model(tmp_path / "base", base, config=old)
     write_model(tmp_path / "post", tuned(base, 2), config=new)
     manifest = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta").manifest
-    assert manifest.config_patch == {"b": {"c": 3, "d": [1, 2]}, "gone": None, "eos_token_id": [1, 2]}
+    change = manifest.configs["config.json"]
+    assert change.patch == {"b": {"c": 3, "d": [1, 2]}, "gone": None, "eos_token_id": [1, 2]}
+    assert change.reverse == {"b": {"c": 2, "d": [1]}, "gone": True, "eos_token_id": None}
+    assert set(manifest.configs) == {"config.json"}
 
 
 def test_omissions_are_recorded(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""A model as arithmetic sees it: every tensor's logical dtype and shape, and the view that yields its values.
+
+Stored and logical tensors are mostly the same. Where they are not: 8-bit floats are read with their scales, as BF16,
+and the scales are no tensors of their own; a tied output head is the embedding (:mod:`.pairing`); a vocabulary may be
+arranged in another one's order (:mod:`.vocabulary`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from paramdelta_hub.arithmetic import FLOATS
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.pairing import Entry, Match
+from paramdelta_hub.checkpoints.quantization import find_scales, leftovers, refusal
+from paramdelta_hub.checkpoints.roles import vocabulary_tensors
+from paramdelta_hub.checkpoints.views import View, arranged, scaled, view_of
+from paramdelta_hub.format.headers import ITEM_SIZES
+from paramdelta_hub.format.runs import Run
+
+__all__ = ["LogicalModel", "LogicalTensor", "entries_of", "logical_model"]
+
+
+@dataclass(frozen=True)
+class LogicalTensor:
+    """One tensor: what it is, and how to read it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    view: View
+
+    @property
+    def elements(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return ITEM_SIZES[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return self.elements * self.itemsize
+
+    def arrange(self, runs: Sequence[Run] | None) -> LogicalTensor:
+        """Return the tensor with its rows in the order of ``runs``; itself where there is nothing to arrange."""
+        if runs is None:
+            return self
+        rows = sum(run.number for run in runs)
+        shape = (rows, *self.shape[1:])
+        return LogicalTensor(self.dtype, shape, arranged(self.view, runs, math.prod(self.shape[1:])))
+
+
+@dataclass(frozen=True)
+class LogicalModel:
+    """Every logical tensor by name, in the checkpoint's order, and the stored tensors that are none."""
+
+    checkpoint: Checkpoint
+    tensors: dict[str, LogicalTensor]
+    omissions: tuple[tuple[str, str], ...]
+    """(name, reason)"""
+    refused: str | None
+    """Why no sums can be made of these numbers, in a sentence; None if they can."""
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Every tensor as pairing sees it."""
+        return entries_of({name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()})
+
+    def tensor(self, name: str, found: Match, side: str) -> LogicalTensor:
+        """Return the tensor that a match calls ``name``: by a tie it may be the embedding."""
+        tied_side, embedding = found.ties.get(name, ("", name))
+        return self.tensors[embedding if tied_side == side else name]
+
+
+def logical_model(checkpoint: Checkpoint) -> LogicalModel:
+    """Return the logical tensors of a model; nothing is read but its headers, which are there already.
+
+    Raises:
+        CheckpointError: an 8-bit weight whose scale does not fit it.
+    """
+    refused = refusal(checkpoint)
+    quantized = {} if refused else find_scales(checkpoint)
+    aside = leftovers(checkpoint, quantized)
+    tensors = {}
+    for name, (file, span) in checkpoint.tensors.items():
+        view = view_of(file, span)
+        if name in quantized:
+            its = quantized[name]
+            view = scaled(view, view_of(*checkpoint.tensors[its.scale]), its.scale, its.grid)
+        if name not in aside:
+            tensors[name] = LogicalTensor("BF16" if name in quantized else span.dtype, span.shape, view)
+    return LogicalModel(checkpoint, tensors, tuple(aside.items()), refused)
+
+
+def entries_of(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:
+    """Return tensors (dtype, shape) as pairing sees them: which of them have the vocabulary as their first axis."""
+    entries = {name: Entry(dtype, shape) for name, (dtype, shape) in tensors.items()}
+    for name in vocabulary_tensors(entries):
+        if entries[name].dtype in FLOATS:
+            entries[name] = replace(entries[name], vocabulary=True)
+    return entries

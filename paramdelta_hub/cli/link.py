@@ -1,0 +1,62 @@
+"""``pd-link``."""
+
+from __future__ import annotations
+
+import click
+
+from paramdelta_hub.cli.common import command, emit
+from paramdelta_hub.operations.registries import link as run
+from paramdelta_hub.registry.links import Linked, Role
+
+__all__ = ["link"]
+
+_EXAMPLES = """
+pd-link org/delta org/base-instruct --dry-run
+pd-link org/delta org/base-instruct
+pd-link org/delta me/new-base-instruct --as result --create-pr
+"""
+
+
+@command(examples=_EXAMPLES)
+@click.argument("delta")
+@click.argument("model")
+@click.option(
+    "--as",
+    "role",
+    type=click.Choice(["base", "post", "result"]),
+    help="What MODEL is to DELTA [default: as DELTA's manifest says].",
+)
+@click.option("--dry-run", is_flag=True, help="Show the difference and change nothing.")
+@click.option(
+    "--create-pr/--direct",
+    "create_pr",
+    default=None,
+    help="Propose it, or write it [default: write on repositories of your own].",
+)
+@click.option("--message", help="Message of the commit or pull request.")
+def link(
+    delta: str,
+    model: str,
+    role: Role | None,
+    dry_run: bool,
+    create_pr: bool | None,
+    message: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Name DELTA on the card of MODEL: its base, its post, or what it was applied to. Both are on the Hub.
+
+    Doing it again changes nothing.
+    """
+    linked = run(delta, model, role=role, create_pr=create_pr, dry_run=dry_run, message=message)
+    emit(linked.to_json(), _text(linked, dry_run), as_json=as_json, quiet=quiet)
+
+
+def _text(linked: Linked, dry_run: bool) -> str:
+    if not linked.changed:
+        return f"{linked.repo} names {linked.delta} already; nothing was done"
+    if linked.pull_request:
+        done = f"proposed: {linked.pull_request}"
+    else:
+        done = "nothing was changed (--dry-run)" if dry_run else f"{linked.repo} names {linked.delta}: {linked.commit}"
+    return f"{linked.diff.rstrip()}\n\n{done}"

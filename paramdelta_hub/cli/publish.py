@@ -1,0 +1,75 @@
+"""``pd-publish``."""
+
+from __future__ import annotations
+
+import click
+
+from paramdelta_hub.cli.common import Bars, command, emit, publish_options, registry_option
+from paramdelta_hub.operations.publish import publish as run
+from paramdelta_hub.registry.protocol import Published
+
+__all__ = ["publish", "published_json", "published_text"]
+
+_EXAMPLES = """
+pd-publish ./delta org/name
+pd-publish ./delta org/name --private --message "Better at code"
+pd-publish ./delta ./registry/org/name
+pd-publish ./delta org/name --registry s3://bucket/deltas
+"""
+
+
+@command(examples=_EXAMPLES)
+@click.argument("delta")
+@click.argument("repo")
+@click.option("--version", help="Must be the package's own, if given.")
+@registry_option
+@publish_options
+@click.option("--message", help="Message of the commit on the Hub.")
+def publish(
+    delta: str,
+    repo: str,
+    version: str | None,
+    registry: str | None,
+    private: bool,
+    create_pr: bool,
+    message: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Publish the package in the folder DELTA as a version of REPO, with its model card written anew.
+
+    REPO is org/name, or a folder or URL that ends so. A version once published is never replaced; the same content
+    again does nothing. What you wrote between the card's `yours` markers stays.
+    """
+    published = run(
+        delta,
+        repo,
+        version=version,
+        registry=registry,
+        private=private,
+        create_pr=create_pr,
+        message=message,
+        progress=Bars(quiet or as_json),
+    )
+    emit(published_json(published), published_text(published), as_json=as_json, quiet=quiet)
+
+
+def published_json(published: Published) -> dict[str, object]:
+    """Return the machine-readable report."""
+    return dict(vars(published))
+
+
+def published_text(published: Published) -> str:
+    """Return the report for people."""
+    name = f"{published.repo} {published.version}"
+    if published.pull_request:
+        lines = [f"{name} proposed: {published.pull_request}"]
+        lines.append("  it becomes a version when the request is merged, and published once more by an owner")
+    elif published.uploaded:
+        lines = [f"{name} published: {published.url}"]
+    else:
+        lines = [f"{name} is published already, with just this content; nothing was done: {published.url}"]
+    lines.append(f"  id        {published.id}")
+    if published.revision not in (published.id, published.version):
+        lines.append(f"  revision  {published.revision}")
+    return "\n".join(lines)

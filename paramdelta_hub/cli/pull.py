@@ -1,0 +1,52 @@
+"""``pd-pull``."""
+
+from __future__ import annotations
+
+import click
+
+from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option
+from paramdelta_hub.operations.registries import pull as run
+from paramdelta_hub.registry.protocol import Part, Pulled
+
+__all__ = ["pull"]
+
+_EXAMPLES = """
+pd-pull org/name
+pd-pull org/name@1.2.0 -o ./delta
+pd-pull ./registry/org/name@1.2.0 -o ./delta
+pd-pull org/name --registry s3://bucket/deltas --companions-only
+"""
+
+
+@command(examples=_EXAMPLES)
+@click.argument("delta")
+@click.option("-o", "--output", metavar="DIR", help="Folder of the copy [default: the registry's cache].")
+@click.option("--companions-only", is_flag=True, help="Only the manifest, the tokenizer, templates and settings.")
+@click.option("--manifest-only", is_flag=True, help="Only the manifest.")
+@registry_option
+def pull(
+    delta: str,
+    output: str | None,
+    companions_only: bool,
+    manifest_only: bool,
+    registry: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Fetch DELTA and check the size and sha256 of every file; a killed pull goes on when repeated.
+
+    DELTA is org/name[@version|@commit], or a folder or URL that ends so; without a version, the newest. What was
+    pulled is pinned in DIR/paramdelta.lock.
+    """
+    part: Part = "manifest" if manifest_only else "companions" if companions_only else "package"
+    pulled = run(delta, output, registry=registry, part=part, progress=Bars(quiet or as_json))
+    emit({**vars(pulled), "path": str(pulled.path)}, _text(pulled), as_json=as_json, quiet=quiet)
+
+
+def _text(pulled: Pulled) -> str:
+    lines = [f"{pulled.repo} {pulled.version} → {pulled.path}"]
+    lines.append(f"  fetched   {human_bytes(pulled.downloaded)}" if pulled.downloaded else "  fetched   nothing new")
+    lines.append(f"  id        {pulled.id}")
+    if pulled.revision not in (pulled.id, pulled.version):
+        lines.append(f"  revision  {pulled.revision}")
+    return "\n".join(lines)

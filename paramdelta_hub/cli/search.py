@@ -1,0 +1,59 @@
+"""``pd-search``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import click
+
+from paramdelta_hub.cli.common import command, emit, human_bytes, registry_option, table
+from paramdelta_hub.operations.registries import search as run
+from paramdelta_hub.registry.search import Found
+
+__all__ = ["search"]
+
+_EXAMPLES = """
+pd-search instruct
+pd-search --base org/new-base
+pd-search --base ./new-base --registry ./registry --json
+"""
+
+
+@command(examples=_EXAMPLES)
+@click.argument("query", required=False)
+@click.option("--base", metavar="MODEL", help="The model it is for: a folder or a Hub id; only headers are read.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Hits to show.")
+@click.option("--skip", type=click.IntRange(min=0), default=0, help="Hits to pass over, for the next page.")
+@registry_option
+def search(
+    query: str | None, base: str | None, limit: int, skip: int, registry: str | None, as_json: bool, quiet: bool
+) -> None:
+    """Find deltas by QUERY in their names and titles; with --base, say of each whether it fits that model.
+
+    `same base`: it leads to its post, bit for bit. `kin`: base descends from, or shares an ancestor with, its base.
+    `fits`: the architecture is the same; whether the weights are kin, pd-apply finds out.
+    """
+    hits = list(itertools.islice(run(query, base=base, registry=registry), skip, skip + limit + 1))
+    shown, more = hits[:limit], len(hits) > limit
+    next_page = skip + limit if more else None
+    report = {"hits": [hit.to_json() for hit in shown], "next_skip": next_page}
+    emit(report, _text(shown, base, next_page), as_json=as_json, quiet=quiet)
+
+
+def _text(hits: Sequence[Found], base: str | None, next_page: int | None) -> str:
+    if not hits:
+        return "no delta found"
+    rows = [
+        (
+            found.hit.repo,
+            found.hit.version or "",
+            found.hit.base or "",
+            "" if found.hit.nbytes is None else human_bytes(found.hit.nbytes),
+            found.hit.license or "",
+            *((found.judgement, found.reason) if base else ()),
+        )
+        for found in hits
+    ]
+    heads = ("delta", "version", "base", "size", "licence", *(("judged", "because") if base else ()))
+    return table(heads, rows) + (f"\n… more: --skip {next_page}" if next_page else "")

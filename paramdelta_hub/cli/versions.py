@@ -1,0 +1,33 @@
+"""``pd-versions``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from paramdelta_hub.cli.common import command, emit, registry_option, table
+from paramdelta_hub.operations.registries import versions as run
+from paramdelta_hub.registry.protocol import Version
+
+__all__ = ["versions"]
+
+_EXAMPLES = """
+pd-versions org/name
+pd-versions ./registry/org/name --json
+"""
+
+
+@command(examples=_EXAMPLES)
+@click.argument("delta")
+@registry_option
+def versions(delta: str, registry: str | None, as_json: bool, quiet: bool) -> None:
+    """List the versions of DELTA, the newest first."""
+    found = run(delta, registry=registry)
+    emit({"versions": [dict(vars(version)) for version in found]}, _text(delta, found), as_json=as_json, quiet=quiet)
+
+
+def _text(delta: str, found: Sequence[Version]) -> str:
+    if not found:
+        return f"{delta}: no version"
+    return table(("version", "revision", "created"), [(v.version, v.revision[:16], v.created or "") for v in found])

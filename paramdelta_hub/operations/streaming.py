@@ -1,0 +1,56 @@
+"""Weight files that are fetched when the first task wants them and deleted when the last one is done."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from paramdelta_hub.checkpoints.remote import RemoteModel
+
+__all__ = ["FilePool"]
+
+
+class FilePool:
+    """Hands out a remote model's files to tasks; shared between threads. A file is there as long as a task needs it."""
+
+    def __init__(self, model: RemoteModel, tasks: Iterable[dict[str, Any]]) -> None:
+        """Take the tasks that are still to be done: they tell when a file is needed no more."""
+        self._model = model
+        self._names = {str(file.path): file.name for file in model.checkpoint.files}
+        self._wanted = Counter(name for task in tasks for name in self._files_of(task))
+        self._lock = threading.Lock()
+        self._fetching = {name: threading.Lock() for name in self._names.values()}
+        for name in self._names.values():
+            if name not in self._wanted:
+                model.drop(name)
+
+    @contextmanager
+    def hold(self, task: dict[str, Any]) -> Iterator[None]:
+        """Have a task's files there for the length of the block."""
+        names = self._files_of(task)
+        for name in sorted(names):
+            with self._fetching[name]:
+                self._model.fetch(name)
+        yield
+        with self._lock:  # an interrupted task keeps its files: it will be done again
+            self._wanted.subtract(names)
+            done = [name for name in names if not self._wanted[name]]
+        for name in done:
+            self._model.drop(name)
+
+    def _files_of(self, task: dict[str, Any]) -> set[str]:
+        """Return the remote files that a task reads, wherever in it their paths stand."""
+        found: set[str] = set()
+        stack: list[Any] = [task]
+        while stack:
+            value = stack.pop()
+            if isinstance(value, dict):
+                stack += value.values()
+            elif isinstance(value, list):
+                stack += value
+            elif isinstance(value, str) and value in self._names:
+                found.add(self._names[value])
+        return found
