@@ -12,7 +12,9 @@
     │   └── NotFiniteError                        … a value that is, or would become, NaN or infinite
     ├── VerificationError                exit 5   the package is whole, but is not what it says it is
     ├── DestinationError                 exit 6   the output place is taken, or somebody else is writing to it
-    └── StorageError                     exit 7   no space, no permission, I/O error: mend, then run again
+    ├── StorageError                     exit 7   no space, no permission, I/O error: mend, then run again
+    └── RegistryError                    exit 8   a registry can't be reached, refuses, or lacks what was asked for
+        └── PublishError                          … the version exists with other content, or somebody was faster
 
 ``Ctrl-C`` ends with 130, as shells expect. Every error is built from plain values, so it can be pickled across
 processes, and carries a stable ``kind`` for programs; the text is for people and may change.
@@ -34,6 +36,8 @@ __all__ = [
     "OptionError",
     "PackageError",
     "ParamdeltaError",
+    "PublishError",
+    "RegistryError",
     "SourceError",
     "StorageError",
     "UnsupportedFormatError",
@@ -180,3 +184,15 @@ class StorageError(ParamdeltaError):
     """The disk is full, read-only or failing. Nothing finished was lost; running again goes on."""
 
     kind, exit_code = "storage", 7
+
+
+class RegistryError(ParamdeltaError):
+    """A registry can't be reached, refuses, or has not what was asked for."""
+
+    kind, exit_code = "registry", 8
+
+
+class PublishError(RegistryError):
+    """The version exists with other content, or somebody else published at the same moment; nothing was replaced."""
+
+    kind = "publish"

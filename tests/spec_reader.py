@@ -28,12 +28,13 @@ ITEM_SIZES = {
 WIDE = {"BF16": np.dtype("<f4"), "F16": np.dtype("<f4"), "F32": np.dtype("<f8")}
 TOLERATED = {"manifest.json", "README.md", "manifest.json.sig", ".gitattributes", ".gitignore"}
 FIELDS = {
-    "manifest": "format format_version name version license created_by base post architecture exactness config_patch "
-    "generation_config_patch renames omissions shards lineage companions tensors",
+    "manifest": "format format_version name version license created_by base post architecture exactness configs "
+    "renames omissions shards lineage companions tensors",
     "source": "name commit files dtypes tied_embeddings tokenizer_sha256",
     "architecture": "model_type classes fingerprint",
     "exactness": "exact elements changed remainders exceptions",
     "file": "path size sha256",
+    "config": "patch reverse",
     "record": "name post_name dtype shape effect codec shard nbytes payload_sha256 base_sha256 post_sha256 "
     "base_norm delta_norm changed remainders exceptions",
 }
@@ -328,7 +329,11 @@ def check_manifest(manifest: object) -> None:
     names = [f"delta-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
     require([shard["path"] for shard in manifest["shards"]] == names, "§2 the shards' names")
     require(manifest["lineage"]["path"] == "lineage.safetensors", "§2 the lineage file's name")
-    require(all(file["path"].startswith("companions/") for file in manifest["companions"]), "§2 companions")
+    for file in manifest["companions"]:
+        require(re.fullmatch(r"companions/.*\.(json|jinja|txt|model)", file["path"]), "§2 companions")
+    require(manifest["configs"].keys() <= {"config.json", "generation_config.json"}, "§3.2 configs")
+    for change in manifest["configs"].values():
+        check_change(change)
     for record in manifest["tensors"]:
         check_record(record)
     require(len({record["name"] for record in manifest["tensors"]}) == len(manifest["tensors"]), "§3.2 names")
@@ -356,6 +361,21 @@ def check_record(record: dict) -> None:
         require(None not in payload and record["nbytes"] > 0, "§3.3 a payload")
     if codec["name"] == "zero" or effect == "replace":
         require(record["remainders"] == record["exceptions"] == 0, "§3.3 counts")
+
+
+def check_change(change: dict) -> None:
+    fields(change, "config")
+    require(change["patch"].keys() == change["reverse"].keys(), "§11 there and back")
+    levels = [change["patch"], change["reverse"]]
+    while levels:
+        level = levels.pop()
+        if isinstance(level, dict):
+            require(not level.keys() & {"auto_map", "custom_pipelines"}, "§11 code")
+            odd = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+            require(not any(unicodedata.category(c) in odd for key in level for c in key), "§11 a key's characters")
+            levels += level.values()
+        elif isinstance(level, list):
+            levels += level
 
 
 def fields(record: object, kind: str) -> None:

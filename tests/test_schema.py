@@ -85,7 +85,7 @@ def test_refuses(
     assert not validator.is_valid(bad)
 
 
-@pytest.mark.parametrize("field", ["format", "tensors", "lineage", "license", "config_patch", "omissions"])
+@pytest.mark.parametrize("field", ["format", "tensors", "lineage", "license", "configs", "omissions"])
 def test_every_field_is_required(
     validator: jsonschema.Draft202012Validator, manifest: dict[str, Any], field: str
 ) -> None:

@@ -286,6 +286,16 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "shard twice": (edit(lambda m: m["shards"].append(m["shards"][0])), "§2"),
     "unsafe path": (edit(lambda m: m["lineage"].update(path="../lineage.safetensors")), "§2"),
     "device name": (edit(lambda m: m["companions"].append({**m["lineage"], "path": "companions/aux.json"})), "§2"),
+    "a script among the companions": (
+        edit(lambda m: m["companions"].append({**m["lineage"], "path": "companions/x.py"})), "§2"
+    ),
+    "a config that names code": (
+        edit(lambda m: m["configs"].update({"config.json": {"patch": {"a": {"auto_map": 1}}, "reverse": {"a": 1}}})),
+        "§11",
+    ),
+    "a config one way": (
+        edit(lambda m: m["configs"].update({"config.json": {"patch": {"a": 1}, "reverse": {}}})), "§11"
+    ),
     "false totals": (edit(lambda m: m["exactness"].update(changed=0)), "§3.2"),
     "unknown codec": (edit(lambda m: m["tensors"][0]["codec"].update(name="xor")), "§5"),
     "damaged shard": (flip(SHARD, -1), "§9"),

@@ -1,0 +1,108 @@
+"""What else is asked of registries: pull, versions, search, link."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from paramdelta_hub.errors import OptionError
+from paramdelta_hub.format.package import open_package
+from paramdelta_hub.registry.links import Linked, Role
+from paramdelta_hub.registry.links import link as _link
+from paramdelta_hub.registry.locate import chosen, find
+from paramdelta_hub.registry.protocol import Part, Pulled, Version
+from paramdelta_hub.registry.reference import open_registry
+from paramdelta_hub.registry.search import Found
+from paramdelta_hub.registry.search import find as _search
+from paramdelta_hub.work.progress import Progress
+
+__all__ = ["link", "pull", "search", "versions"]
+
+
+def pull(
+    delta: str,
+    folder: str | Path | None = None,
+    *,
+    registry: str | Path | None = None,
+    part: Part = "package",
+    progress: Progress | None = None,
+) -> Pulled:
+    """Fetch a version of a delta; the size and sha256 of every file are checked. A killed pull goes on when repeated.
+
+    Args:
+        delta: ``org/name[@version|@commit]``, or a folder or URL that ends so; without a revision, the newest version.
+        folder: where to; by default the registry's cache.
+        registry: where a bare ``org/name`` lies; by default what PARAMDELTA_REGISTRY names, else the Hub.
+        part: the whole package, the manifest and the companions, or the manifest alone.
+        progress: told how far the work is.
+
+    Raises:
+        OptionError: a reference that can't be one.
+        RegistryError: it is not there, not allowed, or not reachable.
+        IntegrityError: what came is not what its manifest promises.
+        DestinationError: the folder holds something else.
+    """
+    there, reference = find(delta, registry)
+    target = None if folder is None else Path(folder)
+    return there.pull(reference.repo, reference.revision, target, part=part, progress=progress)
+
+
+def versions(delta: str, *, registry: str | Path | None = None) -> list[Version]:
+    """Return all versions of a delta, the newest first by semantic version.
+
+    Raises:
+        OptionError: a name that can't be one.
+        RegistryError: it is not there, not allowed, or not reachable.
+    """
+    there, reference = find(delta, registry)
+    return there.versions(reference.repo)
+
+
+def search(query: str | None = None, *, base: str | None = None, registry: str | Path | None = None) -> Iterator[Found]:
+    """Yield deltas, each judged by whether it fits ``base``; lazily, page by page.
+
+    Args:
+        query: looked for in names and titles.
+        base: the model that the delta is for, a folder or ``org/name[@revision]``; its headers are read, no weights.
+        registry: a folder or an fsspec URL; by default what PARAMDELTA_REGISTRY names, else the Hub.
+
+    Raises:
+        CheckpointError: base can't be read.
+        RegistryError: not allowed, or not reachable.
+    """
+    return _search(open_registry(chosen(registry)), query, base)
+
+
+def link(
+    delta: str,
+    repo: str,
+    *,
+    role: Role | None = None,
+    create_pr: bool | None = None,
+    dry_run: bool = False,
+    message: str | None = None,
+) -> Linked:
+    """Name a delta on the card of a model on the Hub: its base, its post, or a model that it was applied to.
+
+    Doing it again changes nothing.
+
+    Args:
+        delta: the delta's repository on the Hub, ``org/name``.
+        repo: the model whose card is to name it.
+        role: what the model is to the delta; by default as the delta's manifest says, ``result`` for any other.
+        create_pr: propose it by a pull request; by default only where the repository is somebody else's.
+        dry_run: change nothing, return the difference.
+        message: of the commit or pull request.
+
+    Raises:
+        OptionError: the delta is not on the Hub.
+        RegistryError: not there, not allowed, or not reachable.
+    """
+    there, reference = find(delta)
+    if reference.root is not None:
+        raise OptionError("only deltas on the Hub can be linked", where=delta, remedy="publish it there first")
+    if role is None:
+        manifest = open_package(there.pull(reference.repo, reference.revision, part="manifest").path).manifest
+        roles: dict[str, Role] = {manifest.post.name: "post", manifest.base.name: "base"}
+        role = roles.get(repo, "result")
+    return _link(repo, reference.repo, role, create_pr=create_pr, dry_run=dry_run, message=message)

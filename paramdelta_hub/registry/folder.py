@@ -1,0 +1,126 @@
+"""A registry that is a folder: ``ROOT/org/name/VERSION/`` is the package itself.
+
+Why a version is never half there, and never replaced: it is put together under another name, where one process at a
+time works (a lock that dies with it), and forced to disk; then one rename makes it visible. The system refuses to
+rename a folder onto one that holds anything, so also somebody who ignores the lock can't be overwritten. A process
+killed before the rename leaves ``VERSION.partial/``, which no reader looks at: publishing the same again keeps what is
+right in it, publishing something else clears it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+from paramdelta_hub.errors import DestinationError, PublishError, RegistryError
+from paramdelta_hub.format.durable import io_errors, read_small, sync_folder
+from paramdelta_hub.format.links import settle
+from paramdelta_hub.format.manifest import MANIFEST_NAME
+from paramdelta_hub.format.package import Package
+from paramdelta_hub.registry.receiving import EXTRAS, file_chunks, put_small, receive
+from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.work.progress import Progress
+
+__all__ = ["FolderStore"]
+
+
+class FolderStore:
+    """Reads and writes below a folder, which need not exist before the first publication."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = Path(os.path.abspath(root))
+        self.url = str(self._root)
+
+    def below(self, folder: str) -> list[str]:
+        """Return the names of the folders in ``folder``; none where there is no such folder.
+
+        Raises:
+            RegistryError: it can't be read.
+        """
+        try:
+            with os.scandir(self._root / folder) as entries:
+                return [entry.name for entry in entries if entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise RegistryError(
+                f"can't be read: {error.strerror}", where=str(self._root / folder), remedy="check the permissions"
+            ) from None
+
+    def read(self, folder: str, name: str, most: int) -> bytes | None:
+        """Return the content of a small file, or None where there is none.
+
+        Raises:
+            PackageError: larger than ``most``, not a regular file, or not readable.
+        """
+        path = settle(self._root / folder, name)
+        return read_small(path, most) if os.path.lexists(path) else None
+
+    def chunks(self, folder: str, name: str) -> Iterator[bytes]:
+        """Yield a file's content piece by piece.
+
+        Raises:
+            PackageError: missing, not a regular file, or not readable.
+        """
+        return file_chunks(settle(self._root / folder, name))
+
+    def created(self, folder: str) -> str | None:
+        """Return when a version was published, ISO 8601 in UTC."""
+        with contextlib.suppress(OSError):
+            seconds = os.stat(self._root / folder / MANIFEST_NAME).st_mtime
+            return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+        return None
+
+    def place(self, folder: str) -> Path | None:
+        """Return where a version lies on this machine."""
+        return self._root / folder
+
+    def put(self, package: Package, folder: str, text: bytes, progress: Progress | None) -> None:
+        """Make a version visible, whole or not at all; ``text`` is its manifest.
+
+        Raises:
+            PublishError: somebody else is at it or was faster, or the place is taken by something else.
+            StorageError: the disk fails.
+        """
+        out = self._root / folder
+        try:
+            with Destination(out) as place:
+                stage = place.books / package.digest
+                with io_errors("preparing the publication"):
+                    for other in place.books.iterdir():  # left by somebody who died publishing something else
+                        if other.is_dir() and other != stage:
+                            shutil.rmtree(other)
+                    stage.mkdir(exist_ok=True)
+                receive(
+                    package.manifest.files,
+                    lambda name: file_chunks(settle(package.path, name)),
+                    stage,
+                    str(package.path),
+                    progress,
+                )
+                for name, most in EXTRAS.items():
+                    there = os.path.lexists(package.path / name)
+                    put_small(stage / name, read_small(settle(package.path, name), most) if there else None)
+                put_small(stage / MANIFEST_NAME, text)
+                self._show(stage, out)
+                shutil.rmtree(place.books, ignore_errors=True)
+        except DestinationError as error:
+            raise PublishError(
+                error.what, where=error.where, remedy="see what is there; what is published is never replaced"
+            ) from None
+
+    def _show(self, stage: Path, out: Path) -> None:
+        with io_errors("publishing"):
+            try:
+                os.rename(stage, out)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                raise PublishError("somebody else was faster", where=str(out)) from None
+            for parent in (out.parent, out.parent.parent, self._root):
+                sync_folder(parent)

@@ -1,0 +1,284 @@
+"""The Hugging Face Hub as a registry: a delta is a model repository, a version is a tag on one atomic commit."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paramdelta_hub.errors import IntegrityError, RegistryError
+from paramdelta_hub.format.durable import io_errors, write_file
+from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
+from paramdelta_hub.format.names import is_clear
+from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
+from paramdelta_hub.registry.client import MissingError, asking, connect, is_offline
+from paramdelta_hub.registry.fetch import (
+    check_announced,
+    check_space,
+    fetch,
+    fetch_small,
+    is_right,
+    look,
+    saved,
+)
+from paramdelta_hub.registry.lock import Lock, pin
+from paramdelta_hub.registry.names import check_repo, is_version, newest, precedence
+from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version
+from paramdelta_hub.registry.publishing import publish
+from paramdelta_hub.registry.tags import (
+    BASE_PREFIX,
+    FACTS_KEY,
+    FINGERPRINT_PREFIX,
+    LICENSE_PREFIX,
+    TAG,
+    base_tag,
+    fingerprint_tag,
+    tagged,
+)
+from paramdelta_hub.work.progress import Progress
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
+
+__all__ = ["HubRegistry"]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_UNLISTED = {"README.md": CARD_BYTES, "manifest.json.sig": SIGNATURE_BYTES}
+"""Files of a package that its manifest does not list, with the bytes they may have."""
+_TEXT_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A manifest, and the commit that holds it."""
+
+    content: bytes
+    commit: str
+
+
+class HubRegistry:
+    """Publishes to, pulls from and searches the Hub that HF_ENDPOINT names, as the account of HF_TOKEN."""
+
+    def publish(
+        self,
+        package: Path,
+        repo: str,
+        version: str,
+        *,
+        private: bool = False,
+        create_pr: bool = False,
+        message: str | None = None,
+        progress: Progress | None = None,
+    ) -> Published:
+        """Publish a package whole or not at all: one commit, then the tag ``version``; see :mod:`.publishing`.
+
+        Raises:
+            PublishError: the version is there with other content, or somebody else was faster; nothing is replaced.
+            RegistryError: not allowed, not reachable, not a place for a delta.
+            OptionError: ``version`` is not the manifest's, or ``repo`` can't be a name.
+            PackageError: the package is broken.
+        """
+        return publish(
+            connect(),
+            package,
+            check_repo(repo),
+            version,
+            private=private,
+            create_pr=create_pr,
+            message=message,
+            progress=progress or Progress(),
+        )
+
+    def pull(
+        self,
+        repo: str,
+        revision: str | None,
+        folder: Path | None = None,
+        *,
+        part: Part = "package",
+        allow_downgrade: bool = False,
+        progress: Progress | None = None,
+    ) -> Pulled:
+        """Fetch a version, commit or branch (the newest version if None) into ``folder``, or the Hub's cache.
+
+        What is there already with the right bytes is kept, so a rerun goes on file by file. A version or commit that
+        the cache has whole needs no network: a version never changes. In ``folder``, the manifest comes last.
+
+        Raises:
+            IntegrityError: what came is not what the manifest promises, or the tag is not the manifest's version.
+            DestinationError: ``folder`` holds something else.
+            RegistryError: no such repository or version, not allowed, not reachable, offline and not in the cache.
+        """
+        api, progress = connect(), progress or Progress()
+        wanted = revision or self._newest(api, check_repo(repo))
+        found = self._saved(repo, wanted) or self._manifest(api, repo, wanted)
+        where = f"{repo}@{wanted}"
+        manifest, package_id = parse_manifest(found.content, where)
+        if is_version(wanted) and manifest.version != wanted:
+            raise IntegrityError(
+                f"the tag {wanted} holds version {manifest.version}",
+                where=where,
+                remedy="the tag was moved or set by hand; take another version, or tell the publisher",
+            )
+        if folder is not None:
+            with io_errors("making the folder"):
+                folder.mkdir(parents=True, exist_ok=True)
+            lock = Lock.of(manifest, package_id, registry=api.endpoint, repo=repo, revision=found.commit)
+            pin(folder, lock, named=revision is not None, allow_downgrade=allow_downgrade)
+        place = folder or self._snapshot(repo, found.commit)
+        downloaded = self._files(api, repo, found.commit, _listed(manifest, part), place, folder, progress)
+        if folder is not None:
+            self._finish(repo, found, folder)
+        return Pulled(place, repo, manifest.version, found.commit, package_id, downloaded)
+
+    def versions(self, repo: str) -> list[Version]:
+        """Return all versions, the newest first by semantic version; other tags are left out.
+
+        Raises:
+            RegistryError: no such repository, not allowed, not reachable.
+        """
+        with asking(check_repo(repo)):
+            tags = [(tag.name, tag.target_commit) for tag in connect().list_repo_refs(repo).tags]
+        found = [Version(name, commit, None, None) for name, commit in tags if is_version(name)]
+        return sorted(found, key=lambda version: (precedence(version.version), version.version), reverse=True)
+
+    def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
+        """Yield deltas, page by page as they are asked for; what a hit says comes from its card and is not checked.
+
+        Raises:
+            RegistryError: not reachable, or offline.
+        """
+        wanted = [TAG, *([base_tag(base)] if base else []), *([fingerprint_tag(fingerprint)] if fingerprint else [])]
+        with asking("the Hub"):
+            models = iter(connect().list_models(filter=wanted, search=query, full=True, cardData=True))
+        while True:
+            with asking("the Hub"):
+                model = next(models, None)
+            if model is None:
+                return
+            yield _hit(model)
+
+    def card(self, repo: str) -> str | None:
+        """Return the model card on the main branch; None if there is no such repository, or no card in it.
+
+        Raises:
+            RegistryError: not allowed, not reachable.
+            PackageError: too large.
+        """
+        api = connect()
+        try:
+            head = look(api, check_repo(repo))
+        except MissingError:
+            return None
+        if "README.md" not in head.files:
+            return None
+        return fetch_small(api, repo, "README.md", head, CARD_BYTES).decode("utf-8", "replace")
+
+    def _newest(self, api: HfApi, repo: str) -> str:
+        """Return the newest version; offline, of those in the cache. Without any: the main branch."""
+        if is_offline():
+            refs = self._cache(repo) / "refs"
+            names = os.listdir(refs) if refs.is_dir() else []
+        else:
+            names = [version.version for version in self.versions(repo)]
+        return newest(filter(is_version, names)) or "main"
+
+    def _saved(self, repo: str, revision: str) -> _Found | None:
+        if not (is_offline() or is_version(revision) or _COMMIT.fullmatch(revision)):
+            return None
+        found = saved(repo, MANIFEST_NAME, revision, MANIFEST_BYTES)
+        return _Found(*found) if found else None
+
+    def _manifest(self, api: HfApi, repo: str, revision: str) -> _Found:
+        """Fetch the manifest into the cache, and before it what lies beside it, so that it is the last of the small."""
+        commit = look(api, repo, revision)
+        if MANIFEST_NAME not in commit.files:
+            raise RegistryError(
+                "holds no delta: there is no manifest.json",
+                where=f"{repo}@{revision}",
+                remedy="`pd-search` finds deltas; `pd-versions` lists a delta's versions",
+            )
+        for name, most in _UNLISTED.items():
+            if name in commit.files and commit.files[name].size <= most:
+                fetch_small(api, repo, name, commit, most)
+        return _Found(fetch_small(api, repo, MANIFEST_NAME, commit, MANIFEST_BYTES, revision), commit.id)
+
+    def _files(
+        self,
+        api: HfApi,
+        repo: str,
+        commit: str,
+        files: list[FileRecord],
+        place: Path,
+        into: Path | None,
+        progress: Progress,
+    ) -> int:
+        """Make every listed file lie at ``place``; return the bytes that had to come."""
+        progress.start("pulling", sum(file.size for file in files))
+        try:
+            missing = []
+            for file in files:
+                if is_right(place, file):
+                    progress.advance(file.size)
+                else:
+                    missing.append(file)
+            if missing and not is_offline():
+                check_announced(missing, look(api, repo, commit), f"{repo}@{commit[:12]}")
+                check_space(place, sum(file.size for file in missing))
+            for file in missing:
+                fetch(api, repo, commit, file, place, into, progress)
+            return sum(file.size for file in missing)
+        finally:
+            progress.finish()
+
+    def _finish(self, repo: str, found: _Found, folder: Path) -> None:
+        """Put the small files beside the others, the manifest last: it is what makes the folder a package."""
+        with io_errors("finishing the pull"):
+            for name, most in _UNLISTED.items():
+                if kept := saved(repo, name, found.commit, most):
+                    write_file(folder / name, kept[0])
+            write_file(folder / MANIFEST_NAME, found.content)
+
+    def _cache(self, repo: str) -> Path:
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+
+    def _snapshot(self, repo: str, commit: str) -> Path:
+        return self._cache(repo) / "snapshots" / commit
+
+
+def _listed(manifest: Manifest, part: Part) -> list[FileRecord]:
+    if part == "manifest":
+        return []
+    return list(manifest.companions if part == "companions" else manifest.files)
+
+
+def _hit(model: ModelInfo) -> Hit:
+    """Return what a card says of itself; whatever is not of the right kind counts as not said."""
+    facts: Any = getattr(model.card_data, FACTS_KEY, None)
+    facts = facts if isinstance(facts, dict) else {}
+    tags = [tag for tag in model.tags or () if isinstance(tag, str)]
+    fingerprint, short = _text(facts.get("fingerprint")), tagged(tags, FINGERPRINT_PREFIX)
+    if short and not (fingerprint and fingerprint.startswith(short)):
+        fingerprint = short  # the tag is what was searched for
+    nbytes = facts.get("bytes")
+    return Hit(
+        repo=model.id,
+        title=_text(facts.get("name")) or model.id,
+        version=_text(facts.get("version")),
+        revision=model.sha or "",
+        base=tagged(tags, BASE_PREFIX) or _text(facts.get("base")),
+        post=_text(facts.get("post")),
+        fingerprint=fingerprint,
+        nbytes=nbytes if type(nbytes) is int and nbytes >= 0 else None,
+        license=tagged(tags, LICENSE_PREFIX),
+        created=model.created_at.isoformat() if model.created_at else None,
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) <= _TEXT_LENGTH and is_clear(value) else None

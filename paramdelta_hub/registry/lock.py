@@ -1,0 +1,133 @@
+"""``paramdelta.lock``: what a pulled copy is, so that pulling again can't make it something else unasked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from paramdelta_hub.errors import DestinationError, IntegrityError, PackageError, SourceError
+from paramdelta_hub.format import jsontext
+from paramdelta_hub.format.durable import io_errors, read_small, write_file
+from paramdelta_hub.format.links import settle
+from paramdelta_hub.format.manifest import MANIFEST_NAME, Manifest, check_digest
+from paramdelta_hub.format.names import check_file_names
+from paramdelta_hub.format.package import LOCK_NAME, open_package
+from paramdelta_hub.format.records import Record, SemanticVersion, Sha256, Text
+from paramdelta_hub.limits import FILES, LOCK_BYTES
+from paramdelta_hub.registry.receiving import EXTRAS
+from paramdelta_hub.registry.names import precedence
+
+__all__ = ["LOCK_NAME", "Lock", "pin", "read_lock"]
+
+
+class Lock(Record):
+    """What lies in a folder, and where it came from."""
+
+    lock_version: Literal[1] = 1
+    registry: Text = Field(description="the Hub's address, a folder or an fsspec URL; never with credentials")
+    repo: Text
+    version: SemanticVersion
+    revision: Text = Field(description="what pins it there: the commit on the Hub, the id elsewhere")
+    id: Sha256 = Field(description="sha256 of the manifest")
+    files: Annotated[dict[Text, Sha256], Field(max_length=FILES)] = Field(description="of every file, by name")
+
+    @classmethod
+    def of(cls, manifest: Manifest, package_id: str, *, registry: str, repo: str, revision: str) -> Lock:
+        """Return the lock of a package about to be pulled."""
+        files = {file.path: file.sha256 for file in manifest.files}
+        return cls(
+            registry=registry, repo=repo, version=manifest.version, revision=revision, id=package_id, files=files
+        )
+
+
+def read_lock(folder: Path) -> Lock | None:
+    """Return the folder's lock, or None if it has none.
+
+    Raises:
+        PackageError: it can't be read.
+    """
+    path = folder / LOCK_NAME
+    if not os.path.lexists(path):
+        return None
+    text = read_small(path, LOCK_BYTES)
+    jsontext.parse(text, PackageError, str(path))
+    try:
+        lock = Lock.model_validate_json(text)
+        check_file_names(lock.files)
+    except (ValidationError, SourceError):
+        raise PackageError(
+            "not a lock of this version", where=str(path), remedy="pull into another folder, or delete this one"
+        ) from None
+    return lock
+
+
+def pin(folder: Path, lock: Lock, *, named: bool, allow_downgrade: bool = False) -> None:
+    """Make ``folder`` the place of what ``lock`` describes, before its files come; what it held before must allow it.
+
+    Files of another version that this one lacks are removed, its manifest first, so that at no moment a mixture looks
+    like a package.
+
+    Args:
+        folder: it exists; nobody else works on it.
+        lock: what is to be pulled.
+        named: whether the user named a version. If not, the folder keeps the one it has.
+        allow_downgrade: let a lower version take the place of a higher one.
+
+    Raises:
+        DestinationError: the folder holds something else, or a version that is not to be replaced.
+        IntegrityError: the same version had another id when it was pulled first.
+        StorageError: the disk fails.
+    """
+    held = read_lock(folder)
+    if held is None:
+        _adopt(folder, lock)
+    elif held.id != lock.id:
+        _check_change(folder, held, lock, named, allow_downgrade)
+    with io_errors("preparing the folder"):
+        if held is not None and held.id != lock.id:
+            for name in (MANIFEST_NAME, *EXTRAS, *sorted(held.files.keys() - lock.files.keys())):
+                settle(folder, name).unlink(missing_ok=True)
+        if held != lock:
+            write_file(folder / LOCK_NAME, jsontext.pretty(lock.model_dump(mode="json")))
+
+
+def _adopt(folder: Path, lock: Lock) -> None:
+    """Take a folder without a lock: an empty one, or one that holds a copy of just this package."""
+    if not os.listdir(folder):
+        return
+    try:
+        check_digest(open_package(folder).digest, lock.id, "its manifest")
+    except PackageError:
+        raise DestinationError(
+            "holds something else", where=str(folder), remedy="choose an empty folder, or a new name"
+        ) from None
+
+
+def _check_change(folder: Path, held: Lock, lock: Lock, named: bool, allow_downgrade: bool) -> None:
+    where = str(folder)
+    if (held.registry, held.repo) != (lock.registry, lock.repo):
+        raise DestinationError(
+            f"holds {held.repo} {held.version} of {held.registry}", where=where, remedy="choose another folder"
+        )
+    if held.version == lock.version:
+        raise IntegrityError(
+            f"{lock.repo} {lock.version} had the id {held.id[:16]}… when it was pulled first, and has {lock.id[:16]}… "
+            "now; a version is never replaced",
+            where=where,
+            remedy="ask its publisher what happened; to trust the new one, pull it into another folder",
+        )
+    if not named:
+        raise DestinationError(
+            f"holds {held.version}; the newest is {lock.version}",
+            where=where,
+            remedy=f"name the version: {lock.repo}@{lock.version}, or @{held.version} to keep it",
+        )
+    if precedence(lock.version) < precedence(held.version) and not allow_downgrade:
+        raise DestinationError(
+            f"holds {held.version}, which is later than {lock.version}",
+            where=where,
+            remedy="allow the downgrade, or choose another folder",
+        )

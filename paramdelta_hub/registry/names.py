@@ -1,0 +1,62 @@
+"""What repositories and versions are called, and which version is the newest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from pydantic import TypeAdapter, ValidationError
+
+from paramdelta_hub.errors import OptionError, SourceError
+from paramdelta_hub.format.names import check_file_name
+from paramdelta_hub.format.records import SemanticVersion
+
+__all__ = ["check_repo", "is_repo", "is_version", "newest", "precedence"]
+
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", re.ASCII)
+_VERSION: TypeAdapter[str] = TypeAdapter(SemanticVersion)
+
+
+def is_repo(text: str) -> bool:
+    """Whether a text is ``org/name``, with parts that the Hub takes and that are safe as folders on every system."""
+    parts = text.split("/")
+    try:
+        check_file_name(text)
+    except SourceError:
+        return False
+    return len(parts) == 2 and all(_PART.fullmatch(part) for part in parts)
+
+
+def check_repo(text: str) -> str:
+    """Return ``text`` if it names a repository.
+
+    Raises:
+        OptionError: it does not.
+    """
+    if not is_repo(text):
+        raise OptionError(
+            f"{text[:200]!r} can't be the name of a repository",
+            remedy="give org/name, each part of letters, digits, '.', '_' and '-'",
+        )
+    return text
+
+
+def is_version(text: str) -> bool:
+    """Whether a text is a semantic version, by the manifest's own grammar."""
+    try:
+        _VERSION.validate_python(text)
+    except ValidationError:
+        return False
+    return True
+
+
+def precedence(version: str) -> tuple[object, ...]:
+    """Return what semantic versions are compared by (semver.org §11); build metadata does not count."""
+    core, _, before = version.partition("+")[0].partition("-")
+    identifiers = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in before.split(".") if part]
+    return (*map(int, core.split(".")), not before, tuple(identifiers))
+
+
+def newest(versions: Iterable[str]) -> str | None:
+    """Return what a reference without a version means: the highest release or, if there is none, pre-release."""
+    return max(versions, key=lambda version: (precedence(version)[3], precedence(version), version), default=None)

@@ -1,0 +1,121 @@
+"""What a registry is. Two implementations: :mod:`.hub` (``org/name``) and :mod:`.stores` (a folder, any fsspec URL)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from paramdelta_hub.work.progress import Progress
+
+__all__ = ["Hit", "Published", "Pulled", "Registry", "Version"]
+
+Part = Literal["package", "companions", "manifest"]
+"""What to pull: everything; the manifest and the companions; the manifest alone."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One published version of a delta. A version is never replaced."""
+
+    version: str
+    """Semantic version, as in the manifest."""
+    revision: str
+    """What pins it: the commit on the Hub, the package's id elsewhere."""
+    id: str | None
+    """sha256 of its manifest, where it is known without a download."""
+    created: str | None
+    """ISO 8601, UTC, where the registry keeps it."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a publication made, or found there already."""
+
+    repo: str
+    version: str
+    revision: str
+    id: str
+    url: str
+    uploaded: bool
+    """False: just this content was there already, and nothing was done."""
+    pull_request: str | None = None
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A package, or the part of it that was asked for, as it lies on disk now, every file checked."""
+
+    path: Path
+    repo: str
+    version: str
+    revision: str
+    id: str
+    downloaded: int
+    """Bytes that were not there before."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A delta that a search found, as the registry describes it; judged in :mod:`.search`."""
+
+    repo: str
+    title: str
+    version: str | None
+    revision: str
+    base: str | None
+    post: str | None
+    fingerprint: str | None
+    """Of base's architecture."""
+    nbytes: int | None
+    license: str | None
+    created: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable record."""
+        return dict(self.__dict__)
+
+
+class Registry(Protocol):
+    """Publish, pull, search, versions. Implementations raise only :class:`~paramdelta_hub.errors.ParamdeltaError`."""
+
+    def publish(
+        self,
+        package: Path,
+        repo: str,
+        version: str,
+        *,
+        private: bool = False,
+        create_pr: bool = False,
+        message: str | None = None,
+        progress: Progress | None = None,
+    ) -> Published:
+        """Publish a package whole or not at all; equal content again is no error and does nothing.
+
+        Raises:
+            PublishError: the version is there with other content, or somebody else was faster; nothing is replaced.
+            RegistryError: not allowed, not reachable, …
+        """
+
+    def pull(
+        self,
+        repo: str,
+        revision: str | None,
+        folder: Path | None = None,
+        *,
+        part: Part = "package",
+        progress: Progress | None = None,
+    ) -> Pulled:
+        """Fetch a version (the newest if None) into ``folder``, or a cache; every file's size and sha256 is checked.
+
+        Raises:
+            IntegrityError: what came is not what the manifest promises.
+            RegistryError: no such repository or version, not allowed, not reachable, …
+        """
+
+    def versions(self, repo: str) -> list[Version]:
+        """Return all versions, the newest first by semantic version."""
+
+    def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
+        """Yield deltas; ``query`` is looked for in names and titles, ``base`` and ``fingerprint`` must be equal."""

@@ -1,0 +1,162 @@
+"""A package's files brought into a folder: each is whole and checked before it has its name, the manifest comes last.
+
+So a folder with a manifest holds what that manifest promises; and after a death at any moment the files that are there
+are right ones, which are kept when the same is asked for again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from paramdelta_hub.errors import IntegrityError, PackageError, StorageError
+from paramdelta_hub.format.durable import file_digest, io_errors, open_regular, sync_folder, write_exactly, write_file
+from paramdelta_hub.format.links import settle
+from paramdelta_hub.format.manifest import FileRecord, check_digest
+from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, GIB, SIGNATURE_BYTES
+from paramdelta_hub.work.progress import Progress
+
+__all__ = ["EXTRAS", "alone_in", "file_chunks", "put_small", "receive"]
+
+EXTRAS = {"README.md": CARD_BYTES, "manifest.json.sig": SIGNATURE_BYTES}
+"""What goes with a package though its manifest does not list it, and how large each may be."""
+_UNFINISHED = ".received.tmp"
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make ``folder`` if need be, and hold it for the length of a ``with`` block; others who want it wait.
+
+    Raises:
+        StorageError: it can't be made.
+    """
+    with io_errors("making the folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with io_errors("locking the folder"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # of the folder itself: nothing is left behind, also by kill -9
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def receive(
+    files: Iterable[FileRecord],
+    chunks: Callable[[str], Iterator[bytes]],
+    folder: Path,
+    where: str,
+    progress: Progress | None = None,
+) -> int:
+    """Bring every file into ``folder`` and force it to disk; return how many bytes came, those kept not counted.
+
+    Args:
+        files: what is wanted.
+        chunks: gives a file's content by its name, piece by piece.
+        folder: nobody else may write to it; see :func:`alone_in`.
+        where: the files' origin, for messages.
+        progress: is told of every byte that comes.
+
+    Raises:
+        IntegrityError: a file is longer, shorter or other than promised; it does not get its name.
+        PackageError: the folder has a symbolic link where a file is to be.
+        StorageError: the disk is too small, or fails.
+    """
+    progress = progress or Progress()
+    temporary = folder / _UNFINISHED
+    with io_errors("preparing the folder"):
+        temporary.unlink(missing_ok=True)
+        missing = [file for file in files if not _is_there(folder, file)]
+        needed, free = sum(file.size for file in missing), shutil.disk_usage(folder).free
+    if needed > free:  # also what stops a manifest that promises more than any disk holds
+        raise StorageError(
+            f"needs {needed / GIB:.2f} GiB and has {free / GIB:.2f} GiB free",
+            where=str(folder),
+            remedy="free some space, or choose another disk",
+        )
+    progress.start("files", needed)
+    try:
+        with io_errors("writing"):
+            for file in missing:
+                _receive_one(file, chunks(file.path), temporary, settle(folder, file.path), where, progress)
+            for parent in {(folder / file.path).parent for file in missing}:
+                sync_folder(parent)
+            sync_folder(folder)
+    finally:
+        progress.finish()
+    return needed
+
+
+def _is_there(folder: Path, file: FileRecord) -> bool:
+    path = settle(folder, file.path)
+    try:
+        return path.stat().st_size == file.size and file_digest(path) == (file.sha256, file.size)
+    except (OSError, PackageError):
+        return False
+
+
+def _receive_one(
+    file: FileRecord, chunks: Iterator[bytes], temporary: Path, path: Path, where: str, progress: Progress
+) -> None:
+    digest, size = hashlib.sha256(), 0
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        for chunk in chunks:
+            if size + len(chunk) > file.size:
+                raise IntegrityError(f"the file {file.path!r} is longer than {file.size} bytes", where=where)
+            write_exactly(descriptor, chunk, size)
+            digest.update(chunk)
+            size += len(chunk)
+            progress.advance(len(chunk))
+        if size < file.size:
+            raise IntegrityError(
+                f"the file {file.path!r} ends after {size} of {file.size} bytes",
+                where=where,
+                remedy="run the same command again; if it stays so, the package must be published again",
+            )
+        check_digest(digest.hexdigest(), file.sha256, f"the file {file.path!r}", where)
+        os.fsync(descriptor)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def put_small(path: Path, content: bytes | None) -> int:
+    """Make ``path`` hold ``content`` (None: not be there), whole or not at all; return how many bytes were new.
+
+    Raises:
+        StorageError: the disk fails.
+    """
+    with io_errors("writing"):
+        if content is None:
+            path.unlink(missing_ok=True)
+            return 0
+        if path.is_file() and not path.is_symlink() and path.read_bytes() == content:
+            return 0
+        write_file(path, content)
+    return len(content)
+
+
+def file_chunks(path: Path) -> Iterator[bytes]:
+    """Yield the content of a regular file, piece by piece.
+
+    Raises:
+        PackageError: missing, not a regular file, or the disk fails.
+    """
+    descriptor = open_regular(path)
+    try:
+        while chunk := os.read(descriptor, COPY_BYTES):
+            yield chunk
+    except OSError as problem:
+        raise PackageError(f"reading failed: {problem.strerror}", where=str(path)) from problem
+    finally:
+        os.close(descriptor)

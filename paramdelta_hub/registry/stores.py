@@ -1,0 +1,289 @@
+"""Registries that are a folder, or lie wherever fsspec reaches: what the two have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote
+
+from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, PublishError, RegistryError
+from paramdelta_hub.format.durable import file_digest
+from paramdelta_hub.format.links import settle
+from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, check_digest, parse_manifest
+from paramdelta_hub.format.package import Package, open_package
+from paramdelta_hub.limits import COMPANION_BYTES, MANIFEST_BYTES
+from paramdelta_hub.registry.bucket import BucketStore
+from paramdelta_hub.registry.receiving import EXTRAS, alone_in, put_small, receive
+from paramdelta_hub.registry.folder import FolderStore
+from paramdelta_hub.registry.lock import Lock, pin
+from paramdelta_hub.registry.names import check_repo, is_repo, is_version, newest, precedence
+from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version
+from paramdelta_hub.work.progress import Progress
+
+__all__ = ["Store", "StoreRegistry"]
+
+_LOCAL_URL = re.compile(r"(?:file|local)://(?:localhost)?(/.*)", re.DOTALL)
+_ID = re.compile(r"[0-9a-f]{64}")
+
+
+class Store(Protocol):
+    """A tree of files. A version's folder, as the methods take it, is ``org/name/VERSION``."""
+
+    url: str
+
+    def below(self, folder: str) -> list[str]:
+        """Return the names of the folders in ``folder``; none where there is no such folder."""
+
+    def read(self, folder: str, name: str, most: int) -> bytes | None:
+        """Return the content of a small file, or None where there is none."""
+
+    def chunks(self, folder: str, name: str) -> Iterator[bytes]:
+        """Yield a file's content piece by piece."""
+
+    def created(self, folder: str) -> str | None:
+        """Return when a version was published, ISO 8601 in UTC, if the store tells."""
+
+    def place(self, folder: str) -> Path | None:
+        """Return where a version lies on this machine, if it does."""
+
+    def put(self, package: Package, folder: str, text: bytes, progress: Progress | None) -> None:
+        """Make a version visible, whole or not at all; PublishError if somebody else was faster."""
+
+
+class StoreRegistry:
+    """The registry at ``root``, a folder (it need not exist yet) or an fsspec URL.
+
+    ``ROOT/org/name/VERSION/`` is the package itself, so that a version in a folder can be used by its path.
+
+    Raises:
+        RegistryError: a kind of URL that is unknown, or needs a package which is not installed.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        text = str(root)
+        if found := _LOCAL_URL.fullmatch(text):
+            text = unquote(found[1])
+        is_url = "://" in text and not isinstance(root, Path)
+        self._store: Store = BucketStore(text) if is_url else FolderStore(Path(os.path.expanduser(text)))
+
+    def publish(
+        self,
+        package: Path,
+        repo: str,
+        version: str,
+        *,
+        private: bool = False,
+        create_pr: bool = False,
+        message: str | None = None,
+        progress: Progress | None = None,
+    ) -> Published:
+        """Publish a package whole or not at all; equal content again is no error and does nothing.
+
+        Who may see it is up to the store, and a store keeps no messages: ``message`` goes nowhere.
+
+        Raises:
+            OptionError: not the package's version; or something that only the Hub can do.
+            PackageError: the package is not whole.
+            PublishError: the version is there with other content, or somebody else was faster; nothing is replaced.
+            RegistryError: not allowed, not reachable, …
+            StorageError: the disk is full or fails.
+        """
+        if private or create_pr:
+            raise OptionError(
+                "folders and buckets have neither private repositories nor pull requests",
+                remedy="leave the option out, and set access rights where the store has them",
+            )
+        opened = open_package(Path(package))
+        if opened.manifest.version != version:
+            raise OptionError(
+                f"the package is version {opened.manifest.version}, not {version[:200]}",
+                where=str(package),
+                remedy=f"publish it as {opened.manifest.version}, or extract it again with --version",
+            )
+        folder = f"{check_repo(repo)}/{version}"
+        there = self._id(folder)
+        uploaded = there is None
+        if uploaded:
+            _check_in_place(opened, opened.manifest.files, progress)
+            try:
+                self._store.put(opened, folder, _manifest_text(opened), progress)
+            except PublishError:
+                there, uploaded = self._id(folder), False
+                if there is None:
+                    raise
+        if not uploaded and there != opened.digest:
+            raise PublishError(
+                f"{repo} {version} is published already, with other content (id {str(there)[:16]}…)",
+                where=f"{self._store.url}/{folder}",
+                remedy="extract again with a higher --version: what is published is never replaced",
+            )
+        return Published(repo, version, opened.digest, opened.digest, f"{self._store.url}/{folder}", uploaded)
+
+    def pull(
+        self,
+        repo: str,
+        revision: str | None,
+        folder: Path | None = None,
+        *,
+        part: Part = "package",
+        allow_downgrade: bool = False,
+        progress: Progress | None = None,
+    ) -> Pulled:
+        """Fetch a version (the newest if None) into ``folder``, or a cache; every file's size and sha256 is checked.
+
+        What is in ``folder`` already, and right, is kept. Without ``folder``, a version in a registry on this machine
+        is checked and used where it lies.
+
+        Raises:
+            IntegrityError: what came is not what the manifest promises, or what was pulled as this version before.
+            DestinationError: ``folder`` holds something else, or a version that is not to be replaced; see
+                :func:`~paramdelta_hub.registry.lock.pin`.
+            RegistryError: no such repository or version, not allowed, not reachable, …
+            StorageError: the disk is too small, or fails.
+        """
+        found = self._find(check_repo(repo), revision)
+        if found is None:
+            raise self._nothing_there(repo, revision)
+        version, text = found
+        source = f"{repo}/{version}"
+        where = f"{self._store.url}/{source}"
+        manifest, package_id = self._parse(text, source, version)
+        files = {"package": manifest.files, "companions": manifest.companions, "manifest": ()}[part]
+        place = self._store.place(source)
+        if folder is None and place is not None:
+            _check_in_place(Package(place, manifest, package_id), files, progress)
+            return Pulled(place, repo, version, package_id, package_id, 0)
+        out = Path(os.path.abspath(os.path.expanduser(folder or self._cached(source))))
+        lock = Lock.of(manifest, package_id, registry=self._store.url, repo=repo, revision=package_id)
+        with alone_in(out):
+            pin(out, lock, named=revision is not None, allow_downgrade=allow_downgrade)
+            came = receive(files, lambda name: self._store.chunks(source, name), out, where, progress)
+            for name, most in EXTRAS.items() if part == "package" else ():
+                came += put_small(out / name, self._store.read(source, name, most))
+            came += put_small(out / MANIFEST_NAME, text)
+        return Pulled(out, repo, version, package_id, package_id, came)
+
+    def versions(self, repo: str) -> list[Version]:
+        """Return all versions, the newest first by semantic version.
+
+        Raises:
+            RegistryError: not allowed, not reachable.
+        """
+        found = []
+        for version in self._names(check_repo(repo)):
+            if package_id := self._id(f"{repo}/{version}"):
+                found.append(Version(version, package_id, package_id, self._store.created(f"{repo}/{version}")))
+        return found
+
+    def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
+        """Yield the newest version of every delta that fits, reading manifests only; broken ones are passed over.
+
+        Raises:
+            RegistryError: not allowed, not reachable.
+        """
+        for repo in self._repositories():
+            try:
+                found = self._find(repo, None)
+                if found is None:
+                    continue
+                version, text = found
+                manifest, package_id = self._parse(text, f"{repo}/{version}", version)
+            except PackageError:
+                continue
+            words = f"{repo}\n{manifest.name}".casefold()
+            made_for = manifest.architecture.fingerprint
+            if (
+                (query or "").casefold() in words
+                and base in (None, manifest.base.name)
+                and fingerprint in (None, made_for)
+            ):
+                yield Hit(
+                    repo=repo,
+                    title=manifest.name,
+                    version=version,
+                    revision=package_id,
+                    base=manifest.base.name,
+                    post=manifest.post.name,
+                    fingerprint=made_for,
+                    nbytes=sum(file.size for file in manifest.files),
+                    license=manifest.license,
+                    created=self._store.created(f"{repo}/{version}"),
+                )
+
+    def _repositories(self) -> Iterator[str]:
+        for org in sorted(self._store.below("")):
+            if is_repo(f"{org}/x"):
+                yield from (f"{org}/{name}" for name in sorted(self._store.below(org)) if is_repo(f"{org}/{name}"))
+
+    def _names(self, repo: str) -> list[str]:
+        """Return the names of a repository's versions, those perhaps still being published too; the highest first."""
+        names = filter(is_version, self._store.below(repo))
+        return sorted(names, key=lambda name: (precedence(name), name), reverse=True)
+
+    def _manifest(self, folder: str) -> bytes | None:
+        return self._store.read(folder, MANIFEST_NAME, MANIFEST_BYTES)
+
+    def _id(self, folder: str) -> str | None:
+        """Return the id of what is published in ``folder``, or None if nothing is."""
+        text = self._manifest(folder)
+        return None if text is None else hashlib.sha256(text).hexdigest()
+
+    def _find(self, repo: str, revision: str | None) -> tuple[str, bytes] | None:
+        """Return the version that is meant, and its manifest as it lies there; None if there is none."""
+        left = [name for name in self._names(repo) if revision in (None, name) or _ID.fullmatch(revision or "")]
+        while chosen := newest(left):
+            text = self._manifest(f"{repo}/{chosen}")
+            meant = revision in (None, chosen) or (text and hashlib.sha256(text).hexdigest() == revision)
+            if text is not None and meant:
+                return chosen, text
+            left.remove(chosen)
+        return None
+
+    def _nothing_there(self, repo: str, revision: str | None) -> RegistryError:
+        there = [name for name in self._names(repo) if self._manifest(f"{repo}/{name}") is not None]
+        return RegistryError(
+            f"has no version {revision}" if there else "no such delta in this registry",
+            where=f"{self._store.url}/{repo}",
+            remedy=f"it has {', '.join(there[:10])}" if there else "check the spelling",
+        )
+
+    def _parse(self, text: bytes, folder: str, version: str) -> tuple[Manifest, str]:
+        where = f"{self._store.url}/{folder}"
+        manifest, package_id = parse_manifest(text, where)
+        if manifest.version != version:
+            raise IntegrityError(f"is published as {version}, and says it is {manifest.version}", where=where)
+        for file in manifest.companions:
+            if file.size > COMPANION_BYTES:
+                raise PackageError(
+                    f"the companion {file.path!r} has {file.size} bytes, which makes no sense", where=where
+                )
+        return manifest, package_id
+
+    def _cached(self, source: str) -> Path:
+        """Return where a version is kept that the user gave no folder for: a place for each registry."""
+        home = os.environ.get("XDG_CACHE_HOME", "")
+        cache = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~/.cache"))
+        return cache / "paramdelta-hub" / hashlib.sha256(self._store.url.encode()).hexdigest()[:16] / source
+
+
+def _manifest_text(package: Package) -> bytes:
+    size = os.stat(settle(package.path, MANIFEST_NAME)).st_size
+    return package.read_file(FileRecord(path=MANIFEST_NAME, size=size, sha256=package.digest), MANIFEST_BYTES)
+
+
+def _check_in_place(package: Package, files: tuple[FileRecord, ...], progress: Progress | None) -> None:
+    progress = progress or Progress()
+    progress.start("check", sum(file.size for file in files))
+    try:
+        if files == package.manifest.files:
+            package.check_files(progress.advance)
+        else:
+            for file in files:
+                digest, _ = file_digest(settle(package.path, file.path), advance=progress.advance)
+                check_digest(digest, file.sha256, f"the file {file.path!r}", str(package.path))
+    finally:
+        progress.finish()
