@@ -39,6 +39,8 @@ class WeightFile:
     header: Header
     sha256: str | None = None
     """As the Hub tells, where the file itself is still there."""
+    start: bytes | None = None
+    """All bytes before the data, likewise."""
 
     def identity(self) -> dict[str, Any]:
         """What tells that the file is still the same, for resuming: its digest if known, or size and time."""

@@ -14,10 +14,10 @@ from paramdelta_hub.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint, We
 from paramdelta_hub.checkpoints.sources import download, hub_errors, is_hub_id
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format.durable import file_digest
-from paramdelta_hub.format.headers import Header, check_header
+from paramdelta_hub.format.headers import check_header
 from paramdelta_hub.limits import HEADER_BYTES, MIB
 
-__all__ = ["RemoteModel", "open_remote", "read_remote_header"]
+__all__ = ["RemoteModel", "open_remote", "read_remote_start"]
 
 _FIRST = 1 * MIB
 """Bytes asked for first: nearly every header fits."""
@@ -84,25 +84,26 @@ def open_remote(model: str, folder: Path) -> RemoteModel:
         about = siblings.get(name)
         if about is None or about.lfs is None or not about.size:
             raise CheckpointError(f"the repository has no {name!r}, or no sha256 of it", where=model)
-        header = read_remote_header(repository, commit, name, about.size)
-        files.append(WeightFile(name, folder / name, header, about.lfs.sha256))
+        start = read_remote_start(repository, commit, name, about.size)
+        header = check_header(start[8:], about.size, CheckpointError, f"{model}/{name}")
+        files.append(WeightFile(name, folder / name, header, about.lfs.sha256, start))
     checkpoint = assemble(source, files, index) if index else Checkpoint(source, tuple(files), None)
     return RemoteModel(checkpoint, folder)
 
 
-def read_remote_header(repository: str, revision: str, name: str, size: int) -> Header:
-    """Read and check the header of a safetensors file on the Hub by Range requests.
+def read_remote_start(repository: str, revision: str, name: str, size: int) -> bytes:
+    """Return all bytes before the data of a safetensors file on the Hub: the header and its length.
 
     Raises:
-        CheckpointError: it can't be had, or breaks a rule.
+        CheckpointError: it can't be had, or is no safetensors file.
     """
-    where = f"{repository}@{revision}/{name}"
     first = _range(repository, revision, name, 0, min(_FIRST, size))
     length = int.from_bytes(first[:8], "little")
     if len(first) < 8 or length > min(HEADER_BYTES, size - 8):
+        where = f"{repository}@{revision}/{name}"
         raise CheckpointError(f"not a safetensors file: it declares a header of {length} bytes", where=where)
     rest = _range(repository, revision, name, len(first), 8 + length) if len(first) < 8 + length else b""
-    return check_header((first + rest)[8 : 8 + length], size, CheckpointError, where)
+    return (first + rest)[: 8 + length]
 
 
 def _range(repository: str, revision: str, name: str, start: int, end: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,10 @@ def download(repository: str, revision: str | None, *, weights: bool = True) -> 
     """
     # Imported here: only Hub ids need it, and it takes a quarter of a second.
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     unwanted = _UNWANTED if weights else [*_UNWANTED, "*.safetensors"]
     with hub_errors(f"{repository}@{revision}" if revision else repository):
         folder = snapshot_download(repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=unwanted)

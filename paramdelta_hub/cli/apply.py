@@ -74,6 +74,9 @@ _SHOWN_OMISSIONS = 20
     is_flag=True,
     help="Let TARGET's configs name code (auto_map), and copy its own .py files.",
 )
+@click.option(
+    "--stream", is_flag=True, help="Fetch TARGET's files from the Hub one by one, and drop each when it is done with."
+)
 @registry_option
 @click.option("--force", is_flag=True, help="Apply to a target that is not kin to the delta's base.")
 @click.option("--overwrite", is_flag=True, help="Replace a finished OUT.")
@@ -91,6 +94,7 @@ def apply(
     companions: Mode,
     prefer: Literal["target", "post"],
     keep_remote_code_of_target: bool,
+    stream: bool,
     registry: str | None,
     force: bool,
     overwrite: bool,
@@ -118,6 +122,7 @@ def apply(
         companions=companions,
         prefer=prefer,
         keep_remote_code_of_target=keep_remote_code_of_target,
+        stream=stream,
         registry=registry,
         force=force,
         overwrite=overwrite,

@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from paramdelta_hub import __about__
 from paramdelta_hub.checkpoints.checkpoint import INDEX, open_checkpoint
 from paramdelta_hub.checkpoints.companions import read_companion
 from paramdelta_hub.checkpoints.logical import logical_model
-from paramdelta_hub.checkpoints.pairing import SKIPPED, Rules
+from paramdelta_hub.checkpoints.pairing import Rules
 from paramdelta_hub.checkpoints.quantization import quantization_files
+from paramdelta_hub.checkpoints.remote import open_remote
 from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import io_errors, sync_file, write_file
-from paramdelta_hub.format.package import open_package
+from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.operations.applying import out_digests, run_apply_task
 from paramdelta_hub.operations.differences import tokenizer_folder
 from paramdelta_hub.operations.execution import execute, workers
 from paramdelta_hub.operations.fitting import Fit, preflight
-from paramdelta_hub.operations.layout import OutputFile, index_text, lay_out
+from paramdelta_hub.operations.layout import index_text, lay_out
 from paramdelta_hub.operations.placing import Placer
+from paramdelta_hub.operations.planning import plan_apply
+from paramdelta_hub.operations.provenance import PROVENANCE_NAME, is_post, provenance_of
 from paramdelta_hub.operations.readiness import Mode, Readiness, choose, make_ready
 from paramdelta_hub.operations.requantize import Dtype, Requantization, keeps_fp8, requantization
+from paramdelta_hub.operations.streaming import FilePool
 from paramdelta_hub.operations.summands import AppliedDelta, check_lineage, sums_of
 from paramdelta_hub.operations.weights import Summand, WeightMap, Weights
 from paramdelta_hub.registry.cards import result_card
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.work.destination import Destination
-from paramdelta_hub.work.plan import Plan, cut
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["PROVENANCE_NAME", "ApplyReport", "Summand", "WeightMap", "apply"]
 
-CARD_NAME, PROVENANCE_NAME = "README.md", "paramdelta_provenance.json"
+CARD_NAME = "README.md"
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def apply(
     prefer: Literal["target", "post"] = "target",
     keep_remote_code_of_target: bool = False,
     target_tokenizer: str | Path | None = None,
+    stream: bool = False,
     registry: str | Path | None = None,
     force: bool = False,
     overwrite: bool = False,
@@ -120,6 +123,8 @@ def apply(
         keep_remote_code_of_target: let the target's configs name code, and copy its own Python files.
         target_tokenizer: the folder of the target's tokenizer, if it does not lie beside the weights: rows of
             embeddings are matched by token.
+        stream: fetch the files of a target on the Hub one by one, and drop each when it is done with: the disk then
+            holds the result and a few files. Lineage is judged by the first file alone.
         registry: where a bare ``org/name`` lies: a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else
             the Hub.
         force: apply although the target is not kin; recorded in the provenance.
@@ -144,7 +149,9 @@ def apply(
     summands = [delta if isinstance(delta, Summand) else Summand(delta) for delta in listed]
     if not summands:
         raise OptionError("no delta to apply")
-    model = open_checkpoint(target)
+    place = Destination(Path(out), overwrite=overwrite)
+    remote = open_remote(str(target), place.pieces) if stream else None
+    model = remote.checkpoint if remote else open_checkpoint(target)
     packages = [open_package(locate_delta(summand.delta, registry, progress=progress)) for summand in summands]
     added = [number for number, summand in enumerate(summands) if summand.weight > 0]
     choice = choose(
@@ -161,14 +168,12 @@ def apply(
     if in_fp8:
         choice = replace(choice, own={**choice.own, **quantization_files(model)})
     fit = preflight(logical, packages, rules, Placer(tokenizer, packages, leader), weights, in_fp8)
-    applied = [
-        check_lineage(fit, number, package, summand.weight, force)
-        for number, (package, summand) in enumerate(zip(packages, summands, strict=True))
-    ]
-    sums = sums_of(fit, applied, weights)
+    kin = functools.partial(_kin, fit, packages, weights, force)
+    applied = [] if remote else kin()
+    sums = sums_of(fit, packages, weights)
     files = lay_out(model, fit.results, fit.beside)
-    plan = _plan(fit, files, applied, sums, (weight_map, rules))
-    with Destination(Path(out), overwrite=overwrite) as destination:
+    plan = plan_apply(fit, files, packages, sums, weights, rules)
+    with place as destination:
         done = destination.resume(plan)
         destination.check_space(sum(file.size for file in files.values()))
         with io_errors("preparing the output files"):
@@ -180,6 +185,14 @@ def apply(
             if out_digests(plan.tasks[number], destination.result) == receipt.outcome["tensors"]
         }
 
+        pool = FilePool(remote, [task for number, task in enumerate(plan.tasks) if number not in done])
+        if remote:
+            applied = kin(pool.first())  # of what is there first: samples of all files would take all files
+
+        def run(task: dict[str, Any], advance: Callable[[int], None]) -> dict[str, Any]:
+            with pool.hold(task):
+                return run_apply_task(task, destination.result, advance)
+
         def after(outcome: dict[str, Any]) -> None:
             # Forced to disk while the workers compute, so that little is left to wait for at the end.
             for name in outcome["files"]:
@@ -187,25 +200,26 @@ def apply(
 
         outcomes = execute(
             plan,
-            lambda task, advance: run_apply_task(task, destination.result, advance),
+            run,
             done,
             destination,
             threads,
             progress,
             "applying",
             after,
+            in_order=stream,
         )
         _refuse_not_finite(outcomes)
         digests = {name: digest for outcome in outcomes for name, digest in outcome["tensors"].items()}
-        is_post, lost = _is_post(applied, fit, digests), requantization(outcomes)
+        exactly_post, lost = is_post(applied, fit, digests), requantization(outcomes)
         with io_errors("writing the companion files"):
-            readiness = make_ready(choice, destination.result, prefer=prefer, settled=fit.settled, is_post=is_post)
+            readiness = make_ready(choice, destination.result, prefer=prefer, settled=fit.settled, is_post=exactly_post)
             if model.index is not None:
                 index = index_text(model, list(files.values()), fit.results) or read_companion(
                     (model.folder / INDEX).resolve()
                 )
                 write_file(destination.result / INDEX, index)
-            provenance = _provenance(fit, applied, weight_map, rules, digests, is_post)
+            provenance = provenance_of(fit, applied, weight_map, rules, digests, exactly_post)
             provenance["companions"] = readiness.to_json()
             provenance["requantization"] = lost and lost.to_json()
             write_file(destination.result / PROVENANCE_NAME, jsontext.pretty(provenance))
@@ -217,7 +231,7 @@ def apply(
         target=model.source.name,
         deltas=tuple(applied),
         nbytes=sum(file.size for file in files.values()),
-        is_post=is_post,
+        is_post=exactly_post,
         changed_tensors=len(sums),
         kept_tensors=len(logical.tensors) + len(fit.ties) - len(sums),
         readiness=readiness,
@@ -228,61 +242,13 @@ def apply(
     )
 
 
-def _plan(
-    fit: Fit,
-    files: Mapping[str, OutputFile],
-    applied: Sequence[AppliedDelta],
-    sums: dict[str, list[dict[str, Any]]],
-    options: tuple[WeightMap, Rules],
-) -> Plan:
-    weight_map, rules = options
-    target, results = fit.target.checkpoint, fit.results
-    places = {
-        name: {"name": name, "file": file.name, "start": start, "nbytes": results[name].nbytes}
-        for file in files.values()
-        for name, start in file.starts.items()
-    }
-    scales = {fit.tensor(name).view["scale"]["name"] for name in {*sums, *fit.placed} if fit.in_fp8(name)}
-    tasks = []
-    for file in files.values():
-        names = [name for name in file.starts if name not in scales]  # those are written with their weights
-        for group in cut(names, lambda name: results[name].nbytes, target.nbytes):
-            tensors = [_task_tensor(name, fit, places, sums.get(name, [])) for name in group]
-            tasks.append({"bytes": sum(tensor["nbytes"] for tensor in tensors), "tensors": tensors})
-    return Plan(
-        kind="apply",
-        inputs=(*(file.identity() for file in target.files), *(delta.package.digest for delta in applied)),
-        options={
-            "weights": [delta.weight for delta in applied],
-            "weight_map": weight_map.rules,
-            "renames": rules.renames,
-            "skips": rules.skips,
-        },
-        tasks=tuple(tasks),
-    )
-
-
-def _task_tensor(
-    name: str, fit: Fit, places: Mapping[str, dict[str, Any]], deltas: list[dict[str, Any]]
-) -> dict[str, Any]:
-    tensor, placed = fit.source(name, summed=bool(deltas)), fit.placed.get(name)
-    arranged = tensor.arrange(placed.start if placed else None)
-    task: dict[str, Any] = {
-        "name": name,
-        "dtype": tensor.dtype,
-        "elements": arranged.elements,
-        "nbytes": arranged.nbytes,
-        "view": arranged.view,
-        "out": [places[name]],
-        "deltas": deltas,
-    }
-    if placed and deltas:
-        task["rows"] = math.prod(tensor.shape[1:])
-    if fit.in_fp8(name) and (deltas or placed):
-        scale = tensor.view["scale"]
-        task["out"] = [places[name], places[scale["name"]]]
-        task["quantized"] = {"grid": tensor.view["grid"], "scale": scale["dtype"]}
-    return task
+def _kin(
+    fit: Fit, packages: Sequence[Package], weights: Weights, force: bool, file: Path | None = None
+) -> list[AppliedDelta]:
+    return [
+        check_lineage(fit, number, package, weight, force, file)
+        for number, (package, weight) in enumerate(zip(packages, weights.deltas, strict=True))
+    ]
 
 
 def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
@@ -297,41 +263,3 @@ def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
             problems,
             remedy="the target has such values, or the sum overflows its dtype: use a smaller weight, or --skip them",
         )
-
-
-def _is_post(applied: Sequence[AppliedDelta], fit: Fit, digests: dict[str, str]) -> bool:
-    """Whether every tensor of the delta came out as post's own, by its digest, and post has no others."""
-    if len(applied) != 1:
-        return False
-    records, pairs = applied[0].package.records, fit.matches[0].pairs
-    if any(omission.reason == SKIPPED for omission in applied[0].package.manifest.omissions):
-        return False
-    return len(pairs) == len(records) and all(
-        digests[ours] == records[theirs].post_sha256 for ours, theirs in pairs.items()
-    )
-
-
-def _provenance(
-    fit: Fit,
-    applied: Sequence[AppliedDelta],
-    weight_map: WeightMap,
-    rules: Rules,
-    digests: dict[str, str],
-    is_post: bool,
-) -> dict[str, Any]:
-    """Return what the result is made of. No time and no path: equal inputs give an equal file."""
-    source = fit.target.checkpoint.source
-    return {
-        "format": "paramdelta-provenance",
-        "format_version": 1,
-        "created_by": __about__.CREATED_BY,
-        "target": {"name": source.name, "commit": source.commit},
-        "deltas": [delta.to_json() for delta in applied],
-        "weight_map": [{"pattern": pattern, "factor": factor} for pattern, factor in weight_map.rules],
-        "renames": [{"pattern": pattern, "replacement": new} for pattern, new in rules.renames],
-        "skips": list(rules.skips),
-        "omissions": [{"name": name, "side": side, "reason": reason} for name, side, reason in fit.omissions],
-        "notes": list(fit.notes),
-        "is_post": is_post,
-        "tensors": {name: digests[name] for name in fit.results},
-    }

@@ -40,6 +40,8 @@ def execute(
     progress: Progress,
     what: str,
     after: Callable[[dict[str, Any]], None],
+    *,
+    in_order: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the outcome of every task of the plan, in the plan's order.
 
@@ -51,6 +53,7 @@ def execute(
         threads: tasks at a time.
         progress: told how far the work is.
         what: the stage's name.
+        in_order: begin tasks in the plan's order, and not with the largest.
         after: called on this thread for each outcome: where files are forced to disk while the workers compute.
     """
     outcomes = {number: receipt.outcome for number, receipt in done.items()}
@@ -67,7 +70,7 @@ def execute(
             return number, run(task, advance)
 
     try:
-        for number, outcome in run_tasks(todo, run_one, threads):
+        for number, outcome in run_tasks(todo, run_one, threads, in_order=in_order):
             outcomes[number] = outcome
             if "not_finite" not in outcome:
                 destination.keep(Receipt(plan.digest, number, outcome))

@@ -64,6 +64,8 @@ class OutputFile:
             os.close(output)
 
     def _own_header(self) -> bytes:
+        if self.source.start is not None:
+            return self.source.start
         header = np.empty(self.source.header.data_start, np.uint8)
         source = open_regular(self.source.path, CheckpointError)
         try:

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.remote import RemoteModel
@@ -16,20 +17,32 @@ __all__ = ["FilePool"]
 class FilePool:
     """Hands out a remote model's files to tasks; shared between threads. A file is there as long as a task needs it."""
 
-    def __init__(self, model: RemoteModel, tasks: Iterable[dict[str, Any]]) -> None:
-        """Take the tasks that are still to be done: they tell when a file is needed no more."""
+    def __init__(self, model: RemoteModel | None, tasks: Iterable[dict[str, Any]]) -> None:
+        """Take the tasks that are still to be done: they tell when a file is needed no more.
+
+        Without a model all files are there already, and the pool does nothing.
+        """
         self._model = model
-        self._names = {str(file.path): file.name for file in model.checkpoint.files}
+        self._names = {str(file.path): file.name for file in model.checkpoint.files} if model else {}
         self._wanted = Counter(name for task in tasks for name in self._files_of(task))
         self._lock = threading.Lock()
         self._fetching = {name: threading.Lock() for name in self._names.values()}
-        for name in self._names.values():
-            if name not in self._wanted:
-                model.drop(name)
+        self._drop(name for name in self._names.values() if name not in self._wanted)
+
+    def first(self) -> Path | None:
+        """Fetch the first file that is wanted, or any if none is, and return its path."""
+        paths = sorted(self._names, key=lambda path: (self._names[path] not in self._wanted, path))
+        if not paths or not self._model:
+            return None
+        self._model.fetch(self._names[paths[0]])
+        return Path(paths[0])
 
     @contextmanager
     def hold(self, task: dict[str, Any]) -> Iterator[None]:
         """Have a task's files there for the length of the block."""
+        if self._model is None:
+            yield
+            return
         names = self._files_of(task)
         for name in sorted(names):
             with self._fetching[name]:
@@ -38,12 +51,18 @@ class FilePool:
         with self._lock:  # an interrupted task keeps its files: it will be done again
             self._wanted.subtract(names)
             done = [name for name in names if not self._wanted[name]]
-        for name in done:
-            self._model.drop(name)
+        self._drop(done)
+
+    def _drop(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self._model:
+                self._model.drop(name)
 
     def _files_of(self, task: dict[str, Any]) -> set[str]:
         """Return the remote files that a task reads, wherever in it their paths stand."""
         found: set[str] = set()
+        if not self._names:
+            return found
         stack: list[Any] = [task]
         while stack:
             value = stack.pop()

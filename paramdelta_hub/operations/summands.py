@@ -48,8 +48,10 @@ class AppliedDelta:
         }
 
 
-def check_lineage(fit: Fit, number: int, package: Package, weight: float, force: bool) -> AppliedDelta:
-    """Compare base's samples with the target's values, and refuse a target that is not kin."""
+def check_lineage(
+    fit: Fit, number: int, package: Package, weight: float, force: bool, file: Path | None = None
+) -> AppliedDelta:
+    """Compare base's samples with the target's values, of one file alone if given; refuse a target that is not kin."""
     samples = unpack_samples(package.read_lineage(), str(package.path / package.manifest.lineage.path))
     tensors = {}
     for name, theirs in fit.matches[number].pairs.items():
@@ -57,6 +59,8 @@ def check_lineage(fit: Fit, number: int, package: Package, weight: float, force:
         if name in fit.carried or (placed and number not in placed.inverse):
             continue  # nothing of the delta is added to the target's values
         tensor = fit.tensor(name).arrange(placed.inverse[number] if placed else None)
+        if file is not None and tensor.view["file"] != str(file):
+            continue
         if tensor.shape == package.records[theirs].shape:
             tensors[theirs] = tensor
     kinship = compare(samples, tensors)
@@ -70,12 +74,11 @@ def check_lineage(fit: Fit, number: int, package: Package, weight: float, force:
     return AppliedDelta(package, weight, kinship, forced=not kinship.is_kin)
 
 
-def sums_of(fit: Fit, applied: Sequence[AppliedDelta], weights: Weights) -> dict[str, list[dict[str, Any]]]:
+def sums_of(fit: Fit, packages: Sequence[Package], weights: Weights) -> dict[str, list[dict[str, Any]]]:
     """Return for every tensor that changes what is added to it, as tasks want it."""
     sums: dict[str, list[dict[str, Any]]] = {}
-    for number, delta in enumerate(applied):
-        records = delta.package.records
-        starts = delta.package.payload_starts()
+    for number, package in enumerate(packages):
+        records, starts = package.records, package.payload_starts()
         for ours, theirs in fit.matches[number].pairs.items():
             record, carried = records[theirs], fit.carried.get(ours)
             placed, weight = fit.placed.get(ours), weights.of(number, ours)
@@ -95,7 +98,7 @@ def sums_of(fit: Fit, applied: Sequence[AppliedDelta], weights: Weights) -> dict
             entries = sums.setdefault(ours, [])
             if record.effect == "replace" and (entries or record.shard is None):
                 continue
-            entries.append(summand_of(record, weight, delta.package.path, starts))
+            entries.append(summand_of(record, weight, package.path, starts))
             if placed:
                 in_its_order = fit.tensor(ours).arrange(placed.inverse[number]).view
                 entries[-1] |= {"rows": [list(run) for run in rows], "target": in_its_order}

@@ -51,6 +51,8 @@ def run_tasks(
     tasks: list[tuple[int, dict[str, Any]]],
     run: Callable[[int, dict[str, Any], Stop], T],
     threads: int,
+    *,
+    in_order: bool = False,
 ) -> Iterator[T]:
     """Run every task and yield what each returned, in the order in which they end.
 
@@ -60,9 +62,10 @@ def run_tasks(
         tasks: (number, task); the largest, by ``task["bytes"]``, are begun first, so that no large one is left over.
         run: called as ``run(number, task, stop)`` on some thread.
         threads: how many run at a time.
+        in_order: begin them in the order given instead.
     """
     stop = Stop()
-    ordered = sorted(tasks, key=lambda numbered: -numbered[1]["bytes"])
+    ordered = tasks if in_order else sorted(tasks, key=lambda numbered: -numbered[1]["bytes"])
     pool = ThreadPoolExecutor(max_workers=max(threads, 1), thread_name_prefix="paramdelta")
     pending: set[Future[T]] = set()
     try:

@@ -1,0 +1,54 @@
+"""What a result is made of, as it says itself: ``paramdelta_provenance.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from paramdelta_hub import __about__
+from paramdelta_hub.checkpoints.pairing import SKIPPED, Rules
+from paramdelta_hub.operations.fitting import Fit
+from paramdelta_hub.operations.summands import AppliedDelta
+from paramdelta_hub.operations.weights import WeightMap
+
+__all__ = ["PROVENANCE_NAME", "is_post", "provenance_of"]
+
+PROVENANCE_NAME = "paramdelta_provenance.json"
+
+
+def is_post(applied: Sequence[AppliedDelta], fit: Fit, digests: dict[str, str]) -> bool:
+    """Whether every tensor of the delta came out as post's own, by its digest, and post has no others."""
+    if len(applied) != 1:
+        return False
+    records, pairs = applied[0].package.records, fit.matches[0].pairs
+    if any(omission.reason == SKIPPED for omission in applied[0].package.manifest.omissions):
+        return False
+    return len(pairs) == len(records) and all(
+        digests[ours] == records[theirs].post_sha256 for ours, theirs in pairs.items()
+    )
+
+
+def provenance_of(
+    fit: Fit,
+    applied: Sequence[AppliedDelta],
+    weight_map: WeightMap,
+    rules: Rules,
+    digests: dict[str, str],
+    exactly_post: bool,
+) -> dict[str, Any]:
+    """Return what the result is made of. No time and no path: equal inputs give an equal file."""
+    source = fit.target.checkpoint.source
+    return {
+        "format": "paramdelta-provenance",
+        "format_version": 1,
+        "created_by": __about__.CREATED_BY,
+        "target": {"name": source.name, "commit": source.commit},
+        "deltas": [delta.to_json() for delta in applied],
+        "weight_map": [{"pattern": pattern, "factor": factor} for pattern, factor in weight_map.rules],
+        "renames": [{"pattern": pattern, "replacement": new} for pattern, new in rules.renames],
+        "skips": list(rules.skips),
+        "omissions": [{"name": name, "side": side, "reason": reason} for name, side, reason in fit.omissions],
+        "notes": list(fit.notes),
+        "is_post": exactly_post,
+        "tensors": {name: digests[name] for name in fit.results},
+    }
