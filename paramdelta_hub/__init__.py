@@ -8,7 +8,8 @@ Extract Δ = Θ_post − Θ_base once into a small, verifiable package; apply it
     pd.extract("org/base", "org/base-instruct", "delta")
     pd.verify("delta", base="org/base", post="org/base-instruct")
     pd.apply("org/new-base", "delta", "new-base-instruct")
-    pd.inspect("delta").summary()
+    pd.publish("delta", "org/instruct-delta")
+    pd.apply("org/new-base", "org/instruct-delta@1.0.0", "new-base-instruct")
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from paramdelta_hub.errors import (
     OptionError,
     PackageError,
     ParamdeltaError,
+    PublishError,
+    RegistryError,
     SourceError,
     StorageError,
     UnsupportedFormatError,
@@ -35,8 +38,13 @@ from paramdelta_hub.format.manifest import Manifest
 from paramdelta_hub.operations.apply import ApplyReport, Summand, WeightMap, apply
 from paramdelta_hub.operations.extract import ExtractReport, extract
 from paramdelta_hub.operations.inspect import InspectReport, inspect
+from paramdelta_hub.operations.publish import publish
+from paramdelta_hub.operations.registries import link, pull, search, versions
 from paramdelta_hub.operations.tensors import tensors
 from paramdelta_hub.operations.verify import VerifyReport, verify
+from paramdelta_hub.registry.links import Linked
+from paramdelta_hub.registry.protocol import Hit, Published, Pulled, Version
+from paramdelta_hub.registry.search import Found
 from paramdelta_hub.work.progress import Progress
 
 __all__ = [
@@ -44,9 +52,12 @@ __all__ = [
     "CheckpointError",
     "DestinationError",
     "ExtractReport",
+    "Found",
+    "Hit",
     "InspectReport",
     "IntegrityError",
     "LineageError",
+    "Linked",
     "Manifest",
     "Mismatch",
     "MismatchError",
@@ -55,6 +66,10 @@ __all__ = [
     "PackageError",
     "ParamdeltaError",
     "Progress",
+    "PublishError",
+    "Published",
+    "Pulled",
+    "RegistryError",
     "Rules",
     "SourceError",
     "StorageError",
@@ -62,11 +77,17 @@ __all__ = [
     "UnsupportedFormatError",
     "VerificationError",
     "VerifyReport",
+    "Version",
     "WeightMap",
     "__version__",
     "apply",
     "extract",
     "inspect",
+    "link",
+    "publish",
+    "pull",
+    "search",
     "tensors",
     "verify",
+    "versions",
 ]

@@ -8,10 +8,14 @@ from paramdelta_hub.__about__ import __version__
 from paramdelta_hub.cli.apply import apply
 from paramdelta_hub.cli.extract import extract
 from paramdelta_hub.cli.inspect import inspect
+from paramdelta_hub.cli.link import link
 from paramdelta_hub.cli.publish import publish
+from paramdelta_hub.cli.pull import pull
+from paramdelta_hub.cli.search import search
 from paramdelta_hub.cli.verify import verify
+from paramdelta_hub.cli.versions import versions
 
-__all__ = ["apply", "extract", "inspect", "main", "publish", "verify"]
+__all__ = ["apply", "extract", "inspect", "link", "main", "publish", "pull", "search", "verify", "versions"]
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 2 usage, 3 unreadable input, 4 misfit, 5 not exact, 6 output taken, 7 disk, 8 registry."
@@ -24,5 +28,5 @@ def main() -> None:
     """Extract a post-training delta once; verify it, publish it, and apply it to any compatible new base."""
 
 
-for command in (extract, apply, verify, inspect, publish):
+for command in (extract, apply, verify, inspect, publish, pull, search, versions, link):
     main.add_command(command)

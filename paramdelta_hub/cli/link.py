@@ -53,7 +53,7 @@ def link(
 
 
 def _text(linked: Linked, dry_run: bool) -> str:
-    if not linked.changed:
+    if not linked.diff:
         return f"{linked.repo} names {linked.delta} already; nothing was done"
     if linked.pull_request:
         done = f"proposed: {linked.pull_request}"

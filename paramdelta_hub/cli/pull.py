@@ -23,12 +23,14 @@ pd-pull org/name --registry s3://bucket/deltas --companions-only
 @click.option("-o", "--output", metavar="DIR", help="Folder of the copy [default: the registry's cache].")
 @click.option("--companions-only", is_flag=True, help="Only the manifest, the tokenizer, templates and settings.")
 @click.option("--manifest-only", is_flag=True, help="Only the manifest.")
+@click.option("--allow-downgrade", is_flag=True, help="Let a lower version take the place of a higher one in DIR.")
 @registry_option
 def pull(
     delta: str,
     output: str | None,
     companions_only: bool,
     manifest_only: bool,
+    allow_downgrade: bool,
     registry: str | None,
     as_json: bool,
     quiet: bool,
@@ -39,7 +41,14 @@ def pull(
     pulled is pinned in DIR/paramdelta.lock.
     """
     part: Part = "manifest" if manifest_only else "companions" if companions_only else "package"
-    pulled = run(delta, output, registry=registry, part=part, progress=Bars(quiet or as_json))
+    pulled = run(
+        delta,
+        output,
+        registry=registry,
+        part=part,
+        allow_downgrade=allow_downgrade,
+        progress=Bars(quiet or as_json),
+    )
     emit({**vars(pulled), "path": str(pulled.path)}, _text(pulled), as_json=as_json, quiet=quiet)
 
 

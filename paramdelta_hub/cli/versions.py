@@ -24,10 +24,8 @@ pd-versions ./registry/org/name --json
 def versions(delta: str, registry: str | None, as_json: bool, quiet: bool) -> None:
     """List the versions of DELTA, the newest first."""
     found = run(delta, registry=registry)
-    emit({"versions": [dict(vars(version)) for version in found]}, _text(delta, found), as_json=as_json, quiet=quiet)
+    emit({"versions": [dict(vars(version)) for version in found]}, _text(found), as_json=as_json, quiet=quiet)
 
 
-def _text(delta: str, found: Sequence[Version]) -> str:
-    if not found:
-        return f"{delta}: no version"
+def _text(found: Sequence[Version]) -> str:
     return table(("version", "revision", "created"), [(v.version, v.revision[:16], v.created or "") for v in found])

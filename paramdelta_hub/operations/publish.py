@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from paramdelta_hub.errors import OptionError, PackageError, RegistryError
@@ -96,10 +97,12 @@ def _existing_card(folder: Path) -> str | None:
 
 
 def _published_card(registry: Registry, repo: str) -> str | None:
-    """Return the card that the registry has now, if it keeps cards and has this repository."""
-    read = getattr(registry, "card", None)
+    """Return the card of the newest version, if there is one that can be had without the rest."""
+    read: Callable[[str], str | None] | None = getattr(registry, "card", None)
     try:
-        return read(repo) if read else None
+        if read is not None:
+            return read(repo)
+        return _existing_card(registry.pull(repo, None, part="manifest").path)
     except RegistryError:
         return None  # publishing will tell, if it matters there
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from paramdelta_hub.errors import OptionError
+from paramdelta_hub.errors import OptionError, RegistryError
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.registry.links import Linked, Role
 from paramdelta_hub.registry.links import link as _link
@@ -25,6 +25,7 @@ def pull(
     *,
     registry: str | Path | None = None,
     part: Part = "package",
+    allow_downgrade: bool = False,
     progress: Progress | None = None,
 ) -> Pulled:
     """Fetch a version of a delta; the size and sha256 of every file are checked. A killed pull goes on when repeated.
@@ -34,6 +35,7 @@ def pull(
         folder: where to; by default the registry's cache.
         registry: where a bare ``org/name`` lies; by default what PARAMDELTA_REGISTRY names, else the Hub.
         part: the whole package, the manifest and the companions, or the manifest alone.
+        allow_downgrade: let a version that is named take the place of a higher one in ``folder``.
         progress: told how far the work is.
 
     Raises:
@@ -44,7 +46,9 @@ def pull(
     """
     there, reference = find(delta, registry)
     target = None if folder is None else Path(folder)
-    return there.pull(reference.repo, reference.revision, target, part=part, progress=progress)
+    return there.pull(
+        reference.repo, reference.revision, target, part=part, allow_downgrade=allow_downgrade, progress=progress
+    )
 
 
 def versions(delta: str, *, registry: str | Path | None = None) -> list[Version]:
@@ -55,7 +59,10 @@ def versions(delta: str, *, registry: str | Path | None = None) -> list[Version]
         RegistryError: it is not there, not allowed, or not reachable.
     """
     there, reference = find(delta, registry)
-    return there.versions(reference.repo)
+    found = there.versions(reference.repo)
+    if not found:
+        raise RegistryError("no version is published", where=delta, remedy="check the spelling, and --registry")
+    return found
 
 
 def search(query: str | None = None, *, base: str | None = None, registry: str | Path | None = None) -> Iterator[Found]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,14 @@ def connect() -> HfApi:
 
     Imported here and not above: it takes a third of a second, and most commands have no use for it.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    # A package's files may be links into its own repository's blobs only (see format.links), and not into a store that
+    # all repositories share. The client reads this as it downloads; older ones don't know it.
+    constants.HF_HUB_DISABLE_SHARED_BLOBS = True
     return HfApi(library_name="paramdelta-hub", library_version=__version__)
 
 
@@ -110,7 +117,8 @@ def _translate(problem: Exception, where: str) -> RegistryError:
         return RegistryError(f"{what} ({status}: {_line(problem)})", where=where, remedy=_AGAIN)
     if isinstance(problem, LocalEntryNotFoundError):
         return RegistryError("the Hub can't be reached, and the cache has not all of it", where=where, remedy=_AGAIN)
-    what = f"talking to the Hub failed ({type(problem).__name__}: {_line(problem)})"
+    root = list(_chain(problem))[-1]
+    what = f"talking to the Hub failed ({type(root).__name__}: {_line(root)})"
     return RegistryError(what, where=where, remedy=f"check the connection, then {_AGAIN}")
 
 
@@ -136,7 +144,7 @@ def _wait(problem: Exception) -> str:
     return f" (the Hub asks for {seconds} s)" if seconds.isdigit() and seconds != "0" else ""
 
 
-def _line(problem: Exception) -> str:
+def _line(problem: BaseException) -> str:
     """Return the first line of a foreign message, short, and with nothing in it that moves a cursor."""
     text = next((line.strip() for line in str(problem).splitlines() if line.strip()), "no reason given")
     return "".join(character if character.isprintable() else "?" for character in text)[:200]

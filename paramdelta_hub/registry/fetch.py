@@ -7,6 +7,7 @@ manifest lists, must have the digest that git or the large-file storage knows it
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import re
 import shutil
@@ -66,6 +67,8 @@ class Commit:
 
     id: str
     private: bool
+    bases: frozenset[str]
+    """The base models that the card names, as it is on the main branch."""
     files: Mapping[str, RemoteFile]
 
 
@@ -88,9 +91,11 @@ def look(api: HfApi, repo: str, revision: str | None = None) -> Commit:
             for sibling in info.siblings or ()
         }
         commit = info.sha or ""
+        named = getattr(info.card_data, "base_model", None)
+        bases = [named] if isinstance(named, str) else named if isinstance(named, list) else []
     if not _COMMIT.fullmatch(commit):
         raise RegistryError("the Hub names no commit", where=where, remedy="run the command again")
-    return Commit(commit, bool(info.private), files)
+    return Commit(commit, bool(info.private), frozenset(base for base in bases if isinstance(base, str)), files)
 
 
 def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, most: int, revision: str | None = None) -> bytes:
@@ -233,7 +238,7 @@ def _download(
     from huggingface_hub import hf_hub_download
     from tqdm import tqdm
 
-    class Forward(tqdm[Any]):
+    class Forward(tqdm):  # type: ignore[type-arg]
         """Tells our progress what the client tells its bar."""
 
         def __init__(self, *args: Any, **settings: Any) -> None:
@@ -244,6 +249,8 @@ def _download(
             if progress is not None:
                 progress.advance(int(n or 0))
 
+    # Clients before 1.0 have no place for a bar of ours.
+    bar: Any = {"tqdm_class": Forward} if "tqdm_class" in inspect.signature(hf_hub_download).parameters else {}
     with asking(f"{repo}@{revision[:12] if _COMMIT.fullmatch(revision) else revision}"):
         return Path(
             hf_hub_download(
@@ -255,7 +262,7 @@ def _download(
                 endpoint=api.endpoint,
                 library_name=api.library_name,
                 library_version=api.library_version,
-                tqdm_class=Forward,
+                **bar,
             )
         )
 

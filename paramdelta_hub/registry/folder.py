@@ -22,7 +22,7 @@ from paramdelta_hub.format.durable import io_errors, read_small, sync_folder
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME
 from paramdelta_hub.format.package import Package
-from paramdelta_hub.registry.receiving import EXTRAS, file_chunks, put_small, receive
+from paramdelta_hub.registry.receiving import EXTRAS, alone_in, file_chunks, put_small, receive
 from paramdelta_hub.work.destination import Destination
 from paramdelta_hub.work.progress import Progress
 
@@ -95,18 +95,8 @@ class FolderStore:
                     for other in place.books.iterdir():  # left by somebody who died publishing something else
                         if other.is_dir() and other != stage:
                             shutil.rmtree(other)
-                    stage.mkdir(exist_ok=True)
-                receive(
-                    package.manifest.files,
-                    lambda name: file_chunks(settle(package.path, name)),
-                    stage,
-                    str(package.path),
-                    progress,
-                )
-                for name, most in EXTRAS.items():
-                    there = os.path.lexists(package.path / name)
-                    put_small(stage / name, read_small(settle(package.path, name), most) if there else None)
-                put_small(stage / MANIFEST_NAME, text)
+                with alone_in(stage):
+                    _fill(stage, package, text, progress)
                 self._show(stage, out)
                 shutil.rmtree(place.books, ignore_errors=True)
         except DestinationError as error:
@@ -124,3 +114,12 @@ class FolderStore:
                 raise PublishError("somebody else was faster", where=str(out)) from None
             for parent in (out.parent, out.parent.parent, self._root):
                 sync_folder(parent)
+
+
+def _fill(stage: Path, package: Package, text: bytes, progress: Progress | None) -> None:
+    source = package.path
+    receive(package.manifest.files, lambda name: file_chunks(settle(source, name)), stage, str(source), progress)
+    for name, most in EXTRAS.items():
+        content = read_small(settle(source, name), most) if os.path.lexists(source / name) else None
+        put_small(stage / name, content)
+    put_small(stage / MANIFEST_NAME, text)

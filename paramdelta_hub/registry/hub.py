@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import IntegrityError, RegistryError
-from paramdelta_hub.format.durable import io_errors, write_file
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.format.names import is_clear
-from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
+from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
 from paramdelta_hub.registry.client import MissingError, asking, connect, is_offline
 from paramdelta_hub.registry.fetch import (
     check_announced,
@@ -28,6 +27,7 @@ from paramdelta_hub.registry.lock import Lock, pin
 from paramdelta_hub.registry.names import check_repo, is_version, newest, precedence
 from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version
 from paramdelta_hub.registry.publishing import publish
+from paramdelta_hub.registry.receiving import EXTRAS, alone_in, put_small
 from paramdelta_hub.registry.tags import (
     BASE_PREFIX,
     FACTS_KEY,
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["HubRegistry"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_UNLISTED = {"README.md": CARD_BYTES, "manifest.json.sig": SIGNATURE_BYTES}
-"""Files of a package that its manifest does not list, with the bytes they may have."""
 _TEXT_LENGTH = 1024
 
 
@@ -112,8 +110,9 @@ class HubRegistry:
             DestinationError: ``folder`` holds something else.
             RegistryError: no such repository or version, not allowed, not reachable, offline and not in the cache.
         """
+        check_repo(repo)
         api, progress = connect(), progress or Progress()
-        wanted = revision or self._newest(api, check_repo(repo))
+        wanted = revision or self._newest(api, repo)
         found = self._saved(repo, wanted) or self._manifest(api, repo, wanted)
         where = f"{repo}@{wanted}"
         manifest, package_id = parse_manifest(found.content, where)
@@ -123,16 +122,22 @@ class HubRegistry:
                 where=where,
                 remedy="the tag was moved or set by hand; take another version, or tell the publisher",
             )
-        if folder is not None:
-            with io_errors("making the folder"):
-                folder.mkdir(parents=True, exist_ok=True)
-            lock = Lock.of(manifest, package_id, registry=api.endpoint, repo=repo, revision=found.commit)
-            pin(folder, lock, named=revision is not None, allow_downgrade=allow_downgrade)
-        place = folder or self._snapshot(repo, found.commit)
-        downloaded = self._files(api, repo, found.commit, _listed(manifest, part), place, folder, progress)
-        if folder is not None:
-            self._finish(repo, found, folder)
-        return Pulled(place, repo, manifest.version, found.commit, package_id, downloaded)
+        files = _listed(manifest, part)
+        if folder is None:
+            place = self._cache(repo) / "snapshots" / found.commit
+            came = self._files(api, repo, found.commit, files, place, None, progress)
+            return Pulled(place, repo, manifest.version, found.commit, package_id, came)
+        out = Path(os.path.abspath(folder.expanduser()))
+        address = re.sub(r"//[^/]*@", "//", api.endpoint)  # without a name and a password
+        lock = Lock.of(manifest, package_id, registry=address, repo=repo, revision=found.commit)
+        with alone_in(out):
+            pin(out, lock, named=revision is not None, allow_downgrade=allow_downgrade)
+            came = self._files(api, repo, found.commit, files, out, out, progress)
+            for name, most in EXTRAS.items() if part == "package" else ():
+                beside = saved(repo, name, found.commit, most)
+                came += put_small(out / name, beside[0] if beside else None)
+            came += put_small(out / MANIFEST_NAME, found.content)
+        return Pulled(out, repo, manifest.version, found.commit, package_id, came)
 
     def versions(self, repo: str) -> list[Version]:
         """Return all versions, the newest first by semantic version; other tags are left out.
@@ -201,7 +206,7 @@ class HubRegistry:
                 where=f"{repo}@{revision}",
                 remedy="`pd-search` finds deltas; `pd-versions` lists a delta's versions",
             )
-        for name, most in _UNLISTED.items():
+        for name, most in EXTRAS.items():
             if name in commit.files and commit.files[name].size <= most:
                 fetch_small(api, repo, name, commit, most)
         return _Found(fetch_small(api, repo, MANIFEST_NAME, commit, MANIFEST_BYTES, revision), commit.id)
@@ -234,21 +239,10 @@ class HubRegistry:
         finally:
             progress.finish()
 
-    def _finish(self, repo: str, found: _Found, folder: Path) -> None:
-        """Put the small files beside the others, the manifest last: it is what makes the folder a package."""
-        with io_errors("finishing the pull"):
-            for name, most in _UNLISTED.items():
-                if kept := saved(repo, name, found.commit, most):
-                    write_file(folder / name, kept[0])
-            write_file(folder / MANIFEST_NAME, found.content)
-
     def _cache(self, repo: str) -> Path:
         from huggingface_hub import constants
 
         return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
-
-    def _snapshot(self, repo: str, commit: str) -> Path:
-        return self._cache(repo) / "snapshots" / commit
 
 
 def _listed(manifest: Manifest, part: Part) -> list[FileRecord]:

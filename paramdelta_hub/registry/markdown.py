@@ -11,7 +11,8 @@ __all__ = ["YOURS_BEGIN", "YOURS_END", "front_matter", "hub_id", "model_link", "
 YOURS_BEGIN, YOURS_END = "<!-- yours:begin -->", "<!-- yours:end -->"
 """What stands between them is the author's, and is left as it is when the rest is written anew."""
 
-_KEPT = re.compile(r"[A-Za-z0-9 /.,-]|(?<=[A-Za-z0-9])_(?=[A-Za-z0-9])")
+_KEPT = re.compile(r"[A-Za-z0-9/,]|(?<=\S) (?=\S)|(?<=[A-Za-z0-9])[_.-](?=[A-Za-z0-9])")
+"""What can't open or close anything: within words also marks that begin a list or a rule at the start of a line."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _FRONT = re.compile(r"\A\s*---\r?\n(.*?\r?\n)?---[ \t]*(\r?\n|\Z)", re.DOTALL)
 _SHOWN = 120
@@ -20,7 +21,8 @@ _SHOWN = 120
 def plain(text: str, most: int = _SHOWN) -> str:
     """Return a stranger's text such that Markdown and HTML show just its characters, cut after ``most`` of them.
 
-    All but letters, digits and the harmless becomes a character reference, which can't open or close anything.
+    All but letters, digits and what is harmless where it stands becomes a character reference, which can't open or
+    close anything.
     """
     cut = text if len(text) <= most else f"{text[:most]}…"
     shown = "".join(
@@ -45,7 +47,10 @@ def model_link(name: str, commit: str | None) -> str:
 
 
 def front_matter(data: Mapping[str, str | Sequence[str] | None]) -> str:
-    """Return a card's metadata block; what is None is left out. JSON's strings and lists are YAML as they are."""
+    """Return a card's metadata block; what is None is left out.
+
+    JSON's strings and lists are YAML as they are, as long as they are ASCII.
+    """
     lines = [f"{key}: {json.dumps(value)}" for key, value in data.items() if value is not None]
     return "\n".join(["---", *lines, "---", ""])
 

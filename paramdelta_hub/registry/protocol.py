@@ -105,12 +105,17 @@ class Registry(Protocol):
         folder: Path | None = None,
         *,
         part: Part = "package",
+        allow_downgrade: bool = False,
         progress: Progress | None = None,
     ) -> Pulled:
         """Fetch a version (the newest if None) into ``folder``, or a cache; every file's size and sha256 is checked.
 
+        A folder that holds another version is changed only if the new one was named, and to a lower one only with
+        ``allow_downgrade``.
+
         Raises:
             IntegrityError: what came is not what the manifest promises.
+            DestinationError: the folder holds something else.
             RegistryError: no such repository or version, not allowed, not reachable, …
         """
 

@@ -17,10 +17,11 @@ from paramdelta_hub.format.durable import read_small
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.format.package import Package, open_package
-from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
+from paramdelta_hub.limits import MANIFEST_BYTES
 from paramdelta_hub.registry.client import MissingError, StaleError, asking
 from paramdelta_hub.registry.fetch import Commit, fetch_small, look
 from paramdelta_hub.registry.protocol import Published
+from paramdelta_hub.registry.receiving import EXTRAS
 from paramdelta_hub.work.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ __all__ = ["open_proposal", "publish"]
 
 ATTEMPTS = 6
 """How often a publication starts again because others commit at the same time."""
-_BESIDE = {"README.md": CARD_BYTES, "manifest.json.sig": SIGNATURE_BYTES}
 
 
 def publish(
@@ -193,7 +193,7 @@ def _operations(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    beside = [name for name, most in _BESIDE.items() if _is_small(delta.path / name, most)]
+    beside = [name for name, most in EXTRAS.items() if _is_small(delta.path / name, most)]
     names = [*(file.path for file in delta.manifest.files), *beside, MANIFEST_NAME]
     for name in names:
         yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(settle(delta.path, name)))

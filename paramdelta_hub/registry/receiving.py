@@ -15,9 +15,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from paramdelta_hub.errors import IntegrityError, PackageError, StorageError
-from paramdelta_hub.format.durable import file_digest, io_errors, open_regular, sync_folder, write_exactly, write_file
+from paramdelta_hub.format.durable import (
+    TEMPORARY,
+    file_digest,
+    io_errors,
+    open_regular,
+    sync_folder,
+    write_exactly,
+    write_file,
+)
 from paramdelta_hub.format.links import settle
-from paramdelta_hub.format.manifest import FileRecord, check_digest
+from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, check_digest
+from paramdelta_hub.format.package import LOCK_NAME
 from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, GIB, SIGNATURE_BYTES
 from paramdelta_hub.work.progress import Progress
 
@@ -32,6 +41,8 @@ _UNFINISHED = ".received.tmp"
 def alone_in(folder: Path) -> Iterator[None]:
     """Make ``folder`` if need be, and hold it for the length of a ``with`` block; others who want it wait.
 
+    What a killed process left half-written in it, under names of ours, is removed.
+
     Raises:
         StorageError: it can't be made.
     """
@@ -41,6 +52,9 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         with io_errors("locking the folder"):
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # of the folder itself: nothing is left behind, also by kill -9
+            for name in (LOCK_NAME, MANIFEST_NAME, *EXTRAS):
+                for torn in folder.glob(TEMPORARY.replace("*", f"{name}.*")):  # written when a process was killed
+                    torn.unlink()
         yield
     finally:
         os.close(descriptor)

@@ -108,11 +108,11 @@ def _at_url(scheme: str, rest: str, text: str) -> Reference:
 
 
 def _below_folder(path: str, text: str) -> Reference | None:
-    """``ROOT/org/name[@VERSION]``; None where the path has no such end."""
+    """``ROOT/org/name[@VERSION]``; None where the path has no such end, as that of a version's own folder."""
     head, _, last = path.rstrip("/").rpartition("/")
     root, slash, org = head.rpartition("/")
     name, at, revision = last.partition("@")
-    if not is_repo(f"{org}/{name}"):
+    if not is_repo(f"{org}/{name}") or is_version(name):
         return None
     return Reference(root or slash or ".", f"{org}/{name}", _checked(revision if at else None, text))
 

@@ -17,11 +17,11 @@ from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, 
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import COMPANION_BYTES, MANIFEST_BYTES
 from paramdelta_hub.registry.bucket import BucketStore
-from paramdelta_hub.registry.receiving import EXTRAS, alone_in, put_small, receive
 from paramdelta_hub.registry.folder import FolderStore
 from paramdelta_hub.registry.lock import Lock, pin
 from paramdelta_hub.registry.names import check_repo, is_repo, is_version, newest, precedence
 from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version
+from paramdelta_hub.registry.receiving import EXTRAS, alone_in, put_small, receive
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["Store", "StoreRegistry"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.loopback_hub import LoopbackHub
+from tests.hub import LoopbackHub
 
 
 def model(folder: Path, seed: int) -> Path:
@@ -31,20 +30,18 @@ def model(folder: Path, seed: int) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
-    repositories = {
-        f"org/{name}": model(tmp_path / "repos" / name, seed) for seed, name in enumerate(("base", "post"), 1)
-    }
-    refused = {"org/gated": (403, "GatedRepo"), "org/secret": (401, "RepoNotFound")}
-    with LoopbackHub(repositories, refused).running() as running:
-        yield running
+    hub = LoopbackHub()
+    for seed, name in enumerate(("base", "post", "gated", "secret"), 1):
+        folder = model(tmp_path / "repos" / name, seed)
+        hub.add(f"org/{name}", folder, gated=name == "gated", private=name == "secret")
+    with hub.running():
+        yield hub
 
 
 def run(hub: LoopbackHub, tmp_path: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment = {**inherited, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), **extra}
     return subprocess.run(
         [sys.executable, "-m", "paramdelta_hub", *arguments],
-        env=environment,
+        env=hub.environment(tmp_path / "hf", **extra),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -53,15 +50,15 @@ def run(hub: LoopbackHub, tmp_path: Path, *arguments: str, **extra: str) -> subp
 
 
 def test_extract_by_id_records_commits_and_takes_digests_from_the_cache(hub: LoopbackHub, tmp_path: Path) -> None:
-    commit = hub.commit("org/base")
+    commit = hub.repositories["org/base"].head.id
     done = run(hub, tmp_path, "extract", f"org/base@{commit}", "org/post", "-o", "delta", "--json")
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "delta" / "manifest.json").read_text())
     assert manifest["base"]["name"] == "org/base"
     assert manifest["base"]["commit"] == commit
-    assert manifest["post"]["commit"] == hub.commit("org/post")
+    assert manifest["post"]["commit"] == hub.repositories["org/post"].head.id
     [file] = manifest["post"]["files"]
-    weights = (hub.repositories["org/post"] / "model.safetensors").read_bytes()
+    weights = hub.repositories["org/post"].head.files["model.safetensors"].content
     assert file["sha256"] == hashlib.sha256(weights).hexdigest()
     fetched = [path for command, path in hub.requests if command == "GET" and "/resolve/" in path]
     assert fetched

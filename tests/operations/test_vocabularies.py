@@ -499,6 +499,40 @@ def test_a_tensor_left_out_keeps_its_order_or_is_refused(tmp_path: Path) -> None
         trio.apply(rules=pd.Rules(skips=("lm_head",)))
 
 
+def test_a_head_alone_is_a_vocabularys_too(tmp_path: Path) -> None:
+    """The package has no embedding to tell by, but the target has: rows are matched by token all the same."""
+    trio = Trio(tmp_path, side("b", WORDS), side("p", WORDS), side("t", PERMUTED))
+    trio.extract(rules=pd.Rules(skips=("embed_tokens",)))
+    trio.apply(companions="target")
+    expected = {HEAD: trio.expected("target")[HEAD], EMBEDDING: trio.target.tensors[EMBEDDING]}
+    assert_same({name: trio.result()[name] for name in expected}, expected)
+
+
+def test_rows_that_moved_are_placed_whatever_the_tensor_is_called(tmp_path: Path) -> None:
+    """Base's name tells nothing, post's did: the package says where the rows came from."""
+    trio = Trio(tmp_path, side("b", WORDS), side("p", {**PERMUTED, "<new>": 40}), side("t", WORDS))
+    names = {EMBEDDING: "table", HEAD: "last", MATRIX: MATRIX}
+    for name, model in (("base", trio.base), ("target", trio.target)):
+        write_model(tmp_path / name, {names[old]: tensor for old, tensor in model.tensors.items()})
+    rules = pd.Rules(renames=((EMBEDDING, "table"), (HEAD, "last")))
+    with pytest.raises(MismatchError, match=r"table: base has \[40, 8\], post has \[41, 8\]"):
+        trio.extract(rules=rules)
+    post = side("p", PERMUTED)
+    post.write(tmp_path / "post")
+    trio.extract(rules=rules)
+    assert trio.apply("base").is_post
+    assert_same(trio.result(), {names[old]: tensor for old, tensor in post.tensors.items()})
+
+
+def test_whole_rows_are_no_evidence_against_kinship(tmp_path: Path) -> None:
+    """A target that is base, but for a row of its own for one of post's new tokens."""
+    base, post, target = side("b", WORDS), side("p", ADDED), side("b", (*WORDS, "<tool>"))
+    trio = Trio(tmp_path, base, post, target)
+    trio.extract()
+    for companions in ("post", "target"):
+        assert trio.apply(companions=companions).deltas[0].kinship.same_values
+
+
 def test_an_embedding_does_not_outgrow_its_head(tmp_path: Path) -> None:
     trio = Trio(tmp_path, side("b", WORDS), side("p", WORDS, 48), side("t", WORDS))
     trio.extract()
