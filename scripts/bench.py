@@ -83,7 +83,7 @@ def entropy_bound(package: Path) -> dict[str, float]:
     the remainders (elements whose delta does not fit 16 bits) are counted as they are stored.
     """
     opened = open_package(package)
-    starts = opened.payload_starts()
+    places = opened.payload_places()
     bound = elements = 0.0
     for record in opened.manifest.tensors:
         elements += record.elements
@@ -91,8 +91,9 @@ def entropy_bound(package: Path) -> dict[str, float]:
             continue
         codec = codec_named(record.codec.name)
         layout = Layout(codec, record.dtype, record.elements, record.effect == "add")
-        descriptor = os.open(package / record.shard, os.O_RDONLY)
-        reader = PayloadReader(descriptor, starts[record.name], record.nbytes, layout, record.shard)
+        path, start = places[record.name]
+        descriptor = os.open(path, os.O_RDONLY)
+        reader = PayloadReader(descriptor, start, record.nbytes, layout, record.shard)
         codec_streams = layout.codec.streams(record.itemsize)
         for index in range(layout.chunks):
             place = layout.chunk(index)

@@ -75,14 +75,15 @@ def main() -> None:
     logging.disable_progress_bar()
     print("fetching three checkpoints (about 250 MB, once) …", flush=True)
     base, sre, rohan = (_short(fetch(name)) for name in ("minilm-base", "minilm-sre", "minilm-rohan"))
-    delta, published, result = DEMO / "sre-delta", DEMO / "registry/minilm-sre/1.0.0", DEMO / "rohan-sre"
-    for old in (delta, DEMO / "registry", result):  # of an earlier run of this demo
+    delta, registry, result = DEMO / "sre-delta", DEMO / "registry", DEMO / "rohan-sre"
+    published = f"{registry}/demo/minilm-sre@1.0.0"
+    for old in (delta, registry, result):  # of an earlier run of this demo
         shutil.rmtree(old, ignore_errors=True)
-    published.parent.mkdir(parents=True)
 
     extracting = run("pd-extract", base, sre, "-o", delta, "--name", "minilm-sre", "--version", "1.0.0")
     verifying = run("pd-verify", delta, "--base", base, "--post", sre)
-    run("cp", "-R", delta, published)
+    run("pd-publish", delta, registry / "demo/minilm-sre")
+    run("pd-search", "--base", base, "--registry", registry)
     run("pd-inspect", published, "--top", "5")
     applying = run("pd-apply", rohan, published, "-o", result)
 

@@ -29,13 +29,14 @@ WIDE = {"BF16": np.dtype("<f4"), "F16": np.dtype("<f4"), "F32": np.dtype("<f8")}
 TOLERATED = {"manifest.json", "README.md", "manifest.json.sig", ".gitattributes", ".gitignore"}
 FIELDS = {
     "manifest": "format format_version name version license created_by base post architecture exactness configs "
-    "renames omissions shards lineage companions tensors",
+    "given_up renames omissions shards lineage companions tensors",
     "source": "name commit files dtypes tied_embeddings tokenizer_sha256",
     "architecture": "model_type classes fingerprint",
     "exactness": "exact elements changed remainders exceptions",
     "file": "path size sha256",
     "config": "patch reverse",
-    "record": "name post_name dtype shape effect codec shard nbytes payload_sha256 base_sha256 post_sha256 "
+    "rows": "base runs",
+    "record": "name base_name post_name dtype shape rows effect codec shard nbytes payload_sha256 base_sha256 post_sha256 "
     "base_norm delta_norm changed remainders exceptions",
 }
 COMPONENT = r"[A-Za-z0-9_-]([A-Za-z0-9._-]{0,253}[A-Za-z0-9_-])?"
@@ -298,7 +299,9 @@ def lineage_places(name: str, elements: int) -> np.ndarray:
 
 def fingerprint(shapes: dict[str, list[int]]) -> str:
     """Return an architecture's fingerprint (§7)."""
-    lines = sorted((name.encode(), b"x".join(b"%d" % n for n in shape)) for name, shape in shapes.items())
+    scales = {f"{name}{end}" for name in shapes for end in ("_scale", "_scale_inv")}
+    kept = {name: shape for name, shape in shapes.items() if name not in scales}
+    lines = sorted((name.encode(), b"x".join(b"%d" % n for n in shape)) for name, shape in kept.items())
     return hashlib.sha256(b"".join(name + b"\t" + shape + b"\n" for name, shape in lines)).hexdigest()
 
 
@@ -342,6 +345,32 @@ def check_manifest(manifest: object) -> None:
     require(totals == manifest["exactness"], "§3.2 exactness")
 
 
+def logical_rows(record: dict) -> list[int | None]:
+    """Return, for every row of the tensor, base's row (§12), or None."""
+    found: list[int | None] = []
+    last: object = "none yet"
+    for first, source, number in record["rows"]["runs"]:
+        require(first == len(found) and number >= 1, "§12 runs follow each other")
+        require(source is None or 0 <= source <= record["rows"]["base"] - number, "§12 a run's source")
+        require(source != last, "§12 two runs that are one")
+        found += [None if source is None else source + row for row in range(number)]
+        last = None if source is None else source + number
+        require(len(found) <= record["shape"][0], "§12 runs cover the rows")
+    require(len(found) == record["shape"][0], "§12 runs cover the rows")
+    return found
+
+
+def logical_base(record: dict, base: np.ndarray) -> np.ndarray:
+    """Return base's rows, as bits, in the order of the record (§12)."""
+    if record["rows"] is None:
+        return base
+    out = np.zeros((record["shape"][0], *base.shape[1:]), base.dtype)
+    for row, source in enumerate(logical_rows(record)):
+        if source is not None:
+            out[row] = base[source]
+    return out
+
+
 def check_record(record: dict) -> None:
     fields(record, "record")
     name, dtype, effect, codec = record["name"], record["dtype"], record["effect"], record["codec"]
@@ -353,6 +382,9 @@ def check_record(record: dict) -> None:
     takes = {"zero", "planes", "raw", *(["palette"] if ITEM_SIZES[dtype] == 2 else [])}
     require(codec["name"] in takes, "§5 codec")
     require(len(record["shape"]) <= 16 and math.prod(record["shape"]) <= 2**40, "§3.3 shape")
+    if record["rows"] is not None:
+        fields(record["rows"], "rows")
+        logical_rows(record)
     payload = (record["shard"], record["nbytes"], record["payload_sha256"])
     if codec["name"] == "zero":
         require(payload == (None, 0, None) and record["base_sha256"] == record["post_sha256"], "§3.3 zero")

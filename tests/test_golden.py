@@ -70,7 +70,8 @@ def test_verifies_against_base_and_post(case: Path) -> None:
 @pytest.mark.parametrize("model", ["target", "base"])
 def test_applies_to_the_expected_bits(case: Path, tmp_path: Path, model: str) -> None:
     report = pd.apply(case / f"{model}.safetensors", case / "package", tmp_path / "out", threads=1)
-    assert report.is_post == (model == "base")
+    # Where extraction left tensors out, the result has the target's, and is not all of post.
+    assert report.is_post == (model == "base" and case.name != "renamed")
     if model == "target":
         assert_same(read_weights(tmp_path / "out"), read_weights(case / "expected.safetensors"))
 

@@ -16,7 +16,16 @@ import torch
 
 import paramdelta_hub as pd
 from tests.models import TORCH, from_bits, raw, read_weights, tuned, weights, write_model
-from tests.spec_reader import CHUNK, RefusedError, SpecPackage, add, fingerprint, lineage_places
+from tests.spec_reader import (
+    CHUNK,
+    RefusedError,
+    SpecPackage,
+    add,
+    fingerprint,
+    lineage_places,
+    logical_base,
+    logical_rows,
+)
 
 Model = dict[str, torch.Tensor]
 ROOT = Path(__file__).parent.parent
@@ -327,3 +336,39 @@ def test_the_specification_names_every_field() -> None:
     for record in (schema, *schema["$defs"].values()):
         for name in record.get("properties", ()):
             assert re.search(rf"\b{name}\b", text), name
+
+
+def with_tokenizer(folder: Path, tokens: list[str], tensors: Model) -> Path:
+    write_model(folder, tensors, config={"model_type": "llama"})
+    table = {token: row for row, token in enumerate(tokens)}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel", "vocab": table}}))
+    return folder
+
+
+def test_rows_ties_and_carried_tensors(tmp_path: Path) -> None:
+    """§12: base's rows go to other places, some of post's come from nowhere; a head that base ties, one that is new."""
+    noise = torch.Generator().manual_seed(0)
+    embed = torch.randn(40, 8, generator=noise).bfloat16()
+    words = [f"w{row}" for row in range(40)]
+    order = [*reversed(words), "new", "newer"]
+    kept = torch.cat([embed.flip(0), torch.zeros(2, 8).bfloat16()])
+    moved = (kept.float() + 0.02 * torch.randn(42, 8, generator=noise)).bfloat16()
+    moved[41, 3] = -0.0
+    head = (kept.float() + 0.03 * torch.randn(42, 8, generator=noise)).bfloat16()
+    score = torch.randn(3, 8, generator=noise).bfloat16()
+    base = with_tokenizer(tmp_path / "base", words, {"model.embed_tokens.weight": embed})
+    tensors = {"model.embed_tokens.weight": moved, "lm_head.weight": head, "score.weight": score}
+    post = with_tokenizer(tmp_path / "post", order, tensors)
+    pd.extract(base, post, tmp_path / "delta", rules=pd.Rules(carries=("score",)), threads=1)
+    package = SpecPackage(tmp_path / "delta")
+    assert package.manifest["given_up"] == {}
+    assert package.records["lm_head.weight"]["base_name"] == "model.embed_tokens.weight"
+    for name, expected in tensors.items():
+        record = package.records[name]
+        stored = torch.zeros(0, 8).bfloat16() if record["rows"]["base"] == 0 else embed
+        logical = logical_base(record, np.frombuffer(raw(stored), "<u2").reshape(-1, 8))
+        assert hashlib.sha256(logical.tobytes()).hexdigest() == record["base_sha256"]
+        assert add(logical.tobytes(), [(package, name, 1.0)]) == raw(expected)
+    for runs in ([[0, 0, 41]], [[0, 0, 20], [20, 20, 22]], [[0, None, 2], [2, 0, 41]], [[0, 0, 40], [41, None, 1]]):
+        with pytest.raises(RefusedError, match="§12"):
+            logical_rows({"shape": [42, 8], "rows": {"base": 40, "runs": runs}})

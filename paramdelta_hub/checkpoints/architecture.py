@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,17 +14,22 @@ from paramdelta_hub.format.manifest import Architecture, Source, SourceFile
 
 __all__ = ["describe_architecture", "describe_source", "fingerprint"]
 
+_A_SCALE = re.compile(r"(.+)_scale(_inv)?", re.DOTALL)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 
 
 def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
     """Return the identity of an architecture: sha256 over its tensors' names and shapes, sorted by name.
 
-    One line a tensor, ``name TAB 4096x1024 LF``. It can be had from headers alone, also of a model on the Hub; dtypes
-    are left out, so that a bf16 and an fp32 copy of a model have the same one.
+    One line a tensor, ``name TAB 4096x1024 LF``. It can be had from headers alone, also of a model on the Hub; dtypes,
+    and tensors called as another one plus ``_scale`` or ``_scale_inv``, are left out, so that a bf16, an fp32 and an
+    fp8 copy of a model have the same one.
     """
-    digest = hashlib.sha256()
-    for name, shape in sorted(tensors):
+    digest, shapes = hashlib.sha256(), dict(tensors)
+    for name, shape in sorted(shapes.items()):
+        scaled = _A_SCALE.fullmatch(name)
+        if scaled and scaled[1] in shapes:
+            continue
         digest.update(f"{name}\t{'x'.join(map(str, shape))}\n".encode())
     return digest.hexdigest()
 

@@ -116,9 +116,9 @@ def read_small(path: Path, most: int, error: type[SourceError] = PackageError, *
         size = os.fstat(descriptor).st_size
         if size > most:
             raise error(f"{size} bytes, where at most {most} make sense", where=str(path))
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise error("grows while being read", where=str(path))
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise error("changes while being read", where=str(path))
     return content
 
 

@@ -57,18 +57,20 @@ class Package:
                 groups[record.shard].append(record)
         return dict(groups)
 
-    def payload_starts(self) -> dict[str, int]:
-        """Return where each payload starts in its shard, having checked every shard's header and size.
+    def payload_places(self) -> dict[str, tuple[str, int]]:
+        """Return each payload's file and its start there, having checked every shard's header and size.
 
         Raises:
             PackageError: a shard is missing, truncated, or disagrees with the manifest.
         """
         sizes = {file.path: file.size for file in self.manifest.shards}
-        starts: dict[str, int] = {}
+        places = {}
         for shard, records in self.shard_records().items():
             self._check_size(shard, sizes[shard])
-            starts |= check_shard_header(settle(self.path, shard), records)
-        return starts
+            path = settle(self.path, shard)
+            for name, start in check_shard_header(path, records).items():
+                places[name] = (str(path), start)
+        return places
 
     def check_files(self, advance: Callable[[int], None] = lambda _: None) -> int:
         """Check that every listed file has its promised bytes and that no other file is there; return bytes read.

@@ -97,14 +97,17 @@ def _existing_card(folder: Path) -> str | None:
 
 
 def _published_card(registry: Registry, repo: str) -> str | None:
-    """Return the card of the newest version, if there is one that can be had without the rest."""
+    """Return the card that is published now, or None if there is none.
+
+    Raises:
+        RegistryError: it may be there, but can't be read: going on could lose what its author wrote.
+    """
     read: Callable[[str], str | None] | None = getattr(registry, "card", None)
-    try:
-        if read is not None:
-            return read(repo)
-        return _existing_card(registry.pull(repo, None, part="manifest").path)
-    except RegistryError:
-        return None  # publishing will tell, if it matters there
+    if read is not None:
+        return read(repo)
+    if not registry.versions(repo):
+        return None
+    return _existing_card(registry.pull(repo, None, part="manifest").path)
 
 
 def _license(source: Source) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from paramdelta_hub.checkpoints.lineage import Kinship, compare, unpack_samples
 from paramdelta_hub.codecs import ZERO
 from paramdelta_hub.errors import LineageError
-from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package
 from paramdelta_hub.limits import KIN_CORRELATION
@@ -78,7 +77,7 @@ def sums_of(fit: Fit, packages: Sequence[Package], weights: Weights) -> dict[str
     """Return for every tensor that changes what is added to it, as tasks want it."""
     sums: dict[str, list[dict[str, Any]]] = {}
     for number, package in enumerate(packages):
-        records, starts = package.records, package.payload_starts()
+        records, places = package.records, package.payload_places()
         for ours, theirs in fit.matches[number].pairs.items():
             record, carried = records[theirs], fit.carried.get(ours)
             placed, weight = fit.placed.get(ours), weights.of(number, ours)
@@ -98,7 +97,7 @@ def sums_of(fit: Fit, packages: Sequence[Package], weights: Weights) -> dict[str
             entries = sums.setdefault(ours, [])
             if record.effect == "replace" and (entries or record.shard is None):
                 continue
-            entries.append(summand_of(record, weight, package.path, starts))
+            entries.append(summand_of(record, weight, places))
             if placed:
                 in_its_order = fit.tensor(ours).arrange(placed.inverse[number]).view
                 entries[-1] |= {"rows": [list(run) for run in rows], "target": in_its_order}
@@ -111,16 +110,17 @@ def sums_of(fit: Fit, packages: Sequence[Package], weights: Weights) -> dict[str
     return {name: entries for name, entries in sums.items() if entries and name not in unchanged}
 
 
-def summand_of(record: TensorRecord, weight: float, folder: Path, starts: dict[str, int]) -> dict[str, Any]:
+def summand_of(record: TensorRecord, weight: float, places: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
     """Return one addend of one tensor as tasks want it: plain JSON."""
+    shard, start = places.get(record.name, (None, 0))
     return {
         "name": record.name,
         "elements": record.elements,
         "weight": weight,
         "effect": record.effect,
         "codec": record.codec.name,
-        "shard": str(settle(folder, record.shard)) if record.shard else None,
-        "start": starts.get(record.name, 0),
+        "shard": shard,
+        "start": start,
         "nbytes": record.nbytes,
         "sha256": record.payload_sha256,
         "counts": [record.remainders, record.exceptions],

@@ -39,11 +39,11 @@ def tensors(delta: str | Path, pattern: str = "") -> Iterator[tuple[str, torch.T
         PackageError: not a package, or damaged; a damaged tensor is never yielded.
     """
     package = open_package(Path(delta))
-    starts = package.payload_starts()
+    places = package.payload_places()
     with Descriptors(PackageError) as shards:
         for record in package.manifest.tensors:
             if record.effect == "add" and re.search(pattern, record.name):
-                summand = summand_of(record, 1.0, package.path, starts)
+                summand = summand_of(record, 1.0, places)
                 yield record.name, _dense(record, Payload(summand, record.dtype, record.elements, shards))
 
 

@@ -98,12 +98,12 @@ def verify(
         package.check_files(progress.advance)
     finally:
         progress.finish()
-    starts = package.payload_starts()
+    places = package.payload_places()
     _check_lineage_file(package)
     records = package.manifest.tensors
     base_model = open_checkpoint(base) if base is not None else None
     post_model = open_checkpoint(post) if post is not None else None
-    digests = _run(_sum_tasks(package, base_model, starts), _sum_task, threads, progress, "decoding and adding")
+    digests = _run(_sum_tasks(package, base_model, places), _sum_task, threads, progress, "decoding and adding")
     if base_model is not None:
         wrong = [r.name for r in records if digests[r.name][0] != r.base_sha256]
         _refuse_other_model("base", package.manifest.base.name, base_model, wrong)
@@ -157,14 +157,14 @@ def _runs(record: TensorRecord) -> list[slice]:
     return sample_runs(record.name, record.elements)
 
 
-def _sum_tasks(package: Package, base: Checkpoint | None, starts: dict[str, int]) -> list[dict[str, Any]]:
+def _sum_tasks(package: Package, base: Checkpoint | None, places: Mapping[str, tuple[str, int]]) -> list[dict[str, Any]]:
     """Cut the work: every tensor of the delta with its payload, and where base's values lie if there is a base."""
     records = package.manifest.tensors
     names = {record.name: record.base_name or record.name for record in records}
     views = _views(base, names, records, "base") if base else {}
     tensors = []
     for record in records:
-        weight_one = [summand_of(record, 1.0, package.path, starts)] if record.shard or record.effect == "add" else []
+        weight_one = [summand_of(record, 1.0, places)] if record.shard or record.effect == "add" else []
         tensors.append(_tensor(record, views.get(record.name), weight_one))
     return _group(tensors)
 

@@ -1,1 +1,1 @@
-"""Where packages are published, found and pulled: the Hugging Face Hub, a folder, or a bucket, by one small protocol."""
+"""Where packages are published, found and pulled: the Hub, a folder, or a bucket, by one small protocol."""

@@ -21,6 +21,7 @@ and readers refuse a version whose files do not fit its manifest.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from datetime import timezone
@@ -34,6 +35,7 @@ from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME
 from paramdelta_hub.format.package import Package
 from paramdelta_hub.limits import COPY_BYTES, KIB, STORE_BLOCK_BYTES
+from paramdelta_hub.registry.names import check_address
 from paramdelta_hub.registry.receiving import EXTRAS
 from paramdelta_hub.work.progress import Progress
 
@@ -46,6 +48,7 @@ class BucketStore:
     """Reads and writes below an fsspec URL.
 
     Raises:
+        OptionError: credentials in the URL.
         RegistryError: a kind of URL that is unknown, or needs a package which is not installed.
     """
 
@@ -53,7 +56,7 @@ class BucketStore:
         # Imported here: registries that are folders do without it.
         from fsspec.core import url_to_fs
 
-        self.url = url.rstrip("/")
+        self.url = check_address(url.rstrip("/"))
         try:
             # Listings are not cached: what others publish must be seen.
             self._store, path = url_to_fs(self.url, use_listings_cache=False)
@@ -188,9 +191,9 @@ class BucketStore:
                 self._store.pipe_file(self._path(f"{folder}/{name}"), content, mode="create")
             except FileExistsError:
                 return False
-            except OSError:
-                # Where two create at once, some stores answer with a conflict of their own kind.
-                if self._size(folder, name) is None:
+            except OSError as error:
+                # Servers have several ways to say so: 412 without the condition, or 409 where two create at once.
+                if error.errno not in (errno.EINVAL, errno.EIO) or self._size(folder, name) is None:
                     raise
                 return False
         return True

@@ -58,6 +58,7 @@ _LICENSES = frozenset(_LICENSE_NAMES.split())
 """What the Hub takes as ``license``: it refuses a card that says anything else, so others become ``other``."""
 
 _FORMULA = "    Θ_new = Θ_target + (Θ_post − Θ_base)"
+_SUM = "    Θ = Θ_target + Σ weight · (Θ_post − Θ_base)"
 
 _CITATION = """\
 The arithmetic is that of Param∆ (Cao et al., ICLR 2025); also published as instruction residuals
@@ -141,7 +142,7 @@ def result_card(provenance: Mapping[str, Any], manifests: Sequence[Manifest], li
     sections = [
         f"# {label} + {' + '.join(plain(delta['name']) for delta in deltas)}",
         f"This model is **{label}** with the difference that post-training made elsewhere added to its weights, by"
-        f" [Paramdelta Hub](https://pypi.org/project/paramdelta-hub/), without training:\n\n{_FORMULA}",
+        f" [Paramdelta Hub](https://pypi.org/project/paramdelta-hub/), without training:\n\n{_SUM}",
         "## Made of\n\n" + "\n".join(parts),
     ]
     if provenance["is_post"]:

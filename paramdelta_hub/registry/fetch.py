@@ -117,7 +117,9 @@ def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, most: int, rev
     remote, where = commit.files[name], f"{repo}@{commit.id[:12]}"
     if remote.size > most:
         raise PackageError(f"{name}: {remote.size} bytes, where at most {most} make sense", where=where)
-    for force in (False, True):
+    kept = _cached(repo, name, commit.id)
+    damaged = kept is not None and not remote.holds(_content(kept, most) or b"")
+    for force in (damaged, True):
         path = _download(api, repo, name, revision or commit.id, None, force)
         if path.parent.name != commit.id:  # the revision has moved since we looked
             path = _download(api, repo, name, commit.id, None, force)
@@ -132,20 +134,31 @@ def saved(repo: str, name: str, revision: str, most: int) -> tuple[bytes, str] |
 
     The cache names what it holds by digest, so damage is found.
     """
+    path = _cached(repo, name, revision)
+    content = _content(path, most) if path else None
+    if path is None or content is None:
+        return None
+    known = os.path.basename(os.path.realpath(path))
+    if _SHA256.fullmatch(known):
+        damaged = hashlib.sha256(content).hexdigest() != known
+    else:  # without symbolic links the cache has it under its own name
+        damaged = bool(_COMMIT.fullmatch(known)) and _git_digest(content) != known
+    return None if damaged else (content, path.parent.name)
+
+
+def _cached(repo: str, name: str, revision: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     with asking(repo):
         found = try_to_load_from_cache(repo, name, revision=revision)
-    if not isinstance(found, str):
-        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _content(path: Path, most: int) -> bytes | None:
     try:
-        path = settle(Path(found).parent, name)
-        content = read_small(path, most)
+        return read_small(settle(path.parent, path.name), most)
     except SourceError:
         return None
-    digest = hashlib.sha256(content).hexdigest() if _SHA256.fullmatch(path.name) else _git_digest(content)
-    named = _SHA256.fullmatch(path.name) or _COMMIT.fullmatch(path.name)
-    return (content, Path(found).parent.name) if not named or digest == path.name else None
 
 
 def is_right(folder: Path, file: FileRecord) -> bool:

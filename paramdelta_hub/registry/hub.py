@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import IntegrityError, RegistryError
+from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.format.names import is_clear
 from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
@@ -27,7 +28,7 @@ from paramdelta_hub.registry.lock import Lock, pin
 from paramdelta_hub.registry.names import check_repo, is_version, newest, precedence
 from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version
 from paramdelta_hub.registry.publishing import publish
-from paramdelta_hub.registry.receiving import EXTRAS, alone_in, put_small
+from paramdelta_hub.registry.receiving import EXTRAS, alone_in, file_chunks, put_small, receive
 from paramdelta_hub.registry.tags import (
     BASE_PREFIX,
     FACTS_KEY,
@@ -230,14 +231,28 @@ class HubRegistry:
                     progress.advance(file.size)
                 else:
                     missing.append(file)
+            needed = sum(file.size for file in missing)
+            if into is not None:
+                missing = self._copied(repo, commit, missing, into, progress)
             if missing and not is_offline():
                 check_announced(missing, look(api, repo, commit), f"{repo}@{commit[:12]}")
                 check_space(place, sum(file.size for file in missing))
             for file in missing:
                 fetch(api, repo, commit, file, place, into, progress)
-            return sum(file.size for file in missing)
+            return needed
         finally:
             progress.finish()
+
+    def _copied(
+        self, repo: str, commit: str, files: list[FileRecord], into: Path, progress: Progress
+    ) -> list[FileRecord]:
+        """Copy what the cache has right, offline or not; return what it has not."""
+        snapshot = self._cache(repo) / "snapshots" / commit
+        here = [file for file in files if is_right(snapshot, file)]
+        receive(here, lambda name: file_chunks(settle(snapshot, name)), into, str(snapshot))
+        for file in here:
+            progress.advance(file.size)
+        return [file for file in files if file not in here]
 
     def _cache(self, repo: str) -> Path:
         from huggingface_hub import constants

@@ -17,8 +17,8 @@ from paramdelta_hub.format.names import check_file_names
 from paramdelta_hub.format.package import LOCK_NAME, open_package
 from paramdelta_hub.format.records import Record, SemanticVersion, Sha256, Text
 from paramdelta_hub.limits import FILES, LOCK_BYTES
-from paramdelta_hub.registry.receiving import EXTRAS
 from paramdelta_hub.registry.names import precedence
+from paramdelta_hub.registry.receiving import EXTRAS
 
 __all__ = ["LOCK_NAME", "Lock", "pin", "read_lock"]
 

@@ -11,7 +11,7 @@ __all__ = ["YOURS_BEGIN", "YOURS_END", "front_matter", "hub_id", "model_link", "
 YOURS_BEGIN, YOURS_END = "<!-- yours:begin -->", "<!-- yours:end -->"
 """What stands between them is the author's, and is left as it is when the rest is written anew."""
 
-_KEPT = re.compile(r"[A-Za-z0-9/,]|(?<=\S) (?=\S)|(?<=[A-Za-z0-9])[_.-](?=[A-Za-z0-9])")
+_KEPT = re.compile(r"[A-Za-z0-9/,()%]|:(?= )|(?<=\S) (?=\S)|(?<=[A-Za-z0-9])[_.'-](?=[A-Za-z0-9])")
 """What can't open or close anything: within words also marks that begin a list or a rule at the start of a line."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _FRONT = re.compile(r"\A\s*---\r?\n(.*?\r?\n)?---[ \t]*(\r?\n|\Z)", re.DOTALL)

@@ -1,4 +1,4 @@
-"""What repositories and versions are called, and which version is the newest."""
+"""What registries, repositories and versions are called, and which version is the newest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.format.names import check_file_name
 from paramdelta_hub.format.records import SemanticVersion
 
-__all__ = ["check_repo", "is_repo", "is_version", "newest", "precedence"]
+__all__ = ["check_address", "check_repo", "is_repo", "is_version", "newest", "precedence"]
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", re.ASCII)
 _VERSION: TypeAdapter[str] = TypeAdapter(SemanticVersion)
@@ -39,6 +39,20 @@ def check_repo(text: str) -> str:
             remedy="give org/name, each part of letters, digits, '.', '_' and '-'",
         )
     return text
+
+
+def check_address(url: str) -> str:
+    """Return ``url`` if it holds no credentials: addresses are shown, and written to locks.
+
+    Raises:
+        OptionError: it does; the message does not repeat it.
+    """
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        raise OptionError(
+            "a URL with a name or a password in it",
+            remedy="leave them out: credentials come from the environment, such as AWS_PROFILE",
+        )
+    return url
 
 
 def is_version(text: str) -> bool:

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.manifest import MANIFEST_NAME
 from paramdelta_hub.format.names import is_clear
-from paramdelta_hub.registry.names import is_repo, is_version
+from paramdelta_hub.registry.names import check_address, is_repo, is_version
 from paramdelta_hub.registry.protocol import Registry
 
 __all__ = ["Reference", "open_registry", "parse_reference"]
@@ -85,12 +85,7 @@ def open_registry(root: str | None) -> Registry:
 
 
 def _at_url(scheme: str, rest: str, text: str) -> Reference:
-    parts = rest.rstrip("/").split("/")
-    if "@" in parts[0]:
-        raise OptionError(
-            "a URL with a name or a password in it",
-            remedy="leave them out: credentials come from the environment, such as AWS_PROFILE",
-        )
+    parts = check_address(f"{scheme}://{rest}").partition("://")[2].rstrip("/").split("/")
     if scheme in ("file", "local"):
         if parts[0] not in ("", "localhost"):
             raise OptionError("a file URL of another host", where=text, remedy="write file:///FOLDER/org/name")

@@ -60,6 +60,7 @@ class StoreRegistry:
     ``ROOT/org/name/VERSION/`` is the package itself, so that a version in a folder can be used by its path.
 
     Raises:
+        OptionError: credentials in the URL.
         RegistryError: a kind of URL that is unknown, or needs a package which is not installed.
     """
 

@@ -73,7 +73,8 @@ def run_tasks(
         while pending:
             # A bounded wait keeps the main thread able to see Ctrl-C.
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            for future in done:
+            # What ended well is told first: a failure beside it must not cost its receipt.
+            for future in sorted(done, key=lambda future: future.exception() is not None):
                 yield future.result()
     finally:
         stop.set()

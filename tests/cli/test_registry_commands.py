@@ -19,7 +19,7 @@ from paramdelta_hub.cli import main
 from paramdelta_hub.registry.locate import REGISTRY_VARIABLE
 from paramdelta_hub.registry.markdown import YOURS_BEGIN
 from tests.conftest import Family
-from tests.hub import Account, LoopbackHub
+from tests.hub import Account, Fault, LoopbackHub
 from tests.models import assert_same, read_weights
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -316,6 +316,17 @@ def test_words_of_the_published_card_survive(hub: LoopbackHub, paramdelta: Param
     package = another(family, "1.1.0")
     assert paramdelta("publish", package, "org/delta")[0] == 0
     assert f"{YOURS_BEGIN}\n\nWritten on the Hub.\n" in (package / "README.md").read_text()
+
+
+def test_a_card_that_cannot_be_read_is_not_overwritten(
+    hub: LoopbackHub, paramdelta: Paramdelta, family: Family
+) -> None:
+    paramdelta("publish", family.delta, "org/delta")
+    before = dict(hub.repositories["org/delta"].head.files)
+    hub.faults.append(Fault("status", r"README\.md", 403, times=9))
+    code, told = paramdelta("publish", another(family, "1.1.0"), "org/delta")
+    assert (code, told["error"]["kind"]) == (8, "registry")
+    assert dict(hub.repositories["org/delta"].head.files) == before
 
 
 def test_licences_are_asked_of_the_sources(hub: LoopbackHub, paramdelta: Paramdelta, family: Family) -> None:

@@ -72,6 +72,8 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         """Every request: method, path with query."""
+        self.sent = 0
+        """Bytes of all answers' bodies."""
         self.page_size = 1000
         self.part_bytes: int | None = None
         """Large files above it are uploaded in parts of it."""
@@ -470,6 +472,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            self.server.hub.sent += len(body)
             self.wfile.write(body if cut is None else body[:cut])
         if cut is not None:
             self._hang_up()

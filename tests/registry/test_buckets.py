@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import socket
@@ -17,7 +18,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import paramdelta_hub as pd
-from paramdelta_hub.errors import IntegrityError, PublishError, RegistryError
+from paramdelta_hub.errors import IntegrityError, OptionError, PublishError, RegistryError
 from paramdelta_hub.registry.stores import StoreRegistry
 from tests.attacks.outcomes import shard_of
 from tests.conftest import Family
@@ -166,7 +167,7 @@ def test_10_races_on_s3(endpoint: str, bucket: str, package: Path, tmp_path: Pat
 
 
 class Troubled(MemoryFileSystem):  # type: ignore[misc]
-    """A store that fails at its n-th write: before it (``half`` False) or after it (True), as when an answer is lost."""
+    """A store that fails at its n-th write: before it or, with ``half``, after it, as when an answer is lost."""
 
     protocol = "troubled"
     store: dict[str, Any] = {}  # noqa: RUF012  (what MemoryFileSystem itself does)
@@ -216,19 +217,18 @@ def test_cut_at_every_write(troubled: type[Troubled], package: Path, tmp_path: P
     assert count == 7  # the probe twice, the claim, two files, the card, the manifest
     for number in range(1, count + 1):
         repo = f"acme/try-{number}"
+        if half and number == 2:  # the second try of the probe, which writes nothing
+            continue
         troubled.writes, troubled.fail_at, troubled.half = 0, number, half
         claimed = number > 3 or (number == 3 and half)
         whole = number == count and half
-        if half and number in (1, 2, 3, count):  # a file of ours is there, whatever the answer was
-            registry.publish(package, repo, "1.0.0")
-            continue
-        with pytest.raises(RegistryError):
+        with pytest.raises(RegistryError, match="ConnectionError"):
             registry.publish(package, repo, "1.0.0")
         assert bool(registry.versions(repo)) == whole
         if claimed:
-            with pytest.raises(PublishError, match="claimed by somebody"):
+            with pytest.raises(PublishError, match="published already" if whole else "claimed by somebody"):
                 registry.publish(other, repo, "1.0.0")
-            assert registry.publish(package, repo, "1.0.0").uploaded
+            assert registry.publish(package, repo, "1.0.0").uploaded != whole
             assert registry.pull(repo, None, tmp_path / f"copy-{number}").id == id_of(package)
         else:
             assert registry.publish(other, repo, "1.0.0").uploaded
@@ -240,7 +240,7 @@ def test_going_on_puts_only_what_is_missing(troubled: type[Troubled], package: P
     troubled.fail_at = 5  # the second file
     with pytest.raises(RegistryError):
         registry.publish(package, REPO, "1.0.0")
-    troubled.writes = 0
+    troubled.writes = troubled.fail_at = 0
     registry.publish(package, REPO, "1.0.0")
     assert troubled.writes == 5  # the probe, the claim, one file, the card, the manifest
 
@@ -254,6 +254,25 @@ def test_a_store_that_overwrites_is_refused(
     with pytest.raises(RegistryError, match="overwrites"):
         StoreRegistry("troubled://registry").publish(package, REPO, "1.0.0")
     assert [name for name in troubled.store if "1.0.0" in name] == []
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+def test_conflicts_told_in_other_ways(
+    troubled: type[Troubled], package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    create = troubled.pipe_file
+
+    def other_words(self: Troubled, *arguments: Any, **options: Any) -> None:
+        try:
+            create(self, *arguments, **options)
+        except FileExistsError:
+            raise OSError(code, "conflict") from None
+
+    monkeypatch.setattr(troubled, "pipe_file", other_words)
+    StoreRegistry("troubled://registry").publish(package, REPO, "1.0.0")
+    troubled.store.pop(f"/registry/{REPO}/1.0.0/manifest.json")  # as if it were still under way
+    with pytest.raises(PublishError, match="claimed by somebody"):
+        StoreRegistry("troubled://registry").publish(altered(package, tmp_path / "other"), REPO, "1.0.0")
 
 
 def test_a_claim_that_is_lost_on_the_way(
@@ -291,6 +310,12 @@ def test_what_clients_raise_is_told_without_their_words(
     with pytest.raises(RegistryError, match=says) as caught:
         StoreRegistry("troubled://registry").publish(package, REPO, "1.0.0")
     assert caught.value.remedy
+    assert "hush" not in str(caught.value)
+
+
+def test_no_credentials_in_the_address() -> None:
+    with pytest.raises(OptionError) as caught:
+        StoreRegistry("s3://key:hush@bucket/registry")
     assert "hush" not in str(caught.value)
 
 

@@ -1,7 +1,8 @@
-"""``paramdelta.lock``: pulling again gives the same, or what the user named; never something lower, or other, unasked."""
+"""``paramdelta.lock``: pulling again gives the same, or what the user named; never lower, or other, unasked."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from paramdelta_hub.errors import DestinationError, IntegrityError, PackageError
 from paramdelta_hub.registry.lock import LOCK_NAME, Lock, pin, read_lock
 from paramdelta_hub.registry.stores import StoreRegistry
 from tests.attacks.names import HOSTILE
+from tests.attacks.outcomes import reseal
 from tests.conftest import Family
 from tests.registry.packages import altered, id_of, labelled, tree
 
@@ -36,8 +38,6 @@ def registry(shared_family: Family, tmp_path: Path) -> StoreRegistry:
     digest = "bd0c5ba7e2ad2ae2d2ff9ac6ef1bd5ee9e16d0a7a1d1b4ae6b1cc4f4b9b1e7cb"
     manifest["companions"] = [{"path": "companions/chat_template.jinja", "size": 14, "sha256": digest}]
     (later / "manifest.json").write_text(json.dumps(manifest))
-    from tests.attacks.outcomes import reseal
-
     reseal(later)
     registry.publish(later, REPO, "2.0.0")
     return registry
@@ -197,12 +197,9 @@ def test_death_while_changing_versions(
     class Killed(BaseException):
         """Passes through every handler, as death does."""
 
-    unlink, write = Path.unlink, Path.write_bytes
-    assert write
+    unlink, deaths = Path.unlink, 0
     for allowed in range(10):
-        registry.pull(REPO, "2.0.0", out) if not out.exists() else registry.pull(
-            REPO, "2.0.0", out, allow_downgrade=True
-        )
+        registry.pull(REPO, "2.0.0", out)
         left = [allowed]
 
         def failing(path: Path, *arguments: Any, left: list[int] = left, **options: Any) -> None:
@@ -212,18 +209,17 @@ def test_death_while_changing_versions(
             unlink(path, *arguments, **options)
 
         monkeypatch.setattr(Path, "unlink", failing)
-        died = False
-        try:
+        with contextlib.suppress(Killed):
             registry.pull(REPO, "1.1.0", out, allow_downgrade=True)
-        except Killed:
-            died = True
+            left[0] = -1
         monkeypatch.setattr(Path, "unlink", unlink)
-        if died and (out / "manifest.json").exists():
-            assert pd.inspect(out).manifest.version == "2.0.0"
-            pd.inspect(out)
-            holds(out, tmp_path / "2.0.0")
+        if left[0] == 0:
+            deaths += 1
+            if (out / "manifest.json").exists():
+                holds(out, tmp_path / "2.0.0")
         registry.pull(REPO, "1.1.0", out, allow_downgrade=True)
         holds(out, tmp_path / "1.1.0")
+    assert deaths > 3
 
 
 def test_pin_by_itself(tmp_path: Path, shared_family: Family) -> None:

@@ -29,7 +29,7 @@ from paramdelta_hub.registry.protocol import Registry
 from paramdelta_hub.registry.stores import StoreRegistry
 from paramdelta_hub.work.progress import Progress
 from tests.attacks.names import HOSTILE
-from tests.attacks.outcomes import change_manifest, shard_of
+from tests.attacks.outcomes import change_manifest, reseal, shard_of
 from tests.conftest import Family
 from tests.registry.packages import altered, id_of, labelled, tree
 from tests.registry.racers import DONE, KILLED, NOTHING_TO_DO, TOLD, Racers
@@ -155,7 +155,7 @@ def test_another_version_than_the_manifests_is_refused(root: str, package: Path,
 @pytest.mark.parametrize("option", ["private", "create_pr"])
 def test_what_only_the_hub_can_do(root: str, package: Path, option: str) -> None:
     with pytest.raises(OptionError):
-        StoreRegistry(root).publish(package, REPO, "1.0.0", **{option: True})
+        StoreRegistry(root).publish(package, REPO, "1.0.0", **{option: True})  # type: ignore[arg-type]
 
 
 def test_a_package_that_is_not_whole_is_not_published(root: str, package: Path, inside: Inside) -> None:
@@ -220,8 +220,6 @@ def test_search(root: str, package: Path, inside: Inside, tmp_path: Path) -> Non
 def test_only_the_part_that_is_asked_for(root: str, package: Path, inside: Inside, tmp_path: Path) -> None:
     (package / "companions").mkdir()
     (package / "companions/chat_template.jinja").write_text("{{ messages }}")
-    from tests.attacks.outcomes import reseal
-
     change_manifest(
         package,
         lambda manifest: manifest["companions"].append(

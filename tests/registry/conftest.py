@@ -1,4 +1,4 @@
-"""Fixtures of the tests that talk to a Hub on loopback: one Hub and one client process a module, a repository a test."""
+"""A Hub on loopback for the tests of the registry: one Hub and one client process a module, a repository a test."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ def hub(started: LoopbackHub) -> LoopbackHub:
 
 
 @pytest.fixture(scope="module")
-def new_client(
-    started: LoopbackHub, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Client]]:
+def new_client(started: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Client]]:
     """Start a client process: with a token, with a cache of its own unless ``home`` is given."""
     with ExitStack() as stack:
 
