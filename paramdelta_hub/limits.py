@@ -58,6 +58,9 @@ NAME_BYTES = 255
 COMPANION_BYTES = 256 * MIB
 """A companion file. The largest tokenizers in use are about 35 MB."""
 
+RENAMES = 1000
+"""Rename rules, each of which is tried on every tensor's name, and recorded in the manifest."""
+
 RULES_BYTES = 1 * MIB
 """A file of rename and skip rules: every one of 1,000 rules (a manifest's most) could have a kilobyte."""
 

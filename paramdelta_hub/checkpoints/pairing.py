@@ -10,7 +10,7 @@ from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS, Entry
 from paramdelta_hub.errors import Mismatch, OptionError
 from paramdelta_hub.format.headers import DISCRETE
-from paramdelta_hub.limits import TENSOR_NAME_BYTES
+from paramdelta_hub.limits import RENAMES, TENSOR_NAME_BYTES
 
 __all__ = ["SKIPPED", "Entry", "Match", "Rules", "compiled", "match"]
 
@@ -35,6 +35,8 @@ class Rules:
     def __post_init__(self) -> None:
         for pattern in (*self.skips, *self.carries, *(pattern for pattern, _ in self.renames)):
             compiled(pattern)
+        if len(self.renames) > RENAMES:
+            raise OptionError(f"{len(self.renames)} rename rules, where at most {RENAMES} make sense")
         for pattern, replacement in self.renames:
             if max(len(pattern), len(replacement)) > TENSOR_NAME_BYTES:
                 raise OptionError(f"a rename rule of more than {TENSOR_NAME_BYTES} characters")

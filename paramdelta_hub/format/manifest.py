@@ -41,6 +41,7 @@ from paramdelta_hub.limits import (
     FILES,
     MANIFEST_BYTES,
     MANIFEST_VALUES,
+    RENAMES,
     TENSOR_ELEMENTS,
     TENSOR_RANK,
     TENSORS,
@@ -191,7 +192,7 @@ class Manifest(Record):
     given_up: dict[Annotated[str, Field(max_length=1024)], Count] = Field(
         description="tokens of base that post no longer has, with base's ids"
     )
-    renames: Annotated[tuple[Rename, ...], Field(max_length=1000)]
+    renames: Annotated[tuple[Rename, ...], Field(max_length=RENAMES)]
     omissions: Annotated[tuple[Omission, ...], Field(max_length=TENSORS)]
     shards: Annotated[tuple[FileRecord, ...], Field(max_length=FILES)]
     lineage: FileRecord = Field(description="samples of base's values")

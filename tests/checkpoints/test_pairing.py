@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub.checkpoints.pairing import Entry, Rules, match
+from paramdelta_hub.errors import OptionError
 
 SIDES = ("base", "post")
 ENTRIES = st.dictionaries(
@@ -48,3 +50,9 @@ def test_skips_see_names_before_and_after_renaming() -> None:
     assert match({"y1": Entry("F32", (1,))}, {"x1": Entry("F32", (1,))}, rules, SIDES).omissions == [
         ("y1", "both", "skipped by rule")
     ]
+
+
+def test_too_many_renames_are_refused_before_the_work() -> None:
+    Rules(renames=(("a", "b"),) * 1000)
+    with pytest.raises(OptionError, match="1001 rename rules"):
+        Rules(renames=(("a", "b"),) * 1001)

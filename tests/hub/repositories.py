@@ -150,9 +150,12 @@ class Repository:
 
     @property
     def card(self) -> dict[str, Any]:
-        """The metadata of main's README.md."""
+        """The metadata of main's README.md, as far as it can be read: git takes any bytes."""
         blob = self.head.files.get("README.md")
-        return metadata(blob.content.decode()) if blob else {}
+        try:
+            return metadata(blob.content.decode()) if blob else {}
+        except ValueError:
+            return {}
 
     @property
     def search_tags(self) -> list[str]:

@@ -116,7 +116,7 @@ def test_ones_own_card_is_changed_directly_and_once(hub: LoopbackHub, client: Cl
     done = client("link", repo=repo, delta=delta, role="post")
     assert done["diff"] == shown["diff"]
     assert done["commit"] == made.head.id
-    assert made.head.files["README.md"].content.decode() == after(CARD, delta).replace(delta, delta)
+    assert made.head.files["README.md"].content.decode() == after(CARD, delta)
     assert made.head.files["config.json"].content == b"{}"
     again = client("link", repo=repo, delta=delta, role="post")
     assert (again["diff"], again["commit"], again["pull_request"]) == ("", None, None)
@@ -153,9 +153,7 @@ def test_a_card_that_changes_meanwhile_is_read_again(hub: LoopbackHub, client: C
     assert delta in made.head.files["README.md"].content.decode()
 
 
-def test_what_is_not_there_can_not_be_linked(
-    hub: LoopbackHub, client: Client, new_client: object, repo: str, delta: str
-) -> None:
+def test_what_is_not_there_can_not_be_linked(hub: LoopbackHub, client: Client, repo: str, delta: str) -> None:
     hub.add(repo)
     fails("registry", "no such repository", lambda: client("link", repo=repo, delta="org/absent", role="post"))
     fails("registry", "no such repository", lambda: client("link", repo="org/absent", delta=delta, role="post"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from tests.registry.test_hub import asked, fails
 OURS, OTHERS = "a" * 64, "b" * 64
 
 
-def card(fingerprint: str = OURS, base: str = "org/base", **facts: Any) -> bytes:
+def card(fingerprint: str = OURS, base: str = "org/base", facts: Mapping[str, Any] | None = None) -> bytes:
     """Return the card of a delta; JSON is YAML."""
-    told = {"version": "1.2.0", "fingerprint": fingerprint, "name": "Nice delta", "bytes": 42, **facts}
+    told = {"version": "1.2.0", "fingerprint": fingerprint, "name": "Nice delta", "bytes": 42, **(facts or {})}
     data = {
         "library_name": LIBRARY,
         "tags": [TAG, fingerprint_tag(fingerprint)],
@@ -118,7 +119,7 @@ def test_a_search_by_words_by_base_and_by_architecture(hub: LoopbackHub, client:
 
 def test_what_a_card_says_is_not_trusted(hub: LoopbackHub, client: Client) -> None:
     wrong = {"version": ["1"], "name": "escape \x1b[2J", "bytes": -5, "post": "x" * 5000, "fingerprint": OTHERS}
-    hub.add("org/odd").add({"README.md": card(OURS, **wrong)})
+    hub.add("org/odd").add({"README.md": card(OURS, facts=wrong)})
     (hit,) = client("search")
     assert (hit["version"], hit["title"], hit["nbytes"], hit["post"]) == (None, "org/odd", None, None)
     assert hit["fingerprint"] == OURS[:16]  # the tag is what was searched for, not what the card adds
