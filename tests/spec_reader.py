@@ -36,8 +36,8 @@ FIELDS = {
     "file": "path size sha256",
     "config": "patch reverse",
     "rows": "base runs",
-    "record": "name base_name post_name dtype shape rows effect codec shard nbytes payload_sha256 base_sha256 post_sha256 "
-    "base_norm delta_norm changed remainders exceptions",
+    "record": "name base_name post_name dtype shape rows effect codec shard nbytes payload_sha256 base_sha256 "
+    "post_sha256 base_norm delta_norm changed remainders exceptions",
 }
 COMPONENT = r"[A-Za-z0-9_-]([A-Za-z0-9._-]{0,253}[A-Za-z0-9_-])?"
 PATH = re.compile(rf"{COMPONENT}(/{COMPONENT}){{0,3}}")
@@ -300,7 +300,8 @@ def lineage_places(name: str, elements: int) -> np.ndarray:
 def fingerprint(shapes: dict[str, list[int]]) -> str:
     """Return an architecture's fingerprint (§7)."""
     scales = {f"{name}{end}" for name in shapes for end in ("_scale", "_scale_inv")}
-    kept = {name: shape for name, shape in shapes.items() if name not in scales}
+    derived = re.compile(r"(^|\.)(position_ids|inv_freq)$")
+    kept = {name: shape for name, shape in shapes.items() if name not in scales and not derived.search(name)}
     lines = sorted((name.encode(), b"x".join(b"%d" % n for n in shape)) for name, shape in kept.items())
     return hashlib.sha256(b"".join(name + b"\t" + shape + b"\n" for name, shape in lines)).hexdigest()
 

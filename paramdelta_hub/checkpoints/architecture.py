@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, WeightFile
+from paramdelta_hub.checkpoints.pairing import DERIVED
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.manifest import Architecture, Source, SourceFile
@@ -21,14 +22,14 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
     """Return the identity of an architecture: sha256 over its tensors' names and shapes, sorted by name.
 
-    One line a tensor, ``name TAB 4096x1024 LF``. It can be had from headers alone, also of a model on the Hub; dtypes,
-    and tensors called as another one plus ``_scale`` or ``_scale_inv``, are left out, so that a bf16, an fp32 and an
-    fp8 copy of a model have the same one.
+    One line a tensor, ``name TAB 4096x1024 LF``. It can be had from headers alone, also of a model on the Hub. Left out
+    are dtypes, buffers that models compute themselves, and tensors called as another one plus ``_scale`` or
+    ``_scale_inv``, so that an old copy and a new one, in bf16, fp32 or fp8, have the same one.
     """
     digest, shapes = hashlib.sha256(), dict(tensors)
     for name, shape in sorted(shapes.items()):
         scaled = _A_SCALE.fullmatch(name)
-        if scaled and scaled[1] in shapes:
+        if DERIVED.search(name) or (scaled and scaled[1] in shapes):
             continue
         digest.update(f"{name}\t{'x'.join(map(str, shape))}\n".encode())
     return digest.hexdigest()

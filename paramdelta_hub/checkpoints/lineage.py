@@ -95,9 +95,7 @@ class Kinship:
         return f"mean correlation {self.correlation:.4f} over {self.tensors} tensors"
 
 
-def compare(
-    base: Mapping[str, tuple[str, NDArray[np.uint8]]], target: Mapping[str, LogicalTensor]
-) -> Kinship:
+def compare(base: Mapping[str, tuple[str, NDArray[np.uint8]]], target: Mapping[str, LogicalTensor]) -> Kinship:
     """Correlate base's samples with the target's values at the same places.
 
     Only matrices count where there are any: norms and biases of unrelated models resemble one another. Each tensor

@@ -14,7 +14,7 @@ from paramdelta_hub.limits import RENAMES, TENSOR_NAME_BYTES
 
 __all__ = ["SKIPPED", "Entry", "Match", "Rules", "compiled", "match"]
 
-_DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
+DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
 """Buffers that models compute anew when they are built. transformers kept them in checkpoints for a while (until
 4.31), so old and new checkpoints of one model differ by them."""
 
@@ -140,7 +140,7 @@ def match(
             result.pairs[name] = renamed[name]
             result.new.add(name)
             result.mismatches += _carried(name, right[renamed[name]])
-        elif _DERIVED.search(name):
+        elif DERIVED.search(name):
             result.omissions.append((name, side, "a buffer that models compute themselves"))
         elif name in known:
             result.omissions.append((name, side, "left out when the delta was made"))

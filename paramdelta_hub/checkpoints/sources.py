@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramdelta_hub.errors import CheckpointError, OptionError
+from paramdelta_hub.errors import CheckpointError, OptionError, ParamdeltaError
 from paramdelta_hub.format.names import is_clear
 
 __all__ = ["ModelSource", "download", "hub_errors", "is_hub_id", "resolve"]
@@ -130,5 +130,8 @@ def hub_errors(spelled: str) -> Iterator[None]:
             where=spelled,
             remedy="check the path, or the connection",
         ) from None
-    except OSError as error:  # the client's transport errors derive from it
-        raise CheckpointError(f"the download failed: {error}", where=spelled, remedy="run the command again") from error
+    except ParamdeltaError:
+        raise
+    except Exception as error:  # of the file system, or of the several libraries that the client speaks through
+        what = f"the download failed ({type(error).__name__}: {error})"
+        raise CheckpointError(what, where=spelled, remedy="check the connection, then run the command again") from error

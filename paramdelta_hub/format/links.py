@@ -13,8 +13,9 @@ __all__ = ["settle"]
 def settle(folder: Path, name: str, error: type[SourceError] = PackageError) -> Path:
     """Return the real path of a listed file, which lies in ``folder`` itself or among the blobs of its Hub cache.
 
-    The cache keeps ``models--org--name/snapshots/<commit>/…`` as links to ``models--org--name/blobs/<digest>``. Any
-    other link, also in the middle of a path, could make us read, hash or copy a file that the sender never had.
+    The cache keeps ``models--org--name/snapshots/<commit>/…`` as links to ``models--org--name/blobs/<digest>``, or to
+    ``blobs/xx/<digest>``, which all its repositories share. Any other link, also in the middle of a path, could make us
+    read, hash or copy a file that the sender never had.
 
     Raises:
         SourceError: (as ``error``) a link to anywhere else.
@@ -24,7 +25,11 @@ def settle(folder: Path, name: str, error: type[SourceError] = PackageError) -> 
     if real == os.path.join(inside, *name.split("/")):
         return Path(real)
     snapshots = os.path.dirname(inside)
-    blobs = os.path.join(os.path.dirname(snapshots), "blobs")
-    if os.path.basename(snapshots) == "snapshots" and os.path.dirname(real) == blobs:
-        return Path(real)
+    repository = os.path.dirname(snapshots)
+    if os.path.basename(snapshots) == "snapshots":
+        own, shared = os.path.join(repository, "blobs"), os.path.join(os.path.dirname(repository), "blobs")
+        above, digest = os.path.split(real)
+        is_shared = os.path.dirname(above) == shared and digest.startswith(os.path.basename(above))
+        if above == own or (is_shared and os.path.basename(repository).startswith("models--")):
+            return Path(real)
     raise error("a symbolic link, where only files are read", where=str(folder / name))

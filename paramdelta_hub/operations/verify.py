@@ -157,7 +157,9 @@ def _runs(record: TensorRecord) -> list[slice]:
     return sample_runs(record.name, record.elements)
 
 
-def _sum_tasks(package: Package, base: Checkpoint | None, places: Mapping[str, tuple[str, int]]) -> list[dict[str, Any]]:
+def _sum_tasks(
+    package: Package, base: Checkpoint | None, places: Mapping[str, tuple[str, int]]
+) -> list[dict[str, Any]]:
     """Cut the work: every tensor of the delta with its payload, and where base's values lie if there is a base."""
     records = package.manifest.tensors
     names = {record.name: record.base_name or record.name for record in records}

@@ -6,10 +6,12 @@ interpreter and the start-up time, which processes would not.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
 
 __all__ = ["Interrupted", "Stop", "default_threads", "run_tasks"]
@@ -66,18 +68,54 @@ def run_tasks(
     """
     stop = Stop()
     ordered = tasks if in_order else sorted(tasks, key=lambda numbered: -numbered[1]["bytes"])
-    pool = ThreadPoolExecutor(max_workers=max(threads, 1), thread_name_prefix="paramdelta")
-    pending: set[Future[T]] = set()
+    todo: SimpleQueue[tuple[int, dict[str, Any]]] = SimpleQueue()
+    ended: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+    for numbered in ordered:
+        todo.put(numbered)
+
+    def work() -> None:
+        with contextlib.suppress(Empty, Interrupted):
+            while True:
+                stop.check()
+                number, task = todo.get_nowait()
+                try:
+                    ended.put((True, run(number, task, stop)))
+                except BaseException as error:  # told on the main thread
+                    ended.put((False, error))
+                    return
+
+    # Queues and not futures: an interrupt in the middle of concurrent.futures.wait() leaves its locks taken, and the
+    # workers waiting for them for ever.
+    workers = [Thread(target=work, name=f"paramdelta-{number}") for number in range(max(1, min(threads, len(tasks))))]
     try:
-        pending = {pool.submit(run, number, task, stop) for number, task in ordered}
-        while pending:
-            # A bounded wait keeps the main thread able to see Ctrl-C.
-            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            # What ended well is told first: a failure beside it must not cost its receipt.
-            for future in sorted(done, key=lambda future: future.exception() is not None):
-                yield future.result()
+        for worker in workers:
+            worker.start()
+        failure: BaseException | None = None
+        for _ in tasks:
+            succeeded, outcome = _next(ended)
+            if not succeeded:
+                failure = outcome
+                break
+            yield outcome
+        if failure is not None:
+            # What ended well beside a failure is told, too: it must not cost its receipt.
+            stop.set()
+            for worker in workers:
+                worker.join()
+            while not ended.empty():
+                succeeded, outcome = ended.get()
+                if succeeded:
+                    yield outcome
+            raise failure
     finally:
         stop.set()
-        for future in pending:
-            future.cancel()
-        pool.shutdown(wait=True)
+        for worker in workers:
+            if worker.is_alive():
+                worker.join()
+
+
+def _next(ended: SimpleQueue[tuple[bool, Any]]) -> tuple[bool, Any]:
+    """Wait for a task to end, in short steps, so that the main thread sees Ctrl-C on every system."""
+    while True:
+        with contextlib.suppress(Empty):
+            return ended.get(timeout=0.2)

@@ -83,6 +83,8 @@ class Client:
 
 
 def _calls() -> dict[str, Callable[..., Any]]:
+    import huggingface_hub
+
     from paramdelta_hub.registry import links, search
     from paramdelta_hub.registry.hub import HubRegistry
 
@@ -98,7 +100,7 @@ def _calls() -> dict[str, Callable[..., Any]]:
         "describe_base": search.describe_base,
         "find": lambda query=None, base=None: [found.to_json() for found in search.find(hub, query, base)],
         "link": links.link,
-        "ping": lambda: "pong",
+        "snapshot": lambda repo: huggingface_hub.snapshot_download(repo),
     }
 
 

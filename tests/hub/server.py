@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -77,6 +78,9 @@ class LoopbackHub:
         self.page_size = 1000
         self.part_bytes: int | None = None
         """Large files above it are uploaded in parts of it."""
+        self.xet: Path | None = None
+        """Folder of a Xet store, spoken to by the client itself; see :meth:`know`."""
+        self._xet_hashes: dict[str, str] = {}
         self._stored: dict[str, bytes] = {}
         self._parts: dict[str, dict[int, bytes]] = {}
         self._lock = threading.RLock()
@@ -91,6 +95,15 @@ class LoopbackHub:
                 {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
             )
         return made
+
+    def know(self, file: Path) -> None:
+        """Learn which Xet hash a large file has: the real Hub takes it from its store."""
+        import hf_xet
+
+        (hashed,) = hf_xet.hash_files([str(file)])
+        content = file.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        self._stored[digest], self._xet_hashes[digest] = content, hashed.hash
 
     @contextmanager
     def running(self) -> Iterator[LoopbackHub]:
@@ -243,6 +256,9 @@ class LoopbackHub:
         headers = {"X-Repo-Commit": commit.id, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
         if blob.large:
             headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content))}
+            if self.xet and blob.sha256 in self._xet_hashes:
+                route = f"{self.endpoint}/api/models/{repo}/xet-read-token/{commit.id}"
+                headers |= {"X-Xet-Hash": self._xet_hashes[blob.sha256], "X-Xet-Refresh-Route": route}
         if found := re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or ""):
             start, stop = int(found[1]), min(int(found[2] or len(blob.content)) + 1, len(blob.content))
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(blob.content)}"
@@ -316,6 +332,14 @@ class LoopbackHub:
             raise RefusedError(400, message="the content does not have the announced sha256")
         self._stored[oid] = content
         return Answer()
+
+    def _xet_token(self, request: Request, repo: str, kind: str, revision: str) -> Answer:
+        self._repository(request, repo, write=kind == "write", files=True)
+        if self.xet is None:
+            raise RefusedError(404, message="no Xet here")
+        url, until = f"local://{self.xet}", str(int(time.time()) + 3600)
+        headers = {"X-Xet-Cas-Url": url, "X-Xet-Token-Expiration": until, "X-Xet-Access-Token": "token"}
+        return Answer({"casUrl": url, "exp": int(until), "accessToken": "token"}, headers=headers)
 
     def _verify(self, request: Request, repo: str) -> Answer:
         self._repository(request, repo)
@@ -399,6 +423,7 @@ class LoopbackHub:
         ("POST", rf"{API}/commit/(?P<revision>[^/]+)", _commit),
         ("POST", rf"{API}/tag/(?P<revision>[^/]+)", _tag),
         ("DELETE", rf"{API}/tag/(?P<revision>[^/]+)", _delete_tag),
+        ("GET", rf"{API}/xet-(?P<kind>read|write)-token/(?P<revision>[^/]+)", _xet_token),
         ("GET", rf"{API}/discussions", _discussions),
         ("POST", rf"{API}/discussions/(?P<number>\d+)/merge", _merge),
         ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", _batch),

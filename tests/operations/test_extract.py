@@ -18,10 +18,10 @@ from paramdelta_hub.codecs import CODECS
 from paramdelta_hub.errors import CheckpointError, MismatchError, NotFiniteError, OptionError, SourceError
 from paramdelta_hub.format import chunks
 from paramdelta_hub.format.chunks import Layout, NotFiniteChunkError, decode_added, encode_added
+from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.payload import ShardWriter, check_shard_header
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from paramdelta_hub.operations.adding import ChunkAdder
-from paramdelta_hub.format.descriptors import Descriptors
 from tests.models import (
     TORCH,
     assert_same,

@@ -31,7 +31,7 @@ def started() -> Iterator[LoopbackHub]:
 def hub(started: LoopbackHub) -> LoopbackHub:
     """The module's Hub, without faults and with nothing asked of it yet."""
     started.faults, started.requests = [], []
-    started.page_size, started.part_bytes = 1000, None
+    started.page_size, started.part_bytes, started.xet = 1000, None, None
     return started
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from paramdelta_hub.format.package import open_package
 from tests.attacks.outcomes import change_manifest
 from tests.hub import Fault, LoopbackHub, Repository
 from tests.hub.client import CallError, Client
@@ -139,6 +140,30 @@ def test_large_files_go_in_parts(hub: LoopbackHub, client: Client, repo: str, pa
     client("publish", package=packages.v1, repo=repo, version="1.0.0")
     assert len(asked(hub, "PUT", "part=")) >= 4
     client("pull", repo=repo)
+
+
+def test_large_files_go_by_xet_and_come_by_xet(
+    hub: LoopbackHub, new_client: Callable[..., Client], repo: str, packages: Packages, tmp_path: Path
+) -> None:
+    hub.xet = tmp_path / "store"
+    hub.xet.mkdir()
+    for shard in packages.v1.glob("*.safetensors"):
+        hub.know(shard)
+    publisher, reader, other = (new_client(home=tmp_path / name, HF_HUB_DISABLE_XET="0") for name in ("a", "b", "c"))
+    publisher("publish", package=packages.v1, repo=repo, version="1.0.0")
+    assert len(asked(hub, "GET", "/xet-write-token/")) == 1
+    assert not asked(hub, "PUT", "")
+    for into in ({}, {"folder": tmp_path / "copy"}):
+        copy = Path(reader("pull", repo=repo, **into)["path"])
+        holds(copy, packages.v1)
+        open_package(copy).check_files()
+    # What another program downloaded may lie as a link into a store that all repositories share: it becomes a file.
+    other("snapshot", repo=repo)
+    copy = Path(other("pull", repo=repo)["path"])
+    holds(copy, packages.v1)
+    open_package(copy).check_files()
+    assert asked(hub, "GET", "/xet-read-token/")
+    assert not asked(hub, "GET", "delta-")
 
 
 def test_what_makes_no_sense_is_refused_before_anything_is_sent(
