@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from paramdelta_hub.errors import OptionError, PackageError, RegistryError
@@ -14,7 +13,7 @@ from paramdelta_hub.registry.cards import delta_card
 from paramdelta_hub.registry.client import asking, connect
 from paramdelta_hub.registry.locate import find
 from paramdelta_hub.registry.markdown import hub_id, own_words
-from paramdelta_hub.registry.protocol import Published, Registry
+from paramdelta_hub.registry.protocol import Published
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["CARD_NAME", "publish"]
@@ -69,7 +68,7 @@ def publish(
     on_hub = reference.root is None
     existing = _existing_card(package.path) or ""
     if not own_words(existing):
-        existing = _published_card(there, reference.repo) or existing
+        existing = there.card(reference.repo) or existing  # what its author wrote must not be lost
     licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
     card = delta_card(manifest, package.digest, reference.repo, existing, licenses=licenses, on_hub=on_hub)
     if card != existing:
@@ -94,20 +93,6 @@ def _existing_card(folder: Path) -> str | None:
         return read_small(path, CARD_BYTES, follow=True).decode()
     except UnicodeDecodeError:
         raise PackageError("not UTF-8", where=str(path), remedy="save it as UTF-8, or delete it") from None
-
-
-def _published_card(registry: Registry, repo: str) -> str | None:
-    """Return the card that is published now, or None if there is none.
-
-    Raises:
-        RegistryError: it may be there, but can't be read: going on could lose what its author wrote.
-    """
-    read: Callable[[str], str | None] | None = getattr(registry, "card", None)
-    if read is not None:
-        return read(repo)
-    if not registry.versions(repo):
-        return None
-    return _existing_card(registry.pull(repo, None, part="manifest").path)
 
 
 def _license(source: Source) -> str | None:

@@ -122,5 +122,8 @@ class Registry(Protocol):
     def versions(self, repo: str) -> list[Version]:
         """Return all versions, the newest first by semantic version."""
 
+    def card(self, repo: str) -> str | None:
+        """Return the model card of the newest version, or None where nothing is published, or no card with it."""
+
     def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
         """Yield deltas; ``query`` is looked for in names and titles, ``base`` and ``fingerprint`` must be equal."""

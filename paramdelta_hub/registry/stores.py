@@ -15,7 +15,7 @@ from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, check_digest, parse_manifest
 from paramdelta_hub.format.package import Package, open_package
-from paramdelta_hub.limits import COMPANION_BYTES, MANIFEST_BYTES
+from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES
 from paramdelta_hub.registry.bucket import BucketStore
 from paramdelta_hub.registry.folder import FolderStore
 from paramdelta_hub.registry.lock import Lock, pin
@@ -179,6 +179,19 @@ class StoreRegistry:
             if package_id := self._id(f"{repo}/{version}"):
                 found.append(Version(version, package_id, package_id, self._store.created(f"{repo}/{version}")))
         return found
+
+    def card(self, repo: str) -> str | None:
+        """Return the model card of the newest version, or None where nothing is published, or no card with it.
+
+        Raises:
+            RegistryError: not UTF-8, not allowed, not reachable.
+        """
+        found = self._find(check_repo(repo), None)
+        text = found and self._store.read(f"{repo}/{found[0]}", "README.md", CARD_BYTES)
+        try:
+            return text.decode() if text else None
+        except UnicodeDecodeError:
+            raise RegistryError("its README.md is not UTF-8", where=f"{self._store.url}/{repo}") from None
 
     def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
         """Yield the newest version of every delta that fits, reading manifests only; broken ones are passed over.

@@ -25,7 +25,9 @@ from paramdelta_hub.errors import (
     SourceError,
     StorageError,
 )
+from paramdelta_hub.registry.markdown import YOURS_BEGIN
 from paramdelta_hub.registry.protocol import Registry
+from paramdelta_hub.registry.reference import open_registry
 from paramdelta_hub.registry.stores import StoreRegistry
 from paramdelta_hub.work.progress import Progress
 from tests.attacks.names import HOSTILE
@@ -610,6 +612,8 @@ def test_a_failing_disk(
 
 _LIGHT = """
 import sys
+from paramdelta_hub.registry.markdown import YOURS_BEGIN
+from paramdelta_hub.registry.reference import open_registry
 from paramdelta_hub.registry.stores import StoreRegistry
 StoreRegistry(sys.argv[1]).pull(sys.argv[2], None)
 print(*sorted(name for name in sys.modules if "." not in name))
@@ -632,3 +636,22 @@ def test_a_folder_with_something_else_is_refused(root: str, package: Path, tmp_p
     with pytest.raises(DestinationError, match="something else"):
         registry.pull(REPO, "1.0.0", tmp_path / "mine")
     assert set(tree(tmp_path / "mine")) == {"thesis.txt"}
+
+
+def test_the_authors_words_survive_into_a_new_version(root: str, package: Path, tmp_path: Path) -> None:
+    """The package of the next version is made afresh, without a card: the published one has the words."""
+    registry = open_registry(root)
+    assert registry.card("org/delta") is None
+    first = labelled(package, tmp_path / "first", "1.0.0")
+    pd.publish(first, f"{root}/org/delta")
+    card = (first / "README.md").read_text()
+    assert registry.card("org/delta") == card
+    second = labelled(package, tmp_path / "second", "1.1.0")
+    words = "Trained on a ship.\n"
+    (second / "README.md").write_text(card.replace(YOURS_BEGIN, f"{YOURS_BEGIN}\n{words}"))
+    pd.publish(second, f"{root}/org/delta")
+    third = labelled(package, tmp_path / "third", "1.2.0")
+    (third / "README.md").unlink()
+    pd.publish(third, f"{root}/org/delta")
+    assert words in (third / "README.md").read_text()
+    assert words in str(registry.card("org/delta"))
