@@ -25,7 +25,7 @@ from paramdelta_hub.operations.execution import execute, workers
 from paramdelta_hub.operations.fitting import Fit, preflight
 from paramdelta_hub.operations.layout import index_text, lay_out
 from paramdelta_hub.operations.placing import Placer
-from paramdelta_hub.operations.planning import plan_apply
+from paramdelta_hub.operations.planning import passing_bytes, plan_apply
 from paramdelta_hub.operations.provenance import PROVENANCE_NAME, is_post, provenance_of
 from paramdelta_hub.operations.readiness import Mode, Readiness, choose, make_ready
 from paramdelta_hub.operations.requantize import Dtype, Requantization, keeps_fp8, requantization
@@ -175,7 +175,8 @@ def apply(
     plan = plan_apply(fit, files, packages, sums, weights, rules)
     with place as destination:
         done = destination.resume(plan)
-        destination.check_space(sum(file.size for file in files.values()))
+        fetched = sorted(file.header.size for file in model.files)[-threads - 1 :] if remote else []
+        destination.check_space(sum(file.size for file in files.values()) + sum(fetched) + passing_bytes(plan, threads))
         with io_errors("preparing the output files"):
             for file in files.values():
                 file.prepare(destination.result)

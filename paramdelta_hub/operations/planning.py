@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.pairing import Rules
 from paramdelta_hub.format.package import Package
 from paramdelta_hub.operations.fitting import Fit
@@ -13,7 +14,7 @@ from paramdelta_hub.operations.layout import OutputFile
 from paramdelta_hub.operations.weights import Weights
 from paramdelta_hub.work.plan import Plan, cut
 
-__all__ = ["plan_apply"]
+__all__ = ["passing_bytes", "plan_apply"]
 
 Sums: TypeAlias = "Mapping[str, list[dict[str, Any]]]"
 
@@ -78,3 +79,19 @@ def _task_tensor(
         task["out"] = [places[name], places[scale["name"]]]
         task["quantized"] = {"grid": tensor.view["grid"], "scale": scale["dtype"]}
     return task
+
+
+def passing_bytes(plan: Plan, threads: int) -> int:
+    """Return the most that the temporary files of as many tasks at a time can take (:mod:`.rows`, :mod:`.requantize`)."""
+    each = [max(map(_passing, task["tensors"]), default=0) for task in plan.tasks]
+    return sum(sorted(each)[-threads:])
+
+
+def _passing(tensor: Mapping[str, Any]) -> int:
+    needed = 0
+    if "rows" in tensor:
+        wide = FLOATS[tensor["dtype"]].wide.itemsize
+        needed += sum(wide * int(delta["elements"]) for delta in tensor["deltas"] if delta["shard"])
+    if "quantized" in tensor:
+        needed += FLOATS[tensor["dtype"]].itemsize * int(tensor["elements"])
+    return needed
