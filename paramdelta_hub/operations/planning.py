@@ -82,7 +82,7 @@ def _task_tensor(
 
 
 def passing_bytes(plan: Plan, threads: int) -> int:
-    """Return the most that the temporary files of as many tasks at a time can take (:mod:`.rows`, :mod:`.requantize`)."""
+    """Return the most that temporary files take, with so many tasks at a time (:mod:`.rows`, :mod:`.requantize`)."""
     each = [max(map(_passing, task["tensors"]), default=0) for task in plan.tasks]
     return sum(sorted(each)[-threads:])
 
