@@ -31,7 +31,7 @@ from paramdelta_hub.format.durable import read_exactly
 from paramdelta_hub.format.headers import ITEM_SIZES, TensorSpan
 from paramdelta_hub.format.runs import Run
 
-__all__ = ["Values", "View", "arranged", "is_plain", "open_view", "read_scales", "scaled", "view_of", "zeros"]
+__all__ = ["Values", "View", "arranged", "open_view", "read_scales", "scaled", "view_of", "zeros"]
 
 View: TypeAlias = "dict[str, Any]"
 
@@ -69,11 +69,6 @@ def scaled(view: View, scale: View, scale_name: str, grid: Grid) -> View:
     """
     shape = [grid.rows, grid.columns, list(grid.block), grid.matrices]
     return {**view, "scale": {**scale, "name": scale_name}, "grid": shape}
-
-
-def is_plain(view: View) -> bool:
-    """Whether the values lie in the file just as they are."""
-    return view.keys() == {"file", "start", "dtype"}
 
 
 class Values(Protocol):
