@@ -83,7 +83,7 @@ def main() -> None:
     extracting = run("pd-extract", base, sre, "-o", delta, "--name", "minilm-sre", "--version", "1.0.0")
     verifying = run("pd-verify", delta, "--base", base, "--post", sre)
     run("pd-publish", delta, registry / "demo/minilm-sre")
-    run("pd-search", "--base", base, "--registry", registry)
+    run("pd-search", "--base", rohan, "--registry", registry)
     run("pd-inspect", published, "--top", "5")
     applying = run("pd-apply", rohan, published, "-o", result)
 

@@ -115,13 +115,13 @@ class Checkpoint:
         return not any(HEADS.search(name) for name in self.tensors)
 
 
-def open_checkpoint(model: str | Path) -> Checkpoint:
-    """Open a model by path or Hub id and read its headers.
+def open_checkpoint(model: str | Path, *, code: bool = False) -> Checkpoint:
+    """Open a model by path or Hub id and read its headers; Python files are downloaded only with ``code``.
 
     Raises:
         CheckpointError: nothing there, pickled, GGUF, truncated, an index that names what is missing, …
     """
-    source = resolve(model)
+    source = resolve(model, code=code)
     path = source.path
     if path.is_file():
         if path.suffix != ".safetensors":

@@ -60,7 +60,7 @@ class RemoteModel:
         (self.folder / name).unlink(missing_ok=True)
 
 
-def open_remote(model: str, folder: Path) -> RemoteModel:
+def open_remote(model: str, folder: Path, *, code: bool = False) -> RemoteModel:
     """Open ``org/name[@revision]`` without downloading weights; they will be fetched into ``folder``.
 
     Raises:
@@ -77,7 +77,7 @@ def open_remote(model: str, folder: Path) -> RemoteModel:
         info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
     commit = str(info.sha)
     siblings = {file.rfilename: file for file in info.siblings or []}
-    source = download(repository, commit, weights=False)
+    source = download(repository, commit, weights=False, code=code)
     index, names = read_index(source.path) if INDEX in siblings else (None, [WEIGHTS])
     files = []
     for name in names:

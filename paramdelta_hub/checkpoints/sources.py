@@ -17,7 +17,7 @@ __all__ = ["ModelSource", "download", "hub_errors", "is_hub_id", "resolve"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*/config.json"]
-"""Files fetched from a Hub repository: weights, configs, tokenizers. Never ``.bin``, ``.py`` or ``.gguf``."""
+"""Files fetched from a Hub repository: weights, configs, tokenizers. Never ``.bin`` or ``.gguf``."""
 _UNWANTED = ["original/*", "onnx/*", "openvino/*", "consolidated*.safetensors"]
 """Second copies of the same weights, in other formats or layouts."""
 
@@ -32,8 +32,10 @@ class ModelSource:
     """Of a Hub repository; None for local files."""
 
 
-def resolve(model: str | Path) -> ModelSource:
+def resolve(model: str | Path, *, code: bool = False) -> ModelSource:
     """Find a model by path or Hub id (``org/name`` or ``org/name@revision``), downloading what is not cached.
+
+    Python files are downloaded only with ``code``.
 
     A path that exists wins over a Hub id of the same spelling. HF_TOKEN, HF_HOME, HF_HUB_OFFLINE are honoured.
 
@@ -52,7 +54,7 @@ def resolve(model: str | Path) -> ModelSource:
             "no such file or folder", where=text, remedy="give a folder, a .safetensors file or org/name"
         )
     repository, _, revision = text.partition("@")
-    return download(repository, revision or None)
+    return download(repository, revision or None, code=code)
 
 
 def is_hub_id(text: str) -> bool:
@@ -77,8 +79,8 @@ def _cached_name(snapshot: Path) -> str:
     return snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
 
 
-def download(repository: str, revision: str | None, *, weights: bool = True) -> ModelSource:
-    """Fetch a repository's weights, configs and tokenizer into the Hub's cache, or all but the weights.
+def download(repository: str, revision: str | None, *, weights: bool = True, code: bool = False) -> ModelSource:
+    """Fetch a repository's weights, configs and tokenizer into the Hub's cache; without weights, with code if asked.
 
     Raises:
         CheckpointError: it can't be had.
@@ -91,7 +93,8 @@ def download(repository: str, revision: str | None, *, weights: bool = True) -> 
         disable_progress_bars()
     unwanted = _UNWANTED if weights else [*_UNWANTED, "*.safetensors"]
     with hub_errors(f"{repository}@{revision}" if revision else repository):
-        folder = snapshot_download(repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=unwanted)
+        wanted = [*_WANTED, "*.py"] if code else _WANTED
+        folder = snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted)
     return ModelSource(Path(folder), repository, Path(folder).name)
 
 

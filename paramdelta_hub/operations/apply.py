@@ -150,8 +150,8 @@ def apply(
     if not summands:
         raise OptionError("no delta to apply")
     place = Destination(Path(out), overwrite=overwrite)
-    remote = open_remote(str(target), place.pieces) if stream else None
-    model = remote.checkpoint if remote else open_checkpoint(target)
+    remote = open_remote(str(target), place.pieces, code=keep_remote_code_of_target) if stream else None
+    model = remote.checkpoint if remote else open_checkpoint(target, code=keep_remote_code_of_target)
     packages = [open_package(locate_delta(summand.delta, registry, progress=progress)) for summand in summands]
     added = [number for number, summand in enumerate(summands) if summand.weight > 0]
     choice = choose(

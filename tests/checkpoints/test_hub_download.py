@@ -96,3 +96,18 @@ def test_offline_and_not_cached_says_so(hub: LoopbackHub, tmp_path: Path) -> Non
     assert done.returncode == 3, done.stderr
     assert "HF_HUB_OFFLINE" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--stream",)], ids=["whole", "streamed"])
+def test_code_comes_only_when_asked_for(hub: LoopbackHub, tmp_path: Path, more: tuple[str, ...]) -> None:
+    config = b'{"model_type": "toy", "auto_map": {"AutoModel": "modeling_toy.ToyModel"}}'
+    hub.repositories["org/base"].add({"config.json": config})
+    done = run(hub, tmp_path, "extract", "org/base", "org/post", "-o", "delta")
+    assert done.returncode == 0, done.stderr
+    done = run(hub, tmp_path, "apply", "org/base", "delta", "-o", "out", *more)
+    assert done.returncode == 3, done.stderr
+    assert "--keep-remote-code-of-target" in done.stderr
+    assert not [path for _, path in hub.requests if path.endswith(".py")]
+    done = run(hub, tmp_path, "apply", "org/base", "delta", "-o", "out", "--keep-remote-code-of-target", *more)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "modeling_toy.py").read_text().startswith("raise SystemExit")
