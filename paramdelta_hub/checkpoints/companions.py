@@ -79,21 +79,26 @@ def companions(checkpoint: Checkpoint) -> dict[str, Path]:
     Raises:
         CheckpointError: one is a link out of the folder: it would be copied into the result, and published with it.
     """
-    if checkpoint.is_lone_file:
-        return {}
-    folder = checkpoint.folder
+    return {} if checkpoint.is_lone_file else _companions_in(checkpoint.folder)
+
+
+def _companions_in(folder: Path) -> dict[str, Path]:
     found = (*folder.iterdir(), *folder.glob("[0-9]*_*/config.json"), *folder.glob("additional_chat_templates/*"))
     names = sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
     return {name: settle(folder, name, CheckpointError) for name in names if kind_of(name)}
 
 
-def carried(post: Checkpoint) -> dict[str, Path]:
-    """Return the companions that a package takes from post, by name.
+def carried(post: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:
+    """Return the companions that a package takes from post, by name; ``tokenizer`` may be a folder of its own.
 
     Raises:
         CheckpointError: one names code, is not JSON, or is a link out of the folder.
     """
     found = {name: path for name, path in companions(post).items() if kind_of(name) not in ("config", "layout")}
+    if tokenizer is not None and (post.is_lone_file or not tokenizer.samefile(post.folder)):
+        speech = ("tokenizer", "template")
+        found = {name: path for name, path in found.items() if kind_of(name) not in speech}
+        found |= {name: path for name, path in _companions_in(tokenizer).items() if kind_of(name) in speech}
     for name, path in found.items():
         check_file_name(name, CheckpointError)
         if may_name_code(name) and (key := code_key(read_companion(path), str(path))):

@@ -134,15 +134,10 @@ def extract(
     """
     rules, progress, threads = rules or Rules(), progress or Progress(), workers(threads, memory)
     base_model, post_model = open_checkpoint(base), open_checkpoint(post)
-    check_packable(base_model, post_model)
+    tokenizers = tokenizer_folder(base_tokenizer, base_model), tokenizer_folder(post_tokenizer, post_model)
+    check_packable(base_model, post_model, tokenizers[1])
     labels = _labels(name or f"{post_model.source.name.rpartition('/')[2]}-delta", version, license)
-    differences = pair_up(
-        base_model,
-        post_model,
-        rules,
-        tokenizer_folder(base_tokenizer, base_model),
-        tokenizer_folder(post_tokenizer, post_model),
-    )
+    differences = pair_up(base_model, post_model, rules, *tokenizers)
     plan = _plan(base_model, post_model, differences, rules, labels, hash_files)
     with Destination(Path(out), overwrite=overwrite) as destination:
         done = destination.resume(plan)
@@ -171,7 +166,9 @@ def extract(
         )
         _refuse_not_finite(outcomes)
         with io_errors("writing the package"):
-            manifest = _assemble(base_model, post_model, differences, rules, outcomes, destination, labels)
+            manifest = _assemble(
+                base_model, post_model, tokenizers[1], differences, rules, outcomes, destination, labels
+            )
             text = manifest.to_json()
             manifest, digest = parse_manifest(text)  # what we write, we can read
             write_file(destination.result / MANIFEST_NAME, text)
@@ -269,6 +266,7 @@ def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
 def _assemble(
     base: Checkpoint,
     post: Checkpoint,
+    tokenizer: Path | None,
     differences: Differences,
     rules: Rules,
     outcomes: list[dict[str, Any]],
@@ -322,7 +320,7 @@ def _assemble(
         ),
         shards=tuple(shards),
         lineage=lineage,
-        companions=pack(post, destination.result),
+        companions=pack(post, tokenizer, destination.result),
         tensors=tuple(records),
     )
 

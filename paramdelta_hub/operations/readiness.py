@@ -153,21 +153,23 @@ def config_changes(base: Checkpoint, post: Checkpoint) -> dict[ConfigName, Confi
     return changes
 
 
-def check_packable(base: Checkpoint, post: Checkpoint) -> None:
+def check_packable(base: Checkpoint, post: Checkpoint, tokenizer: Path | None) -> None:
     """Raise now, before the work, what :func:`pack` and :func:`config_changes` would raise after it."""
-    carried(post)
+    carried(post, tokenizer)
     config_changes(base, post)
 
 
-def pack(post: Checkpoint, result: Path) -> tuple[FileRecord, ...]:
+def pack(post: Checkpoint, tokenizer: Path | None, result: Path) -> tuple[FileRecord, ...]:
     """Copy post's companions into the package being made in ``result``, and return their records.
+
+    Tokenizer and templates may lie in a folder of their own.
 
     Raises:
         CheckpointError: one names code, is not JSON where it should be, or is a link out of the folder.
     """
     shutil.rmtree(result / FOLDER, ignore_errors=True)  # of an interrupted run
     records = []
-    for name, path in carried(post).items():
+    for name, path in carried(post, tokenizer).items():
         content, place = read_companion(path), f"{FOLDER}/{name}"
         (result / place).parent.mkdir(parents=True, exist_ok=True)
         write_file(result / place, content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -610,12 +611,29 @@ def test_tokenizers_that_lie_elsewhere(tmp_path: Path) -> None:
             call()
 
 
-def test_a_package_without_a_tokenizer_says_what_to_do(tmp_path: Path) -> None:
-    """Post was one file, and its tokenizer elsewhere: rows were matched, but the package does not carry the tokens."""
+def test_a_tokenizer_that_lies_elsewhere_comes_along(tmp_path: Path) -> None:
+    """Post is one file, and its tokenizer in a folder: rows are matched by it, and the package carries it."""
     trio = Trio(tmp_path, side("b", WORDS), side("p", ADDED), side("t", WORDS))
-    lone = tmp_path / "post" / "model.safetensors"
+    lone = (tmp_path / "elsewhere" / "model.safetensors").resolve()
+    lone.parent.mkdir()
+    (tmp_path / "post" / "model.safetensors").rename(lone)
     pd.extract(tmp_path / "base", lone, tmp_path / "delta", post_tokenizer=tmp_path / "post")
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=lone)
+    trio.apply()
+    expected = trio.expected("post")
+    assert_same({name: trio.result()[name] for name in expected}, expected)
+    words = [(tmp_path / folder / "tokenizer.json").read_bytes() for folder in ("post", "out")]
+    assert words[0] == words[1]
+
+
+def test_a_package_without_a_tokenizer_says_what_to_do(tmp_path: Path) -> None:
+    trio = Trio(tmp_path, side("b", WORDS), side("p", ADDED), side("t", WORDS))
+    trio.extract()
+    manifest = tmp_path / "delta" / "manifest.json"
+    value = json.loads(manifest.read_text())
+    value["companions"] = []
+    manifest.write_text(json.dumps(value))
+    shutil.rmtree(tmp_path / "delta" / "companions")
     with pytest.raises(MismatchError, match="extract again with post's tokenizer beside its weights"):
         trio.apply()
 
