@@ -33,7 +33,17 @@ from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.records import CODE_KEYS, ConfigChange
 
-__all__ = ["ALWAYS", "STRUCTURE", "Conflict", "LaidOver", "apply_patch", "describe_change", "lay_over", "merge_patch"]
+__all__ = [
+    "ALWAYS",
+    "STRUCTURE",
+    "TEXT_CONFIGS",
+    "Conflict",
+    "LaidOver",
+    "apply_patch",
+    "describe_change",
+    "lay_over",
+    "merge_patch",
+]
 
 Exceptions = Mapping[str, re.Pattern[str]]
 
@@ -58,7 +68,7 @@ ALWAYS: Exceptions = {
 """Keys that are the target's in every file, even where all tensors are post's."""
 
 _TOKENS = re.compile(r"\w*_token_ids?|\w*_token_index|(begin_)?suppress_tokens|forced_decoder_ids|bad_words_ids")
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 """Where models of several kinds of input keep what concerns their tokens."""
 _SHOWN = 120
 
@@ -211,7 +221,7 @@ class _Layer:
 
 
 def _settle(result: LaidOver, key: str, value: Any) -> None:
-    parts = {"": result.config, **{f"{name}.": result.config.get(name) for name in _TEXT_CONFIGS}}
+    parts = {"": result.config, **{f"{name}.": result.config.get(name) for name in TEXT_CONFIGS}}
     places = {above: node for above, node in parts.items() if isinstance(node, dict) and key in node}
     for above, node in (places or {"": result.config}).items():
         if not _same(node.get(key), value):

@@ -18,29 +18,19 @@ from paramdelta_hub.checkpoints.pairing import Entry, Match
 from paramdelta_hub.checkpoints.quantization import find_scales, leftovers, refusal
 from paramdelta_hub.checkpoints.roles import vocabulary_tensors
 from paramdelta_hub.checkpoints.views import View, arranged, scaled, view_of
-from paramdelta_hub.format.headers import ITEM_SIZES
+from paramdelta_hub.format.headers import Sized
 from paramdelta_hub.format.runs import Run
 
 __all__ = ["LogicalModel", "LogicalTensor", "entries_of", "logical_model"]
 
 
 @dataclass(frozen=True)
-class LogicalTensor:
+class LogicalTensor(Sized):
     """One tensor: what it is, and how to read it."""
 
     dtype: str
     shape: tuple[int, ...]
     view: View
-
-    @property
-    def elements(self) -> int:
-        """How many elements it has."""
-        return math.prod(self.shape)
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element."""
-        return ITEM_SIZES[self.dtype]
 
     @property
     def nbytes(self) -> int:

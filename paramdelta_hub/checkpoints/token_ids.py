@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from paramdelta_hub.checkpoints.configs import TEXT_CONFIGS
 from paramdelta_hub.format.names import is_clear
 
 __all__ = ["doubtful_ids"]
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 _SHOWN = 60
 
 
@@ -28,7 +28,7 @@ def doubtful_ids(
         tokenizer: its ``tokenizer_config.json``, likewise.
         tokens: every token of its tokenizer and its id, or None where they are not known.
     """
-    text = next((part for name in _TEXT_CONFIGS if isinstance(part := config.get(name), Mapping)), {})
+    text = next((part for name in TEXT_CONFIGS if isinstance(part := config.get(name), Mapping)), {})
     rows = config.get("vocab_size", text.get("vocab_size"))
     known = None if tokens is None else set(tokens.values())
     doubts = []

@@ -14,8 +14,7 @@ Readers hand out any range of elements, little-endian, by pread into the caller'
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -29,7 +28,7 @@ from paramdelta_hub.float8 import DECODED, Grid, dequantize
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.durable import read_exactly
 from paramdelta_hub.format.headers import ITEM_SIZES, TensorSpan
-from paramdelta_hub.format.runs import Run
+from paramdelta_hub.format.runs import ElementRuns, Run
 
 __all__ = ["Values", "View", "arranged", "open_view", "read_scales", "scaled", "view_of", "zeros"]
 
@@ -86,7 +85,7 @@ def open_view(view: View, files: Descriptors) -> Values:
     """Return a reader of the view; ``files`` stays open as long as it is used."""
     if "rows" in view:
         inner = {key: value for key, value in view.items() if key not in {"rows", "width"}}
-        return _Arranged(open_view(inner, files), view["rows"], view["width"], _itemsize(inner))
+        return _Arranged(open_view(inner, files), ElementRuns(view["rows"], view["width"]), _itemsize(inner))
     if "file" not in view:
         return _Zeros()
     return _Scaled(view, files) if "scale" in view else _Plain(view, files)
@@ -112,27 +111,18 @@ class _Plain:
 
 
 class _Arranged:
-    """Runs of rows, taken as runs of elements: a range of elements is a few pieces, each read at once."""
+    """Rows in another order: each piece of a range is read at once."""
 
-    def __init__(self, inner: Values, runs: Iterable[Iterable[Any]], width: int, itemsize: int) -> None:
-        self._inner, self._itemsize = inner, itemsize
-        self._runs = [
-            (first * width, None if source is None else source * width, count * width) for first, source, count in runs
-        ]
-        self._firsts = [first for first, _, _ in self._runs]
+    def __init__(self, inner: Values, runs: ElementRuns, itemsize: int) -> None:
+        self._inner, self._runs, self._itemsize = inner, runs, itemsize
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
-        at, end = start, start + out.size // self._itemsize
-        index = bisect_right(self._firsts, at) - 1
-        while at < end:
-            first, source, count = self._runs[index]
-            stop = min(first + count, end)
-            piece = out[(at - start) * self._itemsize : (stop - start) * self._itemsize]
+        for place, source, _ in self._runs.pieces(start, out.size // self._itemsize):
+            piece = out[place.start * self._itemsize : place.stop * self._itemsize]
             if source is None:
                 piece[:] = 0
             else:
-                self._inner.read(source + at - first, piece)
-            at, index = stop, index + 1
+                self._inner.read(source, piece)
 
 
 class _Scaled:

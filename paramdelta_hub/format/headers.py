@@ -18,7 +18,7 @@ from paramdelta_hub.format.durable import open_regular
 from paramdelta_hub.format.names import check_tensor_name
 from paramdelta_hub.limits import HEADER_BYTES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
 
-__all__ = ["DISCRETE", "ITEM_SIZES", "Header", "TensorSpan", "build_header", "read_header"]
+__all__ = ["DISCRETE", "ITEM_SIZES", "Header", "Sized", "TensorSpan", "build_header", "read_header"]
 
 ITEM_SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -38,15 +38,11 @@ DISCRETE = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I6
 _LENGTH_BYTES = 8
 
 
-@dataclass(frozen=True)
-class TensorSpan:
-    """Where a tensor lies: dtype, shape, and its bytes' place counted from the start of the file."""
+class Sized:
+    """What a dtype and a shape tell of a tensor."""
 
-    name: str
     dtype: str
     shape: tuple[int, ...]
-    start: int
-    nbytes: int
 
     @property
     def elements(self) -> int:
@@ -57,6 +53,17 @@ class TensorSpan:
     def itemsize(self) -> int:
         """Bytes of an element."""
         return ITEM_SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class TensorSpan(Sized):
+    """Where a tensor lies: dtype, shape, and its bytes' place counted from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
 
 
 @dataclass(frozen=True)

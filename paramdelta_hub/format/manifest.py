@@ -204,6 +204,16 @@ class Manifest(Record):
         """Every file of the package but the manifest, the model card and the signature."""
         return (*self.shards, self.lineage, *self.companions)
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the package without its manifest."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def model_nbytes(self) -> int:
+        """Size of the full model's tensors that the delta covers."""
+        return sum(tensor.elements * tensor.itemsize for tensor in self.tensors)
+
     @model_validator(mode="after")
     def _coherent(self) -> Manifest:
         check_file_names([MANIFEST_NAME, "README.md", "manifest.json.sig", *(file.path for file in self.files)])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from paramdelta_hub.errors import PackageError
 
-__all__ = ["Run", "check_runs"]
+__all__ = ["ElementRuns", "Run", "check_runs"]
 
 
 class Run(NamedTuple):
@@ -35,3 +36,29 @@ def check_runs(runs: Iterable[Run], rows: int, source_rows: int) -> None:
         end, last = end + run.number, run
     if end != rows:
         raise PackageError(f"runs of {end} rows, where there are {rows}")
+
+
+class ElementRuns:
+    """Runs of rows as runs of elements: any range of elements is a few pieces, each from one place.
+
+    Args:
+        runs: (first, source or None, number, …), ascending, without gap; what follows the three is not looked at.
+        width: elements of a row.
+    """
+
+    def __init__(self, runs: Iterable[Sequence[Any]], width: int) -> None:
+        self._runs = [
+            (first * width, None if source is None else source * width, number * width)
+            for first, source, number, *_ in runs
+        ]
+        self._firsts = [first for first, _, _ in self._runs]
+
+    def pieces(self, start: int, size: int) -> Iterator[tuple[slice, int | None, int]]:
+        """Cut ``size`` elements from ``start``: (place among them, source element or None, number of the run)."""
+        at, end = start, start + size
+        index = bisect_right(self._firsts, at) - 1
+        while at < end:
+            first, source, number = self._runs[index]
+            stop = min(first + number, end)
+            yield slice(at - start, stop - start), None if source is None else source + at - first, index
+            at, index = stop, index + 1

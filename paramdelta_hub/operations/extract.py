@@ -177,7 +177,7 @@ def extract(
         package=Path(out),
         id=digest,
         manifest=manifest,
-        nbytes=sum(file.size for file in manifest.files),
+        nbytes=manifest.nbytes,
         model_nbytes=post_model.nbytes,
         resumed_tasks=len(done),
         notes=differences.notes,

@@ -54,7 +54,7 @@ class Fit:
     def source(self, name: str, *, summed: bool) -> LogicalTensor:
         """Return what a tensor of the result is made of; what an fp8 result takes over is read as it is stored."""
         stored = self.target.checkpoint.tensors
-        if summed or not self.keeps_fp8 or name not in stored or name in {**self.carried, **self.placed}:
+        if summed or not self.keeps_fp8 or name not in stored or name in self.carried or name in self.placed:
             return self.tensor(name)
         file, span = stored[name]
         return LogicalTensor(span.dtype, span.shape, view_of(file, span))

@@ -25,12 +25,12 @@ class InspectReport:
     @property
     def nbytes(self) -> int:
         """Size of the package without its manifest."""
-        return sum(file.size for file in self.manifest.files)
+        return self.manifest.nbytes
 
     @property
     def model_nbytes(self) -> int:
         """Size of the full model's tensors that the delta covers."""
-        return sum(tensor.elements * tensor.itemsize for tensor in self.manifest.tensors)
+        return self.manifest.model_nbytes
 
     def most_changed(self, count: int) -> Sequence[TensorRecord]:
         """Return the tensors with the largest |Δ| relative to |base|, the largest first, without unchanged ones."""

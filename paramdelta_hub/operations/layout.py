@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,27 +14,22 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint, WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import allocate, open_regular, read_exactly, write_exactly
-from paramdelta_hub.format.headers import ITEM_SIZES, build_header
+from paramdelta_hub.format.headers import Sized, build_header
 
 __all__ = ["OutTensor", "OutputFile", "index_text", "lay_out"]
 
 
 @dataclass(frozen=True)
-class OutTensor:
+class OutTensor(Sized):
     """What a tensor of the result is."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
-    def elements(self) -> int:
-        """How many elements it has."""
-        return math.prod(self.shape)
-
-    @property
     def nbytes(self) -> int:
         """Its bytes."""
-        return self.elements * ITEM_SIZES[self.dtype]
+        return self.elements * self.itemsize
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from paramdelta_hub.format.runs import Run
 __all__ = ["Placed", "Placer"]
 
 Rows = NDArray[np.int64]
+Whose: TypeAlias = Literal["post", "target"]
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,9 @@ class Placer:
             fates=_fates(placements, deltas),
         )
 
-    def _one(self, rows: int, number: int, record: TensorRecord, target: Vocabulary | None, result: str) -> Placement:
+    def _one(self, rows: int, number: int, record: TensorRecord, target: Vocabulary | None, whose: Whose) -> Placement:
         post = self._vocabulary(number)
         lost = self._packages[number].manifest.given_up
-        whose: Literal["post", "target"] = "post" if result == "post" else "target"
         try:
             return place(rows, record.shape[0], record.runs, target, post, whose, lost)
         except MismatchError as error:

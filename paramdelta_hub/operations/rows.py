@@ -13,8 +13,6 @@ of a row, and each of its deltas::
 from __future__ import annotations
 
 import tempfile
-from bisect import bisect_right
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +26,7 @@ from paramdelta_hub.checkpoints.views import open_view
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.durable import read_exactly, write_exactly
+from paramdelta_hub.format.runs import ElementRuns
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.operations.adding import Payload, is_base, little
 
@@ -98,16 +97,8 @@ class _Spilled:
         folder: Path,
     ) -> None:
         self._kind = kind
-        self._runs = [
-            (
-                first * width,
-                None if source is None else source * width,
-                number * width,
-                1.0 if whole else delta["weight"],
-            )
-            for first, source, number, whole in delta["rows"]
-        ]
-        self._firsts = [run[0] for run in self._runs]
+        self._runs = ElementRuns(delta["rows"], width)
+        self._weights = [1.0 if whole else delta["weight"] for *_, whole in delta["rows"]]
         self._positions = np.empty(0, np.int64)
         self._exact: Bits = np.empty(0, kind.bits)
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the object
@@ -141,10 +132,10 @@ class _Spilled:
 
     def add_to(self, total: Wide, start: int, work: Wide) -> None:
         """Add to the result's wide values from element ``start`` what belongs there."""
-        for place, source, weight in self._pieces(start, total.size):
-            part = total[place]
+        for place, source, run in self._runs.pieces(start, total.size):
             if source is None:
                 continue
+            part, weight = total[place], self._weights[run]
             if self._is_zero:
                 np.add(part, self._kind.wide.type(weight * 0.0), out=part)
                 continue
@@ -156,16 +147,6 @@ class _Spilled:
             inside = slice(*np.searchsorted(self._positions, (source, source + part.size)).tolist())
             exact = self._exact[inside]
             part[self._positions[inside] - source] = self._kind.widen(exact, np.empty(exact.size, self._kind.wide))
-
-    def _pieces(self, start: int, size: int) -> Iterator[tuple[slice, int | None, float]]:
-        """Cut the result's elements [start, start + size) by the runs: place, source element, weight."""
-        at, end = start, start + size
-        index = bisect_right(self._firsts, at) - 1
-        while at < end:
-            first, source, number, weight = self._runs[index]
-            stop = min(first + number, end)
-            yield slice(at - start, stop - start), None if source is None else source + at - first, weight
-            at, index = stop, index + 1
 
     def close(self) -> None:
         """Drop the file."""

@@ -93,7 +93,7 @@ def verify(
     """
     threads, progress = workers(threads, memory), progress or Progress()
     package = open_package(locate_delta(delta, registry, progress=progress))
-    progress.start("checking files", sum(file.size for file in package.manifest.files))
+    progress.start("checking files", package.manifest.nbytes)
     try:
         package.check_files(progress.advance)
     finally:

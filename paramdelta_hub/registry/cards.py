@@ -277,8 +277,7 @@ def _fit(manifest: Manifest) -> str:
 
 
 def _exactness(manifest: Manifest, id_: str) -> str:
-    nbytes = sum(file.size for file in manifest.files)
-    model = sum(tensor.elements * tensor.itemsize for tensor in manifest.tensors)
+    nbytes, model = manifest.nbytes, manifest.model_nbytes
     exactness = manifest.exactness
     share = exactness.changed / exactness.elements if exactness.elements else 0.0
     against = f", {nbytes / model:.1%} of the full model's {human_bytes(model)}" if model else ""

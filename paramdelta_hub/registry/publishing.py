@@ -93,7 +93,7 @@ def _checked(path: Path, version: str, progress: Progress) -> Package:
             where=str(path),
             remedy=f"publish it as {delta.manifest.version}, or extract it again with --version {version}",
         )
-    progress.start("checking", sum(file.size for file in delta.manifest.files))
+    progress.start("checking", delta.manifest.nbytes)
     try:
         delta.check_files(progress.advance)
     finally:

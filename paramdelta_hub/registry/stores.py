@@ -223,7 +223,7 @@ class StoreRegistry:
                     base=manifest.base.name,
                     post=manifest.post.name,
                     fingerprint=made_for,
-                    nbytes=sum(file.size for file in manifest.files),
+                    nbytes=manifest.nbytes,
                     license=manifest.license,
                     created=self._store.created(f"{repo}/{version}"),
                 )

@@ -61,5 +61,5 @@ def card_facts(manifest: Manifest, package_id: str) -> dict[str, Any]:
         "base": manifest.base.name,
         "post": manifest.post.name,
         "fingerprint": manifest.architecture.fingerprint,
-        "bytes": sum(file.size for file in manifest.files),
+        "bytes": manifest.nbytes,
     }
