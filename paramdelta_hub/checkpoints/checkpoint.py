@@ -19,7 +19,7 @@ from paramdelta_hub.format.headers import GGUF_REMEDY, Header, TensorSpan, read_
 from paramdelta_hub.format.names import check_file_name
 from paramdelta_hub.limits import COMPANION_BYTES, FILES, HEADER_BYTES
 
-__all__ = ["INDEX", "WEIGHTS", "Checkpoint", "WeightFile", "assemble", "open_checkpoint", "read_index"]
+__all__ = ["INDEX", "WEIGHTS", "Checkpoint", "WeightFile", "assemble", "open_checkpoint", "parse_index", "read_index"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _WHAT_TO_GIVE = "give a folder in Hugging Face layout, a .safetensors file, or org/name"
@@ -157,8 +157,16 @@ def read_index(folder: Path) -> tuple[dict[str, Any], list[str]]:
         CheckpointError: not an index.
     """
     path = folder / INDEX
-    where = str(path)
-    index = jsontext.parse(read_small(path, HEADER_BYTES, CheckpointError, follow=True), CheckpointError, where)
+    return parse_index(read_small(path, HEADER_BYTES, CheckpointError, follow=True), str(path))
+
+
+def parse_index(text: bytes, where: str) -> tuple[dict[str, Any], list[str]]:
+    """Return what :func:`read_index` does, of the file's content.
+
+    Raises:
+        CheckpointError: not an index.
+    """
+    index = jsontext.parse(text, CheckpointError, where)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError("the index has no weight_map from tensors to files", where=where)

@@ -10,17 +10,17 @@ import hashlib
 import inspect
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError, StorageError
-from paramdelta_hub.format.durable import file_digest, read_small, sync_file
+from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError
+from paramdelta_hub.format.durable import read_small, sync_file
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import FileRecord
 from paramdelta_hub.registry.client import asking, is_offline
+from paramdelta_hub.registry.receiving import is_right
 from paramdelta_hub.work.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,10 +30,8 @@ __all__ = [
     "Commit",
     "RemoteFile",
     "check_announced",
-    "check_space",
     "fetch",
     "fetch_small",
-    "is_right",
     "look",
     "saved",
 ]
@@ -161,15 +159,6 @@ def _content(path: Path, most: int) -> bytes | None:
         return None
 
 
-def is_right(folder: Path, file: FileRecord) -> bool:
-    """Whether a folder holds a listed file with the promised bytes already."""
-    try:
-        path = settle(folder, file.path)
-        return path.stat().st_size == file.size and file_digest(path)[0] == file.sha256
-    except (OSError, SourceError):
-        return False
-
-
 def check_announced(files: Iterable[FileRecord], commit: Commit, where: str) -> None:
     """Check that the commit has each listed file as promised, as far as the Hub tells, before anything is downloaded.
 
@@ -185,22 +174,6 @@ def check_announced(files: Iterable[FileRecord], commit: Commit, where: str) -> 
                 where=where,
                 remedy="the publication is broken; tell its publisher, or take another version",
             )
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Check that a folder, which need not exist yet, has room.
-
-    Raises:
-        StorageError: it has not.
-    """
-    while not folder.exists():
-        folder = folder.parent
-    if needed > (free := shutil.disk_usage(folder).free):
-        raise StorageError(
-            f"{needed} bytes are needed, {free} are free",
-            where=str(folder),
-            remedy="free some space, or pull elsewhere",
-        )
 
 
 def fetch(

@@ -17,10 +17,8 @@ from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
 from paramdelta_hub.registry.client import MissingError, asking, connect, is_offline
 from paramdelta_hub.registry.fetch import (
     check_announced,
-    check_space,
     fetch,
     fetch_small,
-    is_right,
     look,
     saved,
 )
@@ -28,7 +26,7 @@ from paramdelta_hub.registry.lock import Lock, pin
 from paramdelta_hub.registry.names import check_repo, is_version, newest, precedence
 from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version
 from paramdelta_hub.registry.publishing import publish
-from paramdelta_hub.registry.receiving import EXTRAS, alone_in, file_chunks, put_small, receive
+from paramdelta_hub.registry.receiving import EXTRAS, alone_in, check_space, file_chunks, is_right, put_small, receive
 from paramdelta_hub.registry.tags import (
     BASE_PREFIX,
     FACTS_KEY,

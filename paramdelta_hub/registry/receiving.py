@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from paramdelta_hub.errors import IntegrityError, PackageError, StorageError
+from paramdelta_hub.errors import IntegrityError, PackageError, SourceError, StorageError
 from paramdelta_hub.format.durable import (
     TEMPORARY,
     file_digest,
@@ -30,7 +30,7 @@ from paramdelta_hub.format.package import LOCK_NAME
 from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, GIB, SIGNATURE_BYTES
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["EXTRAS", "alone_in", "file_chunks", "put_small", "receive"]
+__all__ = ["EXTRAS", "alone_in", "check_space", "file_chunks", "is_right", "put_small", "receive"]
 
 EXTRAS = {"README.md": CARD_BYTES, "manifest.json.sig": SIGNATURE_BYTES}
 """What goes with a package though its manifest does not list it, and how large each may be."""
@@ -85,14 +85,10 @@ def receive(
     temporary = folder / _UNFINISHED
     with io_errors("preparing the folder"):
         temporary.unlink(missing_ok=True)
-        missing = [file for file in files if not _is_there(folder, file)]
-        needed, free = sum(file.size for file in missing), shutil.disk_usage(folder).free
-    if needed > free:  # also what stops a manifest that promises more than any disk holds
-        raise StorageError(
-            f"needs {needed / GIB:.2f} GiB and has {free / GIB:.2f} GiB free",
-            where=str(folder),
-            remedy="free some space, or choose another disk",
-        )
+        # settle() here too: a link where a file is to be is no file to replace, but an error.
+        missing = [file for file in files if settle(folder, file.path) and not is_right(folder, file)]
+        needed = sum(file.size for file in missing)
+        check_space(folder, needed)
     progress.start("files", needed)
     try:
         with io_errors("writing"):
@@ -106,12 +102,28 @@ def receive(
     return needed
 
 
-def _is_there(folder: Path, file: FileRecord) -> bool:
-    path = settle(folder, file.path)
+def is_right(folder: Path, file: FileRecord) -> bool:
+    """Whether a folder holds a listed file with the promised bytes already."""
     try:
-        return path.stat().st_size == file.size and file_digest(path) == (file.sha256, file.size)
-    except (OSError, PackageError):
+        path = settle(folder, file.path)
+        return path.stat().st_size == file.size and file_digest(path)[0] == file.sha256
+    except (OSError, SourceError):
         return False
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Check that a folder, which need not exist yet, has room: also what stops a manifest that promises too much.
+
+    Raises:
+        StorageError: it has not.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if needed > (free := shutil.disk_usage(there).free):
+        raise StorageError(
+            f"needs {needed / GIB:.2f} GiB and has {free / GIB:.2f} GiB free",
+            where=str(folder),
+            remedy="free some space, or choose another disk",
+        )
 
 
 def _receive_one(

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from paramdelta_hub.checkpoints.architecture import fingerprint
-from paramdelta_hub.checkpoints.checkpoint import INDEX, WEIGHTS, open_checkpoint
+from paramdelta_hub.checkpoints.checkpoint import INDEX, WEIGHTS, open_checkpoint, parse_index
 from paramdelta_hub.errors import CheckpointError, RegistryError
-from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.names import check_file_name
 from paramdelta_hub.limits import HEADER_BYTES, TENSORS
 from paramdelta_hub.registry.client import asking, connect
@@ -146,12 +145,7 @@ def _remote_tensors(api: HfApi, repo: str, commit: Commit) -> dict[str, tuple[in
 
 def _weight_files(api: HfApi, repo: str, commit: Commit, where: str) -> list[str]:
     if INDEX in commit.files:
-        text = fetch_small(api, repo, INDEX, commit, HEADER_BYTES)
-        index = jsontext.parse(text, CheckpointError, where)
-        weights = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
-            raise CheckpointError("the index has no weight_map from tensors to files", where=where)
-        files = sorted(set(weights.values()))
+        _, files = parse_index(fetch_small(api, repo, INDEX, commit, HEADER_BYTES), where)
     else:
         files = [name for name in commit.files if re.fullmatch(r"[^/]+\.safetensors", name)]
         files = [WEIGHTS] if WEIGHTS in files else files
