@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from paramdelta_hub.errors import LineageError, MismatchError, OptionError, Stor
 from paramdelta_hub.work import plan
 from tests.models import TORCH, assert_same, read_weights, reference, tuned, write_model
 from tests.operations.test_vocabularies import in_posts_order, side, summed, write_tokenizer
+from tests.stopping import StopsAt
 
 EMBEDDING, HEAD, MATRIX = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.weight"
 CLASSIFIER, CLASSIFIER_BIAS = "score.weight", "score.bias"
@@ -411,18 +411,9 @@ def test_what_is_carried_is_no_evidence_of_kinship(carried: Path) -> None:
 def test_resuming_with_what_is_carried(carried: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "TASK_BYTES_MIN", 1)
 
-    class StopsLate(pd.Progress):
-        calls = 0
-
-        def advance(self, nbytes: int) -> None:
-            self.calls += 1
-            if self.calls == 5:
-                time.sleep(0.3)  # so that the receipts of what was done before are kept
-                raise StorageError("enough")
-
     arguments = carried / "target", carried / "delta", carried / "out"
     with pytest.raises(StorageError, match="enough"):
-        pd.apply(*arguments, threads=1, progress=StopsLate())
+        pd.apply(*arguments, threads=1, progress=StopsAt(5))
     assert pd.apply(*arguments, threads=1).resumed_tasks >= 1
     pd.apply(*arguments[:2], carried / "whole")
     assert_same(read_weights(carried / "out"), read_weights(carried / "whole"))

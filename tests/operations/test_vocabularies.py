@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from paramdelta_hub.operations import applying, encoding, rows
 from paramdelta_hub.work import plan
 from tests.checkpoints.test_vocabulary import families
 from tests.models import TORCH, WIDE, assert_same, read_weights, reference, write_model
+from tests.stopping import StopsAt
 
 EMBEDDING, HEAD, MATRIX = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.weight"
 WORDS = tuple(f"word{number}" for number in range(40))
@@ -657,18 +657,9 @@ def test_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "TASK_BYTES_MIN", 1)
     trio = Trio(tmp_path, side("b", WORDS), side("p", ADDED), side("t", PERMUTED), 2)
 
-    class StopsLate(pd.Progress):
-        calls = 0
-
-        def advance(self, nbytes: int) -> None:
-            self.calls += 1
-            if self.calls == 3:
-                time.sleep(0.3)  # so that the receipts of what was done before are kept
-                raise StorageError("enough")
-
     for run in (trio.extract, trio.apply):
         with pytest.raises(StorageError, match="enough"):
-            run(threads=1, progress=StopsLate())
+            run(threads=1, progress=StopsAt(3))
         assert run(threads=1).resumed_tasks >= 1
     expected = trio.expected("post")
     assert_same({name: trio.result()[name] for name in expected}, expected)

@@ -9,48 +9,28 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.errors import ParamdeltaError
 from paramdelta_hub.registry.stores import StoreRegistry
+from tests.piped import Piped
 from tests.work.forks import instrument, without_sync
 
 DONE, NOTHING_TO_DO, TOLD, KILLED = 0, 20, 8, -signal.SIGKILL
 """What a child comes to; TOLD is the exit code of a PublishError."""
 
 
-class Racers:
+class Racers(Piped):
     """The other end of this file."""
 
     def __init__(self, **environment: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.registry.racers"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parent.parent.parent,
-            env={**os.environ, **environment},
-        )
+        super().__init__("tests.registry.racers", {**os.environ, **environment})
 
     def ask(self, action: str, *jobs: list[str], **more: Any) -> list[int]:
         """Run the jobs at the same time; return what each came to."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps({"action": action, "jobs": jobs, **more}) + "\n")
-        self._process.stdin.flush()
-        answer: list[int] = json.loads(self._process.stdout.readline())
-        return answer
-
-    def close(self) -> None:
-        """Let the process end."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        self._process.wait(20)
-        self._process.stdout.close()
+        return self.send({"action": action, "jobs": jobs, **more})
 
 
 def run(action: str, job: list[str]) -> int:

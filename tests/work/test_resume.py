@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -24,37 +23,19 @@ from paramdelta_hub.errors import DestinationError, ParamdeltaError, StorageErro
 from paramdelta_hub.work import plan
 from tests.conftest import Family, make_family
 from tests.models import tuned, weights, write_model
+from tests.piped import Piped
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-class Forks:
+class Forks(Piped):
     """The other end of ``tests/work/forks.py``."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.work.forks"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
+        super().__init__("tests.work.forks")
 
     def ask(self, operation: str, *arguments: Path, options: dict[str, Any] | None = None, **more: Any) -> list[int]:
-        assert self._process.stdin
-        assert self._process.stdout
-        request = {"calls": [operation, [str(argument) for argument in arguments], options or {}], **more}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer: list[int] = json.loads(self._process.stdout.readline())
-        return answer
-
-    def close(self) -> None:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        self._process.wait(20)
-        self._process.stdout.close()
+        return self.send({"calls": [operation, [str(argument) for argument in arguments], options or {}], **more})
 
 
 @pytest.fixture(scope="module")
