@@ -31,7 +31,10 @@ from paramdelta_hub.limits import BLOCK_ELEMENTS
 __all__ = [
     "FLOATS",
     "Bits",
+    "Difference",
     "Float",
+    "NotFiniteChunkError",
+    "Statistics",
     "Wide",
     "Workspace",
     "accumulate",
@@ -141,6 +144,48 @@ class Workspace:
         self.post: Wide = scratch("block post", BLOCK_ELEMENTS, kind.wide)
         self.delta: Wide = scratch("block delta", BLOCK_ELEMENTS, kind.wide)
         self.scratch: Bits = scratch("block scratch", BLOCK_ELEMENTS, kind.wide_bits)
+
+
+@dataclass
+class Statistics:
+    """What is counted while deltas are taken; the sums are of squares."""
+
+    changed: int = 0
+    remainders: int = 0
+    exceptions: int = 0
+    base_square: float = 0.0
+    delta_square: float = 0.0
+
+    def add(self, other: Statistics) -> None:
+        """Add another chunk's figures."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass
+class Difference:
+    """The delta of a chunk, split and proven: every element is reached by a sum, or listed as an exception."""
+
+    symbols: Bits
+    positions: NDArray[Any]
+    """Where ``rest`` completes the symbol; ascending."""
+    rest: Bits
+    exceptions: NDArray[Any]
+    """Where base + Δ, rounded, is not post; ascending."""
+    statistics: Statistics
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether base and post are equal and adding +0 says so: where both hold −0, +0 would change it."""
+        return not (self.statistics.changed or self.exceptions.size)
+
+
+class NotFiniteChunkError(ValueError):
+    """Base or post holds NaN or infinity: how many of each."""
+
+    def __init__(self, base: int, post: int) -> None:
+        super().__init__(base, post)
+        self.base, self.post = base, post
 
 
 def difference(base: Wide, post: Wide, out: Wide) -> Wide:

@@ -17,6 +17,10 @@ BLOCK_ELEMENTS = 1 << 18
 so short a call makes threads queue for the interpreter, and two are hardly faster than one (6.7 ns an element against
 3.7 here); 2**20 falls out of every cache (5.2); whole tensors are 4–20 times slower."""
 
+LOOPS_FROM_BYTES = 1 * GIB
+"""Bytes of weights from which compiled loops are worth their start of 0.7 s. Measured: on two threads they save a
+second a gigabyte."""
+
 HEADER_BYTES = 32 * MIB
 """A safetensors header, or an index. The library allows 100 MB, which takes seconds and gigabytes to parse; 91,000
 tensors in one file would take 15 MB."""
@@ -57,6 +61,10 @@ NAME_BYTES = 255
 
 COMPANION_BYTES = 256 * MIB
 """A companion file. The largest tokenizers in use are about 35 MB."""
+
+CONFIG_BYTES = 32 * MIB
+"""A config, which is parsed whole: ``config.json``, ``tokenizer_config.json``, … The largest in use list every added
+token and have some 2 MB."""
 
 RENAMES = 1000
 """Rename rules, each of which is tried on every tensor's name, and recorded in the manifest."""
@@ -116,5 +124,24 @@ LOCK_BYTES = 32 * MIB
 CARD_BYTES, SIGNATURE_BYTES = 4 * MIB, 1 * MIB
 """A model card, and a signature, which no manifest lists: both are text, of some kilobytes."""
 
+KEY_BYTES, TRUSTED_KEYS = 64 * KIB, 1000
+"""A key in PEM, which takes a few hundred bytes, and the keys that a user trusts: a slip can name any folder."""
+
+PROVENANCE_BYTES = 128 * MIB
+"""The provenance of a result: 91,000 tensors, and as many fp8 scales left out, take about 45 MB."""
+
 STORE_BLOCK_BYTES = 16 * MIB
 """Bytes asked of a bucket at a time: few enough requests to fill a fast line, and memory stays small."""
+
+HEAT_MAP_ROWS = 24
+"""Rows of a heat map: a model has about ten kinds of modules; one of other conventions may have hundreds of names."""
+
+SPECTRUM_SIDE, SPECTRUM_MATRICES = 512, 64
+"""Rows and columns drawn of a matrix to estimate its effective rank, and how many matrices at most: a singular value
+decomposition of that size takes 0.1 s and a few MB."""
+
+COMPARED_DELTAS = 6
+"""Deltas compared at a time: 15 pairs, and 6 chunks of at most 8 MiB in memory for each thread."""
+
+CATALOG_DELTAS = 2_000
+"""Deltas of a catalog: each has a page of some 100 kB, and on the Hub a request for its manifest."""

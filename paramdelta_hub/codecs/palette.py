@@ -11,18 +11,18 @@ bytes and their high bytes, in order of appearance.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from paramdelta_hub.arithmetic import Bits, Float, Wide, blocks
+from paramdelta_hub import engines
+from paramdelta_hub.arithmetic import Bits, Float, Wide
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
-from paramdelta_hub.codecs.planes import decode_planes, encode_planes
+from paramdelta_hub.codecs.planes import compress_plane, decode_planes
 from paramdelta_hub.errors import PackageError
 
 __all__ = ["Palette"]
@@ -30,8 +30,6 @@ __all__ = ["Palette"]
 ESCAPE = 255
 _SAMPLE_STRIDE = 8  # a strided sample of a large chunk finds the same palette as a full count, at 1/7 of the time
 _SAMPLE_FROM = 1 << 18
-_INDEX = 1 << 16  # elements looked up at a time: their eight-byte indices stay in cache
-_PAIRS_FROM = 1 << 18  # from here on, making a table of all pairs of ranks costs less than it saves
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,8 @@ class Palette:
         palette = _most_frequent(symbols)
         rank_of = np.full(1 << 16, ESCAPE, np.uint8)
         rank_of[palette] = np.arange(palette.size, dtype=np.uint8)
-        ranks = scratch("ranks", symbols.size, np.uint8)
-        _take(rank_of, symbols, ranks)
-        # By blocks, here and below: what is made on the way stays small, in memory that need not be touched anew.
-        # And by positions: a boolean index costs half as much again.
-        escaped = np.concatenate([symbols[b].take(np.flatnonzero(ranks[b] == ESCAPE)) for b in blocks(ranks.size)])
-        low, high = encode_planes(escaped) if escaped.size else (b"", b"")
-        return [palette.astype("<u2").tobytes(), frames.compress(ranks.data), low, high]
+        ranks, low, high = engines.current().rank(symbols, rank_of)
+        return [palette.astype("<u2").tobytes(), frames.compress(ranks.data), compress_plane(low), compress_plane(high)]
 
     def decode(self, streams: Sequence[Buffer], out: Bits | Wide, widen: Float | None = None) -> None:
         """Fill ``out`` with the chunk's symbols, or with what they widen to.
@@ -81,12 +74,7 @@ class Palette:
         if widen:
             palette = widen.widen(palette, np.empty(palette.size, out.dtype))
             escaped = widen.widen(escaped, scratch("widened escapes", escaped.size, out.dtype))
-        _look_up(palette, ranks, out)
-        taken = 0
-        for block in blocks(ranks.size):
-            where = np.flatnonzero(is_escape[block])
-            out[block][where] = escaped[taken : taken + where.size]
-            taken += where.size
+        engines.current().look_up(palette, ranks, escaped, out)
 
 
 def _most_frequent(symbols: Bits) -> Bits:
@@ -97,26 +85,3 @@ def _most_frequent(symbols: Bits) -> Bits:
     order = np.argsort(-counts[present], kind="stable")[:ESCAPE]
     return present[order].astype(np.uint16)
 
-
-def _look_up(palette: Bits | Wide, ranks: Bits, out: Bits | Wide) -> None:
-    """``out = palette[ranks]``, two ranks at a time where that pays: 2.3 against 1.2 G elements/s on one core."""
-    even = ranks.size & ~1 if ranks.size >= _PAIRS_FROM else 0
-    if even:
-        # Two neighbouring ranks, read as one integer, index a table of pairs. Which of the two is the integer's low
-        # byte is the machine's byte order.
-        first, second = (0, 1) if sys.byteorder == "little" else (1, 0)
-        pairs = scratch("pairs", 256 * 256 * 2, palette.dtype).reshape(256, 256, 2)
-        pairs[:, :, first], pairs[:, :, second] = palette, palette[:, np.newaxis]
-        pair = f"u{2 * palette.itemsize}"
-        _take(pairs.reshape(-1).view(pair), ranks[:even].view(np.uint16), out[:even].view(pair))
-    _take(palette, ranks[even:], out[even:])
-
-
-def _take(table: Bits | Wide, source: Bits, out: Bits | Wide) -> None:
-    """``out = table[source]`` through a small reused index: plain fancy indexing is two to four times slower."""
-    index = scratch("index", min(source.size, _INDEX), np.intp)
-    for start in range(0, source.size, _INDEX):
-        part = slice(start, min(start + _INDEX, source.size))
-        where = index[: part.stop - start]
-        np.copyto(where, source[part])
-        table.take(where, out=out[part], mode="clip")  # always in range; "raise" would buffer the output

@@ -17,7 +17,7 @@ from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
 
-__all__ = ["Planes", "decode_planes", "encode_planes"]
+__all__ = ["Planes", "compress_plane", "decode_planes", "encode_planes"]
 
 
 def _plane(symbols: Bits, index: int) -> Bits:
@@ -33,8 +33,13 @@ def encode_planes(symbols: Bits) -> list[bytes]:
     for index in range(symbols.itemsize):
         plane = scratch("plane", symbols.size, np.uint8)
         np.copyto(plane, _plane(symbols, index))
-        coded.append(frames.compress(plane.data) if plane.any() else b"")
+        coded.append(compress_plane(plane))
     return coded
+
+
+def compress_plane(plane: Bits) -> bytes:
+    """Code the bytes of one plane; zeros are an empty stream."""
+    return frames.compress(plane.data) if plane.any() else b""
 
 
 def decode_planes(streams: Sequence[Buffer], out: Bits) -> None:

@@ -12,7 +12,6 @@ only where there are exceptions: they are used only if the target's chunk *is* b
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub import arithmetic
-from paramdelta_hub.arithmetic import FLOATS, Bits, Float, Wide, Workspace, blocks
+from paramdelta_hub.arithmetic import FLOATS, Bits, Difference, Float, Wide
 from paramdelta_hub.codecs import Buffer, Codec
 from paramdelta_hub.codecs.sparse import decode_sparse, encode_sparse, sparse_streams
 from paramdelta_hub.errors import PackageError
@@ -30,13 +29,9 @@ from paramdelta_hub.limits import CHUNK_ELEMENTS
 
 __all__ = [
     "AddedChunk",
-    "ChunkStats",
-    "DeltaChunk",
     "Layout",
-    "NotFiniteChunkError",
     "decode_added",
     "decode_replaced",
-    "difference",
     "encode_added",
 ]
 
@@ -110,118 +105,7 @@ class Layout:
         return [view[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-@dataclass
-class ChunkStats:
-    """What an extraction counts; sums over chunks by ``+=`` of the fields."""
-
-    changed: int = 0
-    remainders: int = 0
-    exceptions: int = 0
-    base_square: float = 0.0
-    delta_square: float = 0.0
-
-    def add(self, other: ChunkStats) -> None:
-        """Add another chunk's figures."""
-        self.changed += other.changed
-        self.remainders += other.remainders
-        self.exceptions += other.exceptions
-        self.base_square += other.base_square
-        self.delta_square += other.delta_square
-
-
-class NotFiniteChunkError(ValueError):
-    """Base or post holds NaN or infinity here: how many of each."""
-
-    def __init__(self, base: int, post: int) -> None:
-        super().__init__(base, post)
-        self.base, self.post = base, post
-
-
-@dataclass
-class DeltaChunk:
-    """A chunk's delta before it is coded."""
-
-    symbols: Bits
-    positions: NDArray[np.intp]
-    rest: Bits
-    exceptions: NDArray[np.intp]
-    stats: ChunkStats
-
-    @property
-    def is_zero(self) -> bool:
-        """Whether base and post are equal and adding +0 says so: where both hold −0, +0 would change it."""
-        return not (self.stats.changed or self.exceptions.size)
-
-
-def difference(kind: Float, base: Bits, post: Bits, symbols: Bits, work: Workspace) -> DeltaChunk:
-    """Take the delta of one chunk and prove it: every element is reached by a sum, or listed as an exception.
-
-    Args:
-        kind: the weights' type.
-        base: base's bits, flat.
-        post: post's bits, as many.
-        symbols: receives a symbol an element.
-        work: this thread's buffers.
-
-    Raises:
-        NotFiniteChunkError: a value of base or post is NaN or infinite.
-    """
-    stats = ChunkStats()
-    positions, rests, exceptions = [], [], []
-    for block in blocks(base.size):
-        length = block.stop - block.start
-        wide_base = kind.widen(base[block], work.base[:length])
-        wide_post = kind.widen(post[block], work.post[:length])
-        delta = arithmetic.difference(wide_base, wide_post, work.delta[:length])
-        stats.changed += int(np.count_nonzero(base[block] != post[block]))
-        square = _square(delta, work)
-        if square is None:  # a delta may overflow although both its sides are finite; only the sides matter
-            _check_finite(kind, wide_base, wide_post)
-            square = _large_square(delta)
-        stats.delta_square += square
-        base_square = _square(wide_base, work)
-        stats.base_square += _large_square(wide_base) if base_square is None else base_square
-        where, rest = arithmetic.split(kind, delta, symbols[block], work.scratch)
-        if where.size:
-            positions.append(where + block.start)
-            rests.append(rest)
-        missed = arithmetic.unreachable(kind, wide_base, delta, wide_post, post[block], work)
-        if missed.size:
-            exceptions.append(missed + block.start)
-    chunk = DeltaChunk(
-        symbols,
-        np.concatenate(positions) if positions else np.empty(0, np.intp),
-        np.concatenate(rests) if rests else np.empty(0, kind.wide_bits),
-        np.concatenate(exceptions) if exceptions else np.empty(0, np.intp),
-        stats,
-    )
-    stats.remainders, stats.exceptions = chunk.positions.size, chunk.exceptions.size
-    return chunk
-
-
-def _check_finite(kind: Float, base: Wide, post: Wide) -> None:
-    if not (kind.finite(base) and kind.finite(post)):
-        raise NotFiniteChunkError(kind.count_not_finite(base), kind.count_not_finite(post))
-
-
-def _square(values: Wide, work: Workspace) -> float | None:
-    """Return the sum of squares, or None where it overflows or a value is not finite; one look serves both questions.
-
-    NumPy's pairwise sum adds in a fixed order, so that the digits recorded are the same on every machine.
-    """
-    squares = work.scratch.view(values.dtype)[: values.size]
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = float(np.add.reduce(np.square(values, out=squares)))
-    return total if math.isfinite(total) else None
-
-
-def _large_square(values: Wide) -> float:
-    """Return the sum of squares in float64, with infinities at the largest finite number, NaN left out."""
-    largest = float(np.finfo(values.dtype).max)
-    return float(np.square(np.nan_to_num(values, nan=0.0, posinf=largest, neginf=-largest), dtype=np.float64).sum())
-
-
-def encode_added(coded: list[bytes], chunk: DeltaChunk, base: Bits, post: Bits) -> list[bytes]:
+def encode_added(coded: list[bytes], chunk: Difference, base: Bits, post: Bits) -> list[bytes]:
     """Return a float chunk's streams in the order of the table's columns, given its symbols' own streams."""
     streams = list(coded)
     streams += encode_sparse(chunk.positions, chunk.rest)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.arithmetic import FLOATS, Bits, Float, Wide, Workspace, accumulate, blocks
+from paramdelta_hub import engines
+from paramdelta_hub.arithmetic import FLOATS, Bits, Wide
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import PackageError
@@ -112,11 +113,18 @@ class ChunkAdder:
         chunks = []
         for index, payload in enumerate(self._payloads):
             chunks.append(payload.next_added(scratch(f"delta {index}", bits.size, kind.wide)))
-        exact = chunks[0] if self._is_plain and is_base(target, chunks[0]) else None
         out = result.view(kind.bits)
-        work = Workspace(kind)
-        for block in blocks(bits.size):
-            self._add_block(kind, block, bits, chunks, exact, out, work)
+        deltas = [
+            (chunk.delta if chunk else None, payload.weight)
+            for chunk, payload in zip(chunks, self._payloads, strict=True)
+        ]
+        self.not_finite += engines.current().add(kind, bits, deltas, out)
+        if self._is_plain and is_base(target, chunks[0]):
+            [exact] = chunks
+            assert exact is not None
+            replaced = kind.widen(out[exact.exceptions], np.empty(exact.exceptions.size, kind.wide))
+            self.not_finite -= kind.count_not_finite(replaced)
+            out[exact.exceptions] = exact.exact
         return little(out)
 
     def finish(self) -> None:
@@ -127,31 +135,6 @@ class ChunkAdder:
         """
         for payload in self._payloads:
             payload.finish()
-
-    def _add_block(
-        self,
-        kind: Float,
-        block: slice,
-        bits: Bits,
-        chunks: list[AddedChunk | None],
-        exact: AddedChunk | None,
-        out: Bits,
-        work: Workspace,
-    ) -> None:
-        length = block.stop - block.start
-        total = kind.widen(bits[block], work.base[:length])
-        for payload, chunk in zip(self._payloads, chunks, strict=True):
-            if chunk is None:
-                np.add(total, kind.wide.type(payload.weight * 0.0), out=total)
-                continue
-            accumulate(total, chunk.delta[block], payload.weight)
-        if exact is not None:
-            inside = slice(*np.searchsorted(exact.exceptions, (block.start, block.stop)).tolist())
-            values = exact.exact[inside]
-            total[exact.exceptions[inside] - block.start] = kind.widen(values, np.empty(values.size, kind.wide))
-        if not kind.finite(total):
-            self.not_finite += kind.count_not_finite(total)
-        kind.round(total, out[block], work.scratch)
 
 
 def is_base(target: NDArray[np.uint8], chunk: AddedChunk | None) -> bool:

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.arithmetic import FLOATS, Bits, Workspace
+from paramdelta_hub import engines
+from paramdelta_hub.arithmetic import FLOATS, Bits, Difference, NotFiniteChunkError, Statistics
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.checkpoints.views import open_view
 from paramdelta_hub.codecs import ZERO, Codec, candidates
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.format.chunks import ChunkStats, DeltaChunk, NotFiniteChunkError, difference, encode_added
+from paramdelta_hub.format.chunks import encode_added
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.headers import ITEM_SIZES
@@ -104,7 +105,7 @@ class _Encoder:
         self.dtype = np.dtype(f"u{ITEM_SIZES[tensor['dtype']]}")
         self._added = tensor["dtype"] in FLOATS
         self._base_digest, self._post_digest = hashlib.sha256(), hashlib.sha256()
-        self._stats = ChunkStats()
+        self._stats = Statistics()
         self._codec: Codec | None = None
         self._unchanged = 0
 
@@ -124,8 +125,8 @@ class _Encoder:
     def _add_float(self, base: Bits, post: Bits) -> None:
         kind = FLOATS[self._tensor["dtype"]]
         symbols = scratch("symbols", base.size, self.dtype)
-        chunk = difference(kind, base, post, symbols, Workspace(kind))
-        self._stats.add(chunk.stats)
+        chunk = engines.current().subtract(kind, base, post, symbols)
+        self._stats.add(chunk.statistics)
         if self._codec is None and chunk.is_zero:
             self._unchanged += 1
             return
@@ -139,7 +140,7 @@ class _Encoder:
             nothing = np.empty(0, np.intp)
             zeros = np.zeros(CHUNK_ELEMENTS, self.dtype)
             rest = np.empty(0, FLOATS[self._tensor["dtype"]].wide_bits)
-            still = DeltaChunk(zeros, nothing, rest, nothing, ChunkStats())
+            still = Difference(zeros, nothing, rest, nothing, Statistics())
             streams = encode_added(self._encode(zeros), still, zeros, zeros)
             for _ in range(self._unchanged):
                 self._payload.append(streams)

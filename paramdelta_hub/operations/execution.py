@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from paramdelta_hub import engines
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.durable import io_errors
 from paramdelta_hub.limits import WORKER_BYTES
@@ -58,6 +59,7 @@ def execute(
     """
     outcomes = {number: receipt.outcome for number, receipt in done.items()}
     todo = [(number, task) for number, task in enumerate(plan.tasks) if number not in outcomes]
+    engines.choose(plan.nbytes)
     progress.start(what, plan.nbytes)
     progress.advance(sum(task["bytes"] for number, task in enumerate(plan.tasks) if number in outcomes))
 

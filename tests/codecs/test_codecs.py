@@ -51,7 +51,7 @@ def test_roundtrip(name: str, itemsize: int, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["skewed", "rare escapes", "uniform"])
 @pytest.mark.parametrize(
-    "size", [palette._SAMPLE_FROM - 1, palette._SAMPLE_FROM, palette._PAIRS_FROM + 1, CHUNK_ELEMENTS]
+    "size", [palette._SAMPLE_FROM - 1, palette._SAMPLE_FROM, palette._SAMPLE_FROM + 1, CHUNK_ELEMENTS]
 )
 def test_the_palette_around_its_own_limits(kind: str, size: int) -> None:
     roundtrip("palette", chunk(kind, size, 2))
@@ -75,10 +75,9 @@ def test_roundtrip_of_any_symbols(data: st.DataObject, pair: tuple[str, int]) ->
 
 @settings(max_examples=60, deadline=None)
 @given(symbols=arrays.arrays(np.uint16, st.integers(1, 3000), elements=st.integers(0, 400)))
-def test_pairs_and_samples_change_nothing(symbols: np.ndarray) -> None:
-    """The short cuts for large chunks, forced on small ones: any palette must decode to the same symbols."""
+def test_samples_change_nothing(symbols: np.ndarray) -> None:
+    """The short cut for large chunks, forced on small ones: any palette must decode to the same symbols."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(palette, "_PAIRS_FROM", 2)
         patch.setattr(palette, "_SAMPLE_FROM", 1)
         roundtrip("palette", symbols)
 
@@ -147,7 +146,6 @@ def test_what_no_palette_encoder_writes_is_refused() -> None:
 
 
 def test_a_rank_past_the_palette_is_found_among_pairs_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(palette, "_PAIRS_FROM", 2)
     with pytest.raises(PackageError, match="past the end"):
         decode_palette([b"\x01\x00", ranks(0, 0, 0, 9), b"", b""])
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import paramdelta_hub as pd
-from paramdelta_hub import arithmetic
-from paramdelta_hub.arithmetic import FLOATS, Workspace
+from paramdelta_hub import arithmetic, engines
+from paramdelta_hub.arithmetic import FLOATS, NotFiniteChunkError
 from paramdelta_hub.codecs import CODECS
 from paramdelta_hub.errors import CheckpointError, MismatchError, NotFiniteError, OptionError, SourceError
 from paramdelta_hub.format import chunks
-from paramdelta_hub.format.chunks import Layout, NotFiniteChunkError, decode_added, encode_added
+from paramdelta_hub.format.chunks import Layout, decode_added, encode_added
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.payload import ShardWriter, check_shard_header
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
@@ -358,12 +358,11 @@ def chunked_payload(
     """Write one tensor's payload by the parts an extraction is made of; return it as a task of an apply has it."""
     kind, elements = FLOATS[name], sum(part.size for part in base)
     layout = Layout(CODECS[codec], name, elements, added=True)
-    work = Workspace(kind)
     shard = ShardWriter(path, ["w"])
     payload = shard.payload("w")
     counts = np.zeros(2, np.int64)
     for ours, theirs in zip(base, post, strict=True):
-        chunk = chunks.difference(kind, ours, theirs, np.empty(ours.size, kind.bits), work)
+        chunk = engines.current().subtract(kind, ours, theirs, np.empty(ours.size, kind.bits))
         streams = encode_added(layout.codec.encode(chunk.symbols), chunk, ours, theirs)
         decoded = decode_added(layout, streams, np.empty(ours.size, kind.wide))
         widened = kind.widen(chunk.symbols, np.empty(ours.size, kind.wide))
@@ -371,7 +370,7 @@ def chunked_payload(
         assert np.array_equal(decoded.delta.view(kind.wide_bits), whole.view(kind.wide_bits))
         assert decoded.remainders == chunk.positions.size
         assert np.array_equal(decoded.exceptions, chunk.exceptions)
-        counts += chunk.stats.remainders, chunk.stats.exceptions
+        counts += chunk.statistics.remainders, chunk.statistics.exceptions
         payload.append(streams)
     nbytes, digest = payload.finish()
     shard.close()
@@ -452,7 +451,7 @@ def test_not_finite_chunks_are_counted() -> None:
     base = np.array([0x7F80, 0x3F80, 0xFF80], np.uint16)
     post = np.array([0x3F80, 0x7FC0, 0x3F80], np.uint16)
     with pytest.raises(NotFiniteChunkError) as caught:
-        chunks.difference(kind, base, post, np.empty(3, np.uint16), Workspace(kind))
+        engines.current().subtract(kind, base, post, np.empty(3, np.uint16))
     assert (caught.value.base, caught.value.post) == (2, 1)
 
 

@@ -1,0 +1,105 @@
+"""Who does the arithmetic of a chunk: NumPy, compiled loops, or a device. All give the same bits.
+
+    passes   NumPy, a dozen passes over blocks in cache     always there; all dtypes
+    loops    one or two passes, compiled by Numba           BF16, in runs long enough to be worth its start
+    device   PyTorch                                        ``--device cuda``
+
+The engine is chosen once a process, before the first task; nothing but speed depends on it, so it stands in no plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from paramdelta_hub.arithmetic import Bits, Difference, Float, Wide
+from paramdelta_hub.engines.passes import Passes
+from paramdelta_hub.limits import LOOPS_FROM_BYTES
+
+__all__ = ["Engine", "choose", "current", "use"]
+
+
+class Engine(Protocol):
+    """The arithmetic of one chunk. Implementations keep no state, and are safe to share between threads."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    def subtract(self, kind: Float, base: Bits, post: Bits, symbols: Bits) -> Difference:
+        """Take Δ = post − base and prove it: every element is reached by a sum, or listed as an exception.
+
+        Args:
+            kind: the weights' type.
+            base: base's bits, flat.
+            post: post's bits, as many.
+            symbols: receives a symbol an element.
+
+        Raises:
+            NotFiniteChunkError: a value of base or post is NaN or infinite.
+        """
+
+    def add(self, kind: Float, target: Bits, deltas: Sequence[tuple[Wide | None, float]], out: Bits) -> int:
+        """Write ``target + Σ wᵢΔᵢ``, summed in the wide type in the order given and rounded once.
+
+        Args:
+            kind: the weights' type.
+            target: its bits, flat.
+            deltas: wide values, which may be overwritten, or None for zeros; and their weights.
+            out: receives bits.
+
+        Returns:
+            How many results are not finite.
+        """
+
+    def look_up(self, palette: Bits | Wide, ranks: Bits, escaped: Bits | Wide, out: Bits | Wide) -> None:
+        """``out = palette[ranks]``, and for each rank of 255 the next of ``escaped``.
+
+        Args:
+            palette: 256 values of ``out``'s type.
+            ranks: uint8, flat.
+            escaped: as many values as there are ranks of 255.
+            out: as many elements as ranks.
+        """
+
+    def rank(self, symbols: Bits, rank_of: Bits) -> tuple[Bits, Bits, Bits]:
+        """Return ``rank_of[symbols]``, and the low and the high bytes of the symbols whose rank is 255.
+
+        They live in this thread's buffers until its next use.
+
+        Args:
+            symbols: uint16, flat.
+            rank_of: 65,536 ranks, uint8.
+        """
+
+
+_current: Engine = Passes()
+
+
+def current() -> Engine:
+    """Return the engine of this process."""
+    return _current
+
+
+def use(engine: Engine) -> None:
+    """Make an engine the one of this process; tasks that run keep the one they began a chunk with."""
+    global _current
+    _current = engine
+
+
+def choose(nbytes: int) -> Engine:
+    """Choose this process's engine for weights of ``nbytes``, and return it: compiled loops where they pay.
+
+    Numba takes 0.7 s to start; it saves 2 ns an element on each thread. It comes to a new Python months late, and some
+    do without its 200 MB: then NumPy does the work.
+    """
+    engine: Engine = Passes()
+    if nbytes >= LOOPS_FROM_BYTES:
+        try:
+            from paramdelta_hub.engines.loops import Loops
+        except ImportError:
+            pass
+        else:
+            engine = Loops()
+    use(engine)
+    return engine

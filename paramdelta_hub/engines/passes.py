@@ -1,0 +1,124 @@
+"""The engine that is always there: NumPy, pass after pass over blocks that stay in cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from paramdelta_hub import arithmetic
+from paramdelta_hub.arithmetic import (
+    Bits,
+    Difference,
+    Float,
+    NotFiniteChunkError,
+    Statistics,
+    Wide,
+    Workspace,
+    accumulate,
+    blocks,
+)
+from paramdelta_hub.buffers import scratch
+
+__all__ = ["Passes"]
+
+_INDEX = 1 << 16  # elements looked up at a time: their eight-byte indices stay in cache
+_ESCAPE = 255
+
+
+class Passes:
+    """See :class:`paramdelta_hub.engines.Engine`, which says what each method promises."""
+
+    name: ClassVar[str] = "numpy"
+
+    def subtract(self, kind: Float, base: Bits, post: Bits, symbols: Bits) -> Difference:
+        """Δ = post − base of one chunk, split and proven."""
+        work = Workspace(kind)
+        counted = Statistics()
+        positions, rests, exceptions = [], [], []
+        for block in blocks(base.size):
+            length = block.stop - block.start
+            wide_base = kind.widen(base[block], work.base[:length])
+            wide_post = kind.widen(post[block], work.post[:length])
+            delta = arithmetic.difference(wide_base, wide_post, work.delta[:length])
+            counted.changed += int(np.count_nonzero(base[block] != post[block]))
+            square = _square(delta)
+            if not math.isfinite(square):  # a delta may overflow although both its sides are finite
+                if not (kind.finite(wide_base) and kind.finite(wide_post)):
+                    raise NotFiniteChunkError(kind.count_not_finite(wide_base), kind.count_not_finite(wide_post))
+                largest = np.finfo(kind.wide).max
+                square = _square(np.clip(delta, -largest, largest))
+            counted.delta_square += square
+            counted.base_square += _square(wide_base)
+            where, rest = arithmetic.split(kind, delta, symbols[block], work.scratch)
+            if where.size:
+                positions.append(where + block.start)
+                rests.append(rest)
+            missed = arithmetic.unreachable(kind, wide_base, delta, wide_post, post[block], work)
+            if missed.size:
+                exceptions.append(missed + block.start)
+        chunk = Difference(
+            symbols,
+            np.concatenate(positions) if positions else np.empty(0, np.intp),
+            np.concatenate(rests) if rests else np.empty(0, kind.wide_bits),
+            np.concatenate(exceptions) if exceptions else np.empty(0, np.intp),
+            counted,
+        )
+        counted.remainders, counted.exceptions = chunk.positions.size, chunk.exceptions.size
+        return chunk
+
+    def add(self, kind: Float, target: Bits, deltas: Sequence[tuple[Wide | None, float]], out: Bits) -> int:
+        """Target + Σ wᵢΔᵢ of one chunk, rounded once; how many are not finite."""
+        work = Workspace(kind)
+        not_finite = 0
+        for block in blocks(target.size):
+            total = kind.widen(target[block], work.base[: block.stop - block.start])
+            for delta, weight in deltas:
+                if delta is None:
+                    np.add(total, kind.wide.type(weight * 0.0), out=total)
+                else:
+                    accumulate(total, delta[block], weight)
+            if not kind.finite(total):
+                not_finite += kind.count_not_finite(total)
+            kind.round(total, out[block], work.scratch)
+        return not_finite
+
+    def look_up(self, palette: Bits | Wide, ranks: Bits, escaped: Bits | Wide, out: Bits | Wide) -> None:
+        """``out = palette[ranks]``, the escaped ones from ``escaped``."""
+        _take(palette, ranks, out)
+        taken = 0
+        for block in blocks(ranks.size):
+            where = np.flatnonzero(ranks[block] == _ESCAPE)
+            out[block][where] = escaped[taken : taken + where.size]
+            taken += where.size
+
+    def rank(self, symbols: Bits, rank_of: Bits) -> tuple[Bits, Bits, Bits]:
+        """Every symbol's rank, and the low and high bytes of those that escape."""
+        ranks = scratch("ranks", symbols.size, np.uint8)
+        _take(rank_of, symbols, ranks)
+        # By blocks: what is made on the way stays small, in memory that need not be touched anew. And by positions: a
+        # boolean index costs half as much again.
+        escaped = np.concatenate([symbols[b].take(np.flatnonzero(ranks[b] == _ESCAPE)) for b in blocks(ranks.size)])
+        return ranks, (escaped & 0xFF).astype(np.uint8), (escaped >> 8).astype(np.uint8)
+
+
+def _square(values: Wide) -> float:
+    """Return the sum of squares in float64, where none of a finite value overflows, infinity or NaN.
+
+    So exact, and in NumPy's fixed pairwise order, the digits recorded are the same on every machine and engine.
+    """
+    squares = scratch("block squares", values.size, np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.add.reduce(np.square(values, out=squares, dtype=np.float64)))
+
+
+def _take(table: Bits | Wide, source: Bits, out: Bits | Wide) -> None:
+    """``out = table[source]`` through a small reused index: plain fancy indexing is two to four times slower."""
+    index = scratch("index", min(source.size, _INDEX), np.intp)
+    for start in range(0, source.size, _INDEX):
+        part = slice(start, min(start + _INDEX, source.size))
+        where = index[: part.stop - start]
+        np.copyto(where, source[part])
+        table.take(where, out=out[part], mode="clip")  # always in range; "raise" would buffer the output

@@ -1,0 +1,168 @@
+"""Every engine gives NumPy's bits: on every pattern, odd lengths, hostile values, and through whole commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import paramdelta_hub as pd
+from paramdelta_hub import engines, limits
+from paramdelta_hub.arithmetic import FLOATS, Difference, NotFiniteChunkError
+from paramdelta_hub.engines import Engine
+from paramdelta_hub.engines.passes import Passes
+from tests.models import TORCH, from_bits, tuned, weights, write_model
+from tests.test_arithmetic import finite_bits, pairs, random_bits
+
+LENGTHS = [1, 7, 8, 511, 513, 4095, 4096, 4097, 12_345]
+SPECIAL = np.array(
+    [0, 0x8000, 1, 0x8001, 0x7F, 0x80, 0x3F80, 0xBF80, 0x7F7F, 0xFF7F, 0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0xFFFF],
+    np.uint16,
+)
+
+
+@pytest.fixture(params=["numba"], scope="module")
+def engine(request: pytest.FixtureRequest) -> Engine:
+    pytest.importorskip(request.param, reason="Numba has no release for this Python yet")
+    from paramdelta_hub.engines.loops import Loops
+
+    return Loops()
+
+
+@pytest.fixture(autouse=True)
+def _engine_stays() -> Iterator[None]:
+    before = engines.current()
+    yield
+    engines.use(before)
+
+
+def assert_same_difference(name: str, engine: Engine, base: np.ndarray, post: np.ndarray) -> None:
+    kind = FLOATS[name]
+    ours, theirs = np.zeros_like(base), np.zeros_like(base)
+    expected = Passes().subtract(kind, base, post, theirs)
+    found = engine.subtract(kind, base, post, ours)
+    assert np.array_equal(found.symbols, expected.symbols)
+    for field in ("positions", "rest", "exceptions"):
+        assert np.array_equal(getattr(found, field), getattr(expected, field)), field
+    a, b = found.statistics, expected.statistics
+    assert (a.changed, a.remainders, a.exceptions) == (b.changed, b.remainders, b.exceptions)
+    assert a.base_square == pytest.approx(b.base_square, rel=1e-12)
+    assert a.delta_square == pytest.approx(b.delta_square, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["BF16", "F16", "F32"])
+def test_differences_of_special_random_and_near_pairs(engine: Engine, name: str) -> None:
+    assert_same_difference(name, engine, *pairs(name, seed=3, count=20_000))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_differences_of_odd_lengths(engine: Engine, length: int) -> None:
+    base = random_bits("BF16", length, 1)
+    assert_same_difference("BF16", engine, base, base ^ (np.arange(length) % 3).astype(np.uint16))
+
+
+@pytest.mark.parametrize("post", [0x0000, 0x8000, 0x0001, 0x3F80, 0xBF81, 0x7F7F, 0xFF7F])
+def test_differences_of_every_base(engine: Engine, post: int) -> None:
+    every = finite_bits("BF16")
+    assert_same_difference("BF16", engine, every, np.full_like(every, post))
+
+
+@pytest.mark.parametrize("side", ["base", "post"])
+@pytest.mark.parametrize("bad", [0x7F80, 0xFF80, 0x7FC0, 0xFFFF])
+def test_values_that_are_not_finite_are_counted(engine: Engine, side: str, bad: int) -> None:
+    values = {side: random_bits("BF16", 5000, seed) for seed, side in enumerate(("base", "post"))}
+    values[side][[3, 4097, 4999]] = bad
+    with pytest.raises(NotFiniteChunkError) as caught:
+        engine.subtract(FLOATS["BF16"], values["base"], values["post"], np.empty(5000, np.uint16))
+    assert (caught.value.base, caught.value.post) == ((3, 0) if side == "base" else (0, 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_sums(engine: Engine, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["BF16", "F16", "F32"]))
+    kind = FLOATS[name]
+    length = data.draw(st.sampled_from(LENGTHS))
+    random = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
+    target = random.integers(0, 1 << 8 * kind.itemsize, length, dtype=np.uint64).astype(kind.bits)
+    if name == "BF16":
+        target[random.integers(0, length, length // 4)] = random.choice(SPECIAL, length // 4)
+    deltas = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        weight = data.draw(st.sampled_from([1.0, 0.5, -1.0, 0.3, 0.0]))
+        wide = random.integers(0, 1 << 8 * kind.wide.itemsize, length, dtype=np.uint64).astype(kind.wide_bits)
+        deltas.append((wide.view(kind.wide) if data.draw(st.booleans()) else None, weight))
+    expected, found = np.zeros_like(target), np.zeros_like(target)
+    with np.errstate(all="ignore"):
+        bad = Passes().add(kind, target, [(d if d is None else d.copy(), w) for d, w in deltas], expected)
+        assert engine.add(kind, target, [(d if d is None else d.copy(), w) for d, w in deltas], found) == bad
+    finite = np.isfinite(from_bits(expected, TORCH[name]).double().numpy())
+    assert np.array_equal(found[finite], expected[finite])
+    assert not np.isfinite(from_bits(found, TORCH[name]).double().numpy()[~finite]).any()
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_ranks_and_look_up(engine: Engine, length: int, share: float, dtype: type) -> None:
+    random = np.random.default_rng(length)
+    common = random.permutation(1 << 16)[:255].astype(np.uint16)
+    symbols = random.choice(common, length)
+    odd = random.random(length) < share
+    symbols[odd] = random.integers(0, 1 << 16, int(odd.sum()))
+    rank_of = np.full(1 << 16, 255, np.uint8)
+    rank_of[common] = np.arange(255)
+    expected = [part.copy() for part in Passes().rank(symbols, rank_of)]
+    found = engine.rank(symbols, rank_of)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.array_equal(ours, theirs)
+    ranks, low, high = expected
+    palette, escaped = np.append(common, 0).astype(dtype), (high.astype(np.uint16) << 8 | low).astype(dtype)
+    out = np.full(length, 7, dtype)
+    engine.look_up(palette, ranks, escaped, out)
+    assert np.array_equal(out, symbols.astype(dtype))
+
+
+def test_whole_commands_give_the_same_package_and_the_same_model(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = weights(5)
+    for name, tensors in (("base", base), ("post", tuned(base, 6)), ("target", tuned(base, 7))):
+        write_model(tmp_path / name, tensors, shards=2)
+    ids, outs = set(), set()
+    for least in (1 << 60, 0):
+        monkeypatch.setattr("paramdelta_hub.engines.LOOPS_FROM_BYTES", least)
+        package = tmp_path / f"delta-{least}"
+        ids.add(pd.extract(tmp_path / "base", tmp_path / "post", package).id)
+        assert engines.current().name == ("numba" if least == 0 else "numpy")
+        pd.verify(package, base=tmp_path / "base", post=tmp_path / "post")
+        out = tmp_path / f"out-{least}"
+        pd.apply(tmp_path / "target", package, out)
+        outs.add(tuple(sorted((p.name, p.read_bytes()) for p in out.glob("*.safetensors"))))
+    assert len(ids) == len(outs) == 1
+
+
+def test_loops_are_for_long_runs() -> None:
+    assert engines.choose(limits.LOOPS_FROM_BYTES - 1).name == "numpy"
+    pytest.importorskip("numba", reason="Numba has no release for this Python yet")
+    assert engines.choose(limits.LOOPS_FROM_BYTES).name == "numba"
+
+
+def test_without_numba_numpy_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "paramdelta_hub.engines.loops", None)
+    assert engines.choose(limits.LOOPS_FROM_BYTES).name == "numpy"
+
+
+def test_a_difference_without_change_is_zero_unless_it_holds_minus_zero(engine: Engine) -> None:
+    kind = FLOATS["BF16"]
+
+    def taken(bits: int) -> Difference:
+        values = np.full(10, bits, np.uint16)
+        return engine.subtract(kind, values, values, np.empty(10, np.uint16))
+
+    assert taken(0x3F80).is_zero
+    assert not taken(0x8000).is_zero
