@@ -87,14 +87,25 @@ def use(engine: Engine) -> None:
     _current = engine
 
 
-def choose(nbytes: int) -> Engine:
+def choose(nbytes: int, device: str | None = None) -> Engine:
     """Choose this process's engine for weights of ``nbytes``, and return it: compiled loops where they pay.
 
     Numba takes 0.7 s to start; it saves 2 ns an element on each thread. It comes to a new Python months late, and some
     do without its 200 MB: then NumPy does the work.
+
+    Args:
+        nbytes: what the run reads.
+        device: a PyTorch device that does it all instead.
+
+    Raises:
+        OptionError: PyTorch has no such device here.
     """
     engine: Engine = Passes()
-    if nbytes >= LOOPS_FROM_BYTES:
+    if device is not None:
+        from paramdelta_hub.engines.device import Device
+
+        engine = Device(device)
+    elif nbytes >= LOOPS_FROM_BYTES:
         try:
             from paramdelta_hub.engines.loops import Loops
         except ImportError:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,9 @@ import paramdelta_hub as pd
 from paramdelta_hub import engines, limits
 from paramdelta_hub.arithmetic import FLOATS, Difference, NotFiniteChunkError
 from paramdelta_hub.engines import Engine
+from paramdelta_hub.engines.device import Device
 from paramdelta_hub.engines.passes import Passes
+from paramdelta_hub.errors import OptionError
 from tests.models import TORCH, from_bits, tuned, weights, write_model
 from tests.test_arithmetic import finite_bits, pairs, random_bits
 
@@ -25,12 +28,18 @@ SPECIAL = np.array(
 )
 
 
-@pytest.fixture(params=["numba"], scope="module")
-def engine(request: pytest.FixtureRequest) -> Engine:
-    pytest.importorskip(request.param, reason="Numba has no release for this Python yet")
-    from paramdelta_hub.engines.loops import Loops
+ENGINES = ["numba", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
-    return Loops()
+
+@pytest.fixture(params=ENGINES, scope="module")
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Numba's loops; PyTorch on the processor, which is the code of all devices; and on a GPU, where there is one."""
+    if request.param == "numba":
+        pytest.importorskip("numba", reason="Numba has no release for this Python yet")
+        from paramdelta_hub.engines.loops import Loops
+
+        return Loops()
+    return Device(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -134,16 +143,21 @@ def test_whole_commands_give_the_same_package_and_the_same_model(
     for name, tensors in (("base", base), ("post", tuned(base, 6)), ("target", tuned(base, 7))):
         write_model(tmp_path / name, tensors, shards=2)
     ids, outs = set(), set()
-    for least in (1 << 60, 0):
-        monkeypatch.setattr("paramdelta_hub.engines.LOOPS_FROM_BYTES", least)
-        package = tmp_path / f"delta-{least}"
+    for number, used in enumerate((Passes(), engine)):
+        monkeypatch.setattr(engines, "choose", lambda *_, used=used: engines.use(used))
+        package, out = tmp_path / f"delta-{number}", tmp_path / f"out-{number}"
         ids.add(pd.extract(tmp_path / "base", tmp_path / "post", package).id)
-        assert engines.current().name == ("numba" if least == 0 else "numpy")
         pd.verify(package, base=tmp_path / "base", post=tmp_path / "post")
-        out = tmp_path / f"out-{least}"
         pd.apply(tmp_path / "target", package, out)
         outs.add(tuple(sorted((p.name, p.read_bytes()) for p in out.glob("*.safetensors"))))
     assert len(ids) == len(outs) == 1
+
+
+def test_a_device_that_is_not_there_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(OptionError, match="can't use the device 'cuda:99'"):
+        engines.choose(0, "cuda:99")
+    with pytest.raises(OptionError, match="can't use the device 'teapot'"):
+        engines.choose(0, "teapot")
 
 
 def test_loops_are_for_long_runs() -> None:
