@@ -11,6 +11,7 @@
     │   ├── LineageError                          … same shapes, other ancestry
     │   └── NotFiniteError                        … a value that is, or would become, NaN or infinite
     ├── VerificationError                exit 5   the package is whole, but is not what it says it is
+    │   └── SignatureError                        … not signed as required (registry/signing.py)
     ├── DestinationError                 exit 6   the output place is taken, or somebody else is writing to it
     ├── StorageError                     exit 7   no space, no permission, I/O error: mend, then run again
     └── RegistryError                    exit 8   a registry can't be reached, refuses, or lacks what was asked for

@@ -19,7 +19,9 @@ from paramdelta_hub.format.durable import read_small
 from paramdelta_hub.format.names import is_clear
 from paramdelta_hub.format.sizes import human_bytes
 from paramdelta_hub.limits import DEFAULT_MEMORY, GIB, KIB, MIB, RULES_BYTES
+from paramdelta_hub.registry.keys import KEYS_VARIABLE
 from paramdelta_hub.registry.locate import REGISTRY_VARIABLE
+from paramdelta_hub.registry.signing import REQUIRE_VARIABLE
 from paramdelta_hub.work.progress import Progress
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "rules_option",
     "table",
     "tokenizer_option",
+    "trust_options",
     "work_options",
 ]
 
@@ -219,6 +222,24 @@ def registry_option(function: Callable[P, R]) -> Callable[P, R]:
         envvar=REGISTRY_VARIABLE,
         metavar="FOLDER|URL",
         help=f"Where a bare org/name lies: a folder or a bucket [default: ${REGISTRY_VARIABLE}, else the Hub].",
+    )(function)
+
+
+def trust_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Add ``--require-signature``, which gives True or None, and ``--trusted-key``, which gives ``trusted_keys``."""
+    function = click.option(
+        "--trusted-key",
+        "trusted_keys",
+        multiple=True,
+        metavar="PUB",
+        help="Refuse what is not signed by this EC public key in PEM, or by another one given so.",
+    )(function)
+    return click.option(
+        "--require-signature",
+        is_flag=True,
+        default=None,
+        help=f"Refuse what is not signed by a key of your own configuration (${KEYS_VARIABLE}, else"
+        f" ~/.config/paramdelta/trusted_keys); ${REQUIRE_VARIABLE}=1 does so for all commands.",
     )(function)
 
 

@@ -6,6 +6,7 @@ import click
 
 from paramdelta_hub.cli.common import Bars, command, emit, publish_options, registry_option
 from paramdelta_hub.operations.publish import publish as run
+from paramdelta_hub.registry.keys import PASSWORD_VARIABLE
 from paramdelta_hub.registry.protocol import Published
 
 __all__ = ["publish", "published_json", "published_text"]
@@ -13,6 +14,7 @@ __all__ = ["publish", "published_json", "published_text"]
 _EXAMPLES = """
 pd-publish ./delta org/name
 pd-publish ./delta org/name --private --message "Better at code"
+pd-publish ./delta org/name --sign key.pem
 pd-publish ./delta ./registry/org/name
 pd-publish ./delta org/name --registry s3://bucket/deltas
 """
@@ -25,6 +27,9 @@ pd-publish ./delta org/name --registry s3://bucket/deltas
 @registry_option
 @publish_options
 @click.option("--message", help="Message of the commit on the Hub.")
+@click.option(
+    "--sign", metavar="KEY", help=f"Sign it with an EC private key in PEM (its password: ${PASSWORD_VARIABLE})."
+)
 def publish(
     delta: str,
     repo: str,
@@ -33,6 +38,7 @@ def publish(
     private: bool,
     create_pr: bool,
     message: str | None,
+    sign: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -49,6 +55,7 @@ def publish(
         private=private,
         create_pr=create_pr,
         message=message,
+        sign=sign,
         progress=Bars(quiet or as_json),
     )
     emit(published_json(published), published_text(published), as_json=as_json, quiet=quiet)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option
+from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, trust_options
 from paramdelta_hub.operations.registries import pull as run
 from paramdelta_hub.registry.protocol import Part, Pulled
 
@@ -14,6 +14,7 @@ _EXAMPLES = """
 pd-pull org/name
 pd-pull org/name@1.2.0 -o ./delta
 pd-pull ./registry/org/name@1.2.0 -o ./delta
+pd-pull org/name -o ./delta --require-signature
 pd-pull org/name --registry s3://bucket/deltas --companions-only
 """
 
@@ -24,6 +25,7 @@ pd-pull org/name --registry s3://bucket/deltas --companions-only
 @click.option("--companions-only", is_flag=True, help="Only the manifest, the tokenizer, templates and settings.")
 @click.option("--manifest-only", is_flag=True, help="Only the manifest.")
 @click.option("--allow-downgrade", is_flag=True, help="Let a lower version take the place of a higher one in DIR.")
+@trust_options
 @registry_option
 def pull(
     delta: str,
@@ -31,6 +33,8 @@ def pull(
     companions_only: bool,
     manifest_only: bool,
     allow_downgrade: bool,
+    require_signature: bool | None,
+    trusted_keys: tuple[str, ...],
     registry: str | None,
     as_json: bool,
     quiet: bool,
@@ -47,6 +51,8 @@ def pull(
         registry=registry,
         part=part,
         allow_downgrade=allow_downgrade,
+        require_signature=require_signature,
+        trusted_keys=trusted_keys,
         progress=Bars(quiet or as_json),
     )
     emit({**vars(pulled), "path": str(pulled.path)}, _text(pulled), as_json=as_json, quiet=quiet)
@@ -56,6 +62,8 @@ def _text(pulled: Pulled) -> str:
     lines = [f"{pulled.repo} {pulled.version} → {pulled.path}"]
     lines.append(f"  fetched   {human_bytes(pulled.downloaded)}" if pulled.downloaded else "  fetched   nothing new")
     lines.append(f"  id        {pulled.id}")
+    if pulled.signed_by:
+        lines.append(f"  signed    by {pulled.signed_by}")
     if pulled.revision not in (pulled.id, pulled.version):
         lines.append(f"  revision  {pulled.revision}")
     return "\n".join(lines)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, registry_option, work_options
+from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, trust_options, work_options
+from paramdelta_hub.errors import OptionError
+from paramdelta_hub.format.durable import io_errors, write_file
+from paramdelta_hub.operations.attesting import bill_of_materials, statement
+from paramdelta_hub.operations.results import ResultReport, is_result, may_lie_beside, verify_result
 from paramdelta_hub.operations.verify import VerifyReport
 from paramdelta_hub.operations.verify import verify as run
 
@@ -14,19 +20,28 @@ _EXAMPLES = """
 pd-verify ./delta
 pd-verify org/name@1.2.0 --base org/base
 pd-verify ./delta --base ./base --post ./post --json
+pd-verify org/name@1.2.0 --trusted-key publisher.pub.pem
+pd-verify ./new-model --statement new-model.intoto.json --bom new-model.cdx.json
 """
 
 
 @command(examples=_EXAMPLES)
-@click.argument("delta")
+@click.argument("delta", metavar="DELTA|OUT")
 @click.option("--base", help="Also prove BASE ⊕ Δ == post, bit for bit.")
 @click.option("--post", help="Also prove that POST is the model the delta leads to.")
+@trust_options
+@click.option("--statement", "statement_file", metavar="FILE", help="Of OUT: write an in-toto statement (SLSA, JSON).")
+@click.option("--bom", "bom_file", metavar="FILE", help="Of OUT: write a CycloneDX bill of materials (JSON).")
 @registry_option
 @work_options
 def verify(
     delta: str,
     base: str | None,
     post: str | None,
+    require_signature: bool | None,
+    trusted_keys: tuple[str, ...],
+    statement_file: str | None,
+    bom_file: str | None,
     registry: str | None,
     threads: int | None,
     memory: int,
@@ -35,18 +50,50 @@ def verify(
 ) -> None:
     """Check every byte of the package DELTA and decode every chunk; with --base, prove that it is exact.
 
-    DELTA is a folder, or org/name[@version] in a registry.
+    DELTA is a folder, or org/name[@version] in a registry. Or check OUT, a model that pd-apply made: every tensor and
+    every file beside the weights against paramdelta_provenance.json.
     """
+    progress = Bars(quiet or as_json)
+    if is_result(Path(delta)):
+        _refuse(delta, "a model that pd-apply made", base, post, require_signature, trusted_keys)
+        for file in filter(None, (statement_file, bom_file)):
+            _check_place(Path(delta), Path(file))
+        asked = bool(statement_file or bom_file)
+        result = verify_result(delta, digest_files=asked, threads=threads, memory=memory, progress=progress)
+        # Both are made before one is written: a library may be missing.
+        made = [(f, make(result)) for f, make in ((statement_file, statement), (bom_file, bill_of_materials)) if f]
+        for file, text in made:
+            with io_errors("writing"):
+                write_file(Path(file), text)
+        emit(result.to_json(), _result_text(result), as_json=as_json, quiet=quiet)
+        return
+    _refuse(delta, "no model that pd-apply made", statement_file, bom_file)
     report = run(
         delta,
         base=base,
         post=post,
         registry=registry,
+        require_signature=require_signature,
+        trusted_keys=trusted_keys,
         threads=threads,
         memory=memory,
-        progress=Bars(quiet or as_json),
+        progress=progress,
     )
     emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+
+
+def _refuse(where: str, what: str, *options: object) -> None:
+    if any(options):
+        raise OptionError(f"an option that means nothing here: this is {what}", where=where, remedy="see --help")
+
+
+def _check_place(folder: Path, file: Path) -> None:
+    if file.resolve().is_relative_to(folder.resolve()) and not may_lie_beside(file.name):
+        raise OptionError(
+            "can't lie in the model's folder, where nothing may lie that the provenance does not list",
+            where=str(file),
+            remedy="choose another folder, or a name that ends in .intoto.json or .cdx.json",
+        )
 
 
 def _text(report: VerifyReport) -> str:
@@ -54,8 +101,29 @@ def _text(report: VerifyReport) -> str:
         f"{report.package}: whole ({report.files} files, {report.tensors} tensors, {report.elements:,} elements)",
         f"  id    {report.id}",
     ]
+    if report.signed_by:
+        lines.append(f"  sig   by {report.signed_by}")
     if report.checked_base:
         lines.append("  base  is the delta's base, and base ⊕ Δ == post, bit for bit")
     if report.checked_post:
         lines.append("  post  is the delta's post")
     return "\n".join(lines)
+
+
+def _result_text(report: ResultReport) -> str:
+    provenance = report.provenance
+    beside = len(provenance.companions.files)
+    lines = [
+        f"{report.folder}: as its provenance says ({len(provenance.tensors)} tensors, {human_bytes(report.nbytes)},"
+        f" {beside} files beside them)",
+        f"  target  {provenance.target.name}{_at(provenance.target.commit)}",
+    ]
+    for delta in provenance.deltas:
+        forced = ", NOT kin, forced" if delta.lineage.forced else ""
+        lines.append(f"  delta   {delta.weight:+g} × {delta.name} {delta.version} (id {delta.id[:16]}…{forced})")
+    lines.append(f"  by      {provenance.created_by}")
+    return "\n".join(lines)
+
+
+def _at(commit: str | None) -> str:
+    return f" at {commit[:12]}" if commit else ""

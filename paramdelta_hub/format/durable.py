@@ -28,6 +28,7 @@ __all__ = [
     "file_digest",
     "io_errors",
     "is_folder",
+    "make_folders",
     "open_regular",
     "read_exactly",
     "read_small",
@@ -109,14 +110,17 @@ def read_small(path: Path, most: int, error: type[SourceError] = PackageError, *
     """Return the whole content of a file of at most ``most`` bytes.
 
     Raises:
-        SourceError: (as ``error``) larger, or whatever :func:`open_regular` refuses.
+        SourceError: (as ``error``) larger, or whatever :func:`open_regular` refuses, or the disk fails.
     """
     descriptor = open_regular(path, error, follow=follow)
     with os.fdopen(descriptor, "rb") as file:
         size = os.fstat(descriptor).st_size
         if size > most:
             raise error(f"{size} bytes, where at most {most} make sense", where=str(path))
-        content = file.read(size + 1)
+        try:
+            content = file.read(size + 1)
+        except OSError as problem:
+            raise error(f"reading failed: {problem.strerror}", where=str(path)) from problem
     if len(content) != size:
         raise error("changes while being read", where=str(path))
     return content
@@ -157,14 +161,30 @@ def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
         write_exactly(descriptor, content, 0)
         if durable:
             os.fsync(descriptor)
+        os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):  # an interrupt came when it had its name already
+            os.unlink(temporary)
         raise
     finally:
         os.close(descriptor)
-    os.replace(temporary, path)
     if durable:
         sync_folder(path.parent)
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it that are missing, each forced to disk by name before the next is made in it.
+
+    Raises:
+        OSError: it can't be made, or is there and no folder.
+    """
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    with contextlib.suppress(PermissionError):  # may be of a run that died before it came to this; or anybody's
+        sync_folder(there.parent)
+    for path in reversed([folder, *folder.parents][: len(folder.parts) - len(there.parts)]):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+    folder.mkdir(exist_ok=True)  # an error, if it is no folder
 
 
 def sync_file(path: Path) -> None:

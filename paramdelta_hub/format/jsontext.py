@@ -11,11 +11,18 @@ import re
 from collections import Counter
 from typing import Any, NoReturn
 
+import numpy as np
+
 from paramdelta_hub.errors import PackageError, SourceError
 from paramdelta_hub.limits import JSON_DEPTH, JSON_VALUES
 
 __all__ = ["canonical", "compact", "parse", "pretty"]
 
+_MANY_DIGITS = b"0" * 19
+_DIGITS_ALIKE = bytes.maketrans(b"123456789", b"0" * 9)
+_MINUS_ZERO = re.compile(rb"-0(?![0-9.eE])")
+_ALL_BUT_MARKS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
+_STEPS = bytes.maketrans(b"[{]}", bytes([1, 1, 255, 255]))
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -69,7 +76,7 @@ def parse(
             text.decode("utf-8"),
             object_pairs_hook=unique,
             parse_float=finite,
-            parse_int=short,
+            parse_int=None if _has_only_short_integers(text) else short,
             parse_constant=lambda name: refuse(f"{name} is not JSON"),
         )
     except UnicodeDecodeError:
@@ -78,7 +85,8 @@ def parse(
         refuse(f"JSON nested deeper than {JSON_DEPTH} levels")
     except ValueError as problem:
         refuse(f"not JSON: {problem}")
-    if _deeper_than(value, JSON_DEPTH):
+    depth = _depth(text)
+    if (depth > JSON_DEPTH) if depth is not None else _deeper_than(value, JSON_DEPTH):
         refuse(f"JSON nested deeper than {JSON_DEPTH} levels")
     if _SURROGATE.search(text):
         try:
@@ -86,6 +94,26 @@ def parse(
         except UnicodeEncodeError:  # half a character: it could not be written again, and other parsers refuse it
             refuse("a JSON string holds a lone surrogate")
     return value
+
+
+def _has_only_short_integers(text: bytes) -> bool:
+    """Whether no integer can have more than 18 digits, or be −0: then each need not be looked at. May err to False."""
+    return _MANY_DIGITS not in text.translate(_DIGITS_ALIKE) and not _MINUS_ZERO.search(text)
+
+
+def _depth(text: bytes) -> int | None:
+    """Return how many levels valid JSON is nested, at the speed of memory; None where a string may hold a bracket.
+
+    Of the text only quotes and brackets are kept. Where no quote is escaped, a bracket in a string has an odd number of
+    quotes before it, and striking out pairs of neighbours leaves one of them.
+    """
+    if b'\\"' in text:
+        return None
+    marks = text.translate(None, _ALL_BUT_MARKS).replace(b'""', b"")
+    if b'"' in marks:
+        return None
+    opened = np.frombuffer(marks.translate(_STEPS), np.int8)
+    return int(np.cumsum(opened, dtype=np.int32).max(initial=0))
 
 
 def _deeper_than(value: Any, levels: int) -> bool:

@@ -18,12 +18,13 @@ from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import IntegrityError, PackageError, UnsupportedFormatError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.headers import DISCRETE, ITEM_SIZES
-from paramdelta_hub.format.names import check_file_names, check_tensor_name
+from paramdelta_hub.format.names import check_file_names, check_tensor_name, shown
 from paramdelta_hub.format.records import (
     Architecture,
     ConfigChange,
     ConfigName,
     Count,
+    Counts,
     FileRecord,
     Labels,
     Norm,
@@ -35,6 +36,7 @@ from paramdelta_hub.format.records import (
     Source,
     SourceFile,
     Text,
+    at_most,
 )
 from paramdelta_hub.format.runs import Run, check_runs
 from paramdelta_hub.limits import (
@@ -82,16 +84,16 @@ class CodecRecord(Record):
     """How a tensor's chunks are coded."""
 
     name: Text
-    parameters: dict[str, int | float | str] = Field(description="empty in format 1")
+    parameters: Annotated[dict[str, int | float | str], at_most(8)] = Field(description="empty in format 1")
 
 
 class Rows(Record):
     """Rows of a vocabulary tensor, which are post's: the rows of base they belong to, by token."""
 
     base: Count = Field(description="how many rows base's tensor has")
-    runs: Annotated[tuple[tuple[Count, Count | None, Count], ...], Field(max_length=VOCABULARY_ROWS)] = Field(
-        description="(first row, base's row, number of rows); with null instead of base's row, base has none"
-    )
+    runs: Annotated[
+        tuple[tuple[Count, Count | None, Count], ...], Field(max_length=VOCABULARY_ROWS, fail_fast=True)
+    ] = Field(description="(first row, base's row, number of rows); with null instead of base's row, base has none")
 
 
 class TensorRecord(Record):
@@ -101,7 +103,9 @@ class TensorRecord(Record):
     base_name: Text | None = Field(description="base's embedding, where base has no tensor for this output head")
     post_name: Text | None = Field(description="post's name for it, where a rule made the two alike or post ties it")
     dtype: Text
-    shape: Annotated[tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK)]
+    shape: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK, fail_fast=True)
+    ]
     rows: Rows | None = Field(description="of a vocabulary, where its rows are not just base's")
     effect: Literal["add", "replace"] = Field(description="add: a float delta; replace: integers, carried whole")
     codec: CodecRecord
@@ -188,16 +192,16 @@ class Manifest(Record):
     post: Source
     architecture: Architecture
     exactness: Exactness
-    configs: dict[ConfigName, ConfigChange] = Field(description="by file; one that base or post lacks is left out")
-    given_up: dict[Annotated[str, Field(max_length=1024)], Count] = Field(
-        description="tokens of base that post no longer has, with base's ids"
+    configs: Annotated[dict[ConfigName, ConfigChange], at_most(2)] = Field(
+        description="by file; one that base or post lacks is left out"
     )
-    renames: Annotated[tuple[Rename, ...], Field(max_length=RENAMES)]
-    omissions: Annotated[tuple[Omission, ...], Field(max_length=TENSORS)]
-    shards: Annotated[tuple[FileRecord, ...], Field(max_length=FILES)]
+    given_up: Counts = Field(description="tokens of base that post no longer has, with base's ids")
+    renames: Annotated[tuple[Rename, ...], Field(max_length=RENAMES, fail_fast=True)]
+    omissions: Annotated[tuple[Omission, ...], Field(max_length=TENSORS, fail_fast=True)]
+    shards: Annotated[tuple[FileRecord, ...], Field(max_length=FILES, fail_fast=True)]
     lineage: FileRecord = Field(description="samples of base's values")
-    companions: Annotated[tuple[FileRecord, ...], Field(max_length=FILES)]
-    tensors: Annotated[tuple[TensorRecord, ...], Field(max_length=TENSORS)]
+    companions: Annotated[tuple[FileRecord, ...], Field(max_length=FILES, fail_fast=True)]
+    tensors: Annotated[tuple[TensorRecord, ...], Field(max_length=TENSORS, fail_fast=True)]
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
@@ -284,7 +288,7 @@ def parse_manifest(text: bytes, where: str | None = None) -> tuple[Manifest, str
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, p['loc'])) or 'manifest'}: {p['msg']}"
+            f"{shown('.'.join(map(str, p['loc']))[:200]) or 'manifest'}: {p['msg']}"
             for p in error.errors(include_input=False, include_url=False)[:20]
         ]
         raise PackageError("the manifest breaks the format:\n  - " + "\n  - ".join(problems), where=where) from None

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from paramdelta_hub.errors import PackageError, SourceError
 from paramdelta_hub.limits import NAME_BYTES, NAME_DEPTH, TENSOR_NAME_BYTES
 
-__all__ = ["check_file_name", "check_file_names", "check_tensor_name", "is_clear"]
+__all__ = ["check_file_name", "check_file_names", "check_tensor_name", "is_clear", "shown"]
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
@@ -22,6 +22,11 @@ def is_clear(text: str) -> bool:
     if text.isascii():
         return text.isprintable()
     return not any(unicodedata.category(character) in _HIDDEN for character in text)
+
+
+def shown(text: str) -> str:
+    """Return a stranger's text as a line can hold it: what would not show as what it is, as escapes."""
+    return text if is_clear(text) else repr(text)[1:-1]
 
 
 def check_file_name(name: str, error: type[SourceError] = PackageError) -> str:

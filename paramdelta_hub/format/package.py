@@ -13,6 +13,7 @@ from pathlib import Path
 from paramdelta_hub.errors import IntegrityError, PackageError
 from paramdelta_hub.format.durable import file_digest, is_folder, read_small
 from paramdelta_hub.format.links import settle
+from paramdelta_hub.format.listing import files_below
 from paramdelta_hub.format.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -24,15 +25,17 @@ from paramdelta_hub.format.manifest import (
 from paramdelta_hub.format.payload import check_shard_header
 from paramdelta_hub.limits import HEADER_BYTES, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, MANIFEST_BYTES
 
-__all__ = ["LOCK_NAME", "Package", "open_package"]
+__all__ = ["LOCK_NAME", "PICTURE_NAME", "Package", "open_package"]
 
 LOCK_NAME = "paramdelta.lock"
 """What a pulled copy is, and where it came from; it lies in the copy, and in no registry."""
 
-# Beside what the manifest lists, only these may lie in a package: the model card, the signature, the lock of a pulled
-# copy, and what git and the Hub client put there.
-_UNLISTED_FILES = {MANIFEST_NAME, "manifest.json.sig", "README.md", LOCK_NAME, ".gitattributes", ".gitignore"}
-_UNLISTED_FOLDERS = {".git", ".cache"}
+PICTURE_NAME = "change.svg"
+"""The picture of a model card on the Hub: nothing reads it, and no pull brings it."""
+
+# Beside what the manifest lists, only these may lie in a package: the model card and its picture, the signature, and
+# the lock of a pulled copy.
+_UNLISTED_FILES = {MANIFEST_NAME, "manifest.json.sig", "README.md", PICTURE_NAME, LOCK_NAME}
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Package:
             PackageError: a file is missing or not a regular file.
         """
         listed = {file.path: file for file in self.manifest.files}
-        for name in self._files_present():
+        for name in files_below(self.path):
             if name not in listed and name not in _UNLISTED_FILES:
                 raise IntegrityError(
                     f"the file {name!r} is not in the manifest",
@@ -133,16 +136,6 @@ class Package:
                 where=str(self.path),
                 remedy="the package is not complete; get it again",
             )
-
-    def _files_present(self) -> list[str]:
-        present = []
-        for folder, folders, files in os.walk(self.path):
-            relative = os.path.relpath(folder, self.path)
-            if relative == ".":
-                folders[:] = [name for name in folders if name not in _UNLISTED_FOLDERS]
-            for name in [*files, *(name for name in folders if os.path.islink(os.path.join(folder, name)))]:
-                present.append(os.path.normpath(os.path.join(relative, name)).replace(os.sep, "/"))
-        return sorted(present)
 
 
 def open_package(path: Path) -> Package:

@@ -1,17 +1,18 @@
 """The parts a manifest is made of: what a field can hold, and the records that stand for themselves.
 
 Every record is strict, frozen and closed: a field we do not know is an error, because a reader that skips what it does
-not understand applies the wrong delta.
+not understand applies the wrong delta. Lists are read to their first wrong item (``fail_fast``), and tables are
+bounded: else pydantic makes an error of every wrong one, and a few megabytes become gigabytes.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from paramdelta_hub.format.names import is_clear
-from paramdelta_hub.limits import FILES
+from paramdelta_hub.limits import DTYPES, FILES
 
 __all__ = [
     "CODE_KEYS",
@@ -19,6 +20,7 @@ __all__ = [
     "ConfigChange",
     "ConfigName",
     "Count",
+    "Counts",
     "FileRecord",
     "Labels",
     "Norm",
@@ -30,6 +32,7 @@ __all__ = [
     "Source",
     "SourceFile",
     "Text",
+    "at_most",
 ]
 
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines"})
@@ -44,10 +47,31 @@ def _clear(text: str) -> str:
     return text
 
 
+def at_most(entries: int) -> BeforeValidator:
+    """Refuse a larger table before its entries are looked at: pydantic would make an error of each wrong one."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > entries:
+            raise ValueError(f"{len(value)} entries, where at most {entries} make sense")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _counts(value: Any) -> Any:
+    """Refuse a table of any size at its first wrong entry."""
+    for name, count in value.items() if isinstance(value, dict) else ():
+        if len(name) > _TEXT or type(count) is not int or not 0 <= count <= _COUNT:
+            raise ValueError(f"{name[:40]!r} is too long, or has no count")
+    return value
+
+
+_TEXT, _COUNT = 1024, 2**62
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0, le=2**62)]
+Count = Annotated[int, Field(ge=0, le=_COUNT)]
 Norm = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Text = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_clear)]
+Text = Annotated[str, Field(min_length=1, max_length=_TEXT), AfterValidator(_clear)]
+Counts = Annotated[dict[Annotated[str, Field(max_length=_TEXT)], Count], BeforeValidator(_counts)]
 SemanticVersion = Annotated[
     str,
     Field(
@@ -96,8 +120,12 @@ class Source(Record):
 
     name: Text = Field(description="Hub repository (org/name), or the folder's name for a local model")
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(description="of a Hub repository")
-    files: Annotated[tuple[SourceFile, ...], Field(max_length=FILES)] = Field(description="its weight files")
-    dtypes: dict[str, Count] = Field(description="parameters by safetensors dtype")
+    files: Annotated[tuple[SourceFile, ...], Field(max_length=FILES, fail_fast=True)] = Field(
+        description="its weight files"
+    )
+    dtypes: Annotated[dict[Text, Count], Field(max_length=DTYPES), at_most(DTYPES)] = Field(
+        description="parameters by safetensors dtype"
+    )
     tied_embeddings: bool | None = Field(description="as the tensors say; null where there are no token embeddings")
     tokenizer_sha256: Sha256 | None = Field(
         description="of its tokenizer.json, tokenizer.model, vocab.txt or vocab.json"
@@ -108,7 +136,7 @@ class Architecture(Record):
     """What a target must look like."""
 
     model_type: Text | None
-    classes: Annotated[tuple[Text, ...], Field(max_length=64)]
+    classes: Annotated[tuple[Text, ...], Field(max_length=64, fail_fast=True)]
     fingerprint: Sha256 = Field(description="of base's tensor names and shapes; see SPEC-v1 §7")
 
 

@@ -1,4 +1,4 @@
-"""What a result is made of, as it says itself: ``paramdelta_provenance.json``."""
+"""What a result is made of, as it says itself: ``paramdelta_provenance.json``, of :mod:`.format.provenance`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from paramdelta_hub import __about__
 from paramdelta_hub.checkpoints.pairing import SKIPPED, Rules
+from paramdelta_hub.format.manifest import Source
+from paramdelta_hub.format.provenance import PROVENANCE_NAME
 from paramdelta_hub.operations.fitting import Fit
 from paramdelta_hub.operations.summands import AppliedDelta
 from paramdelta_hub.operations.weights import WeightMap
 
 __all__ = ["PROVENANCE_NAME", "is_post", "provenance_of"]
-
-PROVENANCE_NAME = "paramdelta_provenance.json"
 
 
 def is_post(applied: Sequence[AppliedDelta], fit: Fit, digests: dict[str, str]) -> bool:
@@ -43,12 +43,24 @@ def provenance_of(
         "format_version": 1,
         "created_by": __about__.CREATED_BY,
         "target": {"name": source.name, "commit": source.commit},
-        "deltas": [delta.to_json() for delta in applied],
+        "deltas": [_delta(delta) for delta in applied],
         "weight_map": [{"pattern": pattern, "factor": factor} for pattern, factor in weight_map.rules],
         "renames": [{"pattern": pattern, "replacement": new} for pattern, new in rules.renames],
         "skips": list(rules.skips),
         "omissions": [{"name": name, "side": side, "reason": reason} for name, side, reason in fit.omissions],
         "notes": list(fit.notes),
         "is_post": exactly_post,
-        "tensors": {name: digests[name] for name in fit.results},
+        "tensors": {
+            name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "sha256": digests[name]}
+            for name, tensor in fit.results.items()
+        },
     }
+
+
+def _delta(delta: AppliedDelta) -> dict[str, Any]:
+    manifest = delta.package.manifest
+    return {**delta.to_json(), "base": _model(manifest.base), "post": _model(manifest.post)}
+
+
+def _model(source: Source) -> dict[str, Any]:
+    return {"name": source.name, "commit": source.commit}

@@ -1,19 +1,25 @@
-"""Publish: a package, with its card, as a version that nobody can replace."""
+"""Publish: a package, with its card and perhaps a signature, as a version that nobody can replace."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
-from paramdelta_hub.errors import OptionError, PackageError, RegistryError
+from paramdelta_hub.errors import PackageError, PublishError, RegistryError
 from paramdelta_hub.format.durable import io_errors, read_small, write_file
 from paramdelta_hub.format.manifest import Source
-from paramdelta_hub.format.package import open_package
+from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import CARD_BYTES
 from paramdelta_hub.registry.cards import delta_card
 from paramdelta_hub.registry.client import asking, connect
+from paramdelta_hub.registry.keys import PrivateKey, read_private_key
 from paramdelta_hub.registry.locate import find
 from paramdelta_hub.registry.markdown import hub_id, own_words
-from paramdelta_hub.registry.protocol import Published
+from paramdelta_hub.registry.names import check_version
+from paramdelta_hub.registry.protocol import Published, Registry
+from paramdelta_hub.registry.receiving import SIGNATURE_NAME
+from paramdelta_hub.registry.signing import SignatureError, Trust, read_manifest, read_signature
+from paramdelta_hub.registry.signing import sign as signature_of
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["CARD_NAME", "publish"]
@@ -30,6 +36,7 @@ def publish(
     private: bool = False,
     create_pr: bool = False,
     message: str | None = None,
+    sign: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Published:
     """Publish the package in the folder ``delta`` whole or not at all; equal content again does nothing.
@@ -46,25 +53,23 @@ def publish(
         private: make a new repository on the Hub private.
         create_pr: propose it there by a pull request.
         message: of the commit there.
+        sign: a private key in PEM (P-256, P-384 or P-521), PARAMDELTA_KEY_PASSWORD its password if it has one: the
+            manifest is signed with it, for this repository.
         progress: told how far the work is.
 
     Raises:
-        OptionError: a version or a name that can't be; a card whose metadata can't be read.
+        OptionError: a version or a name that can't be; a card whose metadata can't be read; no model-signing here.
+        SourceError: the key can't be read.
         PackageError: not a package, or damaged.
-        PublishError: the version is there with other content, or somebody else was faster.
+        PublishError: the version is there with other content, or without this signature, or somebody else was faster.
         RegistryError: not reachable, not allowed, …
     """
     package = open_package(Path(delta))
     manifest = package.manifest
     there, reference = find(repo, registry)
     for wanted in (version, reference.revision):
-        if wanted not in (None, manifest.version):
-            raise OptionError(
-                f"the package is version {manifest.version}, and can't be published as {wanted}: its version is part"
-                " of its id",
-                where=str(package.path),
-                remedy=f"extract it again with --version {wanted}, or publish it as {manifest.version}",
-            )
+        check_version(manifest.version, wanted, str(package.path))
+    key = read_private_key(Path(sign)) if sign is not None else None
     on_hub = reference.root is None
     existing = _existing_card(package.path) or ""
     if not own_words(existing):
@@ -74,7 +79,9 @@ def publish(
     if card != existing:
         with io_errors("writing the model card"):
             write_file(package.path / CARD_NAME, card.encode())
-    return there.publish(
+    if key is not None:
+        _sign(package, reference.repo, key)
+    published = there.publish(
         package.path,
         reference.repo,
         manifest.version,
@@ -83,6 +90,36 @@ def publish(
         message=message,
         progress=progress,
     )
+    if key is not None and not (published.uploaded or published.pull_request):
+        _check_signed(there, published, key)
+    return published
+
+
+def _sign(package: Package, repo: str, key: PrivateKey) -> None:
+    """Put a signature into the package's folder; one of this key for this repository, from an earlier run, stays."""
+    manifest = read_manifest(package)
+    try:
+        Trust((key.public,)).check(manifest, read_signature(package.path), str(package.path), repo)
+    except SignatureError:
+        with io_errors("writing the signature"):
+            write_file(package.path / SIGNATURE_NAME, signature_of(manifest, repo, key))
+
+
+def _check_signed(there: Registry, published: Published, key: PrivateKey) -> None:
+    """Check that what was published before has a signature of this key: none can be added to it.
+
+    Raises:
+        PublishError: it has not.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            there.pull(published.repo, published.version, Path(scratch), part="manifest", trust=Trust((key.public,)))
+    except SignatureError as error:
+        raise PublishError(
+            f"version {published.version} was published before without this signature ({error.what})",
+            where=published.url,
+            remedy="what is published never changes: sign the next version",
+        ) from None
 
 
 def _existing_card(folder: Path) -> str | None:

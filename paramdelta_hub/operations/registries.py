@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paramdelta_hub.errors import OptionError, RegistryError
@@ -14,6 +14,7 @@ from paramdelta_hub.registry.protocol import Part, Pulled, Version
 from paramdelta_hub.registry.reference import open_registry
 from paramdelta_hub.registry.search import Found
 from paramdelta_hub.registry.search import find as _search
+from paramdelta_hub.registry.signing import trust
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["link", "pull", "search", "versions"]
@@ -26,6 +27,8 @@ def pull(
     registry: str | Path | None = None,
     part: Part = "package",
     allow_downgrade: bool = False,
+    require_signature: bool | None = None,
+    trusted_keys: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> Pulled:
     """Fetch a version of a delta; the size and sha256 of every file are checked. A killed pull goes on when repeated.
@@ -36,10 +39,14 @@ def pull(
         registry: where a bare ``org/name`` lies; by default what PARAMDELTA_REGISTRY names, else the Hub.
         part: the whole package, the manifest and the companions, or the manifest alone.
         allow_downgrade: let a version that is named take the place of a higher one in ``folder``.
+        require_signature: refuse what is not signed, for that repository, by a key of the user's configuration; by
+            default as PARAMDELTA_REQUIRE_SIGNATURE says.
+        trusted_keys: files of public keys by one of which it must be signed, instead.
         progress: told how far the work is.
 
     Raises:
-        OptionError: a reference that can't be one.
+        OptionError: a reference that can't be one; a signature is required, and no key is trusted.
+        SignatureError: not signed so.
         RegistryError: it is not there, not allowed, or not reachable.
         IntegrityError: what came is not what its manifest promises.
         DestinationError: the folder holds something else.
@@ -47,7 +54,13 @@ def pull(
     there, reference = find(delta, registry)
     target = None if folder is None else Path(folder)
     return there.pull(
-        reference.repo, reference.revision, target, part=part, allow_downgrade=allow_downgrade, progress=progress
+        reference.repo,
+        reference.revision,
+        target,
+        part=part,
+        allow_downgrade=allow_downgrade,
+        trust=trust(trusted_keys, require=require_signature),
+        progress=progress,
     )
 
 

@@ -1,9 +1,9 @@
-"""Verify: is the package whole, does it decode, is it a delta of these models, and is base ⊕ Δ really post?"""
+"""Verify: is a package whole, signed, does it decode, is it a delta of these models, and is base ⊕ Δ really post?"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.operations.adding import ChunkAdder
-from paramdelta_hub.operations.applying import read_chunks, view_digest
+from paramdelta_hub.operations.applying import read_chunks
+from paramdelta_hub.operations.digesting import Advance, run_over, tensor_digests
 from paramdelta_hub.operations.execution import workers
 from paramdelta_hub.operations.summands import summand_of
 from paramdelta_hub.registry.locate import locate_delta
-from paramdelta_hub.work.plan import cut
+from paramdelta_hub.registry.signing import trust
 from paramdelta_hub.work.progress import Progress
-from paramdelta_hub.work.threads import Stop, run_tasks
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -43,6 +43,8 @@ class VerifyReport:
     """base's tensors have the digests the manifest promises, and base ⊕ Δ has post's."""
     checked_post: bool
     """post's tensors have the digests the manifest promises."""
+    signed_by: str | None = None
+    """Which trusted key its signature holds good for; None where no signature was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable report."""
@@ -56,6 +58,7 @@ class VerifyReport:
             "base_matches": True if self.checked_base else None,
             "exact": True if self.checked_base else None,
             "post_matches": True if self.checked_post else None,
+            "signed_by": self.signed_by,
         }
 
 
@@ -65,6 +68,8 @@ def verify(
     base: str | Path | None = None,
     post: str | Path | None = None,
     registry: str | Path | None = None,
+    require_signature: bool | None = None,
+    trusted_keys: Sequence[str | Path] = (),
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: Progress | None = None,
@@ -80,19 +85,25 @@ def verify(
         post: the model it leads to, likewise.
         registry: where a bare ``org/name`` lies: a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else
             the Hub.
+        require_signature: refuse what is not signed by a key of the user's configuration; by default as
+            PARAMDELTA_REQUIRE_SIGNATURE says.
+        trusted_keys: files of public keys by one of which it must be signed, instead.
         threads: tasks at a time; by default as many as there are processors.
         memory: bytes that all buffers together may take.
         progress: told how far the work is.
 
     Raises:
         PackageError: not a package, damaged, or with a file that its manifest does not list.
+        SignatureError: not signed by a trusted key.
         MismatchError: ``base`` or ``post`` is another model than the delta's.
         VerificationError: all is whole and right, and yet the sum is not post.
         CheckpointError: a model can't be read.
         RegistryError: the delta can't be had from its registry.
     """
     threads, progress = workers(threads, memory), progress or Progress()
-    package = open_package(locate_delta(delta, registry, progress=progress))
+    trusted = trust(trusted_keys, require=require_signature)
+    package = open_package(locate_delta(delta, registry, trust=trusted, progress=progress))
+    signed_by = trusted.check_package(package) if trusted else None
     progress.start("checking files", package.manifest.nbytes)
     try:
         package.check_files(progress.advance)
@@ -103,7 +114,8 @@ def verify(
     records = package.manifest.tensors
     base_model = open_checkpoint(base) if base is not None else None
     post_model = open_checkpoint(post) if post is not None else None
-    digests = _run(_sum_tasks(package, base_model, places), _sum_task, threads, progress, "decoding and adding")
+    tensors = _summed(package, base_model, places)
+    digests = run_over(tensors, _sum_digests, threads, progress, "decoding and adding")
     if base_model is not None:
         wrong = [r.name for r in records if digests[r.name][0] != r.base_sha256]
         _refuse_other_model("base", package.manifest.base.name, base_model, wrong)
@@ -115,9 +127,8 @@ def verify(
                 remedy="do not use it; report it to whoever made it",
             )
     if post_model is not None:
-        tasks = _post_tasks(package, post_model)
-        found = _run(tasks, _digest_task, threads, progress, "comparing post")
-        wrong = [r.name for r in records if found[r.name][0] != r.post_sha256]
+        found = run_over(_of_post(package, post_model), tensor_digests, threads, progress, "comparing post")
+        wrong = [r.name for r in records if found[r.name] != r.post_sha256]
         _refuse_other_model("post", package.manifest.post.name, post_model, wrong)
     return VerifyReport(
         package=package.path,
@@ -127,6 +138,7 @@ def verify(
         elements=package.manifest.exactness.elements,
         checked_base=base_model is not None,
         checked_post=post_model is not None,
+        signed_by=signed_by,
     )
 
 
@@ -157,10 +169,8 @@ def _runs(record: TensorRecord) -> list[slice]:
     return sample_runs(record.name, record.elements)
 
 
-def _sum_tasks(
-    package: Package, base: Checkpoint | None, places: Mapping[str, tuple[str, int]]
-) -> list[dict[str, Any]]:
-    """Cut the work: every tensor of the delta with its payload, and where base's values lie if there is a base."""
+def _summed(package: Package, base: Checkpoint | None, places: Mapping[str, tuple[str, int]]) -> list[dict[str, Any]]:
+    """Return every tensor of the delta with its payload, and where base's values lie if there is a base."""
     records = package.manifest.tensors
     names = {record.name: record.base_name or record.name for record in records}
     views = _views(base, names, records, "base") if base else {}
@@ -168,13 +178,13 @@ def _sum_tasks(
     for record in records:
         weight_one = [summand_of(record, 1.0, places)] if record.shard or record.effect == "add" else []
         tensors.append(_tensor(record, views.get(record.name), weight_one))
-    return _group(tensors)
+    return tensors
 
 
-def _post_tasks(package: Package, post: Checkpoint) -> list[dict[str, Any]]:
+def _of_post(package: Package, post: Checkpoint) -> list[dict[str, Any]]:
     names = {record.name: record.post_name or record.name for record in package.manifest.tensors}
     views = _views(post, names, package.manifest.tensors, "post")
-    return _group([_tensor(record, views[record.name], []) for record in package.manifest.tensors])
+    return [_tensor(record, views[record.name], []) for record in package.manifest.tensors]
 
 
 def _tensor(record: TensorRecord, view: View | None, deltas: list[dict[str, Any]]) -> dict[str, Any]:
@@ -186,14 +196,6 @@ def _tensor(record: TensorRecord, view: View | None, deltas: list[dict[str, Any]
         "view": view,
         "deltas": deltas,
     }
-
-
-def _group(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    def size(tensor: dict[str, Any]) -> int:
-        return int(tensor["nbytes"])
-
-    groups = cut(tensors, size, sum(map(size, tensors)))
-    return [{"bytes": sum(map(size, group)), "tensors": group} for group in groups]
 
 
 def _views(model: Checkpoint, names: Mapping[str, str], records: Sequence[TensorRecord], side: str) -> dict[str, View]:
@@ -223,36 +225,11 @@ def _views(model: Checkpoint, names: Mapping[str, str], records: Sequence[Tensor
     return views
 
 
-def _run(
-    tasks: list[dict[str, Any]],
-    run: Callable[[dict[str, Any], Callable[[int], None]], dict[str, tuple[str, str]]],
-    threads: int,
-    progress: Progress,
-    what: str,
-) -> dict[str, tuple[str, str]]:
-    progress.start(what, sum(task["bytes"] for task in tasks))
-    digests: dict[str, tuple[str, str]] = {}
-
-    def run_one(_: int, task: dict[str, Any], stop: Stop) -> dict[str, tuple[str, str]]:
-        def advance(nbytes: int) -> None:
-            stop.check()
-            progress.advance(nbytes)
-
-        return run(task, advance)
-
-    try:
-        for found in run_tasks(list(enumerate(tasks)), run_one, threads):
-            digests |= found
-    finally:
-        progress.finish()
-    return digests
-
-
-def _sum_task(task: dict[str, Any], advance: Callable[[int], None]) -> dict[str, tuple[str, str]]:
+def _sum_digests(tensors: Sequence[dict[str, Any]], advance: Advance) -> dict[str, tuple[str, str]]:
     """Return each tensor's digests of base and of base ⊕ Δ; without base, decode against zeros for the checks alone."""
     digests = {}
     with Descriptors(CheckpointError) as sources, Descriptors(PackageError) as shards:
-        for tensor in task["tensors"]:
+        for tensor in tensors:
             adder = ChunkAdder(tensor, shards)
             before, after = hashlib.sha256(), hashlib.sha256()
             for values in read_chunks(tensor, sources):
@@ -262,8 +239,3 @@ def _sum_task(task: dict[str, Any], advance: Callable[[int], None]) -> dict[str,
             adder.finish()
             digests[tensor["name"]] = (before.hexdigest(), after.hexdigest())
     return digests
-
-
-def _digest_task(task: dict[str, Any], advance: Callable[[int], None]) -> dict[str, tuple[str, str]]:
-    with Descriptors(CheckpointError) as sources:
-        return {tensor["name"]: (view_digest(tensor, sources, advance), "") for tensor in task["tensors"]}

@@ -12,6 +12,7 @@ from typing import Any
 
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.manifest import Manifest, Source
+from paramdelta_hub.format.package import PICTURE_NAME
 from paramdelta_hub.format.sizes import human_bytes
 from paramdelta_hub.registry.chart import change_table
 from paramdelta_hub.registry.markdown import (
@@ -111,8 +112,7 @@ def delta_card(
         f"## Made of\n\n{_sources(manifest)}",
         f"## Fits\n\n{_fit(manifest)}",
         f"## Size and exactness\n\n{_exactness(manifest, id)}",
-        "## What changed\n\nThe size of the change against the size of the weights (Euclidean norms):\n\n"
-        + change_table(manifest.tensors),
+        f"## What changed\n\n{_changes(manifest, on_hub)}",
         f"## Licence\n\n{_license_text(manifest.license, *licenses)}",
         f"## Citation\n\n{_CITATION}",
     ]
@@ -274,6 +274,13 @@ def _fit(manifest: Manifest) -> str:
         lines += [f"  - {text}" for text in shown]
         lines += [f"  - … and {len(manifest.omissions) - _SHOWN} more"] * (len(manifest.omissions) > _SHOWN)
     return "\n".join(lines)
+
+
+def _changes(manifest: Manifest, on_hub: bool) -> str:
+    """Return the heat map where it was put beside the card, and in any case the table, which shows everywhere."""
+    picture = f"![Heat map of relative change by module and layer]({PICTURE_NAME})\n\n" if on_hub else ""
+    what = "The size of the change against the size of the weights (Euclidean norms):"
+    return f"{what}\n\n{picture}{change_table(manifest.tensors)}"
 
 
 def _exactness(manifest: Manifest, id_: str) -> str:

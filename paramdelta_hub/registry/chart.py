@@ -1,7 +1,6 @@
-"""How much each part of a model changed: a Markdown table with a bar for every layer.
+"""How much each part of a model changed: the parts, and a Markdown table of them with a bar for every layer.
 
-Plain text on purpose: the Hub strips inline SVG from cards, and a picture in the package would be a file that its
-manifest does not list.
+The table is plain text, so that it shows wherever a card is read; :mod:`.heatmap` draws the same as a picture.
 """
 
 from __future__ import annotations
@@ -12,12 +11,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, HEADS
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.registry.markdown import plain
 
-__all__ = ["Part", "change_table", "parts"]
+__all__ = ["Part", "Place", "change_table", "parts", "percent", "place_of"]
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 32
@@ -37,29 +37,39 @@ class Part:
     """|Δ| / |base| over all of them, Euclidean norms; infinite where base is zero or has none."""
     layers: tuple[tuple[int, float], ...]
     """(number, the same of that layer alone), in order; empty for what lies outside the layers."""
+    delta_norm: float = 0.0
+    base_norm: float = 0.0
+    tensors: tuple[TensorRecord, ...] = ()
 
 
-def parts(tensors: Iterable[TensorRecord]) -> list[Part]:
+class Place(NamedTuple):
+    """Where a tensor stands in its model: the first number in its name is its layer."""
+
+    stack: str
+    """What stands before the number, or ``layers``; empty for what lies outside the layers."""
+    layer: int
+    module: str
+    """What follows the number; outside the layers, what the tensor is to the model."""
+
+
+def parts(tensors: Iterable[TensorRecord], *, fine: bool = False) -> list[Part]:
     """Group the added tensors by what they are: the kind of module in each stack of layers, embeddings, head, others.
 
-    The first number in a name is its layer, what stands before it the stack, what follows the module:
-    ``model.layers.7.self_attn.q_proj.weight`` belongs to ``self_attn``. Norms of a stack are one part. Parts are in the
-    order of the tensors.
+    ``model.layers.7.self_attn.q_proj.weight`` belongs to ``self_attn`` or, if ``fine``, to ``self_attn.q_proj``. Norms
+    of a stack are one part, unless ``fine``. Parts are in the order of the tensors.
     """
-    squares: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
+    members: dict[tuple[str, str], dict[int, list[TensorRecord]]] = defaultdict(lambda: defaultdict(list))
     for tensor in tensors:
         if tensor.effect == "add":
-            stack, layer, module = _place(tensor.name)
-            sums = squares[stack, module][layer]
-            # Hypotenuses, not squares: a norm of a stranger's manifest may be 1e300.
-            sums[0] = math.hypot(sums[0], tensor.delta_norm)
-            sums[1] = math.hypot(sums[1], tensor.base_norm)
-    stacks = {stack for stack, _ in squares if stack}
+            stack, layer, module = place_of(tensor.name, fine=fine)
+            members[stack, module][layer].append(tensor)
+    stacks = {stack for stack, _ in members if stack}
     found = []
-    for (stack, module), layers in squares.items():
-        change = _ratio(math.hypot(*(d for d, _ in layers.values())), math.hypot(*(b for _, b in layers.values())))
-        by_layer = tuple((number, _ratio(*layers[number])) for number in sorted(layers)) if stack else ()
-        found.append(Part(f"{stack}: {module}" if len(stacks) > 1 and stack else module, change, by_layer))
+    for (stack, module), layers in members.items():
+        own = tuple(tensor for number in sorted(layers) for tensor in layers[number])
+        by_layer = tuple((number, _ratio(*_norms(layers[number]))) for number in sorted(layers)) if stack else ()
+        label = f"{stack}: {module}" if len(stacks) > 1 and stack else module
+        found.append(Part(label, _ratio(*_norms(own)), by_layer, *_norms(own), own))
     return found
 
 
@@ -75,38 +85,47 @@ def change_table(tensors: Iterable[TensorRecord]) -> str:
     for part in shown:
         bars = f"`{_bars([change for _, change in part.layers], top)}`" if len(part.layers) > 1 else ""
         number, most = max(part.layers, key=lambda layer: layer[1], default=(0, 0.0))
-        peak = f"layer {number}: {_percent(most)}" if len(part.layers) > 1 and most else ""
-        lines.append(f"| {plain(part.label)} | {_percent(part.change)} | {bars} | {peak} |")
+        peak = f"layer {number}: {percent(most)}" if len(part.layers) > 1 and most else ""
+        lines.append(f"| {plain(part.label)} | {percent(part.change)} | {bars} | {peak} |")
     if left:
         least, most = min(part.change for part in left), max(part.change for part in left)
-        lines.append(f"| {len(left)} more | {_percent(least)} to {_percent(most)} | | |")
+        lines.append(f"| {len(left)} more | {percent(least)} to {percent(most)} | | |")
     return "\n".join(lines)
 
 
-def _place(name: str) -> tuple[str, int, str]:
-    """Return (stack, layer, module) of a tensor; without a stack, the module is what it is to the model."""
-    if EMBEDDINGS.search(name) or (name.startswith("embeddings.") and not _NORM.search(name)):
-        return "", 0, "embeddings"
-    if HEADS.search(name):
-        return "", 0, "head"
+def place_of(name: str, *, fine: bool = False) -> Place:
+    """Return where the tensor of that name stands; ``fine`` names the very module, with ``*`` for numbers in it."""
     found = _LAYER.fullmatch(name)
     path = (found["rest"] if found else name).split(".")
+    exact = ".".join("*" if part.isdigit() else part for part in path)
+    exact = exact.removesuffix(".weight").removesuffix(".bias") if fine else ""
+    if EMBEDDINGS.search(name) or (name.startswith("embeddings.") and not _NORM.search(name)):
+        return Place("", 0, exact or "embeddings")
+    if HEADS.search(name):
+        return Place("", 0, exact or "head")
     is_norm = any(_NORM.search(part) for part in path)
     if found:
-        return found["stack"] or "layers", int(found["number"]), "norms" if is_norm else path[0]
-    return "", 0, "norms outside the layers" if is_norm else path[0]
+        return Place(found["stack"] or "layers", int(found["number"]), exact or ("norms" if is_norm else path[0]))
+    return Place("", 0, exact or ("norms outside the layers" if is_norm else path[0]))
+
+
+def percent(change: float) -> str:
+    """Return a change as people read it: ``1.23%``, ``none``, ``new`` where base is zero, ``12.3 ×`` from ten on."""
+    if not change:
+        return "none"
+    return "new" if math.isinf(change) else f"{change:.2%}" if change < 10 else f"{change:.3g} ×"
+
+
+def _norms(tensors: Iterable[TensorRecord]) -> tuple[float, float]:
+    """Return |Δ| and |base| over all of them, as hypotenuses: a norm of a stranger's manifest may be 1e300."""
+    own = tuple(tensors)
+    return math.hypot(*(tensor.delta_norm for tensor in own)), math.hypot(*(tensor.base_norm for tensor in own))
 
 
 def _ratio(delta: float, base: float) -> float:
     if not delta:
         return 0.0
     return delta / base if base and math.isfinite(delta) else math.inf
-
-
-def _percent(change: float) -> str:
-    if not change:
-        return "none"
-    return "new" if math.isinf(change) else f"{change:.2%}" if change < 10 else f"{change:.3g} ×"
 
 
 def _bars(changes: Sequence[float], top: float) -> str:

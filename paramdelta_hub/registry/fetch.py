@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from paramdelta_hub.format.durable import read_small, sync_file
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import FileRecord
 from paramdelta_hub.registry.client import asking, is_offline
+from paramdelta_hub.registry.names import is_commit, is_id
 from paramdelta_hub.registry.receiving import is_right
 from paramdelta_hub.work.progress import Progress
 
@@ -35,9 +35,6 @@ __all__ = [
     "look",
     "saved",
 ]
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def look(api: HfApi, repo: str, revision: str | None = None) -> Commit:
         commit = info.sha or ""
         named = getattr(info.card_data, "base_model", None)
         bases = [named] if isinstance(named, str) else named if isinstance(named, list) else []
-    if not _COMMIT.fullmatch(commit):
+    if not is_commit(commit):
         raise RegistryError("the Hub names no commit", where=where, remedy="run the command again")
     return Commit(commit, bool(info.private), frozenset(base for base in bases if isinstance(base, str)), files)
 
@@ -137,10 +134,10 @@ def saved(repo: str, name: str, revision: str, most: int) -> tuple[bytes, str] |
     if path is None or content is None:
         return None
     known = os.path.basename(os.path.realpath(path))
-    if _SHA256.fullmatch(known):
+    if is_id(known):
         damaged = hashlib.sha256(content).hexdigest() != known
     else:  # without symbolic links the cache has it under its own name
-        damaged = bool(_COMMIT.fullmatch(known)) and _git_digest(content) != known
+        damaged = is_commit(known) and _git_digest(content) != known
     return None if damaged else (content, path.parent.name)
 
 
@@ -237,7 +234,7 @@ def _download(
 
     # Clients before 1.0 have no place for a bar of ours.
     bar: Any = {"tqdm_class": Forward} if "tqdm_class" in inspect.signature(hf_hub_download).parameters else {}
-    with asking(f"{repo}@{revision[:12] if _COMMIT.fullmatch(revision) else revision}"):
+    with asking(f"{repo}@{revision[:12] if is_commit(revision) else revision}"):
         return Path(
             hf_hub_download(
                 repo,

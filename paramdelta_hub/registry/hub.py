@@ -13,7 +13,7 @@ from paramdelta_hub.errors import IntegrityError, RegistryError
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.format.names import is_clear
-from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
+from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.registry.client import MissingError, asking, connect, is_offline
 from paramdelta_hub.registry.fetch import (
     check_announced,
@@ -23,10 +23,20 @@ from paramdelta_hub.registry.fetch import (
     saved,
 )
 from paramdelta_hub.registry.lock import Lock, pin
-from paramdelta_hub.registry.names import check_repo, is_version, newest, precedence
+from paramdelta_hub.registry.names import check_repo, is_commit, is_version, newest, precedence
 from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version
 from paramdelta_hub.registry.publishing import publish
-from paramdelta_hub.registry.receiving import EXTRAS, alone_in, check_space, file_chunks, is_right, put_small, receive
+from paramdelta_hub.registry.receiving import (
+    EXTRAS,
+    SIGNATURE_NAME,
+    alone_in,
+    check_space,
+    file_chunks,
+    is_right,
+    put_small,
+    receive,
+)
+from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.registry.tags import (
     BASE_PREFIX,
     FACTS_KEY,
@@ -44,7 +54,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HubRegistry"]
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _TEXT_LENGTH = 1024
 
 
@@ -97,6 +106,7 @@ class HubRegistry:
         *,
         part: Part = "package",
         allow_downgrade: bool = False,
+        trust: Trust | None = None,
         progress: Progress | None = None,
     ) -> Pulled:
         """Fetch a version, commit or branch (the newest version if None) into ``folder``, or the Hub's cache.
@@ -105,6 +115,7 @@ class HubRegistry:
         the cache has whole needs no network: a version never changes. In ``folder``, the manifest comes last.
 
         Raises:
+            SignatureError: see :meth:`.protocol.Registry.pull`.
             IntegrityError: what came is not what the manifest promises, or the tag is not the manifest's version.
             DestinationError: ``folder`` holds something else.
             RegistryError: no such repository or version, not allowed, not reachable, offline and not in the cache.
@@ -121,11 +132,15 @@ class HubRegistry:
                 where=where,
                 remedy="the tag was moved or set by hand; take another version, or tell the publisher",
             )
+        signed_by = None
+        if trust is not None:
+            signature = saved(repo, SIGNATURE_NAME, found.commit, SIGNATURE_BYTES)
+            signed_by = trust.check(found.content, signature[0] if signature else None, where, repo)
         files = _listed(manifest, part)
         if folder is None:
             place = self._cache(repo) / "snapshots" / found.commit
             came = self._files(api, repo, found.commit, files, place, None, progress)
-            return Pulled(place, repo, manifest.version, found.commit, package_id, came)
+            return Pulled(place, repo, manifest.version, found.commit, package_id, came, signed_by)
         out = Path(os.path.abspath(folder.expanduser()))
         address = re.sub(r"//[^/]*@", "//", api.endpoint)  # without a name and a password
         lock = Lock.of(manifest, package_id, registry=address, repo=repo, revision=found.commit)
@@ -136,7 +151,7 @@ class HubRegistry:
                 beside = saved(repo, name, found.commit, most)
                 came += put_small(out / name, beside[0] if beside else None)
             came += put_small(out / MANIFEST_NAME, found.content)
-        return Pulled(out, repo, manifest.version, found.commit, package_id, came)
+        return Pulled(out, repo, manifest.version, found.commit, package_id, came, signed_by)
 
     def versions(self, repo: str) -> list[Version]:
         """Return all versions, the newest first by semantic version; other tags are left out.
@@ -191,7 +206,7 @@ class HubRegistry:
         return newest(filter(is_version, names)) or "main"
 
     def _saved(self, repo: str, revision: str) -> _Found | None:
-        if not (is_offline() or is_version(revision) or _COMMIT.fullmatch(revision)):
+        if not (is_offline() or is_version(revision) or is_commit(revision)):
             return None
         found = saved(repo, MANIFEST_NAME, revision, MANIFEST_BYTES)
         return _Found(*found) if found else None

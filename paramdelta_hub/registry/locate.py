@@ -9,6 +9,8 @@ from paramdelta_hub.errors import OptionError
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Part, Registry
 from paramdelta_hub.registry.reference import Reference, open_registry, parse_reference
+from paramdelta_hub.registry.signing import Trust
+from paramdelta_hub.registry.signing import trust as trusted
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["REGISTRY_VARIABLE", "chosen", "find", "locate_delta"]
@@ -44,13 +46,16 @@ def locate_delta(
     registry: str | Path | None = None,
     *,
     part: Part = "package",
+    trust: Trust | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Return the folder of a delta: the one named or, if it lies in a registry, a checked copy on this machine.
 
-    A folder that exists wins over a repository of the same spelling.
+    A folder that exists wins over a repository of the same spelling. From a registry it must be signed as ``trust``
+    says or, without it, as PARAMDELTA_REQUIRE_SIGNATURE.
 
     Raises:
+        SignatureError: it is not.
         OptionError: a reference that can't be one.
         RegistryError: it is not there, not allowed, or not reachable.
         IntegrityError: what came is not what its manifest promises.
@@ -59,7 +64,8 @@ def locate_delta(
     if reference is None or _is_path(delta, reference):
         return Path(delta)
     found, reference = find(str(delta), registry)
-    return found.pull(reference.repo, reference.revision, part=part, progress=progress).path
+    pulled = found.pull(reference.repo, reference.revision, part=part, trust=trust or trusted(), progress=progress)
+    return pulled.path
 
 
 def chosen(registry: str | Path | None) -> str | None:

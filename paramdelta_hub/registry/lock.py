@@ -15,7 +15,7 @@ from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, Manifest, check_digest
 from paramdelta_hub.format.names import check_file_names
 from paramdelta_hub.format.package import LOCK_NAME, open_package
-from paramdelta_hub.format.records import Record, SemanticVersion, Sha256, Text
+from paramdelta_hub.format.records import Record, SemanticVersion, Sha256, Text, at_most
 from paramdelta_hub.limits import FILES, LOCK_BYTES
 from paramdelta_hub.registry.names import precedence
 from paramdelta_hub.registry.receiving import EXTRAS
@@ -32,7 +32,7 @@ class Lock(Record):
     version: SemanticVersion
     revision: Text = Field(description="what pins it there: the commit on the Hub, the id elsewhere")
     id: Sha256 = Field(description="sha256 of the manifest")
-    files: Annotated[dict[Text, Sha256], Field(max_length=FILES)] = Field(description="of every file, by name")
+    files: Annotated[dict[Text, Sha256], at_most(FILES)] = Field(description="of every file, by name")
 
     @classmethod
     def of(cls, manifest: Manifest, package_id: str, *, registry: str, repo: str, revision: str) -> Lock:
@@ -53,8 +53,11 @@ def read_lock(folder: Path) -> Lock | None:
     if not os.path.lexists(path):
         return None
     text = read_small(path, LOCK_BYTES)
-    jsontext.parse(text, PackageError, str(path))
+    value = jsontext.parse(text, PackageError, str(path))
     try:
+        # Before pydantic, which keeps a copy of the whole for every field that it misses.
+        if not isinstance(value, dict) or value.keys() != Lock.model_fields.keys():
+            raise PackageError("other fields than a lock's")
         lock = Lock.model_validate_json(text)
         check_file_names(lock.files)
     except (ValidationError, SourceError):

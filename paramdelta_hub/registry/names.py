@@ -11,9 +11,20 @@ from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.format.names import check_file_name
 from paramdelta_hub.format.records import SemanticVersion
 
-__all__ = ["check_address", "check_repo", "is_repo", "is_version", "newest", "precedence"]
+__all__ = [
+    "check_address",
+    "check_repo",
+    "check_version",
+    "is_commit",
+    "is_id",
+    "is_repo",
+    "is_version",
+    "newest",
+    "precedence",
+]
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", re.ASCII)
+_COMMIT, _ID = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _VERSION: TypeAdapter[str] = TypeAdapter(SemanticVersion)
 
 
@@ -62,6 +73,30 @@ def is_version(text: str) -> bool:
     except ValidationError:
         return False
     return True
+
+
+def is_commit(text: str) -> bool:
+    """Whether a text can be a commit of the Hub: a sha1, written in hex."""
+    return _COMMIT.fullmatch(text) is not None
+
+
+def is_id(text: str) -> bool:
+    """Whether a text can be a package's id, or any other sha256, written in hex."""
+    return _ID.fullmatch(text) is not None
+
+
+def check_version(found: str, wanted: str | None, where: str) -> None:
+    """Check that a package is published as the version that it is; ``wanted`` may be None.
+
+    Raises:
+        OptionError: it is to be published as another.
+    """
+    if wanted is not None and wanted != found:
+        raise OptionError(
+            f"the package is version {found}, not {wanted[:200]}, and its version is part of its id",
+            where=where,
+            remedy=f"extract it again with --version {wanted[:200]}, or publish it as {found}",
+        )
 
 
 def precedence(version: str) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["Hit", "Published", "Pulled", "Registry", "Version"]
@@ -54,6 +55,8 @@ class Pulled:
     id: str
     downloaded: int
     """Bytes that were not there before."""
+    signed_by: str | None = None
+    """Which trusted key its signature holds good for; None where no signature was asked for."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +109,17 @@ class Registry(Protocol):
         *,
         part: Part = "package",
         allow_downgrade: bool = False,
+        trust: Trust | None = None,
         progress: Progress | None = None,
     ) -> Pulled:
         """Fetch a version (the newest if None) into ``folder``, or a cache; every file's size and sha256 is checked.
 
         A folder that holds another version is changed only if the new one was named, and to a lower one only with
-        ``allow_downgrade``.
+        ``allow_downgrade``. With ``trust``, the manifest must be signed, for this repository, by one of its keys; that
+        is checked before anything is written.
 
         Raises:
+            SignatureError: not signed so.
             IntegrityError: what came is not what the manifest promises.
             DestinationError: the folder holds something else.
             RegistryError: no such repository or version, not allowed, not reachable, …

@@ -12,16 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paramdelta_hub.errors import OptionError, PackageError, PublishError, RegistryError
+from paramdelta_hub.errors import PackageError, PublishError, RegistryError
 from paramdelta_hub.format.durable import read_small
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
-from paramdelta_hub.format.package import Package, open_package
+from paramdelta_hub.format.package import PICTURE_NAME, Package, open_package
 from paramdelta_hub.limits import MANIFEST_BYTES
 from paramdelta_hub.registry.client import MissingError, StaleError, asking
 from paramdelta_hub.registry.fetch import Commit, fetch_small, look
+from paramdelta_hub.registry.heatmap import heat_map, heat_parts
+from paramdelta_hub.registry.names import check_version
 from paramdelta_hub.registry.protocol import Published
-from paramdelta_hub.registry.receiving import EXTRAS
+from paramdelta_hub.registry.receiving import EXTRAS, SIGNATURE_NAME
+from paramdelta_hub.registry.signing import read_signature
 from paramdelta_hub.work.progress import Progress
 
 if TYPE_CHECKING:
@@ -87,12 +90,7 @@ def open_proposal(api: HfApi, repo: str, title: str) -> str | None:
 
 def _checked(path: Path, version: str, progress: Progress) -> Package:
     delta = open_package(path)
-    if delta.manifest.version != version:
-        raise OptionError(
-            f"the package is version {delta.manifest.version}, not {version}",
-            where=str(path),
-            remedy=f"publish it as {delta.manifest.version}, or extract it again with --version {version}",
-        )
+    check_version(delta.manifest.version, version, str(path))
     progress.start("checking", delta.manifest.nbytes)
     try:
         delta.check_files(progress.advance)
@@ -197,11 +195,14 @@ def _operations(
     names = [*(file.path for file in delta.manifest.files), *beside, MANIFEST_NAME]
     for name in names:
         yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(settle(delta.path, name)))
+    # Drawn of the manifest here and now: a file in the package's folder could be anything.
+    picture = heat_map(heat_parts(delta.manifest.tensors), alone=True)
+    yield CommitOperationAdd(path_in_repo=PICTURE_NAME, path_or_fileobj=picture.encode())
     before = _manifest_of(api, repo, head)
     if before is not None:
         if before.version == delta.manifest.version and not _is_manifest(delta, head):
             raise _taken(repo, before.version)
-        old = {file.path for file in before.files} | {"manifest.json.sig"}
+        old = {file.path for file in before.files} | {SIGNATURE_NAME}
         for name in sorted((old & head.files.keys()) - set(names)):
             yield CommitOperationDelete(path_in_repo=name)
 
@@ -230,8 +231,11 @@ def _is_manifest(delta: Package, commit: Commit) -> bool:
 
 
 def _stored(delta: Package, commit: Commit) -> bool:
-    """Whether a commit holds the package whole."""
-    return _is_manifest(delta, commit) and all(_holds(delta, file, commit) for file in delta.manifest.files)
+    """Whether a commit holds the package whole, and its signature if it has one."""
+    if not _is_manifest(delta, commit) or not all(_holds(delta, file, commit) for file in delta.manifest.files):
+        return False
+    signature, remote = read_signature(delta.path), commit.files.get(SIGNATURE_NAME)
+    return signature is None or (remote is not None and remote.holds(signature))
 
 
 def _holds(delta: Package, file: FileRecord, commit: Commit) -> bool:

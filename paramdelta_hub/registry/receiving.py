@@ -19,6 +19,7 @@ from paramdelta_hub.format.durable import (
     TEMPORARY,
     file_digest,
     io_errors,
+    make_folders,
     open_regular,
     sync_folder,
     write_exactly,
@@ -30,9 +31,10 @@ from paramdelta_hub.format.package import LOCK_NAME
 from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, GIB, SIGNATURE_BYTES
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["EXTRAS", "alone_in", "check_space", "file_chunks", "is_right", "put_small", "receive"]
+__all__ = ["EXTRAS", "SIGNATURE_NAME", "alone_in", "check_space", "file_chunks", "is_right", "put_small", "receive"]
 
-EXTRAS = {"README.md": CARD_BYTES, "manifest.json.sig": SIGNATURE_BYTES}
+SIGNATURE_NAME = "manifest.json.sig"
+EXTRAS = {"README.md": CARD_BYTES, SIGNATURE_NAME: SIGNATURE_BYTES}
 """What goes with a package though its manifest does not list it, and how large each may be."""
 _UNFINISHED = ".received.tmp"
 
@@ -47,7 +49,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         StorageError: it can't be made.
     """
     with io_errors("making the folder"):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with io_errors("locking the folder"):
@@ -94,9 +96,9 @@ def receive(
         with io_errors("writing"):
             for file in missing:
                 _receive_one(file, chunks(file.path), temporary, settle(folder, file.path), where, progress)
-            for parent in {(folder / file.path).parent for file in missing}:
+            # Also where nothing is missing: whoever put it there may have died before it had this done.
+            for parent in {(folder / file.path).parent for file in files} | {folder}:
                 sync_folder(parent)
-            sync_folder(folder)
     finally:
         progress.finish()
     return needed
@@ -147,7 +149,7 @@ def _receive_one(
             )
         check_digest(digest.hexdigest(), file.sha256, f"the file {file.path!r}", where)
         os.fsync(descriptor)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.manifest import MANIFEST_NAME
 from paramdelta_hub.format.names import is_clear
-from paramdelta_hub.registry.names import check_address, is_repo, is_version
+from paramdelta_hub.registry.names import check_address, is_id, is_repo, is_version
 from paramdelta_hub.registry.protocol import Registry
 
 __all__ = ["Reference", "open_registry", "parse_reference"]
@@ -27,7 +27,6 @@ __all__ = ["Reference", "open_registry", "parse_reference"]
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _ON_THE_HUB = re.compile(r"([^/@]+/[^/@]+)(?:@(.*))?", re.DOTALL)
 _HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9][A-Za-z0-9._+-]*)*", re.ASCII)
-_ID = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _checked(revision: str | None, text: str, *, on_the_hub: bool = False) -> st
     if on_the_hub:
         good = _HUB_REVISION.fullmatch(revision) is not None and ".." not in revision
     else:
-        good = is_version(revision) or _ID.fullmatch(revision) is not None
+        good = is_version(revision) or is_id(revision)
     if not good:
         hint = "write the version without the v" if is_version(revision.lstrip("vV")) else "write @1.2.0, for example"
         raise OptionError(f"{revision[:200]!r} can't be a version", where=text, remedy=hint)

@@ -15,19 +15,27 @@ from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, check_digest, parse_manifest
 from paramdelta_hub.format.package import Package, open_package
-from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES
+from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.registry.bucket import BucketStore
 from paramdelta_hub.registry.folder import FolderStore
 from paramdelta_hub.registry.lock import Lock, pin
-from paramdelta_hub.registry.names import check_repo, is_repo, is_version, newest, precedence
+from paramdelta_hub.registry.names import (
+    check_repo,
+    check_version,
+    is_id,
+    is_repo,
+    is_version,
+    newest,
+    precedence,
+)
 from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version
-from paramdelta_hub.registry.receiving import EXTRAS, alone_in, put_small, receive
+from paramdelta_hub.registry.receiving import EXTRAS, SIGNATURE_NAME, alone_in, put_small, receive
+from paramdelta_hub.registry.signing import Trust, read_manifest
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["Store", "StoreRegistry"]
 
 _LOCAL_URL = re.compile(r"(?:file|local)://(?:localhost)?(/.*)", re.DOTALL)
-_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class Store(Protocol):
@@ -99,19 +107,14 @@ class StoreRegistry:
                 remedy="leave the option out, and set access rights where the store has them",
             )
         opened = open_package(Path(package))
-        if opened.manifest.version != version:
-            raise OptionError(
-                f"the package is version {opened.manifest.version}, not {version[:200]}",
-                where=str(package),
-                remedy=f"publish it as {opened.manifest.version}, or extract it again with --version",
-            )
+        check_version(opened.manifest.version, version, str(package))
         folder = f"{check_repo(repo)}/{version}"
         there = self._id(folder)
         uploaded = there is None
         if uploaded:
             _check_in_place(opened, opened.manifest.files, progress)
             try:
-                self._store.put(opened, folder, _manifest_text(opened), progress)
+                self._store.put(opened, folder, read_manifest(opened), progress)
             except PublishError:
                 there, uploaded = self._id(folder), False
                 if there is None:
@@ -132,14 +135,16 @@ class StoreRegistry:
         *,
         part: Part = "package",
         allow_downgrade: bool = False,
+        trust: Trust | None = None,
         progress: Progress | None = None,
     ) -> Pulled:
         """Fetch a version (the newest if None) into ``folder``, or a cache; every file's size and sha256 is checked.
 
         What is in ``folder`` already, and right, is kept. Without ``folder``, a version in a registry on this machine
-        is checked and used where it lies.
+        is checked and used where it lies; but not with ``trust``, as others could change it after the check.
 
         Raises:
+            SignatureError: see :meth:`.protocol.Registry.pull`.
             IntegrityError: what came is not what the manifest promises, or what was pulled as this version before.
             DestinationError: ``folder`` holds something else, or a version that is not to be replaced; see
                 :func:`~paramdelta_hub.registry.lock.pin`.
@@ -154,8 +159,11 @@ class StoreRegistry:
         where = f"{self._store.url}/{source}"
         manifest, package_id = self._parse(text, source, version)
         files = {"package": manifest.files, "companions": manifest.companions, "manifest": ()}[part]
+        signed_by = None
+        if trust is not None:
+            signed_by = trust.check(text, self._store.read(source, SIGNATURE_NAME, SIGNATURE_BYTES), where, repo)
         place = self._store.place(source)
-        if folder is None and place is not None:
+        if folder is None and place is not None and trust is None:
             _check_in_place(Package(place, manifest, package_id), files, progress)
             return Pulled(place, repo, version, package_id, package_id, 0)
         out = Path(os.path.abspath(os.path.expanduser(folder or self._cached(source))))
@@ -166,7 +174,7 @@ class StoreRegistry:
             for name, most in EXTRAS.items() if part == "package" else ():
                 came += put_small(out / name, self._store.read(source, name, most))
             came += put_small(out / MANIFEST_NAME, text)
-        return Pulled(out, repo, version, package_id, package_id, came)
+        return Pulled(out, repo, version, package_id, package_id, came, signed_by)
 
     def versions(self, repo: str) -> list[Version]:
         """Return all versions, the newest first by semantic version.
@@ -248,7 +256,7 @@ class StoreRegistry:
 
     def _find(self, repo: str, revision: str | None) -> tuple[str, bytes] | None:
         """Return the version that is meant, and its manifest as it lies there; None if there is none."""
-        left = [name for name in self._names(repo) if revision in (None, name) or _ID.fullmatch(revision or "")]
+        left = [name for name in self._names(repo) if revision in (None, name) or is_id(revision or "")]
         while chosen := newest(left):
             text = self._manifest(f"{repo}/{chosen}")
             meant = revision in (None, chosen) or (text and hashlib.sha256(text).hexdigest() == revision)
@@ -282,11 +290,6 @@ class StoreRegistry:
         home = os.environ.get("XDG_CACHE_HOME", "")
         cache = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~/.cache"))
         return cache / "paramdelta-hub" / hashlib.sha256(self._store.url.encode()).hexdigest()[:16] / source
-
-
-def _manifest_text(package: Package) -> bytes:
-    size = os.stat(settle(package.path, MANIFEST_NAME)).st_size
-    return package.read_file(FileRecord(path=MANIFEST_NAME, size=size, sha256=package.digest), MANIFEST_BYTES)
 
 
 def _check_in_place(package: Package, files: tuple[FileRecord, ...], progress: Progress | None) -> None:

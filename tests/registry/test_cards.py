@@ -69,6 +69,13 @@ def shape(card: str) -> list[str]:
     return [token.type for token in tokens(card) if token.type not in ("text", "softbreak")]
 
 
+def test_the_picture_is_shown_where_it_lies_beside_the_card(manifest: Manifest) -> None:
+    for on_hub in (True, False):
+        card = delta_card(manifest, "f" * 64, "org/delta", on_hub=on_hub)
+        assert [token.attrGet("src") for token in tokens(card) if token.type == "image"] == ["change.svg"] * on_hub
+        assert "table_open" in shape(card), "where pictures do not show, the table does"
+
+
 def test_a_deltas_card_says_what_it_is(manifest: Manifest) -> None:
     card = delta_card(manifest, "f" * 64, "org/delta", licenses=("apache-2.0", "apache-2.0"))
     assert metadata(card) == {
@@ -205,12 +212,13 @@ def hostile(manifest: Manifest, words: list[str]) -> Manifest:
 
 
 def check_harmless(card: str, markers: int) -> None:
-    """No HTML but our markers, no image, no link but ours, no code block but ours."""
+    """No HTML but our markers, no image or link but ours, no code block but ours."""
     found = tokens(card)
     html = [token.content.strip() for token in found if token.type in ("html_block", "html_inline")]
     assert [text for text in html if text in (YOURS_BEGIN, YOURS_END)] == html
     assert len(html) == markers
-    assert not {"image", "hr", "s_open"} & {token.type for token in found}
+    assert not {"hr", "s_open"} & {token.type for token in found}
+    assert all(token.attrGet("src") == "change.svg" for token in found if token.type == "image")
     assert sum(token.type in ("code_block", "ordered_list_open") for token in found) == 1  # the formula
     for token in found:
         if token.type == "link_open":

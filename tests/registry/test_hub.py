@@ -83,7 +83,21 @@ def test_publishing_is_one_commit_on_its_parent_and_then_a_tag(
     assert done["url"] == f"{hub.endpoint}/{repo}/tree/1.0.0"
     assert not made.private
     names = {name: blob.content for name, blob in made.head.files.items() if name != ".gitattributes"}
+    assert names.pop("change.svg").startswith(b"<svg ")
     assert names == tree(packages.v1)
+
+
+def test_a_cards_picture_is_drawn_when_published_and_comes_with_no_pull(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages, tmp_path: Path
+) -> None:
+    package = shutil.copytree(packages.v1, tmp_path / "package")
+    (package / "change.svg").write_text("<svg><script>alert(1)</script></svg>")
+    client("publish", package=package, repo=repo, version="1.0.0")
+    picture = hub.repositories[repo].head.files["change.svg"].content
+    assert b"script" not in picture
+    assert b"Heat map of relative change" in picture
+    client("pull", repo=repo, revision="1.0.0", folder=tmp_path / "pulled")
+    assert not (tmp_path / "pulled/change.svg").exists()
 
 
 def test_publishing_equal_content_again_does_nothing(
@@ -130,7 +144,7 @@ def test_a_new_version_takes_away_the_files_of_the_old_one_and_no_others(
     made = hub.repositories[repo]
     made.add({"chart.svg": b"<svg/>"})
     client("publish", package=packages.v2, repo=repo, version="1.10.0")
-    assert made.head.files.keys() == {*tree(packages.v2), ".gitattributes", "README.md", "chart.svg"}
+    assert made.head.files.keys() == {*tree(packages.v2), ".gitattributes", "README.md", "change.svg", "chart.svg"}
     assert "companions/vocab.txt" in made.commits[made.tags["1.0.0"]].files
     assert client("card", repo=repo) == "a\nb\n"
 
