@@ -36,22 +36,34 @@ from paramdelta_hub.errors import (
 )
 from paramdelta_hub.format.manifest import Manifest
 from paramdelta_hub.operations.apply import ApplyReport, Summand, WeightMap, apply
+from paramdelta_hub.operations.catalog import CatalogReport, catalog
+from paramdelta_hub.operations.execution import Crew
 from paramdelta_hub.operations.extract import ExtractReport, extract
-from paramdelta_hub.operations.inspect import InspectReport, inspect
+from paramdelta_hub.operations.inspect import InspectReport, compare, inspect, write_report
 from paramdelta_hub.operations.publish import publish
 from paramdelta_hub.operations.registries import link, pull, search, versions
+from paramdelta_hub.operations.requests import ApplyRequest, ExtractRequest
+from paramdelta_hub.operations.results import ResultReport, verify_result
+from paramdelta_hub.operations.sharing import ShareReport, commit, do_share
 from paramdelta_hub.operations.tensors import tensors
 from paramdelta_hub.operations.verify import VerifyReport, verify
 from paramdelta_hub.registry.links import Linked
 from paramdelta_hub.registry.protocol import Hit, Published, Pulled, Version
 from paramdelta_hub.registry.search import Found
+from paramdelta_hub.registry.signing import SignatureError
+from paramdelta_hub.reports.agreement import Comparison
 from paramdelta_hub.work.progress import Progress
 
 __all__ = [
     "ApplyReport",
+    "ApplyRequest",
+    "CatalogReport",
     "CheckpointError",
+    "Comparison",
+    "Crew",
     "DestinationError",
     "ExtractReport",
+    "ExtractRequest",
     "Found",
     "Hit",
     "InspectReport",
@@ -70,7 +82,10 @@ __all__ = [
     "Published",
     "Pulled",
     "RegistryError",
+    "ResultReport",
     "Rules",
+    "ShareReport",
+    "SignatureError",
     "SourceError",
     "StorageError",
     "Summand",
@@ -81,6 +96,10 @@ __all__ = [
     "WeightMap",
     "__version__",
     "apply",
+    "catalog",
+    "commit",
+    "compare",
+    "do_share",
     "extract",
     "inspect",
     "link",
@@ -89,5 +108,7 @@ __all__ = [
     "search",
     "tensors",
     "verify",
+    "verify_result",
     "versions",
+    "write_report",
 ]

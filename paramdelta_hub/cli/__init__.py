@@ -6,6 +6,8 @@ import click
 
 from paramdelta_hub.__about__ import __version__
 from paramdelta_hub.cli.apply import apply
+from paramdelta_hub.cli.catalog import catalog
+from paramdelta_hub.cli.commit import commit
 from paramdelta_hub.cli.extract import extract
 from paramdelta_hub.cli.inspect import inspect
 from paramdelta_hub.cli.link import link
@@ -15,7 +17,20 @@ from paramdelta_hub.cli.search import search
 from paramdelta_hub.cli.verify import verify
 from paramdelta_hub.cli.versions import versions
 
-__all__ = ["apply", "extract", "inspect", "link", "main", "publish", "pull", "search", "verify", "versions"]
+__all__ = [
+    "apply",
+    "catalog",
+    "commit",
+    "extract",
+    "inspect",
+    "link",
+    "main",
+    "publish",
+    "pull",
+    "search",
+    "verify",
+    "versions",
+]
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 2 usage, 3 unreadable input, 4 misfit, 5 not exact, 6 output taken, 7 disk, 8 registry."
@@ -28,5 +43,5 @@ def main() -> None:
     """Extract a post-training delta once; verify it, publish it, and apply it to any compatible new base."""
 
 
-for command in (extract, apply, verify, inspect, publish, pull, search, versions, link):
+for command in (extract, apply, verify, inspect, publish, pull, search, versions, link, commit, catalog):
     main.add_command(command)

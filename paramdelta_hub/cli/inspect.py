@@ -4,31 +4,114 @@ from __future__ import annotations
 
 import click
 
-from paramdelta_hub.cli.common import command, emit, human_bytes, registry_option
+from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, table
+from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.manifest import Source
-from paramdelta_hub.operations.inspect import InspectReport, relative_change
+from paramdelta_hub.limits import COMPARED_DELTAS, SPECTRUM_MATRICES
+from paramdelta_hub.operations.inspect import InspectReport, check_report, compare, relative_change, write_report
 from paramdelta_hub.operations.inspect import inspect as run
+from paramdelta_hub.reports.agreement import Comparison
+from paramdelta_hub.reports.comparison_page import pair_labels
 
 __all__ = ["inspect"]
 
 _EXAMPLES = """
 pd-inspect ./delta
 pd-inspect ./delta --top 30
+pd-inspect ./delta --html report.html
 pd-inspect org/name@1.2.0 --json
+pd-inspect ./math-delta ./code-delta --html together.html
 """
 
 
 @command(examples=_EXAMPLES)
-@click.argument("delta")
+@click.argument("deltas", metavar="DELTA [DELTA]...", nargs=-1, required=True)
 @click.option("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Changed tensors to list.")
+@click.option("--html", metavar="FILE", help="Write the report as one self-contained page, too.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@click.option(
+    "--samples",
+    type=click.IntRange(0, SPECTRUM_MATRICES),
+    help="Matrices to decode for their effective rank [default: 16 with --html, if the weights are here; else 0].",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Tensors compared at a time [default: processors].")
 @registry_option
-def inspect(delta: str, top: int, registry: str | None, as_json: bool, quiet: bool) -> None:
+def inspect(
+    deltas: tuple[str, ...],
+    top: int,
+    html: str | None,
+    overwrite: bool,
+    samples: int | None,
+    threads: int | None,
+    registry: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Show what the package DELTA is: sources, architecture, exactness, size, and the most changed tensors.
 
-    DELTA is a folder, or org/name[@version] in a registry; of the latter only the manifest is fetched.
+    Of several, compare the weights: cosines between them layer by layer, and the share of opposite signs.
+
+    DELTA is a folder, or org/name[@version] in a registry; of the latter only the manifest is fetched, unless several
+    are compared or --samples is given.
     """
-    report = run(delta, registry=registry)
-    emit(report.to_json(most_changed=top), _text(report, top), as_json=as_json, quiet=quiet)
+    if html:
+        check_report(html, overwrite=overwrite)
+    report: InspectReport | Comparison
+    if len(deltas) == 1:
+        wanted = samples if samples is not None else None if html else 0
+        report = run(deltas[0], registry=registry, samples=wanted)
+        found, text = report.to_json(most_changed=top), _text(report, top)
+    else:
+        _check_several(deltas, samples)
+        report = compare(deltas, registry=registry, threads=threads, progress=Bars(quiet))
+        found, text = report.to_json(), _compared(report, deltas)
+    if html:
+        reference = deltas[0] if len(deltas) == 1 else None
+        found["html"] = str(write_report(report, html, reference=reference, overwrite=overwrite))
+        text += f"\n\nwritten  {html}"
+    emit(found, text, as_json=as_json, quiet=quiet)
+
+
+def _check_several(deltas: tuple[str, ...], samples: int | None) -> None:
+    """Refuse what makes no sense of several deltas before anything is fetched.
+
+    Raises:
+        OptionError: too many, or an option for one.
+    """
+    if len(deltas) > COMPARED_DELTAS:
+        raise OptionError(f"{len(deltas)} deltas can't be compared", remedy=f"give up to {COMPARED_DELTAS}")
+    if samples:
+        raise OptionError("--samples is for one delta", remedy="inspect each delta by itself")
+
+
+def _compared(comparison: Comparison, deltas: tuple[str, ...]) -> str:
+    labels = pair_labels(comparison)
+    lines = [
+        f"{letter}  {package.manifest.name} {package.manifest.version}  ({delta})"
+        for letter, package, delta in zip("ABCDEF", comparison.packages, deltas, strict=False)
+    ]
+    lines.append(f"\n{comparison.tensors:,} tensors, {comparison.elements:,} weights in common")
+    if comparison.same_base < comparison.tensors:
+        lines.append(f"of other bases: {comparison.tensors - comparison.same_base:,} of these tensors")
+    if comparison.left_out:
+        names = ", ".join(name for name, _ in comparison.left_out[:3])
+        more = ", …" if len(comparison.left_out) > 3 else ""
+        lines.append(f"left out: {len(comparison.left_out)} ({names}{more})")
+    rows = [
+        (label, _figure(a.cosine, ".4f"), f"{a.both:,}", _figure(a.conflict, ".1%"))
+        for label, a in zip(labels, comparison.total, strict=True)
+    ]
+    lines += ["", table(("pair", "cosine", "moved by both", "opposite signs"), rows)]
+    heads = ("layer", *(f"{label} {what}" for label in labels for what in ("cosine", "opposite")))
+    by_layer = [
+        (layer, *(text for a in agreements for text in (_figure(a.cosine, ".4f"), _figure(a.conflict, ".1%"))))
+        for layer, agreements in comparison.layers
+    ]
+    return "\n".join([*lines, "", table(heads, by_layer)])
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _text(report: InspectReport, top: int) -> str:
@@ -58,6 +141,10 @@ def _text(report: InspectReport, top: int) -> str:
             f"  {'×'.join(map(str, tensor.shape)) or 'scalar'} {tensor.dtype}"
             for tensor in changed
         ]
+    if report.spectra:
+        width = max(len(spectrum.name) for spectrum in report.spectra)
+        lines += ["", f"  {'sampled':<{width}}  effective rank  of noise"]
+        lines += [f"  {s.name:<{width}}  {s.effective_rank:>14.1f}  {s.noise_rank:>8.1f}" for s in report.spectra]
     return "\n".join(lines)
 
 

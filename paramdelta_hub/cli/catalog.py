@@ -1,0 +1,75 @@
+"""``pd-catalog``."""
+
+from __future__ import annotations
+
+import click
+
+from paramdelta_hub.cli.common import Bars, command, emit, human_bytes
+from paramdelta_hub.limits import CATALOG_DELTAS, SPECTRUM_MATRICES
+from paramdelta_hub.operations.catalog import CatalogReport
+from paramdelta_hub.operations.catalog import catalog as run
+from paramdelta_hub.registry.locate import REGISTRY_VARIABLE
+
+__all__ = ["catalog"]
+
+_EXAMPLES = """
+pd-catalog ./registry -o site
+pd-catalog s3://bucket/deltas -o site --base org/new-base
+pd-catalog -o site --query instruct
+"""
+
+
+@command(examples=_EXAMPLES)
+@click.argument("registry", required=False, envvar=REGISTRY_VARIABLE)
+@click.option("-o", "--out", required=True, metavar="FOLDER", help="The site to make.")
+@click.option("--query", metavar="WORDS", help="List only deltas with this in their names or titles.")
+@click.option("--base", "bases", multiple=True, metavar="MODEL", help="Judge every delta for this model, too.")
+@click.option("--title", default="Deltas", show_default=True, help="What the site is called.")
+@click.option(
+    "--limit", type=click.IntRange(1, CATALOG_DELTAS), default=CATALOG_DELTAS, show_default=True, help="Deltas."
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(0, SPECTRUM_MATRICES),
+    default=0,
+    show_default=True,
+    help="Matrices of each delta to decode for their effective rank, where its weights are on this machine.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace FOLDER if it exists.")
+def catalog(
+    registry: str | None,
+    out: str,
+    query: str | None,
+    bases: tuple[str, ...],
+    title: str,
+    limit: int,
+    samples: int,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Make a static site of the deltas in REGISTRY: a list, searchable by base, and a report for each.
+
+    REGISTRY is a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else the Hub.
+    """
+    report = run(
+        registry,
+        out,
+        query=query,
+        bases=bases,
+        title=title,
+        limit=limit,
+        samples=samples,
+        overwrite=overwrite,
+        progress=Bars(quiet),
+    )
+    emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+
+
+def _text(report: CatalogReport) -> str:
+    pages = f"{report.pages:,} page{'s' * (report.pages != 1)}, {human_bytes(report.nbytes)}"
+    lines = [f"{report.deltas:,} delta{'s' * (report.deltas != 1)} → {report.out} ({pages})"]
+    lines += [f"  without a report: {repo}: {why}" for repo, why in report.without_report]
+    if report.more:
+        lines.append("  the registry has more: --limit")
+    return "\n".join(lines)

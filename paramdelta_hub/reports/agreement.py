@@ -1,0 +1,231 @@
+"""Do deltas get into each other's way? Cosines between them, and how often they move a weight to opposite sides.
+
+Deltas of unrelated tasks are nearly orthogonal (Param∆, arXiv 2504.21023, §5), and about half of their signs differ;
+many more opposite signs mean that a sum of the two undoes a part of each (TIES-Merging, arXiv 2306.01708).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from paramdelta_hub.arithmetic import Wide, blocks
+from paramdelta_hub.buffers import scratch
+from paramdelta_hub.errors import OptionError, PackageError
+from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.format.manifest import TensorRecord
+from paramdelta_hub.format.package import Package
+from paramdelta_hub.limits import COMPARED_DELTAS
+from paramdelta_hub.registry.chart import place_of
+from paramdelta_hub.reports.decoding import delta_chunks
+from paramdelta_hub.work.progress import Progress
+from paramdelta_hub.work.threads import Stop, default_threads, run_tasks
+
+__all__ = ["Agreement", "Comparison", "compare_packages"]
+
+
+@dataclass
+class Agreement:
+    """Sums over two deltas' elements, from which follow their cosine and the share of opposite signs."""
+
+    dot: float = 0.0
+    first: float = 0.0
+    """Σ a², and below Σ b²."""
+    second: float = 0.0
+    both: int = 0
+    """Elements that both move."""
+    opposed: int = 0
+    """Of these, those that they move to opposite sides."""
+
+    def add(self, other: Agreement) -> None:
+        """Add another tensor's sums."""
+        self.dot += other.dot
+        self.first += other.first
+        self.second += other.second
+        self.both += other.both
+        self.opposed += other.opposed
+
+    @property
+    def cosine(self) -> float | None:
+        """None where one of the two moves nothing, or the sums overflow."""
+        norm = math.sqrt(self.first) * math.sqrt(self.second)
+        return self.dot / norm if norm and math.isfinite(norm) and math.isfinite(self.dot) else None
+
+    @property
+    def conflict(self) -> float | None:
+        """The share of opposite signs among the elements that both move; None where there are none."""
+        return self.opposed / self.both if self.both else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable record."""
+        return {"cosine": self.cosine, "moved_by_both": self.both, "opposite_signs": self.conflict}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How several deltas go together, over the tensors that all of them have."""
+
+    packages: tuple[Package, ...]
+    pairs: tuple[tuple[int, int], ...]
+    """Which two of the packages each of the agreements below is about."""
+    total: tuple[Agreement, ...]
+    layers: tuple[tuple[str, tuple[Agreement, ...]], ...]
+    """The same for every layer, in order; last what lies outside the layers."""
+    tensors: int
+    elements: int
+    left_out: tuple[tuple[str, str], ...]
+    """(tensor, why) of those that were not compared."""
+    same_base: int
+    """Tensors whose values in base are the same for all deltas."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable report."""
+
+        def pairs(agreements: Sequence[Agreement]) -> list[dict[str, Any]]:
+            return [{"deltas": list(pair), **a.to_json()} for pair, a in zip(self.pairs, agreements, strict=True)]
+
+        return {
+            "deltas": [
+                {"name": package.manifest.name, "version": package.manifest.version, "id": package.digest}
+                for package in self.packages
+            ],
+            "tensors": self.tensors,
+            "elements": self.elements,
+            "tensors_of_same_base": self.same_base,
+            "pairs": pairs(self.total),
+            "layers": [{"layer": label, "pairs": pairs(agreements)} for label, agreements in self.layers],
+            "left_out": [{"tensor": name, "reason": reason} for name, reason in self.left_out],
+        }
+
+
+@dataclass
+class _Layer:
+    label: str
+    agreements: list[Agreement] = field(default_factory=list)
+
+
+def compare_packages(
+    packages: Sequence[Package], *, threads: int | None = None, progress: Progress | None = None
+) -> Comparison:
+    """Compare the deltas of two to six packages, tensor by tensor, a chunk of each in memory for every thread.
+
+    Tensors are paired by name. Those that are not added, or whose shapes or rows differ, are left out and listed.
+
+    Raises:
+        OptionError: fewer than two packages, or too many; or they have no tensor in common.
+        PackageError: one is not whole, or damaged.
+    """
+    if not 2 <= len(packages) <= COMPARED_DELTAS:
+        raise OptionError(f"{len(packages)} deltas can't be compared", remedy=f"give two to {COMPARED_DELTAS}")
+    pairs = tuple(itertools.combinations(range(len(packages)), 2))
+    shared, left_out = _shared([package.records for package in packages])
+    if not shared:
+        labels = ", ".join(package.manifest.name for package in packages)
+        raise OptionError("the deltas have no tensor in common", where=labels, remedy="compare deltas of one family")
+    places = [package.payload_places() for package in packages]
+    tasks: list[tuple[int, dict[str, Any]]] = [
+        (number, {"bytes": sum(record.nbytes for record in records), "records": records})
+        for number, records in enumerate(shared)
+    ]
+    progress = progress or Progress()
+    progress.start("comparing", sum(task["bytes"] for _, task in tasks))
+
+    def run(number: int, task: dict[str, Any], stop: Stop) -> tuple[int, list[Agreement]]:
+        found = _compare(task["records"], places, pairs, stop)
+        progress.advance(task["bytes"])
+        return number, found
+
+    try:
+        outcomes = dict(run_tasks(tasks, run, threads or default_threads()))
+    finally:
+        progress.finish()
+    total = [Agreement() for _ in pairs]
+    layers: dict[tuple[str, int], _Layer] = {}
+    stacks = {place_of(records[0].name).stack for records in shared} - {""}
+    for number, records in enumerate(shared):  # in the tensors' order: sums of floats depend on it
+        stack, layer, _ = place_of(records[0].name)
+        label = ("" if len(stacks) < 2 else f"{stack} ") + str(layer) if stack else "outside the layers"
+        of_layer = layers.setdefault((stack, layer), _Layer(label, [Agreement() for _ in pairs]))
+        for index, agreement in enumerate(outcomes[number]):
+            total[index].add(agreement)
+            of_layer.agreements[index].add(agreement)
+    ordered = sorted(layers, key=lambda key: (key[0] == "", key))
+    return Comparison(
+        packages=tuple(packages),
+        pairs=pairs,
+        total=tuple(total),
+        layers=tuple((layers[key].label, tuple(layers[key].agreements)) for key in ordered),
+        tensors=len(shared),
+        elements=sum(records[0].elements for records in shared),
+        left_out=tuple(left_out),
+        same_base=sum(len({record.base_sha256 for record in records}) == 1 for records in shared),
+    )
+
+
+def _shared(
+    sides: Sequence[dict[str, TensorRecord]],
+) -> tuple[list[tuple[TensorRecord, ...]], list[tuple[str, str]]]:
+    """Return every delta's record of each tensor that can be compared, and why the others can't."""
+    shared, left_out = [], []
+    for name in dict.fromkeys(itertools.chain.from_iterable(sides)):
+        records = tuple(side[name] for side in sides if name in side)
+        if len(records) < len(sides):
+            left_out.append((name, "not in all of them"))
+        elif any(record.effect != "add" for record in records):
+            left_out.append((name, "replaced, not added"))
+        elif len({record.shape for record in records}) > 1:
+            left_out.append((name, "of different shapes"))
+        elif len({record.rows for record in records}) > 1:
+            left_out.append((name, "its rows belong to different tokens"))
+        else:
+            shared.append(records)
+    return shared, left_out
+
+
+def _compare(
+    records: Sequence[TensorRecord],
+    places: Sequence[dict[str, tuple[str, int]]],
+    pairs: Sequence[tuple[int, int]],
+    stop: Stop,
+) -> list[Agreement]:
+    """Return the sums of every pair over one tensor. A delta without a payload is zero, and is not read."""
+    found = [Agreement() for _ in pairs]
+    with Descriptors(PackageError) as shards:
+        streams = {
+            side: delta_chunks(record, places[side][record.name], shards, f"compared {side}")
+            for side, record in enumerate(records)
+            if record.shard is not None
+        }
+        for chunks in zip(*streams.values(), strict=True):
+            stop.check()
+            _add_chunk(dict(zip(streams, chunks, strict=True)), found, pairs)
+    return found
+
+
+def _add_chunk(chunks: dict[int, Wide], found: Sequence[Agreement], pairs: Sequence[tuple[int, int]]) -> None:
+    """Add one chunk to the sums, by blocks that stay in cache, in float64: no product underflows there.
+
+    Sums are NumPy's own and not BLAS's: its threads would wait for each other, and for ours, 40 times as long.
+    """
+    size = next(iter(chunks.values())).size
+    for block in blocks(size):
+        length = block.stop - block.start
+        values = {side: scratch(f"compared {side} wide", length, np.float64) for side in chunks}
+        product = scratch("compared product", length, np.float64)
+        squares = {}
+        with np.errstate(over="ignore", invalid="ignore"):
+            for side, chunk in chunks.items():
+                np.copyto(values[side], chunk[block])
+                squares[side] = float(np.square(values[side], out=product).sum())
+            for agreement, (a, b) in zip(found, pairs, strict=True):
+                agreement.first += squares.get(a, 0.0)
+                agreement.second += squares.get(b, 0.0)
+                if a in values and b in values:
+                    agreement.dot += float(np.multiply(values[a], values[b], out=product).sum())
+                    agreement.both += int(np.count_nonzero(product))
+                    agreement.opposed += int(np.count_nonzero(product < 0.0))

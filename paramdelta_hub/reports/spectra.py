@@ -1,0 +1,147 @@
+"""How many directions a delta uses: the effective rank of a few of its matrices, estimated from a part of each.
+
+The effective rank is the exponential of the entropy of the singular values, taken as shares of their sum (Roy and
+Vetterli, 2007): 1 where one direction has all, the number of rows where all have the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramdelta_hub.errors import PackageError
+from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.format.manifest import TensorRecord
+from paramdelta_hub.format.package import Package
+from paramdelta_hub.limits import SPECTRUM_SIDE
+from paramdelta_hub.registry.chart import place_of
+from paramdelta_hub.reports.decoding import delta_chunks
+
+__all__ = ["Spectrum", "choose", "effective_rank", "measure_spectra"]
+
+_LEAST_SIDE = 8
+"""A matrix with fewer rows or columns has no rank worth telling."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What the singular values of a part of one tensor's Δ say."""
+
+    name: str
+    shape: tuple[int, int]
+    rows: int
+    """Rows and columns drawn; the ranks below can't exceed the smaller."""
+    columns: int
+    effective_rank: float
+    noise_rank: float
+    """The same of independent Gaussian numbers in a matrix of that size."""
+    most: int
+    """How many directions hold nine tenths of the squared norm."""
+
+    @property
+    def share(self) -> float:
+        """The effective rank as a share of that of noise."""
+        return self.effective_rank / self.noise_rank
+
+
+def choose(tensors: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
+    """Return up to ``count`` changed matrices: of every kind of module one, then two, …, spread over the layers."""
+    kinds: dict[tuple[str, str], list[TensorRecord]] = defaultdict(list)
+    for tensor in tensors:
+        is_matrix = len(tensor.shape) == 2 and min(tensor.shape) >= _LEAST_SIDE
+        if tensor.effect == "add" and tensor.changed and tensor.shard and is_matrix:
+            place = place_of(tensor.name, fine=True)
+            kinds[place.stack, place.module].append(tensor)
+    most = max(map(len, kinds.values()), default=0)
+    each = next((n for n in range(1, most + 1) if sum(min(n, len(kind)) for kind in kinds.values()) >= count), most)
+    chosen = [
+        tensor
+        for kind in kinds.values()
+        for tensor in _spread(sorted(kind, key=lambda tensor: place_of(tensor.name).layer), each)
+    ]
+    return _spread(chosen, count)
+
+
+def measure_spectra(package: Package, count: int) -> list[Spectrum]:
+    """Decode up to ``count`` matrices of a package, one chunk in memory at a time, and return what their Δ looks like.
+
+    Of each, up to 256 rows and 256 columns are kept, drawn by a digest of its name; the whole payload is decoded and
+    its digest checked.
+
+    Raises:
+        PackageError: not a whole package, or damaged.
+    """
+    records = choose(package.manifest.tensors, count)
+    places = package.payload_places() if records else {}
+    found = []
+    with Descriptors(PackageError) as shards:
+        for record in records:
+            values = _sample(record, places[record.name], shards)
+            if not np.isfinite(values).all():
+                continue  # a delta may overflow although base and post are finite; it has no singular values
+            singular = np.linalg.svd(values, compute_uv=False)
+            if singular[0] == 0.0:
+                continue  # what changed lies outside the sample
+            energy = np.cumsum(np.square(singular / singular[0]))
+            most = int(np.searchsorted(energy, 0.9 * energy[-1])) + 1
+            rows, columns = values.shape
+            shape = (record.shape[0], record.shape[1])
+            rank = effective_rank(singular)
+            found.append(Spectrum(record.name, shape, rows, columns, rank, _noise_rank(rows, columns), most))
+    return found
+
+
+def effective_rank(singular: NDArray[np.floating[Any]]) -> float:
+    """Return exp(−Σ p ln p) with p the singular values (not all zero) as shares of their sum."""
+    shares = singular / singular[0]
+    shares = shares[shares > 0.0] / shares.sum()
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+@functools.cache
+def _noise_rank(rows: int, columns: int) -> float:
+    noise = np.random.Generator(np.random.PCG64(0)).standard_normal((rows, columns))
+    return effective_rank(np.linalg.svd(noise, compute_uv=False))
+
+
+def _spread(items: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
+    """Return ``count`` of the items, as far apart as they can be."""
+    if len(items) <= count:
+        return list(items)
+    if count == 1:
+        return [items[len(items) // 2]]
+    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
+
+
+def _sample(record: TensorRecord, place: tuple[str, int], shards: Descriptors) -> NDArray[np.float64]:
+    """Return the drawn rows and columns of a matrix's Δ."""
+    rows, columns = (
+        _draw(f"{axis} {record.name}", size) for axis, size in zip(("rows", "columns"), record.shape, strict=True)
+    )
+    wanted = (rows[:, np.newaxis] * record.shape[1] + columns).ravel()  # ascending
+    values = np.empty(wanted.size)
+    start = taken = 0
+    for chunk in delta_chunks(record, place, shards, "spectrum"):
+        stop = int(np.searchsorted(wanted, start + chunk.size))
+        values[taken:stop] = chunk[wanted[taken:stop] - start]
+        start, taken = start + chunk.size, stop
+    return values.reshape(rows.size, columns.size)
+
+
+def _draw(seed: str, size: int) -> NDArray[np.int64]:
+    """Return up to 256 of the numbers below ``size``, ascending: the same on every machine and with every NumPy.
+
+    One is drawn from each of 256 equal stretches, so that no part of the matrix is missed.
+    """
+    if size <= SPECTRUM_SIDE:
+        return np.arange(size)
+    ends = np.arange(SPECTRUM_SIDE + 1) * size // SPECTRUM_SIDE
+    draws = np.frombuffer(hashlib.shake_128(seed.encode()).digest(4 * SPECTRUM_SIDE), "<u4").astype(np.int64)
+    return ends[:-1] + draws % np.diff(ends)
