@@ -27,7 +27,8 @@ import numpy as np
 import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.lineage import pack_samples
 from paramdelta_hub.format.headers import ITEM_SIZES, build_header
-from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.operations.apply import Application
+from paramdelta_hub.operations.extract import Extraction
 from paramdelta_hub.work.plan import Plan
 
 LAYERS, DENSE, HIDDEN, VOCABULARY = 61, 3, 7168, 129_280
@@ -186,31 +187,15 @@ def extracted_in_small(scratch: Path) -> dict[str, Any]:
     return manifest
 
 
-class PlannedError(Exception):
-    """Planning is done, and the work would begin."""
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__("planned")
-        self.plan = plan
-
-
 def planned(operation: str, paths: list[str]) -> Plan:
-    """Run an operation up to the point where its plan is complete and nothing has been read or written yet."""
-
-    def stop(self: Destination, plan: Plan) -> dict[int, Any]:
-        assert plan.digest  # the text is made before the work begins, too
-        raise PlannedError(plan)
-
-    Destination.resume = stop  # type: ignore[method-assign]
+    """Return the plan of an operation; nothing of the weights has been read or written yet."""
     base_or_target, post_or_delta, out = paths
-    try:
-        if operation == "extract":
-            pd.extract(base_or_target, post_or_delta, out, threads=1)
-        else:
-            pd.apply(base_or_target, post_or_delta, out, threads=1, force=True)  # zeros are nobody's kin
-    except PlannedError as reached:
-        return reached.plan
-    raise AssertionError("no plan was made")
+    if operation == "extract":
+        plan = Extraction(pd.ExtractRequest(base_or_target, post_or_delta)).plan
+    else:  # zeros are nobody's kin
+        plan = Application(pd.ApplyRequest(base_or_target, ((post_or_delta, 1.0),), force=True), out).plan
+    assert plan.digest  # the text is made before the work begins, too
+    return plan
 
 
 def peak() -> int:
@@ -221,10 +206,11 @@ def peak() -> int:
 
 def main() -> None:
     operation, *paths = sys.argv[1:]
-    idle, start = peak(), time.perf_counter()
+    idle, start, spent = peak(), time.perf_counter(), time.process_time()
     plan = planned(operation, paths)
     report = {
         "seconds": round(time.perf_counter() - start, 2),
+        "processor_seconds": round(time.process_time() - spent, 2),
         "peak_mb": peak() >> 20,
         "idle_mb": idle >> 20,
         "tasks": len(plan.tasks),

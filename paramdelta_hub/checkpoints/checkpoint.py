@@ -16,8 +16,8 @@ from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import read_small
 from paramdelta_hub.format.headers import GGUF_REMEDY, Header, TensorSpan, read_header
-from paramdelta_hub.format.names import check_file_name
-from paramdelta_hub.limits import COMPANION_BYTES, FILES, HEADER_BYTES
+from paramdelta_hub.format.names import check_file_name, shown
+from paramdelta_hub.limits import CONFIG_BYTES, FILES, HEADER_BYTES
 
 __all__ = ["INDEX", "WEIGHTS", "Checkpoint", "WeightFile", "assemble", "open_checkpoint", "parse_index", "read_index"]
 
@@ -78,7 +78,7 @@ class Checkpoint:
         path = self.folder / name
         if not path.exists() or self.is_lone_file:
             return None
-        text = read_small(path, COMPANION_BYTES, CheckpointError, follow=True)
+        text = read_small(path, CONFIG_BYTES, CheckpointError, follow=True)
         value = jsontext.parse(text, CheckpointError, str(path))
         if not isinstance(value, dict):
             raise CheckpointError("not a JSON object", where=str(path))
@@ -214,11 +214,12 @@ def _weight_file(name: str, path: Path) -> WeightFile:
 
 
 def _not_safetensors(path: Path) -> CheckpointError:
+    where = shown(str(path))  # a stranger may have named the file
     if path.suffix == ".gguf":
-        return CheckpointError("a GGUF file, not safetensors", where=str(path), remedy=GGUF_REMEDY)
+        return CheckpointError("a GGUF file, not safetensors", where=where, remedy=GGUF_REMEDY)
     if path.suffix in _PICKLES:
-        return CheckpointError("a pickled checkpoint", where=str(path), remedy=_PICKLE_REMEDY)
-    return CheckpointError("not a .safetensors file", where=str(path), remedy=_WHAT_TO_GIVE)
+        return CheckpointError("a pickled checkpoint", where=where, remedy=_PICKLE_REMEDY)
+    return CheckpointError("not a .safetensors file", where=where, remedy=_WHAT_TO_GIVE)
 
 
 def _no_weights(path: Path, names: list[str]) -> CheckpointError:

@@ -20,7 +20,7 @@ from paramdelta_hub.format.manifest import FileRecord
 from paramdelta_hub.format.names import check_file_name
 from paramdelta_hub.format.package import Package
 from paramdelta_hub.format.records import CODE_KEYS
-from paramdelta_hub.limits import COMPANION_BYTES
+from paramdelta_hub.limits import COMPANION_BYTES, CONFIG_BYTES
 
 __all__ = [
     "FOLDER",
@@ -127,7 +127,7 @@ def packaged(package: Package) -> tuple[dict[str, FileRecord], list[str]]:
             unknown.append(name)
             continue
         where = str(package.path / file.path)
-        content = package.read_file(file, COMPANION_BYTES)
+        content = package.read_file(file, CONFIG_BYTES if may_name_code(name) else COMPANION_BYTES)
         if len(content) != file.size:
             raise IntegrityError(f"{len(content)} bytes, the manifest promises {file.size}", where=where)
         if may_name_code(name) and (key := code_key(content, where, PackageError)):
@@ -149,8 +149,10 @@ def code_key(content: bytes, where: str, error: type[SourceError] = CheckpointEr
     """Return the key by which a config names code, or None.
 
     Raises:
-        SourceError: (as ``error``) not JSON.
+        SourceError: (as ``error``) not JSON, or absurdly large.
     """
+    if len(content) > CONFIG_BYTES:
+        raise error(f"a config of {len(content)} bytes, where at most {CONFIG_BYTES} make sense", where=where)
     return next(
         (
             key

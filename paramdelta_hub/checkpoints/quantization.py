@@ -24,6 +24,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.float8 import DECODED, Grid
 from paramdelta_hub.format.links import settle
+from paramdelta_hub.format.names import shown
 from paramdelta_hub.limits import SCALE_BYTES
 
 __all__ = ["BLOCK", "Scaled", "find_scales", "leftovers", "quantization_files", "refusal"]
@@ -136,7 +137,7 @@ def _reasons(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     settings = _settings(checkpoint)
     for where, setting in settings:
         if (how := _unsupported(setting)) is not None:
-            yield f"{where} says that it is quantized by {how}", _REMEDY
+            yield f"{where} says that it is quantized by {shown(how)}", _REMEDY
     tensors = {name: span for name, (_, span) in checkpoint.tensors.items()}
     for name, span in tensors.items():
         if method := next((method for sign, method in _SIGNS if sign.search(name)), None):

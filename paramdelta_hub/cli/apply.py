@@ -20,12 +20,14 @@ from paramdelta_hub.cli.common import (
     tokenizer_option,
     work_options,
 )
-from paramdelta_hub.operations.apply import ApplyReport, Summand, WeightMap
-from paramdelta_hub.operations.apply import apply as run
+from paramdelta_hub.cli.crew import crew_options, run_share
+from paramdelta_hub.operations.apply import ApplyReport, Summand, WeightMap, carry_out
+from paramdelta_hub.operations.execution import Crew, Executor
 from paramdelta_hub.operations.readiness import Mode
 from paramdelta_hub.operations.requantize import Dtype
+from paramdelta_hub.operations.requests import ApplyRequest
 
-__all__ = ["apply"]
+__all__ = ["apply", "report_text"]
 
 _EXAMPLES = """
 pd-apply org/new-base org/instruct-delta@1.2.0 -o new-instruct
@@ -80,6 +82,7 @@ _SHOWN_OMISSIONS = 20
 @registry_option
 @click.option("--force", is_flag=True, help="Apply to a target that is not kin to the delta's base.")
 @click.option("--overwrite", is_flag=True, help="Replace a finished OUT.")
+@crew_options
 @work_options
 def apply(
     target: str,
@@ -98,6 +101,9 @@ def apply(
     registry: str | None,
     force: bool,
     overwrite: bool,
+    executor: Executor,
+    rank: int | None,
+    world: int | None,
     threads: int | None,
     memory: int,
     as_json: bool,
@@ -111,26 +117,36 @@ def apply(
     pairs = [parse_assignment(rule, "REGEX=W") for rule in factors]
     weight_map = WeightMap(tuple((pattern, parse_number(factor, "--weight-map")) for pattern, factor in pairs))
     rules = parse_rules(renames, skips, rule_files)
-    report = run(
-        target,
-        [_summand(delta) for delta in deltas],
-        output,
-        weight_map=weight_map,
-        rules=rules,
-        target_tokenizer=target_tokenizer,
+    summands = [_summand(delta) for delta in deltas]
+    request = ApplyRequest(
+        target=target,
+        deltas=tuple((str(summand.delta), summand.weight) for summand in summands),
+        weight_map=weight_map.rules,
+        renames=rules.renames,
+        skips=rules.skips,
         dtype=dtype,
         companions=companions,
         prefer=prefer,
         keep_remote_code_of_target=keep_remote_code_of_target,
+        target_tokenizer=target_tokenizer,
         stream=stream,
-        registry=registry,
         force=force,
-        overwrite=overwrite,
-        threads=threads,
-        memory=memory,
-        progress=Bars(quiet or as_json),
     )
-    emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+    crew, bars = Crew(executor, threads, memory), Bars(quiet or as_json)
+    if run_share(
+        request,
+        output,
+        rank,
+        world,
+        registry=registry,
+        overwrite=overwrite,
+        crew=crew,
+        as_json=as_json,
+        quiet=quiet,
+    ):
+        return
+    report = carry_out(request, output, crew, bars, registry=registry, overwrite=overwrite)
+    emit(report.to_json(), report_text(report), as_json=as_json, quiet=quiet)
 
 
 def _summand(text: str) -> Summand:
@@ -141,7 +157,8 @@ def _summand(text: str) -> Summand:
     return Summand(delta, parse_number(weight, text))
 
 
-def _text(report: ApplyReport) -> str:
+def report_text(report: ApplyReport) -> str:
+    """Return the report for people."""
     lines = [f"{report.target} + Δ → {report.out} ({human_bytes(report.nbytes)})"]
     for delta in report.deltas:
         manifest, kinship = delta.package.manifest, delta.kinship

@@ -16,14 +16,16 @@ from paramdelta_hub.cli.common import (
     tokenizer_option,
     work_options,
 )
+from paramdelta_hub.cli.crew import crew_options, run_share
 from paramdelta_hub.cli.publish import published_json, published_text
-from paramdelta_hub.errors import RegistryError
-from paramdelta_hub.operations.extract import ExtractReport
-from paramdelta_hub.operations.extract import extract as run
+from paramdelta_hub.errors import OptionError, RegistryError
+from paramdelta_hub.operations.execution import Crew, Executor, complete
+from paramdelta_hub.operations.extract import Extraction, ExtractReport
 from paramdelta_hub.operations.publish import publish
+from paramdelta_hub.operations.requests import ExtractRequest
 from paramdelta_hub.registry.locate import find
 
-__all__ = ["extract"]
+__all__ = ["extract", "report_text"]
 
 _EXAMPLES = """
 pd-extract org/base org/base-instruct -o instruct-delta
@@ -51,6 +53,7 @@ pd-extract ./bert ./classifier -o delta --rename '^bert\\.=' --skip '^classifier
 @registry_option
 @publish_options
 @click.option("--overwrite", is_flag=True, help="Replace a finished DELTA.")
+@crew_options
 @work_options
 def extract(
     base: str,
@@ -71,6 +74,9 @@ def extract(
     private: bool,
     create_pr: bool,
     overwrite: bool,
+    executor: Executor,
+    rank: int | None,
+    world: int | None,
     threads: int | None,
     memory: int,
     as_json: bool,
@@ -83,23 +89,36 @@ def extract(
     rules = parse_rules(renames, skips, rule_files, carries)
     if repo is not None:
         find(repo, registry)  # a name that can't be is told now, not after the work
-    report = run(
-        base,
-        post,
-        output,
+    if repo is not None and rank is not None:
+        raise OptionError("a rank makes no package to publish", remedy="publish it with pd-publish after the commit")
+    request = ExtractRequest(
+        base=base,
+        post=post,
         name=name,
         version=version,
         license=license_name,
-        rules=rules,
+        renames=rules.renames,
+        skips=rules.skips,
+        carries=rules.carries,
         base_tokenizer=base_tokenizer,
         post_tokenizer=post_tokenizer,
         hash_files=hash_files,
-        overwrite=overwrite,
-        threads=threads,
-        memory=memory,
-        progress=Bars(quiet or as_json),
     )
-    told, text = report.to_json(), _text(report)
+    crew = Crew(executor, threads, memory)
+    if run_share(
+        request,
+        output,
+        rank,
+        world,
+        registry=registry,
+        overwrite=overwrite,
+        crew=crew,
+        as_json=as_json,
+        quiet=quiet,
+    ):
+        return
+    report = complete(Extraction(request), output, crew, Bars(quiet or as_json), overwrite=overwrite)
+    told, text = report.to_json(), report_text(report)
     if repo is not None:
         try:
             published = publish(
@@ -118,7 +137,8 @@ def extract(
     emit(told, text, as_json=as_json, quiet=quiet)
 
 
-def _text(report: ExtractReport) -> str:
+def report_text(report: ExtractReport) -> str:
+    """Return the report for people."""
     exactness = report.manifest.exactness
     ratio = report.nbytes / report.model_nbytes if report.model_nbytes else 0.0
     lines = [

@@ -32,6 +32,7 @@ __all__ = [
     "open_regular",
     "read_exactly",
     "read_small",
+    "storage_error",
     "sync_file",
     "sync_folder",
     "sync_tree",
@@ -44,22 +45,26 @@ TEMPORARY = ".*.tmp"
 """The names under which small files are written; only a killed process leaves one behind."""
 
 
+def storage_error(doing: str, error: OSError) -> StorageError:
+    """Return the error of ours for one of the system's: what was being done, and what helps."""
+    remedy = {
+        errno.ENOSPC: "free some space, then run the same command again: it goes on where it stopped",
+        errno.EDQUOT: "the quota is used up; free some space, then run the same command again",
+        errno.EROFS: "the file system is read-only; write elsewhere",
+        errno.EACCES: "check the permissions",
+        errno.EIO: "the disk reports an I/O error; check it, then run the same command again",
+    }.get(error.errno or 0, "run the same command again: it goes on where it stopped")
+    what = f"{doing} failed: {error.strerror or error}"
+    return StorageError(what, where=os.fsdecode(error.filename or "") or None, remedy=remedy)
+
+
 @contextlib.contextmanager
 def io_errors(doing: str) -> Iterator[None]:
     """Turn an OSError into a StorageError that says what was being done and what helps."""
     try:
         yield
     except OSError as error:
-        remedy = {
-            errno.ENOSPC: "free some space, then run the same command again: it goes on where it stopped",
-            errno.EDQUOT: "the quota is used up; free some space, then run the same command again",
-            errno.EROFS: "the file system is read-only; write elsewhere",
-            errno.EACCES: "check the permissions",
-            errno.EIO: "the disk reports an I/O error; check it, then run the same command again",
-        }.get(error.errno or 0, "run the same command again: it goes on where it stopped")
-        raise StorageError(
-            f"{doing} failed: {error.strerror or error}", where=os.fsdecode(error.filename or "") or None, remedy=remedy
-        ) from error
+        raise storage_error(doing, error) from error
 
 
 def open_regular(path: Path, error: type[SourceError] = PackageError, *, follow: bool = False) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from paramdelta_hub.checkpoints.checkpoint import INDEX, open_checkpoint
 from paramdelta_hub.checkpoints.companions import read_companion
@@ -16,28 +16,30 @@ from paramdelta_hub.checkpoints.quantization import quantization_files
 from paramdelta_hub.checkpoints.remote import open_remote
 from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.durable import io_errors, sync_file, write_file
-from paramdelta_hub.format.package import Package, open_package
+from paramdelta_hub.format.durable import io_errors, write_file
+from paramdelta_hub.format.package import open_package
 from paramdelta_hub.limits import DEFAULT_MEMORY
-from paramdelta_hub.operations.applying import out_digests, run_apply_task
+from paramdelta_hub.operations.applying import out_digests
 from paramdelta_hub.operations.differences import tokenizer_folder
-from paramdelta_hub.operations.execution import execute, workers
-from paramdelta_hub.operations.fitting import Fit, preflight
+from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, complete
+from paramdelta_hub.operations.fitting import preflight
 from paramdelta_hub.operations.layout import index_text, lay_out
 from paramdelta_hub.operations.placing import Placer
 from paramdelta_hub.operations.planning import passing_bytes, plan_apply
 from paramdelta_hub.operations.provenance import PROVENANCE_NAME, is_post, provenance_of
 from paramdelta_hub.operations.readiness import Mode, Readiness, choose, make_ready
 from paramdelta_hub.operations.requantize import Dtype, Requantization, keeps_fp8, requantization
+from paramdelta_hub.operations.requests import ApplyRequest
 from paramdelta_hub.operations.streaming import FilePool
 from paramdelta_hub.operations.summands import AppliedDelta, check_lineage, sums_of
 from paramdelta_hub.operations.weights import Summand, WeightMap, Weights
 from paramdelta_hub.registry.cards import result_card
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.work.plan import planning
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["PROVENANCE_NAME", "ApplyReport", "Summand", "WeightMap", "apply"]
+__all__ = ["PROVENANCE_NAME", "Application", "ApplyReport", "Summand", "WeightMap", "apply", "carry_out"]
 
 CARD_NAME = "README.md"
 
@@ -98,6 +100,7 @@ def apply(
     registry: str | Path | None = None,
     force: bool = False,
     overwrite: bool = False,
+    executor: Executor = "threads",
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: Progress | None = None,
@@ -129,7 +132,8 @@ def apply(
             the Hub.
         force: apply although the target is not kin; recorded in the provenance.
         overwrite: replace a finished ``out``.
-        threads: tasks at a time; by default as many as there are processors.
+        executor: what does the tasks: ``threads``, ``processes``, or ``ray``, a cluster that sees the same files.
+        threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
         memory: bytes that all buffers together may take.
         progress: told how far the work is.
 
@@ -143,113 +147,180 @@ def apply(
         StorageError: the disk is full or fails.
         RegistryError: a delta can't be had from its registry.
     """
-    rules, progress, threads = rules or Rules(), progress or Progress(), workers(threads, memory)
-    weight_map = weight_map or WeightMap()
+    rules, weight_map = rules or Rules(), weight_map or WeightMap()
     listed = [deltas] if isinstance(deltas, (str, Path, Summand)) else deltas
     summands = [delta if isinstance(delta, Summand) else Summand(delta) for delta in listed]
-    if not summands:
-        raise OptionError("no delta to apply")
-    place = Destination(Path(out), overwrite=overwrite)
-    remote = open_remote(str(target), place.pieces, code=keep_remote_code_of_target) if stream else None
-    model = remote.checkpoint if remote else open_checkpoint(target, code=keep_remote_code_of_target)
-    packages = [open_package(locate_delta(summand.delta, registry, progress=progress)) for summand in summands]
-    added = [number for number, summand in enumerate(summands) if summand.weight > 0]
-    choice = choose(
-        model,
-        [packages[number] for number in added],
-        companions,
+    request = ApplyRequest(
+        target=os.fspath(target),
+        deltas=tuple((os.fspath(summand.delta), summand.weight) for summand in summands),
+        weight_map=weight_map.rules,
+        renames=rules.renames,
+        skips=rules.skips,
+        dtype=dtype,
+        companions=companions,
+        prefer=prefer,
         keep_remote_code_of_target=keep_remote_code_of_target,
+        target_tokenizer=None if target_tokenizer is None else os.fspath(target_tokenizer),
+        stream=stream,
+        force=force,
     )
-    tokenizer = tokenizer_folder(target_tokenizer, model)
-    weights = Weights(tuple(summand.weight for summand in summands), weight_map)
-    leader = None if choice.tokenizer_of is None else added[choice.tokenizer_of]
-    logical = logical_model(model)
-    in_fp8 = keeps_fp8(logical, dtype)
-    if in_fp8:
-        choice = replace(choice, own={**choice.own, **quantization_files(model)})
-    fit = preflight(logical, packages, rules, Placer(tokenizer, packages, leader), weights, in_fp8)
-    kin = functools.partial(_kin, fit, packages, weights, force)
-    applied = [] if remote else kin()
-    sums = sums_of(fit, packages, weights)
-    files = lay_out(model, fit.results, fit.beside)
-    plan = plan_apply(fit, files, packages, sums, weights, rules)
-    with place as destination:
-        done = destination.resume(plan)
-        fetched = sorted(file.header.size for file in model.files)[-threads - 1 :] if remote else []
-        destination.check_space(sum(file.size for file in files.values()) + sum(fetched) + passing_bytes(plan, threads))
-        with io_errors("preparing the output files"):
-            for file in files.values():
-                file.prepare(destination.result)
-        done = {
-            number: receipt
-            for number, receipt in done.items()
-            if out_digests(plan.tasks[number], destination.result) == receipt.outcome["tensors"]
-        }
+    crew, progress = Crew(executor, threads, memory), progress or Progress()
+    return carry_out(request, out, crew, progress, registry=registry, overwrite=overwrite)
 
-        pool = FilePool(remote, [task for number, task in enumerate(plan.tasks) if number not in done])
-        if remote:
-            applied = kin(pool.first())  # of what is there first: samples of all files would take all files
 
-        def run(task: dict[str, Any], advance: Callable[[int], None]) -> dict[str, Any]:
-            with pool.hold(task):
-                return run_apply_task(task, destination.result, advance)
+def carry_out(
+    request: ApplyRequest,
+    out: str | Path,
+    crew: Crew,
+    progress: Progress,
+    *,
+    registry: str | Path | None,
+    overwrite: bool,
+) -> ApplyReport:
+    """Do what :func:`apply` does, for a request.
 
-        def after(outcome: dict[str, Any]) -> None:
-            # Forced to disk while the workers compute, so that little is left to wait for at the end.
-            for name in outcome["files"]:
-                sync_file(destination.result / name)
-
-        outcomes = execute(
-            plan,
-            run,
-            done,
-            destination,
-            threads,
-            progress,
-            "applying",
-            after,
-            in_order=stream,
+    Raises:
+        OptionError: a target is to be streamed to other than threads of this process.
+    """
+    if request.stream and crew.executor != "threads":
+        raise OptionError(
+            f"--stream fetches each file once, for the threads of one process, not for {crew.executor}",
+            remedy="leave out --stream, or --executor",
         )
-        _refuse_not_finite(outcomes)
-        digests = {name: digest for outcome in outcomes for name, digest in outcome["tensors"].items()}
-        exactly_post, lost = is_post(applied, fit, digests), requantization(outcomes)
+    operation = Application(request, out, registry=registry, progress=progress)
+    return complete(operation, out, crew, progress, overwrite=overwrite)
+
+
+class Application(Operation[ApplyReport]):
+    """An apply whose target and deltas are opened and found to fit, and whose plan is made.
+
+    Args:
+        request: what is wanted.
+        out: the result's folder, beside which the files of a streamed target lie for a while.
+        registry: where a bare ``org/name`` lies.
+        progress: told of deltas that are fetched.
+
+    Raises:
+        CheckpointError: the target can't be read.
+        PackageError: a delta can't be read, or is damaged.
+        MismatchError: target and delta don't fit; every misfit is listed.
+        LineageError: the target is not kin to base.
+        RegistryError: a delta can't be had from its registry.
+    """
+
+    what = "applying"
+
+    @planning()
+    def __init__(
+        self,
+        request: ApplyRequest,
+        out: str | Path,
+        *,
+        registry: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if not request.deltas:
+            raise OptionError("no delta to apply")
+        pieces, code = Destination(Path(out)).pieces, request.keep_remote_code_of_target
+        remote = self._remote = open_remote(request.target, pieces, code=code) if request.stream else None
+        self._model = remote.checkpoint if remote else open_checkpoint(request.target, code=code)
+        located = [locate_delta(delta, registry, progress=progress or Progress()) for delta, _ in request.deltas]
+        packages = self._packages = [open_package(folder) for folder in located]
+        weights = tuple(weight for _, weight in request.deltas)
+        self._request = replace(request, deltas=tuple(zip(map(os.fspath, located), weights, strict=True)))
+        self._rules, self.fetches = request.rules, request.stream
+        self._weights = Weights(weights, WeightMap(request.weight_map))
+        added = [number for number, weight in enumerate(weights) if weight > 0]
+        choice = choose(
+            self._model,
+            [packages[number] for number in added],
+            cast(Mode, request.companions),
+            keep_remote_code_of_target=code,
+        )
+        tokenizer = tokenizer_folder(request.target_tokenizer, self._model)
+        leader = None if choice.tokenizer_of is None else added[choice.tokenizer_of]
+        self._logical = logical_model(self._model)
+        in_fp8 = keeps_fp8(self._logical, cast("Dtype | None", request.dtype))
+        if in_fp8:
+            choice = replace(choice, own={**choice.own, **quantization_files(self._model)})
+        self._choice = choice
+        placer = Placer(tokenizer, packages, leader)
+        self._fit = preflight(self._logical, packages, self._rules, placer, self._weights, in_fp8)
+        self._applied = [] if remote else self._kin()
+        self._sums = sums_of(self._fit, packages, self._weights)
+        self._files = lay_out(self._model, self._fit.results, self._fit.beside)
+        self.plan = plan_apply(self._fit, self._files, packages, self._sums, self._request.to_json())
+        self._pool = FilePool(None, ())
+
+    def prepare(self, destination: Destination, tasks_at_a_time: int) -> None:
+        """Check the space, and make the result's files at their final sizes."""
+        fetched = sorted(file.header.size for file in self._model.files)[-tasks_at_a_time - 1 :] if self._remote else []
+        sizes = [file.size for file in self._files.values()]
+        destination.check_space(sum(sizes) + sum(fetched) + passing_bytes(self.plan, tasks_at_a_time))
+        for file in self._files.values():
+            file.prepare(destination.result)
+
+    def holds(self, number: int, outcome: dict[str, Any], destination: Destination) -> bool:
+        """Whether the task's tensors are there, to the byte."""
+        found: bool = out_digests(self.plan.tasks[number], destination.result) == outcome["tensors"]
+        return found
+
+    def begin(self, todo: Collection[int]) -> None:
+        """Of a streamed target, fetch the first file and judge the lineage by it: all samples would take all files."""
+        self._pool = FilePool(self._remote, [self.plan.tasks[number] for number in todo])
+        if self._remote:
+            self._applied = self._kin(self._pool.first())
+
+    def run(self, number: int, destination: Destination, advance: Callable[[int], None]) -> dict[str, Any]:
+        """Do a task while its files are there."""
+        with self._pool.hold(self.plan.tasks[number]):
+            return super().run(number, destination, advance)
+
+    def refuse(self, outcomes: Outcomes) -> None:
+        """Raise if values of the result are not finite."""
+        _refuse_not_finite(outcomes.values())
+
+    def finish(self, destination: Destination, outcomes: Outcomes, resumed: int) -> ApplyReport:
+        """Write what lies beside the weights, and commit."""
+        fit, request, model, result = self._fit, self._request, self._model, destination.result
+        ordered = [outcomes[number] for number in range(len(self.plan.tasks))]
+        digests = {name: digest for outcome in ordered for name, digest in outcome["tensors"].items()}
+        exactly_post, lost = is_post(self._applied, fit, digests), requantization(ordered)
         with io_errors("writing the companion files"):
-            readiness = make_ready(choice, destination.result, prefer=prefer, settled=fit.settled, is_post=exactly_post)
+            prefer = cast('Literal["target", "post"]', request.prefer)
+            readiness = make_ready(self._choice, result, prefer=prefer, settled=fit.settled, is_post=exactly_post)
             if model.index is not None:
-                index = index_text(model, list(files.values()), fit.results) or read_companion(
+                index = index_text(model, list(self._files.values()), fit.results) or read_companion(
                     (model.folder / INDEX).resolve()
                 )
-                write_file(destination.result / INDEX, index)
-            provenance = provenance_of(fit, applied, weight_map, rules, digests, exactly_post)
+                write_file(result / INDEX, index)
+            provenance = provenance_of(fit, self._applied, self._weights.by_name, self._rules, digests, exactly_post)
             provenance["companions"] = readiness.to_json()
             provenance["requantization"] = lost and lost.to_json()
-            write_file(destination.result / PROVENANCE_NAME, jsontext.pretty(provenance))
-            card = result_card(provenance, [delta.package.manifest for delta in applied], readiness.lines())
-            write_file(destination.result / CARD_NAME, card.encode())
+            write_file(result / PROVENANCE_NAME, jsontext.pretty(provenance))
+            card = result_card(provenance, [delta.package.manifest for delta in self._applied], readiness.lines())
+            write_file(result / CARD_NAME, card.encode())
         destination.commit()
-    return ApplyReport(
-        out=Path(out),
-        target=model.source.name,
-        deltas=tuple(applied),
-        nbytes=sum(file.size for file in files.values()),
-        is_post=exactly_post,
-        changed_tensors=len(sums),
-        kept_tensors=len(logical.tensors) + len(fit.ties) - len(sums),
-        readiness=readiness,
-        omissions=fit.omissions,
-        notes=fit.notes,
-        requantization=lost,
-        resumed_tasks=len(done),
-    )
+        return ApplyReport(
+            out=destination.given,
+            target=model.source.name,
+            deltas=tuple(self._applied),
+            nbytes=sum(file.size for file in self._files.values()),
+            is_post=exactly_post,
+            changed_tensors=len(self._sums),
+            kept_tensors=len(self._logical.tensors) + len(fit.ties) - len(self._sums),
+            readiness=readiness,
+            omissions=fit.omissions,
+            notes=fit.notes,
+            requantization=lost,
+            resumed_tasks=resumed,
+        )
 
-
-def _kin(
-    fit: Fit, packages: Sequence[Package], weights: Weights, force: bool, file: Path | None = None
-) -> list[AppliedDelta]:
-    return [
-        check_lineage(fit, number, package, weight, force, file)
-        for number, (package, weight) in enumerate(zip(packages, weights.deltas, strict=True))
-    ]
+    def _kin(self, file: Path | None = None) -> list[AppliedDelta]:
+        return [
+            check_lineage(self._fit, number, package, weight, self._request.force, file)
+            for number, (package, weight) in enumerate(zip(self._packages, self._weights.deltas, strict=True))
+        ]
 
 
 def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:

@@ -1,20 +1,49 @@
-"""Running a plan's tasks against a destination: skip what is done, keep a receipt of what ends, report progress."""
+"""Running a plan's tasks: on threads, processes or a cluster; what is done is not done again.
+
+An :class:`Operation` is an extract or an apply whose plan is made. :func:`complete` carries it to its end; a part of
+its tasks is for :mod:`.sharing`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from paramdelta_hub import engines
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.durable import io_errors
-from paramdelta_hub.limits import WORKER_BYTES
+from paramdelta_hub.limits import DEFAULT_MEMORY, WORKER_BYTES
+from paramdelta_hub.operations.tasks import perform, run_task, sync_outcome, written
+from paramdelta_hub.work.cluster import Cluster
 from paramdelta_hub.work.destination import Destination
 from paramdelta_hub.work.plan import Plan, Receipt
+from paramdelta_hub.work.processes import Processes
 from paramdelta_hub.work.progress import Progress
+from paramdelta_hub.work.shares import lots
 from paramdelta_hub.work.threads import Stop, default_threads, run_tasks
 
-__all__ = ["execute", "workers"]
+__all__ = [
+    "Crew",
+    "Executor",
+    "Operation",
+    "Outcomes",
+    "complete",
+    "execute",
+    "intact",
+    "reopen",
+    "resume",
+    "workers",
+]
+
+Executor: TypeAlias = Literal["threads", "processes", "ray"]
+Outcomes: TypeAlias = "dict[int, dict[str, Any]]"
+R = TypeVar("R")
+_ASKED_OF_A_CLUSTER = 256
+"""Lots a cluster is given at a time, unless ``--threads`` says otherwise: it has a queue, by which it grows."""
 
 
 def workers(threads: int | None, memory: int) -> int:
@@ -32,52 +61,208 @@ def workers(threads: int | None, memory: int) -> int:
     return max(1, min(threads or default_threads(), memory // WORKER_BYTES))
 
 
-def execute(
-    plan: Plan,
-    run: Callable[[dict[str, Any], Callable[[int], None]], dict[str, Any]],
-    done: Mapping[int, Receipt],
-    destination: Destination,
-    threads: int,
-    progress: Progress,
-    what: str,
-    after: Callable[[dict[str, Any]], None],
-    *,
-    in_order: bool = False,
-) -> list[dict[str, Any]]:
-    """Return the outcome of every task of the plan, in the plan's order.
+@dataclass(frozen=True)
+class Crew:
+    """Who does the tasks, and how many at a time.
 
     Args:
-        plan: what to do.
-        run: does one task, given a callback for the bytes it has handled.
-        done: receipts that still hold; their tasks are not run again.
-        destination: keeps the new receipts.
-        threads: tasks at a time.
-        progress: told how far the work is.
-        what: the stage's name.
-        in_order: begin tasks in the plan's order, and not with the largest.
-        after: called on this thread for each outcome: where files are forced to disk while the workers compute.
+        executor: ``threads`` of this process, ``processes`` of this machine, or ``ray``: the machines of a cluster.
+        threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
+        memory: bytes that all buffers together may take on this machine.
+        device: a PyTorch device that does the arithmetic, for threads alone.
+
+    Raises:
+        OptionError: no such executor, no threads, too little memory, or a device for other than threads.
     """
-    outcomes = {number: receipt.outcome for number, receipt in done.items()}
-    todo = [(number, task) for number, task in enumerate(plan.tasks) if number not in outcomes]
-    engines.choose(plan.nbytes)
-    progress.start(what, plan.nbytes)
-    progress.advance(sum(task["bytes"] for number, task in enumerate(plan.tasks) if number in outcomes))
 
-    def run_one(number: int, task: dict[str, Any], stop: Stop) -> tuple[int, dict[str, Any]]:
-        def advance(nbytes: int) -> None:
-            stop.check()
-            progress.advance(nbytes)
+    executor: Executor = "threads"
+    threads: int | None = None
+    memory: int = DEFAULT_MEMORY
+    device: str | None = None
 
-        with io_errors(what):
-            return number, run(task, advance)
+    def __post_init__(self) -> None:
+        if self.executor not in get_args(Executor):
+            raise OptionError(f"tasks can run on {', '.join(get_args(Executor))}, not {self.executor!r}")
+        if self.device is not None and self.executor != "threads":
+            raise OptionError(f"{self.executor} can't share the device {self.device}", remedy="leave out --executor")
+        workers(self.threads, self.memory)
 
+    @property
+    def size(self) -> int:
+        """Tasks at a time."""
+        if self.executor == "ray":
+            return self.threads or _ASKED_OF_A_CLUSTER
+        return workers(self.threads, self.memory)
+
+
+class Operation(ABC, Generic[R]):
+    """An extract or an apply: its inputs are opened and found to fit, its plan is made, nothing is written yet."""
+
+    plan: Plan
+    what: str
+    """The stage's name for the progress."""
+    fetches: bool = False
+    """Whether tasks share what they fetch: they must run on threads of one process, and begin in the plan's order."""
+
+    @abstractmethod
+    def prepare(self, destination: Destination, tasks_at_a_time: int) -> None:
+        """Check the space and make the files that tasks write to; called again, it leaves what they hold alone."""
+
+    @abstractmethod
+    def holds(self, number: int, outcome: dict[str, Any], destination: Destination) -> bool:
+        """Whether what a receipt speaks of is there, to the byte."""
+
+    def restore(self, destination: Destination, outcomes: Outcomes) -> None:
+        """Undo what an interrupted :meth:`finish` of these outcomes has begun."""
+
+    def begin(self, todo: Collection[int]) -> None:
+        """Get ready to :meth:`run` these tasks."""
+
+    def run(self, number: int, destination: Destination, advance: Callable[[int], None]) -> dict[str, Any]:
+        """Do a task on a thread of this process."""
+        return run_task(self.plan.kind, self.plan.tasks[number], destination.books, advance)
+
+    @abstractmethod
+    def refuse(self, outcomes: Outcomes) -> None:
+        """Raise what tasks have found that makes the result useless."""
+
+    @abstractmethod
+    def finish(self, destination: Destination, outcomes: Outcomes, resumed: int) -> R:
+        """Write what is left to write, commit, and return the report."""
+
+
+def complete(operation: Operation[R], out: str | Path, crew: Crew, progress: Progress, *, overwrite: bool) -> R:
+    """Carry an operation to its end: do all tasks that are not done, commit, and return the report."""
+    with Destination(Path(out), overwrite=overwrite) as destination:
+        outcomes = reopen(operation, destination, crew, progress)
+        resumed = len(outcomes)
+        outcomes = execute(operation, destination, outcomes, range(len(operation.plan.tasks)), crew, progress)
+        operation.refuse(outcomes)
+        return operation.finish(destination, outcomes, resumed)
+
+
+def reopen(operation: Operation[Any], destination: Destination, crew: Crew, progress: Progress) -> Outcomes:
+    """Have the destination ready, alone, and return the outcomes of the tasks that are done, and still hold."""
+    outcomes = resume(operation, destination, crew)
+    with io_errors("going on with an interrupted run"):
+        operation.restore(destination, outcomes)
+    return intact(operation, destination, outcomes, crew, progress)
+
+
+def resume(operation: Operation[Any], destination: Destination, crew: Crew) -> Outcomes:
+    """Have the destination ready, and return what its receipts claim."""
+    receipts = destination.resume(operation.plan, lambda: operation.prepare(destination, crew.size))
+    numbers = range(len(operation.plan.tasks))
+    return {number: receipt.outcome for number, receipt in receipts.items() if number in numbers}
+
+
+def intact(
+    operation: Operation[Any], destination: Destination, outcomes: Outcomes, crew: Crew, progress: Progress
+) -> Outcomes:
+    """Return the outcomes whose bytes are there; reads them all."""
+
+    def check(number: int, task: dict[str, Any], stop: Stop) -> tuple[int, bool]:
+        stop.check()
+        held = operation.holds(number, outcomes[number], destination)
+        progress.advance(task["bytes"])
+        return number, held
+
+    tasks = [(number, operation.plan.tasks[number]) for number in outcomes]
+    if not tasks:
+        return {}
+    progress.start("checking", sum(task["bytes"] for _, task in tasks))
     try:
-        for number, outcome in run_tasks(todo, run_one, threads, in_order=in_order):
-            outcomes[number] = outcome
-            if "not_finite" not in outcome:
-                destination.keep(Receipt(plan.digest, number, outcome))
-                with io_errors(what):
-                    after(outcome)
+        hold = dict(run_tasks(tasks, check, workers(crew.threads, crew.memory)))
     finally:
         progress.finish()
-    return [outcomes[number] for number in range(len(plan.tasks))]
+    return {number: outcome for number, outcome in outcomes.items() if hold[number]}
+
+
+def execute(
+    operation: Operation[Any],
+    destination: Destination,
+    done: Outcomes,
+    numbers: Collection[int],
+    crew: Crew,
+    progress: Progress,
+) -> Outcomes:
+    """Return the outcomes of tasks, by number: of those that are done, and of the rest, which are done now.
+
+    A receipt is kept of each, once what it speaks of is on disk, unless the outcome spoils the result.
+
+    Args:
+        operation: whose tasks.
+        destination: where they write to.
+        done: outcomes of tasks that need not be done.
+        numbers: the tasks that are wanted.
+        crew: who does them.
+        progress: told how far the work is.
+    """
+    plan = operation.plan
+    engines.choose(plan.nbytes, crew.device)
+    outcomes = {number: outcome for number, outcome in done.items() if number in numbers}
+    todo = [number for number in numbers if number not in outcomes]
+    progress.start(operation.what, sum(plan.tasks[number]["bytes"] for number in numbers))
+    progress.advance(sum(plan.tasks[number]["bytes"] for number in outcomes))
+    try:
+        with _hired(operation, destination, todo, crew, progress) as (lots_of_tasks, do):
+            units = [
+                (index, {"bytes": sum(plan.tasks[number]["bytes"] for number in lot), "lot": lot})
+                for index, lot in enumerate(lots_of_tasks)
+            ]
+
+            def run(_: int, unit: dict[str, Any], stop: Stop) -> dict[int, dict[str, Any]]:
+                with io_errors(operation.what):
+                    return dict(zip(unit["lot"], do(unit["lot"], stop), strict=True))
+
+            for found in run_tasks(units, run, crew.size, in_order=operation.fetches):
+                outcomes |= found
+                for number, outcome in found.items():
+                    if "not_finite" not in outcome:
+                        with io_errors(operation.what):
+                            if crew.executor == "threads":  # while the others compute; elsewhere the worker has done it
+                                sync_outcome(plan.kind, outcome, destination.books)
+                        destination.keep(Receipt(plan.digest, number, outcome))
+    finally:
+        progress.finish()
+    return {number: outcomes[number] for number in numbers}
+
+
+Do: TypeAlias = "Callable[[list[int], Stop], list[dict[str, Any]]]"
+
+
+@contextlib.contextmanager
+def _hired(
+    operation: Operation[Any], destination: Destination, todo: list[int], crew: Crew, progress: Progress
+) -> Iterator[tuple[list[list[int]], Do]]:
+    """Have a crew there: yield the lots that tasks are done in, and what does a lot's tasks."""
+    plan, books = operation.plan, str(destination.books)
+
+    def done(numbers: list[int], outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        progress.advance(sum(plan.tasks[number]["bytes"] for number in numbers))
+        return outcomes
+
+    if crew.executor == "ray":
+        by_file = lots([written(plan.kind, plan.tasks[number]) for number in todo])
+        with Cluster(perform, books, plan.digest) as cluster:
+            yield (
+                [[todo[index] for index in lot] for lot in by_file],
+                lambda numbers, stop: done(numbers, cluster.run(numbers, stop)),
+            )
+    elif crew.executor == "processes":
+        with Processes(perform, books, plan.digest, destination.lock) as processes:
+            yield (
+                [[number] for number in todo],
+                lambda numbers, stop: done(numbers, [processes.run(number, stop) for number in numbers]),
+            )
+    else:
+        operation.begin(todo)
+
+        def on_a_thread(number: int, stop: Stop) -> dict[str, Any]:
+            def advance(nbytes: int) -> None:
+                stop.check()
+                progress.advance(nbytes)
+
+            return operation.run(number, destination, advance)
+
+        yield [[number] for number in todo], lambda numbers, stop: [on_a_thread(number, stop) for number in numbers]

@@ -10,43 +10,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from paramdelta_hub import __about__
-from paramdelta_hub.arithmetic import FLOATS
-from paramdelta_hub.checkpoints.architecture import (
-    describe_architecture,
-    describe_source,
-)
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.lineage import pack_samples, sample
 from paramdelta_hub.checkpoints.pairing import Rules
-from paramdelta_hub.errors import CheckpointError, Mismatch, NotFiniteError, OptionError
-from paramdelta_hub.format.descriptors import Descriptors
-from paramdelta_hub.format.durable import file_digest, io_errors, sync_file, write_file
-from paramdelta_hub.format.manifest import (
-    LINEAGE_NAME,
-    MANIFEST_NAME,
-    CodecRecord,
-    Exactness,
-    FileRecord,
-    Labels,
-    Manifest,
-    Omission,
-    Rename,
-    Rows,
-    TensorRecord,
-    parse_manifest,
-    shard_name,
-)
+from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
+from paramdelta_hub.format.durable import file_digest, io_errors, write_file
+from paramdelta_hub.format.manifest import MANIFEST_NAME, Labels, Manifest, parse_manifest
 from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
+from paramdelta_hub.operations.assembling import assemble, final_names
 from paramdelta_hub.operations.differences import Differences, pair_up, tokenizer_folder
-from paramdelta_hub.operations.encoding import run_extract_task
-from paramdelta_hub.operations.execution import execute, workers
-from paramdelta_hub.operations.readiness import check_packable, config_changes, pack
+from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, complete
+from paramdelta_hub.operations.readiness import check_packable
+from paramdelta_hub.operations.requests import ExtractRequest
 from paramdelta_hub.work.destination import Destination
-from paramdelta_hub.work.plan import Plan, Receipt, cut
+from paramdelta_hub.work.plan import Plan, cut, planning
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["ExtractReport", "extract"]
+__all__ = ["ExtractReport", "Extraction", "extract"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +76,7 @@ def extract(
     post_tokenizer: str | Path | None = None,
     hash_files: bool = False,
     overwrite: bool = False,
+    executor: Executor = "threads",
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: Progress | None = None,
@@ -120,7 +100,8 @@ def extract(
         hash_files: record the sha256 of local weight files too, at the price of reading both models twice; files
             from the Hub have theirs, and every tensor always has.
         overwrite: replace a finished ``out``.
-        threads: tasks at a time; by default as many as there are processors.
+        executor: what does the tasks: ``threads``, ``processes``, or ``ray``, a cluster that sees the same files.
+        threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
         memory: bytes that all buffers together may take.
         progress: told how far the work is.
 
@@ -132,56 +113,108 @@ def extract(
         DestinationError: ``out`` exists, or is being written to.
         StorageError: the disk is full or fails.
     """
-    rules, progress, threads = rules or Rules(), progress or Progress(), workers(threads, memory)
-    base_model, post_model = open_checkpoint(base), open_checkpoint(post)
-    tokenizers = tokenizer_folder(base_tokenizer, base_model), tokenizer_folder(post_tokenizer, post_model)
-    check_packable(base_model, post_model, tokenizers[1])
-    labels = _labels(name or f"{post_model.source.name.rpartition('/')[2]}-delta", version, license)
-    differences = pair_up(base_model, post_model, rules, *tokenizers)
-    plan = _plan(base_model, post_model, differences, rules, labels, hash_files)
-    with Destination(Path(out), overwrite=overwrite) as destination:
-        done = destination.resume(plan)
-        done = {number: receipt for number, receipt in done.items() if _still_there(receipt, destination.pieces)}
+    rules = rules or Rules()
+    request = ExtractRequest(
+        base=os.fspath(base),
+        post=os.fspath(post),
+        name=name,
+        version=version,
+        license=license,
+        renames=rules.renames,
+        skips=rules.skips,
+        carries=rules.carries,
+        base_tokenizer=_text(base_tokenizer),
+        post_tokenizer=_text(post_tokenizer),
+        hash_files=hash_files,
+    )
+    crew = Crew(executor, threads, memory)
+    return complete(Extraction(request), out, crew, progress or Progress(), overwrite=overwrite)
+
+
+class Extraction(Operation[ExtractReport]):
+    """An extract whose models are opened and paired, and whose plan is made.
+
+    Raises:
+        OptionError: a name, version, licence or rule that can't be used.
+        CheckpointError: a model can't be read.
+        MismatchError: the two don't fit; every misfit is listed.
+    """
+
+    what = "extracting"
+
+    @planning()
+    def __init__(self, request: ExtractRequest) -> None:
+        self._rules = request.rules
+        self._base, self._post = open_checkpoint(request.base), open_checkpoint(request.post)
+        tokenizers = (
+            tokenizer_folder(request.base_tokenizer, self._base),
+            tokenizer_folder(request.post_tokenizer, self._post),
+        )
+        self._tokenizer = tokenizers[1]
+        check_packable(self._base, self._post, self._tokenizer)
+        name = request.name or f"{self._post.source.name.rpartition('/')[2]}-delta"
+        self._labels = _labels(name, request.version, request.license)
+        self._differences = pair_up(self._base, self._post, self._rules, *tokenizers)
+        self.plan = _plan(self._base, self._post, self._differences, request)
+
+    def prepare(self, destination: Destination, tasks_at_a_time: int) -> None:
+        """Check the space that the pieces are expected to take."""
         expected = sum(
             int(tensor["nbytes"] * EXPECTED_RATIO[tensor["itemsize"]])
-            for task in plan.tasks
+            for task in self.plan.tasks
             if task["kind"] == "encode"
             for tensor in task["tensors"]
         )
         destination.check_space(expected)
 
-        def after(outcome: dict[str, Any]) -> None:
-            if outcome.get("piece"):
-                sync_file(destination.pieces / outcome["piece"])
+    def restore(self, destination: Destination, outcomes: Outcomes) -> None:
+        """Give pieces back the names that receipts know them by."""
+        if len(outcomes) == len(self.plan.tasks):  # else nothing has been renamed yet
+            for piece, shard in final_names([outcomes[number] for number in sorted(outcomes)]).items():
+                if (destination.result / shard).exists() and not (destination.pieces / piece).exists():
+                    os.rename(destination.result / shard, destination.pieces / piece)
 
-        outcomes = execute(
-            plan,
-            lambda task, advance: run_extract_task(task, destination.pieces, advance),
-            done,
-            destination,
-            threads,
-            progress,
-            "extracting",
-            after,
-        )
-        _refuse_not_finite(outcomes)
+    def holds(self, number: int, outcome: dict[str, Any], destination: Destination) -> bool:
+        """Whether the piece is there, to the byte."""
+        piece = outcome.get("piece")
+        path = destination.pieces / str(piece)
+        return piece is None or (path.is_file() and file_digest(path)[0] == outcome["sha256"])
+
+    def refuse(self, outcomes: Outcomes) -> None:
+        """Raise if values are not finite."""
+        _refuse_not_finite(outcomes.values())
+
+    def finish(self, destination: Destination, outcomes: Outcomes, resumed: int) -> ExtractReport:
+        """Write the manifest and commit."""
+        ordered = [outcomes[number] for number in range(len(self.plan.tasks))]
         with io_errors("writing the package"):
-            manifest = _assemble(
-                base_model, post_model, tokenizers[1], differences, rules, outcomes, destination, labels
+            manifest = assemble(
+                self._base,
+                self._post,
+                self._tokenizer,
+                self._differences,
+                self._rules,
+                ordered,
+                destination,
+                self._labels,
             )
             text = manifest.to_json()
             manifest, digest = parse_manifest(text)  # what we write, we can read
             write_file(destination.result / MANIFEST_NAME, text)
         destination.commit()
-    return ExtractReport(
-        package=Path(out),
-        id=digest,
-        manifest=manifest,
-        nbytes=manifest.nbytes,
-        model_nbytes=post_model.nbytes,
-        resumed_tasks=len(done),
-        notes=differences.notes,
-    )
+        return ExtractReport(
+            package=destination.given,
+            id=digest,
+            manifest=manifest,
+            nbytes=manifest.nbytes,
+            model_nbytes=self._post.nbytes,
+            resumed_tasks=resumed,
+            notes=self._differences.notes,
+        )
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else os.fspath(path)
 
 
 def _labels(name: str, version: str, license_name: str | None) -> Labels:
@@ -193,9 +226,7 @@ def _labels(name: str, version: str, license_name: str | None) -> Labels:
         raise OptionError(what, remedy="versions are like 1.2.0 (semver.org)") from None
 
 
-def _plan(
-    base: Checkpoint, post: Checkpoint, differences: Differences, rules: Rules, labels: Labels, hash_files: bool
-) -> Plan:
+def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, request: ExtractRequest) -> Plan:
     tensors = [
         {
             "name": pair.name,
@@ -225,28 +256,14 @@ def _plan(
         for number, group in enumerate(cut(tensors, lambda tensor: int(tensor["nbytes"]), base.nbytes), start=1)
     ]
     files = {file.path: file for model in (base, post) for file in model.files}
-    if hash_files:
+    if request.hash_files:
         tasks += [{"kind": "digest", "bytes": file.header.size, "file": str(path)} for path, file in files.items()]
     return Plan(
         kind="extract",
         inputs=tuple(file.identity() for file in files.values()),
-        options={
-            "labels": labels.model_dump(),
-            "renames": rules.renames,
-            "skips": rules.skips,
-            "carries": rules.carries,
-        },
+        request=request.to_json(),
         tasks=tuple(tasks),
     )
-
-
-def _still_there(receipt: Receipt, pieces: Path) -> bool:
-    """Whether what a receipt of an interrupted run speaks of is still there, to the byte."""
-    piece = receipt.outcome.get("piece")
-    if piece is None:
-        return True
-    path = pieces / str(piece)
-    return path.is_file() and file_digest(path)[0] == receipt.outcome["sha256"]
 
 
 def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
@@ -261,81 +278,3 @@ def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
             problems,
             remedy="a delta of them means nothing: mend the model, or leave them out with --skip REGEX",
         )
-
-
-def _assemble(
-    base: Checkpoint,
-    post: Checkpoint,
-    tokenizer: Path | None,
-    differences: Differences,
-    rules: Rules,
-    outcomes: list[dict[str, Any]],
-    destination: Destination,
-    labels: Labels,
-) -> Manifest:
-    """Give the pieces their final names, write the lineage file, and return the manifest of it all."""
-    digests = {Path(outcome["file"]): outcome["sha256"] for outcome in outcomes if "file" in outcome}
-    encoded = [outcome for outcome in outcomes if "tensors" in outcome]
-    pieces = [outcome for outcome in encoded if outcome["piece"]]
-    shards, records = [], []
-    shard_of = {}
-    for number, outcome in enumerate(pieces, start=1):
-        shard_of[outcome["piece"]] = path = shard_name(number, len(pieces))
-        os.rename(destination.pieces / outcome["piece"], destination.result / path)
-        shards.append(FileRecord(path=path, size=outcome["size"], sha256=outcome["sha256"]))
-    for outcome in encoded:
-        for record in outcome["tensors"]:
-            shard = shard_of[outcome["piece"]] if record["nbytes"] else None
-            changes = {
-                "shape": tuple(record["shape"]),
-                "rows": record["rows"] and _rows(record["rows"]),
-                "codec": CodecRecord(name=record["codec"], parameters={}),
-                "shard": shard,
-            }
-            records.append(TensorRecord(**{**record, **changes}))
-    lineage = _write_lineage(differences, destination.result)
-    return Manifest(
-        format="paramdelta",
-        format_version=1,
-        name=labels.name,
-        version=labels.version,
-        license=labels.license,
-        created_by=__about__.CREATED_BY,
-        base=describe_source(base, digests),
-        post=describe_source(post, digests),
-        architecture=describe_architecture(base),
-        exactness=Exactness(
-            exact=True,
-            elements=sum(record.elements for record in records),
-            changed=sum(record.changed for record in records),
-            remainders=sum(record.remainders for record in records),
-            exceptions=sum(record.exceptions for record in records),
-        ),
-        configs=config_changes(base, post),
-        given_up=dict(sorted(differences.given_up.items(), key=lambda token: token[1])),
-        renames=tuple(Rename(pattern=pattern, replacement=new) for pattern, new in rules.renames),
-        omissions=tuple(
-            Omission.model_validate({"name": name, "side": side, "reason": reason})
-            for name, side, reason in differences.omissions
-        ),
-        shards=tuple(shards),
-        lineage=lineage,
-        companions=pack(post, tokenizer, destination.result),
-        tensors=tuple(records),
-    )
-
-
-def _rows(value: dict[str, Any]) -> Rows:
-    return Rows(base=value["base"], runs=tuple(tuple(run) for run in value["runs"]))
-
-
-def _write_lineage(differences: Differences, folder: Path) -> FileRecord:
-    with Descriptors(CheckpointError) as files:
-        samples = {
-            pair.name: (pair.base.dtype, sample(pair.name, pair.base, files))
-            for pair in differences.pairs
-            if pair.base.dtype in FLOATS and pair.base.elements
-        }
-    write_file(folder / LINEAGE_NAME, pack_samples(samples))
-    digest, size = file_digest(folder / LINEAGE_NAME)
-    return FileRecord(path=LINEAGE_NAME, size=size, sha256=digest)

@@ -215,10 +215,10 @@ def _entries(package: Package) -> dict[str, Entry]:
     """Return a package's tensors as pairing sees them; rows that moved are a vocabulary's, whatever the name."""
     records = package.records
     entries = entries_of({name: (record.dtype, record.shape) for name, record in records.items()})
-    return {
-        name: replace(entry, vocabulary=not _is_whole(records[name]) and (entry.vocabulary or bool(records[name].rows)))
-        for name, entry in entries.items()
-    }
+    for name, record in records.items():
+        if record.rows is not None:
+            entries[name] = replace(entries[name], vocabulary=not _is_whole(record))
+    return entries
 
 
 def _matches(

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from paramdelta_hub.arithmetic import FLOATS
-from paramdelta_hub.checkpoints.pairing import Rules
 from paramdelta_hub.format.package import Package
 from paramdelta_hub.operations.fitting import Fit
 from paramdelta_hub.operations.layout import OutputFile
-from paramdelta_hub.operations.weights import Weights
 from paramdelta_hub.work.plan import Plan, cut
 
 __all__ = ["passing_bytes", "plan_apply"]
@@ -20,7 +18,7 @@ Sums: TypeAlias = "Mapping[str, list[dict[str, Any]]]"
 
 
 def plan_apply(
-    fit: Fit, files: Mapping[str, OutputFile], packages: Sequence[Package], sums: Sums, weights: Weights, rules: Rules
+    fit: Fit, files: Mapping[str, OutputFile], packages: Sequence[Package], sums: Sums, request: dict[str, Any]
 ) -> Plan:
     """Return the plan that makes the result's files out of a target and deltas that fit it.
 
@@ -29,8 +27,7 @@ def plan_apply(
         files: the result's, as laid out.
         packages: the deltas.
         sums: for every tensor that changes what is added to it.
-        weights: how much of each delta is wanted.
-        rules: the user's; they are part of what names the plan.
+        request: what was asked for.
     """
     target, results = fit.target.checkpoint, fit.results
     places = {
@@ -48,12 +45,7 @@ def plan_apply(
     return Plan(
         kind="apply",
         inputs=(*(file.identity() for file in target.files), *(package.digest for package in packages)),
-        options={
-            "weights": weights.deltas,
-            "weight_map": weights.by_name.rules,
-            "renames": rules.renames,
-            "skips": rules.skips,
-        },
+        request=request,
         tasks=tuple(tasks),
     )
 

@@ -48,6 +48,8 @@ class WeightMap:
 
     def factor(self, name: str) -> float:
         """Return the factor of a tensor."""
+        if not self.rules:
+            return 1.0
         return next((factor for pattern, factor in reversed(self.rules) if compiled(pattern).search(name)), 1.0)
 
 

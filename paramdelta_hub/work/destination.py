@@ -2,18 +2,28 @@
 
 While work goes on, ``OUT.partial/`` holds:
 
-- ``lock``: held by the one process that works on it (flock: it dies with the process);
-- ``plan.json``: what is being made, and of what;
+- ``lock``: held by the one process that works on it, or shared by ranks (flock: it dies with the process);
+- ``preparing``: held by the one rank that begins the plan, or looks whether it is its own;
+- ``request.json``: what was asked for, from which a commit makes the plan again;
+- ``plan.json``: what is being made, and of what; where it is, the rest is prepared;
+- ``ranks/``: an empty file for each rank that ever began, named after its number and how many there are;
 - ``receipts/``: one JSON file a finished task;
 - ``pieces/``: files that get their final names at the end;
 - ``result/``: what becomes ``OUT``.
+
+Ranks work on several machines that share a file system, which must know flock (NFS 4, GPFS, CephFS, Lustre mounted
+with ``-o flock``). Equal tasks write equal bytes, and a commit hashes what receipts speak of: a worker that is late,
+or thought dead, spoils nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -23,30 +33,50 @@ from paramdelta_hub.format.durable import TEMPORARY, io_errors, read_small, sync
 from paramdelta_hub.limits import GIB, RECEIPT_BYTES
 from paramdelta_hub.work.plan import Plan, Receipt
 
-__all__ = ["Destination"]
+__all__ = ["PIECES", "PLAN_NAME", "RESULT", "Destination"]
+
+PLAN_NAME, PIECES, RESULT = "plan.json", "pieces", "result"
+_RANK = re.compile(r"(\d{1,9})-of-(\d{1,9})")
 
 
 class Destination:
-    """Exclusive access to ``OUT.partial/`` for the length of a ``with`` block; the block's end releases the lock.
+    """Access to ``OUT.partial/`` for the length of a ``with`` block; the block's end releases the lock.
 
     Args:
         out: the final path; it must not exist unless ``overwrite``.
         overwrite: replace a finished ``out`` at the commit, not before.
+        shared: let others that say so work on the same plan at the same time; who shares does not commit.
 
     Raises:
         DestinationError: ``out`` exists, or another process is writing to it.
         StorageError: the folder can't be made.
     """
 
-    def __init__(self, out: Path, *, overwrite: bool = False) -> None:
-        self.out = Path(os.path.abspath(out))
+    def __init__(self, out: Path, *, overwrite: bool = False, shared: bool = False) -> None:
+        self.given, self.out = out, Path(os.path.abspath(out))
         if not self.out.name or "\0" in self.out.name:
             raise OptionError("can't be the name of an output folder", where=repr(str(out)))
         self.books = self.out.with_name(self.out.name + ".partial")
-        self.result = self.books / "result"
-        self.pieces = self.books / "pieces"
-        self._overwrite = overwrite
+        self.result = self.books / RESULT
+        self.pieces = self.books / PIECES
+        self._overwrite, self._shared = overwrite, shared
         self._lock: int | None = None
+
+    @property
+    def plan_path(self) -> Path:
+        """Where the plan lies."""
+        return self.books / PLAN_NAME
+
+    @property
+    def request_path(self) -> Path:
+        """Where the request lies."""
+        return self.books / "request.json"
+
+    @property
+    def lock(self) -> int:
+        """The held lock's descriptor. A child that inherits it keeps the place taken until it has ended, too."""
+        assert self._lock is not None
+        return self._lock
 
     def __enter__(self) -> Destination:
         self._refuse_existing()
@@ -57,7 +87,8 @@ class Destination:
         try:
             self._refuse_existing()  # somebody may have finished while we waited for nothing
         except DestinationError:
-            if not (self.books / "plan.json").exists():  # the folder is of our own making: leave nothing behind
+            # A folder of our own making: leave nothing behind. Beside others it need not be ours.
+            if not (self._shared or self.plan_path.exists()):
                 shutil.rmtree(self.books, ignore_errors=True)
             self._release()
             raise
@@ -82,7 +113,7 @@ class Destination:
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except BlockingIOError:
@@ -115,25 +146,73 @@ class Destination:
                 remedy="free some space, or write to another disk",
             )
 
-    def resume(self, plan: Plan) -> dict[int, Receipt]:
-        """Prepare for ``plan``: return the receipts of an interrupted run of just this plan, or start afresh."""
-        with io_errors("preparing the output folder"):
-            if self._holds(plan):
-                for torn in self.books.rglob(TEMPORARY):  # a small file that was being written when we were killed
-                    torn.unlink()
-                return self._receipts(plan)
-            # The old plan goes first and the new one comes last: where there is a plan, the rest is of its making.
-            (self.books / "plan.json").unlink(missing_ok=True)
-            for entry in (self.books / "receipts", self.pieces, self.result):
-                if entry.exists():
-                    shutil.rmtree(entry)
-                entry.mkdir()
-            write_file(self.books / "plan.json", plan.to_json(), durable=False)
-        return {}
+    def resume(self, plan: Plan, prepare: Callable[[], None] = lambda: None) -> dict[int, Receipt]:
+        """Have the place ready for ``plan``: return the receipts that there are of just this plan, or start afresh.
 
-    def _holds(self, plan: Plan) -> bool:
-        path = self.books / "plan.json"
+        Args:
+            plan: what is to be made.
+            prepare: makes the files that tasks write to; calling it again does no harm to what they hold.
+
+        Raises:
+            DestinationError: others are at work on another plan.
+        """
+        with io_errors("preparing the output folder"), self._alone():
+            begun, agreed = self.holds(plan), self._is_asked(plan)
+            if self._shared and begun and agreed:
+                return self._receipts(plan)
+            if self._shared and self.plan_path.exists():
+                raise DestinationError(
+                    "another plan has been begun here: by a rank with another command, other inputs or another version",
+                    where=str(self.books),
+                    remedy="give all ranks the same command; to give that plan up, delete the folder",
+                )
+            for torn in self.books.rglob(TEMPORARY):  # a file that was being written when we were killed
+                torn.unlink()
+            if not begun:
+                # The old plan goes first and the new one comes last: where there is a plan, the rest is of its making.
+                self.plan_path.unlink(missing_ok=True)
+                for entry in (self.books / "ranks", self.books / "receipts", self.pieces, self.result):
+                    if entry.exists():
+                        shutil.rmtree(entry)
+                    entry.mkdir()
+            prepare()
+            if not agreed:
+                write_file(self.request_path, plan.request_text, durable=False)
+            if not begun:
+                write_file(self.plan_path, plan.to_json(), durable=False)
+            return self._receipts(plan)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other ranks from preparing the place for the length of the block. Who does not share is alone."""
+        if not self._shared:
+            yield
+            return
+        descriptor = os.open(self.books / "preparing", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether work on just this plan has begun here."""
+        path = self.plan_path
         return self.result.is_dir() and path.is_file() and path.read_bytes() == plan.to_json()
+
+    def _is_asked(self, plan: Plan) -> bool:
+        return self.request_path.is_file() and self.request_path.read_bytes() == plan.request_text
+
+    def enlist(self, rank: int, world: int) -> None:
+        """Record that a rank works on the plan."""
+        with io_errors("recording the rank"):
+            (self.books / "ranks").mkdir(exist_ok=True)
+            (self.books / "ranks" / f"{rank:05d}-of-{world:05d}").touch()
+
+    def ranks(self) -> set[tuple[int, int]]:
+        """Return every (rank, world) that ever began."""
+        names = (entry.name for entry in (self.books / "ranks").glob("*"))
+        return {(int(found[1]), int(found[2])) for name in names if (found := _RANK.fullmatch(name))}
 
     def _receipts(self, plan: Plan) -> dict[int, Receipt]:
         receipts = {}

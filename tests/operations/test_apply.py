@@ -234,7 +234,7 @@ def test_report_and_provenance(family: Family, tmp_path: Path) -> None:
     assert provenance["deltas"][0]["id"] == hashlib.sha256((family.delta / "manifest.json").read_bytes()).hexdigest()
     assert str(tmp_path) not in json.dumps(provenance), "no path, so that equal inputs give an equal file"
     for name, tensor in read_weights(tmp_path / "out").items():
-        assert provenance["tensors"][name] == hashlib.sha256(raw(tensor)).hexdigest()
+        assert provenance["tensors"][name]["sha256"] == hashlib.sha256(raw(tensor)).hexdigest()
 
 
 @pytest.mark.parametrize("where", ["target", "sum"])

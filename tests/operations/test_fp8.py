@@ -510,7 +510,7 @@ def test_memory_does_not_grow_with_a_tensor(
         tracemalloc.stop()
         return outcome
 
-    monkeypatch.setattr("paramdelta_hub.operations.apply.run_apply_task", measured)
+    monkeypatch.setattr("paramdelta_hub.operations.tasks.run_apply_task", measured)
     for dtype in ("bfloat16", "float8_e4m3fn"):
         pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / dtype, dtype=dtype, threads=1)
     assert len(peaks) == 2

@@ -60,13 +60,26 @@ def instrument(kill_at: int, half: bool, report: Path) -> None:
             wrap(name)
 
 
-def run(request: dict[str, Any]) -> int:
-    """Do what is asked; return an exit status."""
+def share(kind: str, first: str, second: str, out: str, threads: int, rank: int, world: int, skips: Any = ()) -> None:
+    """Do a rank's share of an extract or an apply."""
+    request = (
+        pd.ExtractRequest(first, second, skips=tuple(skips))
+        if kind == "extract"
+        else pd.ApplyRequest(first, ((second, 1.0),), skips=tuple(skips))
+    )
+    pd.do_share(request, out, rank, world, crew=pd.Crew(threads=threads))
+
+
+def run(request: dict[str, Any], racer: int) -> int:
+    """Do what is asked; return an exit status. Of ranks that race, each has its own number."""
     operation, arguments, options = request["calls"]
     if options.get("rules"):
         options["rules"] = pd.Rules(skips=tuple(options["rules"]))
+    if options.get("rank") == "racer":
+        options["rank"] = racer
     try:
-        getattr(pd, operation)(*arguments, threads=request.get("threads", 1), **options)
+        call = share if operation == "share" else getattr(pd, operation)
+        call(*arguments, threads=request.get("threads", 1), **options)
     except pd.ParamdeltaError as error:
         return error.exit_code
     return 0
@@ -76,7 +89,7 @@ def without_sync(_: int) -> None:
     """Stand in for fsync: a killed process loses nothing that it has written, only a power cut could."""
 
 
-def child(request: dict[str, Any], gate: tuple[int, int] | None) -> None:
+def child(request: dict[str, Any], gate: tuple[int, int] | None, racer: int) -> None:
     """Run in the child and leave without a trace."""
     status = 99
     try:
@@ -86,7 +99,7 @@ def child(request: dict[str, Any], gate: tuple[int, int] | None) -> None:
         os.fsync = os.fdatasync = without_sync
         if "report" in request:
             instrument(request.get("kill_at", 0), request.get("half", False), Path(request["report"]))
-        status = run(request)
+        status = run(request, racer)
     finally:
         os._exit(status)
 
@@ -99,10 +112,10 @@ def serve() -> None:
         racers = request.get("race", 1)
         gate = os.pipe() if racers > 1 else None
         pids = []
-        for _ in range(racers):
+        for racer in range(racers):
             pid = os.fork()
             if not pid:
-                child(request, gate)
+                child(request, gate, racer)
             pids.append(pid)
         if gate:
             os.close(gate[0])

@@ -1,0 +1,33 @@
+"""``pd-commit``."""
+
+from __future__ import annotations
+
+import click
+
+from paramdelta_hub.cli.apply import report_text as apply_text
+from paramdelta_hub.cli.common import Bars, command, emit
+from paramdelta_hub.cli.extract import report_text as extract_text
+from paramdelta_hub.operations.extract import ExtractReport
+from paramdelta_hub.operations.sharing import commit as run
+
+__all__ = ["commit"]
+
+_EXAMPLES = """
+pd-apply ./new-base ./delta -o out --rank 0 --world 2     # on one machine
+pd-apply ./new-base ./delta -o out --rank 1 --world 2     # on another
+pd-commit out
+"""
+
+
+@command(examples=_EXAMPLES)
+@click.argument("out")
+@click.option("--overwrite", is_flag=True, help="Replace a finished OUT.")
+@click.option("--threads", type=click.IntRange(min=1), help="Files to check at a time [default: processors].")
+def commit(out: str, overwrite: bool, threads: int | None, as_json: bool, quiet: bool) -> None:
+    """Check what the ranks of an extract or apply have made, byte by byte, and put OUT in its place.
+
+    Where something is missing, it says which rank to run again, and nothing is changed.
+    """
+    report = run(out, overwrite=overwrite, threads=threads, progress=Bars(quiet or as_json))
+    text = extract_text(report) if isinstance(report, ExtractReport) else apply_text(report)
+    emit(report.to_json(), text, as_json=as_json, quiet=quiet)

@@ -1,0 +1,75 @@
+"""Options of commands whose work can be divided: what runs the tasks, and which share of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import click
+
+from paramdelta_hub.cli.common import Bars, emit, human_bytes
+from paramdelta_hub.errors import OptionError
+from paramdelta_hub.operations.execution import Crew
+from paramdelta_hub.operations.sharing import Request, ShareReport, do_share
+
+__all__ = ["crew_options", "run_share"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def crew_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Add ``--executor``, ``--rank`` and ``--world``."""
+    function = click.option(
+        "--world", type=click.IntRange(min=1), metavar="N", help="How many ranks there are, with --rank."
+    )(function)
+    function = click.option(
+        "--rank",
+        type=click.IntRange(min=0),
+        metavar="I",
+        help="Do share I (from 0) of N, as in a SLURM array; `paramdelta commit` ends it when all are done.",
+    )(function)
+    return click.option(
+        "--executor",
+        type=click.Choice(["threads", "processes", "ray"]),
+        default="threads",
+        show_default=True,
+        help="What does the tasks; ray: the machines of a cluster, which must see the same files.",
+    )(function)
+
+
+def run_share(
+    request: Request,
+    output: str,
+    rank: int | None,
+    world: int | None,
+    *,
+    registry: str | None,
+    overwrite: bool,
+    crew: Crew,
+    as_json: bool,
+    quiet: bool,
+) -> bool:
+    """Do the share that ``--rank`` and ``--world`` ask for, and tell of it; False where they ask for none.
+
+    Raises:
+        OptionError: only one of the two was given.
+    """
+    if rank is None and world is None:
+        return False
+    if rank is None or world is None:
+        raise OptionError("--rank and --world go together", remedy="give both, or neither for the whole work")
+    bars = Bars(quiet or as_json)
+    report = do_share(request, output, rank, world, registry=registry, overwrite=overwrite, crew=crew, progress=bars)
+    emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+    return True
+
+
+def _text(report: ShareReport) -> str:
+    kept = f", {report.resumed_tasks} of them before" if report.resumed_tasks else ""
+    return "\n".join(
+        [
+            f"rank {report.rank} of {report.world}: {report.tasks} tasks done{kept} ({human_bytes(report.nbytes)})",
+            f"  when all ranks are done: paramdelta commit {report.out}",
+        ]
+    )
