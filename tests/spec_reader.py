@@ -26,7 +26,7 @@ ITEM_SIZES = {
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 WIDE = {"BF16": np.dtype("<f4"), "F16": np.dtype("<f4"), "F32": np.dtype("<f8")}
-TOLERATED = {"manifest.json", "README.md", "manifest.json.sig", ".gitattributes", ".gitignore"}
+TOLERATED = {"manifest.json", "README.md", "manifest.json.sig", "change.svg", ".gitattributes", ".gitignore"}
 FIELDS = {
     "manifest": "format format_version name version license created_by base post architecture exactness configs "
     "given_up renames omissions shards lineage companions tensors",
@@ -73,11 +73,13 @@ def parse_json(text: bytes) -> object:
         require(False, f"§3.1 {name}")
 
     try:
-        return json.loads(
+        value = json.loads(
             text.decode(), object_pairs_hook=unique, parse_float=number, parse_int=integer, parse_constant=constant
         )
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair has no UTF-8
     except (ValueError, RecursionError) as error:
         raise RefusedError(f"§3.1 {error}") from None
+    return value
 
 
 def read_safetensors(content: bytes) -> tuple[dict[str, str], dict[str, tuple[str, list[int], bytes]]]:
@@ -318,10 +320,15 @@ def check_manifest(manifest: object) -> None:
     version = manifest.get("format_version")
     require(type(version) is int and version == 1, f"§10 unknown format version {version}")
     fields(manifest, "manifest")
-    fields(manifest["base"], "source")
-    fields(manifest["post"], "source")
+    for source in (manifest["base"], manifest["post"]):
+        fields(source, "source")
+        texts(source["name"], *source["dtypes"], *(file["path"] for file in source["files"]))
     fields(manifest["architecture"], "architecture")
+    texts(manifest["architecture"]["model_type"], *manifest["architecture"]["classes"])
     fields(manifest["exactness"], "exactness")
+    texts(manifest["name"], manifest["license"], manifest["created_by"])
+    texts(*(text for omission in manifest["omissions"] for text in omission.values()))
+    texts(*(rename["pattern"] for rename in manifest["renames"]))
     paths = [name.casefold() for name in ("manifest.json", "README.md", "manifest.json.sig")]
     for file in list_files(manifest):
         fields(file, "file")
@@ -332,6 +339,7 @@ def check_manifest(manifest: object) -> None:
     count = len(manifest["shards"])
     names = [f"delta-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
     require([shard["path"] for shard in manifest["shards"]] == names, "§2 the shards' names")
+    require({record["shard"] for record in manifest["tensors"]} - {None} == set(names), "§3.2 the shards' tensors")
     require(manifest["lineage"]["path"] == "lineage.safetensors", "§2 the lineage file's name")
     for file in manifest["companions"]:
         require(re.fullmatch(r"companions/.*\.(json|jinja|txt|model)", file["path"]), "§2 companions")
@@ -346,19 +354,21 @@ def check_manifest(manifest: object) -> None:
     require(totals == manifest["exactness"], "§3.2 exactness")
 
 
-def logical_rows(record: dict) -> list[int | None]:
-    """Return, for every row of the tensor, base's row (§12), or None."""
-    found: list[int | None] = []
-    last: object = "none yet"
+def check_rows(record: dict) -> None:
+    end, last = 0, "none yet"
     for first, source, number in record["rows"]["runs"]:
-        require(first == len(found) and number >= 1, "§12 runs follow each other")
+        require(first == end and 1 <= number <= record["shape"][0] - end, "§12 runs follow each other")
         require(source is None or 0 <= source <= record["rows"]["base"] - number, "§12 a run's source")
         require(source != last, "§12 two runs that are one")
-        found += [None if source is None else source + row for row in range(number)]
-        last = None if source is None else source + number
-        require(len(found) <= record["shape"][0], "§12 runs cover the rows")
-    require(len(found) == record["shape"][0], "§12 runs cover the rows")
-    return found
+        end, last = end + number, None if source is None else source + number
+    require(end == record["shape"][0], "§12 runs cover the rows")
+
+
+def logical_rows(record: dict) -> list[int | None]:
+    """Return, for every row of the tensor, base's row (§12), or None."""
+    check_rows(record)
+    runs = record["rows"]["runs"]
+    return [None if source is None else source + row for _, source, number in runs for row in range(number)]
 
 
 def logical_base(record: dict, base: np.ndarray) -> np.ndarray:
@@ -375,9 +385,8 @@ def logical_base(record: dict, base: np.ndarray) -> np.ndarray:
 def check_record(record: dict) -> None:
     fields(record, "record")
     name, dtype, effect, codec = record["name"], record["dtype"], record["effect"], record["codec"]
-    odd = {"Cc", "Cf", "Cs", "Zl", "Zp"}
     require(0 < len(name.encode()) <= 1024, "§3.3 a name's length")
-    require(not any(unicodedata.category(c) in odd for c in name), "§3.3 a name's characters")
+    texts(name, record["base_name"], record["post_name"])
     require(effect == ("add" if dtype in WIDE else "replace") and dtype in ITEM_SIZES.keys() - {"F64"}, "§3.3 effect")
     require(codec == {"name": codec["name"], "parameters": {}}, "§3.3 codec")
     takes = {"zero", "planes", "raw", *(["palette"] if ITEM_SIZES[dtype] == 2 else [])}
@@ -385,7 +394,8 @@ def check_record(record: dict) -> None:
     require(len(record["shape"]) <= 16 and math.prod(record["shape"]) <= 2**40, "§3.3 shape")
     if record["rows"] is not None:
         fields(record["rows"], "rows")
-        logical_rows(record)
+        require(record["shape"], "§12 a scalar has no rows")
+        check_rows(record)
     payload = (record["shard"], record["nbytes"], record["payload_sha256"])
     if codec["name"] == "zero":
         require(payload == (None, 0, None) and record["base_sha256"] == record["post_sha256"], "§3.3 zero")
@@ -404,11 +414,15 @@ def check_change(change: dict) -> None:
         level = levels.pop()
         if isinstance(level, dict):
             require(not level.keys() & {"auto_map", "custom_pipelines"}, "§11 code")
-            odd = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-            require(not any(unicodedata.category(c) in odd for key in level for c in key), "§11 a key's characters")
+            texts(*level)
             levels += level.values()
         elif isinstance(level, list):
             levels += level
+
+
+def texts(*found: str | None) -> None:
+    odd = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    require(not any(unicodedata.category(c) in odd for text in found for c in text or ""), "§3.2 a text's characters")
 
 
 def fields(record: object, kind: str) -> None:

@@ -106,6 +106,7 @@ def apply(
     world: int | None,
     threads: int | None,
     memory: int,
+    device: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -132,7 +133,7 @@ def apply(
         stream=stream,
         force=force,
     )
-    crew, bars = Crew(executor, threads, memory), Bars(quiet or as_json)
+    crew, bars = Crew(executor, threads, memory, device), Bars(quiet or as_json)
     if run_share(
         request,
         output,

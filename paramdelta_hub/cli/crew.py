@@ -19,7 +19,12 @@ R = TypeVar("R")
 
 
 def crew_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Add ``--executor``, ``--rank`` and ``--world``."""
+    """Add ``--executor``, ``--device``, ``--rank`` and ``--world``."""
+    function = click.option(
+        "--device",
+        metavar="DEVICE",
+        help="A PyTorch device that does the arithmetic, such as cuda or cuda:1; the bits are the same.",
+    )(function)
     function = click.option(
         "--world", type=click.IntRange(min=1), metavar="N", help="How many ranks there are, with --rank."
     )(function)

@@ -79,6 +79,7 @@ def extract(
     world: int | None,
     threads: int | None,
     memory: int,
+    device: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -104,7 +105,7 @@ def extract(
         post_tokenizer=post_tokenizer,
         hash_files=hash_files,
     )
-    crew = Crew(executor, threads, memory)
+    crew = Crew(executor, threads, memory, device)
     if run_share(
         request,
         output,

@@ -84,4 +84,3 @@ def _most_frequent(symbols: Bits) -> Bits:
     present = np.flatnonzero(counts)
     order = np.argsort(-counts[present], kind="stable")[:ESCAPE]
     return present[order].astype(np.uint16)
-

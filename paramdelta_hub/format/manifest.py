@@ -6,19 +6,18 @@ not understand applies the wrong delta. ``schemas/manifest-v1.schema.json`` is g
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import IntegrityError, PackageError, UnsupportedFormatError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.headers import DISCRETE, ITEM_SIZES
-from paramdelta_hub.format.names import check_file_names, check_tensor_name, shown
+from paramdelta_hub.format.names import check_file_names, check_tensor_name
 from paramdelta_hub.format.records import (
     Architecture,
     ConfigChange,
@@ -37,6 +36,8 @@ from paramdelta_hub.format.records import (
     SourceFile,
     Text,
     at_most,
+    check_keys,
+    problems,
 )
 from paramdelta_hub.format.runs import Run, check_runs
 from paramdelta_hub.limits import (
@@ -282,52 +283,15 @@ def parse_manifest(text: bytes, where: str | None = None) -> tuple[Manifest, str
             remedy="pip install --upgrade paramdelta-hub",
         )
     # Before pydantic, which keeps a copy of an object for every field that it misses there.
-    _check_keys(value, Manifest, "", where)
+    check_keys(value, Manifest, PackageError, where, "the manifest")
     del value
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        problems = [
-            f"{shown('.'.join(map(str, p['loc']))[:200]) or 'manifest'}: {p['msg']}"
-            for p in error.errors(include_input=False, include_url=False)[:20]
-        ]
-        raise PackageError("the manifest breaks the format:\n  - " + "\n  - ".join(problems), where=where) from None
+        raise PackageError(f"the manifest breaks the format:{problems(error)}", where=where) from None
     except PackageError as error:
         raise PackageError(error.what, where=where) from None
     return manifest, hashlib.sha256(text).hexdigest()
-
-
-def _check_keys(value: Any, kind: type[BaseModel], place: str, where: str | None) -> None:
-    """Refuse an object that has not just the fields its record has; descend into records and lists of records.
-
-    Raises:
-        PackageError: naming the place and the odd fields.
-    """
-    if not isinstance(value, dict):
-        return  # pydantic says what is wrong with it
-    fields, inner = _fields_of(kind)
-    if value.keys() != fields:
-        names = ", ".join(repr(name[:80]) for name in sorted(value.keys() ^ fields)[:5])
-        raise PackageError(f"{place or 'the manifest'} lacks fields or has unknown ones: {names}", where=where)
-    for name, record in inner.items():
-        at = f"{place}.{name}" if place else name
-        if isinstance(value[name], list):
-            for index, item in enumerate(value[name]):
-                _check_keys(item, record, f"{at}[{index}]", where)
-        else:
-            _check_keys(value[name], record, at, where)
-
-
-@functools.cache
-def _fields_of(kind: type[BaseModel]) -> tuple[frozenset[str], dict[str, type[BaseModel]]]:
-    """Return a record's field names, and the records in it, alone, optional or listed, by field."""
-    inner = {}
-    for name, field in kind.model_fields.items():
-        options = () if get_origin(field.annotation) is dict else get_args(field.annotation)
-        for option in (field.annotation, *options):
-            if isinstance(option, type) and issubclass(option, BaseModel):
-                inner[name] = option
-    return frozenset(kind.model_fields), inner
 
 
 def check_digest(found: str, promised: str, what: str, where: str | None = None) -> None:

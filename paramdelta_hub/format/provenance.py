@@ -12,8 +12,18 @@ from pydantic import Field, ValidationError, model_validator
 
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.names import check_file_names, check_tensor_name, shown
-from paramdelta_hub.format.records import Count, FileRecord, Record, SemanticVersion, Sha256, Text
+from paramdelta_hub.format.names import check_file_names, check_tensor_name
+from paramdelta_hub.format.records import (
+    Count,
+    FileRecord,
+    Record,
+    SemanticVersion,
+    Sha256,
+    Text,
+    at_most,
+    check_keys,
+    problems,
+)
 from paramdelta_hub.limits import FILES, KIB, MANIFEST_VALUES, RENAMES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
 
 __all__ = ["PROVENANCE_NAME", "Model", "Provenance", "Tensor", "parse_provenance"]
@@ -96,19 +106,23 @@ class Conflict(Record):
 class Merged(Record):
     """What became of a config's keys."""
 
-    taken: dict[Words, Words] = Field(description="keys with post's value, and the delta it comes from")
-    kept: dict[Words, Words] = Field(description="keys that post changed and that are the target's, and why")
-    settled: tuple[Words, ...] = Field(description="keys set to what the result's tensors are")
-    conflicts: tuple[Conflict, ...]
+    taken: Annotated[dict[Words, Words], at_most(FILES)] = Field(
+        description="keys with post's value, and the delta it comes from"
+    )
+    kept: Annotated[dict[Words, Words], at_most(FILES)] = Field(
+        description="keys that post changed and that are the target's, and why"
+    )
+    settled: tuple[Words, ...] = Field(fail_fast=True, description="keys set to what the result's tensors are")
+    conflicts: tuple[Conflict, ...] = Field(fail_fast=True)
 
 
 class Companions(Record):
     """What lies beside the weights."""
 
     mode: Literal["post", "target", "none"]
-    files: Annotated[tuple[Companion, ...], Field(max_length=FILES)]
+    files: Annotated[tuple[Companion, ...], Field(max_length=FILES, fail_fast=True)]
     configs: dict[Text, Merged]
-    warnings: tuple[Words, ...]
+    warnings: tuple[Words, ...] = Field(fail_fast=True)
 
 
 class Requantized(Record):
@@ -124,7 +138,9 @@ class Tensor(Record):
     """A tensor of the result."""
 
     dtype: Text
-    shape: Annotated[tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK)]
+    shape: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK, fail_fast=True)
+    ]
     sha256: Sha256 = Field(description="of its values, little-endian, in C order")
 
 
@@ -135,14 +151,16 @@ class Provenance(Record):
     format_version: Literal[1]
     created_by: Text
     target: Model
-    deltas: Annotated[tuple[Delta, ...], Field(min_length=1, max_length=FILES)] = Field(
+    deltas: Annotated[tuple[Delta, ...], Field(min_length=1, max_length=FILES, fail_fast=True)] = Field(
         description="in the order in which they were added"
     )
-    weight_map: tuple[Factor, ...] = Field(description="the last pattern found in a tensor's name decides, else 1")
-    renames: Annotated[tuple[Renaming, ...], Field(max_length=RENAMES)]
-    skips: tuple[Words, ...]
-    omissions: Annotated[tuple[LeftOut, ...], Field(max_length=4 * TENSORS)]
-    notes: tuple[Words, ...]
+    weight_map: tuple[Factor, ...] = Field(
+        fail_fast=True, description="the last pattern found in a tensor's name decides, else 1"
+    )
+    renames: Annotated[tuple[Renaming, ...], Field(max_length=RENAMES, fail_fast=True)]
+    skips: tuple[Words, ...] = Field(fail_fast=True)
+    omissions: Annotated[tuple[LeftOut, ...], Field(max_length=4 * TENSORS, fail_fast=True)]
+    notes: tuple[Words, ...] = Field(fail_fast=True)
     is_post: bool = Field(description="the result is post, bit for bit")
     tensors: Annotated[dict[str, Tensor], Field(max_length=TENSORS)]
     companions: Companions
@@ -172,16 +190,16 @@ def parse_provenance(text: bytes, where: str | None = None) -> Provenance:
             where=where,
             remedy="pip install --upgrade paramdelta-hub",
         )
-    del value
+    check_keys(value, Provenance, CheckpointError, where, "the provenance")
+    # at_most() is not for these: lists within what a function has looked at are no tuples to strict models.
+    configs = value["companions"]["configs"] if isinstance(value["companions"], dict) else {}
+    for table in (value["tensors"], configs):
+        if isinstance(table, dict) and len(table) > TENSORS:
+            raise CheckpointError(f"the provenance has a table of {len(table)} entries", where=where)
+    del value, configs, table
     try:
         return Provenance.model_validate_json(text)
     except ValidationError as error:
-        problems = [
-            f"{shown('.'.join(map(str, p['loc']))[:200]) or 'provenance'}: {p['msg']}"
-            for p in error.errors(include_input=False, include_url=False)[:20]
-        ]
-        raise CheckpointError(
-            "the provenance breaks its format:\n  - " + "\n  - ".join(problems), where=where
-        ) from None
+        raise CheckpointError(f"the provenance breaks its format:{problems(error)}", where=where) from None
     except PackageError as error:
         raise CheckpointError(error.what, where=where) from None

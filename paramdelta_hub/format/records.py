@@ -7,11 +7,22 @@ bounded: else pydantic makes an error of every wrong one, and a few megabytes be
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import functools
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
-from paramdelta_hub.format.names import is_clear
+from paramdelta_hub.errors import SourceError
+from paramdelta_hub.format.names import is_clear, shown
 from paramdelta_hub.limits import DTYPES, FILES
 
 __all__ = [
@@ -33,6 +44,8 @@ __all__ = [
     "SourceFile",
     "Text",
     "at_most",
+    "check_keys",
+    "problems",
 ]
 
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines"})
@@ -66,7 +79,7 @@ def _counts(value: Any) -> Any:
     return value
 
 
-_TEXT, _COUNT = 1024, 2**62
+_TEXT, _COUNT, _PROBLEMS = 1024, 2**62, 1000
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=_COUNT)]
 Norm = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -174,3 +187,50 @@ class ConfigChange(Record):
                 if key in CODE_KEYS:
                     raise ValueError(f"{key!r} names code, which no package carries")
         return self
+
+
+def check_keys(value: Any, kind: type[BaseModel], error: type[SourceError], where: str | None, place: str) -> None:
+    """Refuse an object that has not just the fields its record has; descend into records, and into lists of them.
+
+    To be asked before pydantic, which keeps a copy of the whole object for every field that it misses there.
+
+    Args:
+        value: what JSON has in the record's place.
+        kind: the record.
+        error: what to raise.
+        where: the file, for the message.
+        place: what to call the record.
+
+    Raises:
+        SourceError: (as ``error``) naming the place and the odd fields.
+    """
+    if not isinstance(value, dict):
+        return  # pydantic says what is wrong with it
+    fields, inner = _fields_of(kind)
+    if value.keys() != fields:
+        names = ", ".join(repr(name[:80]) for name in sorted(value.keys() ^ fields)[:5])
+        raise error(f"{place} lacks fields or has unknown ones: {names}", where=where)
+    for name, record in inner.items():
+        items = value[name] if isinstance(value[name], list) else [value[name]]
+        for index, item in enumerate(items):
+            check_keys(item, record, error, where, f"{name}[{index}]" if items is value[name] else name)
+
+
+@functools.cache
+def _fields_of(kind: type[BaseModel]) -> tuple[frozenset[str], dict[str, type[BaseModel]]]:
+    """Return a record's field names, and the records in it, alone, optional or listed, by field."""
+    inner = {}
+    for name, field in kind.model_fields.items():
+        options = () if get_origin(field.annotation) is dict else get_args(field.annotation)
+        for option in (field.annotation, *options):
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                inner[name] = option
+    return frozenset(kind.model_fields), inner
+
+
+def problems(error: ValidationError) -> str:
+    """Return what pydantic found, the first 20 problems, a line each; of very many only how many they are."""
+    if error.error_count() > _PROBLEMS:  # to list them takes as much memory again
+        return f" {error.error_count():,} problems"
+    found = error.errors(include_input=False, include_url=False)[:20]
+    return "".join(f"\n  - {shown('.'.join(map(str, p['loc']))[:200]) or 'the whole'}: {p['msg']}" for p in found)

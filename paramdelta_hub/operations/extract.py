@@ -79,6 +79,7 @@ def extract(
     executor: Executor = "threads",
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> ExtractReport:
     """Write the delta package ``out`` such that base ⊕ Δ == post, bit for bit, for every element.
@@ -103,6 +104,7 @@ def extract(
         executor: what does the tasks: ``threads``, ``processes``, or ``ray``, a cluster that sees the same files.
         threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
         memory: bytes that all buffers together may take.
+        device: a PyTorch device, such as ``cuda``, that does the arithmetic; the bits are the same.
         progress: told how far the work is.
 
     Raises:
@@ -127,7 +129,7 @@ def extract(
         post_tokenizer=_text(post_tokenizer),
         hash_files=hash_files,
     )
-    crew = Crew(executor, threads, memory)
+    crew = Crew(executor, threads, memory, device)
     return complete(Extraction(request), out, crew, progress or Progress(), overwrite=overwrite)
 
 

@@ -15,7 +15,7 @@ from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, Manifest, check_digest
 from paramdelta_hub.format.names import check_file_names
 from paramdelta_hub.format.package import LOCK_NAME, open_package
-from paramdelta_hub.format.records import Record, SemanticVersion, Sha256, Text, at_most
+from paramdelta_hub.format.records import Record, SemanticVersion, Sha256, Text, at_most, check_keys
 from paramdelta_hub.limits import FILES, LOCK_BYTES
 from paramdelta_hub.registry.names import precedence
 from paramdelta_hub.registry.receiving import EXTRAS
@@ -55,9 +55,7 @@ def read_lock(folder: Path) -> Lock | None:
     text = read_small(path, LOCK_BYTES)
     value = jsontext.parse(text, PackageError, str(path))
     try:
-        # Before pydantic, which keeps a copy of the whole for every field that it misses.
-        if not isinstance(value, dict) or value.keys() != Lock.model_fields.keys():
-            raise PackageError("other fields than a lock's")
+        check_keys(value, Lock, PackageError, str(path), "the lock")
         lock = Lock.model_validate_json(text)
         check_file_names(lock.files)
     except (ValidationError, SourceError):

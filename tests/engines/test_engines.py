@@ -180,3 +180,17 @@ def test_a_difference_without_change_is_zero_unless_it_holds_minus_zero(engine: 
 
     assert taken(0x3F80).is_zero
     assert not taken(0x8000).is_zero
+
+
+def test_commands_take_a_device(tmp_path: Path) -> None:
+    base = weights(5)
+    write_model(tmp_path / "base", base)
+    write_model(tmp_path / "post", tuned(base, 6))
+    report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", device="cpu")
+    assert engines.current().name == "torch"
+    assert pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "again").id == report.id
+    assert engines.current().name == "numpy"
+    with pytest.raises(OptionError, match="can't use the device 'teapot'"):
+        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", device="teapot")
+    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", device="cpu")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes()
