@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import ParamdeltaError, SourceError
+from paramdelta_hub.format.chunks import Layout
 from tests.conftest import Family
 from tests.models import assert_same, read_weights
 
@@ -103,3 +105,15 @@ def replace_payload(delta: Path, name: str, change: Callable[[bytes], bytes]) ->
     text = json.dumps(entries).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(payloads.values()))
     reseal(delta)
+
+
+def split(payload: bytes, layout: Layout) -> tuple[list[bytes], np.ndarray]:
+    """Return the streams of a payload of one chunk, and its table."""
+    table = np.frombuffer(payload[-layout.table_bytes :], "<u4")
+    ends = np.cumsum(table)
+    return [payload[end - length : end] for end, length in zip(ends.tolist(), table.tolist(), strict=True)], table
+
+
+def joined(streams: list[bytes]) -> bytes:
+    """Return the payload of one chunk."""
+    return b"".join(streams) + np.array([len(stream) for stream in streams], "<u4").tobytes()

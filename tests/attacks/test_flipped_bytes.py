@@ -1,7 +1,8 @@
 """Tampering: every single byte of every file of a package is changed, one at a time.
 
 verify must refuse each change outside the manifest. The manifest is the root of trust, so that a change of a mere
-label in it is another package with another id; whatever is changed anywhere, apply refuses or gives the same weights.
+label in it is another package with another id: who asks for a package by its id, or has pulled it once, is told of
+every change there is. Whatever is changed anywhere, apply refuses or gives the same weights.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import paramdelta_hub as pd
-from paramdelta_hub.errors import ParamdeltaError, SourceError
+from paramdelta_hub.errors import ParamdeltaError, RegistryError, SourceError
+from paramdelta_hub.registry.stores import StoreRegistry
 from tests.attacks.outcomes import apply_is_safe
+from tests.attacks.threats import shows
 from tests.conftest import Family
 from tests.models import read_weights, tuned, weights, write_model
 
@@ -35,45 +38,75 @@ def small(tmp_path: Path) -> Family:
     return family
 
 
-def places(family: Family, step: int) -> list[tuple[Path, int]]:
-    """Return every ``step``-th byte of every file."""
-    every = [(path, at) for path in sorted(family.delta.iterdir()) for at in range(path.stat().st_size)]
-    return every[::step]
-
-
-@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
-def test_verify_refuses_every_flip(small: Family, step: int) -> None:
-    source, refused, relabelled = random.Random(step), 0, 0
-    untouched = pd.verify(small.delta).id
-    for path, at in places(small, step):
+def flips(delta: Path, step: int) -> Iterator[Path]:
+    """Flip a bit of every ``step``-th byte of every file in turn; yield the file, and mend it."""
+    source = random.Random(step)
+    every = [(path, at) for path in sorted(delta.rglob("*")) if path.is_file() for at in range(path.stat().st_size)]
+    for path, at in every[::step]:
         content = path.read_bytes()
         path.write_bytes(content[:at] + bytes([content[at] ^ (1 << source.randrange(8))]) + content[at + 1 :])
+        yield path
+        path.write_bytes(content)
+
+
+def every(step: int) -> pytest.MarkDecorator:
+    """Quick runs try some bytes, slow ones all."""
+    return pytest.mark.parametrize("step", [step, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@shows("tampering", "every byte of every file of a package flipped: verify refuses, but for labels in the manifest, "
+       "which give another id")  # fmt: skip
+@every(11)
+def test_verify_refuses_every_flip(rich: Family, step: int) -> None:
+    refused = relabelled = 0
+    untouched = pd.verify(rich.delta).id
+    for path in flips(rich.delta, step):
         try:
-            report = pd.verify(small.delta, threads=1)
+            report = pd.verify(rich.delta, threads=1)
         except SourceError:
             refused += 1
         else:
-            assert path.name == "manifest.json", (path.name, at)
+            assert path.name == "manifest.json"
             assert report.id != untouched
             relabelled += 1
-        path.write_bytes(content)
-    assert refused > 20 * relabelled / 10
-    assert pd.verify(small.delta).id == untouched
+    assert refused > 2 * relabelled
+    assert pd.verify(rich.delta).id == untouched
 
 
-@pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.slow)])
+@shows("tampering", "every byte flipped of a package that was pulled before, or is pulled by its id: refused, without "
+       "exception")  # fmt: skip
+@every(11)
+def test_a_pinned_package_refuses_every_flip(rich: Family, tmp_path: Path, step: int) -> None:
+    registry = StoreRegistry(tmp_path / "registry")
+    version = registry.publish(rich.delta, "org/name", "1.0.0")
+    place, copy = Path(version.url), tmp_path / "copy"
+    registry.pull("org/name", "1.0.0", copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    tried = 0
+    for path in flips(place, step):
+        held = copy / path.relative_to(place)
+        if path.name != "manifest.json":  # what the copy has, and has right, is not fetched again
+            held.unlink()
+        for revision in ("1.0.0", version.id):
+            with pytest.raises((SourceError, RegistryError)):
+                registry.pull("org/name", revision, copy)
+        held.write_bytes(before[held])
+        tried += 1
+    assert tried >= sum(len(content) for path, content in before.items() if path.name != "paramdelta.lock") // step
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+@shows("tampering", "every byte of every file flipped: apply refuses, or gives the same weights, on base and on "
+       "another target")  # fmt: skip
+@every(23)
 @pytest.mark.parametrize("side", ["base", "target"])
 def test_apply_never_gives_other_weights(small: Family, tmp_path: Path, step: int, side: str) -> None:
-    source = random.Random(step)
     model = small.base if side == "base" else small.target
     pd.apply(model, small.delta, tmp_path / "expected")
     expected = read_weights(tmp_path / "expected")
     refused = 0
-    for path, at in places(small, step):
-        content = path.read_bytes()
-        path.write_bytes(content[:at] + bytes([content[at] ^ (1 << source.randrange(8))]) + content[at + 1 :])
+    for _ in flips(small.delta, step):
         refused += apply_is_safe(model, small.delta, tmp_path / "out", expected) is not None
-        path.write_bytes(content)
     assert refused > 20
 
 
@@ -89,12 +122,17 @@ def test_a_changed_label_is_another_package(small: Family, tmp_path: Path) -> No
     assert provenance["deltas"][0]["id"] == hashlib.sha256(path.read_bytes()).hexdigest() != before
 
 
-@pytest.mark.parametrize("rounds", [150, pytest.param(3000, marks=pytest.mark.slow)])
-def test_larger_damage(small: Family, tmp_path: Path, rounds: int) -> None:
-    """Cut, doubled, zeroed, shuffled and overwritten pieces."""
-    source, expected, refused = random.Random(rounds), read_weights(small.post), 0
+DAMAGES = 1500
+
+
+@shows("tampering", f"{DAMAGES:,} pieces cut out, doubled, zeroed, reversed or overwritten in any file: refused, or "
+       "the very same weights")  # fmt: skip
+@pytest.mark.parametrize("rounds", [DAMAGES // 10, pytest.param(DAMAGES, marks=pytest.mark.slow)])
+def test_larger_damage(rich: Family, tmp_path: Path, rounds: int) -> None:
+    pd.apply(rich.target, rich.delta, tmp_path / "expected")
+    source, expected, refused = random.Random(rounds), read_weights(tmp_path / "expected"), 0
     for _ in range(rounds):
-        path = source.choice(sorted(small.delta.iterdir()))
+        path = source.choice(sorted(path for path in rich.delta.rglob("*") if path.is_file()))
         content = path.read_bytes()
         at, length = source.randrange(len(content)), source.randint(1, 64)
         piece = content[at : at + length]
@@ -104,12 +142,11 @@ def test_larger_damage(small: Family, tmp_path: Path, rounds: int) -> None:
         path.write_bytes(content[:at] + new + content[at + length :])
         if new != piece:
             try:
-                pd.verify(small.delta, threads=1)
+                pd.verify(rich.delta, threads=1)
             except ParamdeltaError:
                 refused += 1
             else:
                 assert path.name == "manifest.json"
-            apply_is_safe(small.base, small.delta, tmp_path / "out", expected)
+            apply_is_safe(rich.target, rich.delta, tmp_path / "out", expected)
         path.write_bytes(content)
     assert refused > rounds * 0.7
-    shutil.rmtree(small.delta)

@@ -14,6 +14,7 @@ from paramdelta_hub.checkpoints import companions as module
 from paramdelta_hub.errors import IntegrityError, PackageError
 from paramdelta_hub.operations import readiness
 from tests.attacks.outcomes import apply_is_safe, change_manifest, refused_by_verify, refused_everywhere, reseal
+from tests.attacks.threats import shows
 from tests.checkpoints.test_companions import NEVER
 from tests.conftest import Family
 
@@ -34,6 +35,7 @@ def carry(delta: Path, name: str, content: bytes) -> Path:
 @pytest.mark.parametrize(
     "value", [{"auto_map": {"AutoTokenizer": "x.X"}}, {"a": [{"auto_map": {"AutoConfig": "o/n--x.X"}}]}]
 )
+@shows("code", "companions and patches of configs with `auto_map`, at any depth: refused")
 def test_a_companion_that_names_code(family: Family, tmp_path: Path, name: str, value: object) -> None:
     carry(family.delta, name, json.dumps(value).encode())
     refusal = apply_is_safe(family.base, family.delta, tmp_path / "out", {})
@@ -99,6 +101,7 @@ ATTACKS: dict[str, Callable[[Path, Path], object]] = {
 }
 
 
+@shows("tampering", f"{len(ATTACKS)} ways in which a companion is not what was promised: refused")
 @pytest.mark.parametrize("case", sorted(ATTACKS))
 @pytest.mark.parametrize("name", ["tokenizer.json", "additional_chat_templates/x.jinja"])
 def test_a_companion_that_is_not_what_was_promised(family: Family, tmp_path: Path, case: str, name: str) -> None:

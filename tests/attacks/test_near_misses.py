@@ -12,6 +12,7 @@ import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import CheckpointError, LineageError, MismatchError, ParamdeltaError
+from tests.attacks.threats import shows
 from tests.conftest import Family
 from tests.models import read_weights, weights, write_model
 
@@ -85,10 +86,9 @@ NEAR_MISSES: dict[str, tuple[Callable[[Tensors], Tensors], type[ParamdeltaError]
 }  # fmt: skip
 
 
-def test_there_are_thirty() -> None:
-    assert len(NEAR_MISSES) >= 30
-
-
+@shows(
+    "wrong target", f"{len(NEAR_MISSES)} models that almost fit: refused, with every misfit, before anything is written"
+)
 @pytest.mark.parametrize("case", sorted(NEAR_MISSES))
 def test_tensors_that_almost_fit(family: Family, tmp_path: Path, case: str) -> None:
     change, error = NEAR_MISSES[case]
@@ -158,12 +158,14 @@ def two_files(path: Path) -> None:
     (path / "model.safetensors").rename(path / "y.safetensors")
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [no_weights, a_pickle, a_gguf, half_a_file, an_index_that_lies, an_index_that_names_outside, an_adapter,
-     a_config_that_is_no_json, two_files],
-    ids=lambda spoil: spoil.__name__,
+UNREADABLE = (
+    no_weights, a_pickle, a_gguf, half_a_file, an_index_that_lies, an_index_that_names_outside, an_adapter,
+    a_config_that_is_no_json, two_files,
 )  # fmt: skip
+
+
+@shows("wrong target", f"{len(UNREADABLE)} folders that are no such model: refused")
+@pytest.mark.parametrize("spoil", UNREADABLE, ids=lambda spoil: spoil.__name__)
 def test_targets_that_can_not_be_read(family: Family, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     spoil(family.base)
     with pytest.raises(CheckpointError) as caught:

@@ -13,6 +13,7 @@ import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import NotFiniteError
+from tests.attacks.threats import shows
 from tests.models import TORCH, read_weights, write_model
 
 
@@ -28,6 +29,7 @@ def delta(tmp_path: Path, dtype_name: str) -> Path:
     return tmp_path / "delta"
 
 
+@shows("NaN, Inf, overflow", f"a target that holds them, in each of {len(TORCH)} dtypes: refused by tensor and count")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_target_that_holds_them(tmp_path: Path, delta: Path, value: float, count: int) -> None:
@@ -40,6 +42,7 @@ def test_a_target_that_holds_them(tmp_path: Path, delta: Path, value: float, cou
     assert not (tmp_path / "out").exists()
 
 
+@shows("NaN, Inf, overflow", f"sums that overflow, in each of {len(TORCH)} dtypes, also with force: likewise")
 def test_a_sum_that_overflows(tmp_path: Path, delta: Path) -> None:
     target = read_weights(tmp_path / "base")
     dtype = target["w"].dtype

@@ -1,18 +1,27 @@
-"""Oversized and degenerate JSON where headers, manifests, indexes and configs stand: refused fast, in little memory.
+"""Oversized and degenerate JSON in every place where a stranger's JSON is read: it costs little time and memory.
 
 Each case runs in one process that measures itself; those at the very cap are slow.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from paramdelta_hub.limits import HEADER_BYTES
+from paramdelta_hub.format.manifest import TensorRecord
+from paramdelta_hub.limits import HEADER_BYTES, MANIFEST_BYTES, MANIFEST_VALUES
+from tests.attacks.threats import shows
+from tests.conftest import Family
+from tests.format.test_manifest import parent
+
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 _SCRIPT = r"""
 import json, sys, time
@@ -20,10 +29,16 @@ from pathlib import Path
 from paramdelta_hub.errors import SourceError
 from paramdelta_hub.format.headers import read_header
 from paramdelta_hub.format.package import open_package
-from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.companions import code_key, read_companion
+from paramdelta_hub.checkpoints.lineage import unpack_samples
+from paramdelta_hub.checkpoints.sources import ModelSource
+from paramdelta_hub.format.provenance import parse_provenance
+from paramdelta_hub.registry.lock import read_lock
 
 folder, size = Path(sys.argv[1]), int(sys.argv[2])
 place, wanted = sys.argv[3], sys.argv[4:]
+model = Checkpoint(ModelSource(folder, "x", None), (), None)
 JSON = {
     "keys": lambda: b"{" + b",".join(b'"%d":0' % i for i in range(size // 12)) + b"}",
     "the same key": lambda: b"{" + b",".join([b'"a":0'] * (size // 6)) + b"}",
@@ -49,19 +64,27 @@ JSON = {
         b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,1]}' % i for i in range(size // 60)) + b"}",
 }
 
-def header(text):
-    path = folder / "x.safetensors"
-    path.write_bytes(len(text).to_bytes(8, "little") + text)
-    return lambda: read_header(path)
+def at(name, text):
+    path = folder / name
+    path.write_bytes(text)
+    return path
 
-def manifest(text):
-    path = folder / "manifest.json"
-    path.write_bytes(b'{"format":"paramdelta","format_version":1,"x":' + text + b"}")
-    return lambda: open_package(folder)
-
-def index(text):
-    (folder / "model.safetensors.index.json").write_bytes(b'{"weight_map":' + text + b"}")
-    return lambda: open_checkpoint(folder)
+PLACES = {
+    "header": lambda text: (at("x.safetensors", len(text).to_bytes(8, "little") + text), read_header),
+    "manifest": lambda text: (at("manifest.json", b'{"format":"paramdelta","format_version":1,"x":' + text + b"}"),
+        lambda path: open_package(path.parent)),
+    "index": lambda text: (at("model.safetensors.index.json", b'{"weight_map":' + text + b"}"),
+        lambda path: open_checkpoint(path.parent)),
+    "config": lambda text: (at("config.json", text), lambda path: model.read_json(path.name)),
+    "companion": lambda text: (at("tokenizer_config.json", text),
+        lambda path: code_key(read_companion(path), str(path))),
+    "lock": lambda text: (at("paramdelta.lock", text), lambda path: read_lock(path.parent)),
+    "provenance": lambda text: (
+        at("p.json", b'{"format":"paramdelta-provenance","format_version":1,"x":' + text + b"}"),
+        lambda path: parse_provenance(path.read_bytes())),
+    "lineage": lambda text: (at("lineage.safetensors", len(text).to_bytes(8, "little") + text),
+        lambda path: unpack_samples(path.read_bytes(), "it")),
+}
 
 def high_water():
     for line in open("/proc/self/status"):
@@ -70,10 +93,10 @@ def high_water():
 for what, make in JSON.items():
     if wanted and what not in wanted: continue
     for old in folder.iterdir(): old.unlink()
-    attempt = {"header": header, "manifest": manifest, "index": index}[place](make())
+    path, read = PLACES[place](make())
     open("/proc/self/clear_refs", "w").write("5")
     before, start, refused = high_water(), time.process_time(), None
-    try: attempt()
+    try: read(path)
     except SourceError as error: refused = error.what[:80]
     print(json.dumps([f"{place}: {what}", refused, time.process_time() - start, high_water() - before]), flush=True)
 """
@@ -89,23 +112,138 @@ def measure(folder: Path, size: int, where: str, *wanted: str) -> list[tuple[str
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("size", [500_000, pytest.param(5_000_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("where", ["header", "index", "manifest"])
+VALID = {
+    "keys", "empty lists", "empty objects", "a text", "a name", "a fraction", "escapes", "surrogates", "spaces",
+    "numbers", "metadata", "dimensions", "bad tensors",
+}  # fmt: skip
+MAY_PASS = {
+    "header": {"spaces", "metadata"},
+    "lineage": {"spaces", "metadata"},
+    "index": {"spaces"},
+    "config": VALID,
+    "companion": VALID,
+    "manifest": set(),
+    "lock": set(),
+    "provenance": set(),
+}
+"""What each place may hold, odd as it is."""
+CASES, SIZE, SECONDS, MEBIBYTES = 20, 5_000_000, 2, 256
+
+
+@shows(
+    "oversized JSON",
+    f"{CASES} degenerate texts of {SIZE:,} bytes in {len(MAY_PASS)} places ({', '.join(MAY_PASS)}): each less than "
+    f"{SECONDS} s of one core and {MEBIBYTES} MiB",
+)
+@LINUX
+@pytest.mark.parametrize("size", [SIZE // 10, pytest.param(SIZE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("where", MAY_PASS)
 def test_twenty_cases_each(tmp_path: Path, where: str, size: int) -> None:
     results = measure(tmp_path, size, where)
-    assert len(results) == 20
+    assert len(results) == CASES
     for case, refused, seconds, mebibytes in results:
-        if case not in {"header: spaces", "header: metadata", "index: spaces"}:  # valid, if odd
-            assert refused, case
-        assert seconds < 2, case
-        assert mebibytes < 256, case
+        assert refused or case.split(": ")[1] in MAY_PASS[where], case
+        assert seconds < SECONDS, case
+        assert mebibytes < MEBIBYTES, case
 
 
+def put(value: Any, path: tuple[Any, ...], wrong: Any) -> Any:
+    """Return a copy with something else at ``path``."""
+    changed = copy.deepcopy(value)
+    parent(changed, path)[path[-1]] = wrong
+    return changed
+
+
+ENTRIES = 400_000
+ROWS = ("tensors", 1, "rows", "runs")
+WRONG: dict[str, tuple[tuple[Any, ...], Callable[[], Any]]] = {
+    **{
+        f"{place[-1]}: {ENTRIES:,} wrong items": (place, lambda: [0] * ENTRIES)
+        for place in (
+            ("base", "files"), ("architecture", "classes"), ("renames",), ("omissions",), ("shards",), ("companions",),
+            ("tensors",), ROWS,
+        )
+    },
+    **{
+        f"{place[-1]}: {ENTRIES:,} wrong entries": (place, lambda: {str(number): [] for number in range(ENTRIES)})
+        for place in (
+            ("base", "dtypes"), ("configs",), ("configs", "config.json", "patch"), ("given_up",),
+            ("tensors", 1, "codec", "parameters"),
+        )
+    },
+    "shape: many dimensions": (("tensors", 1, "shape"), lambda: [1] * ENTRIES),
+    "runs: wrong triples": (ROWS, lambda: [["x", "x", "x"]] * (ENTRIES // 4)),
+    "runs: right ones, many": (ROWS, lambda: [[0, 0, 0]] * (ENTRIES // 4)),
+    "given_up: too long tokens": (("given_up",), lambda: {f"{number:02000}": 1 for number in range(2000)}),
+    "tensors: wrong values": (
+        ("tensors",), lambda: [{name: [] for name in TensorRecord.model_fields}] * (ENTRIES // 40)
+    ),
+}  # fmt: skip
+_PARSE = """
+import json, os, sys, time
+from pathlib import Path
+from paramdelta_hub.errors import PackageError
+from paramdelta_hub.format.manifest import parse_manifest
+def high_water():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) >> 10
+for path in sys.argv[1:]:
+    if (child := os.fork()):
+        assert os.waitpid(child, 0)[1] == 0, path
+        continue
+    text = Path(path).read_bytes()
+    open("/proc/self/clear_refs", "w").write("5")
+    before, start, refused = high_water(), time.process_time(), None
+    try: parse_manifest(text)
+    except PackageError as error: refused = len(str(error))
+    print(json.dumps([refused, time.process_time() - start, high_water() - before]), flush=True)
+    os._exit(0)
+"""
+
+
+@shows("oversized JSON", f"{len(WRONG)} manifests of the right fields with up to {ENTRIES:,} wrong items or entries in "
+       "one: likewise")  # fmt: skip
+@LINUX
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["keys", "empty lists", "a late duplicate"])
-def test_at_the_very_cap(tmp_path: Path, case: str) -> None:
+def test_manifests_with_many_wrong_items(shared_rich: Family, tmp_path: Path) -> None:
+    whole = json.loads((shared_rich.delta / "manifest.json").read_bytes())
+    for number, (path, wrong) in enumerate(WRONG.values()):
+        (tmp_path / f"{number:02}").write_text(json.dumps(put(whole, path, wrong())))
+    done = subprocess.run(
+        [sys.executable, "-c", _PARSE, *map(str, sorted(tmp_path.iterdir()))], capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    for case, (refused, seconds, mebibytes) in zip(WRONG, results, strict=True):
+        assert refused, case
+        assert refused < 10_000, "an error of a sensible length"
+        assert seconds < 2 * SECONDS, case
+        assert mebibytes < MEBIBYTES, case
+
+
+AT_CAP = ("keys", "empty lists", "a late duplicate", "a text")
+
+
+@shows("oversized JSON", f"headers at the very cap, {HEADER_BYTES >> 20} MiB: likewise")
+@pytest.mark.slow
+@pytest.mark.parametrize("case", AT_CAP)
+def test_headers_at_the_very_cap(tmp_path: Path, case: str) -> None:
     ((_, refused, seconds, mebibytes),) = measure(tmp_path, HEADER_BYTES - 1000, "header", case)
     assert refused
-    assert seconds < 2
-    assert mebibytes < 256
+    assert seconds < SECONDS
+    assert mebibytes < MEBIBYTES
+
+
+MOST_SECONDS, MOST_MEBIBYTES = 12, 1024
+
+
+@shows("oversized JSON", f"manifests at their cap of bytes ({MANIFEST_BYTES >> 20} MiB) or of values "
+       f"({MANIFEST_VALUES:,}), which the largest honest one comes near: less than {MOST_MEBIBYTES} MiB")  # fmt: skip
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "size"), [("a text", MANIFEST_BYTES - 1000), ("keys", 12 * (MANIFEST_VALUES - 1000))])
+def test_manifests_at_the_very_cap(tmp_path: Path, case: str, size: int) -> None:
+    ((_, refused, seconds, mebibytes),) = measure(tmp_path, size, "manifest", case)
+    assert refused
+    assert seconds < MOST_SECONDS
+    assert mebibytes < MOST_MEBIBYTES

@@ -11,6 +11,7 @@ import pytest
 import paramdelta_hub as pd
 from paramdelta_hub.errors import IntegrityError, PackageError
 from tests.attacks.outcomes import apply_is_safe, change_manifest, refused_by_verify
+from tests.attacks.threats import shows
 from tests.models import read_weights, tuned, weights, write_model
 
 FILES = ("manifest.json", "delta-00001-of-00001.safetensors", "lineage.safetensors")
@@ -31,6 +32,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MIXES = [mix for mix in itertools.product(range(3), repeat=3) if len(set(mix)) > 1]
 
 
+@shows("mix-and-match of files", f"manifest, shard and samples of 3 packages in all {len(MIXES)} mixtures: refused")
 @pytest.mark.parametrize("mix", MIXES, ids=str)
 def test_every_mix_is_refused(packages: Path, tmp_path: Path, mix: tuple[int, ...]) -> None:
     delta = tmp_path / "mixed"
@@ -47,6 +49,7 @@ def test_every_mix_is_refused(packages: Path, tmp_path: Path, mix: tuple[int, ..
     assert refusal is not None
 
 
+@shows("mix-and-match of files", "payloads, names of tensors and shards exchanged within a package: refused")
 def test_a_payload_of_another_tensor(packages: Path, tmp_path: Path) -> None:
     """Two tensors of one shape exchange their payloads' digests: each payload is whole, and at the wrong place."""
     delta = tmp_path / "delta"

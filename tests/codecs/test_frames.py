@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from paramdelta_hub.codecs import frames
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.limits import MIB, WINDOW_BYTES
+from tests.attacks.threats import shows
 
 
 def content(size: int, seed: int = 0) -> bytes:
@@ -59,12 +60,16 @@ def test_another_size_than_promised(claimed: int) -> None:
         frames.decompress(frames.compress(content(1000)), claimed)
 
 
-def test_20000_mutations_give_no_wrong_byte_and_no_foreign_error() -> None:
+MUTATIONS = 20_000
+
+
+@shows("decompression bombs", f"{MUTATIONS:,} changed frames: no wrong byte, and no error but ours")
+def test_mutations_give_no_wrong_byte_and_no_foreign_error() -> None:
     """One to three edits each: flips, overwritten, deleted, inserted and repeated bytes, cuts."""
-    source = random.Random(20_000)
+    source = random.Random(MUTATIONS)
     originals = [(data, frames.compress(data)) for data in (content(size, size) for size in (1, 40, 300, 2000))]
     refused = same = 0
-    for _ in range(20_000):
+    for _ in range(MUTATIONS):
         data, frame = source.choice(originals)
         damaged = bytearray(frame)
         for _ in range(source.randint(1, 3)):
@@ -89,8 +94,8 @@ def test_20000_mutations_give_no_wrong_byte_and_no_foreign_error() -> None:
         else:
             assert decoded == data
             same += 1
-    assert refused + same == 20_000
-    assert refused > 18_000
+    assert refused + same == MUTATIONS
+    assert refused > 0.9 * MUTATIONS
 
 
 def test_a_frame_cut_anywhere() -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.format.headers import ITEM_SIZES, Header, build_header, check_header, read_header
 from paramdelta_hub.limits import HEADER_BYTES, TENSOR_ELEMENTS, TENSOR_RANK
+from tests.attacks.threats import shows
 
 
 def entry(
@@ -148,6 +149,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
 }
 
 
+@shows("broken headers", f"{len(BROKEN)} broken headers: each refused for its own reason")
 @pytest.mark.parametrize("case", sorted(BROKEN))
 def test_broken_headers(case: str) -> None:
     content, match = BROKEN[case]
@@ -242,10 +244,14 @@ def mutate_text(text: bytes, source: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def test_5000_mutations_what_we_accept_safetensors_accepts() -> None:
-    source = random.Random(5000)
+MUTATIONS = 5000
+
+
+@shows("broken headers", f"{MUTATIONS:,} changed headers: what we accept, safetensors accepts; no error but ours")
+def test_mutations_what_we_accept_safetensors_accepts() -> None:
+    source = random.Random(MUTATIONS)
     accepted = rejected = 0
-    for _ in range(5000):
+    for _ in range(MUTATIONS):
         header, data = valid_header(source)
         for _ in range(source.randint(0, 2)):
             if header and source.random() < 0.7:
@@ -261,8 +267,8 @@ def test_5000_mutations_what_we_accept_safetensors_accepts() -> None:
         else:
             accepted += 1
             assert safetensors_accepts(content), text
-    assert accepted > 500, "mutations that all fail would prove nothing"
-    assert rejected > 2500
+    assert accepted > MUTATIONS / 10, "mutations that all fail would prove nothing"
+    assert rejected > MUTATIONS / 2
 
 
 @settings(max_examples=300, deadline=None)
@@ -345,6 +351,6 @@ def test_a_duplicate_among_many_keys_is_found_in_time(where: str) -> None:
     keys = [f"k{number}" for number in range(50_000)]
     keys = [keys[0], *keys] if where == "first" else [*keys, keys[-1]]
     text = ("{" + ",".join(f'"{key}":0' for key in keys) + "}").encode()
-    start = time.monotonic()
+    start = time.process_time()
     refused(file_of(text, 0), "stands twice")
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2

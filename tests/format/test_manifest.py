@@ -17,6 +17,7 @@ from paramdelta_hub.errors import IntegrityError, PackageError, UnsupportedForma
 from paramdelta_hub.format import manifest as module
 from paramdelta_hub.format.manifest import check_digest, parse_manifest
 from tests.attacks.names import HOSTILE
+from tests.attacks.threats import shows
 from tests.conftest import Family
 
 Change = Callable[[dict[str, Any]], object]
@@ -111,6 +112,10 @@ def test_a_wrong_type_anywhere(value: dict[str, Any], wrong: Any) -> None:
 
 
 CHANGES: dict[str, tuple[Change, str]] = {
+    "a dtype that moves cursors": (lambda m: m["base"]["dtypes"].update({"\x1b[2J": 1}), "control characters"),
+    "hundreds of dtypes": (lambda m: m["base"]["dtypes"].update({str(i): 1 for i in range(100)}), "at most 64"),
+    "a token without an id": (lambda m: m["given_up"].update({"a": "x"}), "'a' is too long, or has no count"),
+    "a token that is too long": (lambda m: m["given_up"].update({"a" * 1025: 1}), "is too long"),
     "other format": (lambda m: m.update(format="paramdelta2"), "not a paramdelta manifest"),
     "no format": (lambda m: m.pop("format"), "not a paramdelta manifest"),
     "version 0": (lambda m: m.update(format_version=0), "format_version"),
@@ -177,6 +182,7 @@ def floats(value: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@shows("hostile manifests", f"{len(CHANGES)} manifests that contradict themselves or the format: each refused in words")
 @pytest.mark.parametrize("case", sorted(CHANGES))
 def test_incoherent(value: dict[str, Any], case: str) -> None:
     change, match = CHANGES[case]
@@ -255,10 +261,10 @@ def test_many_tensors_are_read_in_time(value: dict[str, Any]) -> None:
     for length in template["shape"]:
         size *= length
     value["exactness"]["elements"] = 20_000 * size
-    start = time.monotonic()
+    start = time.process_time()
     manifest, _ = parse_manifest(dumped(value))
     assert len(manifest.tensors) == 20_000
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def mutate(value: dict[str, Any], source: random.Random) -> None:

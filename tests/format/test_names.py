@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import CheckpointError, PackageError
-from paramdelta_hub.format.names import check_file_name, check_file_names, check_tensor_name
+from paramdelta_hub.format.names import check_file_name, check_file_names, check_tensor_name, is_clear, shown
 from tests.attacks.names import HOSTILE
 
 GOOD = (
@@ -107,3 +107,14 @@ BAD_TENSORS = [
 def test_tensor_names_that_could_fool_a_reader(name: str) -> None:
     with pytest.raises(PackageError, match="unsafe tensor name"):
         check_tensor_name(name)
+
+
+@given(st.text())
+def test_what_is_shown_is_clear_and_tells_what_it_was(text: str) -> None:
+    assert is_clear(shown(text))
+    assert shown(text) == text or repr(text) == f"{repr(text)[0]}{shown(text)}{repr(text)[0]}"
+
+
+def test_words_in_any_script_are_shown_as_they_are() -> None:
+    assert shown("Δ 模型 é 😀") == "Δ 模型 é 😀"
+    assert shown("a\x1b[2J\u202eb\n") == r"a\x1b[2J\u202eb\n"
