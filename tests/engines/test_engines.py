@@ -109,9 +109,10 @@ def test_sums(engine: Engine, data: st.DataObject) -> None:
     with np.errstate(all="ignore"):
         bad = Passes().add(kind, target, [(d if d is None else d.copy(), w) for d, w in deltas], expected)
         assert engine.add(kind, target, [(d if d is None else d.copy(), w) for d, w in deltas], found) == bad
-    finite = np.isfinite(from_bits(expected, TORCH[name]).double().numpy())
+    # What a NaN is rounded to means nothing, and may even be a number: it is counted, and the result is refused.
+    finite = np.isfinite([from_bits(bits, TORCH[name]).double().numpy() for bits in (expected, found)]).all(axis=0)
     assert np.array_equal(found[finite], expected[finite])
-    assert not np.isfinite(from_bits(found, TORCH[name]).double().numpy()[~finite]).any()
+    assert np.count_nonzero(~finite) <= bad
 
 
 @pytest.mark.parametrize("length", LENGTHS)
