@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make a base, a post-trained model and a new base of any size, to measure with where no real ones can be had.
 
-    python scripts/generate.py OUT [--layers 16] [--shards 5] [--seed 0] [--delta 0.03]
+    python scripts/generate.py OUT [--layers 16] [--shards 5] [--seed 0] [--delta 0.03] [--only base post]
 
 Writes OUT/base, OUT/post and OUT/target: bfloat16 models with Llama-3.2-1B's shapes and as many layers as asked for.
 16 layers are Llama-3.2-1B itself (1.24 B parameters, 2.47 GB a model), 77 layers are four times as much (9.89 GB).
@@ -9,8 +9,9 @@ Weights are Gaussian; post and target differ from base by Gaussian deltas of the
 deviation, as in real pairs (Llama-3.1-8B and Mistral: 1.5 to 5 %; the target as if pre-training had gone on).
 
 Every value depends on the seed, the tensor's name and its place in the tensor, and on nothing else: not on shards,
-threads, or the number of layers. (NumPy may change its generators between releases, though it has rarely done so.)
-OUT appears when it is complete; if it is there already, nothing is done.
+threads, the number of layers, or the models made beside it: where the disk is small, they can be made and deleted one
+after another. (NumPy may change its generators between releases, though it has rarely done so.) A model appears when it
+is complete; what is there already is left alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import shutil
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Recipe", "generate"]
+__all__ = ["ROLES", "Recipe", "generate"]
 
 ROLES = ("base", "post", "target")
 STAMP = "generated.json"
@@ -125,8 +126,8 @@ class Piece:
     position: int
 
 
-def generate(out: Path, recipe: Recipe, threads: int | None = None) -> bool:
-    """Write the three models into ``out``; return False if they were there already.
+def generate(out: Path, recipe: Recipe, threads: int | None = None, roles: Sequence[str] = ROLES) -> bool:
+    """Write the models of these roles into ``out``; return False if all were there already.
 
     Memory is constant: about seven megabytes a thread, whatever the size of the models.
 
@@ -134,22 +135,23 @@ def generate(out: Path, recipe: Recipe, threads: int | None = None) -> bool:
         FileExistsError: ``out`` exists and holds something else.
     """
     wanted = json.dumps(asdict(recipe), indent=2) + "\n"
-    if out.exists():
-        stamp = out / STAMP
-        if stamp.is_file() and stamp.read_text() == wanted:
-            return False
+    stamp = out / STAMP
+    if not out.exists():
+        out.mkdir(parents=True)
+        stamp.write_text(wanted)
+    elif not stamp.is_file() or stamp.read_text() != wanted:
         raise FileExistsError(f"{out} exists and was not made with these settings: remove it, or choose another place")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = {role: out / f"{role}.partial" for role in roles if not (out / role).is_dir()}
     shards = _cut(list(recipe.tensors()), recipe.shards)
     pieces: list[Piece] = []
-    for role in ROLES:
-        (partial / role).mkdir(parents=True)
-        _write_configs(partial / role, role, recipe, shards)
+    for role, folder in partial.items():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        _write_configs(folder, role, recipe, shards)
     for file, tensors in shards.items():
         header, starts, size = _layout(tensors)
-        for role in ROLES:
-            with (partial / role / file).open("wb") as stream:
+        for folder in partial.values():
+            with (folder / file).open("wb") as stream:
                 stream.write(header)
                 stream.truncate(size)
         for name, shape in tensors:
@@ -158,24 +160,26 @@ def generate(out: Path, recipe: Recipe, threads: int | None = None) -> bool:
                 Piece(name, number, min(CHUNK, elements - start), file, starts[name] + 2 * start)
                 for number, start in enumerate(range(0, elements, CHUNK))
             ]
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:  # NumPy draws and computes without the GIL
-        for _ in pool.map(lambda piece: _write(piece, recipe, partial), pieces):
-            pass
-    (partial / STAMP).write_text(wanted)
-    os.rename(partial, out)
-    return True
+    if partial:
+        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:  # NumPy draws and computes without the GIL
+            for _ in pool.map(lambda piece: _write(piece, recipe, partial), pieces):
+                pass
+    for role, folder in partial.items():
+        os.rename(folder, out / role)
+    return bool(partial)
 
 
-def _write(piece: Piece, recipe: Recipe, out: Path) -> None:
-    """Compute a piece of all three models, and write it into their files."""
+def _write(piece: Piece, recipe: Recipe, folders: dict[str, Path]) -> None:
+    """Compute a piece of the models that have a folder here, and write it into their files."""
     mean, std = (1.0, NORM_STD) if piece.tensor.endswith("norm.weight") else (0.0, WEIGHT_STD)
-    generators = {role: _generator(recipe.seed, role, piece) for role in ROLES}
-    results = {role: np.empty(piece.elements, np.uint16) for role in ROLES}
+    roles = ["base", *(role for role in folders if role != "base")]  # the others are drawn around base
+    generators = {role: _generator(recipe.seed, role, piece) for role in roles}
+    results = {role: np.empty(piece.elements, np.uint16) for role in roles}
     drawn, base, rounding = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     for start in range(0, piece.elements, BLOCK):
         size = min(BLOCK, piece.elements - start)
         values, ours, odd = drawn[:size], base[:size], rounding[:size]
-        for role in ROLES:
+        for role in roles:
             generators[role].standard_normal(out=values, dtype=np.float32)
             values *= np.float32(std if role == "base" else std * recipe.delta)
             values += np.float32(mean) if role == "base" else ours
@@ -183,16 +187,22 @@ def _write(piece: Piece, recipe: Recipe, out: Path) -> None:
             _to_bfloat16(values, odd, result)
             if role == "base":  # the others differ from what base's file holds, not from what was drawn
                 np.left_shift(result, 16, out=ours.view(np.uint32), dtype=np.uint32)
-    for role in ROLES:
-        with (out / role / piece.file).open("r+b", buffering=0) as stream:
+    for role, folder in folders.items():
+        with (folder / piece.file).open("r+b", buffering=0) as stream:
             stream.seek(piece.position)
-            data = memoryview(results[role]).cast("B")
+            data = results[role].data.cast("B")
             while data:
                 data = data[stream.write(data) :]
 
 
 def _to_bfloat16(values: F32, scratch: npt.NDArray[np.uint32], out: npt.NDArray[np.uint16]) -> None:
-    """Round finite float32 values to bfloat16, to nearest, ties to even; ``values`` is used up."""
+    """Round finite float32 values to bfloat16, to nearest, ties to even; ``values`` is used up.
+
+    Args:
+        values: what to round, contiguous.
+        scratch: as many, for what comes between.
+        out: as many, receives the bits.
+    """
     bits = values.view(np.uint32)
     np.right_shift(bits, 16, out=scratch)
     scratch &= 1
@@ -267,18 +277,19 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=Recipe.shards, help="files a model (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="default: %(default)s")
     parser.add_argument("--delta", type=float, default=Recipe.delta, help="delta's size (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=ROLES, default=ROLES, help="models to make (default: all)")
     parser.add_argument("--threads", type=int, help="default: one a processor")
     arguments = vars(parser.parse_args())
-    out, threads = arguments.pop("out"), arguments.pop("threads")
+    out, threads, roles = arguments.pop("out"), arguments.pop("threads"), arguments.pop("only")
     recipe, started = Recipe(**arguments), time.perf_counter()
     try:
-        made = generate(out, recipe, threads)
+        made = generate(out, recipe, threads, roles)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     parameters = sum(int(np.prod(shape)) for _, shape in recipe.tensors())
     took = f"made in {time.perf_counter() - started:.0f} s" if made else "was there already"
     size = f"{parameters / 1e9:.2f} B parameters, {2 * parameters / 1e9:.2f} GB each"
-    print(f"{out}: base, post and target, {size}; {took}")
+    print(f"{out}: {', '.join(roles)}, {size}; {took}")
 
 
 if __name__ == "__main__":
