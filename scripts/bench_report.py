@@ -142,12 +142,14 @@ def write_docs(results: Path, docs: Path) -> None:
 
 
 def write_readme(results: Path, readme: Path) -> None:
-    """Replace the tables between the README's markers."""
-    speeds = [Speed(size) for size in json.loads((results / "speed.json").read_text())["sizes"]]
-    pairs = json.loads((results / "sizes.json").read_text())["pairs"]
+    """Replace the tables between the README's markers by those of the parts that were measured."""
+    tables: list[str] = []
+    if (speed := results / "speed.json").exists():
+        tables += _readme_speed([Speed(size) for size in json.loads(speed.read_text())["sizes"]])
+    if (sizes := results / "sizes.json").exists():
+        tables += ["", *_readme_sizes(json.loads(sizes.read_text())["pairs"])]
     before, _, rest = readme.read_text().partition(BEGIN)
-    tables = "\n".join([*_readme_speed(speeds), "", *_readme_sizes(pairs)])
-    readme.write_text(before + BEGIN + tables + "\n" + END + rest.partition(END)[2])
+    readme.write_text(before + BEGIN + "\n".join(tables) + "\n" + END + rest.partition(END)[2])
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

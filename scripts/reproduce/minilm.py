@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from demo import cosines
 from geometry import difference, relation
 from ledger import Ledger
 from weights import fetch
 
 import paramdelta_hub as pd
-from demo import cosines
 
 __all__ = ["run_minilm"]
 
