@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from paramdelta_hub.checkpoints.pairing import Rules
 from paramdelta_hub.errors import MismatchError, OptionError, ParamdeltaError, SourceError
-from paramdelta_hub.format.durable import read_small
+from paramdelta_hub.format.durable import read_small, storage_error
 from paramdelta_hub.format.names import is_clear
 from paramdelta_hub.format.sizes import human_bytes
 from paramdelta_hub.limits import DEFAULT_MEMORY, GIB, KIB, MIB, RULES_BYTES
@@ -110,6 +110,10 @@ def command(*, examples: str) -> Callable[[Callable[P, None]], click.Command]:
             except BrokenPipeError:  # the reader of our output has gone
                 sys.stderr.close()
                 sys.exit(1)
+            except OSError as problem:  # where nobody has a better word for it: a folder that can't be listed
+                told = storage_error("reading or writing", problem)
+                _tell(told, as_json=bool(kwargs["as_json"]))
+                sys.exit(told.exit_code)
 
         options = [
             click.option("--json", "as_json", is_flag=True, help="Print a machine-readable report on stdout."),

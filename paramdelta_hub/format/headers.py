@@ -82,13 +82,19 @@ def read_header(path: Path, error: type[SourceError] = CheckpointError, *, follo
     """Read and check the header of a regular file, or, with ``follow``, of what a link leads to; no weights are read.
 
     Raises:
-        SourceError: (as ``error``) naming the file and the one rule it breaks.
-        OSError: the file can't be read.
+        SourceError: (as ``error``) naming the file and the one rule it breaks, or the disk fails.
     """
     where = str(path)
-    with os.fdopen(open_regular(path, error, follow=follow), "rb", buffering=0) as file:
+    with os.fdopen(open_regular(path, error, follow=follow), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        prefix = file.read(_LENGTH_BYTES)
+
+        def read(nbytes: int) -> bytes:
+            try:
+                return file.read(nbytes)
+            except OSError as problem:
+                raise error(f"reading failed: {problem.strerror}", where=where) from problem
+
+        prefix = read(_LENGTH_BYTES)
         if len(prefix) < _LENGTH_BYTES:
             raise error(f"truncated: {size} bytes are no safetensors file", where=where, remedy="get the file again")
         length = int.from_bytes(prefix, "little")
@@ -102,9 +108,7 @@ def read_header(path: Path, error: type[SourceError] = CheckpointError, *, follo
                 where=where,
                 remedy="get the file again",
             )
-        text = b""
-        while len(text) < length and (piece := file.read(length - len(text))):
-            text += piece
+        text = read(length)
     return check_header(text, size, error, where)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from paramdelta_hub.limits import NAME_DEPTH
@@ -11,6 +12,8 @@ __all__ = ["files_below"]
 
 _LEFT_BEHIND = {".git", ".cache", ".gitattributes", ".gitignore"}
 """By git and by the Hub's client, directly in the folder; they mean nothing here."""
+_WRITTEN_NOW = re.compile(r"\.(README\.md|manifest\.json\.sig|paramdelta\.lock)\.[0-9]+\.tmp")
+"""What lies beside a package's listed files is called so while it is being written, and when that was broken off."""
 
 
 def files_below(top: Path) -> list[str]:
@@ -23,7 +26,7 @@ def files_below(top: Path) -> list[str]:
         within = Path(at).relative_to(top)
         if not within.parts:
             folders[:] = [name for name in folders if name not in _LEFT_BEHIND]
-            files = [name for name in files if name not in _LEFT_BEHIND]
+            files = [name for name in files if name not in _LEFT_BEHIND and not _WRITTEN_NOW.fullmatch(name)]
         is_deep = len(within.parts) + 1 == NAME_DEPTH
         odd = {name for name in folders if is_deep or os.path.islink(os.path.join(at, name))}
         folders[:] = [name for name in folders if name not in odd]

@@ -17,7 +17,7 @@ from paramdelta_hub.registry.locate import find
 from paramdelta_hub.registry.markdown import hub_id, own_words
 from paramdelta_hub.registry.names import check_version
 from paramdelta_hub.registry.protocol import Published, Registry
-from paramdelta_hub.registry.receiving import SIGNATURE_NAME
+from paramdelta_hub.registry.receiving import SIGNATURE_NAME, alone_in
 from paramdelta_hub.registry.signing import SignatureError, Trust, read_manifest, read_signature
 from paramdelta_hub.registry.signing import sign as signature_of
 from paramdelta_hub.work.progress import Progress
@@ -76,11 +76,12 @@ def publish(
         existing = there.card(reference.repo) or existing  # what its author wrote must not be lost
     licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
     card = delta_card(manifest, package.digest, reference.repo, existing, licenses=licenses, on_hub=on_hub)
-    if card != existing:
-        with io_errors("writing the model card"):
-            write_file(package.path / CARD_NAME, card.encode())
-    if key is not None:
-        _sign(package, reference.repo, key)
+    with alone_in(package.path):  # which clears away what one who died here left behind
+        if card != existing:
+            with io_errors("writing the model card"):
+                write_file(package.path / CARD_NAME, card.encode())
+        if key is not None:
+            _sign(package, reference.repo, key)
     published = there.publish(
         package.path,
         reference.repo,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.__about__ import __version__
 from paramdelta_hub.errors import ParamdeltaError, RegistryError
+from paramdelta_hub.format.durable import storage_error
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 __all__ = ["MissingError", "StaleError", "asking", "connect", "is_offline"]
 
+_OF_THE_DISK = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
 _AGAIN = "run the command again: it goes on where it stopped"
 _LOGIN = "set HF_TOKEN or run `hf auth login`"
 _STATUSES: dict[int, tuple[str, str]] = {
@@ -70,6 +73,7 @@ def asking(where: str) -> Iterator[None]:
     Raises:
         MissingError: no such repository.
         StaleError: 409 or 412.
+        StorageError: the disk is full or fails, where the client keeps what it gets.
         RegistryError: anything else.
     """
     try:
@@ -77,6 +81,9 @@ def asking(where: str) -> Iterator[None]:
     except ParamdeltaError:
         raise
     except Exception as problem:
+        root = list(_chain(problem))[-1]
+        if isinstance(root, OSError) and root.errno in _OF_THE_DISK:
+            raise storage_error("keeping what the Hub sent", root) from problem
         raise _translate(problem, where) from problem
 
 

@@ -112,8 +112,7 @@ class FolderStore:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
                 raise PublishError("somebody else was faster", where=str(out)) from None
-            for parent in (out.parent, out.parent.parent, self._root):
-                sync_folder(parent)
+            sync_folder(out.parent)  # those above it lasted before anything was put into it
 
 
 def _fill(stage: Path, package: Package, text: bytes, progress: Progress | None) -> None:

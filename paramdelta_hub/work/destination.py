@@ -29,7 +29,15 @@ from types import TracebackType
 
 from paramdelta_hub.errors import DestinationError, OptionError, PackageError, StorageError
 from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.durable import TEMPORARY, io_errors, read_small, sync_folder, sync_tree, write_file
+from paramdelta_hub.format.durable import (
+    TEMPORARY,
+    io_errors,
+    make_folders,
+    read_small,
+    sync_folder,
+    sync_tree,
+    write_file,
+)
 from paramdelta_hub.limits import GIB, RECEIPT_BYTES
 from paramdelta_hub.work.plan import Plan, Receipt
 
@@ -82,7 +90,7 @@ class Destination:
         self._refuse_existing()
         with io_errors("making the output folder"):
             while self._lock is None:
-                self.books.mkdir(parents=True, exist_ok=True)
+                make_folders(self.books)
                 self._lock = self._try_lock()
         try:
             self._refuse_existing()  # somebody may have finished while we waited for nothing

@@ -15,19 +15,11 @@ import pytest
 from paramdelta_hub.errors import RegistryError, SourceError, StorageError
 from tests.hub import LoopbackHub
 from tests.robustness.calls import Among, Fault
-from tests.robustness.cases import VERBS, Case, Verb, World
+from tests.robustness.cases import Case, Verb, World
 from tests.robustness.commands import Commands, Ended, finish, paths_of
 
 ERRORS = {errno.ENOSPC: 1, errno.EIO: 1, errno.EDQUOT: 3, errno.EINTR: 3}
 """And at how many of the calls each is tried: every one, or every third. The kernel's own EINTR comes further below."""
-
-
-def known(*verbs: Verb, reason: str) -> pytest.MarkDecorator:
-    """Mark some commands as not yet up to a test."""
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    return pytest.mark.parametrize(
-        "verb", [pytest.param(verb, marks=[mark] if verb in verbs else []) for verb in VERBS]
-    )
 
 
 def is_told(case: Case, ended: Ended, number: int, what: object) -> bool:
@@ -67,12 +59,10 @@ def fail_once_each(verb: Verb, world: World, commands: Commands, place: Path, am
     return told / len(paths)
 
 
-@known("extract", "apply", reason="reading a header can raise OSError")
 def test_each_read_fails_once(verb: Verb, small: World, commands: Commands, place: Path) -> None:
     assert fail_once_each(verb, small, commands, place, "reads") > 0.3
 
 
-@known("extract", "apply", "pull", reason="listing a folder can raise OSError")
 def test_each_listing_fails_once(verb: Verb, small: World, commands: Commands, place: Path) -> None:
     assert fail_once_each(verb, small, commands, place, "lists") > 0.1
 
@@ -85,7 +75,6 @@ def test_every_write_is_short(verb: Verb, small: World, commands: Commands, plac
     assert case.is_whole()
 
 
-@known("extract", "apply", reason="a weight file whose first eight bytes come in two is called truncated")
 @pytest.mark.parametrize("most", [1, 0], ids=["a byte", "half"])
 def test_every_read_is_short(verb: Verb, small: World, commands: Commands, place: Path, most: int) -> None:
     case = small.case(verb, place)
@@ -139,7 +128,6 @@ def run_limited(command: list[str], environment: dict[str, str] | None = None) -
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.xfail(strict=True, reason="a disk that fails while the Hub sends is told as a failing connection")
 def test_a_limit_on_file_sizes_while_the_hub_sends(small: World, tmp_path: Path) -> None:
     hub = LoopbackHub()
     repository = hub.add("org/delta", small.root / "registry/org/delta/1.0.0")

@@ -35,7 +35,6 @@ def test_killed_at_200_points(verb: Verb, large: World, commands: Commands, plac
         finish(commands, case, (number, half))
 
 
-@pytest.mark.xfail(strict=True, reason="a torn card makes the package look damaged: publish does not clear it away")
 def test_killed_while_the_card_is_written(small: World, commands: Commands, place: Path) -> None:
     paths = paths_of(commands, small.case("publish", place))
     points = [number for number, path in enumerate(paths, start=1) if CARD in path]

@@ -53,7 +53,6 @@ def test_at_any_moment(verb: Verb, small: World, commands: Commands, place: Path
     run_and_check(case, disk, events(tape))
 
 
-@pytest.mark.xfail(strict=True, reason="the names of folders that were made above the output are not forced to disk")
 @pytest.mark.parametrize("makes", ["extract", "apply", "publish"])
 def test_in_folders_that_were_not_there(makes: Verb, small: World, commands: Commands, place: Path) -> None:
     case = small.case(makes, place, ready=False)
