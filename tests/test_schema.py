@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 
 from tests.conftest import Family
+from tests.mutations import set_at
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "schemas" / "manifest-v1.schema.json"
@@ -42,19 +43,6 @@ def test_the_schema_is_generated_from_the_models() -> None:
 
 def test_takes_a_real_manifest(validator: jsonschema.Draft202012Validator, manifest: dict[str, Any]) -> None:
     validator.validate(manifest)
-
-
-def set_at(*path: Any) -> Callable[[dict[str, Any]], None]:
-    """Return a mutation: the last argument is put at the path that the others spell."""
-
-    def mutate(manifest: dict[str, Any]) -> None:
-        *steps, last, value = path
-        node: Any = manifest
-        for step in steps:
-            node = node[step]
-        node[last] = value
-
-    return mutate
 
 
 BAD = {

@@ -24,11 +24,12 @@ from paramdelta_hub.arithmetic import FLOATS, Bits, Float, Wide, Workspace, accu
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.checkpoints.views import open_view
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.format.deltas import DeltaReader
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.durable import read_exactly, write_exactly
 from paramdelta_hub.format.runs import ElementRuns
 from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.operations.adding import Payload, is_base, little
+from paramdelta_hub.operations.adding import is_base, little
 
 __all__ = ["RowAdder"]
 
@@ -112,7 +113,7 @@ class _Spilled:
 
     def _decode(self, delta: dict[str, Any], is_plain: bool, shards: Descriptors, sources: Descriptors) -> None:
         kind, elements = self._kind, delta["elements"]
-        payload = Payload(delta, kind.name, elements, shards)
+        payload = DeltaReader(delta, kind.name, elements, shards)
         target = open_view(delta["target"], sources) if is_plain else None
         positions, exact = [], []
         for start in range(0, elements, CHUNK_ELEMENTS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from typing import Any
 from paramdelta_hub.checkpoints.lineage import Kinship, compare, unpack_samples
 from paramdelta_hub.codecs import ZERO
 from paramdelta_hub.errors import LineageError
-from paramdelta_hub.format.manifest import TensorRecord
+from paramdelta_hub.format.deltas import summand_of
 from paramdelta_hub.format.package import Package
 from paramdelta_hub.limits import KIN_CORRELATION
 from paramdelta_hub.operations.fitting import Fit
 from paramdelta_hub.operations.weights import Weights
 
-__all__ = ["AppliedDelta", "check_lineage", "summand_of", "sums_of"]
+__all__ = ["AppliedDelta", "check_lineage", "sums_of"]
 
 
 @dataclass(frozen=True)
@@ -108,20 +108,3 @@ def sums_of(fit: Fit, packages: Sequence[Package], weights: Weights) -> dict[str
         if fit.in_fp8(name) and name not in fit.placed and all(entry["codec"] == ZERO for entry in entries)
     }
     return {name: entries for name, entries in sums.items() if entries and name not in unchanged}
-
-
-def summand_of(record: TensorRecord, weight: float, places: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
-    """Return one addend of one tensor as tasks want it: plain JSON."""
-    shard, start = places.get(record.name, (None, 0))
-    return {
-        "name": record.name,
-        "elements": record.elements,
-        "weight": weight,
-        "effect": record.effect,
-        "codec": record.codec.name,
-        "shard": shard,
-        "start": start,
-        "nbytes": record.nbytes,
-        "sha256": record.payload_sha256,
-        "counts": [record.remainders, record.exceptions],
-    }

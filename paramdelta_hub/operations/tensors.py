@@ -11,12 +11,11 @@ import numpy as np
 
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.format.deltas import DeltaReader, summand_of
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.operations.adding import Payload
-from paramdelta_hub.operations.summands import summand_of
 
 if TYPE_CHECKING:
     import torch
@@ -44,10 +43,10 @@ def tensors(delta: str | Path, pattern: str = "") -> Iterator[tuple[str, torch.T
         for record in package.manifest.tensors:
             if record.effect == "add" and re.search(pattern, record.name):
                 summand = summand_of(record, 1.0, places)
-                yield record.name, _dense(record, Payload(summand, record.dtype, record.elements, shards))
+                yield record.name, _dense(record, DeltaReader(summand, record.dtype, record.elements, shards))
 
 
-def _dense(record: TensorRecord, payload: Payload) -> torch.Tensor:
+def _dense(record: TensorRecord, payload: DeltaReader) -> torch.Tensor:
     import torch  # two seconds, which the commands do without
 
     kind = FLOATS[record.dtype]

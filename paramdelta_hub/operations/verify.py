@@ -14,6 +14,7 @@ from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.views import View
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
+from paramdelta_hub.format.deltas import summand_of
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package, open_package
@@ -22,7 +23,6 @@ from paramdelta_hub.operations.adding import ChunkAdder
 from paramdelta_hub.operations.applying import read_chunks
 from paramdelta_hub.operations.digesting import Advance, run_over, tensor_digests
 from paramdelta_hub.operations.execution import workers
-from paramdelta_hub.operations.summands import summand_of
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.signing import trust
 from paramdelta_hub.work.progress import Progress

@@ -17,12 +17,12 @@ import numpy as np
 from paramdelta_hub.arithmetic import Wide, blocks
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.errors import OptionError, PackageError
+from paramdelta_hub.format.deltas import delta_chunks
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package
 from paramdelta_hub.limits import COMPARED_DELTAS
 from paramdelta_hub.registry.chart import place_of
-from paramdelta_hub.reports.decoding import delta_chunks
 from paramdelta_hub.work.progress import Progress
 from paramdelta_hub.work.threads import Stop, default_threads, run_tasks
 
@@ -197,7 +197,7 @@ def _compare(
     found = [Agreement() for _ in pairs]
     with Descriptors(PackageError) as shards:
         streams = {
-            side: delta_chunks(record, places[side][record.name], shards, f"compared {side}")
+            side: delta_chunks(record, places[side], shards, f"compared {side}")
             for side, record in enumerate(records)
             if record.shard is not None
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.format.deltas import delta_chunks
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package
 from paramdelta_hub.limits import SPECTRUM_SIDE
 from paramdelta_hub.registry.chart import place_of
-from paramdelta_hub.reports.decoding import delta_chunks
 
 __all__ = ["Spectrum", "choose", "effective_rank", "measure_spectra"]
 
@@ -83,7 +83,7 @@ def measure_spectra(package: Package, count: int) -> list[Spectrum]:
     found = []
     with Descriptors(PackageError) as shards:
         for record in records:
-            values = _sample(record, places[record.name], shards)
+            values = _sample(record, places, shards)
             if not np.isfinite(values).all():
                 continue  # a delta may overflow although base and post are finite; it has no singular values
             singular = np.linalg.svd(values, compute_uv=False)
@@ -120,7 +120,7 @@ def _spread(items: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
 
 
-def _sample(record: TensorRecord, place: tuple[str, int], shards: Descriptors) -> NDArray[np.float64]:
+def _sample(record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: Descriptors) -> NDArray[np.float64]:
     """Return the drawn rows and columns of a matrix's Δ."""
     rows, columns = (
         _draw(f"{axis} {record.name}", size) for axis, size in zip(("rows", "columns"), record.shape, strict=True)
@@ -128,7 +128,7 @@ def _sample(record: TensorRecord, place: tuple[str, int], shards: Descriptors) -
     wanted = (rows[:, np.newaxis] * record.shape[1] + columns).ravel()  # ascending
     values = np.empty(wanted.size)
     start = taken = 0
-    for chunk in delta_chunks(record, place, shards, "spectrum"):
+    for chunk in delta_chunks(record, places, shards, "spectrum"):
         stop = int(np.searchsorted(wanted, start + chunk.size))
         values[taken:stop] = chunk[wanted[taken:stop] - start]
         start, taken = start + chunk.size, stop

@@ -33,6 +33,7 @@ from paramdelta_hub.operations.results import verify_result
 from tests.conftest import Family, make_family
 from tests.fp8_models import FP8, quantize
 from tests.models import read_weights, weights, write_model
+from tests.mutations import set_at
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789" * 4
@@ -261,19 +262,6 @@ def test_that_of_an_fp8_result(tmp_path: Path, validator: jsonschema.Draft202012
         provenance = verify_result(tmp_path / dtype, threads=1).provenance
         assert (provenance.requantization is not None) == (dtype == "float8_e4m3fn")
         assert provenance.tensors["model.layers.0.mlp.weight"].dtype == ("BF16" if dtype == "bfloat16" else "F8_E4M3")
-
-
-def set_at(*path: Any) -> Callable[[dict[str, Any]], None]:
-    """Return a mutation: the last argument is put at the path that the others spell."""
-
-    def mutate(value: dict[str, Any]) -> None:
-        *steps, last, new = path
-        node: Any = value
-        for step in steps:
-            node = node[step]
-        node[last] = new
-
-    return mutate
 
 
 BAD = {

@@ -10,8 +10,10 @@ import torch
 import paramdelta_hub as pd
 from paramdelta_hub.format.manifest import Manifest
 from paramdelta_hub.format.package import Package, open_package
+from tests.attacks.outcomes import reseal, shard_of
 from tests.conftest import Family
 from tests.models import write_model
+from tests.registry.packages import labelled
 
 ROWS, COLUMNS = 1800, 600
 """More elements than a chunk has: 2**20."""
@@ -50,6 +52,17 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
         pd.extract(root / "base", root / f"post-{label}", root / label, name=label, threads=2)
         packages[label] = open_package(root / label)
     return packages
+
+
+def damaged(package: Package, to: Path) -> Package:
+    """Return a copy with one bit of a payload turned over, and a manifest that promises the shard as it now is."""
+    broken = labelled(package.path, to)
+    shard = shard_of(broken)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    reseal(broken)
+    return open_package(broken)
 
 
 def dense(package: Package) -> dict[str, torch.Tensor]:

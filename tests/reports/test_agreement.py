@@ -13,11 +13,9 @@ import paramdelta_hub as pd
 from paramdelta_hub.errors import OptionError, PackageError
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.reports.agreement import compare_packages
-from tests.attacks.outcomes import reseal, shard_of
 from tests.conftest import Family
 from tests.models import read_weights, write_model
-from tests.registry.packages import labelled
-from tests.reports.conftest import dense
+from tests.reports.conftest import damaged, dense
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -90,14 +88,9 @@ def test_two_to_six_are_compared(known: dict[str, Package], number: int) -> None
 
 
 def test_a_damaged_package_gives_no_figures(known: dict[str, Package], tmp_path: Path) -> None:
-    broken = labelled(known["noise"].path, tmp_path / "broken")
-    shard = shard_of(broken)
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
-    reseal(broken)
+    broken = damaged(known["noise"], tmp_path / "broken")
     with pytest.raises(PackageError):
-        compare_packages([known["noise"], open_package(broken)])
+        compare_packages([known["noise"], broken])
 
 
 def test_the_report_is_json(known: dict[str, Package]) -> None:

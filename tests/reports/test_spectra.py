@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
-from paramdelta_hub.format.package import Package, open_package
+from paramdelta_hub.format.package import Package
 from paramdelta_hub.limits import SPECTRUM_SIDE
 from paramdelta_hub.reports.spectra import _draw, _sample, choose, effective_rank, measure_spectra
-from tests.attacks.outcomes import reseal, shard_of
-from tests.registry.packages import labelled
-from tests.reports.conftest import COLUMNS, ROWS, dense
+from tests.reports.conftest import COLUMNS, ROWS, damaged, dense
 
 MATRIX = "model.layers.0.mlp.weight"
 
@@ -31,7 +29,7 @@ def test_the_sample_is_the_rows_and_columns_drawn(known: dict[str, Package]) -> 
     package = known["noise"]
     places = package.payload_places()
     with Descriptors(PackageError) as shards:
-        found = _sample(package.records[MATRIX], places[MATRIX], shards)
+        found = _sample(package.records[MATRIX], places, shards)
     rows, columns = _draw(f"rows {MATRIX}", ROWS), _draw(f"columns {MATRIX}", COLUMNS)
     assert np.array_equal(found, dense(package)[MATRIX].numpy()[np.ix_(rows, columns)])
 
@@ -77,11 +75,6 @@ def test_every_kind_of_module_is_sampled_before_any_twice() -> None:
 
 
 def test_a_damaged_matrix_is_not_reported(known: dict[str, Package], tmp_path: Path) -> None:
-    broken = labelled(known["low"].path, tmp_path / "broken")
-    shard = shard_of(broken)
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
-    reseal(broken)
+    broken = damaged(known["low"], tmp_path / "broken")
     with pytest.raises(PackageError):
-        measure_spectra(open_package(broken), 4)
+        measure_spectra(broken, 4)

@@ -29,7 +29,7 @@ from paramdelta_hub.work import cluster, plan
 from paramdelta_hub.work.plan import Plan, read_request, read_task
 from tests.conftest import Family
 from tests.models import tuned, write_model
-from tests.work.test_resume import inputs, tree
+from tests.work.forking import inputs, tree
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS: dict[str, Callable[..., object]] = {"extract": pd.extract, "apply": pd.apply}

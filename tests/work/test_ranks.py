@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,15 @@ from paramdelta_hub.work import plan
 from paramdelta_hub.work.destination import Destination
 from tests.conftest import Family, make_family
 from tests.models import tuned, weights, write_model
-from tests.work.test_resume import EVERY, Forks, inputs, tree
+from tests.work.forking import EVERY, Forks, inputs, tree
 
 WORLD = 3
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    started = Forks()
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """Models of three files, so that there is something to share."""
     return make_family(tmp_path_factory.mktemp("ranks"), seed=5, shards=3)
-
-
-@pytest.fixture(params=["extract", "apply"])
-def operation(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +22,15 @@ from paramdelta_hub.errors import DestinationError, ParamdeltaError, StorageErro
 from paramdelta_hub.work import plan
 from tests.conftest import Family, make_family
 from tests.models import tuned, weights, write_model
-from tests.piped import Piped
+from tests.work.forking import EVERY, Forks, inputs, tree
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-class Forks(Piped):
-    """The other end of ``tests/work/forks.py``."""
-
-    def __init__(self) -> None:
-        super().__init__("tests.work.forks")
-
-    def ask(self, operation: str, *arguments: Path, options: dict[str, Any] | None = None, **more: Any) -> list[int]:
-        return self.send({"calls": [operation, [str(argument) for argument in arguments], options or {}], **more})
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    started = Forks()
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """Models of two shards, so that there are several tasks."""
     return make_family(tmp_path_factory.mktemp("resume"), seed=3, shards=2)
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Return the digest of every file below, hidden ones too."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def inputs(operation: str, models: Family) -> tuple[Path, Path]:
-    return (models.base, models.post) if operation == "extract" else (models.target, models.delta)
-
-
-@pytest.fixture(params=["extract", "apply"])
-def operation(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
 
 
 @pytest.fixture
@@ -93,10 +56,6 @@ def finish(operation: str, models: Family, forks: Forks, out: Path, expected: di
     assert tree(out) == expected, what
     for partial in out.parent.glob("*.partial"):
         shutil.rmtree(partial)  # left behind only by a death after the result was whole
-
-
-EVERY = pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
-"""Quick runs try every fifth call, slow ones every call."""
 
 
 @EVERY

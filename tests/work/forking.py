@@ -1,0 +1,38 @@
+"""Commands in forked processes, on models of several tasks, and what they leave behind."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Family
+from tests.piped import Piped
+
+EVERY = pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+"""Quick runs try every fifth call, slow ones every call."""
+
+
+class Forks(Piped):
+    """The other end of ``tests/work/forks.py``."""
+
+    def __init__(self) -> None:
+        super().__init__("tests.work.forks")
+
+    def ask(self, operation: str, *arguments: Path, options: dict[str, Any] | None = None, **more: Any) -> list[int]:
+        return self.send({"calls": [operation, [str(argument) for argument in arguments], options or {}], **more})
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Return the digest of every file below, hidden ones too."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def inputs(operation: str, models: Family) -> tuple[Path, Path]:
+    return (models.base, models.post) if operation == "extract" else (models.target, models.delta)
