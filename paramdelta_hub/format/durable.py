@@ -43,6 +43,8 @@ __all__ = [
 
 TEMPORARY = ".*.tmp"
 """The names under which small files are written; only a killed process leaves one behind."""
+_LONGEST_NAME = 255
+"""Bytes of a file's name, on every file system in use."""
 
 
 def storage_error(doing: str, error: OSError) -> StorageError:
@@ -52,6 +54,7 @@ def storage_error(doing: str, error: OSError) -> StorageError:
         errno.EDQUOT: "the quota is used up; free some space, then run the same command again",
         errno.EROFS: "the file system is read-only; write elsewhere",
         errno.EACCES: "check the permissions",
+        errno.ENAMETOOLONG: "choose a shorter path",
         errno.EIO: "the disk reports an I/O error; check it, then run the same command again",
     }.get(error.errno or 0, "run the same command again: it goes on where it stopped")
     what = f"{doing} failed: {error.strerror or error}"
@@ -181,8 +184,14 @@ def make_folders(folder: Path) -> None:
     """Make a folder and those above it that are missing, each forced to disk by name before the next is made in it.
 
     Raises:
-        OSError: it can't be made, or is there and no folder.
+        OSError: it can't be made, or is there and no folder; nothing is made where a file in it would have a path that
+            is longer than the system allows.
     """
+    try:
+        (folder / ("x" * _LONGEST_NAME)).lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise OSError(error.errno, error.strerror, str(folder)) from None
     there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     with contextlib.suppress(PermissionError):  # may be of a run that died before it came to this; or anybody's
         sync_folder(there.parent)

@@ -83,3 +83,4 @@ def test_impossible_paths(
     with pytest.raises(ParamdeltaError):
         attempts[place]()
     assert not (tmp_path / "out").exists()
+    assert not any((tmp_path / "here").iterdir()), "folders were made for a path that can't be"
