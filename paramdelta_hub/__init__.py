@@ -40,6 +40,7 @@ from paramdelta_hub.operations.catalog import CatalogReport, catalog
 from paramdelta_hub.operations.execution import Crew
 from paramdelta_hub.operations.extract import ExtractReport, extract
 from paramdelta_hub.operations.inspect import InspectReport, compare, inspect, write_report
+from paramdelta_hub.operations.preview import Preview, preview
 from paramdelta_hub.operations.publish import publish
 from paramdelta_hub.operations.registries import link, pull, search, versions
 from paramdelta_hub.operations.requests import ApplyRequest, ExtractRequest
@@ -77,6 +78,7 @@ __all__ = [
     "OptionError",
     "PackageError",
     "ParamdeltaError",
+    "Preview",
     "Progress",
     "PublishError",
     "Published",
@@ -103,6 +105,7 @@ __all__ = [
     "extract",
     "inspect",
     "link",
+    "preview",
     "publish",
     "pull",
     "search",

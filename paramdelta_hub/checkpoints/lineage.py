@@ -83,6 +83,8 @@ class Kinship:
     """None where nothing could be compared: constant or tiny tensors only."""
     tensors: int
     same_values: bool
+    distances: Mapping[str, float]
+    """‖target − base‖ over ‖base‖ of each compared tensor's samples; what base has as zeros is left out."""
 
     @property
     def is_kin(self) -> bool:
@@ -109,17 +111,19 @@ def compare(base: Mapping[str, tuple[str, NDArray[np.uint8]]], target: Mapping[s
     matrices = [name for name in names if len(target[name].shape) >= 2] or names
     if len(matrices) > LINEAGE_TENSORS:
         matrices = [matrices[i * len(matrices) // LINEAGE_TENSORS] for i in range(LINEAGE_TENSORS)]
-    correlations, equal = [], bool(matrices)
+    correlations, equal, distances = [], bool(matrices), {}
     with Descriptors(CheckpointError) as files:
         for name in matrices:
             dtype, ours = base[name]
             theirs = sample(name, target[name], files)
             equal = equal and target[name].dtype == dtype and np.array_equal(ours, theirs)
-            correlation = _correlation(_values(dtype, ours), _values(target[name].dtype, theirs))
+            of_base, of_target = _values(dtype, ours), _values(target[name].dtype, theirs)
+            correlation = _correlation(of_base, of_target)
             if correlation is not None:
                 correlations.append(correlation)
+                distances[name] = float(np.linalg.norm(of_target - of_base) / np.linalg.norm(of_base))
     mean = float(np.mean(correlations)) if correlations else None
-    return Kinship(mean, len(correlations), equal)
+    return Kinship(mean, len(correlations), equal, distances)
 
 
 def _values(dtype: str, raw: NDArray[np.uint8]) -> NDArray[Any]:

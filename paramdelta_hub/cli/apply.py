@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Literal
 
 import click
@@ -23,15 +24,18 @@ from paramdelta_hub.cli.common import (
 from paramdelta_hub.cli.crew import crew_options, run_share
 from paramdelta_hub.operations.apply import ApplyReport, Summand, WeightMap, carry_out
 from paramdelta_hub.operations.execution import Crew, Executor
+from paramdelta_hub.operations.preview import Preview, preview
 from paramdelta_hub.operations.readiness import Mode
 from paramdelta_hub.operations.requantize import Dtype
 from paramdelta_hub.operations.requests import ApplyRequest
+from paramdelta_hub.operations.summands import AppliedDelta
 
-__all__ = ["apply", "report_text"]
+__all__ = ["apply", "preview_text", "report_text"]
 
 _EXAMPLES = """
 pd-apply org/new-base org/instruct-delta@1.2.0 -o new-instruct
 pd-apply ./new-base ./math-delta=0.7 ./code-delta=0.5 -o merged
+pd-apply org/new-base org/instruct-delta -o new-instruct --dry-run
 pd-apply ./new-base ./delta -o out --weight-map '.*=0' --weight-map 'self_attn=1'
 """
 _SHOWN_OMISSIONS = 20
@@ -82,6 +86,7 @@ _SHOWN_OMISSIONS = 20
 @registry_option
 @click.option("--force", is_flag=True, help="Apply to a target that is not kin to the delta's base.")
 @click.option("--overwrite", is_flag=True, help="Replace a finished OUT.")
+@click.option("--dry-run", is_flag=True, help="Write nothing: say whether it fits, and what to expect of it.")
 @crew_options
 @work_options
 def apply(
@@ -101,6 +106,7 @@ def apply(
     registry: str | None,
     force: bool,
     overwrite: bool,
+    dry_run: bool,
     executor: Executor,
     rank: int | None,
     world: int | None,
@@ -134,6 +140,10 @@ def apply(
         force=force,
     )
     crew, bars = Crew(executor, threads, memory, device), Bars(quiet or as_json)
+    if dry_run:
+        found = preview(request, output, registry=registry, overwrite=overwrite, progress=bars)
+        emit(found.to_json(), preview_text(found), as_json=as_json, quiet=quiet)
+        return
     if run_share(
         request,
         output,
@@ -161,12 +171,7 @@ def _summand(text: str) -> Summand:
 def report_text(report: ApplyReport) -> str:
     """Return the report for people."""
     lines = [f"{report.target} + Δ → {report.out} ({human_bytes(report.nbytes)})"]
-    for delta in report.deltas:
-        manifest, kinship = delta.package.manifest, delta.kinship
-        judged = "same values as base" if kinship.same_values else f"kin to base: {kinship}"
-        if delta.forced:
-            judged = f"NOT kin, forced: {kinship}"
-        lines.append(f"  {delta.weight:+g} × {manifest.name} {manifest.version} ({judged})")
+    lines += [_delta_text(delta) for delta in report.deltas]
     lines.append(f"  {report.changed_tensors} tensors summed, {report.kept_tensors} kept as the target has them")
     if report.is_post:
         lines.append(
@@ -175,11 +180,41 @@ def report_text(report: ApplyReport) -> str:
         )
     if report.requantization:
         lines.append(f"  {report.requantization}")
-    lines += [f"  left out {name} ({side}): {reason}" for name, side, reason in report.omissions[:_SHOWN_OMISSIONS]]
-    if len(report.omissions) > _SHOWN_OMISSIONS:  # an fp8 model has a scale for every weight
-        lines.append(f"  left out … and {len(report.omissions) - _SHOWN_OMISSIONS} more (all of them with --json)")
+    lines += _omission_lines(report.omissions)
     lines += [f"  {note}" for note in report.notes]
     lines += [f"  {line}" for line in report.readiness.lines()]
     if report.resumed_tasks:
         lines.append(f"  resumed: {report.resumed_tasks} tasks of an interrupted run were kept")
     return "\n".join(lines)
+
+
+def preview_text(found: Preview) -> str:
+    """Return what a dry run found, for people."""
+    lines = [f"{found.target} + Δ → {found.out} ({human_bytes(found.nbytes)}): a dry run, nothing is written"]
+    for delta in found.deltas:
+        lines += [_delta_text(delta), f"    {delta.prediction}"]
+    if len(found.deltas) > 1 or any(delta.weight != 1.0 for delta in found.deltas):
+        lines.append(
+            "  these are figures of one delta with weight 1; other weights and sums gave less (docs/evidence.md)"
+        )
+    lines.append(f"  {found.paired_tensors} tensors that a delta has, {found.kept_tensors} kept as the target has them")
+    lines += _omission_lines(found.omissions)
+    lines += [f"  {note}" for note in found.notes]
+    enough = "" if found.free_bytes > found.nbytes else ": NOT enough"
+    lines.append(f"  {human_bytes(found.free_bytes)} are free there{enough}")
+    return "\n".join(lines)
+
+
+def _delta_text(delta: AppliedDelta) -> str:
+    manifest, kinship = delta.package.manifest, delta.kinship
+    judged = "same values as base" if kinship.same_values else f"kin to base: {kinship}"
+    if delta.forced:
+        judged = f"NOT kin, forced: {kinship}"
+    return f"  {delta.weight:+g} × {manifest.name} {manifest.version} ({judged})"
+
+
+def _omission_lines(omissions: Sequence[tuple[str, str, str]]) -> list[str]:
+    lines = [f"  left out {name} ({side}): {reason}" for name, side, reason in omissions[:_SHOWN_OMISSIONS]]
+    if len(omissions) > _SHOWN_OMISSIONS:  # an fp8 model has a scale for every weight
+        lines.append(f"  left out … and {len(omissions) - _SHOWN_OMISSIONS} more (all of them with --json)")
+    return lines

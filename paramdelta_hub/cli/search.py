@@ -32,7 +32,8 @@ def search(
     """Find deltas by QUERY in their names and titles; with --base, say of each whether it fits that model.
 
     `same base`: it leads to its post, bit for bit. `kin`: base descends from, or shares an ancestor with, its base.
-    `fits`: the architecture is the same; whether the weights are kin, pd-apply finds out.
+    `fits`: the architecture is the same. Of a folder's values a few are compared with each fitting delta's samples, and
+    what to expect of it is said below the table.
     """
     hits = list(itertools.islice(run(query, base=base, registry=registry), skip, skip + limit + 1))
     shown, more = hits[:limit], len(hits) > limit
@@ -56,4 +57,5 @@ def _text(hits: Sequence[Found], base: str | None, next_page: int | None) -> str
         for found in hits
     ]
     heads = ("delta", "version", "base", "size", "licence", *(("judged", "because") if base else ()))
-    return table(heads, rows) + (f"\n… more: --skip {next_page}" if next_page else "")
+    expected = [f"{found.hit.repo}: {found.prediction}" for found in hits if found.prediction]
+    return "\n".join([table(heads, rows), *expected, *([f"… more: --skip {next_page}"] if next_page else [])])

@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from paramdelta_hub.checkpoints.checkpoint import INDEX, open_checkpoint
+from paramdelta_hub.checkpoints.checkpoint import INDEX
 from paramdelta_hub.checkpoints.companions import read_companion
-from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.pairing import Rules
-from paramdelta_hub.checkpoints.quantization import quantization_files
-from paramdelta_hub.checkpoints.remote import open_remote
 from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import io_errors, write_file
-from paramdelta_hub.format.package import open_package
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.operations.applying import out_digests
-from paramdelta_hub.operations.differences import tokenizer_folder
 from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, complete
-from paramdelta_hub.operations.fitting import preflight
 from paramdelta_hub.operations.layout import index_text, lay_out
-from paramdelta_hub.operations.placing import Placer
+from paramdelta_hub.operations.opening import open_inputs
 from paramdelta_hub.operations.planning import passing_bytes, plan_apply
 from paramdelta_hub.operations.provenance import PROVENANCE_NAME, is_post, provenance_of
-from paramdelta_hub.operations.readiness import Mode, Readiness, choose, make_ready
-from paramdelta_hub.operations.requantize import Dtype, Requantization, keeps_fp8, requantization
+from paramdelta_hub.operations.readiness import Mode, Readiness, make_ready
+from paramdelta_hub.operations.requantize import Dtype, Requantization, requantization
 from paramdelta_hub.operations.requests import ApplyRequest
 from paramdelta_hub.operations.streaming import FilePool
-from paramdelta_hub.operations.summands import AppliedDelta, check_lineage, sums_of
-from paramdelta_hub.operations.weights import Summand, WeightMap, Weights
+from paramdelta_hub.operations.summands import AppliedDelta, sums_of
+from paramdelta_hub.operations.weights import Summand, WeightMap
 from paramdelta_hub.registry.cards import result_card
-from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.work.destination import Destination
 from paramdelta_hub.work.plan import planning
 from paramdelta_hub.work.progress import Progress
@@ -221,34 +214,12 @@ class Application(Operation[ApplyReport]):
         registry: str | Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if not request.deltas:
-            raise OptionError("no delta to apply")
-        pieces, code = Destination(Path(out)).pieces, request.keep_remote_code_of_target
-        remote = self._remote = open_remote(request.target, pieces, code=code) if request.stream else None
-        self._model = remote.checkpoint if remote else open_checkpoint(request.target, code=code)
-        located = [locate_delta(delta, registry, progress=progress or Progress()) for delta, _ in request.deltas]
-        packages = self._packages = [open_package(folder) for folder in located]
-        weights = tuple(weight for _, weight in request.deltas)
-        self._request = replace(request, deltas=tuple(zip(map(os.fspath, located), weights, strict=True)))
-        self._rules, self.fetches = request.rules, request.stream
-        self._weights = Weights(weights, WeightMap(request.weight_map))
-        added = [number for number, weight in enumerate(weights) if weight > 0]
-        choice = choose(
-            self._model,
-            [packages[number] for number in added],
-            cast(Mode, request.companions),
-            keep_remote_code_of_target=code,
-        )
-        tokenizer = tokenizer_folder(request.target_tokenizer, self._model)
-        leader = None if choice.tokenizer_of is None else added[choice.tokenizer_of]
-        self._logical = logical_model(self._model)
-        in_fp8 = keeps_fp8(self._logical, cast("Dtype | None", request.dtype))
-        if in_fp8:
-            choice = replace(choice, own={**choice.own, **quantization_files(self._model)})
-        self._choice = choice
-        placer = Placer(tokenizer, packages, leader)
-        self._fit = preflight(self._logical, packages, self._rules, placer, self._weights, in_fp8)
-        self._applied = [] if remote else self._kin()
+        inputs = open_inputs(request, Destination(Path(out)).pieces, registry=registry, progress=progress)
+        self._inputs, self._remote, self._model, self._fit = inputs, inputs.remote, inputs.model, inputs.fit
+        self._request, self._rules, self.fetches = inputs.request, request.rules, request.stream
+        packages, self._weights, self._logical = inputs.packages, inputs.weights, inputs.logical
+        self._choice = inputs.choice
+        self._applied = [] if inputs.remote else inputs.kin()
         self._sums = sums_of(self._fit, packages, self._weights)
         self._files = lay_out(self._model, self._fit.results, self._fit.beside)
         self.plan = plan_apply(self._fit, self._files, packages, self._sums, self._request.to_json())
@@ -271,7 +242,7 @@ class Application(Operation[ApplyReport]):
         """Of a streamed target, fetch the first file and judge the lineage by it: all samples would take all files."""
         self._pool = FilePool(self._remote, [self.plan.tasks[number] for number in todo])
         if self._remote:
-            self._applied = self._kin(self._pool.first())
+            self._applied = self._inputs.kin(self._pool.first())
 
     def run(self, number: int, destination: Destination, advance: Callable[[int], None]) -> dict[str, Any]:
         """Do a task while its files are there."""
@@ -317,12 +288,6 @@ class Application(Operation[ApplyReport]):
             requantization=lost,
             resumed_tasks=resumed,
         )
-
-    def _kin(self, file: Path | None = None) -> list[AppliedDelta]:
-        return [
-            check_lineage(self._fit, number, package, weight, self._request.force, file)
-            for number, (package, weight) in enumerate(zip(self._packages, self._weights.deltas, strict=True))
-        ]
 
 
 def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:

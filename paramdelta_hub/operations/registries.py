@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from paramdelta_hub.errors import OptionError, RegistryError
+from paramdelta_hub.arithmetic import FLOATS
+from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
+from paramdelta_hub.checkpoints.lineage import compare, unpack_samples
+from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
+from paramdelta_hub.checkpoints.prediction import Prediction, predict
+from paramdelta_hub.errors import OptionError, PackageError, RegistryError
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.registry.links import Linked, Role
 from paramdelta_hub.registry.links import link as _link
 from paramdelta_hub.registry.locate import chosen, find
-from paramdelta_hub.registry.protocol import Part, Pulled, Version
+from paramdelta_hub.registry.names import is_version
+from paramdelta_hub.registry.protocol import Hit, Part, Pulled, Registry, Version
 from paramdelta_hub.registry.reference import open_registry
 from paramdelta_hub.registry.search import Found
 from paramdelta_hub.registry.search import find as _search
@@ -37,7 +45,7 @@ def pull(
         delta: ``org/name[@version|@commit]``, or a folder or URL that ends so; without a revision, the newest version.
         folder: where to; by default the registry's cache.
         registry: where a bare ``org/name`` lies; by default what PARAMDELTA_REGISTRY names, else the Hub.
-        part: the whole package, the manifest and the companions, or the manifest alone.
+        part: the whole package, or the manifest alone or with the companions, the lineage samples, or both (``evidence``).
         allow_downgrade: let a version that is named take the place of a higher one in ``folder``.
         require_signature: refuse what is not signed, for that repository, by a key of the user's configuration; by
             default as PARAMDELTA_REQUIRE_SIGNATURE says.
@@ -83,14 +91,41 @@ def search(query: str | None = None, *, base: str | None = None, registry: str |
 
     Args:
         query: looked for in names and titles.
-        base: the model that the delta is for, a folder or ``org/name[@revision]``; its headers are read, no weights.
+        base: the model that the delta is for, a folder or ``org/name[@revision]``; its headers are read and, of a
+            folder, a few values: of every delta that fits, the lineage samples are fetched for a prediction.
         registry: a folder or an fsspec URL; by default what PARAMDELTA_REGISTRY names, else the Hub.
 
     Raises:
         CheckpointError: base can't be read.
         RegistryError: not allowed, or not reachable.
     """
-    return _search(open_registry(chosen(registry)), query, base)
+    there = open_registry(chosen(registry))
+    found = _search(there, query, base)
+    if base is None or not os.path.exists(os.path.expanduser(base)):
+        yield from found
+        return
+    model = logical_model(open_checkpoint(base))
+    for one in found:
+        fits = one.judgement in ("same base", "kin", "fits")
+        yield replace(one, prediction=_predict(there, one.hit, model)) if fits else one
+
+
+def _predict(there: Registry, hit: Hit, model: LogicalModel) -> Prediction | None:
+    """Compare a hit's samples with the model's values; a hit whose samples can't be had is shown without."""
+    revision = hit.version if hit.version and is_version(hit.version) else None
+    try:
+        pulled = there.pull(hit.repo, revision, part="lineage", trust=trust())
+        package = open_package(pulled.path)
+        samples = unpack_samples(package.read_lineage(), f"{hit.repo}@{pulled.version}")
+        records = package.records
+        tensors = {
+            name: tensor
+            for name, tensor in model.tensors.items()
+            if name in records and tensor.shape == records[name].shape and tensor.dtype in FLOATS
+        }
+        return predict(compare(samples, tensors), package.manifest.tensors)
+    except (PackageError, RegistryError):
+        return None
 
 
 def link(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.lineage import Kinship, compare, unpack_samples
+from paramdelta_hub.checkpoints.prediction import Prediction, predict
 from paramdelta_hub.codecs import ZERO
 from paramdelta_hub.errors import LineageError
 from paramdelta_hub.format.deltas import summand_of
@@ -28,6 +29,11 @@ class AppliedDelta:
     kinship: Kinship
     forced: bool
     """Whether it was applied although the target is not kin."""
+
+    @property
+    def prediction(self) -> Prediction:
+        """What to expect of it, were it applied alone and with weight 1."""
+        return predict(self.kinship, self.package.manifest.tensors)
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable record, which also stands in the provenance file."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import IntegrityError, RegistryError
 from paramdelta_hub.format.links import settle
-from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
+from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, parse_manifest
 from paramdelta_hub.format.names import is_clear
 from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.registry.client import MissingError, asking, connect, is_offline
@@ -24,7 +24,7 @@ from paramdelta_hub.registry.fetch import (
 )
 from paramdelta_hub.registry.lock import Lock, pin
 from paramdelta_hub.registry.names import check_repo, is_commit, is_version, newest, precedence
-from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version
+from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version, files_of
 from paramdelta_hub.registry.publishing import publish
 from paramdelta_hub.registry.receiving import (
     EXTRAS,
@@ -136,7 +136,7 @@ class HubRegistry:
         if trust is not None:
             signature = saved(repo, SIGNATURE_NAME, found.commit, SIGNATURE_BYTES)
             signed_by = trust.check(found.content, signature[0] if signature else None, where, repo)
-        files = _listed(manifest, part)
+        files = list(files_of(manifest, part))
         if folder is None:
             place = self._cache(repo) / "snapshots" / found.commit
             came = self._files(api, repo, found.commit, files, place, None, progress)
@@ -271,12 +271,6 @@ class HubRegistry:
         from huggingface_hub import constants
 
         return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
-
-
-def _listed(manifest: Manifest, part: Part) -> list[FileRecord]:
-    if part == "manifest":
-        return []
-    return list(manifest.companions if part == "companions" else manifest.files)
 
 
 def _hit(model: ModelInfo) -> Hit:

@@ -7,13 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from paramdelta_hub.format.manifest import Manifest
+from paramdelta_hub.format.records import FileRecord
 from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["Hit", "Published", "Pulled", "Registry", "Version"]
+__all__ = ["Hit", "Part", "Published", "Pulled", "Registry", "Version", "files_of"]
 
-Part = Literal["package", "companions", "manifest"]
-"""What to pull: everything; the manifest and the companions; the manifest alone."""
+Part = Literal["package", "companions", "manifest", "lineage", "evidence"]
+"""What to pull: everything; the manifest alone, or with the companions, the lineage file, or both."""
+
+
+def files_of(manifest: Manifest, part: Part) -> tuple[FileRecord, ...]:
+    """Return the files that a part has beside the manifest."""
+    if part == "package":
+        return manifest.files
+    companions = manifest.companions if part in ("companions", "evidence") else ()
+    return (*companions, manifest.lineage) if part in ("lineage", "evidence") else companions
 
 
 @dataclass(frozen=True)

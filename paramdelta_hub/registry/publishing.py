@@ -176,7 +176,8 @@ def _commit(api: HfApi, repo: str, delta: Package, head: Commit, title: str) -> 
         raise RegistryError(
             "the Hub does not hold what was sent, so it was not tagged",
             where=f"{repo}@{made.oid[:12]}",
-            remedy="see whether a .gitignore in the repository leaves files out, then run the command again",
+            remedy="see whether the package was changed meanwhile (pd-verify), or a .gitignore in the repository "
+            "leaves files out, then run the command again",
         )
     return str(made.oid)
 

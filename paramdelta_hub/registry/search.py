@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from paramdelta_hub.checkpoints.architecture import fingerprint
 from paramdelta_hub.checkpoints.checkpoint import INDEX, WEIGHTS, open_checkpoint, parse_index
+from paramdelta_hub.checkpoints.prediction import Prediction
 from paramdelta_hub.errors import CheckpointError, RegistryError
 from paramdelta_hub.format.names import check_file_name
 from paramdelta_hub.limits import HEADER_BYTES, TENSORS
@@ -53,10 +54,15 @@ class Found:
     hit: Hit
     judgement: Judgement
     reason: str
+    prediction: Prediction | None = None
+    """What to expect of it on the model; None where it does not fit, or the model's weights are not on this machine."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable record."""
-        return {**self.hit.to_json(), "judgement": self.judgement, "reason": self.reason}
+        prediction = self.prediction and self.prediction.to_json()
+        return {
+            **self.hit.to_json(), "judgement": self.judgement, "reason": self.reason, "prediction": prediction,
+        }  # fmt: skip
 
 
 def describe_base(model: str | Path) -> Wanted:

@@ -28,7 +28,7 @@ from paramdelta_hub.registry.names import (
     newest,
     precedence,
 )
-from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version
+from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version, files_of
 from paramdelta_hub.registry.receiving import EXTRAS, SIGNATURE_NAME, alone_in, put_small, receive
 from paramdelta_hub.registry.signing import Trust, read_manifest
 from paramdelta_hub.work.progress import Progress
@@ -158,7 +158,7 @@ class StoreRegistry:
         source = f"{repo}/{version}"
         where = f"{self._store.url}/{source}"
         manifest, package_id = self._parse(text, source, version)
-        files = {"package": manifest.files, "companions": manifest.companions, "manifest": ()}[part]
+        files = files_of(manifest, part)
         signed_by = None
         if trust is not None:
             signed_by = trust.check(text, self._store.read(source, SIGNATURE_NAME, SIGNATURE_BYTES), where, repo)

@@ -87,13 +87,13 @@ class Destination:
         return self._lock
 
     def __enter__(self) -> Destination:
-        self._refuse_existing()
+        self.refuse_existing()
         with io_errors("making the output folder"):
             while self._lock is None:
                 make_folders(self.books)
                 self._lock = self._try_lock()
         try:
-            self._refuse_existing()  # somebody may have finished while we waited for nothing
+            self.refuse_existing()  # somebody may have finished while we waited for nothing
         except DestinationError:
             # A folder of our own making: leave nothing behind. Beside others it need not be ours.
             if not (self._shared or self.plan_path.exists()):
@@ -107,7 +107,12 @@ class Destination:
     ) -> None:
         self._release()
 
-    def _refuse_existing(self) -> None:
+    def refuse_existing(self) -> None:
+        """Raise if there is a finished ``out`` that is not to be replaced.
+
+        Raises:
+            DestinationError: there is.
+        """
         if os.path.lexists(self.out) and not self._overwrite:
             raise DestinationError(
                 "exists already", where=str(self.out), remedy="choose another name, or give --overwrite"

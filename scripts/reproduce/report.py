@@ -11,6 +11,8 @@ from typing import Any
 
 from outcomes import Mean, Run, mean, pairs, read_runs
 
+from paramdelta_hub.checkpoints.prediction import BANDS
+
 GENTLE = 5
 """So many targets, the first, are shown at all weights: at the others nothing is left to show."""
 __all__ = ["fill", "make_tables", "write_report"]
@@ -39,6 +41,21 @@ def write_report(results: Path, docs: Path) -> None:
     page.write_text(fill(page.read_text(), make_tables(results)))
 
 
+def _bands() -> str:
+    above = ["", *(f"{band.correlation:g}" for band in BANDS)]
+    rows = [
+        [
+            f"{band.correlation:g} and more" if band.correlation > 0 else f"less than {limit}",
+            str(band.trainings),
+            f"{band.median:.0%}",
+            f"{band.least:.0%} to {band.most:.0%}",
+            band.words,
+        ]
+        for band, limit in zip(BANDS, above, strict=False)
+    ]
+    return _table(["lineage correlation", "trainings", "median of post's gain", "all", "expect"], rows)
+
+
 def make_tables(results: Path) -> dict[str, str]:
     """Return the page's tables, in Markdown, by name."""
     runs, smol = read_runs(results, "tiny"), read_runs(results, "smol")
@@ -51,6 +68,7 @@ def make_tables(results: Path) -> dict[str, str]:
         "weights": _weights(runs, ["base", *targets[:GENTLE]], skills),
         "sums": _sums(runs, ["base", *targets[:GENTLE]], skills),
         "geometry": _geometry(records, targets, skills),
+        "bands": _bands(),
         "strangers": _strangers(runs),
         "smol": _smol(smol),
         "minilm": _minilm(json.loads((results / "reproduce-minilm.json").read_text())["scores"]),

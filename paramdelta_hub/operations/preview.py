@@ -1,0 +1,100 @@
+"""What an apply would do, and what to expect of it: nothing is written, and of a delta no weights are fetched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paramdelta_hub.errors import OptionError
+from paramdelta_hub.operations.layout import lay_out
+from paramdelta_hub.operations.opening import open_inputs
+from paramdelta_hub.operations.requests import ApplyRequest
+from paramdelta_hub.operations.summands import AppliedDelta
+from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.work.progress import Progress
+
+__all__ = ["Preview", "preview"]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What an apply would do."""
+
+    out: Path
+    target: str
+    deltas: tuple[AppliedDelta, ...]
+    """Each knows its kinship to the target, and what to expect of it."""
+    paired_tensors: int
+    """Those that a delta has, too, whether it changes them or not."""
+    kept_tensors: int
+    nbytes: int
+    """Bytes of the result's weights."""
+    free_bytes: int
+    """Bytes that are free where the result would lie."""
+    omissions: tuple[tuple[str, str, str], ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable report."""
+        return {
+            "dry_run": True,
+            "out": str(self.out),
+            "target": self.target,
+            "deltas": [{**delta.to_json(), "prediction": delta.prediction.to_json()} for delta in self.deltas],
+            "paired_tensors": self.paired_tensors,
+            "kept_tensors": self.kept_tensors,
+            "bytes": self.nbytes,
+            "free_bytes": self.free_bytes,
+            "omissions": [{"name": name, "side": side, "reason": reason} for name, side, reason in self.omissions],
+            "notes": list(self.notes),
+        }
+
+
+def preview(
+    request: ApplyRequest,
+    out: str | Path,
+    *,
+    registry: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Preview:
+    """Find out whether an apply would begin, and what to expect of it, from headers and a few values of each tensor.
+
+    Whether values are finite is not known before all are read.
+
+    Args:
+        request: what is wanted.
+        out: the result's folder.
+        registry: where a bare ``org/name`` lies; of a delta there, manifest, samples and companions are fetched.
+        overwrite: a finished ``out`` is no obstacle.
+        progress: told of what is fetched.
+
+    Raises:
+        OptionError: the target is to be streamed: its values are not there to be compared.
+        DestinationError: ``out`` exists.
+        ParamdeltaError: whatever the beginning of an apply raises: not found, no fit, not kin.
+    """
+    if request.stream:
+        raise OptionError("a dry run compares values of the target, which --stream does not fetch yet",
+                          remedy="leave out one of the two")  # fmt: skip
+    destination = Destination(Path(out), overwrite=overwrite)
+    destination.refuse_existing()
+    inputs = open_inputs(request, destination.pieces, registry=registry, part="evidence", progress=progress)
+    fit = inputs.fit
+    deltas, files = tuple(inputs.kin()), lay_out(inputs.model, fit.results, fit.beside)
+    paired = {name for match in fit.matches for name in match.pairs}
+    there = next(folder for folder in destination.out.parents if os.path.isdir(folder))
+    return Preview(
+        out=destination.given,
+        target=inputs.model.source.name,
+        deltas=deltas,
+        paired_tensors=len(paired),
+        kept_tensors=len(fit.results.keys() - paired),
+        nbytes=sum(file.size for file in files.values()),
+        free_bytes=shutil.disk_usage(there).free,
+        omissions=fit.omissions,
+        notes=fit.notes,
+    )
