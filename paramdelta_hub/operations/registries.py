@@ -45,7 +45,7 @@ def pull(
         delta: ``org/name[@version|@commit]``, or a folder or URL that ends so; without a revision, the newest version.
         folder: where to; by default the registry's cache.
         registry: where a bare ``org/name`` lies; by default what PARAMDELTA_REGISTRY names, else the Hub.
-        part: the whole package, or the manifest alone or with the companions, the lineage samples, or both (``evidence``).
+        part: the whole package; or the manifest, alone or with the companions, the samples, or both (``evidence``).
         allow_downgrade: let a version that is named take the place of a higher one in ``folder``.
         require_signature: refuse what is not signed, for that repository, by a key of the user's configuration; by
             default as PARAMDELTA_REQUIRE_SIGNATURE says.
