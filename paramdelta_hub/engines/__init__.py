@@ -5,14 +5,18 @@
     device   PyTorch                                        ``--device cuda``
 
 The engine is chosen once a process, before the first task; nothing but speed depends on it, so it stands in no plan.
+An apply does not wait for Numba: its first tasks are NumPy's, and the loops take over when they are loaded.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from paramdelta_hub.arithmetic import Bits, Difference, Float, Wide
+import numpy as np
+
+from paramdelta_hub.arithmetic import FLOATS, Bits, Difference, Float, Wide
 from paramdelta_hub.engines.passes import Passes
 from paramdelta_hub.limits import LOOPS_FROM_BYTES
 
@@ -87,15 +91,17 @@ def use(engine: Engine) -> None:
     _current = engine
 
 
-def choose(nbytes: int, device: str | None = None) -> Engine:
+def choose(nbytes: int, device: str | None = None, *, wait: bool = True) -> Engine:
     """Choose this process's engine for weights of ``nbytes``, and return it: compiled loops where they pay.
 
-    Numba takes 0.7 s to start; it saves 2 ns an element on each thread. It comes to a new Python months late, and some
-    do without its 200 MB: then NumPy does the work.
+    Numba takes 0.6 s to start, most of it on one processor; it saves 2 ns an element on each thread. It comes to a new
+    Python months late, and some do without its 200 MB: then NumPy does the work.
 
     Args:
         nbytes: what the run reads.
         device: a PyTorch device that does it all instead.
+        wait: for the loops; else NumPy works until a thread has loaded them. Norms, which an extract records, are sums
+            whose last digits may differ between the two: only an apply may begin with one and go on with the other.
 
     Raises:
         OptionError: PyTorch has no such device here.
@@ -106,11 +112,32 @@ def choose(nbytes: int, device: str | None = None) -> Engine:
 
         engine = Device(device)
     elif nbytes >= LOOPS_FROM_BYTES:
-        try:
-            from paramdelta_hub.engines.loops import Loops
-        except ImportError:
-            pass
+        if wait:
+            engine = _loops() or engine
         else:
-            engine = Loops()
+            # No daemon: a process that ends while Numba is being loaded would take its memory from under it.
+            threading.Thread(target=_take_over, args=(engine,), name="loading of the loops").start()
     use(engine)
     return engine
+
+
+def _loops() -> Engine | None:
+    try:
+        from paramdelta_hub.engines.loops import Loops
+    except ImportError:
+        return None
+    return Loops()
+
+
+def _take_over(from_this: Engine) -> None:
+    """Load the loops that an apply needs, then use them; unless another engine was chosen meanwhile."""
+    loops = _loops()
+    if loops is None:
+        return
+    kind, few = FLOATS["BF16"], 8
+    delta, bits = np.zeros(few, kind.wide), np.zeros(few, kind.bits)
+    ranks = np.frombuffer(bytes(few), np.uint8)  # read-only, as a decoder has them: to Numba that is another type
+    loops.look_up(np.zeros(256, kind.wide), ranks, np.empty(0, kind.wide), delta)
+    loops.add(kind, bits, [(delta, 1.0)], np.empty_like(bits))
+    if _current is from_this:
+        use(loops)

@@ -199,7 +199,7 @@ def execute(
         progress: told how far the work is.
     """
     plan = operation.plan
-    engines.choose(plan.nbytes, crew.device)
+    engines.choose(plan.nbytes, crew.device, wait=plan.kind != "apply")
     outcomes = {number: outcome for number, outcome in done.items() if number in numbers}
     todo = [number for number in numbers if number not in outcomes]
     progress.start(operation.what, sum(plan.tasks[number]["bytes"] for number in numbers))

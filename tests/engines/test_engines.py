@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,11 @@ from paramdelta_hub.arithmetic import FLOATS, Difference, NotFiniteChunkError
 from paramdelta_hub.engines import Engine
 from paramdelta_hub.engines.device import Device
 from paramdelta_hub.engines.passes import Passes
-from paramdelta_hub.errors import OptionError
+from paramdelta_hub.errors import OptionError, PackageError
+from paramdelta_hub.format.deltas import summand_of
+from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.format.package import open_package
+from paramdelta_hub.operations.adding import ChunkAdder
 from tests.models import TORCH, from_bits, tuned, weights, write_model
 from tests.test_arithmetic import finite_bits, pairs, random_bits
 
@@ -145,7 +150,7 @@ def test_whole_commands_give_the_same_package_and_the_same_model(
         write_model(tmp_path / name, tensors, shards=2)
     ids, outs = set(), set()
     for number, used in enumerate((Passes(), engine)):
-        monkeypatch.setattr(engines, "choose", lambda *_, used=used: engines.use(used))
+        monkeypatch.setattr(engines, "choose", lambda *_, used=used, **__: engines.use(used))
         package, out = tmp_path / f"delta-{number}", tmp_path / f"out-{number}"
         ids.add(pd.extract(tmp_path / "base", tmp_path / "post", package).id)
         pd.verify(package, base=tmp_path / "base", post=tmp_path / "post")
@@ -167,9 +172,51 @@ def test_loops_are_for_long_runs() -> None:
     assert engines.choose(limits.LOOPS_FROM_BYTES).name == "numba"
 
 
+def test_an_apply_begins_before_the_loops_are_loaded(tmp_path: Path) -> None:
+    """And when they take over, they have been loaded for the very types that a decoder hands them."""
+    pytest.importorskip("numba", reason="Numba has no release for this Python yet")
+    assert engines.choose(limits.LOOPS_FROM_BYTES, wait=False).name == "numpy"
+    wait_for_loops()
+    assert engines.current().name == "numba"
+    from paramdelta_hub.engines import loops
+
+    loaded = [len(loop.signatures) for loop in (loops._look_up, loops._add)]
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(1000, 100, generator=generator).bfloat16()
+    write_model(tmp_path / "base", {"w": base})
+    write_model(tmp_path / "post", {"w": base + (0.01 * torch.randn(1000, 100, generator=generator)).bfloat16()})
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    engines.choose(limits.LOOPS_FROM_BYTES, wait=False)
+    wait_for_loops()
+    package = open_package(tmp_path / "delta")
+    assert [record.codec.name for record in package.manifest.tensors] == ["palette"]
+    with Descriptors(PackageError) as shards:
+        summand = summand_of(package.manifest.tensors[0], 1.0, package.payload_places())
+        task = {"dtype": "BF16", "elements": base.numel(), "deltas": [summand]}
+        ChunkAdder(task, shards).add(np.zeros(2 * base.numel(), np.uint8))
+    assert [len(loop.signatures) for loop in (loops._look_up, loops._add)] == loaded
+
+
+def wait_for_loops() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "loading of the loops":
+            thread.join()
+
+
+def test_an_engine_chosen_meanwhile_stays() -> None:
+    pytest.importorskip("numba", reason="Numba has no release for this Python yet")
+    engines.choose(limits.LOOPS_FROM_BYTES, wait=False)
+    chosen = engines.choose(0)
+    wait_for_loops()
+    assert engines.current() is chosen
+
+
 def test_without_numba_numpy_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "paramdelta_hub.engines.loops", None)
     assert engines.choose(limits.LOOPS_FROM_BYTES).name == "numpy"
+    engines.choose(limits.LOOPS_FROM_BYTES, wait=False)
+    wait_for_loops()
+    assert engines.current().name == "numpy"
 
 
 def test_a_difference_without_change_is_zero_unless_it_holds_minus_zero(engine: Engine) -> None:

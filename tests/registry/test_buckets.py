@@ -110,6 +110,25 @@ def test_what_others_publish_is_seen(bucket: str, package: Path, tmp_path: Path)
     assert reader.pull(REPO, None, tmp_path / "copy").version == "1.1.0"
 
 
+def test_looking_into_a_bucket_fetches_no_weights(
+    bucket: str, package: Path, shared_family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A catalog, a search with predictions and a dry run: a bucket whose weights are gone serves them all."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    StoreRegistry(bucket).publish(package, REPO, "1.0.0")
+    files, root = fsspec.core.url_to_fs(bucket, use_listings_cache=False)
+    files.rm([path for path in files.find(root) if "/delta-0" in path])
+    report = pd.catalog(bucket, tmp_path / "site")
+    assert (report.deltas, report.pages) == (1, 2)
+    (page,) = (tmp_path / "site" / "deltas").rglob("index.html")
+    assert f"{bucket}/{REPO}@1.0.0" in page.read_text()
+    (found,) = pd.search(base=str(shared_family.target), registry=bucket)
+    request = pd.ApplyRequest(str(shared_family.target), ((f"{bucket}/{REPO}", 1.0),))
+    foreseen = pd.preview(request, tmp_path / "out").deltas[0].prediction
+    assert found.prediction == foreseen
+    assert foreseen.band is not None
+
+
 def test_damage_in_the_bucket_is_noticed(bucket: str, package: Path, tmp_path: Path) -> None:
     registry = StoreRegistry(bucket)
     registry.publish(package, REPO, "1.0.0")
