@@ -132,7 +132,7 @@ def test_a_companion_swapped_after_it_was_checked(
         path.write_bytes(b"evil")
         return choice
 
-    monkeypatch.setattr("paramdelta_hub.operations.apply.choose", then_swap)
+    monkeypatch.setattr("paramdelta_hub.operations.opening.choose", then_swap)
     refusal = apply_is_safe(family.base, family.delta, tmp_path / "out", {})
     assert isinstance(refusal, IntegrityError)
 
