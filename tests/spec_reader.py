@@ -1,7 +1,7 @@
 """A reader of package format 1, written from ``schemas/SPEC-v1.md`` alone: standard library, NumPy, zstandard.
 
-It shares no line with ``paramdelta_hub``; the two agree only if the specification says what the product does. The
-marks (§) point into the specification. Simple, not fast: whole tensors in memory.
+It shares no line with ``paramdelta_hub``, nor its library for digests; the two agree only if the specification says
+what the product does. The marks (§) point into the specification. Simple, not fast: whole tensors in memory.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
+from tests.blake3_numpy import blake3
+
 CHUNK = 1_048_576
 ITEM_SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -36,8 +38,8 @@ FIELDS = {
     "file": "path size sha256",
     "config": "patch reverse",
     "rows": "base runs",
-    "record": "name base_name post_name dtype shape rows effect codec shard nbytes payload_sha256 base_sha256 "
-    "post_sha256 base_norm delta_norm changed remainders exceptions",
+    "record": "name base_name post_name dtype shape rows effect codec shard nbytes payload_blake3 base_blake3 "
+    "post_blake3 base_norm delta_norm changed remainders exceptions",
 }
 COMPONENT = r"[A-Za-z0-9_-]([A-Za-z0-9._-]{0,253}[A-Za-z0-9_-])?"
 PATH = re.compile(rf"{COMPONENT}(/{COMPONENT}){{0,3}}")
@@ -212,7 +214,7 @@ class SpecPackage:
             require(mine == tensors.keys(), "§4 a shard's tensors are its records")
             for name, (dtype, shape, payload) in tensors.items():
                 require((dtype, shape) == ("U8", [self.records[name]["nbytes"]]), "§4 a payload's size")
-                require(hashlib.sha256(payload).hexdigest() == self.records[name]["payload_sha256"], "§9 a payload")
+                require(blake3(payload).hex() == self.records[name]["payload_blake3"], "§9 a payload")
                 self.payloads[name] = payload
         self.lineage = read_safetensors(files[self.manifest["lineage"]["path"]])[1]
 
@@ -279,7 +281,7 @@ def add(target: bytes, summands: list[tuple[SpecPackage, str, float]]) -> bytes:
         for chunk, (_, _, weight) in zip(chunks, left, strict=True):
             with np.errstate(over="ignore", invalid="ignore"):
                 total = total + (chunk.delta if weight == 1 else WIDE[dtype].type(weight) * chunk.delta)
-        is_base = hashlib.sha256(piece).digest() == chunks[0].base_digest
+        is_base = bool(chunks[0].base_digest) and blake3(piece) == chunks[0].base_digest
         overflow = ~np.isfinite(total)
         bits = narrow(dtype, total)
         if len(left) == 1 and left[0][2] == 1 and is_base:
@@ -396,9 +398,9 @@ def check_record(record: dict) -> None:
         fields(record["rows"], "rows")
         require(record["shape"], "§12 a scalar has no rows")
         check_rows(record)
-    payload = (record["shard"], record["nbytes"], record["payload_sha256"])
+    payload = (record["shard"], record["nbytes"], record["payload_blake3"])
     if codec["name"] == "zero":
-        require(payload == (None, 0, None) and record["base_sha256"] == record["post_sha256"], "§3.3 zero")
+        require(payload == (None, 0, None) and record["base_blake3"] == record["post_blake3"], "§3.3 zero")
         require(record["changed"] == 0, "§3.3 zero")
     else:
         require(None not in payload and record["nbytes"] > 0, "§3.3 a payload")

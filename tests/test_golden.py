@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import paramdelta_hub as pd
+from tests.blake3_numpy import blake3
 from tests.models import assert_same, read_weights
 from tests.spec_reader import SpecPackage, add, fingerprint, read_safetensors
 
@@ -86,7 +87,7 @@ def test_the_specification_alone_gives_the_expected_bits(case: Path) -> None:
         if record is not None:
             base = models["base"][name][2]
             assert (record["dtype"], record["shape"]) == (dtype, shape)
-            assert hashlib.sha256(base).hexdigest() == record["base_sha256"]
-            assert hashlib.sha256(add(base, [(package, name, 1.0)])).hexdigest() == record["post_sha256"]
+            assert blake3(base).hex() == record["base_blake3"]
+            assert blake3(add(base, [(package, name, 1.0)])).hex() == record["post_blake3"]
     shapes = {name: shape for name, (_, shape, _) in models["base"].items()}
     assert fingerprint(shapes) == package.manifest["architecture"]["fingerprint"]

@@ -50,7 +50,7 @@ BAD = {
     "a later version": set_at("format_version", 2),
     "an unknown field": set_at("comment", "hello"),
     "an unknown field of a tensor": set_at("tensors", 0, "note", "hello"),
-    "a short digest": set_at("tensors", 0, "base_sha256", "abc"),
+    "a short digest": set_at("tensors", 0, "base_blake3", "abc"),
     "a digest in capitals": set_at("lineage", "sha256", "A" * 64),
     "a negative count": set_at("tensors", 0, "changed", -1),
     "a fraction of a byte": set_at("shards", 0, "size", 1.5),

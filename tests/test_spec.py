@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 
 import paramdelta_hub as pd
 from tests.models import TORCH, from_bits, raw, read_weights, tuned, weights, write_model
@@ -172,8 +172,8 @@ def test_on_base_the_result_is_post(extracted: Extracted) -> None:
     post = {trio.rules.rename(name): tensor for name, tensor in trio.post.items()}
     assert package.records
     for name, record in package.records.items():
-        assert hashlib.sha256(raw(trio.base[name])).hexdigest() == record["base_sha256"]
-        assert hashlib.sha256(raw(post[name])).hexdigest() == record["post_sha256"]
+        assert blake3(raw(trio.base[name])).hexdigest() == record["base_blake3"]
+        assert blake3(raw(post[name])).hexdigest() == record["post_blake3"]
         assert (record["shape"], record["changed"]) == (list(post[name].shape), changed(trio.base[name], post[name]))
         assert add(raw(trio.base[name]), [(package, name, 1.0)]) == raw(post[name]), name
 
@@ -327,7 +327,8 @@ def test_the_reader_refuses(tmp_path: Path, damage: Callable[[Path], object], ru
 def test_the_reader_is_independent() -> None:
     source = (ROOT / "tests" / "spec_reader.py").read_text()
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
-    assert not imported & {"paramdelta_hub", "tests", "torch", "safetensors", "pydantic"}
+    assert not imported & {"paramdelta_hub", "blake3", "torch", "safetensors", "pydantic"}
+    assert re.findall(r"tests.*", source) == ["tests.blake3_numpy import blake3"]
 
 
 def test_the_specification_names_every_field() -> None:
@@ -367,7 +368,7 @@ def test_rows_ties_and_carried_tensors(tmp_path: Path) -> None:
         record = package.records[name]
         stored = torch.zeros(0, 8).bfloat16() if record["rows"]["base"] == 0 else embed
         logical = logical_base(record, np.frombuffer(raw(stored), "<u2").reshape(-1, 8))
-        assert hashlib.sha256(logical.tobytes()).hexdigest() == record["base_sha256"]
+        assert blake3(logical.tobytes()).hexdigest() == record["base_blake3"]
         assert add(logical.tobytes(), [(package, name, 1.0)]) == raw(expected)
     for runs in ([[0, 0, 41]], [[0, 0, 20], [20, 20, 22]], [[0, None, 2], [2, 0, 41]], [[0, 0, 40], [41, None, 1]]):
         with pytest.raises(RefusedError, match="§12"):

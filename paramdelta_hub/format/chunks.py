@@ -3,7 +3,7 @@
 A tensor's payload is the streams of its chunks, one after another, followed by a table of their lengths (``u32``,
 little-endian, one row a chunk). A row's columns are, for an added (float) tensor::
 
-    the codec's streams | remainder: gaps, planes | exceptions: gaps, planes | sha256 of base's chunk
+    the codec's streams | remainder: gaps, planes | exceptions: gaps, planes | digest of base's chunk
 
 and for a replaced tensor the codec's streams alone. A stream with nothing to say is empty. The last column is filled
 only where there are exceptions: they are used only if the target's chunk *is* base's.
@@ -11,7 +11,6 @@ only where there are exceptions: they are used only if the target's chunk *is* b
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from paramdelta_hub.arithmetic import FLOATS, Bits, Difference, Float, Wide
 from paramdelta_hub.codecs import Buffer, Codec
 from paramdelta_hub.codecs.sparse import decode_sparse, encode_sparse, sparse_streams
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.format.digests import values_digest
 from paramdelta_hub.format.headers import ITEM_SIZES
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 
@@ -111,7 +111,7 @@ def encode_added(coded: list[bytes], chunk: Difference, base: Bits, post: Bits) 
     streams += encode_sparse(chunk.positions, chunk.rest)
     streams += encode_sparse(chunk.exceptions, post[chunk.exceptions])
     values = base.astype(base.dtype.newbyteorder("<"), copy=False)
-    streams.append(hashlib.sha256(values.data).digest() if chunk.exceptions.size else b"")
+    streams.append(values_digest(values.view(np.uint8)) if chunk.exceptions.size else b"")
     return streams
 
 

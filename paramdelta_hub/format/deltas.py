@@ -31,7 +31,7 @@ def summand_of(record: TensorRecord, weight: float, places: Mapping[str, tuple[s
         "shard": shard,
         "start": start,
         "nbytes": record.nbytes,
-        "sha256": record.payload_sha256,
+        "digest": record.payload_blake3,
         "counts": [record.remainders, record.exceptions],
     }
 
@@ -78,7 +78,7 @@ class DeltaReader:
         """
         if self._reader is None:
             return
-        self._reader.finish(self._delta["sha256"], self._delta["name"])
+        self._reader.finish(self._delta["digest"], self._delta["name"])
         if [self._remainders, self._exceptions] != self._delta["counts"]:
             what = f"tensor {self._delta['name']!r} has other numbers of remainders and exceptions than promised"
             raise PackageError(what, where=self._delta["shard"])

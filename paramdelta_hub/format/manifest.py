@@ -14,12 +14,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.codecs import ZERO, codec_named
-from paramdelta_hub.errors import IntegrityError, PackageError, UnsupportedFormatError
+from paramdelta_hub.errors import PackageError, UnsupportedFormatError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.headers import DISCRETE, ITEM_SIZES
 from paramdelta_hub.format.names import check_file_names, check_tensor_name
 from paramdelta_hub.format.records import (
     Architecture,
+    Blake3,
     ConfigChange,
     ConfigName,
     Count,
@@ -31,7 +32,6 @@ from paramdelta_hub.format.records import (
     Record,
     Rename,
     SemanticVersion,
-    Sha256,
     Source,
     SourceFile,
     Text,
@@ -69,7 +69,6 @@ __all__ = [
     "Source",
     "SourceFile",
     "TensorRecord",
-    "check_digest",
     "parse_manifest",
     "shard_name",
 ]
@@ -112,9 +111,9 @@ class TensorRecord(Record):
     codec: CodecRecord
     shard: Text | None = Field(description="the file that holds the payload; null for the codec zero")
     nbytes: Count = Field(description="bytes of the payload")
-    payload_sha256: Sha256 | None
-    base_sha256: Sha256 = Field(description="of base's values, little-endian, in C order")
-    post_sha256: Sha256
+    payload_blake3: Blake3 | None
+    base_blake3: Blake3 = Field(description="of base's values, little-endian, in C order")
+    post_blake3: Blake3
     base_norm: Norm = Field(description="Euclidean norm, six significant digits; 0 for replaced tensors")
     delta_norm: Norm
     changed: Count = Field(description="elements whose bits differ between base and post")
@@ -158,12 +157,12 @@ class TensorRecord(Record):
         if self.codec.parameters:
             raise ValueError("the codecs of format 1 have no parameters")
         if self.codec.name == ZERO:
-            if (self.shard, self.nbytes, self.payload_sha256) != (None, 0, None):
+            if (self.shard, self.nbytes, self.payload_blake3) != (None, 0, None):
                 raise ValueError("a zero tensor has no payload")
-            if self.base_sha256 != self.post_sha256 or self.changed:
+            if self.base_blake3 != self.post_blake3 or self.changed:
                 raise ValueError("a zero tensor has equal digests and no change")
         else:
-            if self.shard is None or self.payload_sha256 is None or not self.nbytes:
+            if self.shard is None or self.payload_blake3 is None or not self.nbytes:
                 raise ValueError("the payload is missing")
             if not codec_named(self.codec.name).streams(self.itemsize):
                 raise ValueError(f"the codec {self.codec.name!r} does not take {self.dtype}")
@@ -292,17 +291,3 @@ def parse_manifest(text: bytes, where: str | None = None) -> tuple[Manifest, str
     except PackageError as error:
         raise PackageError(error.what, where=where) from None
     return manifest, hashlib.sha256(text).hexdigest()
-
-
-def check_digest(found: str, promised: str, what: str, where: str | None = None) -> None:
-    """Compare two digests.
-
-    Raises:
-        IntegrityError: they differ.
-    """
-    if found != promised:
-        raise IntegrityError(
-            f"{what} has the sha256 {found[:16]}…, the manifest promises {promised[:16]}…",
-            where=where,
-            remedy="the file was damaged or changed; get the package again",
-        )

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from paramdelta_hub.errors import IntegrityError, PackageError
+from paramdelta_hub.format.digests import check_digest
 from paramdelta_hub.format.durable import file_digest, is_folder, read_small
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.listing import files_below
@@ -19,7 +20,6 @@ from paramdelta_hub.format.manifest import (
     FileRecord,
     Manifest,
     TensorRecord,
-    check_digest,
     parse_manifest,
 )
 from paramdelta_hub.format.payload import check_shard_header

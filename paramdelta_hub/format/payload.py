@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import numpy as np
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.format.chunks import Layout
+from paramdelta_hub.format.digests import begin_digest, check_digest
 from paramdelta_hub.format.durable import read_exactly, write_exactly
 from paramdelta_hub.format.headers import build_header, read_header
-from paramdelta_hub.format.manifest import FORMAT, FORMAT_VERSION, TensorRecord, check_digest
+from paramdelta_hub.format.manifest import FORMAT, FORMAT_VERSION, TensorRecord
 
 __all__ = ["PayloadReader", "PayloadWriter", "ShardWriter", "check_shard_header"]
 
@@ -36,7 +36,7 @@ class PayloadReader:
         self._table = np.empty(layout.table_bytes, np.uint8)
         read_exactly(descriptor, self._table, start + nbytes - layout.table_bytes, PackageError, where)
         self._lengths = layout.parse_table(self._table, nbytes)
-        self._digest = hashlib.sha256()
+        self._digest = begin_digest()
         self._next = 0
 
     def next_chunk(self) -> list[memoryview]:
@@ -113,7 +113,7 @@ class PayloadWriter:
 
     def __init__(self, shard: ShardWriter, name: str) -> None:
         self._shard, self._name, self._start = shard, name, shard._position
-        self._digest = hashlib.sha256()
+        self._digest = begin_digest()
         self._lengths: list[list[int]] = []
 
     def append(self, streams: list[bytes]) -> None:

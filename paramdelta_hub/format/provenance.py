@@ -14,6 +14,7 @@ from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.names import check_file_names, check_tensor_name
 from paramdelta_hub.format.records import (
+    Blake3,
     Count,
     FileRecord,
     Record,
@@ -141,7 +142,7 @@ class Tensor(Record):
     shape: Annotated[
         tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK, fail_fast=True)
     ]
-    sha256: Sha256 = Field(description="of its values, little-endian, in C order")
+    blake3: Blake3 = Field(description="of its values, little-endian, in C order")
 
 
 class Provenance(Record):

@@ -28,6 +28,7 @@ from paramdelta_hub.limits import DTYPES, FILES
 __all__ = [
     "CODE_KEYS",
     "Architecture",
+    "Blake3",
     "ConfigChange",
     "ConfigName",
     "Count",
@@ -81,6 +82,7 @@ def _counts(value: Any) -> Any:
 
 _TEXT, _COUNT, _PROBLEMS = 1024, 2**62, 1000
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=_COUNT)]
 Norm = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, max_length=_TEXT), AfterValidator(_clear)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from paramdelta_hub.codecs import ZERO
 from paramdelta_hub.format.chunks import AddedChunk
 from paramdelta_hub.format.deltas import DeltaReader
 from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.format.digests import values_digest
 from paramdelta_hub.format.headers import ITEM_SIZES
 
 __all__ = ["ChunkAdder", "is_base", "little"]
@@ -78,9 +78,7 @@ class ChunkAdder:
 
 def is_base(target: NDArray[np.uint8], chunk: AddedChunk | None) -> bool:
     """Whether a chunk has exceptions and the target's values are base's own, to which they apply."""
-    return bool(
-        chunk is not None and chunk.exceptions.size and hashlib.sha256(target.data).digest() == chunk.base_digest
-    )
+    return bool(chunk is not None and chunk.exceptions.size and values_digest(target) == chunk.base_digest)
 
 
 def little(bits: Bits) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ A task is JSON (see :mod:`paramdelta_hub.work.plan`), with views as in :mod:`par
     {"bytes": …, "tensors": [
         {"name", "dtype", "elements", "nbytes", "view": the target's values,
          "out": [{"name", "file", "start", "nbytes"}, …]: where the result's bytes go,
-         "deltas": [{"name", "elements", "weight", "effect", "codec", "shard", "start", "nbytes", "sha256",
+         "deltas": [{"name", "elements", "weight", "effect", "codec", "shard", "start", "nbytes", "digest",
                      "counts"}, …]}, …]}
 
 Where rows are placed by token there is more, see :mod:`.rows`; where sums become 8-bit floats, see :mod:`.requantize`.
@@ -14,7 +14,6 @@ Where rows are placed by token there is more, see :mod:`.rows`; where sums becom
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
@@ -28,6 +27,7 @@ from paramdelta_hub.buffers import scratch
 from paramdelta_hub.checkpoints.views import open_view
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.format.digests import begin_digest
 from paramdelta_hub.format.durable import write_exactly
 from paramdelta_hub.format.headers import ITEM_SIZES
 from paramdelta_hub.limits import CHUNK_ELEMENTS
@@ -102,8 +102,8 @@ def read_chunks(tensor: dict[str, Any], sources: Descriptors) -> Iterator[NDArra
 
 
 def view_digest(tensor: dict[str, Any], sources: Descriptors, advance: Callable[[int], None] = lambda _: None) -> str:
-    """Return the sha256 (hex) of the values that a tensor's view yields."""
-    digest = hashlib.sha256()
+    """Return the digest (hex) of the values that a tensor's view yields."""
+    digest = begin_digest()
     for values in read_chunks(tensor, sources):
         digest.update(values.data)
         advance(values.size)
@@ -111,7 +111,7 @@ def view_digest(tensor: dict[str, Any], sources: Descriptors, advance: Callable[
 
 
 def out_digests(task: dict[str, Any], result: Path) -> dict[str, str]:
-    """Return the sha256 of every tensor of a task as it lies in the output files now."""
+    """Return the digest of every tensor of a task as it lies in the output files now."""
     with Descriptors(CheckpointError) as files:
         return {
             out["name"]: view_digest(
@@ -132,7 +132,7 @@ class _Writer:
 
     def __init__(self, descriptor: int, start: int) -> None:
         self._descriptor, self._position = descriptor, start
-        self.digest = hashlib.sha256()
+        self.digest = begin_digest()
 
     def write(self, data: NDArray[np.uint8]) -> None:
         self.digest.update(data.data)

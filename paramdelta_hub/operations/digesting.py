@@ -59,7 +59,7 @@ def run_over(
 
 
 def tensor_digests(tensors: Sequence[dict[str, Any]], advance: Advance) -> dict[str, str]:
-    """Return the sha256 (hex) of every tensor's values; each has a name, a dtype, ``nbytes`` and a view.
+    """Return the digest (hex) of every tensor's values; each has a name, a dtype, ``nbytes`` and a view.
 
     Raises:
         CheckpointError: a file was truncated or can't be read.

@@ -10,7 +10,6 @@ A task is JSON (see :mod:`paramdelta_hub.work.plan`), with views as in :mod:`par
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from paramdelta_hub.codecs import ZERO, Codec, candidates
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format.chunks import encode_added
 from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.format.digests import begin_digest
 from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.headers import ITEM_SIZES
 from paramdelta_hub.format.payload import PayloadWriter, ShardWriter
@@ -104,7 +104,7 @@ class _Encoder:
         self._tensor, self._payload = tensor, payload
         self.dtype = np.dtype(f"u{ITEM_SIZES[tensor['dtype']]}")
         self._added = tensor["dtype"] in FLOATS
-        self._base_digest, self._post_digest = hashlib.sha256(), hashlib.sha256()
+        self._base_digest, self._post_digest = begin_digest(), begin_digest()
         self._stats = Statistics()
         self._codec: Codec | None = None
         self._unchanged = 0
@@ -177,9 +177,9 @@ class _Encoder:
             "effect": "add" if self._added else "replace",
             "codec": codec,
             "nbytes": nbytes,
-            "payload_sha256": payload_digest,
-            "base_sha256": base,
-            "post_sha256": post,
+            "payload_blake3": payload_digest,
+            "base_blake3": base,
+            "post_blake3": post,
             "base_norm": _six_digits(math.sqrt(self._stats.base_square)),
             "delta_norm": _six_digits(math.sqrt(self._stats.delta_square)),
             "changed": self._stats.changed,

@@ -163,7 +163,7 @@ def preflight(
                 vocabularies.setdefault(name, {})[number] = record
             if not (is_whole or (record.effect == "replace" and record.shard)):
                 continue
-            if replaced.setdefault(name, record.post_sha256) != record.post_sha256:
+            if replaced.setdefault(name, record.post_blake3) != record.post_blake3:
                 problems.append(Mismatch(name, "conflict", f"two deltas replace it by different {record.dtype} values"))
     placed = {}
     heads = {head: tie[1] for found in matches for head, tie in found.ties.items() if tie[0] == "the target"}

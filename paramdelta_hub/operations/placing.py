@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from paramdelta_hub.checkpoints.tokens import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.checkpoints.vocabulary import Placement, place, row_sources, runs_of
 from paramdelta_hub.errors import MismatchError, PackageError
+from paramdelta_hub.format.digests import check_digest
 from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.links import settle
-from paramdelta_hub.format.manifest import TensorRecord, check_digest
+from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package
 from paramdelta_hub.format.runs import Run
 

@@ -24,7 +24,7 @@ def is_post(applied: Sequence[AppliedDelta], fit: Fit, digests: dict[str, str]) 
     if any(omission.reason == SKIPPED for omission in applied[0].package.manifest.omissions):
         return False
     return len(pairs) == len(records) and all(
-        digests[ours] == records[theirs].post_sha256 for ours, theirs in pairs.items()
+        digests[ours] == records[theirs].post_blake3 for ours, theirs in pairs.items()
     )
 
 
@@ -51,7 +51,7 @@ def provenance_of(
         "notes": list(fit.notes),
         "is_post": exactly_post,
         "tensors": {
-            name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "sha256": digests[name]}
+            name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "blake3": digests[name]}
             for name, tensor in fit.results.items()
         },
     }

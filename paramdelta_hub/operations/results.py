@@ -107,7 +107,7 @@ def verify_result(
     model = open_checkpoint(folder)
     before = [file.identity() for file in model.files]
     problems = [*_misfits(model, provenance), *_unlisted(model, provenance), *_changed_companions(folder, provenance)]
-    promised = {name: tensor.sha256 for name, tensor in provenance.tensors.items()}
+    promised = {name: tensor.blake3 for name, tensor in provenance.tensors.items()}
     problems += _changed_tensors(model, promised, {problem.location for problem in problems}, threads, progress)
     if problems:
         raise MismatchError(

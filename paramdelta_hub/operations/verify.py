@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from paramdelta_hub.checkpoints.views import View
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
 from paramdelta_hub.format.deltas import summand_of
 from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.format.digests import begin_digest
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import DEFAULT_MEMORY
@@ -117,9 +117,9 @@ def verify(
     tensors = _summed(package, base_model, places)
     digests = run_over(tensors, _sum_digests, threads, progress, "decoding and adding")
     if base_model is not None:
-        wrong = [r.name for r in records if digests[r.name][0] != r.base_sha256]
+        wrong = [r.name for r in records if digests[r.name][0] != r.base_blake3]
         _refuse_other_model("base", package.manifest.base.name, base_model, wrong)
-        missed = [r.name for r in records if digests[r.name][1] != r.post_sha256]
+        missed = [r.name for r in records if digests[r.name][1] != r.post_blake3]
         if missed:
             raise VerificationError(
                 f"base ⊕ Δ is not post in {len(missed)} tensor(s), the first {missed[0]!r}",
@@ -128,7 +128,7 @@ def verify(
             )
     if post_model is not None:
         found = run_over(_of_post(package, post_model), tensor_digests, threads, progress, "comparing post")
-        wrong = [r.name for r in records if found[r.name] != r.post_sha256]
+        wrong = [r.name for r in records if found[r.name] != r.post_blake3]
         _refuse_other_model("post", package.manifest.post.name, post_model, wrong)
     return VerifyReport(
         package=package.path,
@@ -233,7 +233,7 @@ def _sum_digests(tensors: Sequence[dict[str, Any]], advance: Advance) -> dict[st
     with Descriptors(CheckpointError) as sources, Descriptors(PackageError) as shards:
         for tensor in tensors:
             adder = ChunkAdder(tensor, shards)
-            before, after = hashlib.sha256(), hashlib.sha256()
+            before, after = begin_digest(), begin_digest()
             for values in read_chunks(tensor, sources):
                 before.update(values.data)
                 after.update(adder.add(values).data)

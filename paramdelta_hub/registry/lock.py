@@ -10,9 +10,10 @@ from pydantic import Field, ValidationError
 
 from paramdelta_hub.errors import DestinationError, IntegrityError, PackageError, SourceError
 from paramdelta_hub.format import jsontext
+from paramdelta_hub.format.digests import check_digest
 from paramdelta_hub.format.durable import io_errors, read_small, write_file
 from paramdelta_hub.format.links import settle
-from paramdelta_hub.format.manifest import MANIFEST_NAME, Manifest, check_digest
+from paramdelta_hub.format.manifest import MANIFEST_NAME, Manifest
 from paramdelta_hub.format.names import check_file_names
 from paramdelta_hub.format.package import LOCK_NAME, open_package
 from paramdelta_hub.format.records import Record, SemanticVersion, Sha256, Text, at_most, check_keys

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from paramdelta_hub.errors import IntegrityError, PackageError, SourceError, StorageError
+from paramdelta_hub.format.digests import check_digest
 from paramdelta_hub.format.durable import (
     TEMPORARY,
     file_digest,
@@ -26,7 +27,7 @@ from paramdelta_hub.format.durable import (
     write_file,
 )
 from paramdelta_hub.format.links import settle
-from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, check_digest
+from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord
 from paramdelta_hub.format.package import LOCK_NAME
 from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, GIB, SIGNATURE_BYTES
 from paramdelta_hub.work.progress import Progress

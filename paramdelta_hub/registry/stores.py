@@ -11,9 +11,10 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, PublishError, RegistryError
+from paramdelta_hub.format.digests import check_digest
 from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.links import settle
-from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, check_digest, parse_manifest
+from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.registry.bucket import BucketStore

@@ -163,7 +163,7 @@ def compare_packages(
         tensors=len(shared),
         elements=sum(records[0].elements for records in shared),
         left_out=tuple(left_out),
-        same_base=sum(len({record.base_sha256 for record in records}) == 1 for records in shared),
+        same_base=sum(len({record.base_blake3 for record in records}) == 1 for records in shared),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import ParamdeltaError, SourceError
@@ -78,7 +79,7 @@ def reseal(delta: Path) -> None:
                 header, start = read_shard_header(content)
                 begin, end = header[tensor["name"]]["data_offsets"]
                 tensor["nbytes"] = end - begin
-                tensor["payload_sha256"] = hashlib.sha256(content[start + begin : start + end]).hexdigest()
+                tensor["payload_blake3"] = blake3(content[start + begin : start + end]).hexdigest()
 
     change_manifest(delta, refresh)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from paramdelta_hub.errors import IntegrityError, PackageError, UnsupportedFormatError
+from paramdelta_hub.errors import PackageError, UnsupportedFormatError
 from paramdelta_hub.format import manifest as module
-from paramdelta_hub.format.manifest import check_digest, parse_manifest
+from paramdelta_hub.format.manifest import parse_manifest
 from tests.attacks.names import HOSTILE
 from tests.attacks.threats import shows
 from tests.conftest import Family
@@ -340,12 +340,6 @@ def test_edited_text_raises_nothing_but_package_errors(text: bytes, rounds: int)
         except PackageError:
             refused += 1
     assert refused > rounds / 2
-
-
-def test_check_digest() -> None:
-    check_digest("a" * 64, "a" * 64, "it")
-    with pytest.raises(IntegrityError, match="it has the sha256 aaaaaaaaaaaaaaaa…, the manifest promises bbbb"):
-        check_digest("a" * 64, "b" * 64, "it", "somewhere")
 
 
 def test_source_paths_are_text_only(value: dict[str, Any], tmp_path: Path) -> None:

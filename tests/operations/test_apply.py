@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors import safe_open
 
 import paramdelta_hub as pd
@@ -234,7 +235,7 @@ def test_report_and_provenance(family: Family, tmp_path: Path) -> None:
     assert provenance["deltas"][0]["id"] == hashlib.sha256((family.delta / "manifest.json").read_bytes()).hexdigest()
     assert str(tmp_path) not in json.dumps(provenance), "no path, so that equal inputs give an equal file"
     for name, tensor in read_weights(tmp_path / "out").items():
-        assert provenance["tensors"][name]["sha256"] == hashlib.sha256(raw(tensor)).hexdigest()
+        assert provenance["tensors"][name]["blake3"] == blake3(raw(tensor)).hexdigest()
 
 
 @pytest.mark.parametrize("where", ["target", "sum"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 
 import paramdelta_hub as pd
 from paramdelta_hub import arithmetic, engines
@@ -163,8 +164,8 @@ def test_the_manifest_says_what_is_true(tmp_path: Path) -> None:
     report = roundtrip(tmp_path, base, post, shards=2)
     for record in report.manifest.tensors:
         ours, theirs = base[record.name], post[record.name]
-        assert record.base_sha256 == hashlib.sha256(raw(ours)).hexdigest()
-        assert record.post_sha256 == hashlib.sha256(raw(theirs)).hexdigest()
+        assert record.base_blake3 == blake3(raw(ours)).hexdigest()
+        assert record.post_blake3 == blake3(raw(theirs)).hexdigest()
         assert record.changed == int((ours != theirs).sum())
         if record.effect == "add":
             assert math.isclose(record.base_norm, float(ours.double().norm()), rel_tol=1e-5)
@@ -213,7 +214,7 @@ def test_layouts_do_not_matter(tmp_path: Path) -> None:
     for ours, theirs in ((1, 1), (5, 1), (1, 5)):
         out = tmp_path / f"delta{ours}{theirs}"
         manifest = pd.extract(tmp_path / f"base{ours}", tmp_path / f"post{theirs}", out).manifest
-        found.append({record.name: record.payload_sha256 for record in manifest.tensors})
+        found.append({record.name: record.payload_blake3 for record in manifest.tensors})
         assert pd.apply(tmp_path / "base5", out, tmp_path / f"out{ours}{theirs}").is_post
     assert found[0] == found[1] == found[2]
 
@@ -376,7 +377,7 @@ def chunked_payload(
     shard.close()
     return {
         "name": "w", "weight": 1.0, "effect": "add", "codec": codec, "shard": str(path),
-        "start": check_start(path, nbytes), "nbytes": nbytes, "sha256": digest, "counts": counts.tolist(),
+        "start": check_start(path, nbytes), "nbytes": nbytes, "digest": digest, "counts": counts.tolist(),
     }  # fmt: skip
 
 
@@ -465,7 +466,7 @@ def test_the_shards_header_is_a_plain_safetensors_header(tmp_path: Path) -> None
         payload = stored[record.name]
         assert payload.dtype == torch.uint8
         assert payload.numel() == record.nbytes
-        assert hashlib.sha256(raw(payload)).hexdigest() == record.payload_sha256
+        assert blake3(raw(payload)).hexdigest() == record.payload_blake3
     assert starts.keys() == stored.keys()
 
 

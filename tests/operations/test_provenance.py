@@ -275,10 +275,10 @@ BAD = {
     "a path upward": set_at("companions", "files", 0, "path", "../../etc/passwd"),
     "a path that moves the cursor": set_at("companions", "files", 0, "path", "a\x1b[2Jb"),
     "a tensor that moves the cursor": set_at(
-        "tensors", "a\x1b[2Jb", {"dtype": "BF16", "shape": [], "sha256": "0" * 64}
+        "tensors", "a\x1b[2Jb", {"dtype": "BF16", "shape": [], "blake3": "0" * 64}
     ),
     "a negative size": set_at("companions", "files", 0, "size", -1),
-    "a digest in capitals": set_at("tensors", "model.norm.weight", "sha256", "A" * 64),
+    "a digest in capitals": set_at("tensors", "model.norm.weight", "blake3", "A" * 64),
     "a name of no length": set_at("target", "name", ""),
     "seventeen dimensions": set_at("tensors", "model.norm.weight", "shape", [1] * 17),
 }
