@@ -21,6 +21,9 @@ LOOPS_FROM_BYTES = 1 * GIB
 """Bytes of weights from which compiled loops are worth their start of 0.7 s. Measured: on two threads they save a
 second a gigabyte."""
 
+DIRECT_FROM_BYTES = 256 * MIB
+"""A file of a result from which it is written past the page cache: what is smaller is soon read again, whole."""
+
 HEADER_BYTES = 32 * MIB
 """A safetensors header, or an index. The library allows 100 MB, which takes seconds and gigabytes to parse; 91,000
 tensors in one file would take 15 MB."""

@@ -14,7 +14,6 @@ Where rows are placed by token there is more, see :mod:`.rows`; where sums becom
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from pathlib import Path
@@ -28,8 +27,8 @@ from paramdelta_hub.checkpoints.views import open_view
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.digests import begin_digest
-from paramdelta_hub.format.durable import write_exactly
 from paramdelta_hub.format.headers import ITEM_SIZES
+from paramdelta_hub.format.output import Output
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.operations.adding import ChunkAdder
 from paramdelta_hub.operations.requantize import Requantizer
@@ -130,31 +129,25 @@ def out_digests(task: dict[str, Any], result: Path) -> dict[str, str]:
 class _Writer:
     """Writes one tensor front to back, and takes its digest."""
 
-    def __init__(self, descriptor: int, start: int) -> None:
-        self._descriptor, self._position = descriptor, start
+    def __init__(self, output: Output, start: int) -> None:
+        self._output, self._position = output, start
         self.digest = begin_digest()
 
     def write(self, data: NDArray[np.uint8]) -> None:
         self.digest.update(data.data)
-        write_exactly(self._descriptor, data, self._position)
+        self._output.write(data, self._position)
         self._position += data.size
 
 
-class _Outputs:
-    """The output files a task writes to: each opened once, never created, all closed at its end."""
+class _Outputs(contextlib.ExitStack):
+    """The output files a task writes to: each opened once, never created, all finished and closed at its end."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
-        self._open: dict[str, int] = {}
+        self._open: dict[str, Output] = {}
 
-    def __getitem__(self, name: str) -> int:
+    def __getitem__(self, name: str) -> Output:
         if name not in self._open:
-            self._open[name] = os.open(self._folder / name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._open[name] = self.enter_context(Output(self._folder / name))
         return self._open[name]
-
-    def __enter__(self) -> _Outputs:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)

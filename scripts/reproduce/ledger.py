@@ -16,7 +16,7 @@ class Ledger:
 
     def __init__(self, file: Path, **header: Any) -> None:
         self._file = file
-        self._content: dict[str, Any] = json.loads(file.read_text()) if file.exists() else dict(header)
+        self._content: dict[str, Any] = (json.loads(file.read_text()) if file.exists() else {}) | header
 
     def once(self, group: str, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the record; make and write it first if it is not there."""

@@ -30,7 +30,7 @@ import paramdelta_hub as pd
 
 __all__ = ["TARGETS", "WEIGHTS", "Smol"]
 
-TARGETS = {"bible-15": 15}
+TARGETS = {"bible-15": 15, "bible-45": 45, "bible-120": 120}
 """Steps of continued pre-training on the King James Bible: stops of one run at a constant rate."""
 WEIGHTS = (0.5, 1.0, 1.5)
 CHAT_STEPS, CHAT_ROWS = 30, 8
