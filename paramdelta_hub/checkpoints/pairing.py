@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS, Entry
@@ -12,7 +13,7 @@ from paramdelta_hub.errors import Mismatch, OptionError
 from paramdelta_hub.format.headers import DISCRETE
 from paramdelta_hub.limits import RENAMES, TENSOR_NAME_BYTES
 
-__all__ = ["SKIPPED", "Entry", "Match", "Rules", "compiled", "match"]
+__all__ = ["SKIPPED", "Entry", "LeftOut", "Match", "Rules", "compiled", "match"]
 
 DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
 """Buffers that models compute anew when they are built. transformers kept them in checkpoints for a while (until
@@ -73,6 +74,14 @@ def compiled(pattern: str) -> re.Pattern[str]:
         raise OptionError(f"{pattern!r} is not a regular expression: {error}") from None
 
 
+class LeftOut(NamedTuple):
+    """A tensor that is not summed although one side has it, and why."""
+
+    name: str
+    side: str
+    reason: str
+
+
 @dataclass
 class Match:
     """The outcome: pairs, ties, what was left out and why, and all that does not fit."""
@@ -83,8 +92,7 @@ class Match:
     """Output heads that one side has no tensor for, because its embedding serves: head → (side, embedding)."""
     new: set[str] = field(default_factory=set)
     """Names in ``pairs`` that the left side has not: the right one's tensors are carried whole."""
-    omissions: list[tuple[str, str, str]] = field(default_factory=list)
-    """(name, side, reason)."""
+    omissions: list[LeftOut] = field(default_factory=list)
     mismatches: list[Mismatch] = field(default_factory=list)
 
 
@@ -132,7 +140,7 @@ def match(
         in_left, in_right = name in left, name in renamed
         side = "both" if in_left and in_right else sides[0] if in_left else sides[1]
         if rules.skips_name(name) or (in_right and rules.skips_name(renamed[name])):
-            result.omissions.append((name, side, SKIPPED))
+            result.omissions.append(LeftOut(name, side, SKIPPED))
         elif in_left and in_right:
             result.pairs[name] = renamed[name]
             result.mismatches += _compare(name, left[name], right[renamed[name]], sides)
@@ -141,9 +149,9 @@ def match(
             result.new.add(name)
             result.mismatches += _carried(name, right[renamed[name]])
         elif DERIVED.search(name):
-            result.omissions.append((name, side, "a buffer that models compute themselves"))
+            result.omissions.append(LeftOut(name, side, "a buffer that models compute themselves"))
         elif name in known:
-            result.omissions.append((name, side, "left out when the delta was made"))
+            result.omissions.append(LeftOut(name, side, "left out when the delta was made"))
         else:
             other = sides[1] if in_left else sides[0]
             result.mismatches.append(Mismatch(name, "missing", f"{side} has it, {other} does not"))

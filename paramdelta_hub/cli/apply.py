@@ -8,6 +8,7 @@ from typing import Literal
 
 import click
 
+from paramdelta_hub.checkpoints.pairing import LeftOut
 from paramdelta_hub.cli.common import (
     Bars,
     command,
@@ -213,7 +214,7 @@ def _delta_text(delta: AppliedDelta) -> str:
     return f"  {delta.weight:+g} × {manifest.name} {manifest.version} ({judged})"
 
 
-def _omission_lines(omissions: Sequence[tuple[str, str, str]]) -> list[str]:
+def _omission_lines(omissions: Sequence[LeftOut]) -> list[str]:
     lines = [f"  left out {name} ({side}): {reason}" for name, side, reason in omissions[:_SHOWN_OMISSIONS]]
     if len(omissions) > _SHOWN_OMISSIONS:  # an fp8 model has a scale for every weight
         lines.append(f"  left out … and {len(omissions) - _SHOWN_OMISSIONS} more (all of them with --json)")

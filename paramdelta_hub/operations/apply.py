@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from paramdelta_hub.checkpoints.checkpoint import INDEX
 from paramdelta_hub.checkpoints.companions import read_companion
-from paramdelta_hub.checkpoints.pairing import Rules
+from paramdelta_hub.checkpoints.pairing import LeftOut, Rules
 from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import io_errors, write_file
@@ -52,7 +52,7 @@ class ApplyReport:
     """Tensors copied from the target as they are."""
     readiness: Readiness
     """What lies beside the weights, and where it comes from."""
-    omissions: tuple[tuple[str, str, str], ...]
+    omissions: tuple[LeftOut, ...]
     notes: tuple[str, ...]
     """What became of ties and of the rows of vocabularies."""
     requantization: Requantization | None = None
@@ -69,7 +69,7 @@ class ApplyReport:
             "is_post": self.is_post,
             "changed_tensors": self.changed_tensors,
             "kept_tensors": self.kept_tensors,
-            "omissions": [{"name": name, "side": side, "reason": reason} for name, side, reason in self.omissions],
+            "omissions": [omission._asdict() for omission in self.omissions],
             "notes": list(self.notes),
             "companions": self.readiness.to_json(),
             "requantization": self.requantization and self.requantization.to_json(),
@@ -215,19 +215,18 @@ class Application(Operation[ApplyReport]):
         progress: Progress | None = None,
     ) -> None:
         inputs = open_inputs(request, Destination(Path(out)).pieces, registry=registry, progress=progress)
-        self._inputs, self._remote, self._model, self._fit = inputs, inputs.remote, inputs.model, inputs.fit
-        self._request, self._rules, self.fetches = inputs.request, request.rules, request.stream
-        packages, self._weights, self._logical = inputs.packages, inputs.weights, inputs.logical
-        self._choice = inputs.choice
+        self._inputs, self._rules, self.fetches = inputs, request.rules, request.stream
         self._applied = [] if inputs.remote else inputs.kin()
-        self._sums = sums_of(self._fit, packages, self._weights)
-        self._files = lay_out(self._model, self._fit.results, self._fit.beside)
-        self.plan = plan_apply(self._fit, self._files, packages, self._sums, self._request.to_json())
+        fit, packages = inputs.fit, inputs.packages
+        self._sums = sums_of(fit, packages, inputs.weights)
+        self._files = lay_out(inputs.model, fit.results, fit.beside)
+        self.plan = plan_apply(fit, self._files, packages, self._sums, inputs.request.to_json())
         self._pool = FilePool(None, ())
 
     def prepare(self, destination: Destination, tasks_at_a_time: int) -> None:
         """Check the space, and make the result's files at their final sizes."""
-        fetched = sorted(file.header.size for file in self._model.files)[-tasks_at_a_time - 1 :] if self._remote else []
+        files = self._inputs.model.files if self._inputs.remote else ()
+        fetched = sorted(file.header.size for file in files)[-tasks_at_a_time - 1 :]
         sizes = [file.size for file in self._files.values()]
         destination.check_space(sum(sizes) + sum(fetched) + passing_bytes(self.plan, tasks_at_a_time))
         for file in self._files.values():
@@ -240,8 +239,8 @@ class Application(Operation[ApplyReport]):
 
     def begin(self, todo: Collection[int]) -> None:
         """Of a streamed target, fetch the first file and judge the lineage by it: all samples would take all files."""
-        self._pool = FilePool(self._remote, [self.plan.tasks[number] for number in todo])
-        if self._remote:
+        self._pool = FilePool(self._inputs.remote, [self.plan.tasks[number] for number in todo])
+        if self._inputs.remote:
             self._applied = self._inputs.kin(self._pool.first())
 
     def run(self, number: int, destination: Destination, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -255,19 +254,20 @@ class Application(Operation[ApplyReport]):
 
     def finish(self, destination: Destination, outcomes: Outcomes, resumed: int) -> ApplyReport:
         """Write what lies beside the weights, and commit."""
-        fit, request, model, result = self._fit, self._request, self._model, destination.result
+        inputs, result = self._inputs, destination.result
+        fit, request, model = inputs.fit, inputs.request, inputs.model
         ordered = [outcomes[number] for number in range(len(self.plan.tasks))]
         digests = {name: digest for outcome in ordered for name, digest in outcome["tensors"].items()}
         exactly_post, lost = is_post(self._applied, fit, digests), requantization(ordered)
         with io_errors("writing the companion files"):
             prefer = cast('Literal["target", "post"]', request.prefer)
-            readiness = make_ready(self._choice, result, prefer=prefer, settled=fit.settled, is_post=exactly_post)
+            readiness = make_ready(inputs.choice, result, prefer=prefer, settled=fit.settled, is_post=exactly_post)
             if model.index is not None:
                 index = index_text(model, list(self._files.values()), fit.results) or read_companion(
                     (model.folder / INDEX).resolve()
                 )
                 write_file(result / INDEX, index)
-            provenance = provenance_of(fit, self._applied, self._weights.by_name, self._rules, digests, exactly_post)
+            provenance = provenance_of(fit, self._applied, inputs.weights.by_name, self._rules, digests, exactly_post)
             provenance["companions"] = readiness.to_json()
             provenance["requantization"] = lost and lost.to_json()
             write_file(result / PROVENANCE_NAME, jsontext.pretty(provenance))
@@ -281,7 +281,7 @@ class Application(Operation[ApplyReport]):
             nbytes=sum(file.size for file in self._files.values()),
             is_post=exactly_post,
             changed_tensors=len(self._sums),
-            kept_tensors=len(self._logical.tensors) + len(fit.ties) - len(self._sums),
+            kept_tensors=len(inputs.logical.tensors) + len(fit.ties) - len(self._sums),
             readiness=readiness,
             omissions=fit.omissions,
             notes=fit.notes,

@@ -15,7 +15,7 @@ from paramdelta_hub.format.durable import io_errors
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import CATALOG_DELTAS
 from paramdelta_hub.registry.locate import chosen
-from paramdelta_hub.registry.names import is_repo, is_version
+from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Hit, Registry
 from paramdelta_hub.registry.reference import Reference, open_registry
 from paramdelta_hub.registry.search import Wanted, describe_base, judge
@@ -114,7 +114,7 @@ def _entry(there: Registry, root: str | None, hit: Hit, wanted: Sequence[tuple[s
     verdicts = tuple((model, judge(hit, what)) for model, what in wanted)
     try:
         versions = tuple(there.versions(hit.repo))
-        package = open_package(there.pull(hit.repo, _revision(hit), part="manifest").path)
+        package = open_package(there.pull(hit.repo, hit.pullable, part="manifest").path)
         # A visitor of the site has no use for a folder of this machine; a bucket's address is part of the name.
         address = root if root is None or "://" in root else None
         reference = str(Reference(address, hit.repo, package.manifest.version))
@@ -122,11 +122,6 @@ def _entry(there: Registry, root: str | None, hit: Hit, wanted: Sequence[tuple[s
     except ParamdeltaError as error:
         return Entry(hit, problem=error.what, verdicts=verdicts)
     return Entry(hit, package.manifest, package.digest, "", reference, versions, verdicts, spectra)
-
-
-def _revision(hit: Hit) -> str | None:
-    """Return the version that a hit claims, if it can be one; else the newest is meant."""
-    return hit.version if hit.version and is_version(hit.version) else None
 
 
 def _spectra(package: Package, samples: int) -> tuple[Spectrum, ...] | None:

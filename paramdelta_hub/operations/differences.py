@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model
-from paramdelta_hub.checkpoints.pairing import Match, Rules, match
+from paramdelta_hub.checkpoints.pairing import LeftOut, Match, Rules, match
 from paramdelta_hub.checkpoints.prefixes import propose
 from paramdelta_hub.checkpoints.tokens import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.checkpoints.views import zeros
@@ -57,7 +57,7 @@ class Differences:
     """All pairs, what was left out, and which tokens of base post no longer has."""
 
     pairs: tuple[Pair, ...]
-    omissions: tuple[tuple[str, str, str], ...]
+    omissions: tuple[LeftOut, ...]
     """(name, side, reason)"""
     given_up: Mapping[str, int]
 
@@ -119,8 +119,8 @@ def pair_up(
         pairs=tuple(pairs),
         omissions=(
             *found.omissions,
-            *((name, "base", reason) for name, reason in ours.omissions),
-            *((name, "post", reason) for name, reason in theirs.omissions),
+            *(LeftOut(name, "base", reason) for name, reason in ours.omissions),
+            *(LeftOut(name, "post", reason) for name, reason in theirs.omissions),
         ),
         given_up=vocabularies.given_up,
     )

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of
-from paramdelta_hub.checkpoints.pairing import Match, Rules, match
+from paramdelta_hub.checkpoints.pairing import LeftOut, Match, Rules, match
 from paramdelta_hub.checkpoints.prefixes import propose
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry
 from paramdelta_hub.checkpoints.views import view_of, zeros
@@ -100,11 +100,11 @@ class Fit:
         return self.ties | {name: at for name in self.carried if name not in self.target.tensors for at in last}
 
     @property
-    def omissions(self) -> tuple[tuple[str, str, str], ...]:
-        """(name, side, reason) of every tensor that is not summed although one side has it."""
+    def omissions(self) -> tuple[LeftOut, ...]:
+        """Every tensor that is not summed although one side has it."""
         found = [omission for match in self.matches for omission in match.omissions]
         folded = () if self.keeps_fp8 else self.target.omissions
-        return tuple(dict.fromkeys([*found, *((name, "the target", why) for name, why in folded)]))
+        return tuple(dict.fromkeys([*found, *(LeftOut(name, "the target", why) for name, why in folded)]))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ def preflight(
             if is_whole := _is_whole(record):
                 if weights.of(number, name) <= 0:
                     del found.pairs[name]
-                    found.omissions.append((name, "the delta", "brought only with a weight above 0"))
+                    found.omissions.append(LeftOut(name, "the delta", "brought only with a weight above 0"))
                     continue
                 carried.setdefault(
                     name, Carried(number, LogicalTensor(record.dtype, record.shape, zeros(record.dtype)))

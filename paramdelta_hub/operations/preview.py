@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paramdelta_hub.checkpoints.pairing import LeftOut
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.operations.layout import lay_out
 from paramdelta_hub.operations.opening import open_inputs
@@ -34,7 +35,7 @@ class Preview:
     """Bytes of the result's weights."""
     free_bytes: int
     """Bytes that are free where the result would lie."""
-    omissions: tuple[tuple[str, str, str], ...]
+    omissions: tuple[LeftOut, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +49,7 @@ class Preview:
             "kept_tensors": self.kept_tensors,
             "bytes": self.nbytes,
             "free_bytes": self.free_bytes,
-            "omissions": [{"name": name, "side": side, "reason": reason} for name, side, reason in self.omissions],
+            "omissions": [omission._asdict() for omission in self.omissions],
             "notes": list(self.notes),
         }
 

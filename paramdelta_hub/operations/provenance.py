@@ -47,7 +47,7 @@ def provenance_of(
         "weight_map": [{"pattern": pattern, "factor": factor} for pattern, factor in weight_map.rules],
         "renames": [{"pattern": pattern, "replacement": new} for pattern, new in rules.renames],
         "skips": list(rules.skips),
-        "omissions": [{"name": name, "side": side, "reason": reason} for name, side, reason in fit.omissions],
+        "omissions": [omission._asdict() for omission in fit.omissions],
         "notes": list(fit.notes),
         "is_post": exactly_post,
         "tensors": {

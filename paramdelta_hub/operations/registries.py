@@ -17,7 +17,6 @@ from paramdelta_hub.format.package import open_package
 from paramdelta_hub.registry.links import Linked, Role
 from paramdelta_hub.registry.links import link as _link
 from paramdelta_hub.registry.locate import chosen, find
-from paramdelta_hub.registry.names import is_version
 from paramdelta_hub.registry.protocol import Hit, Part, Pulled, Registry, Version
 from paramdelta_hub.registry.reference import open_registry
 from paramdelta_hub.registry.search import Found
@@ -112,9 +111,8 @@ def search(query: str | None = None, *, base: str | None = None, registry: str |
 
 def _predict(there: Registry, hit: Hit, model: LogicalModel) -> Prediction | None:
     """Compare a hit's samples with the model's values; a hit whose samples can't be had is shown without."""
-    revision = hit.version if hit.version and is_version(hit.version) else None
     try:
-        pulled = there.pull(hit.repo, revision, part="lineage", trust=trust())
+        pulled = there.pull(hit.repo, hit.pullable, part="lineage", trust=trust())
         package = open_package(pulled.path)
         samples = unpack_samples(package.read_lineage(), f"{hit.repo}@{pulled.version}")
         records = package.records

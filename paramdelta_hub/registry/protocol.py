@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from paramdelta_hub.format.manifest import Manifest
 from paramdelta_hub.format.records import FileRecord
+from paramdelta_hub.registry.names import is_version
 from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.work.progress import Progress
 
@@ -84,6 +85,11 @@ class Hit:
     nbytes: int | None
     license: str | None
     created: str | None
+
+    @property
+    def pullable(self) -> str | None:
+        """The version that it claims, if it can be one; else the newest is meant."""
+        return self.version if self.version and is_version(self.version) else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable record."""
