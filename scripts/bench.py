@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[16], help="sizes, in layers (default: 16)")
     parser.add_argument("--rounds", type=int, nargs="+", default=[5], help="per size, the last for all that follow")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="compare with others")
+    parser.add_argument("--peers-to", type=int, metavar="LAYERS", help="at larger sizes, measure ours alone")
     parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "bench", help="where models and outputs lie")
     parser.add_argument("--results", type=Path, default=ROOT / "scripts" / "results", help="folder of the results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "benchmarks.md", help="document to write")
@@ -60,7 +61,12 @@ def main() -> None:
             first = arguments.rounds[: len(arguments.layers)]
             pairs = itertools.zip_longest(arguments.layers, first, fillvalue=arguments.rounds[-1])
             measured: dict[str, Any] = {
-                "sizes": [bench_speed.measure(layers, rounds, work, arguments.peers) for layers, rounds in pairs]
+                "sizes": [
+                    bench_speed.measure(
+                        layers, rounds, work, arguments.peers and layers <= (arguments.peers_to or layers)
+                    )
+                    for layers, rounds in pairs
+                ]
             }
         elif part == "sizes":
             measured = {"pairs": bench_sizes.measure(work, arguments.peers)}

@@ -111,6 +111,11 @@ class Speed:
         peak: float = max(one["peak_mb"] for one in self.rounds[name])
         return peak
 
+    @property
+    def others(self) -> list[str]:
+        """What others use to make the same model."""
+        return [name for name in self.unlike if name not in OURS]
+
     def times(self, slow: Iterable[str], quick: str = "apply") -> float | None:
         """How many times as long the quickest of ``slow`` takes, round by round where both are of one phase."""
         found = []
@@ -145,7 +150,9 @@ def write_readme(results: Path, readme: Path) -> None:
     """Replace the tables between the README's markers by those of the parts that were measured."""
     tables: list[str] = []
     if (speed := results / "speed.json").exists():
-        tables += _readme_speed([Speed(size) for size in json.loads(speed.read_text())["sizes"]])
+        speeds = [Speed(size) for size in json.loads(speed.read_text())["sizes"]]
+        tables += _readme_speed(speeds)
+        tables += [line for one in speeds[:1] if one.others for line in ("", *_readme_others(one))]
     if (sizes := results / "sizes.json").exists():
         tables += ["", *_readme_sizes(json.loads(sizes.read_text())["pairs"])]
     before, _, rest = readme.read_text().partition(BEGIN)
@@ -315,6 +322,19 @@ def _readme_speed(speeds: list[Speed]) -> list[str]:
         "bits a weight", "over the bound",
     ]  # fmt: skip
     return _table(head, rows)
+
+
+def _readme_others(speed: Speed) -> list[str]:
+    rows = [
+        [
+            f"**{name}**" if name in OURS else name,
+            f"{speed.ratio(name):.1f} ×",
+            f"{speed.peak(name):,.0f} MB",
+            f"{speed.unlike[name]:.2%}" if name in speed.unlike else "",
+        ]
+        for name in sorted([CP, "apply", *speed.others], key=speed.ratio)
+    ]
+    return _table([f"target + Δ, {speed.title}", "× cp + sync", "peak memory", "elements unlike the formula"], rows)
 
 
 def _readme_sizes(pairs: list[Result]) -> list[str]:

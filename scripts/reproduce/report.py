@@ -15,6 +15,8 @@ from paramdelta_hub.checkpoints.prediction import BANDS
 
 GENTLE = 5
 """So many targets, the first, are shown at all weights: at the others nothing is left to show."""
+SMOL_MODELS = ("", " + 1 sums", "-tuned")
+"""What there is of each of SmolLM2's targets: itself, with Δ, and fine-tuned itself."""
 __all__ = ["fill", "make_tables", "write_report"]
 
 _BLOCK = re.compile(r"(<!-- ([\w-]+): made by scripts/reproduce/run\.py report -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -71,6 +73,7 @@ def make_tables(results: Path) -> dict[str, str]:
         "bands": _bands(),
         "strangers": _strangers(runs),
         "smol": _smol(smol),
+        "smol-weights": _smol_weights(smol),
         "minilm": _minilm(json.loads((results / "reproduce-minilm.json").read_text())["scores"]),
         "cost": _cost(runs, smol),
     }
@@ -249,14 +252,43 @@ def _strangers(runs: Sequence[Run]) -> str:
 
 
 def _smol(runs: Sequence[Run]) -> str:
-    head = ("seed", "model", "in format", "solved", "right number anywhere", "loss on the new text")
+    head = ("model", "lineage correlation", "in format", "solved", "each seed", "loss on the new text")
     rows = []
-    for run in runs:
-        for name, record in run.content.get("scores", {}).items():
-            skill = record["skills"]["sums"]
-            shares = [f"{skill[what]:.0%}" for what in ("format", "solved", "anywhere")]
-            rows.append((f"{run.seed}", name, *shares, f"{record['loss']['bible']:.3f}"))
+    for name in ("base", "post", *(f"{target}{what}" for target in _strongest(runs) for what in SMOL_MODELS)):
+        solved = _skill(runs, name, "sums", "solved")
+        related = mean(found for run in runs for found in run.get(name, lambda one: one.get("lineage_correlation", 0)))
+        rows.append(
+            (
+                name,
+                f"{related.value:.5f}" if related and related.value else "",
+                _share(_skill(runs, name, "sums", "format")),
+                _share(solved),
+                ", ".join(f"{value:.0%}" for value in solved.values) if solved else "–",
+                _figure(_loss(runs, name, "bible")),
+            )
+        )
     return _table(head, rows)
+
+
+def _smol_weights(runs: Sequence[Run]) -> str:
+    records = [one for run in runs for one in run.content["scores"].values()]
+    weights = sorted({one["weights"]["sums"] for one in records if one["kind"] == "sum"})
+    head = ("target", *(f"× {weight:g}: {what}" for weight in weights for what in ("format", "solved", "loss")))
+    rows = []
+    for target in _strongest(runs):
+        cells = []
+        for weight in weights:
+            name = f"{target} + {weight:g} sums"
+            cells += [_share(_skill(runs, name, "sums", what)) for what in ("format", "solved")]
+            cells.append(_figure(_loss(runs, name, "bible")))
+        rows.append((target, *cells))
+    return _table(head, rows)
+
+
+def _strongest(runs: Sequence[Run]) -> list[str]:
+    """Return the targets of all runs, the one nearest to base first."""
+    steps = {name: steps for run in runs for name, steps in run.content["targets"].items()}
+    return sorted(steps, key=steps.__getitem__)
 
 
 def _minilm(scores: dict[str, Any]) -> str:

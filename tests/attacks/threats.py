@@ -21,7 +21,7 @@ THREATS = {
     "broken headers": "a strict check of our own: no duplicate, hole, overlap, overflow, unknown field or unsafe name",
     "hostile manifests": "strict, frozen, closed models over strict JSON, and every rule of the specification",
     "lying packages": "every length, count and position is checked against what it must add up to, before it is used",
-    "tampering": "sha256 of every file and payload in the manifest; the manifest's sha256 is the package's id; a "
+    "tampering": "the digest of every file and payload in the manifest; the manifest's sha256 is the package's id; a "
     "closed world: no file that the manifest does not list",
     "mix-and-match of files": "the same digests",
     "downgrade, replaced versions": "an unknown format version is refused as such; a pulled version is pinned by id",

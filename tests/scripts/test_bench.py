@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -134,12 +135,13 @@ def test_speed_is_measured_and_reported(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(len(rounds) == 1 for rounds in phase["commands"].values())
     assert phase["unlike_the_formula"] == {"apply": 0}
     assert {path.name for path in (tmp_path / "work").iterdir()} == {"layers-1"}
+    phase["commands"]["a script"], phase["unlike_the_formula"]["a script"] = phase["commands"]["apply"], 0.25
     results = tmp_path / "results"
     results.mkdir()
     place = {"machine": {"processor": "p", "cpus": 2, "memory_gb": 1, "system": "s", "python": "3"}, "versions": {}}
     peer = {"name": "other", "group": "rebuild", "version": "1", "bytes": 10, "exact": True, "seconds": 1}
     pair: dict[str, Any] = {"key": "k", "title": "a <pair>", "real": True, "peers": [peer], **phase["package"]}
-    kinds = ("memcpy", "read", "sha256", "zstd, encode", "zstd, decode", "write")
+    kinds = ("memcpy", "read", "BLAKE3", "sha256", "zstd, encode", "zstd, decode", "write")
     parts = {
         "speed": {"sizes": [size]},
         "sizes": {"pairs": [pair]},
@@ -162,3 +164,4 @@ def test_speed_is_measured_and_reported(tmp_path: Path, monkeypatch: pytest.Monk
     assert readme.read_text().endswith(f"{bench_report.END}\nafter\n")
     assert "old" not in readme.read_text()
     assert "a <pair>" in readme.read_text()
+    assert re.search(r"\| a script \| [\d.]+ × \| \d+ MB \| 25.00% \|", readme.read_text())
