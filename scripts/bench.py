@@ -7,7 +7,8 @@
     python scripts/bench.py --tables                 nothing is measured: tables and charts from the results there are
 
 Parts: --speed (copying, extract, apply, scripts, mergekit, residuals), --sizes (a package's bytes, stream by stream,
-beside other formats), --limits (what the machine does at most). The peers are installed into .venv-peers (2 GB).
+beside other formats), --ideas (what other codes would take), --limits (what the machine does at most). The peers are
+installed into .venv-peers (2 GB).
 
 Disk: a triple of 16 layers takes 7.4 GB, of 77 layers 29.7 GB, and as much as 1.5 models more while commands run. Where
 that is not free, models are made when needed and deleted after: first base and post for extract, then target for
@@ -24,6 +25,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import bench_ideas
 import bench_limits
 import bench_peers
 import bench_report
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, nargs="+", default=[5], help="per size, the last for all that follow")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="compare with others")
     parser.add_argument("--peers-to", type=int, metavar="LAYERS", help="at larger sizes, measure ours alone")
+    parser.add_argument("--add", action="store_true", help="keep the other sizes that the results have")
     parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "bench", help="where models and outputs lie")
     parser.add_argument("--results", type=Path, default=ROOT / "scripts" / "results", help="folder of the results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "benchmarks.md", help="document to write")
@@ -57,39 +60,45 @@ def main() -> None:
     for folder in (work, arguments.results):
         folder.mkdir(parents=True, exist_ok=True)
     for part in arguments.parts or bench_report.PARTS:
+        peers = {"peers": bench_peers.versions()} if arguments.peers and part in ("speed", "sizes") else {}
         if part == "speed":
+            sizes = _sizes_there(arguments.results / "speed.json") if arguments.add else {}
             first = arguments.rounds[: len(arguments.layers)]
-            pairs = itertools.zip_longest(arguments.layers, first, fillvalue=arguments.rounds[-1])
-            measured: dict[str, Any] = {
-                "sizes": [
-                    bench_speed.measure(
-                        layers, rounds, work, arguments.peers and layers <= (arguments.peers_to or layers)
-                    )
-                    for layers, rounds in pairs
-                ]
-            }
+            for layers, rounds in itertools.zip_longest(arguments.layers, first, fillvalue=arguments.rounds[-1]):
+                with_peers = arguments.peers and layers <= (arguments.peers_to or layers)
+                sizes[layers] = bench_speed.measure(layers, rounds, work, with_peers)
+                # after each size: what took an hour is not lost with the next
+                _keep(arguments.results / "speed.json", peers | {"sizes": [sizes[n] for n in sorted(sizes)]})
         elif part == "sizes":
-            measured = {"pairs": bench_sizes.measure(work, arguments.peers)}
+            _keep(arguments.results / "sizes.json", peers | {"pairs": bench_sizes.measure(work, arguments.peers)})
         elif part == "limits":
-            measured = {"rates": bench_limits.measure(work)}
-        else:
-            continue
-        report = {
-            "measured": datetime.now(timezone.utc).date().isoformat(),
-            "machine": machine(),
-            "versions": {
-                "paramdelta_hub": paramdelta_hub.__version__,
-                "numpy": np.__version__,
-                "zstandard": zstandard.__version__,
-            },
-            **({"peers": bench_peers.versions()} if arguments.peers and part != "limits" else {}),
-            **measured,
-        }
-        (arguments.results / f"{part}.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+            _keep(arguments.results / "limits.json", {"rates": bench_limits.measure(work)})
+        elif part == "ideas":
+            _keep(arguments.results / "ideas.json", {"pairs": bench_ideas.measure(work)})
     bench_report.write_docs(arguments.results, arguments.docs)
     if arguments.readme:
         bench_report.write_readme(arguments.results, ROOT / "README.md")
     print(f"wrote {arguments.docs}", file=sys.stderr)
+
+
+def _sizes_there(results: Path) -> dict[int, Any]:
+    """Return what an earlier run measured, by layers."""
+    return {size["layers"]: size for size in json.loads(results.read_text())["sizes"]} if results.is_file() else {}
+
+
+def _keep(results: Path, measured: dict[str, Any]) -> None:
+    """Write what was measured, with the day, the machine and the versions."""
+    report = {
+        "measured": datetime.now(timezone.utc).date().isoformat(),
+        "machine": machine(),
+        "versions": {
+            "paramdelta_hub": paramdelta_hub.__version__,
+            "numpy": np.__version__,
+            "zstandard": zstandard.__version__,
+        },
+        **measured,
+    }
+    results.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 
-__all__ = ["tensors", "unlike_the_formula"]
+__all__ = ["narrow", "tensors", "unlike_the_formula", "wide"]
 
 BLOCK = 1 << 20
 
@@ -33,10 +33,10 @@ def unlike_the_formula(out: Path, models: Path) -> float:
     unlike = elements = 0
     for name, values in target.items():
         for block in _blocks(values.size):
-            wide = _wide(post[name][block])
-            wide -= _wide(base[name][block])
-            wide += _wide(values[block])
-            unlike += int(np.count_nonzero(_narrow(wide) != found[name][block]))
+            total = wide(post[name][block])
+            total -= wide(base[name][block])
+            total += wide(values[block])
+            unlike += int(np.count_nonzero(narrow(total) != found[name][block]))
         elements += values.size
     return unlike / elements
 
@@ -45,11 +45,12 @@ def _blocks(size: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, size, BLOCK))
 
 
-def _wide(values: NDArray[np.uint16]) -> NDArray[np.float32]:
+def wide(values: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return bfloat16 values, given by their bits, as they are."""
     return np.left_shift(values, 16, dtype=np.uint32).view(np.float32)
 
 
-def _narrow(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+def narrow(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round finite values to bfloat16, to nearest, ties to even."""
     bits = values.view(np.uint32)
     rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from bench_chart import Bar, Panel, chart
+from bench_ideas import IDEAS
 from bench_limits import WORK
 from bench_speed import CP
 
 __all__ = ["PARTS", "write_docs", "write_readme"]
 
-PARTS = ("speed", "sizes", "limits")
+PARTS = ("speed", "sizes", "ideas", "limits")
 BEGIN, END = "<!-- bench: made by scripts/bench.py -->\n", "<!-- end of bench -->"
 OURS = ("extract", "apply")
 MERGEKIT = ("mergekit linear", "mergekit task_arithmetic")
@@ -69,6 +70,12 @@ residuals), the rest without names, shapes and tables. Every round trip was made
 ![bits a weight](sizes.svg)
 
 Dashed: the bound. Pale: what rounds Δ, and misses post.
+"""
+_IDEAS = """\
+### What other codes would take
+
+Entropies of the same chunks' symbols, given what a decoder would know, tables included; no remainders and no headers.
+A code with a *context* has a table for each class. The best of a column is in bold.
 """
 
 Result = dict[str, Any]
@@ -143,6 +150,8 @@ def write_docs(results: Path, docs: Path) -> None:
         picture = chart([_size_panel(pair) for pair in pairs], "Bits a weight")
         (docs.parent / "sizes.svg").write_text(picture)
         lines += _sizes_text(found["sizes"])
+    if "ideas" in found:
+        lines += _ideas_text(found["ideas"]["pairs"])
     docs.write_text("\n".join(lines))
 
 
@@ -272,6 +281,16 @@ def _sizes_text(part: Result) -> list[str]:
     rows = [[name, *(f"{_bits(pair['bytes'].get(name, 0), pair):.3f}" for pair in pairs)] for name in streams]
     rows.append(["*entropy of the symbols*", *(f"{_bits(pair['entropy_bytes'], pair):.3f}" for pair in pairs)])
     return [*lines, "### Where the bits are", "", *_table(head, rows), "", _where(part), ""]
+
+
+def _ideas_text(pairs: list[Result]) -> list[str]:
+    best = [min(pair["bytes"].values()) for pair in pairs]
+    rows = []
+    for key, title in IDEAS.items():
+        cells = [f"{_bits(pair['bytes'][key], pair):.3f}" for pair in pairs]
+        bold = [pair["bytes"][key] == least for pair, least in zip(pairs, best, strict=True)]
+        rows.append([title, *(f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, bold, strict=True))])
+    return [_IDEAS, *_table(["", *(pair["title"] for pair in pairs)], rows), ""]
 
 
 def _cell(pair: Result, name: str) -> str:

@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import bench_ideas
 import bench_report
 import bench_speed
 import numpy as np
 import pytest
+import torch
+from bench_ideas import IDEAS
 from bench_models import tensors, unlike_the_formula
 from bench_package import anatomy
 from bench_process import Command, run
+from bench_sizes import Pair
 from bench_speed import Size
 from generate import ROLES, Recipe, generate
 
 import paramdelta_hub as pd
+from tests.models import write_model
 
 PEERS = Path(bench_speed.__file__).parent / "peers"
 TINY = Recipe(layers=1, shards=2, vocab=512, hidden=64, intermediate=256, heads=4, kv_heads=2, head_dim=16, delta=0.03)
@@ -145,6 +150,7 @@ def test_speed_is_measured_and_reported(tmp_path: Path, monkeypatch: pytest.Monk
     parts = {
         "speed": {"sizes": [size]},
         "sizes": {"pairs": [pair]},
+        "ideas": {"pairs": [{"key": "k", "title": "a <pair>", "elements": 8, "bytes": dict.fromkeys(IDEAS, 3)}]},
         "limits": {"rates": {kind: {"one": 1e9, "all": 2e9} for kind in kinds}},
     }
     for name, part in parts.items():
@@ -155,6 +161,7 @@ def test_speed_is_measured_and_reported(tmp_path: Path, monkeypatch: pytest.Monk
     assert "| other | 0." in text
     assert "‡ smaller than this package." in text
     assert all(f"## {title}" in text for title in ("Speed", "How far from the limits", "Size"))
+    assert "| **3.000** |" in text
     for picture in ("speed.svg", "sizes.svg"):
         assert ElementTree.parse(docs.parent / picture).getroot().tag.endswith("svg")
     readme = tmp_path / "README.md"
@@ -165,3 +172,26 @@ def test_speed_is_measured_and_reported(tmp_path: Path, monkeypatch: pytest.Monk
     assert "old" not in readme.read_text()
     assert "a <pair>" in readme.read_text()
     assert re.search(r"\| a script \| [\d.]+ × \| \d+ MB \| 25.00% \|", readme.read_text())
+
+
+def test_a_code_that_knows_the_row_takes_less_where_rows_differ_and_nothing_takes_less_than_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0)
+    levels = np.repeat(2.0 ** np.arange(8), 64)[noise.permutation(512), None]  # 8 spreads of rows, in any order
+    base = torch.from_numpy(noise.normal(0, 1, (512, 512))).bfloat16()
+    post = (base.float() + torch.from_numpy(levels * noise.integers(0, 4, (512, 512)) / 64).float()).bfloat16()
+    for role, values in (("base", base), ("post", post)):
+        write_model(tmp_path / role, {"weight": values, "same": base})
+    monkeypatch.setattr(bench_ideas, "PAIRS", [Pair("k", "a pair")])
+    monkeypatch.setattr(Pair, "make", lambda pair, work: work)
+    (found,) = bench_ideas.measure(tmp_path)
+    taken = {name: 8 * count / found["elements"] for name, count in found["bytes"].items()}
+    assert found["elements"] == base.numel()  # what is the same in both takes nothing
+    assert taken["rows"] < 0.9 * taken["order0"]
+    assert taken["order0"] <= taken["palette"]
+    assert taken["two_level"] <= taken["palette"]
+    delta = post.float() - base.float()
+    symbols = delta.bfloat16().view(torch.uint16).numpy()
+    counts = np.unique(symbols, return_counts=True)[1]
+    assert taken["order0"] >= -(counts / counts.sum() * np.log2(counts / counts.sum())).sum()
