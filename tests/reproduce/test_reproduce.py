@@ -25,15 +25,16 @@ from report import fill, make_tables  # noqa: E402
 
 def test_a_finished_run_is_never_made_again(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "ledger.json"
-    assert Ledger(file, seed=3).once("scores", "base", lambda: {"solved": 0.5}) == {"solved": 0.5}
+    assert Ledger(file, seed=3, targets=["near"]).once("scores", "base", lambda: {"solved": 0.5}) == {"solved": 0.5}
 
     def never() -> dict[str, Any]:
         raise AssertionError("made again")
 
-    again = Ledger(file, seed=4)
+    again = Ledger(file, seed=3, targets=["near", "far"])  # what the run is of grows; what it found stays
     assert again.once("scores", "base", never) == {"solved": 0.5}
     again.once("scores", "post", lambda: {"solved": 1})
-    assert json.loads(file.read_text()) == {"seed": 3, "scores": {"base": {"solved": 0.5}, "post": {"solved": 1}}}
+    found = {"base": {"solved": 0.5}, "post": {"solved": 1}}
+    assert json.loads(file.read_text()) == {"seed": 3, "targets": ["near", "far"], "scores": found}
 
 
 def test_a_run_that_fails_leaves_the_others(tmp_path: Path) -> None:
