@@ -1,18 +1,21 @@
 """Runs extract or apply in forked children that die, fail or race at a chosen call to the system.
 
 A process of its own, because it must have no threads when it forks: it reads one JSON object a line and answers with
-one. ``{"calls": ["extract", [...], {...}],
-"kill_at": 7}`` lets the child kill itself instead of making its seventh call
-that changes a file system; ``half`` lets a write be cut in the middle first; ``race`` starts so many children at once.
+one. ``{"calls": ["extract", [...], {...}], "kill_at": 7}`` lets the child kill itself instead of making its seventh
+call that changes a file system; ``half`` lets a write be cut in the middle first; ``race`` starts so many children at
+once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,8 @@ CALLS = (
 
 def instrument(kill_at: int, half: bool, report: Path) -> None:
     """Count calls that change a file system; at the chosen one, die as by ``kill -9``."""
-    made = [0]
+    made = itertools.count(1)  # in one step: a thread writes, too
+    reporting, seen = threading.Lock(), [0]
 
     def wrap(name: str) -> None:
         call = getattr(os, name)
@@ -45,15 +49,17 @@ def instrument(kill_at: int, half: bool, report: Path) -> None:
         def counted(*args: Any, **options: Any) -> Any:
             if name == "open" and not args[1] & os.O_CREAT:
                 return call(*args, **options)
-            made[0] += 1
-            if made[0] == kill_at:
+            number = next(made)
+            if number == kill_at:
                 if half and name == "pwrite":
-                    cut = len(args[1]) // 2
-                    whole = cut // output._PAGE * output._PAGE  # all that a direct write can have done
-                    call(args[0], memoryview(args[1])[: whole or cut], args[2])
+                    # What a disk can have done of a direct write is whole pages, or nothing.
+                    step = output._PAGE if fcntl.fcntl(args[0], fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0) else 1
+                    call(args[0], memoryview(args[1])[: len(args[1]) // 2 // step * step], args[2])
                 os.kill(os.getpid(), signal.SIGKILL)
             if not kill_at and name not in ("unlink", "rmdir"):
-                report.write_text(str(made[0]))
+                with reporting:
+                    seen[0] = max(seen[0], number)
+                    report.write_text(str(seen[0]))
             return call(*args, **options)
 
         setattr(os, name, counted)

@@ -113,9 +113,7 @@ def test_a_rank_killed_at_every_call(
             if killed:
                 assert rank(0, out) == [0]
             ended = rank(killed, out, report=str(tmp_path / "x"), kill_at=at, half=half)
-            # Runs of bytes are written by a thread, which joins what waits: fewer calls than counted may be made.
-            assert ended in ([-signal.SIGKILL], [0]), at
-            assert ended != [0] or at > total // 2, at
+            assert ended == [-signal.SIGKILL], at
             assert not out.exists()
             if not killed:
                 assert rank(1, out) == [0]
