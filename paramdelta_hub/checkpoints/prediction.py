@@ -33,7 +33,7 @@ class Band(NamedTuple):
 
 
 BANDS = (
-    Band(0.9999, 4, 1.05, 1.23, 1.54, "all of it, as far as four trainings tell"),
+    Band(0.9999, 6, 0.90, 1.10, 1.54, "all of it, or nearly so"),
     Band(0.996, 12, 0.46, 0.80, 0.98, "most of it"),
     Band(0.96, 24, 0.00, 0.14, 0.74, "it is a matter of luck"),
     Band(-1.0, 18, 0.00, 0.00, 0.00, "nothing"),
