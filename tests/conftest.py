@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,16 @@ import torch
 
 import paramdelta_hub as pd
 from tests.models import TORCH, tuned, weights, write_model
+
+
+def pytest_configure() -> None:
+    """Let processes that the tests start be interrupted, as from a terminal.
+
+    A shell makes what it starts with `&` ignore SIGINT, and every process below inherits that. One that *handles* a
+    signal hands the default on.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
