@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +18,23 @@ from numpy.typing import NDArray
 
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.logical import LogicalTensor
-from paramdelta_hub.checkpoints.views import open_view
+from paramdelta_hub.checkpoints.views import Files, open_view
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.headers import build_header, check_header
-from paramdelta_hub.limits import KIN_CORRELATION, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, LINEAGE_TENSORS
+from paramdelta_hub.limits import (
+    KIN_CORRELATION,
+    LINEAGE_RUN_LENGTH,
+    LINEAGE_RUNS,
+    LINEAGE_TENSORS,
+    REMOTE_LINEAGE_RUNS,
+    REMOTE_LINEAGE_TENSORS,
+)
 
 __all__ = ["Kinship", "compare", "pack_samples", "sample", "sample_runs", "unpack_samples"]
 
 _LEAST_VALUES = 32
+_REQUESTS_AT_ONCE = 16
 
 
 def sample_runs(name: str, elements: int) -> list[slice]:
@@ -40,11 +49,14 @@ def sample_runs(name: str, elements: int) -> list[slice]:
     return [slice(start, start + LINEAGE_RUN_LENGTH) for start in starts]
 
 
-def sample(name: str, tensor: LogicalTensor, files: Descriptors) -> NDArray[np.uint8]:
-    """Read a tensor's samples: raw bytes in its dtype. ``name`` is the name in the *package*."""
+def sample(name: str, tensor: LogicalTensor, files: Files, step: int = 1) -> NDArray[np.uint8]:
+    """Read a tensor's samples, or those of every ``step``-th run: raw bytes in its dtype.
+
+    ``name`` is the name in the *package*.
+    """
     values, itemsize = open_view(tensor.view, files), tensor.itemsize
     runs = []
-    for run in sample_runs(name, tensor.elements):
+    for run in sample_runs(name, tensor.elements)[::step]:
         runs.append(np.empty((run.stop - run.start) * itemsize, np.uint8))
         values.read(run.start, runs[-1])
     return np.concatenate(runs)
@@ -97,7 +109,9 @@ class Kinship:
         return f"mean correlation {self.correlation:.4f} over {self.tensors} tensors"
 
 
-def compare(base: Mapping[str, tuple[str, NDArray[np.uint8]]], target: Mapping[str, LogicalTensor]) -> Kinship:
+def compare(
+    base: Mapping[str, tuple[str, NDArray[np.uint8]]], target: Mapping[str, LogicalTensor], remote: Files | None = None
+) -> Kinship:
     """Correlate base's samples with the target's values at the same places.
 
     Only matrices count where there are any: norms and biases of unrelated models resemble one another. Each tensor
@@ -106,16 +120,28 @@ def compare(base: Mapping[str, tuple[str, NDArray[np.uint8]]], target: Mapping[s
     Args:
         base: the package's samples.
         target: the target's tensors by the package's names, their rows in the package's order.
+        remote: where the target's files are not on this machine, what reads them, on several threads: every run is a
+            request then, and a few of them must do.
+
+    Raises:
+        CheckpointError: the target's values can't be read.
     """
     names = [name for name in base if name in target and base[name][1].size]
     matrices = [name for name in names if len(target[name].shape) >= 2] or names
-    if len(matrices) > LINEAGE_TENSORS:
-        matrices = [matrices[i * len(matrices) // LINEAGE_TENSORS] for i in range(LINEAGE_TENSORS)]
+    most = REMOTE_LINEAGE_TENSORS if remote else LINEAGE_TENSORS
+    if len(matrices) > most:
+        matrices = [matrices[i * len(matrices) // most] for i in range(most)]
     correlations, equal, distances = [], bool(matrices), {}
     with Descriptors(CheckpointError) as files:
-        for name in matrices:
+        if remote:
+            step = LINEAGE_RUNS // REMOTE_LINEAGE_RUNS
+            with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+                read = list(pool.map(lambda name: sample(name, target[name], remote, step), matrices))
+        else:
+            step, read = 1, [sample(name, target[name], files) for name in matrices]
+        for name, theirs in zip(matrices, read, strict=True):
             dtype, ours = base[name]
-            theirs = sample(name, target[name], files)
+            ours = _every(step, ours, target[name].elements)
             equal = equal and target[name].dtype == dtype and np.array_equal(ours, theirs)
             of_base, of_target = _values(dtype, ours), _values(target[name].dtype, theirs)
             correlation = _correlation(of_base, of_target)
@@ -124,6 +150,13 @@ def compare(base: Mapping[str, tuple[str, NDArray[np.uint8]]], target: Mapping[s
                 distances[name] = float(np.linalg.norm(of_target - of_base) / np.linalg.norm(of_base))
     mean = float(np.mean(correlations)) if correlations else None
     return Kinship(mean, len(correlations), equal, distances)
+
+
+def _every(step: int, samples: NDArray[np.uint8], elements: int) -> NDArray[np.uint8]:
+    """Return the samples of every ``step``-th run, of a tensor of so many elements."""
+    if step == 1 or elements <= LINEAGE_RUNS * LINEAGE_RUN_LENGTH or samples.size % LINEAGE_RUNS:
+        return samples
+    return samples.reshape(LINEAGE_RUNS, -1)[::step].reshape(-1)
 
 
 def _values(dtype: str, raw: NDArray[np.uint8]) -> NDArray[Any]:

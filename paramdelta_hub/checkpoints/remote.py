@@ -1,26 +1,36 @@
 """A model on the Hub, opened by its headers alone: weights are fetched file by file, when they are wanted.
 
-Headers come by Range requests, a few hundred kilobytes a file; configs and tokenizers as usual, through the cache.
+Headers come by Range requests, some 100 kB a file, and so do single values; configs and tokenizers as usual, through
+the cache.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint, WeightFile, assemble, read_index
 from paramdelta_hub.checkpoints.sources import download, hub_errors, is_hub_id
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.headers import check_header
-from paramdelta_hub.limits import HEADER_BYTES, MIB
+from paramdelta_hub.format.names import check_file_name
+from paramdelta_hub.limits import HEADER_BYTES, KIB
 
-__all__ = ["RemoteModel", "open_remote", "read_remote_start"]
+__all__ = ["RemoteModel", "RemoteValues", "open_remote", "read_remote_start"]
 
-_FIRST = 1 * MIB
+_FIRST = 96 * KIB
 """Bytes asked for first: nearly every header fits."""
+_REQUESTS_AT_ONCE = 8
+_REMEDY = f"name a model that has {WEIGHTS}, or an index of its files"
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,8 @@ class RemoteModel:
     checkpoint: Checkpoint
     """As if all its files lay in ``folder`` already."""
     folder: Path
+    bases: frozenset[str]
+    """The base models that its card names."""
 
     def fetch(self, name: str) -> None:
         """Download a weight file to its place, unless it is there; checked by size and sha256, then renamed.
@@ -60,8 +72,39 @@ class RemoteModel:
         (self.folder / name).unlink(missing_ok=True)
 
 
-def open_remote(model: str, folder: Path, *, code: bool = False) -> RemoteModel:
+class RemoteValues:
+    """Read access to the values of a remote model's files, by their paths; every range is a request, made once.
+
+    For a few values here and there. Threads may share it.
+    """
+
+    def __init__(self, model: RemoteModel) -> None:
+        self._source = model.checkpoint.source
+        self._names = {str(file.path): file.name for file in model.checkpoint.files}
+        self._kept: dict[tuple[str, int, int], bytes] = {}
+
+    def read(self, path: str, position: int, out: NDArray[Any]) -> None:
+        """Fill ``out`` (uint8) with a file's bytes from ``position``.
+
+        Raises:
+            CheckpointError: they can't be had.
+        """
+        key = (path, position, out.size)
+        if key not in self._kept:
+            source = self._source
+            end = position + out.size
+            self._kept[key] = _range(source.name, str(source.commit), self._names[path], position, end)
+        out[:] = np.frombuffer(self._kept[key], np.uint8)
+
+
+def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: bool = True) -> RemoteModel:
     """Open ``org/name[@revision]`` without downloading weights; they will be fetched into ``folder``.
+
+    Args:
+        model: the repository.
+        folder: where its weight files would lie; need not exist before one is fetched.
+        code: download Python files, too.
+        tokenizers: download tokenizers and all configs; otherwise no more than what headers are understood by.
 
     Raises:
         CheckpointError: no such repository, not allowed, no safetensors weights in it, or a header that breaks a rule.
@@ -75,20 +118,36 @@ def open_remote(model: str, folder: Path, *, code: bool = False) -> RemoteModel:
     repository, _, revision = model.partition("@")
     with hub_errors(model):
         info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
+        named = getattr(info.card_data, "base_model", None)
+    bases = frozenset(base for base in (named if isinstance(named, list) else [named]) if isinstance(base, str))
     commit = str(info.sha)
     siblings = {file.rfilename: file for file in info.siblings or []}
-    source = download(repository, commit, weights=False, code=code)
-    index, names = read_index(source.path) if INDEX in siblings else (None, [WEIGHTS])
-    files = []
-    for name in names:
+    source = download(repository, commit, part="companions" if tokenizers else "config", code=code)
+    index, names = read_index(source.path) if INDEX in siblings else (None, [_lone_file(siblings, model)])
+
+    def open_file(name: str) -> WeightFile:
         about = siblings.get(name)
         if about is None or about.lfs is None or not about.size:
-            raise CheckpointError(f"the repository has no {name!r}, or no sha256 of it", where=model)
+            raise CheckpointError(f"the repository has no {name!r}, or no sha256 of it", where=model, remedy=_REMEDY)
         start = read_remote_start(repository, commit, name, about.size)
         header = check_header(start[8:], about.size, CheckpointError, f"{model}/{name}")
-        files.append(WeightFile(name, folder / name, header, about.lfs.sha256, start))
+        return WeightFile(name, folder / name, header, about.lfs.sha256, start)
+
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        files = list(pool.map(open_file, names))
     checkpoint = assemble(source, files, index) if index else Checkpoint(source, tuple(files), None)
-    return RemoteModel(checkpoint, folder)
+    return RemoteModel(checkpoint, folder, bases)
+
+
+def _lone_file(names: Iterable[str], where: str) -> str:
+    """Return the weights of a repository without an index."""
+    found = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    if WEIGHTS in found:
+        return WEIGHTS
+    if len(found) != 1:
+        what = "no safetensors weights" if not found else f"{len(found)} safetensors files and no {INDEX}"
+        raise CheckpointError(what, where=where, remedy=_REMEDY)
+    return check_file_name(found[0], CheckpointError)
 
 
 def read_remote_start(repository: str, revision: str, name: str, size: int) -> bytes:

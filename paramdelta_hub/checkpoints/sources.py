@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from paramdelta_hub.errors import CheckpointError, OptionError, ParamdeltaError
 from paramdelta_hub.format.names import is_clear
@@ -18,6 +19,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*/config.json"]
 """Files fetched from a Hub repository: weights, configs, tokenizers. Never ``.bin`` or ``.gguf``."""
+_CONFIG = ["config.json", "model.safetensors.index.json"]
+"""What the headers of weights are understood by."""
 _UNWANTED = ["original/*", "onnx/*", "openvino/*", "consolidated*.safetensors"]
 """Second copies of the same weights, in other formats or layouts."""
 
@@ -79,8 +82,16 @@ def _cached_name(snapshot: Path) -> str:
     return snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
 
 
-def download(repository: str, revision: str | None, *, weights: bool = True, code: bool = False) -> ModelSource:
-    """Fetch a repository's weights, configs and tokenizer into the Hub's cache; without weights, with code if asked.
+def download(
+    repository: str, revision: str | None, *, part: Literal["all", "companions", "config"] = "all", code: bool = False
+) -> ModelSource:
+    """Fetch a repository's files into the Hub's cache.
+
+    Args:
+        repository: ``org/name``.
+        revision: a branch, a tag or a commit.
+        part: weights, configs and tokenizer; all but the weights; or the model's config and its index alone.
+        code: with Python files.
 
     Raises:
         CheckpointError: it can't be had.
@@ -91,9 +102,9 @@ def download(repository: str, revision: str | None, *, weights: bool = True, cod
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    unwanted = _UNWANTED if weights else [*_UNWANTED, "*.safetensors"]
+    unwanted = _UNWANTED if part == "all" else [*_UNWANTED, "*.safetensors"]
     with hub_errors(f"{repository}@{revision}" if revision else repository):
-        wanted = [*_WANTED, "*.py"] if code else _WANTED
+        wanted = [*(_CONFIG if part == "config" else _WANTED), *(["*.py"] if code else ())]
         folder = snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted)
     return ModelSource(Path(folder), repository, Path(folder).name)
 

@@ -25,12 +25,10 @@ from paramdelta_hub.buffers import scratch
 from paramdelta_hub.checkpoints.checkpoint import WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.float8 import DECODED, Grid, dequantize
-from paramdelta_hub.format.descriptors import Descriptors
-from paramdelta_hub.format.durable import read_exactly
 from paramdelta_hub.format.headers import ITEM_SIZES, TensorSpan
 from paramdelta_hub.format.runs import ElementRuns, Run
 
-__all__ = ["Values", "View", "arranged", "open_view", "read_scales", "scaled", "view_of", "zeros"]
+__all__ = ["Files", "Values", "View", "arranged", "open_view", "read_scales", "scaled", "view_of", "zeros"]
 
 View: TypeAlias = "dict[str, Any]"
 
@@ -70,6 +68,17 @@ def scaled(view: View, scale: View, scale_name: str, grid: Grid) -> View:
     return {**view, "scale": {**scale, "name": scale_name}, "grid": shape}
 
 
+class Files(Protocol):
+    """Read access to files by their paths; on this machine :class:`~paramdelta_hub.format.descriptors.Descriptors`."""
+
+    def read(self, path: str, position: int, out: NDArray[Any]) -> None:
+        """Fill ``out`` (uint8) with a file's bytes from ``position``.
+
+        Raises:
+            CheckpointError: truncated, or can't be read.
+        """
+
+
 class Values(Protocol):
     """Read access to a tensor's values."""
 
@@ -81,7 +90,7 @@ class Values(Protocol):
         """
 
 
-def open_view(view: View, files: Descriptors) -> Values:
+def open_view(view: View, files: Files) -> Values:
     """Return a reader of the view; ``files`` stays open as long as it is used."""
     if "rows" in view:
         inner = {key: value for key, value in view.items() if key not in {"rows", "width"}}
@@ -101,13 +110,12 @@ class _Zeros:
 
 
 class _Plain:
-    def __init__(self, view: View, files: Descriptors) -> None:
-        self._file, self._start, self._itemsize = view["file"], view["start"], ITEM_SIZES[view["dtype"]]
-        self._descriptor = files[self._file]
+    def __init__(self, view: View, files: Files) -> None:
+        self._files, self._file = files, view["file"]
+        self._start, self._itemsize = view["start"], ITEM_SIZES[view["dtype"]]
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
-        position = self._start + start * self._itemsize
-        read_exactly(self._descriptor, out, position, CheckpointError, self._file)
+        self._files.read(self._file, self._start + start * self._itemsize, out)
 
 
 class _Arranged:
@@ -128,7 +136,7 @@ class _Arranged:
 class _Scaled:
     """8-bit floats times their scales, rounded to BF16."""
 
-    def __init__(self, view: View, files: Descriptors) -> None:
+    def __init__(self, view: View, files: Files) -> None:
         rows, columns, block, matrices = view["grid"]
         self._grid = Grid(rows, columns, tuple(block), matrices)
         self._codes, self._table = _Plain(view, files), DECODED[view["dtype"]]
@@ -142,7 +150,7 @@ class _Scaled:
         np.copyto(out, values.astype("<u2", copy=False).view(np.uint8))
 
 
-def read_scales(view: View, files: Descriptors) -> NDArray[np.float32]:
+def read_scales(view: View, files: Files) -> NDArray[np.float32]:
     """Return the scales of a scaled view as float32, of its grid's ``scale_shape``.
 
     Raises:

@@ -22,7 +22,7 @@ pd-search --base ./new-base --registry ./registry --json
 
 @command(examples=_EXAMPLES)
 @click.argument("query", required=False)
-@click.option("--base", metavar="MODEL", help="The model it is for: a folder or a Hub id; only headers are read.")
+@click.option("--base", metavar="MODEL", help="The model it is for: a folder or a Hub id; no weights are fetched.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Hits to show.")
 @click.option("--skip", type=click.IntRange(min=0), default=0, help="Hits to pass over, for the next page.")
 @registry_option
@@ -32,8 +32,8 @@ def search(
     """Find deltas by QUERY in their names and titles; with --base, say of each whether it fits that model.
 
     `same base`: it leads to its post, bit for bit. `kin`: base descends from, or shares an ancestor with, its base.
-    `fits`: the architecture is the same. Of a folder's values a few are compared with each fitting delta's samples, and
-    what to expect of it is said below the table.
+    `fits`: the architecture is the same. A few of the model's values are compared with each fitting delta's samples,
+    and what to expect of it is said below the table; of a model on the Hub, these come by some 64 small requests.
     """
     hits = list(itertools.islice(run(query, base=base, registry=registry), skip, skip + limit + 1))
     shown, more = hits[:limit], len(hits) > limit

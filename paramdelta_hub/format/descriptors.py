@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
 
 from paramdelta_hub.errors import SourceError
-from paramdelta_hub.format.durable import open_regular
+from paramdelta_hub.format.durable import open_regular, read_exactly
 
 __all__ = ["Descriptors"]
 
@@ -23,6 +26,14 @@ class Descriptors:
         if path not in self._open:
             self._open[path] = open_regular(Path(path), self._error)
         return self._open[path]
+
+    def read(self, path: str, position: int, out: NDArray[Any]) -> None:
+        """Fill ``out`` (uint8) with a file's bytes from ``position``.
+
+        Raises:
+            SourceError: (as the error this was made with) truncated, or can't be read.
+        """
+        read_exactly(self[path], out, position, self._error, path)
 
     def __enter__(self) -> Descriptors:
         return self

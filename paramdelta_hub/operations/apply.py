@@ -216,7 +216,7 @@ class Application(Operation[ApplyReport]):
     ) -> None:
         inputs = open_inputs(request, Destination(Path(out)).pieces, registry=registry, progress=progress)
         self._inputs, self._rules, self.fetches = inputs, request.rules, request.stream
-        self._applied = [] if inputs.remote else inputs.kin()
+        self._applied = inputs.kin()
         fit, packages = inputs.fit, inputs.packages
         self._sums = sums_of(fit, packages, inputs.weights)
         self._files = lay_out(inputs.model, fit.results, fit.beside)
@@ -238,10 +238,8 @@ class Application(Operation[ApplyReport]):
         return found
 
     def begin(self, todo: Collection[int]) -> None:
-        """Of a streamed target, fetch the first file and judge the lineage by it: all samples would take all files."""
+        """Learn which files of a streamed target are still wanted."""
         self._pool = FilePool(self._inputs.remote, [self.plan.tasks[number] for number in todo])
-        if self._inputs.remote:
-            self._applied = self._inputs.kin(self._pool.first())
 
     def run(self, number: int, destination: Destination, advance: Callable[[int], None]) -> dict[str, Any]:
         """Do a task while its files are there."""

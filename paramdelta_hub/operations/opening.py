@@ -10,7 +10,7 @@ from typing import cast
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
 from paramdelta_hub.checkpoints.quantization import quantization_files
-from paramdelta_hub.checkpoints.remote import RemoteModel, open_remote
+from paramdelta_hub.checkpoints.remote import RemoteModel, RemoteValues, open_remote
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.operations.differences import tokenizer_folder
@@ -43,14 +43,16 @@ class Inputs:
     choice: Choice
     fit: Fit
 
-    def kin(self, file: Path | None = None) -> list[AppliedDelta]:
-        """Compare every delta's samples with the target's values, of one file alone if given.
+    def kin(self) -> list[AppliedDelta]:
+        """Compare every delta's samples with the target's values; with a few of them, where it is streamed.
 
         Raises:
+            CheckpointError: they can't be read.
             LineageError: the target is not kin to a delta's base, and the request does not force it.
         """
+        remote = RemoteValues(self.remote) if self.remote else None
         return [
-            check_lineage(self.fit, number, package, weight, self.request.force, file)
+            check_lineage(self.fit, number, package, weight, self.request.force, remote)
             for number, (package, weight) in enumerate(zip(self.packages, self.weights.deltas, strict=True))
         ]
 

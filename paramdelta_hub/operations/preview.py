@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.pairing import LeftOut
-from paramdelta_hub.errors import OptionError
 from paramdelta_hub.operations.layout import lay_out
 from paramdelta_hub.operations.opening import open_inputs
 from paramdelta_hub.operations.requests import ApplyRequest
@@ -74,13 +73,9 @@ def preview(
         progress: told of what is fetched.
 
     Raises:
-        OptionError: the target is to be streamed: its values are not there to be compared.
         DestinationError: ``out`` exists.
         ParamdeltaError: whatever the beginning of an apply raises: not found, no fit, not kin.
     """
-    if request.stream:
-        raise OptionError("a dry run compares values of the target, which --stream does not fetch yet",
-                          remedy="leave out one of the two")  # fmt: skip
     destination = Destination(Path(out), overwrite=overwrite)
     destination.refuse_existing()
     inputs = open_inputs(request, destination.pieces, registry=registry, part="evidence", progress=progress)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from paramdelta_hub.arithmetic import FLOATS
-from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.lineage import compare, unpack_samples
-from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
+from paramdelta_hub.checkpoints.logical import LogicalModel
 from paramdelta_hub.checkpoints.prediction import Prediction, predict
-from paramdelta_hub.errors import OptionError, PackageError, RegistryError
+from paramdelta_hub.checkpoints.views import Files
+from paramdelta_hub.errors import OptionError, RegistryError, SourceError
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.registry.links import Linked, Role
 from paramdelta_hub.registry.links import link as _link
 from paramdelta_hub.registry.locate import chosen, find
 from paramdelta_hub.registry.protocol import Hit, Part, Pulled, Registry, Version
 from paramdelta_hub.registry.reference import open_registry
-from paramdelta_hub.registry.search import Found
+from paramdelta_hub.registry.search import Found, describe_base
 from paramdelta_hub.registry.search import find as _search
 from paramdelta_hub.registry.signing import trust
 from paramdelta_hub.work.progress import Progress
@@ -90,8 +89,8 @@ def search(query: str | None = None, *, base: str | None = None, registry: str |
 
     Args:
         query: looked for in names and titles.
-        base: the model that the delta is for, a folder or ``org/name[@revision]``; its headers are read and, of a
-            folder, a few values: of every delta that fits, the lineage samples are fetched for a prediction.
+        base: the model that the delta is for, a folder or ``org/name[@revision]``; its headers are read, and a few
+            values: of every delta that fits, the lineage samples are fetched for a prediction.
         registry: a folder or an fsspec URL; by default what PARAMDELTA_REGISTRY names, else the Hub.
 
     Raises:
@@ -99,18 +98,16 @@ def search(query: str | None = None, *, base: str | None = None, registry: str |
         RegistryError: not allowed, or not reachable.
     """
     there = open_registry(chosen(registry))
-    found = _search(there, query, base)
-    if base is None or not os.path.exists(os.path.expanduser(base)):
-        yield from found
-        return
-    model = logical_model(open_checkpoint(base))
-    for one in found:
-        fits = one.judgement in ("same base", "kin", "fits")
-        yield replace(one, prediction=_predict(there, one.hit, model)) if fits else one
+    wanted = None if base is None else describe_base(base)
+    for one in _search(there, query, wanted):
+        if wanted and wanted.model and one.judgement in ("same base", "kin", "fits"):
+            yield replace(one, prediction=_predict(there, one.hit, wanted.model, wanted.values))
+        else:
+            yield one
 
 
-def _predict(there: Registry, hit: Hit, model: LogicalModel) -> Prediction | None:
-    """Compare a hit's samples with the model's values; a hit whose samples can't be had is shown without."""
+def _predict(there: Registry, hit: Hit, model: LogicalModel, remote: Files | None) -> Prediction | None:
+    """Compare a hit's samples with the model's values; a hit that can't be compared is shown without."""
     try:
         pulled = there.pull(hit.repo, hit.pullable, part="lineage", trust=trust())
         package = open_package(pulled.path)
@@ -121,8 +118,8 @@ def _predict(there: Registry, hit: Hit, model: LogicalModel) -> Prediction | Non
             for name, tensor in model.tensors.items()
             if name in records and tensor.shape == records[name].shape and tensor.dtype in FLOATS
         }
-        return predict(compare(samples, tensors), package.manifest.tensors)
-    except (PackageError, RegistryError):
+        return predict(compare(samples, tensors, remote), package.manifest.tensors)
+    except (SourceError, RegistryError):
         return None
 
 

@@ -6,7 +6,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.remote import RemoteModel
@@ -28,14 +27,6 @@ class FilePool:
         self._lock = threading.Lock()
         self._fetching = {name: threading.Lock() for name in self._names.values()}
         self._drop(name for name in self._names.values() if name not in self._wanted)
-
-    def first(self) -> Path | None:
-        """Fetch the first file that is wanted, or any if none is, and return its path."""
-        paths = sorted(self._names, key=lambda path: (self._names[path] not in self._wanted, path))
-        if not paths or not self._model:
-            return None
-        self._model.fetch(self._names[paths[0]])
-        return Path(paths[0])
 
     @contextmanager
     def hold(self, task: dict[str, Any]) -> Iterator[None]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.lineage import Kinship, compare, unpack_samples
 from paramdelta_hub.checkpoints.prediction import Prediction, predict
+from paramdelta_hub.checkpoints.views import Files
 from paramdelta_hub.codecs import ZERO
 from paramdelta_hub.errors import LineageError
 from paramdelta_hub.format.deltas import summand_of
@@ -54,9 +54,9 @@ class AppliedDelta:
 
 
 def check_lineage(
-    fit: Fit, number: int, package: Package, weight: float, force: bool, file: Path | None = None
+    fit: Fit, number: int, package: Package, weight: float, force: bool, remote: Files | None = None
 ) -> AppliedDelta:
-    """Compare base's samples with the target's values, of one file alone if given; refuse a target that is not kin."""
+    """Compare base's samples with the target's values, which ``remote`` reads if given; refuse one that is not kin."""
     samples = unpack_samples(package.read_lineage(), str(package.path / package.manifest.lineage.path))
     tensors = {}
     for name, theirs in fit.matches[number].pairs.items():
@@ -64,11 +64,9 @@ def check_lineage(
         if name in fit.carried or (placed and number not in placed.inverse):
             continue  # nothing of the delta is added to the target's values
         tensor = fit.tensor(name).arrange(placed.inverse[number] if placed else None)
-        if file is not None and tensor.view["file"] != str(file):
-            continue
         if tensor.shape == package.records[theirs].shape:
             tensors[theirs] = tensor
-    kinship = compare(samples, tensors)
+    kinship = compare(samples, tensors, remote)
     if not kinship.is_kin and not force:
         raise LineageError(
             f"not kin to the delta's base {package.manifest.base.name!r}: {kinship}; kin have {KIN_CORRELATION}",

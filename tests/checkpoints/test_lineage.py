@@ -14,7 +14,13 @@ from paramdelta_hub.checkpoints.lineage import Kinship, compare, pack_samples, s
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.format.descriptors import Descriptors
-from paramdelta_hub.limits import KIN_CORRELATION, LINEAGE_RUN_LENGTH, LINEAGE_RUNS
+from paramdelta_hub.limits import (
+    KIN_CORRELATION,
+    LINEAGE_RUN_LENGTH,
+    LINEAGE_RUNS,
+    REMOTE_LINEAGE_RUNS,
+    REMOTE_LINEAGE_TENSORS,
+)
 from tests.models import TORCH, raw, tuned, weights, write_model
 
 
@@ -132,6 +138,31 @@ def test_tiny_and_constant_models_are_kin_to_themselves_alone(tmp_path: Path) ->
     assert kinship(tmp_path / "base", tmp_path / "base").is_kin
     assert not kinship(tmp_path / "base", tmp_path / "other").is_kin
     assert not compare({}, logical_model(open_checkpoint(tmp_path / "base")).tensors).is_kin
+
+
+def test_where_every_run_is_a_request_few_are_read(tmp_path: Path) -> None:
+    base = {f"{number:03d}": torch.randn(40, 40) for number in range(100)} | {"small": torch.randn(4, 4, 4)}
+    write_model(tmp_path / "base", base)
+    write_model(tmp_path / "tuned", {name: value + 0.1 * torch.randn(value.shape) for name, value in base.items()})
+    taken, reads = samples(tmp_path / "base"), []
+
+    class Counted(Descriptors):
+        def read(self, path: str, position: int, out: np.ndarray) -> None:
+            reads.append((position, out.size))
+            super().read(path, position, out)
+
+    for name in ("base", "tuned"):
+        tensors = logical_model(open_checkpoint(tmp_path / name)).tensors
+        reads.clear()
+        with Counted(CheckpointError) as files:
+            found = compare(taken, tensors, files)
+        assert found.tensors == REMOTE_LINEAGE_TENSORS
+        assert len(set(reads)) == len(reads) <= REMOTE_LINEAGE_TENSORS * REMOTE_LINEAGE_RUNS
+        assert found.same_values == (name == "base")
+        assert found.correlation == pytest.approx(1.0 if name == "base" else 1 / math.sqrt(1.01), abs=1e-3)
+    odd = {name: (dtype, values[:-4]) for name, (dtype, values) in taken.items()}
+    with Descriptors(CheckpointError) as files:
+        assert compare(odd, tensors, files).correlation is None, "samples that no honest package has"
 
 
 def test_correlation_is_pearsons(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ class Client:
 def _calls() -> dict[str, Callable[..., Any]]:
     import huggingface_hub
 
+    from paramdelta_hub.operations import registries as operations
     from paramdelta_hub.registry import links, search
     from paramdelta_hub.registry.hub import HubRegistry
 
@@ -97,8 +98,8 @@ def _calls() -> dict[str, Callable[..., Any]]:
         "versions": hub.versions,
         "search": lambda query=None, base=None, fingerprint=None: list(hub.search(query, base, fingerprint)),
         "card": hub.card,
-        "describe_base": search.describe_base,
-        "find": lambda query=None, base=None: [found.to_json() for found in search.find(hub, query, base)],
+        "describe_base": lambda model: search.describe_base(model)[:3],
+        "find": lambda query=None, base=None: [found.to_json() for found in operations.search(query, base=base)],
         "link": links.link,
         "snapshot": lambda repo: huggingface_hub.snapshot_download(repo),
     }

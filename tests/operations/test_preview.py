@@ -45,8 +45,6 @@ def test_it_refuses_what_an_apply_refuses(family: Family, tmp_path: Path) -> Non
     stranger = write_model(tmp_path / "stranger", weights(99))
     with pytest.raises(pd.LineageError):
         pd.preview(replace(asked(family), target=str(stranger)), tmp_path / "out")
-    with pytest.raises(pd.OptionError, match="--stream"):
-        pd.preview(replace(asked(family), stream=True), tmp_path / "out")
     with pytest.raises(pd.OptionError, match="no delta"):
         pd.preview(replace(asked(family), deltas=()), tmp_path / "out")
     (tmp_path / "out").mkdir()

@@ -83,7 +83,9 @@ def test_files_come_and_go(hub: LoopbackHub, models: Path, tmp_path: Path) -> No
     watcher.join()
     assert process.returncode == 0, error
     report = json.loads(out)
-    assert report["deltas"][0]["lineage"]["tensors"] == 1, "judged by the first file"
+    assert report["deltas"][0]["lineage"]["tensors"] == SHARDS, (
+        "judged by a few values of every file, before one is fetched"
+    )
     assert_same(read_weights(tmp_path / "out"), read_weights(models / "expected"))
     assert (tmp_path / "out" / "config.json").exists()
     assert 1 <= most <= 3, "one in use, one coming"
@@ -115,12 +117,25 @@ def test_a_killed_run_goes_on_and_fetches_nothing_twice_that_is_done(
     assert_same(read_weights(tmp_path / "out"), read_weights(models / "expected"))
 
 
-def test_strangers_are_refused_by_their_first_file(hub: LoopbackHub, models: Path, tmp_path: Path) -> None:
+def test_strangers_are_refused_before_any_file_is_fetched(hub: LoopbackHub, models: Path, tmp_path: Path) -> None:
     process = command(hub, models, tmp_path, "org/stranger")
     _, error = process.communicate(timeout=120)
     assert process.returncode == 4, error
     assert "not kin" in error
     assert not (tmp_path / "out").exists()
+    assert hub.sent < SHARDS * ELEMENTS * 2 / 8
+
+
+def test_a_dry_run_fetches_a_few_values(hub: LoopbackHub, models: Path, tmp_path: Path) -> None:
+    out, error = command(hub, models, tmp_path, "org/target", "--dry-run").communicate(timeout=120)
+    told = json.loads(out)
+    assert told["dry_run"], error
+    (delta,) = told["deltas"]
+    whole = pd.preview(pd.ApplyRequest(str(models / "target"), ((str(models / "delta"), 1.0),)), tmp_path / "out")
+    assert delta["prediction"]["measured"] == whole.deltas[0].prediction.to_json()["measured"]
+    assert delta["prediction"]["distance"] == pytest.approx(whole.deltas[0].prediction.distance, rel=0.3)
+    assert hub.sent < SHARDS * ELEMENTS * 2 / 8
+    assert {path.name for path in tmp_path.iterdir()} == {"hf"}
 
 
 def test_only_the_hub_streams(models: Path, tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.registry.protocol import Hit
 from paramdelta_hub.registry.search import Wanted, describe_base, judge
 from paramdelta_hub.registry.tags import FACTS_KEY, LIBRARY, TAG, fingerprint_tag
 from tests.conftest import Family
 from tests.hub import LoopbackHub
-from tests.hub.client import Client
+from tests.hub.client import CallError, Client
 from tests.models import write_model
 from tests.registry.test_hub import asked, fails
 
@@ -65,14 +66,15 @@ def test_models_that_cannot_be_looked_into(hub: LoopbackHub, client: Client) -> 
     hub.add("org/pickled").add({"pytorch_model.bin": b"x"})
     hub.add("org/two").add({"a.safetensors": b"x", "b.safetensors": b"y"})
     for repo in ("org/pickled", "org/two"):
-        fails("registry", "headers", lambda repo=repo: client("describe_base", model=repo))  # type: ignore[misc]
+        fails("checkpoint", "safetensors", lambda repo=repo: client("describe_base", model=repo))  # type: ignore[misc]
     hub.add("org/broken").add({"model.safetensors": b"not a header"})
-    fails("registry", "org/broken", lambda: client("describe_base", model="org/broken"))
+    with pytest.raises(CallError, match=r"checkpoint: org/broken.*not a safetensors file"):
+        client("describe_base", model="org/broken")
     for index in (b"{}", b'{"weight_map": {"a": "gone.safetensors"}}', b'{"weight_map": {"a": "../x"}}', b"?"):
         hub.add("org/odd").add({"model.safetensors.index.json": index})
         with pytest.raises(Exception, match="checkpoint"):
             client("describe_base", model="org/odd")
-    fails("registry", "no such repository", lambda: client("describe_base", model="org/absent"))
+    fails("checkpoint", "no such repository", lambda: client("describe_base", model="org/absent"))
 
 
 def test_a_search_goes_page_by_page_and_sees_only_what_it_may(hub: LoopbackHub, client: Client) -> None:
@@ -147,6 +149,42 @@ def test_found_deltas_are_judged(hub: LoopbackHub, client: Client, shared_family
     assert list(everything) == ["a", "b", "c", "d"]
     assert set(judged().values()) == {"unknown"}
     assert all(hit["reason"] for hit in client("find", base="org/base"))
+
+
+def test_a_prediction_for_a_model_on_the_hub_takes_a_few_of_its_values(
+    hub: LoopbackHub, client: Client, tmp_path: Path
+) -> None:
+    base = {f"layers.{number}.weight": torch.randn(512, 256) for number in range(8)}
+    for name, distance in (("base", 0.0), ("post", 0.001), ("near", 0.005), ("far", 0.5)):
+        tensors = {key: value + distance * torch.randn(value.shape) for key, value in base.items()}
+        hub.add(f"org/{name}", write_model(tmp_path / name, tensors, 2, {"model_type": "toy"}))
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", version="1.2.0")
+    theirs = card(str(describe_base(tmp_path / "base").fingerprint))
+    (tmp_path / "delta/README.md").write_bytes(theirs)
+    for name in ("delta", "again"):
+        client("publish", package=tmp_path / "delta", repo=f"org/{name}", version="1.2.0")
+    hub.add("org/empty-delta").add({"README.md": theirs})
+
+    hub.requests.clear()
+    hub.sent = 0
+    found = {hit["repo"]: hit["prediction"] for hit in client("find", base="org/near")}
+    assert found["org/empty-delta"] is None
+    assert found["org/delta"] == found["org/again"]
+    assert found["org/delta"]["distance"] == pytest.approx(0.005, rel=0.2)
+    assert found["org/delta"]["measured"]["correlation"] == 0.9999
+    ranges = [
+        path
+        for path in asked(hub, "GET", ".safetensors")
+        if path.startswith("/org/near/") and path.endswith(".safetensors")
+    ]
+    assert len(ranges) == 2 + 8 * 2, "headers, and two runs of every tensor, for all deltas"
+    assert not any("/delta-" in path for path in asked(hub, "GET", ".safetensors"))
+    assert hub.sent < 8 * 512 * 256 * 4 / 4
+
+    (far, *_) = client("find", base="org/far")
+    assert far["prediction"]["measured"]["median"] == 0.0
+    (same, *_) = client("find", base="org/base")
+    assert same["prediction"]["text"].startswith("the target is base")
 
 
 HIT = Hit("o/d", "t", None, "", "org/base", None, OURS, None, None, None)
