@@ -17,6 +17,7 @@ from bench_sizes import PAIRS
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
+from paramdelta_hub.codecs.palette import FEW
 
 __all__ = ["IDEAS", "measure"]
 
@@ -33,7 +34,7 @@ Classes = NDArray[np.uint8]
 
 IDEAS = {
     "order0": "entropy of each chunk, with its table",
-    "palette": "a palette of 255, escapes in two byte planes (the format)",
+    "palette": "a palette of 255, of the changed elements alone where they are few (the format)",
     "two_level": "a palette of 4,096 in two levels",
     "one_table": "one palette for the whole model",
     "rows": "8 classes of rows, by the delta's spread",
@@ -137,6 +138,9 @@ def _table(counts: NDArray[np.int64]) -> float:
 
 def _palette(counts: NDArray[np.int64], symbols: Symbols) -> float:
     """Return the bits of the format's own streams, if each were coded at its entropy."""
+    changed, size = int(counts[1:].sum()), int(counts.sum())
+    if 0 < changed < FEW * size:
+        return _entropy(np.array([changed, size - changed])) + _palette(counts * (np.arange(counts.size) > 0), symbols)
     kept, escaped = _split(counts, PALETTE)
     ranks = np.append(counts[kept], counts[escaped].sum())
     apart = symbols[np.isin(symbols, escaped)]

@@ -18,7 +18,7 @@ from paramdelta_hub.format.payload import PayloadReader
 
 __all__ = ["anatomy"]
 
-STREAMS = {"palette": ("palettes", "ranks", "escapes, low bytes", "escapes, high bytes")}
+STREAMS = {"palette": ("positions of changes", "palettes", "ranks", "escapes, low bytes", "escapes, high bytes")}
 """What the streams of a codec hold; those of the others go by number."""
 
 

@@ -57,6 +57,7 @@ PAIRS = (
     Pair("resume", "MiniLM-L6 → résumé fine-tune", "minilm-base", "minilm-rohan"),
     Pair("rxnfp-10k", "rxnfp BERT → fine-tune on 10,000", "rxnfp-pretrained", "rxnfp-10k"),
     Pair("rxnfp-ft", "rxnfp BERT → fine-tune on all", "rxnfp-pretrained", "rxnfp-ft", rename="bert."),
+    Pair("gaussian-0.1", "Gaussian, 0.1 %", delta=0.001),
     Pair("gaussian-1.2", "Gaussian, 1.2 %", delta=0.012),
     Pair("gaussian-3", "Gaussian, 3 %", delta=0.03),
     Pair("gaussian-8", "Gaussian, 8 %", delta=0.08),

@@ -133,13 +133,22 @@ def symbols(codec: str, streams: list[bytes], count: int, width: int) -> np.ndar
         return np.frombuffer(streams[0], f"<u{width}")
     if codec == "planes":
         return planes(streams, count)
+    if streams[0]:
+        coded = positions(streams[0], count)
+        out = np.zeros(count, "<u2")
+        out[coded] = palette([*streams[1:]], coded.size)
+        return out
+    return palette(streams[1:], count)
+
+
+def palette(streams: list[bytes], count: int) -> np.ndarray:
     require(len(streams[0]) % 2 == 0 and len(streams[0]) <= 510, "§5 the palette")
-    palette, ranks = np.frombuffer(streams[0], "<u2"), frame(streams[1], count)
+    entries, ranks = np.frombuffer(streams[0], "<u2"), frame(streams[1], count)
     escaped = ranks == 255
-    require((ranks[~escaped] < palette.size).all(), "§5 a rank has an entry")
+    require((ranks[~escaped] < entries.size).all(), "§5 a rank has an entry")
     require(escaped.any() or not any(streams[2:]), "§5 escapes without ranks of 255")
     out = np.empty(count, "<u2")
-    out[~escaped] = palette[ranks[~escaped]]
+    out[~escaped] = entries[ranks[~escaped]]
     out[escaped] = planes(streams[2:], int(escaped.sum()))
     return out
 
@@ -149,14 +158,19 @@ def sparse(streams: list[bytes], count: int) -> tuple[np.ndarray, np.ndarray]:
     if not streams[0]:
         require(not any(streams), "§5 numbers without positions")
         return np.empty(0, np.int64), np.empty(0, f"<u{width}")
-    size = zstandard.get_frame_parameters(streams[0]).content_size
+    listed = positions(streams[0], count)
+    return listed, planes(streams[1:], listed.size)
+
+
+def positions(stream: bytes, count: int) -> np.ndarray:
+    size = zstandard.get_frame_parameters(stream).content_size
     require(1 <= size <= count, "§5 gaps")
-    gaps = frame(streams[0], size).astype(np.int64)
+    gaps = frame(stream, size).astype(np.int64)
     ends = gaps < 255
     require(ends[-1], "§5 the last gap ends")
-    positions = np.cumsum(gaps + ends)[ends] - 1
-    require(positions[-1] < count, "§5 the last position")
-    return positions, planes(streams[1:], positions.size)
+    found = np.cumsum(gaps + ends)[ends] - 1
+    require(found[-1] < count, "§5 the last position")
+    return found
 
 
 # §6: arithmetic
@@ -222,7 +236,7 @@ class SpecPackage:
         """Cut a payload (§4): for every chunk, how many elements it has, and its streams."""
         record, payload = self.records[name], self.payloads[name]
         elements, width = math.prod(record["shape"]), ITEM_SIZES[record["dtype"]]
-        chunks, columns = -(-elements // CHUNK), {"palette": 4, "planes": width, "raw": 1}[record["codec"]["name"]]
+        chunks, columns = -(-elements // CHUNK), {"palette": 5, "planes": width, "raw": 1}[record["codec"]["name"]]
         wide = 8 if width > 2 else 4
         if record["effect"] == "add":
             columns += 1 + wide + 1 + width + 1

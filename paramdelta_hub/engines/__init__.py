@@ -66,6 +66,25 @@ class Engine(Protocol):
             out: as many elements as ranks.
         """
 
+    def gather(self, symbols: Bits) -> tuple[Bits, Bits]:
+        """Return where the symbols other than 0 are, as gaps, and those symbols: what :meth:`spread` takes.
+
+        They live in this thread's buffers until its next use.
+
+        Args:
+            symbols: uint16, flat.
+        """
+
+    def spread(self, gaps: Bits, values: Bits | Wide, out: Bits | Wide) -> None:
+        """``out[positions] = values``, and +0 elsewhere.
+
+        Args:
+            gaps: uint8: of each position, how many elements lie before it and after the one before; a byte of 255
+                stands for 255 and goes on. All positions lie inside.
+            values: as many, of ``out``'s type.
+            out: flat.
+        """
+
     def rank(self, symbols: Bits, rank_of: Bits) -> tuple[Bits, Bits, Bits]:
         """Return ``rank_of[symbols]``, and the low and the high bytes of the symbols whose rank is 255.
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from paramdelta_hub.arithmetic import Bits, Difference, Float, NotFiniteChunkError, Statistics, Wide
+from paramdelta_hub.engines.passes import gaps_of, positions_of
 from paramdelta_hub.errors import OptionError
 
 __all__ = ["Device"]
@@ -106,6 +107,19 @@ class Device:
         found = self._put(palette)[where]
         if escaped.size:
             found[where == _ESCAPE] = self._put(escaped)
+        self._take(found, out)
+
+    def gather(self, symbols: Bits) -> tuple[Bits, Bits]:
+        """Gaps between the symbols other than 0, and those symbols."""
+        given = self._put(symbols)
+        positions = torch.nonzero(given).reshape(-1)
+        return gaps_of(positions.cpu().numpy()), given[positions].cpu().numpy().view(symbols.dtype)
+
+    def spread(self, gaps: Bits, values: Bits | Wide, out: Bits | Wide) -> None:
+        """``out[positions] = values``, and +0 elsewhere."""
+        given = self._put(values)
+        found = torch.zeros(out.size, dtype=given.dtype, device=self._device)
+        found[self._put(positions_of(gaps))] = given
         self._take(found, out)
 
     def rank(self, symbols: Bits, rank_of: Bits) -> tuple[Bits, Bits, Bits]:

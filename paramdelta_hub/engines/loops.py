@@ -80,6 +80,18 @@ class Loops(Passes):
         """``out = palette[ranks]``, the escaped ones from ``escaped``."""
         _look_up(palette, ranks, escaped, scratch("places of escapes", SLICE + 1, np.int32), out)
 
+    def gather(self, symbols: Bits) -> tuple[Bits, Bits]:
+        """Gaps between the symbols other than 0, and those symbols."""
+        gaps = scratch("gaps", symbols.size + 1, np.uint8)  # a long gap takes a byte, and stands for 255 elements
+        values = scratch("gathered", symbols.size + 1, np.uint16)
+        written, taken = _gather(symbols, gaps, values, scratch("places of changes", SLICE + 1, np.int32))
+        return gaps[:written], values[:taken]
+
+    def spread(self, gaps: Bits, values: Bits | Wide, out: Bits | Wide) -> None:
+        """``out[positions] = values``, and +0 elsewhere."""
+        out.fill(0)
+        _spread(gaps, values, out)
+
     def rank(self, symbols: Bits, rank_of: Bits) -> tuple[Bits, Bits, Bits]:
         """Every symbol's rank, and the low and high bytes of those that escape."""
         ranks = scratch("ranks", symbols.size, np.uint8)
@@ -111,6 +123,57 @@ def _look_up(palette: Any, ranks: Any, escaped: Any, places: Any, out: Any) -> N
         for i in range(found):
             there[places[i]] = escaped[taken + i]
         taken += found
+
+
+@_compile
+def _gather(symbols: Any, gaps: Any, values: Any, places: Any) -> tuple[int, int]:
+    """Return how many bytes of gaps, and how many symbols other than 0, were written to ``gaps`` and ``values``.
+
+    Args:
+        symbols: uint16.
+        gaps: uint8, as many as symbols.
+        values: uint16, one more than there are symbols.
+        places: overwritten; int32, at least 4,097.
+    """
+    written, taken, after = 0, 0, 0
+    for start in range(0, symbols.size, SLICE):
+        here = symbols[start : start + SLICE]
+        found = np.uint32(0)
+        for i in range(here.size):
+            symbol = here[i]
+            values[taken + found] = symbol  # overwritten by the next if it is 0: a branch would be mispredicted
+            places[found] = i
+            found = np.uint32(found + np.uint32(symbol != 0))
+        for i in range(found):
+            gap = start + places[i] - after
+            after = start + places[i] + 1
+            while gap >= 255:
+                gaps[written] = 255
+                gap -= 255
+                written += 1
+            gaps[written] = gap
+            written += 1
+        taken += found
+    return written, taken
+
+
+@_compile
+def _spread(gaps: Any, values: Any, out: Any) -> None:
+    """Write ``values`` to the positions that ``gaps`` tell of; what lies between is left alone.
+
+    Args:
+        gaps: uint8; 255 adds 255 and goes on.
+        values: as many as bytes of ``gaps`` below 255; the caller has counted them.
+        out: the caller knows that all positions lie inside.
+    """
+    at, taken = 0, 0
+    for i in range(gaps.size):
+        gap = gaps[i]
+        at += gap
+        if gap != 255:
+            out[at] = values[taken]
+            at += 1
+            taken += 1
 
 
 @_compile

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paramdelta_hub import arithmetic
 from paramdelta_hub.arithmetic import (
@@ -22,10 +23,12 @@ from paramdelta_hub.arithmetic import (
 )
 from paramdelta_hub.buffers import scratch
 
-__all__ = ["Passes"]
+__all__ = ["LONG_GAP", "Passes", "gaps_of", "positions_of"]
 
 _INDEX = 1 << 16  # elements looked up at a time: their eight-byte indices stay in cache
 _ESCAPE = 255
+LONG_GAP = 255
+"""The byte of a gap that says: so many elements, and the gap goes on."""
 
 
 class Passes:
@@ -94,6 +97,16 @@ class Passes:
             out[block][where] = escaped[taken : taken + where.size]
             taken += where.size
 
+    def gather(self, symbols: Bits) -> tuple[Bits, Bits]:
+        """Gaps between the symbols other than 0, and those symbols."""
+        positions = np.flatnonzero(symbols)
+        return gaps_of(positions), symbols[positions]
+
+    def spread(self, gaps: Bits, values: Bits | Wide, out: Bits | Wide) -> None:
+        """``out[positions] = values``, and +0 elsewhere."""
+        out.fill(0)
+        out[positions_of(gaps)] = values
+
     def rank(self, symbols: Bits, rank_of: Bits) -> tuple[Bits, Bits, Bits]:
         """Every symbol's rank, and the low and high bytes of those that escape."""
         ranks = scratch("ranks", symbols.size, np.uint8)
@@ -102,6 +115,25 @@ class Passes:
         # boolean index costs half as much again.
         escaped = np.concatenate([symbols[b].take(np.flatnonzero(ranks[b] == _ESCAPE)) for b in blocks(ranks.size)])
         return ranks, (escaped & 0xFF).astype(np.uint8), (escaped >> 8).astype(np.uint8)
+
+
+def gaps_of(positions: NDArray[Any]) -> Bits:
+    """Return ascending positions as the gaps between them, see :meth:`paramdelta_hub.engines.Engine.spread`."""
+    gaps = np.diff(positions, prepend=-1) - 1
+    if positions.size == 0 or int(gaps.max()) < LONG_GAP:
+        return gaps.astype(np.uint8)
+    long, short = np.divmod(gaps, LONG_GAP)
+    ends = np.cumsum(long + 1) - 1
+    coded = np.full(int(ends[-1]) + 1, LONG_GAP, np.uint8)
+    coded[ends] = short
+    return coded
+
+
+def positions_of(gaps: Bits) -> NDArray[np.int64]:
+    """Return the positions that gaps tell of, see :meth:`paramdelta_hub.engines.Engine.spread`."""
+    is_end = gaps != LONG_GAP
+    positions: NDArray[np.int64] = np.cumsum(gaps.astype(np.int64) + is_end)[is_end] - 1
+    return positions
 
 
 def _square(values: Wide) -> float:

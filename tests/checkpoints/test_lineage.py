@@ -141,6 +141,7 @@ def test_tiny_and_constant_models_are_kin_to_themselves_alone(tmp_path: Path) ->
 
 
 def test_where_every_run_is_a_request_few_are_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     base = {f"{number:03d}": torch.randn(40, 40) for number in range(100)} | {"small": torch.randn(4, 4, 4)}
     write_model(tmp_path / "base", base)
     write_model(tmp_path / "tuned", {name: value + 0.1 * torch.randn(value.shape) for name, value in base.items()})

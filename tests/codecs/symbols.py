@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 TYPES = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
-KINDS = ("zeros", "one value", "few", "skewed", "255 values", "256 values", "rare escapes", "uniform", "rising")
+KINDS = (
+    "zeros",
+    "one value",
+    "few",
+    "skewed",
+    "255 values",
+    "256 values",
+    "rare escapes",
+    "uniform",
+    "rising",
+    "mostly zeros",
+)
 
 
 def chunk(kind: str, size: int, itemsize: int, seed: int = 0) -> np.ndarray:
@@ -25,6 +36,8 @@ def chunk(kind: str, size: int, itemsize: int, seed: int = 0) -> np.ndarray:
         return (np.arange(size) % int(kind[:3])).astype(dtype)
     if kind == "rare escapes":
         return np.where(random.random(size) < 0.01, uniform, uniform % dtype.type(min(top, 200)))
+    if kind == "mostly zeros":
+        return np.where(random.random(size) < 0.2, uniform % dtype.type(min(top, 300)), dtype.type(0))
     if kind == "rising":
         return np.arange(size).astype(dtype)
     assert kind == "uniform"

@@ -101,7 +101,7 @@ def test_codes_are_little_endian() -> None:
     """The bytes in a package do not depend on the machine: written out here, digit by digit."""
     symbols = np.array([0x1234, 0x1234, 0xABCD], np.uint16)
     assert CODECS["raw"].encode(symbols) == [b"\x34\x12\x34\x12\xcd\xab"]
-    assert CODECS["palette"].encode(symbols)[0] == b"\x34\x12\xcd\xab"
+    assert CODECS["palette"].encode(symbols)[1] == b"\x34\x12\xcd\xab"
     low, high = CODECS["planes"].encode(symbols)
     assert frames.decompress(low, 3) == b"\x34\x34\xcd"
     assert frames.decompress(high, 3) == b"\x12\x12\xab"
@@ -109,13 +109,13 @@ def test_codes_are_little_endian() -> None:
 
 def test_ties_in_a_palette_go_to_the_smaller_symbol() -> None:
     symbols = np.arange(1000, 1400, dtype=np.uint16)
-    coded = CODECS["palette"].encode(symbols)[0]
+    coded = CODECS["palette"].encode(symbols)[1]
     assert np.frombuffer(coded, "<u2").tolist() == list(range(1000, 1255))
 
 
-def decode_palette(streams: list[bytes], size: int = 4) -> np.ndarray:
+def decode_palette(streams: list[bytes], size: int = 4, gaps: bytes = b"") -> np.ndarray:
     out = np.empty(size, np.uint16)
-    CODECS["palette"].decode(streams, out)
+    CODECS["palette"].decode([gaps, *streams], out)
     return out
 
 
@@ -145,9 +145,43 @@ def test_what_no_palette_encoder_writes_is_refused() -> None:
             decode_palette([entry, wrong, b"", b""])
 
 
-def test_a_rank_past_the_palette_is_found_among_pairs_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PackageError, match="past the end"):
-        decode_palette([b"\x01\x00", ranks(0, 0, 0, 9), b"", b""])
+def test_positions_that_no_encoder_writes_are_refused() -> None:
+    plane = frames.compress(b"\x07")
+    coded = [b"\x01\x00", ranks(0, 255), plane, plane]
+    for gaps, found in (((0, 0), [1, 0x0707, 0, 0]), ((1, 1), [0, 1, 0, 0x0707])):
+        assert decode_palette(coded, gaps=ranks(*gaps)).tolist() == found
+    for gaps, what in (
+        ((1, 2), "past the end"),
+        ((1, 255), "middle of a gap"),
+        ((3,), "2 bytes where"),
+        ((0,) * 5, "5"),
+    ):
+        with pytest.raises(PackageError, match=what):
+            decode_palette(coded, gaps=ranks(*gaps))
+    with pytest.raises(PackageError):
+        decode_palette(coded, gaps=ranks(0, 0, 0))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.44, 0.6])
+def test_few_changes_take_few_bits(share: float) -> None:
+    random = np.random.default_rng(1)
+    symbols = np.where(random.random(CHUNK_ELEMENTS) < share, random.geometric(0.3, CHUNK_ELEMENTS), 0).astype(
+        np.uint16
+    )
+    counts = np.unique(symbols, return_counts=True)[1] / symbols.size
+    entropy = float(-(counts * np.log2(counts)).sum())
+    streams = roundtrip("palette", symbols)
+    assert bool(streams[0]) == (share < palette.FEW)
+    assert 8 * sum(map(len, streams)) / symbols.size < 1.07 * entropy
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), share=st.floats(0, 0.4))
+def test_any_few_changes(data: st.DataObject, share: float) -> None:
+    symbols = np.zeros(data.draw(st.integers(1, 3000)), np.uint16)
+    places = data.draw(st.sets(st.integers(0, symbols.size - 1), max_size=int(share * symbols.size)))
+    symbols[sorted(places)] = data.draw(arrays.arrays(np.uint16, len(places), elements=st.integers(1, 0xFFFF)))
+    assert bool(roundtrip("palette", symbols)[0]) == (0 < len(places) < palette.FEW * symbols.size)
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 3, 5, 7, 9])
@@ -168,7 +202,7 @@ def test_a_damaged_stream_never_decodes_to_other_symbols(name: str) -> None:
     streams = codec.encode(symbols)
     random = np.random.default_rng(0)
     refused = 0
-    for which in range(1 if name == "palette" else 0, len(streams)):
+    for which in range(2 if name == "palette" else 0, len(streams)):
         for at in range(len(streams[which])):
             damaged = bytearray(streams[which])
             damaged[at] ^= int(random.integers(1, 256))

@@ -17,7 +17,7 @@ from paramdelta_hub import engines, limits
 from paramdelta_hub.arithmetic import FLOATS, Difference, NotFiniteChunkError
 from paramdelta_hub.engines import Engine
 from paramdelta_hub.engines.device import Device
-from paramdelta_hub.engines.passes import Passes
+from paramdelta_hub.engines.passes import Passes, gaps_of, positions_of
 from paramdelta_hub.errors import OptionError, PackageError
 from paramdelta_hub.format.deltas import summand_of
 from paramdelta_hub.format.descriptors import Descriptors
@@ -140,6 +140,32 @@ def test_ranks_and_look_up(engine: Engine, length: int, share: float, dtype: typ
     out = np.full(length, 7, dtype)
     engine.look_up(palette, ranks, escaped, out)
     assert np.array_equal(out, symbols.astype(dtype))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.3, 1.0])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_gather_and_spread(engine: Engine, length: int, share: float, dtype: type) -> None:
+    random = np.random.default_rng(length)
+    symbols = np.where(random.random(length) < share, random.integers(1, 1 << 16, length), 0).astype(np.uint16)
+    gaps, values = (part.copy() for part in engine.gather(symbols))
+    assert np.array_equal(values, symbols[symbols != 0])
+    assert np.array_equal(positions_of(gaps), np.flatnonzero(symbols))
+    assert np.array_equal(gaps, gaps_of(np.flatnonzero(symbols)))
+    out = np.full(length, 7, dtype)
+    engine.spread(gaps, values.astype(dtype), out)
+    assert out.tobytes() == symbols.astype(dtype).tobytes(), "and zeros are +0"
+
+
+@pytest.mark.parametrize("gap", [0, 1, 254, 255, 256, 509, 510, 511, 4095, 4096, 70_000])
+def test_long_gaps(engine: Engine, gap: int) -> None:
+    symbols = np.zeros(3 * (gap + 1) + 5, np.uint16)
+    symbols[gap :: gap + 1] = 9
+    gaps, values = (part.copy() for part in engine.gather(symbols))
+    assert np.array_equal(gaps, gaps_of(np.flatnonzero(symbols)))
+    out = np.ones_like(symbols)
+    engine.spread(gaps, values, out)
+    assert np.array_equal(out, symbols)
 
 
 def test_whole_commands_give_the_same_package_and_the_same_model(

@@ -38,11 +38,11 @@ def test_chunks_cover_a_tensor(elements: int) -> None:
 @pytest.mark.parametrize(
     ("codec", "dtype", "added", "columns"),
     [
-        ("palette", "BF16", True, 4 + 5 + 3 + 1), ("planes", "F16", True, 2 + 5 + 3 + 1), ("raw", "BF16", True,
+        ("palette", "BF16", True, 5 + 5 + 3 + 1), ("planes", "F16", True, 2 + 5 + 3 + 1), ("raw", "BF16", True,
         1 + 5 + 3 + 1),
         ("planes", "F32", True, 4 + 9 + 5 + 1), ("raw", "F32", True, 1 + 9 + 5 + 1),
         ("planes", "I64", False, 8), ("raw", "BOOL", False, 1), ("planes", "U8", False, 1), ("palette", "I16",
-        False, 4),
+        False, 5),
     ],
 )  # fmt: skip
 def test_columns(codec: str, dtype: str, added: bool, columns: int) -> None:

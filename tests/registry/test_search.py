@@ -154,6 +154,7 @@ def test_found_deltas_are_judged(hub: LoopbackHub, client: Client, shared_family
 def test_a_prediction_for_a_model_on_the_hub_takes_a_few_of_its_values(
     hub: LoopbackHub, client: Client, tmp_path: Path
 ) -> None:
+    torch.manual_seed(0)
     base = {f"layers.{number}.weight": torch.randn(512, 256) for number in range(8)}
     for name, distance in (("base", 0.0), ("post", 0.001), ("near", 0.005), ("far", 0.5)):
         tensors = {key: value + distance * torch.randn(value.shape) for key, value in base.items()}
