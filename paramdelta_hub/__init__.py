@@ -15,7 +15,7 @@ Extract Δ = Θ_post − Θ_base once into a small, verifiable package; apply it
 from __future__ import annotations
 
 from paramdelta_hub.__about__ import __version__
-from paramdelta_hub.checkpoints.pairing import Rules
+from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import (
     CheckpointError,
     DestinationError,

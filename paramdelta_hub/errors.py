@@ -23,7 +23,7 @@ processes, and carries a stable ``kind`` for programs; the text is for people an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 __all__ = [
@@ -45,8 +45,10 @@ __all__ = [
     "VerificationError",
 ]
 
-SHOWN_MISMATCHES = 20
-"""How many mismatches a message spells out; the exception and ``--json`` always carry all of them."""
+SHOWN_MISMATCHES = 10
+"""How many lines of mismatches a message has; the exception and ``--json`` always carry all of them."""
+_ALIKE, _NAMED = 3, 5
+"""Of more mismatches than these that are worded alike, a message has one line, with the first names."""
 
 
 class ParamdeltaError(Exception):
@@ -145,12 +147,27 @@ class MismatchError(ParamdeltaError):
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
-        lines += [f"  - {mismatch}" for mismatch in self.mismatches[:SHOWN_MISMATCHES]]
-        if len(self.mismatches) > SHOWN_MISMATCHES:
-            lines.append(f"  - … and {len(self.mismatches) - SHOWN_MISMATCHES} more (all of them with --json)")
+        groups = list(self._lines())
+        lines += [f"  - {line}" for line, _ in groups[:SHOWN_MISMATCHES]]
+        if left := sum(count for _, count in groups[SHOWN_MISMATCHES:]):
+            lines.append(f"  - … and {left} more (all of them with --json)")
         if self.remedy:
             lines.append(f"  → {self.remedy}")
         return "\n".join(lines)
+
+    def _lines(self) -> Iterator[tuple[str, int]]:
+        """Give each line of the list, and how many mismatches it tells of."""
+        alike: dict[str, list[Mismatch]] = {}
+        for mismatch in self.mismatches:
+            alike.setdefault(mismatch.message, []).append(mismatch)
+        for mismatch in self.mismatches:
+            group = alike[mismatch.message]
+            if len(group) <= _ALIKE:
+                yield str(mismatch), 1
+            elif mismatch is group[0]:
+                names = ", ".join(each.location for each in group[:_NAMED])
+                more = f" and {len(group) - _NAMED} more" if len(group) > _NAMED else ""
+                yield f"{len(group)} times: {mismatch.message}: {names}{more}", len(group)
 
 
 class LineageError(MismatchError):

@@ -145,6 +145,13 @@ KEY_BYTES, TRUSTED_KEYS = 64 * KIB, 1000
 PROVENANCE_BYTES = 128 * MIB
 """The provenance of a result: 91,000 tensors, and 45,000 fp8 scales left out, take 28 MB."""
 
+CATALOG_BYTES = 4 * MIB
+"""A catalog's list of its files: 2,001 pages, at some 200 bytes each."""
+
+LARGEST_WEIGHT = 10.0
+"""Weights of deltas, and factors for tensors, lie within ± this. Those in use are shares of 1, or a little above, and
+negative ones take a delta back; 50 is a slip for 0.5."""
+
 STORE_BLOCK_BYTES = 16 * MIB
 """Bytes asked of a bucket at a time: few enough requests to fill a fast line, and memory stays small."""
 

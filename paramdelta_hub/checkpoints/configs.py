@@ -227,6 +227,8 @@ def _settle(result: LaidOver, key: str, value: Any) -> None:
         if not _same(node.get(key), value):
             _put(node, key, value)
             result.settled.append(above + key)
+            for told in (result.kept, result.taken):  # whatever was to become of it before
+                told.pop(above + key, None)
 
 
 def _put(node: dict[str, Any], key: str, value: Any) -> None:

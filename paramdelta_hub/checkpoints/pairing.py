@@ -1,4 +1,4 @@
-"""Which tensor goes with which: rename and skip rules, and the preflight that reports every misfit at once."""
+"""Which tensor goes with which, and every misfit at once, not only the first."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS, Entry
-from paramdelta_hub.errors import Mismatch, OptionError
+from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.format.headers import DISCRETE
-from paramdelta_hub.limits import RENAMES, TENSOR_NAME_BYTES
 
-__all__ = ["SKIPPED", "Entry", "LeftOut", "Match", "Rules", "compiled", "match"]
+__all__ = ["SKIPPED", "Entry", "LeftOut", "Match", "match"]
 
 DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
 """Buffers that models compute anew when they are built. transformers kept them in checkpoints for a while (until
@@ -22,56 +22,6 @@ DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
 
 SKIPPED = "skipped by rule"
 """Why a tensor was left out that could have been summed."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the user chose: ``renames`` as (pattern, replacement) in order, ``skips`` and ``carries`` as patterns."""
-
-    renames: tuple[tuple[str, str], ...] = ()
-    skips: tuple[str, ...] = ()
-    carries: tuple[str, ...] = ()
-    """Of tensors that only post has, those to carry whole; an apply has no use for them."""
-
-    def __post_init__(self) -> None:
-        for pattern in (*self.skips, *self.carries, *(pattern for pattern, _ in self.renames)):
-            compiled(pattern)
-        if len(self.renames) > RENAMES:
-            raise OptionError(f"{len(self.renames)} rename rules, where at most {RENAMES} make sense")
-        for pattern, replacement in self.renames:
-            if max(len(pattern), len(replacement)) > TENSOR_NAME_BYTES:
-                raise OptionError(f"a rename rule of more than {TENSOR_NAME_BYTES} characters")
-            try:
-                re.sub(pattern, replacement, "")
-                re.compile(pattern).sub(replacement, pattern)
-            except (re.error, IndexError) as error:
-                raise OptionError(f"the replacement {replacement!r} is not usable: {error}") from None
-
-    def rename(self, name: str) -> str:
-        """Apply every rename rule in order."""
-        for pattern, replacement in self.renames:
-            name = re.sub(pattern, replacement, name)
-        return name
-
-    def skips_name(self, name: str) -> bool:
-        """Whether a skip rule matches somewhere in ``name``."""
-        return any(re.search(pattern, name) for pattern in self.skips)
-
-    def carries_name(self, name: str) -> bool:
-        """Whether a carry rule matches somewhere in ``name``, or in what the rename rules make of it."""
-        return any(re.search(pattern, text) for pattern in self.carries for text in (name, self.rename(name)))
-
-
-def compiled(pattern: str) -> re.Pattern[str]:
-    """Compile a user's regular expression.
-
-    Raises:
-        OptionError: it is none.
-    """
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise OptionError(f"{pattern!r} is not a regular expression: {error}") from None
 
 
 class LeftOut(NamedTuple):

@@ -13,7 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from paramdelta_hub.checkpoints.pairing import Entry, Rules
+from paramdelta_hub.checkpoints.pairing import Entry
+from paramdelta_hub.checkpoints.rules import Rules
 
 __all__ = ["propose"]
 

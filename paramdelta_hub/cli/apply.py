@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,9 +12,8 @@ from paramdelta_hub.cli.common import (
     Bars,
     command,
     emit,
+    fail,
     human_bytes,
-    parse_assignment,
-    parse_number,
     parse_rules,
     registry_option,
     rules_option,
@@ -23,13 +21,14 @@ from paramdelta_hub.cli.common import (
     work_options,
 )
 from paramdelta_hub.cli.crew import crew_options, run_share
-from paramdelta_hub.operations.apply import ApplyReport, Summand, WeightMap, carry_out
+from paramdelta_hub.operations.apply import ApplyReport, carry_out
 from paramdelta_hub.operations.execution import Crew, Executor
 from paramdelta_hub.operations.preview import Preview, preview
 from paramdelta_hub.operations.readiness import Mode
 from paramdelta_hub.operations.requantize import Dtype
 from paramdelta_hub.operations.requests import ApplyRequest
 from paramdelta_hub.operations.summands import AppliedDelta
+from paramdelta_hub.operations.weights import WeightMap, summands_of
 
 __all__ = ["apply", "preview_text", "report_text"]
 
@@ -85,8 +84,10 @@ _SHOWN_OMISSIONS = 20
     "--stream", is_flag=True, help="Fetch TARGET's files from the Hub one by one, and drop each when it is done with."
 )
 @registry_option
-@click.option("--force", is_flag=True, help="Apply to a target that is not kin to the delta's base.")
-@click.option("--overwrite", is_flag=True, help="Replace a finished OUT.")
+@click.option(
+    "--force", is_flag=True, help="Apply although TARGET is not kin to the delta's base, or has the delta already."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an older OUT that pd-apply made, and nothing else.")
 @click.option("--dry-run", is_flag=True, help="Write nothing: say whether it fits, and what to expect of it.")
 @crew_options
 @work_options
@@ -122,14 +123,11 @@ def apply(
     TARGET is a folder in Hugging Face layout, a .safetensors file, or a Hub id with @revision; a DELTA is a package's
     folder, or org/name[@version] in a registry, with a weight of 1 unless given.
     """
-    pairs = [parse_assignment(rule, "REGEX=W") for rule in factors]
-    weight_map = WeightMap(tuple((pattern, parse_number(factor, "--weight-map")) for pattern, factor in pairs))
     rules = parse_rules(renames, skips, rule_files)
-    summands = [_summand(delta) for delta in deltas]
     request = ApplyRequest(
         target=target,
-        deltas=tuple((str(summand.delta), summand.weight) for summand in summands),
-        weight_map=weight_map.rules,
+        deltas=tuple((str(summand.delta), summand.weight) for summand in summands_of(deltas)),
+        weight_map=WeightMap.of(factors).rules,
         renames=rules.renames,
         skips=rules.skips,
         dtype=dtype,
@@ -144,6 +142,8 @@ def apply(
     if dry_run:
         found = preview(request, output, registry=registry, overwrite=overwrite, progress=bars)
         emit(found.to_json(), preview_text(found), as_json=as_json, quiet=quiet)
+        if found.problem:
+            fail(found.problem)
         return
     if run_share(
         request,
@@ -161,14 +161,6 @@ def apply(
     emit(report.to_json(), report_text(report), as_json=as_json, quiet=quiet)
 
 
-def _summand(text: str) -> Summand:
-    """Split ``DELTA=WEIGHT``; a folder whose own name holds an ``=`` is still a folder."""
-    if "=" not in text or os.path.exists(text):
-        return Summand(text)
-    delta, weight = parse_assignment(text, "DELTA=WEIGHT")
-    return Summand(delta, parse_number(weight, text))
-
-
 def report_text(report: ApplyReport) -> str:
     """Return the report for people."""
     lines = [f"{report.target} + Δ → {report.out} ({human_bytes(report.nbytes)})"]
@@ -181,6 +173,7 @@ def report_text(report: ApplyReport) -> str:
         )
     if report.requantization:
         lines.append(f"  {report.requantization}")
+    lines += [f"  {use}" for use in report.rules]
     lines += _omission_lines(report.omissions)
     lines += [f"  {note}" for note in report.notes]
     lines += [f"  {line}" for line in report.readiness.lines()]
@@ -199,10 +192,11 @@ def preview_text(found: Preview) -> str:
             "  these are figures of one delta with weight 1; other weights and sums gave less (docs/evidence.md)"
         )
     lines.append(f"  {found.paired_tensors} tensors that a delta has, {found.kept_tensors} kept as the target has them")
+    lines += [f"  {use}" for use in found.rules]
     lines += _omission_lines(found.omissions)
     lines += [f"  {note}" for note in found.notes]
-    enough = "" if found.free_bytes > found.nbytes else ": NOT enough"
-    lines.append(f"  {human_bytes(found.free_bytes)} are free there{enough}")
+    enough = "NOT enough: " if found.problem else ""
+    lines.append(f"  {enough}{human_bytes(found.needed_bytes)} needed, {human_bytes(found.free_bytes)} free there")
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ pd-catalog -o site --query instruct
     show_default=True,
     help="Matrices of each delta to decode for their effective rank, where its weights are on this machine.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace FOLDER if it exists.")
+@click.option("--overwrite", is_flag=True, help="Replace an older catalog at FOLDER, and nothing else.")
 def catalog(
     registry: str | None,
     out: str,

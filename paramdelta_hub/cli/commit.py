@@ -21,7 +21,7 @@ pd-commit out
 
 @command(examples=_EXAMPLES)
 @click.argument("out")
-@click.option("--overwrite", is_flag=True, help="Replace a finished OUT.")
+@click.option("--overwrite", is_flag=True, help="Replace an older OUT of the same kind, and nothing else.")
 @click.option("--threads", type=click.IntRange(min=1), help="Files to check at a time [default: processors].")
 def commit(out: str, overwrite: bool, threads: int | None, as_json: bool, quiet: bool) -> None:
     """Check what the ranks of an extract or apply have made, byte by byte, and put OUT in its place.

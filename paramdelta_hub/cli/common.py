@@ -8,14 +8,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
 from tqdm import tqdm
 
-from paramdelta_hub.checkpoints.pairing import Rules
+from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import MismatchError, OptionError, ParamdeltaError, SourceError
-from paramdelta_hub.format.durable import read_small, storage_error
+from paramdelta_hub.format.durable import expand, read_small, storage_error
 from paramdelta_hub.format.names import is_clear
 from paramdelta_hub.format.sizes import human_bytes
 from paramdelta_hub.limits import DEFAULT_MEMORY, GIB, KIB, MIB, RULES_BYTES
@@ -28,6 +28,7 @@ __all__ = [
     "Bars",
     "command",
     "emit",
+    "fail",
     "human_bytes",
     "publish_options",
     "registry_option",
@@ -105,7 +106,7 @@ def command(*, examples: str) -> Callable[[Callable[P, None]], click.Command]:
                 _tell(error, as_json=bool(kwargs["as_json"]))
                 sys.exit(error.exit_code)
             except KeyboardInterrupt:
-                click.echo("interrupted; nothing is broken: the same command goes on where it stopped", err=True)
+                click.echo("Interrupted. Run the same command again to resume.", err=True)
                 sys.exit(_INTERRUPTED)
             except BrokenPipeError:  # the reader of our output has gone
                 sys.stderr.close()
@@ -134,6 +135,12 @@ def emit(report: dict[str, Any], text: str, *, as_json: bool, quiet: bool) -> No
         click.echo(json.dumps(report, indent=2, ensure_ascii=False))
     elif not quiet:
         click.echo(text)
+
+
+def fail(error: ParamdeltaError) -> NoReturn:
+    """End a command whose report is printed already: tell of the error on stderr, and exit with its code."""
+    _tell(error, as_json=False)
+    sys.exit(error.exit_code)
 
 
 def _tell(error: ParamdeltaError, *, as_json: bool) -> None:
@@ -177,7 +184,7 @@ def parse_rules(
         OptionError: one is malformed; if it is a file's, the error says which line.
         SourceError: a file can't be read.
     """
-    parts = [rules for file in files for rules in _read_rules(Path(file))]
+    parts = [rules for file in files for rules in _read_rules(expand(file))]
     assignments = tuple(parse_assignment(rule, "OLD=NEW") for rule in renames)
     parts.append(Rules(renames=assignments, skips=tuple(skips), carries=tuple(carries)))
     return Rules(
@@ -258,15 +265,3 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, *([cell if is_clear(cell) else repr(cell)[1:-1] for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def parse_number(text: str, where: str) -> float:
-    """Return a finite number.
-
-    Raises:
-        OptionError: it is none.
-    """
-    try:
-        return float(text)
-    except ValueError:
-        raise OptionError(f"{text!r} is not a number", where=where) from None

@@ -52,7 +52,7 @@ pd-extract ./bert ./classifier -o delta --rename '^bert\\.=' --skip '^classifier
 @click.option("--publish", "repo", metavar="REPO", help="Then publish DELTA, as pd-publish does.")
 @registry_option
 @publish_options
-@click.option("--overwrite", is_flag=True, help="Replace a finished DELTA.")
+@click.option("--overwrite", is_flag=True, help="Replace an older package at DELTA, and nothing else.")
 @crew_options
 @work_options
 def extract(
@@ -144,9 +144,11 @@ def report_text(report: ExtractReport) -> str:
     ratio = report.nbytes / report.model_nbytes if report.model_nbytes else 0.0
     lines = [
         f"{report.manifest.name} {report.manifest.version} → {report.package}",
+        f"  Δ        {report.manifest.post.name} − {report.manifest.base.name}",
         f"  size     {human_bytes(report.nbytes)}, {ratio:.1%} of the model's {human_bytes(report.model_nbytes)}",
         f"  exact    base ⊕ Δ == post in all {exactness.elements:,} elements",
     ]
+    lines += [f"  rule     {use}" for use in report.rules]
     lines += [f"  left out {item.name} ({item.side}): {item.reason}" for item in report.manifest.omissions]
     lines += [f"  {note}" for note in report.notes]
     if report.resumed_tasks:

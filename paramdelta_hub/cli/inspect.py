@@ -28,7 +28,7 @@ pd-inspect ./math-delta ./code-delta --html together.html
 @click.argument("deltas", metavar="DELTA [DELTA]...", nargs=-1, required=True)
 @click.option("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Changed tensors to list.")
 @click.option("--html", metavar="FILE", help="Write the report as one self-contained page, too.")
-@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is an older report, not edited since.")
 @click.option(
     "--samples",
     type=click.IntRange(0, SPECTRUM_MATRICES),

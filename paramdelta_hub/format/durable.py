@@ -8,6 +8,7 @@ is forced to disk. A crash before the rename leaves nothing visible; after it, e
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -25,6 +26,8 @@ from paramdelta_hub.limits import COPY_BYTES
 __all__ = [
     "TEMPORARY",
     "allocate",
+    "exchange",
+    "expand",
     "file_digest",
     "io_errors",
     "is_folder",
@@ -87,6 +90,11 @@ def open_regular(path: Path, error: type[SourceError] = PackageError, *, follow:
         os.close(descriptor)
         raise error("not a regular file", where=str(path))
     return descriptor
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """Return a path as the user means it: ``~`` at its start is the home folder, also where no shell has seen it."""
+    return Path(os.path.expanduser(path))
 
 
 def is_folder(path: Path) -> bool:
@@ -199,6 +207,26 @@ def make_folders(folder: Path) -> None:
         path.mkdir(exist_ok=True)
         sync_folder(path.parent)
     folder.mkdir(exist_ok=True)  # an error, if it is no folder
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step, by Linux's renameat2; False where system or file system can't.
+
+    Raises:
+        OSError: it can, and it failed.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def sync_file(path: Path) -> None:

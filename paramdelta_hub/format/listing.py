@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from paramdelta_hub.format.names import shown
 from paramdelta_hub.limits import NAME_DEPTH
 
-__all__ = ["files_below"]
+__all__ = ["files_below", "shown_names"]
 
 _LEFT_BEHIND = {".git", ".cache", ".gitattributes", ".gitignore"}
 """By git and by the Hub's client, directly in the folder; they mean nothing here."""
@@ -32,3 +34,9 @@ def files_below(top: Path) -> list[str]:
         folders[:] = [name for name in folders if name not in odd]
         found += [(within / name).as_posix() for name in (*files, *odd)]
     return sorted(found)
+
+
+def shown_names(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names of a list for a message, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name) for name in names[:most]) + more

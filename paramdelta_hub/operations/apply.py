@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from paramdelta_hub.checkpoints.checkpoint import INDEX
 from paramdelta_hub.checkpoints.companions import read_companion
-from paramdelta_hub.checkpoints.pairing import LeftOut, Rules
+from paramdelta_hub.checkpoints.pairing import LeftOut
+from paramdelta_hub.checkpoints.rules import Rules, RuleUse
 from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import io_errors, write_file
+from paramdelta_hub.format.provenance import parse_provenance
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.operations.applying import out_digests
-from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, complete
+from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, check_place, complete
 from paramdelta_hub.operations.layout import index_text, lay_out
 from paramdelta_hub.operations.opening import open_inputs
 from paramdelta_hub.operations.planning import passing_bytes, plan_apply
 from paramdelta_hub.operations.provenance import PROVENANCE_NAME, is_post, provenance_of
-from paramdelta_hub.operations.readiness import Mode, Readiness, make_ready
+from paramdelta_hub.operations.readiness import Mode, Prefer, Readiness, make_ready
 from paramdelta_hub.operations.requantize import Dtype, Requantization, requantization
-from paramdelta_hub.operations.requests import ApplyRequest
+from paramdelta_hub.operations.requests import ApplyRequest, request
 from paramdelta_hub.operations.streaming import FilePool
 from paramdelta_hub.operations.summands import AppliedDelta, sums_of
-from paramdelta_hub.operations.weights import Summand, WeightMap
+from paramdelta_hub.operations.weights import Deltas, Factors, Summand, WeightMap, summands_of
 from paramdelta_hub.registry.cards import result_card
-from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.work.destination import Destination, MayReplace
 from paramdelta_hub.work.plan import planning
 from paramdelta_hub.work.progress import Progress
 
@@ -55,6 +57,8 @@ class ApplyReport:
     omissions: tuple[LeftOut, ...]
     notes: tuple[str, ...]
     """What became of ties and of the rows of vocabularies."""
+    rules: tuple[RuleUse, ...] = ()
+    """What each rule hit, and which tensors it left out although a delta changes them."""
     requantization: Requantization | None = None
     """What 8-bit weights lost against the sums they were made of; None where there are none."""
     resumed_tasks: int = 0
@@ -71,6 +75,7 @@ class ApplyReport:
             "kept_tensors": self.kept_tensors,
             "omissions": [omission._asdict() for omission in self.omissions],
             "notes": list(self.notes),
+            "rules": [use.to_json() for use in self.rules],
             "companions": self.readiness.to_json(),
             "requantization": self.requantization and self.requantization.to_json(),
             "resumed_tasks": self.resumed_tasks,
@@ -79,14 +84,14 @@ class ApplyReport:
 
 def apply(
     target: str | Path,
-    deltas: str | Path | Summand | Sequence[str | Path | Summand],
+    deltas: Deltas,
     out: str | Path,
     *,
-    weight_map: WeightMap | None = None,
+    weight_map: Factors | None = None,
     rules: Rules | None = None,
     dtype: Dtype | None = None,
     companions: Mode = "post",
-    prefer: Literal["target", "post"] = "target",
+    prefer: Prefer = "target",
     keep_remote_code_of_target: bool = False,
     target_tokenizer: str | Path | None = None,
     stream: bool = False,
@@ -107,10 +112,12 @@ def apply(
 
     Args:
         target: the new base: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
-        deltas: a package's folder or ``org/name[@version]`` in a registry, or several, each with a weight if it is a
-            :class:`Summand`.
+        deltas: a package's folder or ``org/name[@version]`` in a registry, or several. Each has a weight of 1 unless
+            it is given one: as a pair ``(delta, 0.5)``, in a mapping ``{delta: 0.5}``, as a :class:`Summand`, or in a
+            text ``"delta=0.5"``.
         out: the result's folder.
-        weight_map: factors for chosen tensors; 0 leaves a tensor as the target has it.
+        weight_map: factors for tensors whose names match a pattern, as a mapping or as pairs; the last match decides;
+            0 leaves a tensor as the target has it.
         rules: renames (of the deltas' tensors) and skips.
         dtype: what the weights of an fp8 target become: ``bfloat16`` (by default), or ``float8_e4m3fn`` with fresh
             scales in the target's own layout; what that costs is measured and reported.
@@ -125,7 +132,7 @@ def apply(
         registry: where a bare ``org/name`` lies: a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else
             the Hub.
         force: apply although the target is not kin; recorded in the provenance.
-        overwrite: replace a finished ``out``.
+        overwrite: replace an older result at ``out``; never anything else (:mod:`.replacing`).
         executor: what does the tasks: ``threads``, ``processes``, or ``ray``, a cluster that sees the same files.
         threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
         memory: bytes that all buffers together may take.
@@ -133,6 +140,7 @@ def apply(
         progress: told how far the work is.
 
     Raises:
+        OptionError: a weight, a rule or a choice that can't be used.
         CheckpointError: the target can't be read.
         PackageError: a delta can't be read, or is damaged.
         MismatchError: target and delta don't fit; every misfit is listed.
@@ -142,13 +150,12 @@ def apply(
         StorageError: the disk is full or fails.
         RegistryError: a delta can't be had from its registry.
     """
-    rules, weight_map = rules or Rules(), weight_map or WeightMap()
-    listed = [deltas] if isinstance(deltas, (str, Path, Summand)) else deltas
-    summands = [delta if isinstance(delta, Summand) else Summand(delta) for delta in listed]
-    request = ApplyRequest(
+    rules = rules or Rules()
+    wanted = request(
+        ApplyRequest,
         target=os.fspath(target),
-        deltas=tuple((os.fspath(summand.delta), summand.weight) for summand in summands),
-        weight_map=weight_map.rules,
+        deltas=tuple((os.fspath(summand.delta), summand.weight) for summand in summands_of(deltas)),
+        weight_map=WeightMap.of(weight_map).rules,
         renames=rules.renames,
         skips=rules.skips,
         dtype=dtype,
@@ -160,11 +167,11 @@ def apply(
         force=force,
     )
     crew, progress = Crew(executor, threads, memory, device), progress or Progress()
-    return carry_out(request, out, crew, progress, registry=registry, overwrite=overwrite)
+    return carry_out(wanted, out, crew, progress, registry=registry, overwrite=overwrite)
 
 
 def carry_out(
-    request: ApplyRequest,
+    wanted: ApplyRequest,
     out: str | Path,
     crew: Crew,
     progress: Progress,
@@ -177,12 +184,13 @@ def carry_out(
     Raises:
         OptionError: a target is to be streamed to other than threads of this process.
     """
-    if request.stream and crew.executor != "threads":
+    if wanted.stream and crew.executor != "threads":
         raise OptionError(
             f"--stream fetches each file once, for the threads of one process, not for {crew.executor}",
             remedy="leave out --stream, or --executor",
         )
-    operation = Application(request, out, registry=registry, progress=progress)
+    check_place(out, overwrite=overwrite)
+    operation = Application(wanted, out, registry=registry, progress=progress)
     return complete(operation, out, crew, progress, overwrite=overwrite)
 
 
@@ -190,7 +198,7 @@ class Application(Operation[ApplyReport]):
     """An apply whose target and deltas are opened and found to fit, and whose plan is made.
 
     Args:
-        request: what is wanted.
+        wanted: what is wanted.
         out: the result's folder, beside which the files of a streamed target lie for a while.
         registry: where a bare ``org/name`` lies.
         progress: told of deltas that are fetched.
@@ -208,27 +216,31 @@ class Application(Operation[ApplyReport]):
     @planning()
     def __init__(
         self,
-        request: ApplyRequest,
+        wanted: ApplyRequest,
         out: str | Path,
         *,
         registry: str | Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        inputs = open_inputs(request, Destination(Path(out)).pieces, registry=registry, progress=progress)
-        self._inputs, self._rules, self.fetches = inputs, request.rules, request.stream
+        inputs = open_inputs(wanted, Destination(Path(out)).pieces, registry=registry, progress=progress)
+        self._inputs, self._rules, self.fetches = inputs, wanted.rules, wanted.stream
         self._applied = inputs.kin()
+        self._doubts = inputs.there_already()
         fit, packages = inputs.fit, inputs.packages
         self._sums = sums_of(fit, packages, inputs.weights)
         self._files = lay_out(inputs.model, fit.results, fit.beside)
         self.plan = plan_apply(fit, self._files, packages, self._sums, inputs.request.to_json())
         self._pool = FilePool(None, ())
 
+    @property
+    def may_replace(self) -> MayReplace:
+        """Only a model that an apply made is replaced by another."""
+        return self._inputs.may_replace
+
     def prepare(self, destination: Destination, tasks_at_a_time: int) -> None:
         """Check the space, and make the result's files at their final sizes."""
-        files = self._inputs.model.files if self._inputs.remote else ()
-        fetched = sorted(file.header.size for file in files)[-tasks_at_a_time - 1 :]
-        sizes = [file.size for file in self._files.values()]
-        destination.check_space(sum(sizes) + sum(fetched) + passing_bytes(self.plan, tasks_at_a_time))
+        needed = self._inputs.needed_bytes(self._files.values(), tasks_at_a_time)
+        destination.check_space(needed + passing_bytes(self.plan, tasks_at_a_time))
         for file in self._files.values():
             file.prepare(destination.result)
 
@@ -253,24 +265,29 @@ class Application(Operation[ApplyReport]):
     def finish(self, destination: Destination, outcomes: Outcomes, resumed: int) -> ApplyReport:
         """Write what lies beside the weights, and commit."""
         inputs, result = self._inputs, destination.result
-        fit, request, model = inputs.fit, inputs.request, inputs.model
+        fit, wanted, model = inputs.fit, inputs.request, inputs.model
         ordered = [outcomes[number] for number in range(len(self.plan.tasks))]
         digests = {name: digest for outcome in ordered for name, digest in outcome["tensors"].items()}
+        notes = (*inputs.doubts, *self._doubts, *fit.notes)
         exactly_post, lost = is_post(self._applied, fit, digests), requantization(ordered)
         with io_errors("writing the companion files"):
-            prefer = cast('Literal["target", "post"]', request.prefer)
-            readiness = make_ready(inputs.choice, result, prefer=prefer, settled=fit.settled, is_post=exactly_post)
+            readiness = make_ready(
+                inputs.choice, result, prefer=wanted.prefer, settled=fit.settled, is_post=exactly_post
+            )
             if model.index is not None:
                 index = index_text(model, list(self._files.values()), fit.results) or read_companion(
                     (model.folder / INDEX).resolve()
                 )
                 write_file(result / INDEX, index)
             provenance = provenance_of(fit, self._applied, inputs.weights.by_name, self._rules, digests, exactly_post)
+            provenance["notes"] = list(notes)
             provenance["companions"] = readiness.to_json()
             provenance["requantization"] = lost and lost.to_json()
-            write_file(result / PROVENANCE_NAME, jsontext.pretty(provenance))
+            text = jsontext.pretty(provenance)
+            parse_provenance(text)  # what we write, we can read
+            write_file(result / PROVENANCE_NAME, text)
             card = result_card(provenance, [delta.package.manifest for delta in self._applied], readiness.lines())
-            write_file(result / CARD_NAME, card.encode())
+            write_file(result / CARD_NAME, card)
         destination.commit()
         return ApplyReport(
             out=destination.given,
@@ -279,10 +296,11 @@ class Application(Operation[ApplyReport]):
             nbytes=sum(file.size for file in self._files.values()),
             is_post=exactly_post,
             changed_tensors=len(self._sums),
-            kept_tensors=len(inputs.logical.tensors) + len(fit.ties) - len(self._sums),
+            kept_tensors=sum(name not in self._sums for name in fit.names),
             readiness=readiness,
             omissions=fit.omissions,
-            notes=fit.notes,
+            notes=notes,
+            rules=fit.uses,
             requantization=lost,
             resumed_tasks=resumed,
         )

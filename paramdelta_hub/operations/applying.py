@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.buffers import scratch
-from paramdelta_hub.checkpoints.views import open_view
+from paramdelta_hub.checkpoints.views import Files, open_view
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.digests import begin_digest
@@ -86,7 +86,7 @@ def run_apply_task(task: dict[str, Any], result: Path, advance: Callable[[int], 
     return {key: value for key, value in outcome.items() if value or key in ("files", "tensors")}
 
 
-def read_chunks(tensor: dict[str, Any], sources: Descriptors) -> Iterator[NDArray[np.uint8]]:
+def read_chunks(tensor: dict[str, Any], sources: Files) -> Iterator[NDArray[np.uint8]]:
     """Yield the chunks of a tensor's view, as bytes in this thread's buffer; zeros where there is no view."""
     itemsize = ITEM_SIZES[tensor["dtype"]]
     step = CHUNK_ELEMENTS * itemsize
@@ -100,7 +100,7 @@ def read_chunks(tensor: dict[str, Any], sources: Descriptors) -> Iterator[NDArra
         yield chunk
 
 
-def view_digest(tensor: dict[str, Any], sources: Descriptors, advance: Callable[[int], None] = lambda _: None) -> str:
+def view_digest(tensor: dict[str, Any], sources: Files, advance: Callable[[int], None] = lambda _: None) -> str:
     """Return the digest (hex) of the values that a tensor's view yields."""
     digest = begin_digest()
     for values in read_chunks(tensor, sources):

@@ -12,7 +12,7 @@ from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.architecture import describe_architecture, describe_source
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.lineage import pack_samples, sample
-from paramdelta_hub.checkpoints.pairing import Rules
+from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.durable import file_digest, write_file

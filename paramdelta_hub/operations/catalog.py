@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.errors import ParamdeltaError
-from paramdelta_hub.format.durable import io_errors
+from paramdelta_hub.format.durable import expand, io_errors
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import CATALOG_DELTAS
+from paramdelta_hub.operations.replacing import Replacement, registry_places
 from paramdelta_hub.registry.locate import chosen
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Hit, Registry
@@ -71,7 +72,7 @@ def catalog(
         title: of the site.
         limit: deltas to list.
         samples: matrices of each delta to decode for their effective rank, where its weights lie on this machine.
-        overwrite: replace an older site.
+        overwrite: replace an older catalog; never anything else (:mod:`.replacing`).
         progress: told how far the work is.
 
     Raises:
@@ -84,7 +85,8 @@ def catalog(
     check_charts()
     root = chosen(registry)
     there, progress = open_registry(root), progress or Progress()
-    with Destination(Path(out), overwrite=overwrite) as place:
+    may_replace = Replacement("catalog", [*registry_places(registry), *_models(bases)]) if overwrite else None
+    with Destination(Path(out), may_replace=may_replace) as place:
         # Of a folder the last name will do: where it lies on this machine is nobody's business.
         wanted = [(_called(model), describe_base(model)) for model in bases]
         hits = [hit for hit in itertools.islice(there.search(query, None, None), limit + 1) if is_repo(hit.repo)]
@@ -103,7 +105,7 @@ def catalog(
                 file = place.result / name
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(content)
-                pages, nbytes = pages + 1, nbytes + len(content)
+                pages, nbytes = pages + name.endswith(".html"), nbytes + len(content)
         place.commit()
     without = tuple((entry.hit.repo, entry.problem) for entry in entries if entry.problem)
     return CatalogReport(place.out, len(entries), pages, nbytes, without, len(hits) > limit)
@@ -127,6 +129,10 @@ def _entry(there: Registry, root: str | None, hit: Hit, wanted: Sequence[tuple[s
 def _spectra(package: Package, samples: int) -> tuple[Spectrum, ...] | None:
     here = samples and all(os.path.lexists(package.path / file.path) for file in package.manifest.shards)
     return tuple(measure_spectra(package, samples)) if here else None
+
+
+def _models(bases: Sequence[str]) -> list[tuple[str, Path]]:
+    return [("a base", expand(model)) for model in bases if os.path.exists(expand(model))]
 
 
 def _called(model: str) -> str:

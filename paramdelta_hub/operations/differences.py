@@ -6,17 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from paramdelta_hub.buffers import scratch
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model
-from paramdelta_hub.checkpoints.pairing import LeftOut, Match, Rules, match
+from paramdelta_hub.checkpoints.pairing import SKIPPED, LeftOut, Match, match
 from paramdelta_hub.checkpoints.prefixes import propose
+from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_idle, rule_uses
 from paramdelta_hub.checkpoints.tokens import Vocabulary, read_vocabulary, same_tokenizer
-from paramdelta_hub.checkpoints.views import zeros
+from paramdelta_hub.checkpoints.views import open_view, zeros
 from paramdelta_hub.checkpoints.vocabulary import arrange, given_up
-from paramdelta_hub.errors import Mismatch, MismatchError, OptionError
+from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
+from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.format.durable import expand
 from paramdelta_hub.format.runs import Run
+from paramdelta_hub.limits import CHUNK_ELEMENTS
 
-__all__ = ["Differences", "Pair", "pair_up", "tokenizer_folder"]
+__all__ = ["Differences", "Pair", "name_trained", "pair_up", "tokenizer_folder"]
 
 
 @dataclass(frozen=True)
@@ -60,11 +67,46 @@ class Differences:
     omissions: tuple[LeftOut, ...]
     """(name, side, reason)"""
     given_up: Mapping[str, int]
+    uses: tuple[RuleUse, ...]
+    """What each of the user's rules hit."""
+    skipped: tuple[tuple[str, str, LogicalTensor, LogicalTensor], ...]
+    """(name, post's name, base's tensor, post's) of what both have and a rule leaves out."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What became of ties, of rows, and of tensors that only post has."""
         return tuple(note for pair in self.pairs if (note := pair.note))
+
+
+def name_trained(differences: Differences) -> tuple[RuleUse, ...]:
+    """Return what each rule hit, with the names of the tensors that it left out although training had changed them.
+
+    Both sides are read, until the first difference: a pattern is easily wider than it was meant to be.
+
+    Raises:
+        CheckpointError: a file was truncated or can't be read.
+    """
+    with Descriptors(CheckpointError) as files:
+        trained = {
+            name: (name, post_name)
+            for name, post_name, base, post in differences.skipped
+            if not _equal_values(base, post, files)
+        }
+    return tuple(use.with_trained(trained) for use in differences.uses)
+
+
+def _equal_values(base: LogicalTensor, post: LogicalTensor, files: Descriptors) -> bool:
+    if (base.dtype, base.shape) != (post.dtype, post.shape):
+        return False
+    one, other = open_view(base.view, files), open_view(post.view, files)
+    for start in range(0, base.elements, CHUNK_ELEMENTS):
+        size = min(CHUNK_ELEMENTS, base.elements - start) * base.itemsize
+        ours, theirs = scratch("one side", size, np.uint8), scratch("the other side", size, np.uint8)
+        one.read(start, ours)
+        other.read(start, theirs)
+        if not np.array_equal(ours, theirs):
+            return False
+    return True
 
 
 def pair_up(
@@ -80,12 +122,15 @@ def pair_up(
         post_tokenizer: the same for post.
 
     Raises:
+        OptionError: a rule that hits nothing.
         MismatchError: every misfit is listed.
         CheckpointError: scales or a tokenizer that can't be used.
     """
     ours, theirs = logical_model(base), logical_model(post)
     whole = [name for name in theirs.entries if rules.carries_name(name)]
     found = match(ours.entries, theirs.entries, rules, ("base", "post"), whole=whole)
+    uses = rule_uses(rules, ours.entries, [theirs.entries], found.new)
+    refuse_idle(uses, [*ours.entries, *theirs.entries])
     problems = [
         Mismatch(side, "quantized", f"{model.checkpoint.source.path}: {model.refused}")
         for side, model in (("base", ours), ("post", theirs))
@@ -98,6 +143,7 @@ def pair_up(
     )
     if problems and (options := propose(ours.entries, theirs.entries, rules)):
         remedy = f"try {options}; what still has no partner, leave out with --skip, or --carry what only post has"
+    renamed = {rules.rename(name): name for name in theirs.tensors} if rules.skips else {}
     vocabularies = _Vocabularies(base_tokenizer, post_tokenizer)
     pairs = []
     misfits = {mismatch.location for mismatch in found.mismatches}
@@ -123,6 +169,12 @@ def pair_up(
             *(LeftOut(name, "post", reason) for name, reason in theirs.omissions),
         ),
         given_up=vocabularies.given_up,
+        uses=tuple(uses),
+        skipped=tuple(
+            (name, renamed[name], ours.tensors[name], theirs.tensors[renamed[name]])
+            for name, side, reason in found.omissions
+            if reason == SKIPPED and side == "both" and name in ours.tensors and name in renamed
+        ),
     )
 
 
@@ -134,9 +186,10 @@ def tokenizer_folder(chosen: str | Path | None, model: Checkpoint) -> Path | Non
     """
     if chosen is None:
         return None if model.is_lone_file else model.folder
-    if not Path(chosen).is_dir():
+    folder = expand(chosen)
+    if not folder.is_dir():
         raise OptionError("not a folder", where=str(chosen), remedy="name the folder that the tokenizer's files lie in")
-    return Path(chosen)
+    return folder
 
 
 def _pair(name: str, found: Match, ours: LogicalModel, theirs: LogicalModel, vocabularies: _Vocabularies) -> Pair:

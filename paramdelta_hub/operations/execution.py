@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from paramdelta_hub import engines
-from paramdelta_hub.errors import OptionError
+from paramdelta_hub.errors import OptionError, ParamdeltaError
 from paramdelta_hub.format.durable import io_errors
 from paramdelta_hub.limits import DEFAULT_MEMORY, WORKER_BYTES
 from paramdelta_hub.operations.tasks import perform, run_task, sync_outcome, written
 from paramdelta_hub.work.cluster import Cluster
-from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.work.destination import Destination, MayReplace, anything
 from paramdelta_hub.work.plan import Plan, Receipt
 from paramdelta_hub.work.processes import Processes
 from paramdelta_hub.work.progress import Progress
@@ -31,6 +31,7 @@ __all__ = [
     "Executor",
     "Operation",
     "Outcomes",
+    "check_place",
     "complete",
     "execute",
     "intact",
@@ -104,6 +105,11 @@ class Operation(ABC, Generic[R]):
     fetches: bool = False
     """Whether tasks share what they fetch: they must run on threads of one process, and begin in the plan's order."""
 
+    @property
+    @abstractmethod
+    def may_replace(self) -> MayReplace:
+        """Judges whether a finished output may be replaced by what this makes."""
+
     @abstractmethod
     def prepare(self, destination: Destination, tasks_at_a_time: int) -> None:
         """Check the space and make the files that tasks write to; called again, it leaves what they hold alone."""
@@ -131,13 +137,26 @@ class Operation(ABC, Generic[R]):
         """Write what is left to write, commit, and return the report."""
 
 
+def check_place(out: str | Path, *, overwrite: bool) -> None:
+    """Check, before anything is read or fetched, that the place of an output is free, or may become so.
+
+    Raises:
+        DestinationError: it is taken.
+    """
+    Destination(Path(out), may_replace=anything if overwrite else None).check()
+
+
 def complete(operation: Operation[R], out: str | Path, crew: Crew, progress: Progress, *, overwrite: bool) -> R:
     """Carry an operation to its end: do all tasks that are not done, commit, and return the report."""
-    with Destination(Path(out), overwrite=overwrite) as destination:
+    with Destination(Path(out), may_replace=operation.may_replace if overwrite else None) as destination:
         outcomes = reopen(operation, destination, crew, progress)
         resumed = len(outcomes)
         outcomes = execute(operation, destination, outcomes, range(len(operation.plan.tasks)), crew, progress)
-        operation.refuse(outcomes)
+        try:
+            operation.refuse(outcomes)
+        except ParamdeltaError:
+            destination.clear()  # nothing will come of it, however often it is run again
+            raise
         return operation.finish(destination, outcomes, resumed)
 
 

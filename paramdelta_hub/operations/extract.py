@@ -11,16 +11,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.pairing import Rules
-from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
+from paramdelta_hub.checkpoints.rules import Rules, RuleUse
+from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
 from paramdelta_hub.format.durable import file_digest, io_errors, write_file
 from paramdelta_hub.format.manifest import MANIFEST_NAME, Labels, Manifest, parse_manifest
 from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
 from paramdelta_hub.operations.assembling import assemble, final_names
-from paramdelta_hub.operations.differences import Differences, pair_up, tokenizer_folder
-from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, complete
+from paramdelta_hub.operations.differences import Differences, name_trained, pair_up, tokenizer_folder
+from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, check_place, complete
 from paramdelta_hub.operations.readiness import check_packable
-from paramdelta_hub.operations.requests import ExtractRequest
+from paramdelta_hub.operations.replacing import Replacement, model_places, registry_places
+from paramdelta_hub.operations.requests import ExtractRequest, request
 from paramdelta_hub.work.destination import Destination
 from paramdelta_hub.work.plan import Plan, cut, planning
 from paramdelta_hub.work.progress import Progress
@@ -43,6 +44,8 @@ class ExtractReport:
     resumed_tasks: int
     notes: tuple[str, ...] = ()
     """What became of ties, of rows that have no like in base, and of tensors that are carried whole."""
+    rules: tuple[RuleUse, ...] = ()
+    """What each rule hit, and which trained tensors it left out."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable report."""
@@ -58,6 +61,7 @@ class ExtractReport:
             "exactness": self.manifest.exactness.model_dump(mode="json"),
             "omissions": [omission.model_dump(mode="json") for omission in self.manifest.omissions],
             "notes": list(self.notes),
+            "rules": [use.to_json() for use in self.rules],
             "companions": [file.path for file in self.manifest.companions],
             "resumed_tasks": self.resumed_tasks,
         }
@@ -100,7 +104,7 @@ def extract(
         post_tokenizer: the same for post.
         hash_files: record the sha256 of local weight files too, at the price of reading both models twice; files
             from the Hub have theirs, and every tensor always has.
-        overwrite: replace a finished ``out``.
+        overwrite: replace an older package at ``out``; never anything else (:mod:`.replacing`).
         executor: what does the tasks: ``threads``, ``processes``, or ``ray``, a cluster that sees the same files.
         threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
         memory: bytes that all buffers together may take.
@@ -116,7 +120,8 @@ def extract(
         StorageError: the disk is full or fails.
     """
     rules = rules or Rules()
-    request = ExtractRequest(
+    wanted = request(
+        ExtractRequest,
         base=os.fspath(base),
         post=os.fspath(post),
         name=name,
@@ -130,7 +135,8 @@ def extract(
         hash_files=hash_files,
     )
     crew = Crew(executor, threads, memory, device)
-    return complete(Extraction(request), out, crew, progress or Progress(), overwrite=overwrite)
+    check_place(out, overwrite=overwrite)
+    return complete(Extraction(wanted), out, crew, progress or Progress(), overwrite=overwrite)
 
 
 class Extraction(Operation[ExtractReport]):
@@ -145,19 +151,34 @@ class Extraction(Operation[ExtractReport]):
     what = "extracting"
 
     @planning()
-    def __init__(self, request: ExtractRequest) -> None:
-        self._rules = request.rules
-        self._base, self._post = open_checkpoint(request.base), open_checkpoint(request.post)
+    def __init__(self, wanted: ExtractRequest) -> None:
+        self._rules = wanted.rules
+        self._base, self._post = open_checkpoint(wanted.base), open_checkpoint(wanted.post)
+        if os.path.realpath(self._base.source.path) == os.path.realpath(self._post.source.path):
+            raise OptionError(
+                "BASE and POST are the same model", where=wanted.base, remedy="give the trained model as POST"
+            )
         tokenizers = (
-            tokenizer_folder(request.base_tokenizer, self._base),
-            tokenizer_folder(request.post_tokenizer, self._post),
+            tokenizer_folder(wanted.base_tokenizer, self._base),
+            tokenizer_folder(wanted.post_tokenizer, self._post),
         )
         self._tokenizer = tokenizers[1]
+        self._inputs = [
+            *model_places("the base model", self._base),
+            *model_places("the post model", self._post),
+            *(("a tokenizer", folder) for folder in tokenizers if folder),
+            *registry_places(None),
+        ]
         check_packable(self._base, self._post, self._tokenizer)
-        name = request.name or f"{self._post.source.name.rpartition('/')[2]}-delta"
-        self._labels = _labels(name, request.version, request.license)
+        name = wanted.name or f"{self._post.source.name.rpartition('/')[2]}-delta"
+        self._labels = _labels(name, wanted.version, wanted.license)
         self._differences = pair_up(self._base, self._post, self._rules, *tokenizers)
-        self.plan = _plan(self._base, self._post, self._differences, request)
+        self.plan = _plan(self._base, self._post, self._differences, wanted)
+
+    @property
+    def may_replace(self) -> Replacement:
+        """Only a package is replaced by a package."""
+        return Replacement("package", self._inputs)
 
     def prepare(self, destination: Destination, tasks_at_a_time: int) -> None:
         """Check the space that the pieces are expected to take."""
@@ -183,12 +204,20 @@ class Extraction(Operation[ExtractReport]):
         return piece is None or (path.is_file() and file_digest(path)[0] == outcome["sha256"])
 
     def refuse(self, outcomes: Outcomes) -> None:
-        """Raise if values are not finite."""
+        """Raise if values are not finite, or if there is no difference."""
         _refuse_not_finite(outcomes.values())
+        records = [record for outcome in outcomes.values() for record in outcome.get("tensors", ())]
+        if len(outcomes) == len(self.plan.tasks) and not any(r["changed"] or r["rows"] for r in records):
+            raise MismatchError(
+                f"post has the same values as base in all {len(records)} tensors: there is no delta to extract",
+                where=str(self._post.source.path),
+                remedy="give the model that was trained as POST, and the one that it was trained from as BASE",
+            )
 
     def finish(self, destination: Destination, outcomes: Outcomes, resumed: int) -> ExtractReport:
         """Write the manifest and commit."""
         ordered = [outcomes[number] for number in range(len(self.plan.tasks))]
+        uses = name_trained(self._differences)
         with io_errors("writing the package"):
             manifest = assemble(
                 self._base,
@@ -212,6 +241,7 @@ class Extraction(Operation[ExtractReport]):
             model_nbytes=self._post.nbytes,
             resumed_tasks=resumed,
             notes=self._differences.notes,
+            rules=uses,
         )
 
 
@@ -228,7 +258,7 @@ def _labels(name: str, version: str, license_name: str | None) -> Labels:
         raise OptionError(what, remedy="versions are like 1.2.0 (semver.org)") from None
 
 
-def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, request: ExtractRequest) -> Plan:
+def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, wanted: ExtractRequest) -> Plan:
     tensors = [
         {
             "name": pair.name,
@@ -258,12 +288,12 @@ def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, request:
         for number, group in enumerate(cut(tensors, lambda tensor: int(tensor["nbytes"]), base.nbytes), start=1)
     ]
     files = {file.path: file for model in (base, post) for file in model.files}
-    if request.hash_files:
+    if wanted.hash_files:
         tasks += [{"kind": "digest", "bytes": file.header.size, "file": str(path)} for path, file in files.items()]
     return Plan(
         kind="extract",
         inputs=tuple(file.identity() for file in files.values()),
-        request=request.to_json(),
+        request=wanted.to_json(),
         tasks=tuple(tasks),
     )
 

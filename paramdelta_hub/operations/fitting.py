@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of
-from paramdelta_hub.checkpoints.pairing import LeftOut, Match, Rules, match
+from paramdelta_hub.checkpoints.pairing import LeftOut, Match, match
 from paramdelta_hub.checkpoints.prefixes import propose
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry
+from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_idle, rule_uses, uses_of_patterns
 from paramdelta_hub.checkpoints.views import view_of, zeros
 from paramdelta_hub.errors import Mismatch, MismatchError
 from paramdelta_hub.format.manifest import TensorRecord
@@ -40,6 +41,8 @@ class Fit:
     carried: Mapping[str, Carried] = field(default_factory=dict)
     keeps_fp8: bool = False
     """Whether weights that are 8-bit floats in the target are so in the result."""
+    uses: tuple[RuleUse, ...] = ()
+    """What each rule hit, and which tensors it left out although a delta changes them."""
 
     def in_fp8(self, name: str) -> bool:
         """Whether the result's tensor is 8-bit floats."""
@@ -69,11 +72,16 @@ class Fit:
             if side == "the target" and head in found.pairs
         }
 
+    @property
+    def names(self) -> list[str]:
+        """Every tensor of the result but scales of 8-bit ones: the target's in their order, heads, what it lacked."""
+        return list(dict.fromkeys([*self.target.tensors, *self.ties, *self.carried]))
+
     @cached_property
     def results(self) -> dict[str, OutTensor]:
-        """Every tensor of the result: the target's in their order, heads, what it lacked, what belongs to fp8."""
+        """Every tensor of the result: its :attr:`names`, and what belongs to fp8."""
         tensors = {}
-        for name in dict.fromkeys([*self.target.tensors, *self.ties, *self.carried]):
+        for name in self.names:
             tensor, placed = self.tensor(name), self.placed.get(name)
             shape = (placed.rows, *tensor.shape[1:]) if placed else tensor.shape
             tensors[name] = OutTensor("F8_E4M3" if self.in_fp8(name) else tensor.dtype, shape)
@@ -134,12 +142,18 @@ def preflight(
     weights: Weights,
     keeps_fp8: bool = False,
 ) -> Fit:
-    """Pair the target's tensors with every package's, or raise with everything that does not fit any of them."""
+    """Pair the target's tensors with every package's, or raise with everything that does not fit any of them.
+
+    Raises:
+        OptionError: a rule that hits nothing.
+        MismatchError: every misfit is listed.
+    """
     where = str(target.checkpoint.source.path)
     remedy = "use a target of base's architecture and dtype, or --rename the delta's names, or --skip tensors"
     problems = [Mismatch("target", "quantized", target.refused)] if target.refused else []
     sides = [_entries(package) for package in packages]
     matches = _matches(target.entries, packages, sides, rules)
+    uses = _rule_uses(target, packages, sides, matches, rules, weights)
     replaced: dict[str, str] = {}
     carried: dict[str, Carried] = {}
     vocabularies: dict[str, dict[int, TensorRecord]] = {
@@ -191,7 +205,29 @@ def preflight(
         remedy = "leave out --dtype: the result's weights are bf16 then"
     if problems := list(dict.fromkeys(problems)):  # several tensors may lack the same tokens
         raise MismatchError(f"target and delta differ in {len(problems)} way(s)", problems, where=where, remedy=remedy)
-    return Fit(target, tuple(matches), placed, carried, keeps_fp8)
+    return Fit(target, tuple(matches), placed, carried, keeps_fp8, tuple(uses))
+
+
+def _rule_uses(
+    target: LogicalModel,
+    packages: Sequence[Package],
+    sides: Sequence[Mapping[str, Entry]],
+    matches: Sequence[Match],
+    rules: Rules,
+    weights: Weights,
+) -> list[RuleUse]:
+    """Return what each rule hits, or refuse those that hit nothing."""
+    summed = {name for found in matches for name in found.pairs}
+    uses = rule_uses(rules, target.entries, sides)
+    uses += uses_of_patterns([pattern for pattern, _ in weights.by_name.rules], summed)
+    refuse_idle(uses, list(dict.fromkeys([*target.entries, *(name for side in sides for name in side)])))
+    trained: dict[str, set[str]] = {}
+    for package in packages if rules.skips else ():
+        for name, record in package.records.items():
+            renamed = rules.rename(name)
+            if record.changed and (rules.skips_name(name) or rules.skips_name(renamed)):
+                trained.setdefault(renamed, set()).update((name, renamed))
+    return [use.with_trained(trained) for use in uses]
 
 
 def _without_scales(

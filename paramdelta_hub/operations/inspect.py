@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paramdelta_hub.errors import DestinationError, OptionError
+from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.durable import io_errors, write_file
 from paramdelta_hub.format.manifest import Manifest, TensorRecord
 from paramdelta_hub.format.package import Package, open_package
+from paramdelta_hub.format.seal import is_sealed
 from paramdelta_hub.limits import SPECTRUM_MATRICES
+from paramdelta_hub.operations.replacing import check_output_file
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.reports.agreement import Comparison, compare_packages
 from paramdelta_hub.reports.charts import check_charts
@@ -145,16 +147,15 @@ def compare(
     return compare_packages(packages, threads=threads, progress=progress)
 
 
-def check_report(path: str | Path, *, overwrite: bool = False) -> None:
-    """Check that a report can be written to ``path``, before any work is done for it.
+def check_report(path: str | Path, *, overwrite: bool = False) -> Path:
+    """Return where a report can be written, before any work is done for it.
 
     Raises:
         OptionError: the charts' library is not installed.
         DestinationError: the file exists.
     """
     check_charts()
-    if os.path.lexists(path) and not overwrite:
-        raise DestinationError("exists already", where=str(path), remedy="choose another name, or give --overwrite")
+    return check_output_file(path, is_sealed, overwrite=overwrite)
 
 
 def write_report(
@@ -173,8 +174,7 @@ def write_report(
         DestinationError: the file exists.
         StorageError: it can't be written.
     """
-    file = Path(path)
-    check_report(file, overwrite=overwrite)
+    file = check_report(path, overwrite=overwrite)
     if isinstance(report, Comparison):
         content = comparison_page(report)
     else:

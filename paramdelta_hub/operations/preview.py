@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.pairing import LeftOut
+from paramdelta_hub.checkpoints.rules import RuleUse
+from paramdelta_hub.errors import StorageError
+from paramdelta_hub.format.sizes import human_bytes
 from paramdelta_hub.operations.layout import lay_out
 from paramdelta_hub.operations.opening import open_inputs
 from paramdelta_hub.operations.requests import ApplyRequest
 from paramdelta_hub.operations.summands import AppliedDelta
-from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.work.destination import Destination, anything
 from paramdelta_hub.work.progress import Progress
+from paramdelta_hub.work.threads import default_threads
 
 __all__ = ["Preview", "preview"]
 
@@ -32,10 +35,25 @@ class Preview:
     kept_tensors: int
     nbytes: int
     """Bytes of the result's weights."""
+    needed_bytes: int
+    """Bytes that the disk must have for it."""
     free_bytes: int
-    """Bytes that are free where the result would lie."""
+    """Bytes that are free where the result would lie, with those that an interrupted run has taken there."""
     omissions: tuple[LeftOut, ...]
     notes: tuple[str, ...]
+    rules: tuple[RuleUse, ...]
+    """What each rule hits, and which tensors it leaves out although a delta changes them."""
+
+    @property
+    def problem(self) -> StorageError | None:
+        """What would end the real run, although everything fits: too little space. None where it would begin."""
+        if self.needed_bytes <= self.free_bytes:
+            return None
+        return StorageError(
+            f"needs {human_bytes(self.needed_bytes)}; {human_bytes(self.free_bytes)} are free",
+            where=str(self.out),
+            remedy="free some space, or write to another disk",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable report."""
@@ -47,9 +65,12 @@ class Preview:
             "paired_tensors": self.paired_tensors,
             "kept_tensors": self.kept_tensors,
             "bytes": self.nbytes,
+            "needed_bytes": self.needed_bytes,
             "free_bytes": self.free_bytes,
+            "problem": self.problem and self.problem.what,
             "omissions": [omission._asdict() for omission in self.omissions],
             "notes": list(self.notes),
+            "rules": [use.to_json() for use in self.rules],
         }
 
 
@@ -76,13 +97,14 @@ def preview(
         DestinationError: ``out`` exists.
         ParamdeltaError: whatever the beginning of an apply raises: not found, no fit, not kin.
     """
-    destination = Destination(Path(out), overwrite=overwrite)
-    destination.refuse_existing()
+    destination = Destination(Path(out), may_replace=anything if overwrite else None)
+    destination.check()
     inputs = open_inputs(request, destination.pieces, registry=registry, part="evidence", progress=progress)
+    if overwrite and os.path.lexists(destination.out):
+        inputs.may_replace(destination.out)
     fit = inputs.fit
     deltas, files = tuple(inputs.kin()), lay_out(inputs.model, fit.results, fit.beside)
     paired = {name for match in fit.matches for name in match.pairs}
-    there = next(folder for folder in destination.out.parents if os.path.isdir(folder))
     return Preview(
         out=destination.given,
         target=inputs.model.source.name,
@@ -90,7 +112,9 @@ def preview(
         paired_tensors=len(paired),
         kept_tensors=len(fit.results.keys() - paired),
         nbytes=sum(file.size for file in files.values()),
-        free_bytes=shutil.disk_usage(there).free,
+        needed_bytes=inputs.needed_bytes(files.values(), default_threads()),
+        free_bytes=destination.space(),
         omissions=fit.omissions,
-        notes=fit.notes,
+        notes=(*inputs.doubts, *inputs.there_already(), *fit.notes),
+        rules=fit.uses,
     )

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from paramdelta_hub import __about__
-from paramdelta_hub.checkpoints.pairing import SKIPPED, Rules
+from paramdelta_hub.checkpoints.pairing import SKIPPED
+from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.format.manifest import Source
 from paramdelta_hub.format.provenance import PROVENANCE_NAME
 from paramdelta_hub.operations.fitting import Fit

@@ -38,9 +38,21 @@ from paramdelta_hub.format.package import Package
 from paramdelta_hub.format.records import ConfigName
 from paramdelta_hub.limits import COMPANION_BYTES
 
-__all__ = ["Choice", "Mode", "Origin", "Readiness", "check_packable", "choose", "config_changes", "make_ready", "pack"]
+__all__ = [
+    "Choice",
+    "Mode",
+    "Origin",
+    "Prefer",
+    "Readiness",
+    "check_packable",
+    "choose",
+    "config_changes",
+    "make_ready",
+    "pack",
+]
 
 Mode = Literal["post", "target", "none"]
+Prefer = Literal["target", "post"]
 
 CONFIG: Literal["config.json"] = "config.json"
 GENERATION: Literal["generation_config.json"] = "generation_config.json"
@@ -244,7 +256,7 @@ def make_ready(
     choice: Choice,
     result: Path,
     *,
-    prefer: Literal["target", "post"] = "target",
+    prefer: Prefer = "target",
     settled: Mapping[str, Any] | None = None,
     is_post: bool = False,
 ) -> Readiness:

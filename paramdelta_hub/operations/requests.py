@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, TypeVar
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
-from paramdelta_hub.checkpoints.pairing import Rules
-from paramdelta_hub.errors import SourceError
+from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.format import jsontext
+from paramdelta_hub.format.durable import expand
+from paramdelta_hub.operations.readiness import Mode, Prefer
+from paramdelta_hub.operations.requantize import Dtype
+from paramdelta_hub.operations.weights import checked_weight
 
-__all__ = ["ApplyRequest", "ExtractRequest", "absolute", "request_of"]
+__all__ = ["ApplyRequest", "ExtractRequest", "absolute", "request", "request_of"]
 
 T = TypeVar("T")
 _CLOSED = ConfigDict(strict=True, extra="forbid")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CLOSED)
 class ExtractRequest:
     """What :func:`~paramdelta_hub.extract` is asked for; fields as its arguments, rules as tuples."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     base: str
     post: str
@@ -48,24 +51,28 @@ class ExtractRequest:
         return {**asdict(self), **paths}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CLOSED)
 class ApplyRequest:
     """What :func:`~paramdelta_hub.apply` is asked for; fields as its arguments, deltas as (package, weight)."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     target: str
     deltas: tuple[tuple[str, float], ...]
     weight_map: tuple[tuple[str, float], ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     skips: tuple[str, ...] = ()
-    dtype: str | None = None
-    companions: str = "post"
-    prefer: str = "target"
+    dtype: Dtype | None = None
+    companions: Mode = "post"
+    prefer: Prefer = "target"
     keep_remote_code_of_target: bool = False
     target_tokenizer: str | None = None
     stream: bool = False
     force: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.deltas:
+            raise OptionError("no delta to apply")
+        for _, weight in (*self.deltas, *self.weight_map):
+            checked_weight(weight)
 
     @property
     def rules(self) -> Rules:
@@ -76,6 +83,20 @@ class ApplyRequest:
         """Return plain JSON that holds from any current folder."""
         paths = {key: absolute(getattr(self, key)) for key in ("target", "target_tokenizer")}
         return {**asdict(self), **paths, "deltas": [(absolute(delta), weight) for delta, weight in self.deltas]}
+
+
+def request(kind: type[T], **fields: Any) -> T:
+    """Return a request of these fields, each of its type and, where there is a choice, one of it.
+
+    Raises:
+        OptionError: one is not; the message names it, and what it can be.
+    """
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"]))
+        raise OptionError(f"{name}: {problem['msg']}, not {problem['input']!r}") from None
 
 
 def request_of(kind: type[T], fields: Mapping[str, Any], where: str) -> T:
@@ -92,4 +113,4 @@ def request_of(kind: type[T], fields: Mapping[str, Any], where: str) -> T:
 
 def absolute(place: str | os.PathLike[str] | None) -> Any:
     """Return the absolute path of what is there on disk; what is not, such as a name on the Hub, as it is."""
-    return place if place is None or not os.path.exists(place) else os.path.abspath(place)
+    return place if place is None or not os.path.exists(expand(place)) else os.path.abspath(expand(place))

@@ -22,7 +22,7 @@ from paramdelta_hub.operations.digesting import run_over, tensor_digests
 from paramdelta_hub.operations.execution import workers
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["ResultReport", "is_result", "may_lie_beside", "verify_result"]
+__all__ = ["ResultReport", "changed_tensors", "is_result", "may_lie_beside", "verify_result"]
 
 _BESIDE = re.compile(
     r"(readme|license|notice|use_policy)(\.(md|txt))?|.+\.(sig|intoto\.jsonl?|cdx\.json)", re.IGNORECASE
@@ -108,7 +108,7 @@ def verify_result(
     before = [file.identity() for file in model.files]
     problems = [*_misfits(model, provenance), *_unlisted(model, provenance), *_changed_companions(folder, provenance)]
     promised = {name: tensor.blake3 for name, tensor in provenance.tensors.items()}
-    problems += _changed_tensors(model, promised, {problem.location for problem in problems}, threads, progress)
+    problems += changed_tensors(model, promised, {problem.location for problem in problems}, threads, progress)
     if problems:
         raise MismatchError(
             f"not the model that its provenance tells of: {len(problems)} difference(s)",
@@ -139,9 +139,10 @@ def _misfits(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
             yield Mismatch(name, "unlisted", "the model has it, the provenance has not")
 
 
-def _changed_tensors(
+def changed_tensors(
     model: Checkpoint, promised: Mapping[str, str], known: set[str], threads: int, progress: Progress
 ) -> list[Mismatch]:
+    """Return the tensors whose values have another digest than promised; those that are ``known`` are not read."""
     tensors = [
         # As bytes: what is compared is what is stored, whatever its dtype.
         {"name": name, "dtype": "U8", "nbytes": span.nbytes, "view": {**view_of(file, span), "dtype": "U8"}}

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 from paramdelta_hub.errors import DestinationError, OptionError
 from paramdelta_hub.operations.apply import Application, ApplyReport
-from paramdelta_hub.operations.execution import Crew, Operation, Outcomes, execute, intact, reopen, resume
+from paramdelta_hub.operations.execution import Crew, Operation, Outcomes, check_place, execute, intact, reopen, resume
 from paramdelta_hub.operations.extract import Extraction, ExtractReport
 from paramdelta_hub.operations.requests import ApplyRequest, ExtractRequest, request_of
 from paramdelta_hub.operations.tasks import written
-from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.work.destination import Destination, anything
 from paramdelta_hub.work.plan import Plan, read_request
 from paramdelta_hub.work.progress import Progress
 from paramdelta_hub.work.shares import lots, share
@@ -84,8 +84,10 @@ def do_share(
     if isinstance(request, ApplyRequest) and request.stream:
         raise OptionError("ranks can't share a target that is streamed", remedy="download it, or leave out --stream")
     crew, progress = crew or Crew(), progress or Progress()
+    check_place(out, overwrite=overwrite)
     operation = _opened(request, out, registry, progress)
-    with Destination(Path(out), overwrite=overwrite, shared=True) as destination:
+    may_replace = operation.may_replace if overwrite else None
+    with Destination(Path(out), may_replace=may_replace, shared=True) as destination:
         claimed = resume(operation, destination, crew)
         destination.enlist(rank, world)
         mine = _shares(operation.plan, world)[rank]
@@ -125,7 +127,7 @@ def commit(
         raise DestinationError(
             "there is nothing to commit", where=str(out), remedy="run the ranks first, with -o and this very folder"
         )
-    with Destination(Path(out), overwrite=overwrite) as destination:
+    with Destination(Path(out), may_replace=anything if overwrite else None) as destination:
         kind, fields = read_request(destination.request_path)
         wanted: type[Request] = ExtractRequest if kind == "extract" else ApplyRequest
         operation = _opened(request_of(wanted, fields, str(destination.request_path)), out, None, progress)
@@ -135,6 +137,9 @@ def commit(
                 where=str(destination.plan_path),
                 remedy="delete the folder, and run all ranks again",
             )
+        if overwrite:
+            destination.may_replace = operation.may_replace
+            destination.check()
         outcomes = reopen(operation, destination, crew, progress)
         _refuse_missing(operation, destination, outcomes)
         report: ExtractReport | ApplyReport = operation.finish(destination, outcomes, len(outcomes))

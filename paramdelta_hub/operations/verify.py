@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -28,6 +28,8 @@ from paramdelta_hub.registry.signing import trust
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["VerifyReport", "verify"]
+
+Side: TypeAlias = Literal["base", "post"]
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def verify(
     tensors = _summed(package, base_model, places)
     digests = run_over(tensors, _sum_digests, threads, progress, "decoding and adding")
     if base_model is not None:
-        wrong = [r.name for r in records if digests[r.name][0] != r.base_blake3]
-        _refuse_other_model("base", package.manifest.base.name, base_model, wrong)
+        found = {name: before for name, (before, _) in digests.items()}
+        _refuse_other_model("base", package, base_model, found)
         missed = [r.name for r in records if digests[r.name][1] != r.post_blake3]
         if missed:
             raise VerificationError(
@@ -128,8 +130,7 @@ def verify(
             )
     if post_model is not None:
         found = run_over(_of_post(package, post_model), tensor_digests, threads, progress, "comparing post")
-        wrong = [r.name for r in records if found[r.name] != r.post_blake3]
-        _refuse_other_model("post", package.manifest.post.name, post_model, wrong)
+        _refuse_other_model("post", package, post_model, found)
     return VerifyReport(
         package=package.path,
         id=package.digest,
@@ -142,14 +143,29 @@ def verify(
     )
 
 
-def _refuse_other_model(side: str, name: str, model: Checkpoint, wrong: list[str]) -> None:
-    if wrong:
+def _refuse_other_model(side: Side, package: Package, model: Checkpoint, found: Mapping[str, str]) -> None:
+    """Refuse a model whose tensors have other digests than the manifest promises of this side; or of both, swapped."""
+    promised = {
+        "base": {record.name: record.base_blake3 for record in package.manifest.tensors},
+        "post": {record.name: record.post_blake3 for record in package.manifest.tensors},
+    }
+    wrong = [name for name, digest in promised[side].items() if found[name] != digest]
+    if not wrong:
+        return
+    other: Side = "post" if side == "base" else "base"
+    where, name = str(model.source.path), getattr(package.manifest, side).name
+    if all(found[name] == digest for name, digest in promised[other].items()):
         raise MismatchError(
-            f"not the {side} of this delta",
-            [Mismatch(tensor, "digest", "other values than the manifest's digest promises") for tensor in wrong],
-            where=str(model.source.path),
-            remedy=f"the delta's {side} is {name!r}",
+            f"this is the delta's {other}, given as its {side}: base and post are swapped",
+            where=where,
+            remedy=f"give it with --{other}; the delta's {side} is {name!r}",
         )
+    raise MismatchError(
+        f"not the {side} of this delta",
+        [Mismatch(tensor, "digest", "other values than the manifest's digest promises") for tensor in wrong],
+        where=where,
+        remedy=f"the delta's {side} is {name!r}",
+    )
 
 
 def _check_lineage_file(package: Package) -> None:

@@ -1,56 +1,201 @@
-"""How much of each delta is wanted: a weight for all of it, and factors for chosen tensors."""
+"""How much of each delta is wanted: a weight for all of it, and factors for chosen tensors.
+
+Weights come in one way, from the command line and from Python alike: :func:`summands_of` and :meth:`WeightMap.of` take
+what people write, and refuse in words what they can't take for sure. A weight that is lost on the way is a wrong model.
+"""
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
+from typing import Any, TypeAlias
 
-import numpy as np
-
-from paramdelta_hub.checkpoints.pairing import compiled
+from paramdelta_hub.checkpoints.rules import compiled
 from paramdelta_hub.errors import OptionError
+from paramdelta_hub.limits import LARGEST_WEIGHT
 
-__all__ = ["Summand", "WeightMap", "Weights", "finite_weight"]
+__all__ = ["Deltas", "Factors", "Summand", "WeightMap", "Weights", "checked_weight", "summands_of"]
 
 
-def finite_weight(weight: float) -> float:
-    """Return a weight that stays finite in float32, in which sums of 16-bit weights are made.
+def checked_weight(weight: Any, what: str = "weight") -> float:
+    """Return a weight as a float, if it is a finite number of a size that makes sense.
 
     Raises:
-        OptionError: NaN, infinite, or beyond float32.
+        OptionError: no number, NaN, infinite, or larger than :data:`~paramdelta_hub.limits.LARGEST_WEIGHT`.
     """
-    if not abs(weight) <= float(np.finfo(np.float32).max):
-        raise OptionError(f"the weight {weight} is not a finite number of moderate size")
-    return weight
+    if isinstance(weight, bool) or not isinstance(weight, Real):
+        raise OptionError(f"the {what} {weight!r} is not a number", remedy="give a number such as 0.5")
+    number = float(weight)
+    if not math.isfinite(number):
+        raise OptionError(f"the {what} {number} is not finite", remedy="give a number such as 0.5")
+    if abs(number) > LARGEST_WEIGHT:
+        raise OptionError(
+            f"the {what} {number:g} is too large; the limit is ±{LARGEST_WEIGHT:g}",
+            remedy="weights are shares: half of a delta is 0.5, not 50",
+        )
+    return number
+
+
+def _parsed(text: str, what: str) -> float:
+    """Return the weight that a text spells.
+
+    Raises:
+        OptionError: none that can be used.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        raise OptionError(f"{text!r} is not a number", where=what, remedy="write DELTA=0.5, for example") from None
+    return checked_weight(number)
 
 
 @dataclass(frozen=True)
 class Summand:
-    """One delta of the sum and its weight."""
+    """One delta of the sum and its weight.
+
+    Raises:
+        OptionError: neither a path nor a text, or a weight that is no number of moderate size.
+    """
 
     delta: str | Path
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        finite_weight(self.weight)
+        if not isinstance(self.delta, (str, os.PathLike)):
+            raise OptionError(f"a delta is a path or org/name, not {self.delta!r}")
+        object.__setattr__(self, "weight", checked_weight(self.weight))
+
+
+Deltas: TypeAlias = (
+    "str | Path | Summand | tuple[str | Path, float] | Mapping[str | Path, float]"
+    " | Sequence[str | Path | Summand | tuple[str | Path, float]]"
+)
+"""What people write for deltas and their weights; see :func:`summands_of`."""
+
+
+def summands_of(deltas: Deltas) -> list[Summand]:
+    """Return deltas and weights, however they are written, in order.
+
+    Args:
+        deltas: a path or ``org/name``, alone with a weight of 1 or, in a text, as ``DELTA=0.5``; a pair of a delta and
+            its weight; a :class:`Summand`; a list of such; or a mapping from deltas to weights.
+
+    Raises:
+        OptionError: anything else, no delta at all, or a weight that can't be used.
+    """
+    if isinstance(deltas, Mapping):
+        found = [Summand(delta, weight) for delta, weight in deltas.items()]
+    elif _is_one(deltas):
+        found = [_summand(deltas)]
+    elif isinstance(deltas, Sequence) and not isinstance(deltas, bytes):
+        found = [_summand(delta) for delta in deltas]
+    else:
+        raise OptionError(
+            f"deltas can't be given as {deltas!r}", remedy="give a list, or a mapping such as {delta: 0.5}"
+        )
+    if not found:
+        raise OptionError("no delta to apply")
+    return found
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike, Summand)) or _is_pair(value)
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether a value is a delta with its weight, and not two deltas."""
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and isinstance(value[0], (str, os.PathLike))
+        and isinstance(value[1], Real)
+    )
+
+
+def _summand(value: Any) -> Summand:
+    if isinstance(value, Summand):
+        return value
+    if _is_pair(value):
+        return Summand(*value)
+    if isinstance(value, str):
+        return _spelled(value)
+    if isinstance(value, os.PathLike):
+        return Summand(Path(value))
+    raise OptionError(
+        f"a delta can't be given as {value!r}",
+        remedy="give a path or org/name, or a pair of it and a number: (delta, 0.5)",
+    )
+
+
+def _spelled(text: str) -> Summand:
+    """Split ``DELTA=WEIGHT``; a folder whose own name holds an ``=`` is still a folder."""
+    delta, equals, weight = text.rpartition("=")
+    if not equals or os.path.lexists(os.path.expanduser(text)):
+        return Summand(text)
+    if not delta:
+        raise OptionError(f"{text!r} is not of the form DELTA=WEIGHT")
+    return Summand(delta, _parsed(weight, text))
+
+
+Factors: TypeAlias = "WeightMap | Mapping[str, float] | Sequence[tuple[str, float] | str]"
+"""What people write for factors of chosen tensors; see :meth:`WeightMap.of`."""
 
 
 @dataclass(frozen=True)
 class WeightMap:
-    """Factors for chosen tensors: (pattern, factor) in order; the last pattern found in a name decides, else 1."""
+    """Factors for chosen tensors: (pattern, factor) in order; the last pattern found in a name decides, else 1.
+
+    Raises:
+        OptionError: a pattern that is no regular expression, or a factor that is no number of moderate size.
+    """
 
     rules: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        for pattern, factor in self.rules:
-            compiled(pattern)
-            finite_weight(factor)
+        object.__setattr__(self, "rules", tuple(map(_factor, _rules(self.rules))))
+
+    @classmethod
+    def of(cls, factors: Factors | None) -> WeightMap:
+        """Return the map that people wrote: as one, as a mapping, as pairs, or as texts ``REGEX=W``.
+
+        Raises:
+            OptionError: anything else.
+        """
+        if isinstance(factors, WeightMap):
+            return factors
+        return cls(tuple(_rules(factors if factors is not None else ())))
 
     def factor(self, name: str) -> float:
         """Return the factor of a tensor."""
         if not self.rules:
             return 1.0
         return next((factor for pattern, factor in reversed(self.rules) if compiled(pattern).search(name)), 1.0)
+
+
+def _rules(factors: Any) -> Iterable[Any]:
+    if isinstance(factors, Mapping):
+        return factors.items()
+    if isinstance(factors, Sequence) and not isinstance(factors, (str, bytes)):
+        return factors
+    raise OptionError(f"a weight map can't be given as {factors!r}", remedy="give a mapping such as {pattern: 0.5}")
+
+
+def _factor(rule: Any) -> tuple[str, float]:
+    if isinstance(rule, str):
+        pattern, equals, number = rule.rpartition("=")
+        if not equals or not pattern:
+            raise OptionError(f"{rule!r} is not of the form REGEX=W")
+        factor: Any = _parsed(number, rule)
+    elif isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str):
+        pattern, factor = rule
+    else:
+        raise OptionError(f"a rule of a weight map is a pair of a pattern and a number, not {rule!r}")
+    compiled(pattern)
+    return pattern, checked_weight(factor, "factor")
 
 
 @dataclass(frozen=True)
@@ -62,4 +207,4 @@ class Weights:
 
     def of(self, number: int, name: str) -> float:
         """Return the weight that a delta has for a tensor."""
-        return finite_weight(self.deltas[number] * self.by_name.factor(name))
+        return checked_weight(self.deltas[number] * self.by_name.factor(name), "weight times factor")

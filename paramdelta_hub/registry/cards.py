@@ -13,6 +13,7 @@ from typing import Any
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.manifest import Manifest, Source
 from paramdelta_hub.format.package import PICTURE_NAME
+from paramdelta_hub.format.seal import seal
 from paramdelta_hub.format.sizes import human_bytes
 from paramdelta_hub.registry.chart import change_table
 from paramdelta_hub.registry.markdown import (
@@ -119,10 +120,11 @@ def delta_card(
     return _metadata(manifest, id, existing, manifest.license or licenses[1]) + "\n" + "\n\n".join(sections) + "\n"
 
 
-def result_card(provenance: Mapping[str, Any], manifests: Sequence[Manifest], lines: Iterable[str] = ()) -> str:
+def result_card(provenance: Mapping[str, Any], manifests: Sequence[Manifest], lines: Iterable[str] = ()) -> bytes:
     """Return the card of an applied model: what it is made of, with weights, versions, commits and warnings.
 
-    Nothing in it depends on time or place, and nothing of the target's own card is in it: this is another model.
+    Nothing in it depends on time or place, and nothing of the target's own card is in it: this is another model. It
+    ends in a seal, by which an edited card is told from ours.
 
     Args:
         provenance: what ``paramdelta_provenance.json`` says.
@@ -163,7 +165,7 @@ def result_card(provenance: Mapping[str, Any], manifests: Sequence[Manifest], li
         " the deltas were taken of, apply."
     )
     sections.append(f"## Citation\n\n{_CITATION}")
-    return front_matter(data) + "\n" + "\n\n".join(sections) + "\n"
+    return seal((front_matter(data) + "\n" + "\n\n".join(sections) + "\n").encode())
 
 
 def _summand(delta: Mapping[str, Any], manifest: Manifest) -> str:

@@ -98,7 +98,7 @@ class FolderStore:
                 with alone_in(stage):
                     _fill(stage, package, text, progress)
                 self._show(stage, out)
-                shutil.rmtree(place.books, ignore_errors=True)
+                place.clear()
         except DestinationError as error:
             raise PublishError(
                 error.what, where=error.where, remedy="see what is there; what is published is never replaced"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from paramdelta_hub.errors import OptionError
+from paramdelta_hub.format.durable import expand
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Part, Registry
 from paramdelta_hub.registry.reference import Reference, open_registry, parse_reference
@@ -62,7 +63,7 @@ def locate_delta(
     """
     reference = parse_reference(str(delta))
     if reference is None or _is_path(delta, reference):
-        return Path(delta)
+        return expand(delta)
     found, reference = find(str(delta), registry)
     pulled = found.pull(reference.repo, reference.revision, part=part, trust=trust or trusted(), progress=progress)
     return pulled.path

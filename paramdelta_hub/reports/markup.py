@@ -14,6 +14,8 @@ from html import escape
 from importlib import resources
 from typing import TypeAlias
 
+from paramdelta_hub.format.seal import seal
+
 __all__ = ["Markup", "Piece", "element", "figures", "join", "link", "name", "page", "table"]
 
 _SHOWN = 120
@@ -128,7 +130,7 @@ def page(title: str, *body: Piece, script: str | None = None) -> bytes:
         element("style", Markup(style)),
     )
     end = element("script", Markup(script)) if script else None
-    return f"<!doctype html>\n{element('html', head, element('body', *body, end), lang='en')}\n".encode()
+    return seal(f"<!doctype html>\n{element('html', head, element('body', *body, end), lang='en')}\n".encode())
 
 
 def _attribute(key: str) -> str:

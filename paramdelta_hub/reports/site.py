@@ -5,23 +5,40 @@ Everything can be read without JavaScript; where there is some, it narrows the l
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.manifest import Manifest
+from paramdelta_hub.format.records import Record, Sha256, Text, at_most
 from paramdelta_hub.format.sizes import human_bytes
+from paramdelta_hub.limits import FILES
 from paramdelta_hub.registry.protocol import Hit, Version
 from paramdelta_hub.registry.search import Verdict
 from paramdelta_hub.reports.delta_page import delta_sections, footer, relative_change
 from paramdelta_hub.reports.markup import Markup, element, join, link, name, page, table
 from paramdelta_hub.reports.spectra import Spectrum
 
-__all__ = ["Entry", "site_pages"]
+__all__ = ["SITE_NAME", "Entry", "SiteFiles", "site_pages"]
 
+SITE_NAME = "paramdelta_catalog.json"
+"""By this file a folder is known as a catalog of ours; it lists all others."""
 _INDEX = "index.html"
 _DAY = len("2026-01-31")
+
+
+class SiteFiles(Record):
+    """What ``paramdelta_catalog.json`` says."""
+
+    format: Literal["paramdelta-catalog"] = "paramdelta-catalog"
+    format_version: Literal[1] = 1
+    files: Annotated[dict[Text, Sha256], at_most(FILES)] = Field(description="every other file of the site, by name")
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,9 @@ class Entry:
 
 
 def site_pages(title: str, entries: Sequence[Entry]) -> Iterator[tuple[str, bytes]]:
-    """Yield every file of the site: its path, and its content. Equal entries give equal files.
+    """Yield every file of the site, the list of the others last: its path, and its content.
+
+    Equal entries give equal files.
 
     Args:
         title: what the site is called.
@@ -62,6 +81,14 @@ def site_pages(title: str, entries: Sequence[Entry]) -> Iterator[tuple[str, byte
     Raises:
         OptionError: the charts' library is not installed.
     """
+    files = {}
+    for path, content in _pages(title, entries):
+        files[path] = hashlib.sha256(content).hexdigest()
+        yield path, content
+    yield SITE_NAME, jsontext.pretty(SiteFiles(files=files).model_dump(mode="json"))
+
+
+def _pages(title: str, entries: Sequence[Entry]) -> Iterator[tuple[str, bytes]]:
     ordered = sorted(entries, key=lambda entry: (entry.base.casefold(), entry.base, entry.hit.repo))
     yield _INDEX, _index(title, ordered)
     kin: dict[str, list[Entry]] = defaultdict(list)

@@ -1,6 +1,7 @@
 """The place of the result: ``OUT.partial/`` while work goes on, ``OUT`` by one rename.
 
-While work goes on, ``OUT.partial/`` holds:
+Where ``OUT`` is replaced, the two are exchanged in one step, and the old one is deleted when the new one stands. While
+work goes on, ``OUT.partial/`` holds:
 
 - ``lock``: held by the one process that works on it, or shared by ranks (flock: it dies with the process);
 - ``preparing``: held by the one rank that begins the plan, or looks whether it is its own;
@@ -9,7 +10,11 @@ While work goes on, ``OUT.partial/`` holds:
 - ``ranks/``: an empty file for each rank that ever began, named after its number and how many there are;
 - ``receipts/``: one JSON file a finished task;
 - ``pieces/``: files that get their final names at the end;
-- ``result/``: what becomes ``OUT``.
+- ``result/``: what becomes ``OUT``;
+- ``committing``: which folder is about to become ``OUT`` in place of an older one;
+- ``replaced/``: that older one, where the file system can't exchange two folders.
+
+A folder of that name which holds anything else is somebody's own, and is refused.
 
 Ranks work on several machines that share a file system, which must know flock (NFS 4, GPFS, CephFS, Lustre mounted
 with ``-o flock``). Equal tasks write equal bytes, and a commit hashes what receipts speak of: a worker that is late,
@@ -26,11 +31,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TypeAlias
 
 from paramdelta_hub.errors import DestinationError, OptionError, PackageError, StorageError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import (
     TEMPORARY,
+    exchange,
+    expand,
     io_errors,
     make_folders,
     read_small,
@@ -38,36 +46,56 @@ from paramdelta_hub.format.durable import (
     sync_tree,
     write_file,
 )
-from paramdelta_hub.limits import GIB, RECEIPT_BYTES
+from paramdelta_hub.format.listing import shown_names
+from paramdelta_hub.format.sizes import human_bytes
+from paramdelta_hub.limits import RECEIPT_BYTES
 from paramdelta_hub.work.plan import Plan, Receipt
 
-__all__ = ["PIECES", "PLAN_NAME", "RESULT", "Destination"]
+__all__ = ["PIECES", "PLAN_NAME", "RESULT", "Destination", "MayReplace", "anything"]
 
 PLAN_NAME, PIECES, RESULT = "plan.json", "pieces", "result"
+_LOCK, _COMMITTING, _REPLACED = "lock", "committing", "replaced"
 _RANK = re.compile(r"(\d{1,9})-of-(\d{1,9})")
+_OURS = re.compile(
+    r"lock|preparing|request\.json|plan\.json|ranks|receipts|pieces|result|committing|replaced"
+    r"|\.(request\.json|plan\.json|committing)\.[0-9]+\.tmp"
+    r"|[0-9a-f]{64}"  # a publication to a registry that is a folder, named by the package's id
+    r"|tmp[a-z0-9_]{8}"  # rows that wait, where the file system knows no files without a name
+)
+"""What may lie directly in ``OUT.partial/``."""
+
+MayReplace: TypeAlias = Callable[[Path], None]
+"""Raises a DestinationError if the folder at a path, with every link resolved, must not be replaced."""
+
+
+def anything(_: Path) -> None:
+    """Let anything be replaced: for as long as it is not known yet what is about to be made, and nothing is."""
 
 
 class Destination:
     """Access to ``OUT.partial/`` for the length of a ``with`` block; the block's end releases the lock.
 
+    A link at ``out`` is followed: what it leads to is what is made, or replaced.
+
     Args:
-        out: the final path; it must not exist unless ``overwrite``.
-        overwrite: replace a finished ``out`` at the commit, not before.
+        out: the final path; it must not exist unless ``may_replace`` is given and lets it be replaced.
+        may_replace: judges a finished ``out``, which is then replaced at the commit, not before.
         shared: let others that say so work on the same plan at the same time; who shares does not commit.
 
     Raises:
-        DestinationError: ``out`` exists, or another process is writing to it.
+        DestinationError: ``out`` exists and is not to be replaced, another process is writing to it, or there is a
+            folder ``OUT.partial`` that is not ours.
         StorageError: the folder can't be made.
     """
 
-    def __init__(self, out: Path, *, overwrite: bool = False, shared: bool = False) -> None:
-        self.given, self.out = out, Path(os.path.abspath(out))
-        if not self.out.name or "\0" in self.out.name:
+    def __init__(self, out: Path, *, may_replace: MayReplace | None = None, shared: bool = False) -> None:
+        if not os.path.basename(os.path.abspath(out)) or "\0" in str(out):
             raise OptionError("can't be the name of an output folder", where=repr(str(out)))
+        self.given, self.out = out, Path(os.path.realpath(expand(out)))
         self.books = self.out.with_name(self.out.name + ".partial")
         self.result = self.books / RESULT
         self.pieces = self.books / PIECES
-        self._overwrite, self._shared = overwrite, shared
+        self.may_replace, self._shared = may_replace, shared
         self._lock: int | None = None
 
     @property
@@ -87,17 +115,22 @@ class Destination:
         return self._lock
 
     def __enter__(self) -> Destination:
-        self.refuse_existing()
+        self.check()
         with io_errors("making the output folder"):
             while self._lock is None:
                 make_folders(self.books)
                 self._lock = self._try_lock()
         try:
-            self.refuse_existing()  # somebody may have finished while we waited for nothing
+            with io_errors("going on after an interrupted exchange"), self._alone():
+                self._recover()
+            self.check()  # somebody may have finished while we waited for nothing
         except DestinationError:
             # A folder of our own making: leave nothing behind. Beside others it need not be ours.
             if not (self._shared or self.plan_path.exists()):
-                shutil.rmtree(self.books, ignore_errors=True)
+                self.clear()
+            self._release()
+            raise
+        except BaseException:
             self._release()
             raise
         return self
@@ -107,20 +140,47 @@ class Destination:
     ) -> None:
         self._release()
 
-    def refuse_existing(self) -> None:
-        """Raise if there is a finished ``out`` that is not to be replaced.
+    def check(self) -> None:
+        """Raise if there is a finished ``out`` that must not be replaced, or something foreign where we would work.
 
         Raises:
             DestinationError: there is.
         """
-        if os.path.lexists(self.out) and not self._overwrite:
+        if expand(self.given).is_symlink() and not os.path.lexists(self.out):
             raise DestinationError(
-                "exists already", where=str(self.out), remedy="choose another name, or give --overwrite"
+                f"a link to {self.out}, which is not there",
+                where=str(self.given),
+                remedy="remove the link, or choose another name",
+            )
+        if os.path.lexists(self.out):
+            if self.may_replace is None:
+                raise DestinationError(
+                    "exists already", where=str(self.given), remedy="choose another name, or give --overwrite"
+                )
+            self.may_replace(self.out)
+        self._check_books()
+
+    def _check_books(self) -> None:
+        """Refuse a folder ``OUT.partial`` that somebody else made: all that lies in it would be deleted at the end."""
+        if os.path.islink(self.books):
+            raise DestinationError(
+                "a link, where the work would lie", where=str(self.books), remedy="remove it, or choose another name"
+            )
+        try:
+            names = sorted(os.listdir(self.books))
+        except OSError:
+            return  # what is no folder, or can't be read, is told of when the folder is made
+        foreign = [name for name in names if not _OURS.fullmatch(name)]
+        if foreign or (names and _LOCK not in names):
+            raise DestinationError(
+                f"holds files that are not of an interrupted run: {shown_names(foreign or names)}",
+                where=str(self.books),
+                remedy="move that folder elsewhere, or choose another name for the output",
             )
 
     def _try_lock(self) -> int | None:
         """Return the held lock, or None if the folder was replaced while we waited, so that we must look again."""
-        path = self.books / "lock"
+        path = self.books / _LOCK
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
@@ -150,14 +210,18 @@ class Destination:
         Raises:
             StorageError: they do not.
         """
-        present = sum(file.stat().st_blocks * 512 for file in self.books.rglob("*") if file.is_file())
-        free = shutil.disk_usage(self.books).free
-        if needed > free + present:
+        if needed > (space := self.space()):
             raise StorageError(
-                f"needs {needed / GIB:.2f} GiB and has {(free + present) / GIB:.2f} GiB free",
+                f"needs {human_bytes(needed)}; {human_bytes(space)} are free",
                 where=str(self.out.parent),
                 remedy="free some space, or write to another disk",
             )
+
+    def space(self) -> int:
+        """Return how many bytes the result may take, those that an interrupted run has already written among them."""
+        present = sum(file.stat().st_blocks * 512 for file in self.books.rglob("*") if file.is_file())
+        there = next(folder for folder in (self.books, *self.books.parents) if folder.is_dir())
+        return shutil.disk_usage(there).free + present
 
     def resume(self, plan: Plan, prepare: Callable[[], None] = lambda: None) -> dict[int, Receipt]:
         """Have the place ready for ``plan``: return the receipts that there are of just this plan, or start afresh.
@@ -247,18 +311,63 @@ class Destination:
     def commit(self) -> None:
         """Make the result visible under its final name, durably, and remove what only the work needed.
 
-        An older ``out`` is moved aside, not deleted, before the new one takes its name: after a crash between the two
-        the old result lies whole in ``OUT.partial/replaced``, the new one in ``OUT.partial/result``, and running
-        again finishes the exchange.
+        An older ``out`` changes places with the new one in a single step, and is deleted after it. Where the file
+        system can't do that, it is moved aside first; a crash between the two moves is made good by the next run.
+
+        Raises:
+            DestinationError: ``out`` must not be replaced: somebody has put something there since we began.
         """
-        replaced = self.books / "replaced"
         with io_errors("finishing the output"):
             sync_tree(self.result)
             if os.path.lexists(self.out):
-                if replaced.exists():
-                    shutil.rmtree(replaced)
-                os.rename(self.out, replaced)
-            os.rename(self.result, self.out)
+                if self.may_replace is None:
+                    raise DestinationError("has appeared while we worked", where=str(self.out), remedy="look at it")
+                self.may_replace(self.out)
+                self._replace()
+            else:
+                os.rename(self.result, self.out)
             sync_folder(self.books)
             sync_folder(self.out.parent)
-        shutil.rmtree(self.books, ignore_errors=True)  # nothing in it matters any more
+        self.clear()
+
+    def _replace(self) -> None:
+        about = os.stat(self.result)
+        write_file(self.books / _COMMITTING, jsontext.compact([about.st_dev, about.st_ino]))
+        if not exchange(self.result, self.out):
+            os.rename(self.out, self.books / _REPLACED)
+            os.rename(self.result, self.out)
+
+    def _recover(self) -> None:
+        """Make good what a crash in :meth:`_replace` has left: the new one stands, or else the old one does."""
+        if not (self.books / _COMMITTING).exists():
+            return
+        if not os.path.lexists(self.out) and (self.books / _REPLACED).exists():
+            os.rename(self.books / _REPLACED, self.out)
+            sync_folder(self.out.parent)
+        if self._stands():
+            for name in sorted(set(os.listdir(self.books)) - {_LOCK, _COMMITTING}):
+                _remove(self.books / name)
+        (self.books / _COMMITTING).unlink()
+
+    def _stands(self) -> bool:
+        """Whether ``out`` is the folder that was about to be put there; then all the rest is of no use any more."""
+        try:
+            about = os.stat(self.out)
+            wanted = jsontext.parse(read_small(self.books / _COMMITTING, RECEIPT_BYTES))
+        except (FileNotFoundError, PackageError):
+            return False
+        return bool(wanted == [about.st_dev, about.st_ino])
+
+    def clear(self) -> None:
+        """Delete ``OUT.partial/``, which nothing needs any more, its lock last: by that it is known as ours."""
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(self.books), key=lambda name: (name == _LOCK, name)):
+                _remove(self.books / name)
+            self.books.rmdir()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

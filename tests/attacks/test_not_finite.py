@@ -54,7 +54,7 @@ def test_a_sum_that_overflows(tmp_path: Path, delta: Path) -> None:
     assert [(m.location, m.message.split()[0]) for m in caught.value.mismatches] == [("w", "2")]
 
 
-@pytest.mark.parametrize("weight", [2.0, 1e30, -3.0])
+@pytest.mark.parametrize("weight", [2.0, 10.0, -3.0])
 def test_a_weight_that_overflows(tmp_path: Path, delta: Path, weight: float) -> None:
     with pytest.raises(NotFiniteError) as caught:
         pd.apply(tmp_path / "base", pd.Summand(delta, weight), tmp_path / "out")
@@ -64,11 +64,11 @@ def test_a_weight_that_overflows(tmp_path: Path, delta: Path, weight: float) -> 
 
 def test_infinities_that_meet(tmp_path: Path, delta: Path) -> None:
     """Two deltas whose products overflow with unlike signs make NaN, and that is seen too."""
-    deltas = [pd.Summand(delta, 3e38), pd.Summand(delta, -3e38)]
+    deltas = [pd.Summand(delta, 10.0), pd.Summand(delta, -10.0)]
     if next(iter(read_weights(tmp_path / "base").values())).dtype == torch.float32:
         pytest.skip("float64 holds these products")
     with pytest.raises(NotFiniteError):
-        pd.apply(tmp_path / "base", deltas, tmp_path / "out")
+        pd.apply(tmp_path / "base", deltas, tmp_path / "out", force=True)
 
 
 def test_on_base_itself_the_largest_values_are_reached(tmp_path: Path, delta: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.checkpoints.pairing import Entry, Rules, match
+from paramdelta_hub.checkpoints.pairing import Entry, match
+from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import OptionError
 
 SIDES = ("base", "post")

@@ -29,7 +29,8 @@ def registry(family: Family, tmp_path: Path) -> Path:
 def test_every_delta_is_listed_and_has_a_report(registry: Path, tmp_path: Path) -> None:
     report = pd.catalog(registry, tmp_path / "site")
     site = tree(tmp_path / "site")
-    assert set(site) == {"index.html", "deltas/alpha/delta/index.html", "deltas/beta/delta/index.html"}
+    pages = {"index.html", "deltas/alpha/delta/index.html", "deltas/beta/delta/index.html"}
+    assert set(site) == {*pages, "paramdelta_catalog.json"}
     assert (report.deltas, report.pages, report.nbytes) == (2, 3, sum(map(len, site.values())))
     index = Tags(site["index.html"])
     assert index.addresses == ["#content", "deltas/alpha/delta/index.html", "deltas/beta/delta/index.html"]
@@ -81,7 +82,7 @@ def test_a_site_is_not_replaced_unasked_and_then_as_a_whole(registry: Path, tmp_
     assert tree(site) == before
     shutil.rmtree(registry / "alpha")
     pd.catalog(registry, site, overwrite=True)
-    assert set(tree(site)) == {"index.html", "deltas/beta/delta/index.html"}
+    assert set(tree(site)) == {"index.html", "deltas/beta/delta/index.html", "paramdelta_catalog.json"}
     assert not (tmp_path / "site.partial").exists()
 
 
@@ -95,7 +96,7 @@ def test_a_failure_leaves_no_site(registry: Path, tmp_path: Path, monkeypatch: p
             pd.catalog(registry, tmp_path / "site")
     assert not (tmp_path / "site").exists()
     pd.catalog(registry, tmp_path / "site")
-    assert len(tree(tmp_path / "site")) == 3
+    assert len(tree(tmp_path / "site")) == 4
 
 
 def test_queries_limits_and_empty_registries(registry: Path, tmp_path: Path) -> None:

@@ -395,7 +395,11 @@ def test_a_tensor_brought_whole_finds_no_scales(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path, Tensors], object], str, str]] = {
     "a bf16 target": (lambda path, tensors: write(path, tensors), "float8_e4m3fn", "weights are not fp8"),
-    "another type": (lambda path, tensors: write(path, tensors, BLOCKS), "float16", "bfloat16 or float8_e4m3fn, not"),
+    "another type": (
+        lambda path, tensors: write(path, tensors, BLOCKS),
+        "float16",
+        "'bfloat16' or 'float8_e4m3fn', not",
+    ),
     "an E5M2 target": (
         lambda path, tensors: write_model(
             path, {"a.weight": torch.ones(3, 3).to(E5M2), "a.weight_scale": torch.ones(1)}, config={}

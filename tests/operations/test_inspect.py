@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import paramdelta_hub as pd
+from paramdelta_hub.format.seal import is_sealed
 from tests.conftest import Family
 
 
@@ -51,7 +52,8 @@ def test_a_report_is_written_whole_and_never_over_another_unasked(family: Family
     file = pd.write_report(report, tmp_path / "report.html", reference="org/delta")
     content = file.read_bytes()
     assert content.startswith(b"<!doctype html>")
-    assert content.endswith(b"</html>\n")
+    assert content.splitlines()[-2].endswith(b"</html>")
+    assert is_sealed(content)
     with pytest.raises(pd.DestinationError):
         pd.write_report(report, file)
     pd.write_report(pd.compare([family.delta, family.delta]), file, overwrite=True)

@@ -55,7 +55,16 @@ def test_it_refuses_what_an_apply_refuses(family: Family, tmp_path: Path) -> Non
 
 def test_the_command(family: Family, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = ["apply", str(family.target), str(family.delta), f"{family.delta}=0.5", "-o", str(out), "--dry-run"]
+    command = [
+        "apply",
+        str(family.target),
+        str(family.delta),
+        f"{family.delta}=0.5",
+        "-o",
+        str(out),
+        "--dry-run",
+        "--force",
+    ]
     done = CliRunner().invoke(cli.main, command)
     assert done.exit_code == 0, done.output
     assert "nothing is written" in done.output

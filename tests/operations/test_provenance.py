@@ -393,7 +393,7 @@ def test_a_bill_of_materials_by_the_library_s_own_check(pinned: pd.ResultReport)
 
 def test_both_of_a_result_of_local_models_with_one_delta_twice(family: Family, tmp_path: Path) -> None:
     deltas = [pd.Summand(family.delta, 0.5), pd.Summand(family.delta, 0.5)]
-    pd.apply(family.target, deltas, tmp_path / "out", threads=1)
+    pd.apply(family.target, deltas, tmp_path / "out", threads=1, force=True)
     files = [tmp_path / "attest/out.intoto.json", tmp_path / "attest/out.cdx.json"]
     files[0].parent.mkdir()
     run("verify", tmp_path / "out", "--statement", files[0], "--bom", files[1])

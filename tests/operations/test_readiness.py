@@ -144,7 +144,7 @@ def test_none(models: Models) -> None:
 
 
 def test_no_such_mode(models: Models) -> None:
-    with pytest.raises(OptionError, match="post, target, none"):
+    with pytest.raises(OptionError, match="'post', 'target' or 'none', not 'all'"):
         models.apply(companions="all")
 
 

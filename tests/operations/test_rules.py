@@ -112,12 +112,12 @@ def test_renames_in_order_and_groups() -> None:
 
 
 def test_renames_that_give_two_tensors_one_name(tmp_path: Path) -> None:
-    base = weights(1)
-    write_model(tmp_path / "base", base)
+    for name in ("base", "post"):
+        write_model(tmp_path / name, weights(1))
     with pytest.raises(MismatchError) as caught:
         pd.extract(
             tmp_path / "base",
-            tmp_path / "base",
+            tmp_path / "post",
             tmp_path / "delta",
             rules=pd.Rules(renames=((r"layers\.\d", "layers.0"),)),
         )
@@ -172,7 +172,7 @@ def test_every_misfit_of_every_delta_is_listed_before_anything_is_written(family
     write_model(tmp_path / "odd", target, config={"quantization_config": {"quant_method": "gptq"}})
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(MismatchError) as caught:
-        pd.apply(tmp_path / "odd", [family.delta, family.delta], tmp_path / "out")
+        pd.apply(tmp_path / "odd", [family.delta, family.delta], tmp_path / "out", force=True)
     expected = {
         ("target", "quantized"), ("model.embed_tokens.weight", "rows"), ("model.layers.0.mlp.weight", "dtype"),
         ("model.steps", "dtype"), ("model.layers.1.bias", "missing"),
@@ -182,10 +182,21 @@ def test_every_misfit_of_every_delta_is_listed_before_anything_is_written(family
 
 
 def test_a_long_list_is_cut_in_the_text_but_not_in_the_error(tmp_path: Path) -> None:
-    base = {f"w{number}": torch.ones(3) for number in range(90)}
-    write_model(tmp_path / "base", base)
+    write_model(tmp_path / "base", {f"w{number}": torch.ones(3) for number in range(90)})
+    write_model(tmp_path / "post", {f"w{number}": torch.ones(4 + number) for number in range(90)})
+    with pytest.raises(MismatchError) as caught:
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    assert len(caught.value.mismatches) == 90
+    assert str(caught.value).count("\n  - ") == SHOWN_MISMATCHES + 1
+    assert f"… and {90 - SHOWN_MISMATCHES} more" in str(caught.value)
+
+
+def test_misfits_that_are_alike_are_counted_on_one_line(tmp_path: Path) -> None:
+    write_model(tmp_path / "base", {f"w{number}": torch.ones(3) for number in range(90)})
     write_model(tmp_path / "post", {f"v{number}": torch.ones(3) for number in range(90)})
     with pytest.raises(MismatchError) as caught:
         pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
     assert len(caught.value.mismatches) == 180
-    assert f"… and {180 - SHOWN_MISMATCHES} more" in str(caught.value)
+    lines = [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
+    assert [line.partition(":")[0] for line in lines] == ["  - 90 times"] * 2
+    assert "base has it, post does not: w0, w1, w10, w11, w12 and 85 more" in lines[0]

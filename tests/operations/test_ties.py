@@ -322,7 +322,7 @@ def test_two_deltas_with_classifiers(carried: Path) -> None:
     """The same one is brought once; two different ones are a conflict; and one's difference is not added to it."""
     out = carried / "out"
     post = read_weights(carried / "post")
-    pd.apply(carried / "target", [pd.Summand(carried / "delta", w) for w in (0.5, 2.0)], out)
+    pd.apply(carried / "target", [pd.Summand(carried / "delta", w) for w in (0.5, 2.0)], out, force=True)
     assert_same({"": read_weights(out)[CLASSIFIER]}, {"": post[CLASSIFIER]})
     write(carried / "other", {**classifier(model("o", False), 5), "score.steps": post["score.steps"]})
     rules = pd.Rules(carries=("score",))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import paramdelta_hub as pd
 from tests.conftest import Family
 from tests.piped import Piped
 
@@ -32,6 +33,15 @@ def tree(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def make_older(operation: str, models: Family, out: Path) -> Path:
+    """Make an output of the same kind, and another content: only such a one may be replaced."""
+    if operation == "extract":
+        pd.extract(models.base, models.post, out, version="0.9.0", threads=1)
+    else:
+        pd.apply(models.target, (models.delta, 0.5), out, threads=1)
+    return out
 
 
 def inputs(operation: str, models: Family) -> tuple[Path, Path]:

@@ -21,7 +21,7 @@ from paramdelta_hub.work import plan
 from paramdelta_hub.work.destination import Destination
 from tests.conftest import Family, make_family
 from tests.models import tuned, weights, write_model
-from tests.work.forking import EVERY, Forks, inputs, tree
+from tests.work.forking import EVERY, Forks, inputs, make_older, tree
 
 WORLD = 3
 
@@ -233,7 +233,7 @@ def test_a_rank_with_another_plan_is_refused(
     out, request = tmp_path / "out", asked(operation, models)
     pd.do_share(request, out, 0, 2)
     before = tree(tmp_path / "out.partial")
-    changes: list[dict[str, Any]] = [{"skips": ("norm",)}, {"renames": (("^nothing$", "anything"),)}]
+    changes: list[dict[str, Any]] = [{"skips": ("norm",)}, {"renames": (("norm", "layer_norm"),), "skips": ("norm",)}]
     changes += (
         [{"name": "other"}, {"version": "1.0.1"}, {"license": "mit"}]
         if operation == "extract"
@@ -298,19 +298,35 @@ def test_ranks_and_others_keep_out_of_each_others_way(
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_overwriting(request_of: pd.ExtractRequest, tmp_path: Path, expected: dict[str, str]) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "precious").write_text("old")
+def test_overwriting(
+    request_of: pd.ExtractRequest, operation: str, models: Family, tmp_path: Path, expected: dict[str, str]
+) -> None:
+    out = make_older(operation, models, tmp_path / "out")
+    old = tree(out)
     for rank in range(2):
         with pytest.raises(DestinationError, match="exists already"):
             pd.do_share(request_of, out, rank, 2)
         pd.do_share(request_of, out, rank, 2, overwrite=True)
     with pytest.raises(DestinationError, match="exists already"):
         pd.commit(out)
-    assert (out / "precious").read_text() == "old"
+    assert tree(out) == old
     pd.commit(out, overwrite=True)
     assert tree(out) == expected
+
+
+def test_ranks_replace_nothing_that_is_not_ours(request_of: pd.ExtractRequest, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("old")
+    with pytest.raises(DestinationError, match="precious"):
+        pd.do_share(request_of, out, 0, 1, overwrite=True)
+    assert not (tmp_path / "out.partial").exists()
+    (out / "precious").rename(tmp_path / "precious")
+    pd.do_share(request_of, out, 0, 1, overwrite=True)
+    (tmp_path / "precious").rename(out / "precious")
+    with pytest.raises(DestinationError, match="precious"):
+        pd.commit(out, overwrite=True)
+    assert (out / "precious").read_text() == "old"
 
 
 def test_no_such_rank(request_of: pd.ExtractRequest, models: Family, tmp_path: Path) -> None:

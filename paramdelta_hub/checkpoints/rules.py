@@ -1,0 +1,228 @@
+"""Rules by which a user changes what goes with what: renames, skips, carries; and what each of them hit.
+
+A rule that hits nothing is a slip of the hand (a name misspelled, a prefix forgotten), and what comes of it is not what
+was asked for: it is refused, with the names that come nearest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from paramdelta_hub.errors import OptionError
+from paramdelta_hub.format.names import shown
+from paramdelta_hub.limits import RENAMES, TENSOR_NAME_BYTES
+
+__all__ = ["RuleUse", "Rules", "compiled", "refuse_idle", "rule_uses", "uses_of_patterns"]
+
+RuleKind = Literal["rename", "skip", "carry", "weight-map"]
+
+_NEAREST = 3
+"""Names that an error proposes."""
+_COMPARED = 2000
+"""Names, of different layers counted once, among which the nearest are sought."""
+_LISTED = 5
+"""Names that a line for people spells out."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the user chose: ``renames`` as (pattern, replacement) in order, ``skips`` and ``carries`` as patterns.
+
+    Raises:
+        OptionError: a text where a list of patterns belongs, a pattern that is no regular expression, …
+    """
+
+    renames: tuple[tuple[str, str], ...] = ()
+    skips: tuple[str, ...] = ()
+    carries: tuple[str, ...] = ()
+    """Of tensors that only post has, those to carry whole; an apply has no use for them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "renames", tuple(_pair(pair) for pair in _listed(self.renames, "renames")))
+        object.__setattr__(self, "skips", tuple(_text(pattern) for pattern in _listed(self.skips, "skips")))
+        object.__setattr__(self, "carries", tuple(_text(pattern) for pattern in _listed(self.carries, "carries")))
+        for pattern in (*self.skips, *self.carries, *(pattern for pattern, _ in self.renames)):
+            compiled(pattern)
+        if len(self.renames) > RENAMES:
+            raise OptionError(f"{len(self.renames)} rename rules; the limit is {RENAMES}")
+        for pattern, replacement in self.renames:
+            if max(len(pattern), len(replacement)) > TENSOR_NAME_BYTES:
+                raise OptionError(f"a rename rule of more than {TENSOR_NAME_BYTES} characters")
+            try:
+                re.sub(pattern, replacement, "")
+                re.compile(pattern).sub(replacement, pattern)
+            except (re.error, IndexError) as error:
+                raise OptionError(f"the replacement {replacement!r} is not usable: {error}") from None
+
+    def rename(self, name: str) -> str:
+        """Apply every rename rule in order."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def skips_name(self, name: str) -> bool:
+        """Whether a skip rule matches somewhere in ``name``."""
+        return any(re.search(pattern, name) for pattern in self.skips)
+
+    def carries_name(self, name: str) -> bool:
+        """Whether a carry rule matches somewhere in ``name``, or in what the rename rules make of it."""
+        return any(re.search(pattern, text) for pattern in self.carries for text in (name, self.rename(name)))
+
+
+def _listed(value: Any, what: str) -> Iterable[Any]:
+    """Refuse a text, of which every letter would be a pattern."""
+    if isinstance(value, Mapping):
+        return value.items()
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise OptionError(f"{what} are a list, not {value!r}", remedy=f"write {what}=[...]")
+    return value
+
+
+def _pair(value: Any) -> tuple[str, str]:
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return _text(value[0]), _text(value[1])
+    raise OptionError(f"a rename is a pair of a pattern and a replacement, not {value!r}")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise OptionError(f"a pattern is a text, not {value!r}")
+    return value
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Compile a user's regular expression.
+
+    Raises:
+        OptionError: it is none.
+    """
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise OptionError(f"{pattern!r} is not a regular expression: {error}") from None
+
+
+class RuleUse(NamedTuple):
+    """What one rule did: how many tensors it hit and, of those that it left out, which training had changed."""
+
+    rule: RuleKind
+    pattern: str
+    tensors: int
+    trained: tuple[str, ...] = ()
+
+    def with_trained(self, skipped: Mapping[str, Collection[str]]) -> RuleUse:
+        """Return the same, with the names that a skip rule hit among tensors that training had changed.
+
+        Args:
+            skipped: those tensors, each with all names that rules know it by.
+        """
+        if self.rule != "skip":
+            return self
+        hit = [name for name, names in skipped.items() if any(re.search(self.pattern, known) for known in names)]
+        return self._replace(trained=tuple(hit))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable record."""
+        return {**self._asdict(), "trained": list(self.trained)}
+
+    def __str__(self) -> str:
+        counted = f"{self.tensors:,} tensor{'s' * (self.tensors != 1)}"
+        text = f"--{self.rule} {self.pattern!r} hit {counted}"
+        if self.trained:
+            names = ", ".join(map(shown, self.trained[:_LISTED]))
+            more = f" and {len(self.trained) - _LISTED:,} more" if len(self.trained) > _LISTED else ""
+            text += f", {len(self.trained):,} of them changed by training: {names}{more}"
+        return text
+
+
+def rule_uses(
+    rules: Rules, left: Collection[str], rights: Sequence[Collection[str]], only_right: Collection[str] = ()
+) -> list[RuleUse]:
+    """Return what every rule hits, in the order of the rules.
+
+    Args:
+        rules: the user's.
+        left: the names of the side whose names are kept.
+        rights: the names of each other side, to which the rename rules apply.
+        only_right: names, as renamed, of tensors that are carried whole; only these can be hit by a carry rule.
+    """
+    uses = []
+    original = {name: {name} for name in left}
+    names = {name: name for right in rights for name in right}
+    for pattern, replacement in rules.renames:
+        renamed = {name: re.sub(pattern, replacement, new) for name, new in names.items()}
+        uses.append(RuleUse("rename", pattern, sum(renamed[name] != names[name] for name in names)))
+        names = renamed
+    for name, new in names.items():
+        original.setdefault(new, {new}).add(name)
+    for pattern in rules.skips:
+        hit = [new for new, olds in original.items() if any(re.search(pattern, old) for old in olds)]
+        uses.append(RuleUse("skip", pattern, len(hit)))
+    for pattern in rules.carries:
+        hit = [new for new in only_right if any(re.search(pattern, old) for old in original.get(new, {new}))]
+        uses.append(RuleUse("carry", pattern, len(hit)))
+    return uses
+
+
+def uses_of_patterns(patterns: Iterable[str], names: Collection[str]) -> list[RuleUse]:
+    """Return what every pattern of a weight map hits among the tensors that deltas have."""
+    return [
+        RuleUse("weight-map", pattern, sum(compiled(pattern).search(name) is not None for name in names))
+        for pattern in patterns
+    ]
+
+
+def refuse_idle(uses: Iterable[RuleUse], names: Collection[str]) -> None:
+    """Refuse rules that hit nothing.
+
+    Args:
+        uses: what every rule hit.
+        names: among which the nearest are sought.
+
+    Raises:
+        OptionError: one hit nothing; all such rules are named, each with the names that come nearest.
+    """
+    idle = [use for use in uses if not use.tensors]
+    if not idle:
+        return
+    lines = []
+    for use in idle:
+        near = ", ".join(shown(name) for name in _nearest(use.pattern, names))
+        what = "hits no tensor that only post has" if use.rule == "carry" else "hits no tensor"
+        lines.append(f"--{use.rule} {use.pattern!r} {what}" + (f"; the nearest names are {near}" if near else ""))
+    raise OptionError("\n  - ".join(lines), remedy="correct the pattern, or leave the rule out")
+
+
+def _nearest(pattern: str, names: Collection[str]) -> list[str]:
+    """Return the names most like what a pattern spells, as a whole or at their ends; of layers alike, the first."""
+    spelled = re.sub(r"\\[bBAZdDwWsS]|\(\?[:=!<]*|[\\^$*+?(){}|\[\]]", "", pattern).strip(".")
+    alike: dict[str, str] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"[0-9]+", "N", name), name)
+    spelled = re.sub(r"[0-9]+", "N", spelled)
+    scored = sorted(
+        (
+            (max(_likeness(spelled, text) for text in _endings(form)), name)
+            for form, name in list(alike.items())[:_COMPARED]
+        ),
+        key=lambda scored: (-scored[0], scored[1]),
+    )
+    return [name for score, name in scored[:_NEAREST] if score > 0]
+
+
+def _likeness(spelled: str, text: str) -> float:
+    return difflib.SequenceMatcher(None, spelled, text, autojunk=False).ratio()
+
+
+def _endings(name: str) -> Iterator[str]:
+    """Give a name, and what it ends in: patterns often spell the last components alone."""
+    parts = name.split(".")
+    yield name
+    for length in (1, 2, 3):
+        if length < len(parts):
+            yield ".".join(parts[-length:])
+            yield ".".join(parts[:length])

@@ -1,0 +1,74 @@
+"""Whether a target has a delta already: adding it a second time is a slip, and what comes of it is nobody's model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.logical import LogicalTensor
+from paramdelta_hub.checkpoints.views import Files
+from paramdelta_hub.errors import CheckpointError, SourceError
+from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.format.durable import read_small
+from paramdelta_hub.format.package import Package
+from paramdelta_hub.format.provenance import PROVENANCE_NAME, parse_provenance
+from paramdelta_hub.limits import KIB, MIB, PROVENANCE_BYTES
+from paramdelta_hub.operations.applying import view_digest
+from paramdelta_hub.operations.fitting import Fit
+
+__all__ = ["find_earlier"]
+
+_COMPARED = 8
+"""Tensors whose digests are compared with post's, the smallest that changed: norms and biases, mostly."""
+_MOST_BYTES, _MOST_REMOTE_BYTES = 64 * MIB, 64 * KIB
+"""Bytes of a compared tensor; where each is a request, fewer."""
+
+
+def find_earlier(fit: Fit, number: int, package: Package, remote: Files | None = None) -> str | None:
+    """Return in words why the target seems to have a delta already, or None.
+
+    It has if its own provenance says so, or if all of the smallest tensors that training had changed are post's.
+
+    Args:
+        fit: how the deltas fit the target.
+        number: which delta.
+        package: its package.
+        remote: reads the target's values where its files are not on this machine.
+
+    Raises:
+        CheckpointError: the target's values can't be read.
+    """
+    if package.digest in _applied_before(fit.target.checkpoint):
+        return f"the target's {PROVENANCE_NAME} says that it was applied"
+    most = _MOST_REMOTE_BYTES if remote else _MOST_BYTES
+    tensors = sorted(_changed(fit, number, package, most), key=lambda found: found[1].nbytes)[:_COMPARED]
+    with Descriptors(CheckpointError) as files:
+        for promised, tensor in tensors:
+            view = {"dtype": tensor.dtype, "nbytes": tensor.nbytes, "view": tensor.view}
+            if view_digest(view, remote or files) != promised:
+                return None
+    if not tensors:
+        return None
+    return f"the target has the values of post, {package.manifest.post.name}, in all {len(tensors)} tensors compared"
+
+
+def _changed(fit: Fit, number: int, package: Package, most: int) -> Iterator[tuple[str, LogicalTensor]]:
+    """Yield (digest of post's values, the target's tensor) where training changed one and both can be compared."""
+    for ours, theirs in fit.matches[number].pairs.items():
+        record = package.records[theirs]
+        if record.changed and ours not in fit.carried and ours not in fit.placed:
+            tensor = fit.tensor(ours)
+            if (tensor.dtype, tensor.shape) == (record.dtype, record.shape) and tensor.nbytes <= most:
+                yield record.post_blake3, tensor
+
+
+def _applied_before(target: Checkpoint) -> set[str]:
+    """Return the ids of the deltas that the target's own provenance lists, if it has one that can be read."""
+    path = target.folder / PROVENANCE_NAME
+    if target.is_lone_file or not path.exists():
+        return set()
+    try:
+        provenance = parse_provenance(read_small(path, PROVENANCE_BYTES, CheckpointError, follow=True), str(path))
+    except SourceError:
+        return set()
+    return {delta.id for delta in provenance.deltas if delta.weight > 0}

@@ -1,0 +1,254 @@
+"""What ``--overwrite`` may replace: what we made, of the same kind, as we made it, with nothing else beside it.
+
+One rule for every command. A folder is judged by what is in it: it must carry our own mark of that kind (a manifest, a
+provenance, a catalog's list of files), and every file in it must be one that the mark tells of, unchanged. And whatever
+is in it, it must stand apart from what the command reads, and from the places where people work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
+from paramdelta_hub.errors import DestinationError, SourceError
+from paramdelta_hub.format.durable import expand, file_digest, io_errors, read_small
+from paramdelta_hub.format.listing import shown_names
+from paramdelta_hub.format.manifest import MANIFEST_NAME
+from paramdelta_hub.format.package import LOCK_NAME, open_package
+from paramdelta_hub.format.provenance import PROVENANCE_NAME, Provenance, parse_provenance
+from paramdelta_hub.format.seal import is_sealed
+from paramdelta_hub.limits import CARD_BYTES, CATALOG_BYTES, PROVENANCE_BYTES
+from paramdelta_hub.operations.results import changed_tensors
+from paramdelta_hub.registry.locate import chosen
+from paramdelta_hub.registry.lock import read_lock
+from paramdelta_hub.registry.names import is_repo, is_version
+from paramdelta_hub.registry.reference import parse_reference
+from paramdelta_hub.reports.site import SITE_NAME, SiteFiles
+from paramdelta_hub.work.progress import Progress
+
+__all__ = ["Kind", "Replacement", "check_output_file", "model_places", "registry_places"]
+
+Kind = Literal["package", "model", "catalog"]
+_CALLED: dict[Kind, str] = {
+    "package": "a delta package",
+    "model": "a model that pd-apply made",
+    "catalog": "a catalog that pd-catalog made",
+}
+_REMEDY = "choose another name for the output; or look into it, and delete it yourself"
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Judges whether a finished output may be replaced: see :class:`~paramdelta_hub.work.destination.Destination`.
+
+    Args:
+        kind: what is about to be made, and so the only kind that may be replaced.
+        apart_from: what it must not equal, contain or lie inside, the command's inputs and registries, each with what
+            to call it.
+    """
+
+    kind: Kind
+    apart_from: Sequence[tuple[str, Path]] = ()
+
+    def __call__(self, out: Path) -> None:
+        """Check a finished output, all links in its path resolved.
+
+        Raises:
+            DestinationError: it must not be replaced; the message says why, and names the first foreign files.
+        """
+        _check_apart(out, self.apart_from)
+        if not out.is_dir():
+            raise DestinationError("a file, where a folder is to be replaced", where=str(out), remedy=_REMEDY)
+        if _is_published(out):
+            raise DestinationError(
+                "a published version, in a registry that is a folder: it is never replaced",
+                where=str(out),
+                remedy="choose another place, then publish it as the next version",
+            )
+        with io_errors("looking at what is to be replaced"):
+            if not os.listdir(out):
+                return
+            try:
+                foreign = list(_FOREIGN[self.kind](out))
+            except SourceError as error:
+                what = f"not replaced, as it is not {_CALLED[self.kind]} ({error.what})"
+                names = shown_names(sorted(os.listdir(out)))
+                raise DestinationError(f"{what}; it holds {names}", where=str(out), remedy=_REMEDY) from None
+        if foreign:
+            raise DestinationError(
+                f"not replaced, as it holds files that are not ours, or not as we made them: {shown_names(foreign)}",
+                where=str(out),
+                remedy="move them elsewhere, or choose another name for the output",
+            )
+
+
+def check_output_file(file: str | Path, is_ours: Callable[[bytes], bool], *, overwrite: bool) -> Path:
+    """Return where a report is to be written, every link resolved, if nothing is lost by it.
+
+    Args:
+        file: its path, as the user gave it.
+        is_ours: whether a content is a report of ours.
+        overwrite: whether the user wants an older one replaced.
+
+    Raises:
+        DestinationError: there is a file, and it is not to be replaced or is none of ours; or a folder.
+    """
+    path = Path(os.path.realpath(expand(file)))
+    if not os.path.lexists(path):
+        return path
+    if not overwrite:
+        raise DestinationError("exists already", where=str(file), remedy="choose another name, or give --overwrite")
+    try:
+        ours = is_ours(read_small(path, PROVENANCE_BYTES))
+    except SourceError:  # a folder, a device, not readable, or far too large for a report
+        ours = False
+    if not ours:
+        raise DestinationError(
+            "not replaced, as it is no report that paramdelta made, or was edited since",
+            where=str(file),
+            remedy="choose another name; or look into it, and delete it yourself",
+        )
+    return path
+
+
+def model_places(what: str, model: Checkpoint) -> list[tuple[str, Path]]:
+    """Return where a model lies: its folder, or file, and the folders that its weight files are linked from."""
+    linked = sorted({file.path.parent for file in model.files} - {Path(os.path.realpath(model.folder))})
+    return [(what, model.source.path), *((f"weights of {what}", folder) for folder in linked)]
+
+
+def registry_places(registry: str | Path | None, deltas: Sequence[str] = ()) -> list[tuple[str, Path]]:
+    """Return the registries on this machine that are in use: the one chosen, and those that deltas are named in."""
+    roots = [chosen(registry), *(found.root for delta in deltas if (found := parse_reference(delta)))]
+    return [("a registry", expand(root)) for root in roots if root is not None and "://" not in root]
+
+
+def _check_apart(out: Path, apart_from: Sequence[tuple[str, Path]]) -> None:
+    """Refuse what equals, contains or lies inside an input or a registry, or contains where people work."""
+    around = [("the working folder", Path.cwd()), ("the home folder", expand("~"))]
+    for what, path in [*apart_from, *around]:
+        place = Path(os.path.realpath(path))
+        if out == place:
+            how = f"is {what}"
+        elif out in place.parents:
+            how = f"contains {what}, {place}"
+        elif place in out.parents and (what, path) in apart_from:
+            how = f"lies inside {what}, {place}"
+        else:
+            continue
+        raise DestinationError(f"not replaced, as it {how}", where=str(out), remedy="choose another place")
+
+
+def _is_published(out: Path) -> bool:
+    """Whether a folder is ``ROOT/org/name/VERSION`` with a card, as only a registry has it."""
+    repo = f"{out.parent.parent.name}/{out.parent.name}"
+    return is_version(out.name) and is_repo(repo) and (out / MANIFEST_NAME).exists() and (out / "README.md").exists()
+
+
+def _foreign_in_package(out: Path) -> Iterator[str]:
+    package, lock = open_package(out), read_lock(out)
+    mark = os.stat(out / MANIFEST_NAME).st_mtime_ns
+    listed = {file.path: (file.size, file.sha256) for file in package.manifest.files}
+    extras = getattr(lock, "extras", {})
+    for name in _names(out):
+        path = out / name
+        if path.is_symlink():
+            yield name
+        elif name in listed:
+            if _is_changed(path, *listed[name], mark):
+                yield name
+        elif name in extras:
+            if file_digest(path)[0] != extras[name]:
+                yield name
+        elif name not in (MANIFEST_NAME, LOCK_NAME):
+            yield name
+
+
+def _foreign_in_model(out: Path) -> Iterator[str]:
+    place = out / PROVENANCE_NAME
+    provenance = parse_provenance(read_small(place, PROVENANCE_BYTES), str(place))
+    model = open_checkpoint(out)
+    changed = set(_changed_weights(model, provenance, os.stat(place).st_mtime_ns))
+    weights = {file.name for file in model.files} - changed
+    companions = {file.path: (file.size, file.sha256) for file in provenance.companions.files}
+    for name in _names(out):
+        path = out / name
+        if path.is_symlink():
+            yield name
+        elif name in companions:
+            if _is_changed(path, *companions[name], mark=0):
+                yield name
+        elif name == "README.md":
+            if not is_sealed(read_small(path, CARD_BYTES)):
+                yield name
+        elif name not in weights and name not in (PROVENANCE_NAME, *((INDEX,) if model.index is not None else ())):
+            yield name
+
+
+def _changed_weights(model: Checkpoint, provenance: Provenance, mark: int) -> Iterator[str]:
+    """Yield the weight files that hold something else than the provenance tells of.
+
+    Values are compared only in files that were written after the provenance, as by a training that saved over ours.
+    """
+    newer = set()
+    for file in model.files:
+        promised = [provenance.tensors.get(span.name) for span in file.header.tensors]
+        if any(
+            tensor is None or (span.dtype, span.shape) != (tensor.dtype, tensor.shape)
+            for span, tensor in zip(file.header.tensors, promised, strict=True)
+        ):
+            yield file.name
+        elif os.stat(file.path).st_mtime_ns > mark:
+            newer.add(file.name)
+    if newer:
+        untouched = {name for name, (file, _) in model.tensors.items() if file.name not in newer}
+        digests = {name: tensor.blake3 for name, tensor in provenance.tensors.items()}
+        for problem in changed_tensors(model, digests, untouched, 1, Progress()):
+            yield model.tensors[problem.location][0].name
+
+
+def _foreign_in_catalog(out: Path) -> Iterator[str]:
+    try:
+        site = SiteFiles.model_validate_json(read_small(out / SITE_NAME, CATALOG_BYTES))
+    except ValidationError:
+        raise SourceError("its list of files can't be read") from None
+    for name in _names(out):
+        path = out / name
+        if name == SITE_NAME:
+            continue
+        if path.is_symlink() or name not in site.files or file_digest(path)[0] != site.files[name]:
+            yield name
+
+
+_FOREIGN: Mapping[Kind, Callable[[Path], Iterator[str]]] = {
+    "package": _foreign_in_package,
+    "model": _foreign_in_model,
+    "catalog": _foreign_in_catalog,
+}
+
+
+def _names(out: Path) -> Iterator[str]:
+    """Yield every file below a folder, and every link, sorted; empty folders hold nothing that could be lost."""
+    for at, folders, files in os.walk(out):
+        folders.sort()
+        links = [name for name in folders if os.path.islink(os.path.join(at, name))]
+        within = Path(at).relative_to(out)
+        if within.parts == (".cache", "huggingface"):  # what the Hub's client leaves in a folder that it downloads to
+            folders.clear()
+            continue
+        for name in sorted([*files, *links]):
+            yield (within / name).as_posix()
+
+
+def _is_changed(path: Path, size: int, sha256: str, mark: int) -> bool:
+    """Whether a file is not the listed one. Digests are taken of what was written after ``mark`` alone."""
+    status = os.stat(path)
+    if status.st_size != size:
+        return True
+    return status.st_mtime_ns > mark and file_digest(path)[0] != sha256
