@@ -1,8 +1,7 @@
-"""Who does the arithmetic of a chunk: NumPy, compiled loops, or a device. All give the same bits.
+"""Who does the arithmetic of a chunk: NumPy, or compiled loops. Both give the same bits.
 
     passes   NumPy, a dozen passes over blocks in cache     always there; all dtypes
     loops    one or two passes, compiled by Numba           BF16, in runs long enough to be worth its start
-    device   PyTorch                                        ``--device cuda``
 
 The engine is chosen once a process, before the first task; nothing but speed depends on it, so it stands in no plan.
 An apply does not wait for Numba: its first tasks are NumPy's, and the loops take over when they are loaded.
@@ -110,7 +109,7 @@ def use(engine: Engine) -> None:
     _current = engine
 
 
-def choose(nbytes: int, device: str | None = None, *, wait: bool = True) -> Engine:
+def choose(nbytes: int, *, wait: bool = True) -> Engine:
     """Choose this process's engine for weights of ``nbytes``, and return it: compiled loops where they pay.
 
     Numba takes 0.6 s to start, most of it on one processor; it saves 2 ns an element on each thread. It comes to a new
@@ -118,19 +117,11 @@ def choose(nbytes: int, device: str | None = None, *, wait: bool = True) -> Engi
 
     Args:
         nbytes: what the run reads.
-        device: a PyTorch device that does it all instead.
         wait: for the loops; else NumPy works until a thread has loaded them. Norms, which an extract records, are sums
             whose last digits may differ between the two: only an apply may begin with one and go on with the other.
-
-    Raises:
-        OptionError: PyTorch has no such device here.
     """
     engine: Engine = Passes()
-    if device is not None:
-        from paramdelta_hub.engines.device import Device
-
-        engine = Device(device)
-    elif nbytes >= LOOPS_FROM_BYTES:
+    if nbytes >= LOOPS_FROM_BYTES:
         if wait:
             engine = _loops() or engine
         else:

@@ -96,7 +96,6 @@ def apply(
     executor: Executor = "threads",
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
-    device: str | None = None,
     progress: Progress | None = None,
 ) -> ApplyReport:
     """Write ``out`` = target + Σ wᵢΔᵢ with the target's shard layout, tensor order and metadata.
@@ -126,10 +125,9 @@ def apply(
             the Hub.
         force: apply although the target is not kin; recorded in the provenance.
         overwrite: replace a finished ``out``.
-        executor: what does the tasks: ``threads``, ``processes``, or ``ray``, a cluster that sees the same files.
+        executor: what does the tasks: ``threads``, or ``ray``: a cluster that sees the same files.
         threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
         memory: bytes that all buffers together may take.
-        device: a PyTorch device, such as ``cuda``, that does the arithmetic; the bits are the same.
         progress: told how far the work is.
 
     Raises:
@@ -159,7 +157,7 @@ def apply(
         stream=stream,
         force=force,
     )
-    crew, progress = Crew(executor, threads, memory, device), progress or Progress()
+    crew, progress = Crew(executor, threads, memory), progress or Progress()
     return carry_out(request, out, crew, progress, registry=registry, overwrite=overwrite)
 
 

@@ -1,4 +1,4 @@
-"""Running a plan's tasks: on threads, processes or a cluster; what is done is not done again.
+"""Running a plan's tasks: on threads or a cluster; what is done is not done again.
 
 An :class:`Operation` is an extract or an apply whose plan is made. :func:`complete` carries it to its end; a part of
 its tasks is for :mod:`.sharing`.
@@ -21,7 +21,6 @@ from paramdelta_hub.operations.tasks import perform, run_task, sync_outcome, wri
 from paramdelta_hub.work.cluster import Cluster
 from paramdelta_hub.work.destination import Destination
 from paramdelta_hub.work.plan import Plan, Receipt
-from paramdelta_hub.work.processes import Processes
 from paramdelta_hub.work.progress import Progress
 from paramdelta_hub.work.shares import lots
 from paramdelta_hub.work.threads import Stop, default_threads, run_tasks
@@ -39,7 +38,7 @@ __all__ = [
     "workers",
 ]
 
-Executor: TypeAlias = Literal["threads", "processes", "ray"]
+Executor: TypeAlias = Literal["threads", "ray"]
 Outcomes: TypeAlias = "dict[int, dict[str, Any]]"
 R = TypeVar("R")
 _ASKED_OF_A_CLUSTER = 256
@@ -66,25 +65,21 @@ class Crew:
     """Who does the tasks, and how many at a time.
 
     Args:
-        executor: ``threads`` of this process, ``processes`` of this machine, or ``ray``: the machines of a cluster.
+        executor: ``threads`` of this process, or ``ray``: the machines of a cluster.
         threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
         memory: bytes that all buffers together may take on this machine.
-        device: a PyTorch device that does the arithmetic, for threads alone.
 
     Raises:
-        OptionError: no such executor, no threads, too little memory, or a device for other than threads.
+        OptionError: no such executor, no threads, or too little memory.
     """
 
     executor: Executor = "threads"
     threads: int | None = None
     memory: int = DEFAULT_MEMORY
-    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.executor not in get_args(Executor):
-            raise OptionError(f"tasks can run on {', '.join(get_args(Executor))}, not {self.executor!r}")
-        if self.device is not None and self.executor != "threads":
-            raise OptionError(f"{self.executor} can't share the device {self.device}", remedy="leave out --executor")
+            raise OptionError(f"tasks can run on {' or '.join(get_args(Executor))}, not {self.executor!r}")
         workers(self.threads, self.memory)
 
     @property
@@ -199,7 +194,7 @@ def execute(
         progress: told how far the work is.
     """
     plan = operation.plan
-    engines.choose(plan.nbytes, crew.device, wait=plan.kind != "apply")
+    engines.choose(plan.nbytes, wait=plan.kind != "apply")
     outcomes = {number: outcome for number, outcome in done.items() if number in numbers}
     todo = [number for number in numbers if number not in outcomes]
     progress.start(operation.what, sum(plan.tasks[number]["bytes"] for number in numbers))
@@ -248,12 +243,6 @@ def _hired(
             yield (
                 [[todo[index] for index in lot] for lot in by_file],
                 lambda numbers, stop: done(numbers, cluster.run(numbers, stop)),
-            )
-    elif crew.executor == "processes":
-        with Processes(perform, books, plan.digest, destination.lock) as processes:
-            yield (
-                [[number] for number in todo],
-                lambda numbers, stop: done(numbers, [processes.run(number, stop) for number in numbers]),
             )
     else:
         operation.begin(todo)

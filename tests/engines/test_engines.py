@@ -16,9 +16,8 @@ import paramdelta_hub as pd
 from paramdelta_hub import engines, limits
 from paramdelta_hub.arithmetic import FLOATS, Difference, NotFiniteChunkError
 from paramdelta_hub.engines import Engine
-from paramdelta_hub.engines.device import Device
 from paramdelta_hub.engines.passes import Passes, gaps_of, positions_of
-from paramdelta_hub.errors import OptionError, PackageError
+from paramdelta_hub.errors import PackageError
 from paramdelta_hub.format.deltas import summand_of
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.package import open_package
@@ -33,18 +32,13 @@ SPECIAL = np.array(
 )
 
 
-ENGINES = ["numba", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    """Numba's loops."""
+    pytest.importorskip("numba", reason="Numba has no release for this Python yet")
+    from paramdelta_hub.engines.loops import Loops
 
-
-@pytest.fixture(params=ENGINES, scope="module")
-def engine(request: pytest.FixtureRequest) -> Engine:
-    """Numba's loops; PyTorch on the processor, which is the code of all devices; and on a GPU, where there is one."""
-    if request.param == "numba":
-        pytest.importorskip("numba", reason="Numba has no release for this Python yet")
-        from paramdelta_hub.engines.loops import Loops
-
-        return Loops()
-    return Device(request.param)
+    return Loops()
 
 
 @pytest.fixture(autouse=True)
@@ -185,13 +179,6 @@ def test_whole_commands_give_the_same_package_and_the_same_model(
     assert len(ids) == len(outs) == 1
 
 
-def test_a_device_that_is_not_there_is_an_error_with_a_remedy() -> None:
-    with pytest.raises(OptionError, match="can't use the device 'cuda:99'"):
-        engines.choose(0, "cuda:99")
-    with pytest.raises(OptionError, match="can't use the device 'teapot'"):
-        engines.choose(0, "teapot")
-
-
 def test_loops_are_for_long_runs() -> None:
     assert engines.choose(limits.LOOPS_FROM_BYTES - 1).name == "numpy"
     pytest.importorskip("numba", reason="Numba has no release for this Python yet")
@@ -254,17 +241,3 @@ def test_a_difference_without_change_is_zero_unless_it_holds_minus_zero(engine: 
 
     assert taken(0x3F80).is_zero
     assert not taken(0x8000).is_zero
-
-
-def test_commands_take_a_device(tmp_path: Path) -> None:
-    base = weights(5)
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", tuned(base, 6))
-    report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", device="cpu")
-    assert engines.current().name == "torch"
-    assert pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "again").id == report.id
-    assert engines.current().name == "numpy"
-    with pytest.raises(OptionError, match="can't use the device 'teapot'"):
-        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", device="teapot")
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", device="cpu")
-    assert (tmp_path / "out" / "model.safetensors").read_bytes()
