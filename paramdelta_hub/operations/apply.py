@@ -14,6 +14,7 @@ from paramdelta_hub.checkpoints.pairing import LeftOut, Rules
 from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import io_errors, write_file
+from paramdelta_hub.kernels import Kernel
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.operations.applying import out_digests
 from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, complete
@@ -239,10 +240,12 @@ class Application(Operation[ApplyReport]):
         """Learn which files of a streamed target are still wanted."""
         self._pool = FilePool(self._inputs.remote, [self.plan.tasks[number] for number in todo])
 
-    def run(self, number: int, destination: Destination, advance: Callable[[int], None]) -> dict[str, Any]:
+    def run(
+        self, number: int, destination: Destination, kernel: Kernel, advance: Callable[[int], None]
+    ) -> dict[str, Any]:
         """Do a task while its files are there."""
         with self._pool.hold(self.plan.tasks[number]):
-            return super().run(number, destination, advance)
+            return super().run(number, destination, kernel, advance)
 
     def refuse(self, outcomes: Outcomes) -> None:
         """Raise if values of the result are not finite."""

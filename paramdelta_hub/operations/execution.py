@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
-from paramdelta_hub import engines
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.durable import io_errors
+from paramdelta_hub.kernels import Kernel, kernel_for
 from paramdelta_hub.limits import DEFAULT_MEMORY, WORKER_BYTES
 from paramdelta_hub.operations.tasks import perform, run_task, sync_outcome, written
 from paramdelta_hub.work.cluster import Cluster
@@ -113,9 +113,11 @@ class Operation(ABC, Generic[R]):
     def begin(self, todo: Collection[int]) -> None:
         """Get ready to :meth:`run` these tasks."""
 
-    def run(self, number: int, destination: Destination, advance: Callable[[int], None]) -> dict[str, Any]:
+    def run(
+        self, number: int, destination: Destination, kernel: Kernel, advance: Callable[[int], None]
+    ) -> dict[str, Any]:
         """Do a task on a thread of this process."""
-        return run_task(self.plan.kind, self.plan.tasks[number], destination.books, advance)
+        return run_task(self.plan.kind, self.plan.tasks[number], destination.books, kernel, advance)
 
     @abstractmethod
     def refuse(self, outcomes: Outcomes) -> None:
@@ -194,7 +196,6 @@ def execute(
         progress: told how far the work is.
     """
     plan = operation.plan
-    engines.choose(plan.nbytes, wait=plan.kind != "apply")
     outcomes = {number: outcome for number, outcome in done.items() if number in numbers}
     todo = [number for number in numbers if number not in outcomes]
     progress.start(operation.what, sum(plan.tasks[number]["bytes"] for number in numbers))
@@ -246,12 +247,13 @@ def _hired(
             )
     else:
         operation.begin(todo)
+        kernel = kernel_for(plan.nbytes, wait=plan.kind != "apply")
 
         def on_a_thread(number: int, stop: Stop) -> dict[str, Any]:
             def advance(nbytes: int) -> None:
                 stop.check()
                 progress.advance(nbytes)
 
-            return operation.run(number, destination, advance)
+            return operation.run(number, destination, kernel, advance)
 
         yield [[number] for number in todo], lambda numbers, stop: [on_a_thread(number, stop) for number in numbers]
