@@ -29,6 +29,7 @@ from paramdelta_hub.errors import (
     ParamdeltaError,
     PublishError,
     RegistryError,
+    SignatureError,
     SourceError,
     StorageError,
     UnsupportedFormatError,
@@ -51,7 +52,6 @@ from paramdelta_hub.operations.verify import VerifyReport, verify
 from paramdelta_hub.registry.links import Linked
 from paramdelta_hub.registry.protocol import Hit, Published, Pulled, Version
 from paramdelta_hub.registry.search import Found
-from paramdelta_hub.registry.signing import SignatureError
 from paramdelta_hub.reports.agreement import Comparison
 from paramdelta_hub.work.progress import Progress
 

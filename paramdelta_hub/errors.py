@@ -11,18 +11,19 @@
     │   ├── LineageError                          … same shapes, other ancestry
     │   └── NotFiniteError                        … a value that is, or would become, NaN or infinite
     ├── VerificationError                exit 5   the package is whole, but is not what it says it is
-    │   └── SignatureError                        … not signed as required (registry/signing.py)
+    │   └── SignatureError                        … not signed as required
     ├── DestinationError                 exit 6   the output place is taken, or somebody else is writing to it
     ├── StorageError                     exit 7   no space, no permission, I/O error: mend, then run again
     └── RegistryError                    exit 8   a registry can't be reached, refuses, or lacks what was asked for
         └── PublishError                          … the version exists with other content, or somebody was faster
 
-``Ctrl-C`` ends with 130, as shells expect. Every error is built from plain values, so it can be pickled across
-processes, and carries a stable ``kind`` for programs; the text is for people and may change.
+``Ctrl-C`` ends with 130, as shells expect. Every error is built from plain values, which travel between processes as
+JSON or pickled, and carries a stable ``kind`` for programs; the text is for people and may change.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -39,6 +40,7 @@ __all__ = [
     "ParamdeltaError",
     "PublishError",
     "RegistryError",
+    "SignatureError",
     "SourceError",
     "StorageError",
     "UnsupportedFormatError",
@@ -70,16 +72,6 @@ class ParamdeltaError(Exception):
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}\n  → {self.remedy}" if self.remedy else text
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.__dict__))
-
-
-def _rebuild(cls: type[ParamdeltaError], state: dict[str, object]) -> ParamdeltaError:
-    error = cls.__new__(cls)
-    error.__dict__.update(state)
-    error.args = (state["what"],)
-    return error
 
 
 class OptionError(ParamdeltaError):
@@ -175,7 +167,9 @@ class LineageError(MismatchError):
 
     kind = "lineage"
 
-    def __init__(self, what: str, correlation: float, *, where: str | None = None, remedy: str | None = None) -> None:
+    def __init__(
+        self, what: str, correlation: float = math.nan, *, where: str | None = None, remedy: str | None = None
+    ) -> None:
         super().__init__(what, where=where, remedy=remedy)
         self.correlation = correlation
 
@@ -190,6 +184,12 @@ class VerificationError(ParamdeltaError):
     """The package is whole, but is not what it says it is."""
 
     kind, exit_code = "verification", 5
+
+
+class SignatureError(VerificationError):
+    """A package is not signed, or not by whom it must be, or not as what it is given out for."""
+
+    kind = "signature"
 
 
 class DestinationError(ParamdeltaError):

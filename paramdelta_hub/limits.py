@@ -17,7 +17,7 @@ BLOCK_ELEMENTS = 1 << 18
 so short a call makes threads queue for the interpreter, and two are hardly faster than one (6.7 ns an element against
 3.7 here); 2**20 falls out of every cache (5.2); whole tensors are 4–20 times slower."""
 
-LOOPS_FROM_BYTES = 1 * GIB
+NUMBA_FROM_BYTES = 1 * GIB
 """Bytes of weights from which compiled loops are worth their start of 0.7 s. Measured: on two threads they save a
 second a gigabyte."""
 

@@ -15,6 +15,7 @@ from paramdelta_hub.format.chunks import Layout
 from paramdelta_hub.format.manifest import LINEAGE_NAME, MANIFEST_NAME
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.format.payload import PayloadReader
+from paramdelta_hub.kernels import kernel_for
 
 __all__ = ["anatomy"]
 
@@ -32,6 +33,7 @@ def anatomy(package: Path) -> dict[str, Any]:
     places = opened.payload_places()
     stored: Counter[str] = Counter()
     entropy, elements, faithful = 0.0, 0, 0
+    kernel = kernel_for(opened.manifest.model_nbytes)
     for record in opened.manifest.tensors:
         elements += record.elements
         if record.shard is None:
@@ -50,7 +52,7 @@ def anatomy(package: Path) -> dict[str, Any]:
                     stored[name] += len(stream)
                 faithful += sum(len(stream) for stream in streams[count:])
                 symbols = np.empty(place.stop - place.start, layout.symbol)
-                codec.decode(streams[:count], symbols)
+                codec.decode(streams[:count], symbols, kernel)
                 entropy += _entropy(symbols)
         stored["chunk tables"] += layout.table_bytes
     sizes = {path.relative_to(package): path.stat().st_size for path in package.rglob("*") if path.is_file()}

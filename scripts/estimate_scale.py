@@ -26,8 +26,8 @@ import numpy as np
 from generate import Recipe, generate
 
 import paramdelta_hub as pd
-from paramdelta_hub import engines
 from paramdelta_hub.format.digests import values_digest
+from paramdelta_hub.kernels import Kernel, kernel_for
 from paramdelta_hub.operations.apply import Application
 from paramdelta_hub.operations.execution import Operation
 from paramdelta_hub.operations.extract import Extraction
@@ -101,10 +101,11 @@ def costs(folder: Path) -> dict[str, Any]:
     generate(models, RECIPE)
     base, post, target = (str(models / model) for model in ("base", "post", "target"))
     extraction = Extraction(pd.ExtractRequest(base, post))
-    found = {"extract": timed(extraction.plan, extraction, folder / "delta")}
+    kernel = kernel_for(1 << 40)  # the one that the large model gets
+    found = {"extract": timed(extraction.plan, extraction, kernel, folder / "delta")}
     pd.extract(base, post, folder / "package")
     application = Application(pd.ApplyRequest(target, ((str(folder / "package"), 1.0),)), folder / "out")
-    found["apply"] = timed(application.plan, application, folder / "out")
+    found["apply"] = timed(application.plan, application, kernel, folder / "out")
     package = sum(file.stat().st_size for file in (folder / "package").rglob("*") if file.is_file())
     model = sum(file.stat().st_size for file in (models / "target").glob("*.safetensors"))
     content = np.zeros(1 << 28, np.uint8)
@@ -112,23 +113,22 @@ def costs(folder: Path) -> dict[str, Any]:
     values_digest(content)
     return {
         "seconds_a_gb": found,
-        "engine": engines.current().name,
+        "kernel": kernel.name,
         "delta_share": round(package / model, 3),
         "digest_seconds_a_gb": round((time.process_time() - begun) / len(content) * GB, 3),
         "measured_gb": round(model / GB, 2),
     }
 
 
-def timed(plan: Plan, operation: Operation[Any], out: Path) -> float:
+def timed(plan: Plan, operation: Operation[Any], kernel: Kernel, out: Path) -> float:
     """Return processor seconds a GB of the plan's bytes, all tasks one after another; the best of three runs."""
     best = float("inf")
-    engines.choose(1 << 40)  # the one that the large model gets
     for attempt in range(3):
         with Destination(out.with_name(f"{out.name}-{attempt}")) as destination:
             destination.resume(plan, lambda at=destination: operation.prepare(at, 1))  # type: ignore[misc]
             begun = time.process_time()
             for task in plan.tasks:
-                run_task(plan.kind, task, destination.books, lambda _: None)
+                run_task(plan.kind, task, destination.books, kernel, lambda _: None)
             best = min(best, time.process_time() - begun)
     return round(best / plan.nbytes * GB, 3)
 
@@ -194,7 +194,7 @@ def tables(found: dict[str, Any], assumed: Assumptions | None = None) -> str:
     cost = found["seconds_a_gb"]
     lines = [
         f"Measured ({found['measured']}; {machine['processor']}, {machine['system']}, Python {machine['python']}; "
-        f"engine: {found['engine']}), in processor seconds on one core:",
+        f"kernel: {found['kernel']}), in processor seconds on one core:",
         "",
         "| what | extract | apply |",
         "|---|---|---|",

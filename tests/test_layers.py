@@ -20,7 +20,7 @@ LAYERS = (
     "limits",
     "buffers",
     "arithmetic",
-    "engines",
+    "kernels",
     "float8",
     "codecs",
     "format",

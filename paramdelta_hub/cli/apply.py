@@ -114,7 +114,6 @@ def apply(
     world: int | None,
     threads: int | None,
     memory: int,
-    device: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -138,7 +137,7 @@ def apply(
         stream=stream,
         force=force,
     )
-    crew, bars = Crew(executor, threads, memory, device), Bars(quiet or as_json)
+    crew, bars = Crew(executor, threads, memory), Bars(quiet or as_json)
     if dry_run:
         found = preview(request, output, registry=registry, overwrite=overwrite, progress=bars)
         emit(found.to_json(), preview_text(found), as_json=as_json, quiet=quiet)

@@ -19,12 +19,7 @@ R = TypeVar("R")
 
 
 def crew_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Add ``--executor``, ``--device``, ``--rank`` and ``--world``."""
-    function = click.option(
-        "--device",
-        metavar="DEVICE",
-        help="A PyTorch device that does the arithmetic, such as cuda or cuda:1; the bits are the same.",
-    )(function)
+    """Add ``--executor``, ``--rank`` and ``--world``."""
     function = click.option(
         "--world", type=click.IntRange(min=1), metavar="N", help="How many ranks there are, with --rank."
     )(function)
@@ -36,7 +31,7 @@ def crew_options(function: Callable[P, R]) -> Callable[P, R]:
     )(function)
     return click.option(
         "--executor",
-        type=click.Choice(["threads", "processes", "ray"]),
+        type=click.Choice(["threads", "ray"]),
         default="threads",
         show_default=True,
         help="What does the tasks; ray: the machines of a cluster, which must see the same files.",

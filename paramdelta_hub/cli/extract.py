@@ -79,7 +79,6 @@ def extract(
     world: int | None,
     threads: int | None,
     memory: int,
-    device: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -105,7 +104,7 @@ def extract(
         post_tokenizer=post_tokenizer,
         hash_files=hash_files,
     )
-    crew = Crew(executor, threads, memory, device)
+    crew = Crew(executor, threads, memory)
     if run_share(
         request,
         output,

@@ -21,6 +21,7 @@ from paramdelta_hub.codecs.palette import Palette
 from paramdelta_hub.codecs.planes import Planes
 from paramdelta_hub.codecs.raw import Raw
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.kernels import Kernel
 
 __all__ = ["CODECS", "ZERO", "Buffer", "Codec", "candidates", "codec_named"]
 
@@ -38,10 +39,10 @@ class Codec(Protocol):
     def streams(self, itemsize: int) -> int:
         """How many streams a chunk of symbols of ``itemsize`` bytes has; 0 where the codec does not take them."""
 
-    def encode(self, symbols: Bits) -> list[bytes]:
+    def encode(self, symbols: Bits, kernel: Kernel) -> list[bytes]:
         """Code a flat, contiguous, non-empty chunk; the same symbols always give the same streams."""
 
-    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, widen: Float | None = None) -> None:
+    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, kernel: Kernel, widen: Float | None = None) -> None:
         """Fill ``out`` with the chunk's symbols, or raise PackageError; never fills it with anything else.
 
         With ``widen`` the symbols are bits of that float, and ``out`` is of its wide type. A codec that knows the

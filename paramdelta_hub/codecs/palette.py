@@ -22,7 +22,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from paramdelta_hub import engines
 from paramdelta_hub.arithmetic import Bits, Float, Wide
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import frames
@@ -30,6 +29,7 @@ from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.codecs.planes import compress_plane, decode_planes
 from paramdelta_hub.codecs.sparse import decode_gaps
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.kernels import Kernel
 
 __all__ = ["Palette"]
 
@@ -50,15 +50,15 @@ class Palette:
         """Five for two-byte symbols."""
         return 5 if itemsize == 2 else 0
 
-    def encode(self, symbols: Bits) -> list[bytes]:
+    def encode(self, symbols: Bits, kernel: Kernel) -> list[bytes]:
         """Code a chunk of ``uint16`` symbols."""
         changed = int(np.count_nonzero(symbols))
         if not 0 < changed < FEW * symbols.size:
-            return [b"", *_encode_all(symbols)]
-        gaps, values = engines.current().gather(symbols)
-        return [frames.compress(gaps.data), *_encode_all(values)]
+            return [b"", *_encode_all(symbols, kernel)]
+        gaps, values = kernel.gather(symbols)
+        return [frames.compress(gaps.data), *_encode_all(values, kernel)]
 
-    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, widen: Float | None = None) -> None:
+    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, kernel: Kernel, widen: Float | None = None) -> None:
         """Fill ``out`` with the chunk's symbols, or with what they widen to.
 
         Raises:
@@ -67,23 +67,23 @@ class Palette:
         """
         coded_gaps, *rest = streams
         if not len(coded_gaps):
-            _decode_all(rest, out, widen)
+            _decode_all(rest, out, kernel, widen)
             return
         gaps, count = decode_gaps(coded_gaps, out.size)
         changed = scratch("changed", count, out.dtype)
-        _decode_all(rest, changed, widen)
-        engines.current().spread(gaps, changed, out)
+        _decode_all(rest, changed, kernel, widen)
+        kernel.spread(gaps, changed, out)
 
 
-def _encode_all(symbols: Bits) -> list[bytes]:
+def _encode_all(symbols: Bits, kernel: Kernel) -> list[bytes]:
     palette = _most_frequent(symbols)
     rank_of = np.full(1 << 16, ESCAPE, np.uint8)
     rank_of[palette] = np.arange(palette.size, dtype=np.uint8)
-    ranks, low, high = engines.current().rank(symbols, rank_of)
+    ranks, low, high = kernel.rank(symbols, rank_of)
     return [palette.astype("<u2").tobytes(), frames.compress(ranks.data), compress_plane(low), compress_plane(high)]
 
 
-def _decode_all(streams: Sequence[Buffer], out: Bits | Wide, widen: Float | None) -> None:
+def _decode_all(streams: Sequence[Buffer], out: Bits | Wide, kernel: Kernel, widen: Float | None) -> None:
     coded_palette, coded_ranks, *coded_escapes = streams
     entries, rest = divmod(len(coded_palette), 2)
     if rest or entries > ESCAPE:
@@ -102,7 +102,7 @@ def _decode_all(streams: Sequence[Buffer], out: Bits | Wide, widen: Float | None
     if widen:
         palette = widen.widen(palette, np.empty(palette.size, out.dtype))
         escaped = widen.widen(escaped, scratch("widened escapes", escaped.size, out.dtype))
-    engines.current().look_up(palette, ranks, escaped, out)
+    kernel.look_up(palette, ranks, escaped, out)
 
 
 def _most_frequent(symbols: Bits) -> Bits:

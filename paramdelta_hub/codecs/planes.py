@@ -16,6 +16,7 @@ from paramdelta_hub.arithmetic import Bits, Float, Wide, blocks
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
+from paramdelta_hub.kernels import Kernel
 
 __all__ = ["Planes", "compress_plane", "decode_planes", "encode_planes"]
 
@@ -68,11 +69,11 @@ class Planes:
         """One a byte of the symbol."""
         return itemsize
 
-    def encode(self, symbols: Bits) -> list[bytes]:
+    def encode(self, symbols: Bits, kernel: Kernel) -> list[bytes]:
         """See :func:`encode_planes`."""
         return encode_planes(symbols)
 
-    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, widen: Float | None = None) -> None:
+    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, kernel: Kernel, widen: Float | None = None) -> None:
         """See :func:`decode_planes`."""
         if widen:
             symbols = scratch("symbols of planes", out.size, widen.bits)

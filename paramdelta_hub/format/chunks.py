@@ -25,6 +25,7 @@ from paramdelta_hub.codecs.sparse import decode_sparse, encode_sparse, sparse_st
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.format.digests import values_digest
 from paramdelta_hub.format.headers import ITEM_SIZES
+from paramdelta_hub.kernels import Kernel
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 
 __all__ = [
@@ -126,7 +127,7 @@ class AddedChunk:
     base_digest: bytes
 
 
-def decode_added(layout: Layout, streams: Sequence[Buffer], out: Wide) -> AddedChunk:
+def decode_added(layout: Layout, streams: Sequence[Buffer], out: Wide, kernel: Kernel) -> AddedChunk:
     """Decode a float chunk; ``out`` (wide) receives Δ and sets how many elements there are.
 
     Raises:
@@ -139,15 +140,15 @@ def decode_added(layout: Layout, streams: Sequence[Buffer], out: Wide) -> AddedC
     exceptions, exact = decode_sparse(streams[second:-1], out.size, kind.bits)
     if len(streams[-1]) != (_DIGEST_BYTES if exceptions.size else 0):
         raise PackageError("a chunk's exceptions and the digest of its base do not go together")
-    layout.codec.decode(streams[:first], out, widen=kind)
+    layout.codec.decode(streams[:first], out, kernel, widen=kind)
     delta = arithmetic.join(kind, out, positions, rest)
     return AddedChunk(delta, positions.size, exceptions, exact, bytes(streams[-1]))
 
 
-def decode_replaced(layout: Layout, streams: Sequence[Buffer], out: Bits) -> None:
+def decode_replaced(layout: Layout, streams: Sequence[Buffer], out: Bits, kernel: Kernel) -> None:
     """Decode a chunk of a replaced tensor to ``out``: post's own values.
 
     Raises:
         PackageError: damaged.
     """
-    layout.codec.decode(streams, out)
+    layout.codec.decode(streams, out, kernel)

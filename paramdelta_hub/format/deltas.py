@@ -14,6 +14,7 @@ from paramdelta_hub.format.chunks import AddedChunk, Layout, decode_added, decod
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.payload import PayloadReader
+from paramdelta_hub.kernels import Kernel
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 
 __all__ = ["DeltaReader", "delta_chunks", "summand_of"]
@@ -42,9 +43,9 @@ class DeltaReader:
     What is made of the chunks counts only once :meth:`finish` has returned: the payload's digest is checked there.
     """
 
-    def __init__(self, delta: dict[str, Any], dtype: str, elements: int, shards: Descriptors) -> None:
+    def __init__(self, delta: dict[str, Any], dtype: str, elements: int, shards: Descriptors, kernel: Kernel) -> None:
         self.weight: float = delta["weight"]
-        self._delta = delta
+        self._delta, self._kernel = delta, kernel
         self._remainders = self._exceptions = 0
         self._reader: PayloadReader | None = None
         if delta["codec"] != ZERO:
@@ -59,7 +60,7 @@ class DeltaReader:
         if self._reader is None:
             return None
         with _located(self._delta):
-            chunk = decode_added(self._layout, self._reader.next_chunk(), out)
+            chunk = decode_added(self._layout, self._reader.next_chunk(), out, self._kernel)
         self._remainders += chunk.remainders
         self._exceptions += chunk.exceptions.size
         return chunk
@@ -68,7 +69,7 @@ class DeltaReader:
         """Decode the next chunk of a replaced tensor to ``out``."""
         assert self._reader is not None
         with _located(self._delta):
-            decode_replaced(self._layout, self._reader.next_chunk(), out)
+            decode_replaced(self._layout, self._reader.next_chunk(), out, self._kernel)
 
     def finish(self) -> None:
         """Check the payload's digest and what was counted in it.
@@ -98,7 +99,7 @@ def _located(delta: dict[str, Any]) -> Iterator[None]:
 
 
 def delta_chunks(
-    record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: Descriptors, buffer: str
+    record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: Descriptors, buffer: str, kernel: Kernel
 ) -> Iterator[Wide]:
     """Yield Δ of an added tensor that has a payload, flat and in the wide type, a chunk at a time.
 
@@ -110,11 +111,12 @@ def delta_chunks(
         places: each tensor's shard and its start there.
         shards: open files of the package.
         buffer: a name that no other tensor decoded at the same time uses.
+        kernel: does the arithmetic.
 
     Raises:
         PackageError: damaged.
     """
-    reader = DeltaReader(summand_of(record, 1.0, places), record.dtype, record.elements, shards)
+    reader = DeltaReader(summand_of(record, 1.0, places), record.dtype, record.elements, shards, kernel)
     wide = FLOATS[record.dtype].wide
     for start in range(0, record.elements, CHUNK_ELEMENTS):
         chunk = reader.next_added(scratch(buffer, min(CHUNK_ELEMENTS, record.elements - start), wide))

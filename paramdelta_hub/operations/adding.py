@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub import engines
-from paramdelta_hub.arithmetic import FLOATS, Bits
+from paramdelta_hub.arithmetic import FLOATS, Bits, Float, Wide
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.codecs import ZERO
 from paramdelta_hub.format.chunks import AddedChunk
@@ -16,6 +16,7 @@ from paramdelta_hub.format.deltas import DeltaReader
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.digests import values_digest
 from paramdelta_hub.format.headers import ITEM_SIZES
+from paramdelta_hub.kernels import Kernel
 
 __all__ = ["ChunkAdder", "is_base", "little"]
 
@@ -23,18 +24,19 @@ __all__ = ["ChunkAdder", "is_base", "little"]
 class ChunkAdder:
     """Θ' + Σ wᵢΔᵢ for one tensor, chunk after chunk: summed in the wide type, in the deltas' order, rounded once.
 
-    A lone delta of weight 1 whose chunk has exceptions looks at the digest of the target's chunk: on base's own the
-    result is post, to the bit; on any other target the sum stands.
+    One delta is decoded at a time, so that memory does not grow with their number. A lone delta of weight 1 whose chunk
+    has exceptions looks at the digest of the target's chunk: on base's own the result is post, to the bit; on any other
+    target the sum stands.
     """
 
-    def __init__(self, tensor: dict[str, Any], shards: Descriptors) -> None:
+    def __init__(self, tensor: dict[str, Any], shards: Descriptors, kernel: Kernel) -> None:
+        self._kernel = kernel
         self._dtype: str = tensor["dtype"]
-        deltas = [DeltaReader(delta, self._dtype, tensor["elements"], shards) for delta in tensor["deltas"]]
+        deltas = [DeltaReader(delta, self._dtype, tensor["elements"], shards, kernel) for delta in tensor["deltas"]]
         effects = {delta["effect"] for delta in tensor["deltas"]}
         self._payloads = deltas
         self._replaces = effects == {"replace"} and tensor["deltas"][-1]["codec"] != ZERO
         self._adds = "add" in effects
-        self._is_plain = len(deltas) == 1 and deltas[0].weight == 1.0
         self.not_finite = 0
 
     def add(self, target: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -49,22 +51,26 @@ class ChunkAdder:
             return little(bits)
         kind = FLOATS[self._dtype]
         bits = target.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
-        chunks = []
-        for index, payload in enumerate(self._payloads):
-            chunks.append(payload.next_added(scratch(f"delta {index}", bits.size, kind.wide)))
         out = result.view(kind.bits)
-        deltas = [
-            (chunk.delta if chunk else None, payload.weight)
-            for chunk, payload in zip(chunks, self._payloads, strict=True)
-        ]
-        self.not_finite += engines.current().add(kind, bits, deltas, out)
-        if self._is_plain and is_base(target, chunks[0]):
-            [exact] = chunks
-            assert exact is not None
-            replaced = kind.widen(out[exact.exceptions], np.empty(exact.exceptions.size, kind.wide))
-            self.not_finite -= kind.count_not_finite(replaced)
-            out[exact.exceptions] = exact.exact
+        if len(self._payloads) == 1 and (chunk := self._next(kind, self._payloads[0], bits.size)):
+            weight = self._payloads[0].weight
+            self.not_finite += self._kernel.add(kind, bits, chunk.delta, weight, out)
+            if weight == 1.0 and is_base(target, chunk):
+                replaced = kind.widen(out[chunk.exceptions], np.empty(chunk.exceptions.size, kind.wide))
+                self.not_finite -= kind.count_not_finite(replaced)
+                out[chunk.exceptions] = chunk.exact
+        else:
+            self.not_finite += self._kernel.add_all(kind, bits, self._deltas(kind, bits.size), out)
         return little(out)
+
+    def _next(self, kind: Float, payload: DeltaReader, size: int) -> AddedChunk | None:
+        """Decode a delta's next chunk to the one buffer that all of them share."""
+        return payload.next_added(scratch("delta", size, kind.wide))
+
+    def _deltas(self, kind: Float, size: int) -> Iterator[tuple[Wide | None, float]]:
+        for payload in self._payloads:
+            chunk = self._next(kind, payload, size)
+            yield (chunk.delta if chunk else None), payload.weight
 
     def finish(self) -> None:
         """Check every payload's digest.

@@ -16,6 +16,7 @@ from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import io_errors, write_file
 from paramdelta_hub.format.provenance import parse_provenance
+from paramdelta_hub.kernels import Kernel
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.operations.applying import out_digests
 from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, check_place, complete
@@ -101,7 +102,6 @@ def apply(
     executor: Executor = "threads",
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
-    device: str | None = None,
     progress: Progress | None = None,
 ) -> ApplyReport:
     """Write ``out`` = target + Σ wᵢΔᵢ with the target's shard layout, tensor order and metadata.
@@ -133,10 +133,9 @@ def apply(
             the Hub.
         force: apply although the target is not kin; recorded in the provenance.
         overwrite: replace an older result at ``out``; never anything else (:mod:`.replacing`).
-        executor: what does the tasks: ``threads``, ``processes``, or ``ray``, a cluster that sees the same files.
+        executor: what does the tasks: ``threads``, or ``ray``: a cluster that sees the same files.
         threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
         memory: bytes that all buffers together may take.
-        device: a PyTorch device, such as ``cuda``, that does the arithmetic; the bits are the same.
         progress: told how far the work is.
 
     Raises:
@@ -166,7 +165,7 @@ def apply(
         stream=stream,
         force=force,
     )
-    crew, progress = Crew(executor, threads, memory, device), progress or Progress()
+    crew, progress = Crew(executor, threads, memory), progress or Progress()
     return carry_out(wanted, out, crew, progress, registry=registry, overwrite=overwrite)
 
 
@@ -253,10 +252,12 @@ class Application(Operation[ApplyReport]):
         """Learn which files of a streamed target are still wanted."""
         self._pool = FilePool(self._inputs.remote, [self.plan.tasks[number] for number in todo])
 
-    def run(self, number: int, destination: Destination, advance: Callable[[int], None]) -> dict[str, Any]:
+    def run(
+        self, number: int, destination: Destination, kernel: Kernel, advance: Callable[[int], None]
+    ) -> dict[str, Any]:
         """Do a task while its files are there."""
         with self._pool.hold(self.plan.tasks[number]):
-            return super().run(number, destination, advance)
+            return super().run(number, destination, kernel, advance)
 
     def refuse(self, outcomes: Outcomes) -> None:
         """Raise if values of the result are not finite."""

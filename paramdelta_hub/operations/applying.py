@@ -29,6 +29,7 @@ from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.digests import begin_digest
 from paramdelta_hub.format.headers import ITEM_SIZES
 from paramdelta_hub.format.output import Output
+from paramdelta_hub.kernels import Kernel
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.operations.adding import ChunkAdder
 from paramdelta_hub.operations.requantize import Requantizer
@@ -37,12 +38,15 @@ from paramdelta_hub.operations.rows import RowAdder
 __all__ = ["out_digests", "read_chunks", "run_apply_task", "view_digest"]
 
 
-def run_apply_task(task: dict[str, Any], result: Path, advance: Callable[[int], None]) -> dict[str, Any]:
+def run_apply_task(
+    task: dict[str, Any], result: Path, kernel: Kernel, advance: Callable[[int], None]
+) -> dict[str, Any]:
     """Do one task and return its outcome, plain JSON: the digest of every tensor written.
 
     Args:
         task: as planned.
         result: the folder that holds the output files, already at their final sizes.
+        kernel: does the arithmetic.
         advance: called with the number of bytes handled; may raise to stop the task.
 
     Raises:
@@ -57,9 +61,9 @@ def run_apply_task(task: dict[str, Any], result: Path, advance: Callable[[int], 
             with contextlib.ExitStack() as scope:
                 adder: ChunkAdder | RowAdder
                 if "rows" in tensor:
-                    adder = scope.enter_context(RowAdder(tensor, shards, sources, result.parent))
+                    adder = scope.enter_context(RowAdder(tensor, shards, sources, result.parent, kernel))
                 else:
-                    adder = ChunkAdder(tensor, shards)
+                    adder = ChunkAdder(tensor, shards, kernel)
                 requantizer = None
                 if "quantized" in tensor:
                     requantizer = scope.enter_context(Requantizer(tensor["quantized"], result.parent))

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub import engines
 from paramdelta_hub.arithmetic import FLOATS, Bits, Difference, NotFiniteChunkError, Statistics
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.checkpoints.views import open_view
@@ -30,6 +29,7 @@ from paramdelta_hub.format.digests import begin_digest
 from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.headers import ITEM_SIZES
 from paramdelta_hub.format.payload import PayloadWriter, ShardWriter
+from paramdelta_hub.kernels import Kernel
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 
 __all__ = ["run_extract_task"]
@@ -39,12 +39,15 @@ GOOD_ENOUGH = 5 / 8
 byte planes beat a palette that reached 10 of 16 bits."""
 
 
-def run_extract_task(task: dict[str, Any], pieces: Path, advance: Callable[[int], None]) -> dict[str, Any]:
+def run_extract_task(
+    task: dict[str, Any], pieces: Path, kernel: Kernel, advance: Callable[[int], None]
+) -> dict[str, Any]:
     """Do one task and return its outcome, plain JSON.
 
     Args:
         task: as planned.
         pieces: the folder that encoded shards are written to.
+        kernel: does the arithmetic.
         advance: called with the number of source bytes handled; may raise to stop the task.
 
     Raises:
@@ -60,7 +63,7 @@ def run_extract_task(task: dict[str, Any], pieces: Path, advance: Callable[[int]
     try:
         with Descriptors(CheckpointError) as files:
             for tensor in task["tensors"]:
-                encoder = _Encoder(tensor, shard.payload(tensor["name"]))
+                encoder = _Encoder(tensor, shard.payload(tensor["name"]), kernel)
                 try:
                     _feed(encoder, tensor, files, advance)
                     records.append(encoder.finish())
@@ -100,8 +103,8 @@ class _Encoder:
     ``zero`` and has no payload.
     """
 
-    def __init__(self, tensor: dict[str, Any], payload: PayloadWriter) -> None:
-        self._tensor, self._payload = tensor, payload
+    def __init__(self, tensor: dict[str, Any], payload: PayloadWriter, kernel: Kernel) -> None:
+        self._tensor, self._payload, self._kernel = tensor, payload, kernel
         self.dtype = np.dtype(f"u{ITEM_SIZES[tensor['dtype']]}")
         self._added = tensor["dtype"] in FLOATS
         self._base_digest, self._post_digest = begin_digest(), begin_digest()
@@ -125,7 +128,7 @@ class _Encoder:
     def _add_float(self, base: Bits, post: Bits) -> None:
         kind = FLOATS[self._tensor["dtype"]]
         symbols = scratch("symbols", base.size, self.dtype)
-        chunk = engines.current().subtract(kind, base, post, symbols)
+        chunk = self._kernel.subtract(kind, base, post, symbols)
         self._stats.add(chunk.statistics)
         if self._codec is None and chunk.is_zero:
             self._unchanged += 1
@@ -149,10 +152,10 @@ class _Encoder:
     def _encode(self, symbols: Bits) -> list[bytes]:
         """Return the symbols' streams; the first chunk to come here decides by its size which codec the tensor has."""
         if self._codec is not None:
-            return self._codec.encode(symbols)
+            return self._codec.encode(symbols, self._kernel)
         tried: list[tuple[int, int, Codec, list[bytes]]] = []
         for order, codec in enumerate(candidates(self.dtype.itemsize)):
-            streams = codec.encode(symbols)
+            streams = codec.encode(symbols, self._kernel)
             size = sum(len(stream) for stream in streams)
             tried.append((size, order, codec, streams))
             if size <= GOOD_ENOUGH * symbols.nbytes:

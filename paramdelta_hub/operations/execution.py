@@ -1,4 +1,4 @@
-"""Running a plan's tasks: on threads, processes or a cluster; what is done is not done again.
+"""Running a plan's tasks: on threads or a cluster; what is done is not done again.
 
 An :class:`Operation` is an extract or an apply whose plan is made. :func:`complete` carries it to its end; a part of
 its tasks is for :mod:`.sharing`.
@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
-from paramdelta_hub import engines
 from paramdelta_hub.errors import OptionError, ParamdeltaError
 from paramdelta_hub.format.durable import io_errors
+from paramdelta_hub.kernels import Kernel, kernel_for
 from paramdelta_hub.limits import DEFAULT_MEMORY, WORKER_BYTES
 from paramdelta_hub.operations.tasks import perform, run_task, sync_outcome, written
 from paramdelta_hub.work.cluster import Cluster
 from paramdelta_hub.work.destination import Destination, MayReplace, anything
 from paramdelta_hub.work.plan import Plan, Receipt
-from paramdelta_hub.work.processes import Processes
 from paramdelta_hub.work.progress import Progress
 from paramdelta_hub.work.shares import lots
 from paramdelta_hub.work.threads import Stop, default_threads, run_tasks
@@ -40,7 +39,7 @@ __all__ = [
     "workers",
 ]
 
-Executor: TypeAlias = Literal["threads", "processes", "ray"]
+Executor: TypeAlias = Literal["threads", "ray"]
 Outcomes: TypeAlias = "dict[int, dict[str, Any]]"
 R = TypeVar("R")
 _ASKED_OF_A_CLUSTER = 256
@@ -67,25 +66,21 @@ class Crew:
     """Who does the tasks, and how many at a time.
 
     Args:
-        executor: ``threads`` of this process, ``processes`` of this machine, or ``ray``: the machines of a cluster.
+        executor: ``threads`` of this process, or ``ray``: the machines of a cluster.
         threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
         memory: bytes that all buffers together may take on this machine.
-        device: a PyTorch device that does the arithmetic, for threads alone.
 
     Raises:
-        OptionError: no such executor, no threads, too little memory, or a device for other than threads.
+        OptionError: no such executor, no threads, or too little memory.
     """
 
     executor: Executor = "threads"
     threads: int | None = None
     memory: int = DEFAULT_MEMORY
-    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.executor not in get_args(Executor):
-            raise OptionError(f"tasks can run on {', '.join(get_args(Executor))}, not {self.executor!r}")
-        if self.device is not None and self.executor != "threads":
-            raise OptionError(f"{self.executor} can't share the device {self.device}", remedy="leave out --executor")
+            raise OptionError(f"tasks can run on {' or '.join(get_args(Executor))}, not {self.executor!r}")
         workers(self.threads, self.memory)
 
     @property
@@ -124,9 +119,11 @@ class Operation(ABC, Generic[R]):
     def begin(self, todo: Collection[int]) -> None:
         """Get ready to :meth:`run` these tasks."""
 
-    def run(self, number: int, destination: Destination, advance: Callable[[int], None]) -> dict[str, Any]:
+    def run(
+        self, number: int, destination: Destination, kernel: Kernel, advance: Callable[[int], None]
+    ) -> dict[str, Any]:
         """Do a task on a thread of this process."""
-        return run_task(self.plan.kind, self.plan.tasks[number], destination.books, advance)
+        return run_task(self.plan.kind, self.plan.tasks[number], destination.books, kernel, advance)
 
     @abstractmethod
     def refuse(self, outcomes: Outcomes) -> None:
@@ -218,7 +215,6 @@ def execute(
         progress: told how far the work is.
     """
     plan = operation.plan
-    engines.choose(plan.nbytes, crew.device, wait=plan.kind != "apply")
     outcomes = {number: outcome for number, outcome in done.items() if number in numbers}
     todo = [number for number in numbers if number not in outcomes]
     progress.start(operation.what, sum(plan.tasks[number]["bytes"] for number in numbers))
@@ -268,20 +264,15 @@ def _hired(
                 [[todo[index] for index in lot] for lot in by_file],
                 lambda numbers, stop: done(numbers, cluster.run(numbers, stop)),
             )
-    elif crew.executor == "processes":
-        with Processes(perform, books, plan.digest, destination.lock) as processes:
-            yield (
-                [[number] for number in todo],
-                lambda numbers, stop: done(numbers, [processes.run(number, stop) for number in numbers]),
-            )
     else:
         operation.begin(todo)
+        kernel = kernel_for(plan.nbytes, wait=plan.kind != "apply")
 
         def on_a_thread(number: int, stop: Stop) -> dict[str, Any]:
             def advance(nbytes: int) -> None:
                 stop.check()
                 progress.advance(nbytes)
 
-            return operation.run(number, destination, advance)
+            return operation.run(number, destination, kernel, advance)
 
         yield [[number] for number in todo], lambda numbers, stop: [on_a_thread(number, stop) for number in numbers]

@@ -83,7 +83,6 @@ def extract(
     executor: Executor = "threads",
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
-    device: str | None = None,
     progress: Progress | None = None,
 ) -> ExtractReport:
     """Write the delta package ``out`` such that base ⊕ Δ == post, bit for bit, for every element.
@@ -105,10 +104,9 @@ def extract(
         hash_files: record the sha256 of local weight files too, at the price of reading both models twice; files
             from the Hub have theirs, and every tensor always has.
         overwrite: replace an older package at ``out``; never anything else (:mod:`.replacing`).
-        executor: what does the tasks: ``threads``, ``processes``, or ``ray``, a cluster that sees the same files.
+        executor: what does the tasks: ``threads``, or ``ray``: a cluster that sees the same files.
         threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
         memory: bytes that all buffers together may take.
-        device: a PyTorch device, such as ``cuda``, that does the arithmetic; the bits are the same.
         progress: told how far the work is.
 
     Raises:
@@ -134,7 +132,7 @@ def extract(
         post_tokenizer=_text(post_tokenizer),
         hash_files=hash_files,
     )
-    crew = Crew(executor, threads, memory, device)
+    crew = Crew(executor, threads, memory)
     check_place(out, overwrite=overwrite)
     return complete(Extraction(wanted), out, crew, progress or Progress(), overwrite=overwrite)
 

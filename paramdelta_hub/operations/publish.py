@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from paramdelta_hub.errors import PackageError, PublishError, RegistryError
+from paramdelta_hub.errors import PackageError, PublishError, RegistryError, SignatureError
 from paramdelta_hub.format.durable import io_errors, read_small, write_file
 from paramdelta_hub.format.manifest import Source
 from paramdelta_hub.format.package import Package, open_package
@@ -18,7 +18,7 @@ from paramdelta_hub.registry.markdown import hub_id, own_words
 from paramdelta_hub.registry.names import check_version
 from paramdelta_hub.registry.protocol import Published, Registry
 from paramdelta_hub.registry.receiving import SIGNATURE_NAME, alone_in
-from paramdelta_hub.registry.signing import SignatureError, Trust, read_manifest, read_signature
+from paramdelta_hub.registry.signing import Trust, read_manifest, read_signature
 from paramdelta_hub.registry.signing import sign as signature_of
 from paramdelta_hub.work.progress import Progress
 

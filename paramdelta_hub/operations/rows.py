@@ -28,6 +28,7 @@ from paramdelta_hub.format.deltas import DeltaReader
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.durable import read_exactly, write_exactly
 from paramdelta_hub.format.runs import ElementRuns
+from paramdelta_hub.kernels import Kernel
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.operations.adding import is_base, little
 
@@ -37,7 +38,9 @@ __all__ = ["RowAdder"]
 class RowAdder:
     """Adds deltas by rows; to be used like a :class:`~.adding.ChunkAdder`, within ``with``."""
 
-    def __init__(self, tensor: dict[str, Any], shards: Descriptors, sources: Descriptors, folder: Path) -> None:
+    def __init__(
+        self, tensor: dict[str, Any], shards: Descriptors, sources: Descriptors, folder: Path, kernel: Kernel
+    ) -> None:
         self._kind = FLOATS[tensor["dtype"]]
         self._deltas: list[_Spilled] = []
         self._position = 0
@@ -45,7 +48,8 @@ class RowAdder:
         is_plain = len(tensor["deltas"]) == 1 and tensor["deltas"][0]["weight"] == 1.0
         try:
             for delta in tensor["deltas"]:
-                self._deltas.append(_Spilled(delta, tensor["rows"], self._kind, is_plain, shards, sources, folder))
+                spilled = _Spilled(delta, tensor["rows"], self._kind, is_plain, shards, sources, folder, kernel)
+                self._deltas.append(spilled)
         except BaseException:
             self.close()
             raise
@@ -96,6 +100,7 @@ class _Spilled:
         shards: Descriptors,
         sources: Descriptors,
         folder: Path,
+        kernel: Kernel,
     ) -> None:
         self._kind = kind
         self._runs = ElementRuns(delta["rows"], width)
@@ -106,19 +111,21 @@ class _Spilled:
         self._is_zero = delta["shard"] is None
         try:
             if not self._is_zero:
-                self._decode(delta, is_plain, shards, sources)
+                self._decode(delta, is_plain, shards, sources, kernel)
         except BaseException:
             self.close()
             raise
 
-    def _decode(self, delta: dict[str, Any], is_plain: bool, shards: Descriptors, sources: Descriptors) -> None:
+    def _decode(
+        self, delta: dict[str, Any], is_plain: bool, shards: Descriptors, sources: Descriptors, kernel: Kernel
+    ) -> None:
         kind, elements = self._kind, delta["elements"]
-        payload = DeltaReader(delta, kind.name, elements, shards)
+        payload = DeltaReader(delta, kind.name, elements, shards, kernel)
         target = open_view(delta["target"], sources) if is_plain else None
         positions, exact = [], []
         for start in range(0, elements, CHUNK_ELEMENTS):
             size = min(CHUNK_ELEMENTS, elements - start)
-            chunk = payload.next_added(scratch("delta 0", size, kind.wide))
+            chunk = payload.next_added(scratch("delta", size, kind.wide))
             assert chunk is not None
             write_exactly(self._file.fileno(), chunk.delta, start * kind.wide.itemsize)
             if target is not None and chunk.exceptions.size:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paramdelta_hub import engines
 from paramdelta_hub.format.durable import TEMPORARY, io_errors, sync_file
+from paramdelta_hub.kernels import Kernel, kernel_for
 from paramdelta_hub.operations.applying import run_apply_task
 from paramdelta_hub.operations.encoding import run_extract_task
 from paramdelta_hub.work.destination import PIECES, PLAN_NAME, RESULT
@@ -31,26 +31,25 @@ def perform(books: str, digest: str, number: int) -> Outcome:
     """
     folder = Path(books)
     kind, nbytes, task = read_task(folder / PLAN_NAME, digest, number)
-    engines.choose(nbytes)
     with io_errors(f"task {number}"):
-        outcome = run_task(kind, task, folder, lambda _: None)
+        outcome = run_task(kind, task, folder, kernel_for(nbytes), lambda _: None)
         sync_outcome(kind, outcome, folder)
     return outcome
 
 
-def run_task(kind: Kind, task: Task, books: Path, advance: Callable[[int], None]) -> Outcome:
+def run_task(kind: Kind, task: Task, books: Path, kernel: Kernel, advance: Callable[[int], None]) -> Outcome:
     """Do a task and return its outcome, plain JSON."""
     if kind == "apply":
-        return run_apply_task(task, books / RESULT, advance)
-    return _extract(task, books / PIECES, advance)
+        return run_apply_task(task, books / RESULT, kernel, advance)
+    return _extract(task, books / PIECES, kernel, advance)
 
 
-def _extract(task: Task, pieces: Path, advance: Callable[[int], None]) -> Outcome:
+def _extract(task: Task, pieces: Path, kernel: Kernel, advance: Callable[[int], None]) -> Outcome:
     """Write a piece under a name of this attempt's own, so that no other attempt, late or beside it, can spoil it."""
     if "piece" not in task:
-        return run_extract_task(task, pieces, advance)
+        return run_extract_task(task, pieces, kernel, advance)
     attempt = TEMPORARY.replace("*", f"{task['piece']}.{uuid.uuid4().hex}")
-    outcome = run_extract_task({**task, "piece": attempt}, pieces, advance)
+    outcome = run_extract_task({**task, "piece": attempt}, pieces, kernel, advance)
     if outcome.get("piece"):
         os.replace(pieces / attempt, pieces / task["piece"])
         outcome["piece"] = task["piece"]

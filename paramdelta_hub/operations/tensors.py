@@ -15,6 +15,7 @@ from paramdelta_hub.format.deltas import DeltaReader, summand_of
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import open_package
+from paramdelta_hub.kernels import kernel_for
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 
 if TYPE_CHECKING:
@@ -39,11 +40,12 @@ def tensors(delta: str | Path, pattern: str = "") -> Iterator[tuple[str, torch.T
     """
     package = open_package(Path(delta))
     places = package.payload_places()
+    wanted = [r for r in package.manifest.tensors if r.effect == "add" and re.search(pattern, r.name)]
+    kernel = kernel_for(sum(record.elements * record.itemsize for record in wanted))
     with Descriptors(PackageError) as shards:
-        for record in package.manifest.tensors:
-            if record.effect == "add" and re.search(pattern, record.name):
-                summand = summand_of(record, 1.0, places)
-                yield record.name, _dense(record, DeltaReader(summand, record.dtype, record.elements, shards))
+        for record in wanted:
+            summand = summand_of(record, 1.0, places)
+            yield record.name, _dense(record, DeltaReader(summand, record.dtype, record.elements, shards, kernel))
 
 
 def _dense(record: TensorRecord, payload: DeltaReader) -> torch.Tensor:

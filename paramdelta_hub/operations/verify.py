@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +19,7 @@ from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.digests import begin_digest
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package, open_package
+from paramdelta_hub.kernels import Kernel, kernel_for
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.operations.adding import ChunkAdder
 from paramdelta_hub.operations.applying import read_chunks
@@ -117,7 +119,8 @@ def verify(
     base_model = open_checkpoint(base) if base is not None else None
     post_model = open_checkpoint(post) if post is not None else None
     tensors = _summed(package, base_model, places)
-    digests = run_over(tensors, _sum_digests, threads, progress, "decoding and adding")
+    kernel = kernel_for(sum(tensor["nbytes"] for tensor in tensors))
+    digests = run_over(tensors, partial(_sum_digests, kernel), threads, progress, "decoding and adding")
     if base_model is not None:
         found = {name: before for name, (before, _) in digests.items()}
         _refuse_other_model("base", package, base_model, found)
@@ -243,12 +246,12 @@ def _views(model: Checkpoint, names: Mapping[str, str], records: Sequence[Tensor
     return views
 
 
-def _sum_digests(tensors: Sequence[dict[str, Any]], advance: Advance) -> dict[str, tuple[str, str]]:
+def _sum_digests(kernel: Kernel, tensors: Sequence[dict[str, Any]], advance: Advance) -> dict[str, tuple[str, str]]:
     """Return each tensor's digests of base and of base ⊕ Δ; without base, decode against zeros for the checks alone."""
     digests = {}
     with Descriptors(CheckpointError) as sources, Descriptors(PackageError) as shards:
         for tensor in tensors:
-            adder = ChunkAdder(tensor, shards)
+            adder = ChunkAdder(tensor, shards, kernel)
             before, after = begin_digest(), begin_digest()
             for values in read_chunks(tensor, sources):
                 before.update(values.data)

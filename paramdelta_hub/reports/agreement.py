@@ -21,6 +21,7 @@ from paramdelta_hub.format.deltas import delta_chunks
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package
+from paramdelta_hub.kernels import Kernel, kernel_for
 from paramdelta_hub.limits import COMPARED_DELTAS
 from paramdelta_hub.registry.chart import place_of
 from paramdelta_hub.work.progress import Progress
@@ -132,11 +133,12 @@ def compare_packages(
         (number, {"bytes": sum(record.nbytes for record in records), "records": records})
         for number, records in enumerate(shared)
     ]
+    kernel = kernel_for(sum(record.elements * record.itemsize for records in shared for record in records))
     progress = progress or Progress()
     progress.start("comparing", sum(task["bytes"] for _, task in tasks))
 
     def run(number: int, task: dict[str, Any], stop: Stop) -> tuple[int, list[Agreement]]:
-        found = _compare(task["records"], places, pairs, stop)
+        found = _compare(task["records"], places, pairs, kernel, stop)
         progress.advance(task["bytes"])
         return number, found
 
@@ -191,13 +193,14 @@ def _compare(
     records: Sequence[TensorRecord],
     places: Sequence[dict[str, tuple[str, int]]],
     pairs: Sequence[tuple[int, int]],
+    kernel: Kernel,
     stop: Stop,
 ) -> list[Agreement]:
     """Return the sums of every pair over one tensor. A delta without a payload is zero, and is not read."""
     found = [Agreement() for _ in pairs]
     with Descriptors(PackageError) as shards:
         streams = {
-            side: delta_chunks(record, places[side], shards, f"compared {side}")
+            side: delta_chunks(record, places[side], shards, f"compared {side}", kernel)
             for side, record in enumerate(records)
             if record.shard is not None
         }

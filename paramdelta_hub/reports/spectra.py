@@ -21,6 +21,7 @@ from paramdelta_hub.format.deltas import delta_chunks
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package
+from paramdelta_hub.kernels import Kernel, kernel_for
 from paramdelta_hub.limits import SPECTRUM_SIDE
 from paramdelta_hub.registry.chart import place_of
 
@@ -80,10 +81,11 @@ def measure_spectra(package: Package, count: int) -> list[Spectrum]:
     """
     records = choose(package.manifest.tensors, count)
     places = package.payload_places() if records else {}
+    kernel = kernel_for(sum(record.elements * record.itemsize for record in records))
     found = []
     with Descriptors(PackageError) as shards:
         for record in records:
-            values = _sample(record, places, shards)
+            values = _sample(record, places, shards, kernel)
             if not np.isfinite(values).all():
                 continue  # a delta may overflow although base and post are finite; it has no singular values
             singular = np.linalg.svd(values, compute_uv=False)
@@ -120,7 +122,9 @@ def _spread(items: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
 
 
-def _sample(record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: Descriptors) -> NDArray[np.float64]:
+def _sample(
+    record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: Descriptors, kernel: Kernel
+) -> NDArray[np.float64]:
     """Return the drawn rows and columns of a matrix's Δ."""
     rows, columns = (
         _draw(f"{axis} {record.name}", size) for axis, size in zip(("rows", "columns"), record.shape, strict=True)
@@ -128,7 +132,7 @@ def _sample(record: TensorRecord, places: Mapping[str, tuple[str, int]], shards:
     wanted = (rows[:, np.newaxis] * record.shape[1] + columns).ravel()  # ascending
     values = np.empty(wanted.size)
     start = taken = 0
-    for chunk in delta_chunks(record, places, shards, "spectrum"):
+    for chunk in delta_chunks(record, places, shards, "spectrum", kernel):
         stop = int(np.searchsorted(wanted, start + chunk.size))
         values[taken:stop] = chunk[wanted[taken:stop] - start]
         start, taken = start + chunk.size, stop

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
 from typing import Any, Protocol
 
-from paramdelta_hub import errors
-from paramdelta_hub.errors import ParamdeltaError
+from paramdelta_hub.errors import Mismatch, ParamdeltaError
 
 __all__ = ["ATTEMPTS", "Perform", "answer", "died", "outcome_of"]
 
@@ -30,8 +30,8 @@ def answer(perform: Perform, books: str, digest: str, number: int) -> dict[str, 
     try:
         return {"outcome": perform(books, digest, number)}
     except ParamdeltaError as error:
-        told = {"what": error.what, "where": error.where, "remedy": error.remedy}
-        return {"error": type(error).__name__, "told": told}
+        names = [cls.__name__ for cls in type(error).__mro__ if issubclass(cls, ParamdeltaError)]
+        return {"error": names, "told": vars(error)}
     except Exception:
         return {"error": None, "told": traceback.format_exc()}
 
@@ -40,7 +40,8 @@ def outcome_of(answered: dict[str, Any]) -> dict[str, Any]:
     """Return the outcome in an answer.
 
     Raises:
-        ParamdeltaError: what the worker raised, of its own class.
+        ParamdeltaError: what the worker raised, with all that it knows. A class that this process has not loaded
+            becomes the nearest above it, which a handler treats alike.
         RuntimeError: a worker's error that is none of ours, with the place in the code where it arose.
     """
     if "outcome" in answered:
@@ -49,8 +50,19 @@ def outcome_of(answered: dict[str, Any]) -> dict[str, Any]:
     told = answered["told"]
     if answered["error"] is None:
         raise RuntimeError(f"a worker failed:\n{told}")
-    kind: type[ParamdeltaError] = getattr(errors, answered["error"])
-    raise kind(told["what"], where=told["where"], remedy=told["remedy"])
+    known = {cls.__name__: cls for cls in _classes(ParamdeltaError)}
+    error = next(known[name] for name in answered["error"] if name in known)(told["what"])
+    vars(error).update(told)
+    if "mismatches" in told:
+        vars(error)["mismatches"] = tuple(Mismatch(*mismatch) for mismatch in told["mismatches"])
+    raise error
+
+
+def _classes(above: type[ParamdeltaError]) -> Iterator[type[ParamdeltaError]]:
+    """Yield a class of errors and all below it."""
+    yield above
+    for cls in above.__subclasses__():
+        yield from _classes(cls)
 
 
 def died(numbers: list[int], why: str) -> ParamdeltaError:

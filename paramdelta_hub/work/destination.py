@@ -108,12 +108,6 @@ class Destination:
         """Where the request lies."""
         return self.books / "request.json"
 
-    @property
-    def lock(self) -> int:
-        """The held lock's descriptor. A child that inherits it keeps the place taken until it has ended, too."""
-        assert self._lock is not None
-        return self._lock
-
     def __enter__(self) -> Destination:
         self.check()
         with io_errors("making the output folder"):

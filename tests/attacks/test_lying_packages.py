@@ -19,6 +19,7 @@ from paramdelta_hub.errors import (
     VerificationError,
 )
 from paramdelta_hub.format.chunks import Layout
+from paramdelta_hub.kernels.numpy import NumpyKernel
 from tests.attacks.outcomes import (
     apply_is_safe,
     change_manifest,
@@ -148,9 +149,9 @@ def test_a_wrong_delta_with_right_digests_is_found_by_verify_with_base(
         streams, _ = split(payload, layout)
         own = layout.codec.streams(2)
         symbols = np.empty(layout.elements, np.uint16)
-        layout.codec.decode(streams[:own], symbols)
+        layout.codec.decode(streams[:own], symbols, NumpyKernel())
         symbols[7] ^= 0x80
-        return joined([*layout.codec.encode(symbols), *streams[own:]])
+        return joined([*layout.codec.encode(symbols, NumpyKernel()), *streams[own:]])
 
     replace_payload(family.delta, NAME, lie)
     pd.verify(family.delta)

@@ -11,9 +11,11 @@ from hypothesis.extra import numpy as arrays
 from paramdelta_hub import codecs
 from paramdelta_hub.codecs import CODECS, frames, palette
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.kernels.numpy import NumpyKernel
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from tests.codecs.symbols import KINDS, TYPES, chunk
 
+KERNEL = NumpyKernel()
 SIZES = (1, 2, 3, 254, 255, 256, 257, 4095, 65_536, 65_537)
 PAIRS = [(name, size) for name, codec in CODECS.items() for size in TYPES if codec.streams(size)]
 
@@ -21,12 +23,12 @@ PAIRS = [(name, size) for name, codec in CODECS.items() for size in TYPES if cod
 def roundtrip(name: str, symbols: np.ndarray) -> list[bytes]:
     codec = CODECS[name]
     before = symbols.copy()
-    streams = codec.encode(symbols)
+    streams = codec.encode(symbols, KERNEL)
     assert np.array_equal(symbols, before), "encoding leaves its input alone"
     assert len(streams) == codec.streams(symbols.itemsize)
-    assert streams == codec.encode(symbols.copy()), "equal chunks give equal streams"
+    assert streams == codec.encode(symbols.copy(), KERNEL), "equal chunks give equal streams"
     out = np.full(symbols.size, 0x5A, symbols.dtype)
-    codec.decode([memoryview(stream) for stream in streams], out)
+    codec.decode([memoryview(stream) for stream in streams], out, KERNEL)
     assert np.array_equal(out, symbols)
     return streams
 
@@ -91,8 +93,8 @@ def test_a_palette_of_few_values_takes_few_bits() -> None:
 
 
 def test_streams_of_zeros_are_empty() -> None:
-    assert CODECS["planes"].encode(np.zeros(100, np.uint32)) == [b""] * 4
-    low, high = CODECS["planes"].encode(np.full(100, 7, np.uint16))
+    assert CODECS["planes"].encode(np.zeros(100, np.uint32), KERNEL) == [b""] * 4
+    low, high = CODECS["planes"].encode(np.full(100, 7, np.uint16), KERNEL)
     assert low
     assert high == b""
 
@@ -100,22 +102,22 @@ def test_streams_of_zeros_are_empty() -> None:
 def test_codes_are_little_endian() -> None:
     """The bytes in a package do not depend on the machine: written out here, digit by digit."""
     symbols = np.array([0x1234, 0x1234, 0xABCD], np.uint16)
-    assert CODECS["raw"].encode(symbols) == [b"\x34\x12\x34\x12\xcd\xab"]
-    assert CODECS["palette"].encode(symbols)[1] == b"\x34\x12\xcd\xab"
-    low, high = CODECS["planes"].encode(symbols)
+    assert CODECS["raw"].encode(symbols, KERNEL) == [b"\x34\x12\x34\x12\xcd\xab"]
+    assert CODECS["palette"].encode(symbols, KERNEL)[1] == b"\x34\x12\xcd\xab"
+    low, high = CODECS["planes"].encode(symbols, KERNEL)
     assert frames.decompress(low, 3) == b"\x34\x34\xcd"
     assert frames.decompress(high, 3) == b"\x12\x12\xab"
 
 
 def test_ties_in_a_palette_go_to_the_smaller_symbol() -> None:
     symbols = np.arange(1000, 1400, dtype=np.uint16)
-    coded = CODECS["palette"].encode(symbols)[1]
+    coded = CODECS["palette"].encode(symbols, KERNEL)[1]
     assert np.frombuffer(coded, "<u2").tolist() == list(range(1000, 1255))
 
 
 def decode_palette(streams: list[bytes], size: int = 4, gaps: bytes = b"") -> np.ndarray:
     out = np.empty(size, np.uint16)
-    CODECS["palette"].decode([gaps, *streams], out)
+    CODECS["palette"].decode([gaps, *streams], out, KERNEL)
     return out
 
 
@@ -188,10 +190,10 @@ def test_any_few_changes(data: st.DataObject, share: float) -> None:
 def test_planes_and_raw_of_another_length_are_refused(wrong: int) -> None:
     out = np.empty(4, np.uint16)
     with pytest.raises(PackageError):
-        CODECS["raw"].decode([bytes(wrong)], out)
+        CODECS["raw"].decode([bytes(wrong)], out, KERNEL)
     if wrong:  # an empty stream is a plane of zeros
         with pytest.raises(PackageError):
-            CODECS["planes"].decode([frames.compress(b"x" * wrong), b""], out)
+            CODECS["planes"].decode([frames.compress(b"x" * wrong), b""], out, KERNEL)
 
 
 @pytest.mark.parametrize("name", ["palette", "planes"])
@@ -199,7 +201,7 @@ def test_a_damaged_stream_never_decodes_to_other_symbols(name: str) -> None:
     """One byte changed, at every place of every frame; the palette itself is the payload digest's to guard."""
     symbols = chunk("rare escapes", 3000, 2, seed=3)
     codec = CODECS[name]
-    streams = codec.encode(symbols)
+    streams = codec.encode(symbols, KERNEL)
     random = np.random.default_rng(0)
     refused = 0
     for which in range(2 if name == "palette" else 0, len(streams)):
@@ -208,7 +210,7 @@ def test_a_damaged_stream_never_decodes_to_other_symbols(name: str) -> None:
             damaged[at] ^= int(random.integers(1, 256))
             out = np.zeros(symbols.size, np.uint16)
             try:
-                codec.decode([*streams[:which], bytes(damaged), *streams[which + 1 :]], out)
+                codec.decode([*streams[:which], bytes(damaged), *streams[which + 1 :]], out, KERNEL)
             except PackageError:
                 refused += 1
             else:  # bits that mean nothing, such as the reserved one of a frame header

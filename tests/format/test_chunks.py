@@ -16,6 +16,7 @@ from paramdelta_hub.codecs import CODECS, frames
 from paramdelta_hub.errors import IntegrityError, PackageError
 from paramdelta_hub.format.chunks import Layout, decode_added, decode_replaced
 from paramdelta_hub.format.payload import PayloadReader, ShardWriter
+from paramdelta_hub.kernels.numpy import NumpyKernel
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 
 SIZES = [0, 1, CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1, 5 * CHUNK_ELEMENTS]
@@ -87,7 +88,7 @@ def test_the_largest_honest_chunk_is_possible(dtype: str) -> None:
     sparse = sum(map(len, encode_sparse(positions, noise(kind.wide_bits)) + encode_sparse(positions, noise(kind.bits))))
     for name, codec in CODECS.items():
         if codec.streams(kind.itemsize):
-            size = sum(map(len, codec.encode(noise(kind.bits)))) + sparse + 32
+            size = sum(map(len, codec.encode(noise(kind.bits), NumpyKernel()))) + sparse + 32
             assert size <= layout(name, dtype, CHUNK_ELEMENTS).most_chunk_bytes, name
 
 
@@ -96,19 +97,19 @@ def test_exceptions_and_the_digest_go_together() -> None:
     symbols, exception = bytes(6), [frames.compress(b"\0"), frames.compress(b"\1"), b""]
     nothing: list[bytes] = [b""] * 5
     out = np.empty(3, np.float32)
-    chunk = decode_added(cut, [symbols, *nothing, *exception, bytes(32)], out)
+    chunk = decode_added(cut, [symbols, *nothing, *exception, bytes(32)], out, NumpyKernel())
     assert (chunk.exceptions.tolist(), chunk.exact.tolist(), chunk.base_digest) == ([0], [1], bytes(32))
     for bad in ([*exception, b""], [*exception, bytes(31)], [*exception, bytes(33)], [b"", b"", b"", bytes(32)]):
         with pytest.raises(PackageError, match="do not go together"):
-            decode_added(cut, [symbols, *nothing, *bad], out)
+            decode_added(cut, [symbols, *nothing, *bad], out, NumpyKernel())
 
 
 def test_replaced_chunks() -> None:
     out = np.empty(2, np.uint64)
-    decode_replaced(layout("raw", "I64", 2, added=False), [bytes(range(16))], out)
+    decode_replaced(layout("raw", "I64", 2, added=False), [bytes(range(16))], out, NumpyKernel())
     assert out.tolist() == [0x0706050403020100, 0x0F0E0D0C0B0A0908]
     with pytest.raises(PackageError):
-        decode_replaced(layout("raw", "I64", 2, added=False), [bytes(15)], out)
+        decode_replaced(layout("raw", "I64", 2, added=False), [bytes(15)], out, NumpyKernel())
 
 
 def shard(path: Path, payloads: dict[str, list[list[bytes]] | None]) -> dict[str, tuple[int, str]]:

@@ -13,7 +13,7 @@ import torch
 from blake3 import blake3
 
 import paramdelta_hub as pd
-from paramdelta_hub import arithmetic, engines
+from paramdelta_hub import arithmetic
 from paramdelta_hub.arithmetic import FLOATS, NotFiniteChunkError
 from paramdelta_hub.codecs import CODECS
 from paramdelta_hub.errors import CheckpointError, MismatchError, NotFiniteError, OptionError, SourceError
@@ -21,6 +21,7 @@ from paramdelta_hub.format import chunks
 from paramdelta_hub.format.chunks import Layout, decode_added, encode_added
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.payload import ShardWriter, check_shard_header
+from paramdelta_hub.kernels.numpy import NumpyKernel
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from paramdelta_hub.operations.adding import ChunkAdder
 from tests.models import (
@@ -365,9 +366,9 @@ def chunked_payload(
     payload = shard.payload("w")
     counts = np.zeros(2, np.int64)
     for ours, theirs in zip(base, post, strict=True):
-        chunk = engines.current().subtract(kind, ours, theirs, np.empty(ours.size, kind.bits))
-        streams = encode_added(layout.codec.encode(chunk.symbols), chunk, ours, theirs)
-        decoded = decode_added(layout, streams, np.empty(ours.size, kind.wide))
+        chunk = NumpyKernel().subtract(kind, ours, theirs, np.empty(ours.size, kind.bits))
+        streams = encode_added(layout.codec.encode(chunk.symbols, NumpyKernel()), chunk, ours, theirs)
+        decoded = decode_added(layout, streams, np.empty(ours.size, kind.wide), NumpyKernel())
         widened = kind.widen(chunk.symbols, np.empty(ours.size, kind.wide))
         whole = arithmetic.join(kind, widened, chunk.positions, chunk.rest)
         assert np.array_equal(decoded.delta.view(kind.wide_bits), whole.view(kind.wide_bits))
@@ -394,7 +395,7 @@ def added(delta: dict[str, object], name: str, targets: list[np.ndarray]) -> lis
     kind = FLOATS[name]
     elements = sum(part.size for part in targets)
     with Descriptors(PackageError) as shards:
-        adder = ChunkAdder({"name": "w", "dtype": name, "elements": elements, "deltas": [delta]}, shards)
+        adder = ChunkAdder({"name": "w", "dtype": name, "elements": elements, "deltas": [delta]}, shards, NumpyKernel())
         results = [adder.add(part.view(np.uint8).copy()).view(kind.bits).copy() for part in targets]
         adder.finish()
     return results
@@ -454,7 +455,7 @@ def test_not_finite_chunks_are_counted() -> None:
     base = np.array([0x7F80, 0x3F80, 0xFF80], np.uint16)
     post = np.array([0x3F80, 0x7FC0, 0x3F80], np.uint16)
     with pytest.raises(NotFiniteChunkError) as caught:
-        engines.current().subtract(kind, base, post, np.empty(3, np.uint16))
+        NumpyKernel().subtract(kind, base, post, np.empty(3, np.uint16))
     assert (caught.value.base, caught.value.post) == (2, 1)
 
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,102 +61,37 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("operation", sorted(OPERATIONS))
-def test_threads_processes_and_ranks_make_the_same(operation: str, models: Family, tmp_path: Path) -> None:
+def test_threads_and_ranks_make_the_same(operation: str, models: Family, tmp_path: Path) -> None:
     run, paths = OPERATIONS[operation], inputs(operation, models)
-    for executor, number in (("threads", 1), ("threads", 2), ("threads", 8), ("processes", 1), ("processes", 2)):
-        run(*paths, tmp_path / f"{executor} {number}", executor=executor, threads=number)
+    for number in (1, 2, 8):
+        run(*paths, tmp_path / f"{number} threads", threads=number)
     first, second = map(str, paths)
     request = pd.ExtractRequest(first, second) if operation == "extract" else pd.ApplyRequest(first, ((second, 1.0),))
     for rank in random.Random(1).sample(range(5), 5):
-        crew = pd.Crew("processes", 1) if rank == 3 else pd.Crew(threads=1 + rank)
-        pd.do_share(request, tmp_path / "ranks", rank, 5, crew=crew)
+        pd.do_share(request, tmp_path / "ranks", rank, 5, crew=pd.Crew(threads=1 + rank))
     pd.commit(tmp_path / "ranks")
     trees = [tree(folder) for folder in tmp_path.iterdir()]
-    assert len(trees) == 6
+    assert len(trees) == 4
     assert all(found == trees[0] for found in trees)
     assert len(trees[0]) > 3
 
 
-def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
-    """``kill -9`` of a process in the middle of its task."""
-    models = make(tmp_path / "models", layers=4, rows=2000, columns=1500, shards=1)
-    killed: list[int] = []
-    ended = threading.Event()
-
-    def kill() -> None:
-        while not (killed or ended.is_set()):
-            for task in Path("/proc/self/task").iterdir():
-                for pid in map(int, (task / "children").read_text().split()):
-                    attempts = list((tmp_path / "out.partial" / "pieces").glob(".*.tmp"))
-                    if attempts and b"paramdelta_hub.work.processes" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        os.kill(pid, signal.SIGKILL)
-                        killed.append(pid)
-                        return
-            time.sleep(0.002)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        pd.extract(models.base, models.post, tmp_path / "out", executor="processes", threads=1, name="post-delta")
-    finally:
-        ended.set()
-        thread.join()
-    assert killed
-    assert tree(tmp_path / "out") == tree(models.delta)
-
-
-_INTERRUPTED = """
-import sys
-import paramdelta_hub as pd
-
-try:
-    pd.extract(*sys.argv[1:], executor="processes", threads=2)
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
-
-
-def test_ctrl_c_ends_the_workers_too(tmp_path: Path) -> None:
-    models = make(tmp_path / "models", layers=4, rows=2000, columns=1500, shards=1)
-    command = [sys.executable, "-c", _INTERRUPTED, str(models.base), str(models.post), str(tmp_path / "out")]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
-    while not list((tmp_path / "out.partial" / "pieces").glob(".*.tmp")):
-        assert process.poll() is None
-        time.sleep(0.005)
-    workers = [
-        pid
-        for task in (Path("/proc") / str(process.pid) / "task").iterdir()
-        for pid in (task / "children").read_text().split()
-    ]
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert workers
-    assert not any(Path("/proc", pid).exists() for pid in workers)
-    assert not (tmp_path / "out").exists()
-    pd.extract(models.base, models.post, tmp_path / "out", name="post-delta")
-    assert tree(tmp_path / "out") == tree(models.delta)
-
-
-@pytest.mark.parametrize("executor", ["threads", "processes"])
-def test_what_a_worker_finds_is_told(executor: str, models: Family, tmp_path: Path) -> None:
-    """A damaged delta is the same error from everywhere, and what was done beside it is kept."""
+def test_what_a_thread_finds_is_told(models: Family, tmp_path: Path) -> None:
+    """A damaged delta; what a worker of a cluster finds is told in on_ray.py."""
     damaged = shutil.copytree(models.delta, tmp_path / "delta")
     file = sorted(damaged.glob("delta-*.safetensors"))[-1]
     content = bytearray(file.read_bytes())
     content[len(content) * 2 // 3] ^= 1
     file.write_bytes(content)
     with pytest.raises(PackageError, match="get the package again"):
-        pd.apply(models.target, damaged, tmp_path / "out", executor=executor, threads=1)  # type: ignore[arg-type]
+        pd.apply(models.target, damaged, tmp_path / "out", threads=1)
     assert not (tmp_path / "out").exists()
 
 
 def test_no_such_executor(models: Family, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="threads, processes, ray"):
+    with pytest.raises(OptionError, match="threads or ray"):
         pd.apply(models.target, models.delta, tmp_path / "out", executor="dask")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="device"):
-        pd.Crew("processes", device="cuda")
-    for executor in ("processes", "ray"):
+    for executor in ("threads", "ray"):
         with pytest.raises(OptionError):
             pd.Crew(executor, threads=0)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

@@ -336,7 +336,7 @@ def test_no_such_rank(request_of: pd.ExtractRequest, models: Family, tmp_path: P
     with pytest.raises(OptionError, match="streamed"):
         pd.do_share(asked("apply", models, stream=True), tmp_path / "out", 0, 2)
     with pytest.raises(OptionError, match="--stream"):
-        pd.apply(models.target, models.delta, tmp_path / "out", stream=True, executor="processes")
+        pd.apply(models.target, models.delta, tmp_path / "out", stream=True, executor="ray")
     assert not list(tmp_path.glob("out*"))
 
 
@@ -387,7 +387,7 @@ def test_the_commands(operation: str, models: Family, tmp_path: Path, expected: 
     missing = run(cli.main, ["commit", str(out)])
     assert missing.exit_code == DestinationError.exit_code
     assert "--rank 1 --world 2" in missing.output
-    second = run(cli.main, [*command, "--rank", "1", "--world", "2", "--executor", "processes", "--json"])
+    second = run(cli.main, [*command, "--rank", "1", "--world", "2", "--threads", "1", "--json"])
     assert json.loads(second.output) | {"nbytes": 0} == {
         "out": str(out), "rank": 1, "world": 2, "tasks": json.loads(second.output)["tasks"], "resumed_tasks": 0,
         "nbytes": 0,

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import paramdelta_hub as pd
-from paramdelta_hub.errors import DestinationError, ParamdeltaError, StorageError
+from paramdelta_hub.errors import DestinationError, StorageError
 from paramdelta_hub.work import plan
 from tests.conftest import Family, make_family
 from tests.models import tuned, weights, write_model
@@ -394,13 +394,3 @@ def test_inputs_that_change_start_afresh(models: Family, forks: Forks, tmp_path:
     report = pd.extract(root / "base", root / "post", out)
     assert report.resumed_tasks == 0
     pd.verify(out, base=root / "base", post=root / "post")
-
-
-def test_errors_survive_pickling() -> None:
-    """Workers may be other processes."""
-    import pickle
-
-    error = StorageError("full", where="here", remedy="free some")
-    again = pickle.loads(pickle.dumps(error))
-    assert isinstance(again, ParamdeltaError)
-    assert str(again) == str(error)

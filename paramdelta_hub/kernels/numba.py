@@ -1,4 +1,4 @@
-"""The engine for BF16, the dtype of nearly all released models: loops compiled by Numba.
+"""The kernel for BF16, the dtype of nearly all released models: loops compiled by Numba.
 
 What NumPy needs a dozen passes over memory for is done in one or two. The loops are compiled on first use, which takes
 seconds, and kept on disk beside this module (or in the user's cache), so that later processes load them. Measured on
@@ -12,7 +12,7 @@ fast-math: every sum is rounded where NumPy rounds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numba
@@ -20,9 +20,9 @@ import numpy as np
 
 from paramdelta_hub.arithmetic import Bits, Difference, Float, Statistics, Wide
 from paramdelta_hub.buffers import scratch
-from paramdelta_hub.engines.passes import Passes
+from paramdelta_hub.kernels.numpy import NumpyKernel
 
-__all__ = ["Loops"]
+__all__ = ["NumbaKernel"]
 
 SLICE = 4096
 _SHIFT = np.uint32(16)
@@ -43,8 +43,8 @@ def _compile(loop: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, error_model="numpy")(loop)
 
 
-class Loops(Passes):
-    """See :class:`paramdelta_hub.engines.Engine`; what is not BF16, and sums of several deltas, are left to NumPy."""
+class NumbaKernel(NumpyKernel):
+    """See :class:`paramdelta_hub.kernels.Kernel`; what is not BF16, and sums of several deltas, are left to NumPy."""
 
     name: ClassVar[str] = "numba"
 
@@ -68,11 +68,10 @@ class Loops(Passes):
         counted = Statistics(changed, rest_count, missed_count, base_square, delta_square)
         return Difference(symbols, places[:rest_count], rests[:rest_count], missed[:missed_count], counted)
 
-    def add(self, kind: Float, target: Bits, deltas: Sequence[tuple[Wide | None, float]], out: Bits) -> int:
-        """Target + Σ wᵢΔᵢ of one chunk, rounded once; how many are not finite."""
-        if kind.name != "BF16" or len(deltas) != 1 or deltas[0][0] is None:
-            return super().add(kind, target, deltas, out)
-        [(delta, weight)] = deltas
+    def add(self, kind: Float, target: Bits, delta: Wide, weight: float, out: Bits) -> int:
+        """Target + w·Δ of one chunk, rounded once; how many are not finite."""
+        if kind.name != "BF16":
+            return super().add(kind, target, delta, weight, out)
         total = scratch("slice of sums", SLICE, np.float32)
         return int(_add(target, delta, np.float32(weight), total, total.view(np.uint32), out))
 

@@ -1,9 +1,9 @@
-"""The engine that is always there: NumPy, pass after pass over blocks that stay in cache."""
+"""The kernel that is always there: NumPy, pass after pass over blocks that stay in cache."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from paramdelta_hub.arithmetic import (
 )
 from paramdelta_hub.buffers import scratch
 
-__all__ = ["LONG_GAP", "Passes", "gaps_of", "positions_of"]
+__all__ = ["LONG_GAP", "NumpyKernel", "gaps_of", "positions_of"]
 
 _INDEX = 1 << 16  # elements looked up at a time: their eight-byte indices stay in cache
 _ESCAPE = 255
@@ -31,8 +31,8 @@ LONG_GAP = 255
 """The byte of a gap that says: so many elements, and the gap goes on."""
 
 
-class Passes:
-    """See :class:`paramdelta_hub.engines.Engine`, which says what each method promises."""
+class NumpyKernel:
+    """See :class:`paramdelta_hub.kernels.Kernel`, which says what each method promises."""
 
     name: ClassVar[str] = "numpy"
 
@@ -72,21 +72,29 @@ class Passes:
         counted.remainders, counted.exceptions = chunk.positions.size, chunk.exceptions.size
         return chunk
 
-    def add(self, kind: Float, target: Bits, deltas: Sequence[tuple[Wide | None, float]], out: Bits) -> int:
-        """Target + Σ wᵢΔᵢ of one chunk, rounded once; how many are not finite."""
+    def add(self, kind: Float, target: Bits, delta: Wide, weight: float, out: Bits) -> int:
+        """Target + w·Δ of one chunk, rounded once; how many are not finite."""
         work = Workspace(kind)
         not_finite = 0
         for block in blocks(target.size):
             total = kind.widen(target[block], work.base[: block.stop - block.start])
-            for delta, weight in deltas:
-                if delta is None:
-                    np.add(total, kind.wide.type(weight * 0.0), out=total)
-                else:
-                    accumulate(total, delta[block], weight)
-            if not kind.finite(total):
-                not_finite += kind.count_not_finite(total)
-            kind.round(total, out[block], work.scratch)
+            accumulate(total, delta[block], weight)
+            not_finite += _round(kind, total, out[block], work)
         return not_finite
+
+    def add_all(self, kind: Float, target: Bits, deltas: Iterable[tuple[Wide | None, float]], out: Bits) -> int:
+        """Target + Σ wᵢΔᵢ of one chunk, rounded once; how many are not finite."""
+        total = scratch("total", target.size, kind.wide)
+        for block in blocks(target.size):
+            kind.widen(target[block], total[block])
+        for delta, weight in deltas:
+            for block in blocks(target.size):
+                if delta is None:
+                    np.add(total[block], kind.wide.type(weight * 0.0), out=total[block])
+                else:
+                    accumulate(total[block], delta[block], weight)
+        work = Workspace(kind)
+        return sum(_round(kind, total[block], out[block], work) for block in blocks(target.size))
 
     def look_up(self, palette: Bits | Wide, ranks: Bits, escaped: Bits | Wide, out: Bits | Wide) -> None:
         """``out = palette[ranks]``, the escaped ones from ``escaped``."""
@@ -117,8 +125,15 @@ class Passes:
         return ranks, (escaped & 0xFF).astype(np.uint8), (escaped >> 8).astype(np.uint8)
 
 
+def _round(kind: Float, total: Wide, out: Bits, work: Workspace) -> int:
+    """Round a block of sums to ``out``, and return how many are not finite."""
+    not_finite = 0 if kind.finite(total) else kind.count_not_finite(total)
+    kind.round(total, out, work.scratch)
+    return not_finite
+
+
 def gaps_of(positions: NDArray[Any]) -> Bits:
-    """Return ascending positions as the gaps between them, see :meth:`paramdelta_hub.engines.Engine.spread`."""
+    """Return ascending positions as the gaps between them, see :meth:`paramdelta_hub.kernels.Kernel.spread`."""
     gaps = np.diff(positions, prepend=-1) - 1
     if positions.size == 0 or int(gaps.max()) < LONG_GAP:
         return gaps.astype(np.uint8)
@@ -130,7 +145,7 @@ def gaps_of(positions: NDArray[Any]) -> Bits:
 
 
 def positions_of(gaps: Bits) -> NDArray[np.int64]:
-    """Return the positions that gaps tell of, see :meth:`paramdelta_hub.engines.Engine.spread`."""
+    """Return the positions that gaps tell of, see :meth:`paramdelta_hub.kernels.Kernel.spread`."""
     is_end = gaps != LONG_GAP
     positions: NDArray[np.int64] = np.cumsum(gaps.astype(np.int64) + is_end)[is_end] - 1
     return positions
@@ -139,7 +154,7 @@ def positions_of(gaps: Bits) -> NDArray[np.int64]:
 def _square(values: Wide) -> float:
     """Return the sum of squares in float64, where none of a finite value overflows, infinity or NaN.
 
-    So exact, and in NumPy's fixed pairwise order, the digits recorded are the same on every machine and engine.
+    So exact, and in NumPy's fixed pairwise order, the digits recorded are the same everywhere.
     """
     squares = scratch("block squares", values.size, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
