@@ -9,9 +9,10 @@ from paramdelta_hub.errors import PackageError, PublishError, RegistryError
 from paramdelta_hub.format.durable import io_errors, read_small, write_file
 from paramdelta_hub.format.manifest import Source
 from paramdelta_hub.format.package import Package, open_package
+from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES
 from paramdelta_hub.registry.cards import delta_card
-from paramdelta_hub.registry.client import asking, connect
+from paramdelta_hub.registry.client import connect
 from paramdelta_hub.registry.keys import PrivateKey, read_private_key
 from paramdelta_hub.registry.locate import find
 from paramdelta_hub.registry.markdown import hub_id, own_words
@@ -138,7 +139,7 @@ def _license(source: Source) -> str | None:
     if (repo := hub_id(source.name, source.commit)) is None:
         return None
     try:
-        with asking(repo):
+        with translate_hub_errors(repo):
             data = connect().model_info(repo, revision=source.commit).card_data
     except RegistryError:
         return None  # gated, gone, or out of reach: the card then says that it does not know

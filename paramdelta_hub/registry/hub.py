@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from paramdelta_hub.errors import IntegrityError, RegistryError
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, parse_manifest
 from paramdelta_hub.format.names import is_clear
+from paramdelta_hub.hub.errors import MissingError, endpoint, translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
-from paramdelta_hub.registry.client import MissingError, asking, connect, is_offline
+from paramdelta_hub.registry.client import connect, is_offline
 from paramdelta_hub.registry.fetch import (
     check_announced,
     fetch,
@@ -142,8 +142,7 @@ class HubRegistry:
             came = self._files(api, repo, found.commit, files, place, None, progress)
             return Pulled(place, repo, manifest.version, found.commit, package_id, came, signed_by)
         out = Path(os.path.abspath(folder.expanduser()))
-        address = re.sub(r"//[^/]*@", "//", api.endpoint)  # without a name and a password
-        lock = Lock.of(manifest, package_id, registry=address, repo=repo, revision=found.commit)
+        lock = Lock.of(manifest, package_id, registry=endpoint(), repo=repo, revision=found.commit)
         with alone_in(out):
             pin(out, lock, named=revision is not None, allow_downgrade=allow_downgrade)
             came = self._files(api, repo, found.commit, files, out, out, progress)
@@ -159,7 +158,7 @@ class HubRegistry:
         Raises:
             RegistryError: no such repository, not allowed, not reachable.
         """
-        with asking(check_repo(repo)):
+        with translate_hub_errors(check_repo(repo)):
             tags = [(tag.name, tag.target_commit) for tag in connect().list_repo_refs(repo).tags]
         found = [Version(name, commit, None, None) for name, commit in tags if is_version(name)]
         return sorted(found, key=lambda version: (precedence(version.version), version.version), reverse=True)
@@ -171,10 +170,10 @@ class HubRegistry:
             RegistryError: not reachable, or offline.
         """
         wanted = [TAG, *([base_tag(base)] if base else []), *([fingerprint_tag(fingerprint)] if fingerprint else [])]
-        with asking("the Hub"):
+        with translate_hub_errors("the Hub"):
             models = iter(connect().list_models(filter=wanted, search=query, full=True, cardData=True))
         while True:
-            with asking("the Hub"):
+            with translate_hub_errors("the Hub"):
                 model = next(models, None)
             if model is None:
                 return

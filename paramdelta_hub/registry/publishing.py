@@ -17,8 +17,8 @@ from paramdelta_hub.format.durable import read_small
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.format.package import PICTURE_NAME, Package, open_package
+from paramdelta_hub.hub.errors import MissingError, StaleError, endpoint, translate_hub_errors
 from paramdelta_hub.limits import MANIFEST_BYTES
-from paramdelta_hub.registry.client import MissingError, StaleError, asking
 from paramdelta_hub.registry.fetch import Commit, fetch_small, look
 from paramdelta_hub.registry.heatmap import heat_map, heat_parts
 from paramdelta_hub.registry.names import check_version
@@ -65,7 +65,7 @@ def publish(
             if create_pr:
                 return _propose(api, repo, delta, head, title)
             commit = head.id if _stored(delta, head) else _commit(api, repo, delta, head, title)
-            with asking(repo):
+            with translate_hub_errors(repo):
                 api.create_tag(repo, tag=version, revision=commit, tag_message=title)
             return _published(api, repo, delta, commit, uploaded=True)
         except StaleError:
@@ -81,7 +81,7 @@ def open_proposal(api: HfApi, repo: str, title: str) -> str | None:
     Raises:
         RegistryError: not allowed, not reachable.
     """
-    with asking(repo):
+    with translate_hub_errors(repo):
         for found in api.get_repo_discussions(repo, discussion_type="pull_request", discussion_status="open"):
             if found.title == title:
                 return str(found.url)
@@ -110,7 +110,7 @@ def _head(api: HfApi, repo: str, private: bool, create_pr: bool) -> Commit:
     except MissingError:
         if create_pr:
             raise
-        with asking(repo):
+        with translate_hub_errors(repo):
             api.create_repo(repo, private=private, exist_ok=True)
         head = look(api, repo)
     if private and not head.private:
@@ -132,7 +132,7 @@ def _tagged(api: HfApi, repo: str, delta: Package) -> Published | None:
     Raises:
         PublishError: on other content.
     """
-    with asking(repo):
+    with translate_hub_errors(repo):
         tags = {tag.name for tag in api.list_repo_refs(repo).tags}
     if delta.manifest.version not in tags:
         return None
@@ -149,7 +149,7 @@ def _propose(api: HfApi, repo: str, delta: Package, head: Commit, title: str) ->
         )
     if url := open_proposal(api, repo, title):
         return _published(api, repo, delta, head.id, uploaded=False, pull_request=url)
-    with asking(repo):
+    with translate_hub_errors(repo):
         made = api.create_commit(
             repo,
             list(_operations(api, repo, delta, head)),
@@ -164,7 +164,7 @@ def _propose(api: HfApi, repo: str, delta: Package, head: Commit, title: str) ->
 def _commit(api: HfApi, repo: str, delta: Package, head: Commit, title: str) -> str:
     """Commit the package on ``head``, see that the Hub holds what the manifest lists, and return the commit."""
     operations = list(_operations(api, repo, delta, head))
-    with asking(repo):
+    with translate_hub_errors(repo):
         made = api.create_commit(
             repo,
             operations,
@@ -252,9 +252,7 @@ def _published(
     api: HfApi, repo: str, delta: Package, commit: str, *, uploaded: bool, pull_request: str | None = None
 ) -> Published:
     version = delta.manifest.version
-    return Published(
-        repo, version, commit, delta.digest, f"{api.endpoint}/{repo}/tree/{version}", uploaded, pull_request
-    )
+    return Published(repo, version, commit, delta.digest, f"{endpoint()}/{repo}/tree/{version}", uploaded, pull_request)
 
 
 def _taken(repo: str, version: str) -> PublishError:
