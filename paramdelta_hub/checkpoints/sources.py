@@ -14,7 +14,7 @@ from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format.names import is_clear
 from paramdelta_hub.hub.errors import translate_hub_errors
 
-__all__ = ["ModelSource", "download", "is_hub_id", "resolve"]
+__all__ = ["ModelSource", "download", "is_hub_id", "path_exists", "resolve"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
@@ -47,8 +47,8 @@ def resolve(model: str | Path, *, code: bool = False) -> ModelSource:
         CheckpointError: neither a path nor a repository that can be had; the message says what was tried.
     """
     text = str(model)
-    path = Path(model).expanduser()
-    if _exists(path):
+    path = Path(os.path.expanduser(model))
+    if path_exists(path):
         # A snapshot folder of the Hub cache, given as a path, is still the commit its name says.
         commit = path.name if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name) else None
         name = _shown(path.resolve().name) if commit is None else _cached_name(path)
@@ -66,7 +66,7 @@ def is_hub_id(text: str) -> bool:
     return bool(_HUB_ID.fullmatch(text.partition("@")[0])) and not text.endswith("@")
 
 
-def _exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Whether there is something at ``path``.
 
     Raises:

@@ -23,7 +23,7 @@ from paramdelta_hub.operations.execution import Crew, Executor, complete
 from paramdelta_hub.operations.extract import Extraction, ExtractReport
 from paramdelta_hub.operations.publish import publish
 from paramdelta_hub.operations.requests import ExtractRequest
-from paramdelta_hub.registry.locate import find
+from paramdelta_hub.registry.locate import find_to_publish
 
 __all__ = ["extract", "report_text"]
 
@@ -89,7 +89,7 @@ def extract(
     """
     rules = parse_rules(renames, skips, rule_files, carries)
     if repo is not None:
-        find(repo, registry)  # a name that can't be is told now, not after the work
+        find_to_publish(repo, registry)  # a name that can't be is told now, not after the work
     if repo is not None and rank is not None:
         raise OptionError("a rank makes no package to publish", remedy="publish it with pd-publish after the commit")
     request = ExtractRequest(
@@ -128,7 +128,7 @@ def extract(
                 registry=registry,
                 private=private,
                 create_pr=create_pr,
-                progress=Bars(quiet or as_json),
+                progress=Bars(quiet),
             )
         except RegistryError as error:
             remedy = f"the package is whole; when that is mended: pd-publish {output} {repo}"

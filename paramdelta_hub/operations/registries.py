@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from paramdelta_hub.errors import OptionError, RegistryError, SourceError
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.registry.links import Linked, Role
 from paramdelta_hub.registry.links import link as _link
-from paramdelta_hub.registry.locate import chosen, find
+from paramdelta_hub.registry.locate import chosen, find, hint_at_folder
 from paramdelta_hub.registry.protocol import Hit, Part, Pulled, Registry, Version
 from paramdelta_hub.registry.reference import open_registry
 from paramdelta_hub.registry.search import Found, describe_base
@@ -58,16 +59,17 @@ def pull(
         DestinationError: the folder holds something else.
     """
     there, reference = find(delta, registry)
-    target = None if folder is None else Path(folder)
-    return there.pull(
-        reference.repo,
-        reference.revision,
-        target,
-        part=part,
-        allow_downgrade=allow_downgrade,
-        trust=trust(trusted_keys, require=require_signature),
-        progress=progress,
-    )
+    target = None if folder is None else Path(os.path.expanduser(folder))
+    with hint_at_folder(delta, reference):
+        return there.pull(
+            reference.repo,
+            reference.revision,
+            target,
+            part=part,
+            allow_downgrade=allow_downgrade,
+            trust=trust(trusted_keys, require=require_signature),
+            progress=progress,
+        )
 
 
 def versions(delta: str, *, registry: str | Path | None = None) -> list[Version]:
@@ -78,7 +80,8 @@ def versions(delta: str, *, registry: str | Path | None = None) -> list[Version]
         RegistryError: it is not there, not allowed, or not reachable.
     """
     there, reference = find(delta, registry)
-    found = there.versions(reference.repo)
+    with hint_at_folder(delta, reference):
+        found = there.versions(reference.repo)
     if not found:
         raise RegistryError("no version is published", where=delta, remedy="check the spelling, and --registry")
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from paramdelta_hub.registry.names import check_repo, is_commit, is_version, new
 from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version, files_of
 from paramdelta_hub.registry.publishing import publish
 from paramdelta_hub.registry.receiving import (
+    CARD_NAME,
     EXTRAS,
     SIGNATURE_NAME,
     alone_in,
@@ -74,12 +75,15 @@ class HubRegistry:
         repo: str,
         version: str,
         *,
+        extras: Mapping[str, bytes] | None = None,
         private: bool = False,
         create_pr: bool = False,
         message: str | None = None,
         progress: Progress | None = None,
     ) -> Published:
         """Publish a package whole or not at all: one commit, then the tag ``version``; see :mod:`.publishing`.
+
+        The arguments are those of :meth:`.protocol.Registry.publish`.
 
         Raises:
             PublishError: the version is there with other content, or somebody else was faster; nothing is replaced.
@@ -92,6 +96,7 @@ class HubRegistry:
             package,
             check_repo(repo),
             version,
+            extras=extras,
             private=private,
             create_pr=create_pr,
             message=message,
@@ -141,7 +146,7 @@ class HubRegistry:
             place = self._cache(repo) / "snapshots" / found.commit
             came = self._files(api, repo, found.commit, files, place, None, progress)
             return Pulled(place, repo, manifest.version, found.commit, package_id, came, signed_by)
-        out = Path(os.path.abspath(folder.expanduser()))
+        out = Path(os.path.abspath(os.path.expanduser(folder)))
         lock = Lock.of(manifest, package_id, registry=endpoint(), repo=repo, revision=found.commit)
         with alone_in(out):
             pin(out, lock, named=revision is not None, allow_downgrade=allow_downgrade)
@@ -191,9 +196,9 @@ class HubRegistry:
             head = look(api, check_repo(repo))
         except MissingError:
             return None
-        if "README.md" not in head.files:
+        if CARD_NAME not in head.files:
             return None
-        return fetch_small(api, repo, "README.md", head, CARD_BYTES).decode("utf-8", "replace")
+        return fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode("utf-8", "replace")
 
     def _newest(self, api: HfApi, repo: str) -> str:
         """Return the newest version; offline, of those in the cache. Without any: the main branch."""

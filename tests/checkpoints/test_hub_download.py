@@ -184,11 +184,9 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_folder_that_may_not_be_read_is_not_blamed_on_the_hub(hub: LoopbackHub, tmp_path: Path, model: str) -> None:
     shutil.copytree(tmp_path / "repos/base", tmp_path / "locked/org/base")
     (tmp_path / "locked/org").chmod(0o700)
-    for folder in (tmp_path, *tmp_path.parents):
-        if not folder.stat().st_mode & 0o005:
+    for folder in (tmp_path, *tmp_path.parents):  # which pytest keeps from other users
+        if folder.stat().st_mode & 0o005 != 0o005:
             folder.chmod(0o755)
-        if folder.parent == folder or folder.name.startswith("pytest-of-"):
-            break
     cwd = tmp_path / ("locked" if model.startswith("org/") else ".")
     done = subprocess.run(
         [sys.executable, "-c", _AS_NOBODY, "extract", model, "org/post", "-o", str(tmp_path / "delta")],
