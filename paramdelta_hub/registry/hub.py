@@ -147,13 +147,14 @@ class HubRegistry:
             came = self._files(api, repo, found.commit, files, place, None, progress)
             return Pulled(place, repo, manifest.version, found.commit, package_id, came, signed_by)
         out = Path(os.path.abspath(os.path.expanduser(folder)))
-        lock = Lock.of(manifest, package_id, registry=endpoint(), repo=repo, revision=found.commit)
+        beside = _extras(repo, found.commit) if part == "package" else None
+        lock = Lock.of(manifest, package_id, registry=endpoint(), repo=repo, revision=found.commit, extras=beside)
         with alone_in(out):
-            pin(out, lock, named=revision is not None, allow_downgrade=allow_downgrade)
+            named = revision is not None
+            pin(out, lock, named=named, allow_downgrade=allow_downgrade, with_extras=beside is not None)
             came = self._files(api, repo, found.commit, files, out, out, progress)
-            for name, most in EXTRAS.items() if part == "package" else ():
-                beside = saved(repo, name, found.commit, most)
-                came += put_small(out / name, beside[0] if beside else None)
+            if beside is not None:
+                came += sum(put_small(out / name, beside.get(name)) for name in EXTRAS)
             came += put_small(out / MANIFEST_NAME, found.content)
         return Pulled(out, repo, manifest.version, found.commit, package_id, came, signed_by)
 
@@ -275,6 +276,12 @@ class HubRegistry:
         from huggingface_hub import constants
 
         return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+
+
+def _extras(repo: str, commit: str) -> dict[str, bytes]:
+    """Return what the cache has beside a commit's package and is not listed, by name."""
+    found = {name: saved(repo, name, commit, most) for name, most in EXTRAS.items()}
+    return {name: kept[0] for name, kept in found.items() if kept is not None}
 
 
 def _hit(model: ModelInfo) -> Hit:

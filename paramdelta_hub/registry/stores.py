@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote
 
 from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, PublishError, RegistryError
 from paramdelta_hub.format.digests import check_digest
@@ -39,12 +37,11 @@ from paramdelta_hub.registry.receiving import (
     read_extras,
     receive,
 )
+from paramdelta_hub.registry.reference import folder_of
 from paramdelta_hub.registry.signing import Trust, read_manifest
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["Store", "StoreRegistry"]
-
-_LOCAL_URL = re.compile(r"(?:file|local)://(?:localhost)?(/.*)", re.DOTALL)
 
 
 class Store(Protocol):
@@ -89,11 +86,8 @@ class StoreRegistry:
     """
 
     def __init__(self, root: str | Path) -> None:
-        text = str(root)
-        if found := _LOCAL_URL.fullmatch(text):
-            text = unquote(found[1])
-        is_url = "://" in text and not isinstance(root, Path)
-        self._store: Store = BucketStore(text) if is_url else FolderStore(Path(os.path.expanduser(text)))
+        folder = str(root) if isinstance(root, Path) else folder_of(root)
+        self._store: Store = BucketStore(str(root)) if folder is None else FolderStore(Path(os.path.expanduser(folder)))
 
     def publish(
         self,
@@ -187,12 +181,14 @@ class StoreRegistry:
             _check_in_place(Package(place, manifest, package_id), files, progress)
             return Pulled(place, repo, version, package_id, package_id, 0)
         out = Path(os.path.abspath(os.path.expanduser(folder or self._cached(source))))
-        lock = Lock.of(manifest, package_id, registry=self._store.url, repo=repo, revision=package_id)
+        beside = self._extras(source) if part == "package" else None
+        lock = Lock.of(manifest, package_id, registry=self._store.url, repo=repo, revision=package_id, extras=beside)
         with alone_in(out):
-            pin(out, lock, named=revision is not None, allow_downgrade=allow_downgrade)
+            named = revision is not None
+            pin(out, lock, named=named, allow_downgrade=allow_downgrade, with_extras=beside is not None)
             came = receive(files, lambda name: self._store.chunks(source, name), out, where, progress)
-            for name, most in EXTRAS.items() if part == "package" else ():
-                came += put_small(out / name, self._store.read(source, name, most))
+            if beside is not None:
+                came += sum(put_small(out / name, beside.get(name)) for name in EXTRAS)
             came += put_small(out / MANIFEST_NAME, text)
         return Pulled(out, repo, version, package_id, package_id, came, signed_by)
 
@@ -329,6 +325,11 @@ class StoreRegistry:
                     f"the companion {file.path!r} has {file.size} bytes, which makes no sense", where=where
                 )
         return manifest, package_id
+
+    def _extras(self, folder: str) -> dict[str, bytes]:
+        """Return what lies beside a version and is not listed, by name."""
+        found = {name: self._store.read(folder, name, most) for name, most in EXTRAS.items()}
+        return {name: content for name, content in found.items() if content is not None}
 
     def _cached(self, source: str) -> Path:
         """Return where a version is kept that the user gave no folder for: a place for each registry."""

@@ -17,11 +17,11 @@ import pytest
 import paramdelta_hub as pd
 from paramdelta_hub.registry.locate import REGISTRY_VARIABLE
 from paramdelta_hub.registry.stores import StoreRegistry
-from tests.attacks.outcomes import shard_of
+from tests.attacks.outcomes import change_manifest, reseal, shard_of
 from tests.conftest import Family
 from tests.hub import Account, LoopbackHub
 from tests.hub.client import CallError, Client
-from tests.registry.packages import labelled, tree
+from tests.registry.packages import altered, labelled, tree
 from tests.registry.test_buckets import endpoint  # noqa: F401  (a fixture)
 
 REPO = "acme/instruct"
@@ -373,3 +373,162 @@ def test_a_failing_disk_is_not_blamed_on_the_hub(
     )
     assert done.returncode == 7, done.stderr
     assert "keeping what the Hub sent failed" in done.stderr
+
+
+# A copy that its owner has changed.
+
+
+@pytest.fixture
+def root(package: Path, tmp_path: Path) -> Path:
+    """Versions 1.0.0, which has a companion of its own, and 1.1.0, each with a card."""
+    first = tmp_path / "first"
+    shutil.copytree(package, first)
+    (first / "companions").mkdir()
+    (first / "companions/chat_template.jinja").write_text("{{ messages }}")
+    change_manifest(
+        first,
+        lambda manifest: manifest["companions"].append(
+            {"path": "companions/chat_template.jinja", "size": 0, "sha256": "0" * 64}
+        ),
+    )
+    reseal(first)
+    pd.publish(first, REPO, registry=tmp_path / "registry")
+    pd.publish(altered(package, tmp_path / "second", "1.1.0"), REPO, registry=tmp_path / "registry")
+    return tmp_path / "registry"
+
+
+CHANGED = ["README.md", "manifest.json.sig", "companions/chat_template.jinja", "manifest.json", "shard"]
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_another_version_takes_nothing_that_its_owner_changed(root: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "copy"
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    path = shard_of(out) if name == "shard" else out / name
+    path.write_bytes(b"mine")
+    before = tree(out)
+    with pytest.raises(pd.DestinationError, match="differ from what was pulled") as caught:
+        pd.pull(f"{REPO}@1.1.0", out, registry=root)
+    assert path.name in caught.value.what
+    assert "another folder" in str(caught.value.remedy)
+    assert tree(out) == before
+    path.unlink()
+    assert pd.pull(f"{REPO}@1.1.0", out, registry=root).version == "1.1.0"
+    assert not (out / "companions/chat_template.jinja").exists()
+
+
+def test_a_file_of_ones_own_under_a_name_of_the_next_version(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    pd.pull(f"{REPO}@1.1.0", out, registry=root)
+    (out / "companions").mkdir()
+    (out / "companions/chat_template.jinja").write_text("mine")
+    with pytest.raises(pd.DestinationError, match="chat_template"):
+        pd.pull(f"{REPO}@1.0.0", out, registry=root, allow_downgrade=True)
+    assert (out / "companions/chat_template.jinja").read_text() == "mine"
+
+
+def test_the_same_version_again_repairs_and_keeps_what_is_yours(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    whole = tree(out)
+    shard_of(out).write_bytes(b"damaged")
+    (out / "companions/chat_template.jinja").write_text("damaged")
+    (out / "README.md").unlink()
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    assert tree(out) == whole
+    (out / "README.md").write_text("my notes")
+    with pytest.raises(pd.DestinationError, match=r"README\.md"):
+        pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    assert (out / "README.md").read_text() == "my notes"
+    # What brings no card asks for none, and forgets nothing.
+    pd.pull(f"{REPO}@1.0.0", out, registry=root, part="companions")
+    (out / "README.md").write_bytes(whole["README.md"])
+    pd.pull(f"{REPO}@1.0.0", out, registry=root, part="manifest")
+    pd.pull(f"{REPO}@1.1.0", out, registry=root)
+
+
+def test_a_card_of_ones_own_in_a_copy_made_by_hand(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "first/README.md").write_text("my notes")
+    with pytest.raises(pd.DestinationError, match=r"README\.md"):
+        pd.pull(f"{REPO}@1.0.0", tmp_path / "first", registry=root)
+    assert (tmp_path / "first/README.md").read_text() == "my notes"
+
+
+def test_a_pull_cut_between_card_and_lock_is_no_change_of_the_owner(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published card of the same version changes, as a mirror's does, and the pull that brings it dies."""
+    out = tmp_path / "copy"
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    (root / REPO / "1.0.0/README.md").write_text("another card")
+
+    class Killed(BaseException):
+        """Passes through every handler, as death does."""
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("paramdelta_hub.registry.stores.receive", die)
+        with pytest.raises(Killed):
+            pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    assert (out / "README.md").read_text() == "another card"
+
+
+# Where a copy must not come.
+
+
+def test_a_copy_is_not_mixed_up_with_a_registry(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tree(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(root)
+    for out, how in (
+        (root, "is"), (tmp_path / "link", "is"), (root / "acme/copy", "lies in"), (root / "copy", "lies in"),
+        ("link/copy", "lies in"), (tmp_path, "contains"), (".", "contains"),
+    ):  # fmt: skip
+        for delta, registry in ((REPO, root), (f"{root}/{REPO}", None), (f"file://{root}/{REPO}", None)):
+            with pytest.raises(pd.DestinationError, match=f"{how} the registry"):
+                pd.pull(delta, out, registry=registry)
+    monkeypatch.setenv(REGISTRY_VARIABLE, str(root))
+    other = StoreRegistry(tmp_path / "other")
+    other.publish(tmp_path / "first", REPO, "1.0.0")
+    with pytest.raises(pd.DestinationError, match="lies in the registry"):
+        pd.pull(f"{tmp_path}/other/{REPO}", root / "copy")
+    shutil.rmtree(tmp_path / "other")
+    assert tree(tmp_path) == before
+
+
+def test_a_copy_does_not_come_to_the_home_folder(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for out in ("~", home, f"{home}/."):
+        with pytest.raises(pd.DestinationError, match="home folder"):
+            pd.pull(REPO, out, registry=root)
+    assert not list(home.iterdir())
+
+
+def test_a_tilde_is_the_home_folder_everywhere(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: Path, shared_family: Family
+) -> None:
+    """Quoted, the shell leaves it to us."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copytree(package, home / "package")
+    shutil.copytree(shared_family.base, home / "base")
+    shutil.copy(key, home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    pd.publish("~/package", REPO, registry="~/registry", sign="~/key.pem")
+    pd.publish("~/package", f"~/second/{REPO}")
+    assert (home / "registry" / REPO).is_dir()
+    assert (home / "second" / REPO).is_dir()
+    assert len(pd.versions(REPO, registry="~/registry")) == len(pd.versions(f"~/second/{REPO}")) == 1
+    assert [found.judgement for found in pd.search(registry="~/registry", base="~/base")] == ["fits"]
+    assert pd.pull(REPO, "~/copy", registry="~/registry").path == home / "copy"
+    pd.catalog("~/registry", "~/site")
+    assert (home / "site/index.html").exists()
+    monkeypatch.setenv(REGISTRY_VARIABLE, "~/registry")
+    assert len(pd.versions(REPO)) == 1
+    assert not (tmp_path / "~").exists()
