@@ -41,7 +41,7 @@ pd-extract ./bert ./classifier -o delta --rename '^bert\\.=' --skip '^classifier
 @click.option("-o", "--output", required=True, metavar="DELTA", help="Folder of the new package.")
 @click.option("--name", help="Name of the delta [default: after POST].")
 @click.option("--version", default="1.0.0", show_default=True, help="Semantic version of the delta.")
-@click.option("--license", "license_name", help="Licence of the delta, such as apache-2.0.")
+@click.option("--license", "license_name", help="License: an SPDX expression, or the Hub's name for it.")
 @click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help="Rename POST's tensors, by regex.")
 @click.option("--skip", "skips", multiple=True, metavar="REGEX", help="Leave tensors out; recorded in the manifest.")
 @click.option("--carry", "carries", multiple=True, metavar="REGEX", help="Take tensors that only POST has whole.")

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.pairing import Rules
-from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
+from paramdelta_hub.errors import Mismatch, NotFiniteError
 from paramdelta_hub.format.durable import file_digest, io_errors, write_file
-from paramdelta_hub.format.manifest import MANIFEST_NAME, Labels, Manifest, parse_manifest
+from paramdelta_hub.format.labels import check_labels
+from paramdelta_hub.format.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
 from paramdelta_hub.operations.assembling import assemble, final_names
 from paramdelta_hub.operations.differences import Differences, pair_up, tokenizer_folder
@@ -93,7 +92,7 @@ def extract(
         out: the package's folder.
         name: what to call the delta; by default after post.
         version: its semantic version.
-        license: an SPDX identifier or the Hub's licence name.
+        license: an SPDX expression, or a license name of the Hub.
         rules: renames (of post's tensors), skips, and which tensors that only post has are carried whole.
         base_tokenizer: the folder of base's tokenizer, if it does not lie beside the weights: rows of embeddings are
             matched by token.
@@ -108,7 +107,7 @@ def extract(
         progress: told how far the work is.
 
     Raises:
-        OptionError: a name, version, licence or rule that can't be used.
+        OptionError: a name, version, license or rule that can't be used.
         CheckpointError: a model can't be read.
         MismatchError: the two don't fit; every misfit is listed.
         NotFiniteError: a weight is NaN or infinite.
@@ -137,7 +136,7 @@ class Extraction(Operation[ExtractReport]):
     """An extract whose models are opened and paired, and whose plan is made.
 
     Raises:
-        OptionError: a name, version, licence or rule that can't be used.
+        OptionError: a name, version, license or rule that can't be used.
         CheckpointError: a model can't be read.
         MismatchError: the two don't fit; every misfit is listed.
     """
@@ -147,6 +146,7 @@ class Extraction(Operation[ExtractReport]):
     @planning()
     def __init__(self, request: ExtractRequest) -> None:
         self._rules = request.rules
+        check_labels(request.name or "delta", request.version, request.license)  # before anything is read
         self._base, self._post = open_checkpoint(request.base), open_checkpoint(request.post)
         tokenizers = (
             tokenizer_folder(request.base_tokenizer, self._base),
@@ -155,7 +155,7 @@ class Extraction(Operation[ExtractReport]):
         self._tokenizer = tokenizers[1]
         check_packable(self._base, self._post, self._tokenizer)
         name = request.name or f"{self._post.source.name.rpartition('/')[2]}-delta"
-        self._labels = _labels(name, request.version, request.license)
+        self._labels = check_labels(name, request.version, request.license)
         self._differences = pair_up(self._base, self._post, self._rules, *tokenizers)
         self.plan = _plan(self._base, self._post, self._differences, request)
 
@@ -217,15 +217,6 @@ class Extraction(Operation[ExtractReport]):
 
 def _text(path: str | Path | None) -> str | None:
     return None if path is None else os.fspath(path)
-
-
-def _labels(name: str, version: str, license_name: str | None) -> Labels:
-    try:
-        return Labels(name=name, version=version, license=license_name)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        what = f"the {problem['loc'][0]} {problem['input']!r} can't be used: {problem['msg']}"
-        raise OptionError(what, remedy="versions are like 1.2.0 (semver.org)") from None
 
 
 def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, request: ExtractRequest) -> Plan:

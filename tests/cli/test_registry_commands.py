@@ -160,7 +160,7 @@ def test_search_judges_every_hit(family: Family, root: Path) -> None:
     (hit,) = run_json("search", "--base", family.target, "--registry", root)["hits"]
     assert (hit["repo"], hit["judgement"]) == ("org/delta", "fits")
     text = run("search", "--base", family.target, "--registry", root).stdout.splitlines()
-    assert text[0].split() == ["delta", "version", "base", "size", "licence", "judged", "because"]
+    assert text[0].split() == ["delta", "version", "base", "size", "license", "judged", "because"]
     assert "fits" in text[1]
     assert run("search", "no such words", "--registry", root).stdout == "no delta found\n"
 
@@ -335,7 +335,7 @@ def test_a_card_that_cannot_be_read_is_not_overwritten(
     assert dict(hub.repositories["org/delta"].head.files) == before
 
 
-def test_licences_are_asked_of_the_sources(hub: LoopbackHub, paramdelta: Paramdelta, family: Family) -> None:
+def test_licenses_are_asked_of_the_sources(hub: LoopbackHub, paramdelta: Paramdelta, family: Family) -> None:
     for name, license_name in (("base", "gemma"), ("post", "mit")):
         (family.base.parent / name / "README.md").write_text(f"---\nlicense: {license_name}\n---\n# {name}\n")
         hub.add(f"org/{name}", family.base.parent / name)
