@@ -25,7 +25,7 @@ from paramdelta_hub.registry.signing import SignatureError, Trust, read_manifest
 from paramdelta_hub.registry.signing import sign as signature_of
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["publish"]
+__all__ = ["publish", "read_card"]
 
 
 def publish(
@@ -74,7 +74,7 @@ def publish(
         check_version(manifest.version, wanted, str(package.path))
     key = read_private_key(Path(os.path.expanduser(sign))) if sign is not None else None
     on_hub = reference.root is None
-    existing = _existing_card(package.path) or ""
+    existing = read_card(package.path) or ""
     if not own_words(existing):
         existing = there.card(reference.repo) or existing  # what its author wrote must not be lost
     licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
@@ -139,7 +139,12 @@ def _check_signed(there: Registry, published: Published, key: PrivateKey) -> Non
         ) from None
 
 
-def _existing_card(folder: Path) -> str | None:
+def read_card(folder: Path) -> str | None:
+    """Return the model card that lies in a package's folder, or None if there is none.
+
+    Raises:
+        PackageError: too large, or not UTF-8.
+    """
     path = folder / CARD_NAME
     if not path.exists():
         return None

@@ -92,7 +92,7 @@ def locate_delta(
     """
     reference = parse_reference(str(delta))
     if reference is None or _is_path(delta, reference):
-        return Path(delta)
+        return Path(os.path.expanduser(delta))
     found, reference = find(str(delta), registry)
     with hint_at_folder(str(delta), reference):
         pulled = found.pull(reference.repo, reference.revision, part=part, trust=trust or trusted(), progress=progress)
