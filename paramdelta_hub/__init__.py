@@ -44,6 +44,7 @@ from paramdelta_hub.operations.inspect import InspectReport, compare, inspect, w
 from paramdelta_hub.operations.preview import Preview, preview
 from paramdelta_hub.operations.publish import publish
 from paramdelta_hub.operations.registries import link, pull, search, versions
+from paramdelta_hub.operations.relabel import RelabelReport, relabel
 from paramdelta_hub.operations.requests import ApplyRequest, ExtractRequest
 from paramdelta_hub.operations.results import ResultReport, verify_result
 from paramdelta_hub.operations.sharing import ShareReport, commit, do_share
@@ -84,6 +85,7 @@ __all__ = [
     "Published",
     "Pulled",
     "RegistryError",
+    "RelabelReport",
     "ResultReport",
     "Rules",
     "ShareReport",
@@ -108,6 +110,7 @@ __all__ = [
     "preview",
     "publish",
     "pull",
+    "relabel",
     "search",
     "tensors",
     "verify",

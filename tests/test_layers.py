@@ -24,6 +24,7 @@ LAYERS = (
     "float8",
     "codecs",
     "format",
+    "hub",
     "checkpoints",
     "work",
     "registry",

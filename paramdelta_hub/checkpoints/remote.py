@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint, WeightFile, assemble, read_index
-from paramdelta_hub.checkpoints.sources import download, hub_errors, is_hub_id
+from paramdelta_hub.checkpoints.sources import download, is_hub_id
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.format.durable import file_digest
 from paramdelta_hub.format.headers import check_header
 from paramdelta_hub.format.names import check_file_name
+from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.limits import HEADER_BYTES, KIB
 
 __all__ = ["RemoteModel", "RemoteValues", "open_remote", "read_remote_start"]
@@ -55,7 +56,7 @@ class RemoteModel:
         if path.exists():
             return
         staging = self.folder / f"{name}.download"
-        with hub_errors(f"{source.name}@{source.commit}"):
+        with translate_hub_errors(f"{source.name}@{source.commit}", CheckpointError):
             fetched = Path(hf_hub_download(source.name, name, revision=source.commit, local_dir=staging))
         promised = next(file.sha256 for file in self.checkpoint.files if file.name == name)
         digest, _ = file_digest(fetched, CheckpointError)
@@ -116,7 +117,7 @@ def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: boo
             "not a Hub id", where=model, remedy="give org/name[@revision]; local models need no stream"
         )
     repository, _, revision = model.partition("@")
-    with hub_errors(model):
+    with translate_hub_errors(model, CheckpointError):
         info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
         named = getattr(info.card_data, "base_model", None)
     bases = frozenset(base for base in (named if isinstance(named, list) else [named]) if isinstance(base, str))
@@ -174,7 +175,10 @@ def _range(repository: str, revision: str, name: str, start: int, end: int) -> b
     url = hf_hub_url(repository, name, revision=revision)
     headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}"}
     content = bytearray()
-    with hub_errors(f"{repository}@{revision}"), get_session().stream("GET", url, headers=headers) as response:
+    with (
+        translate_hub_errors(f"{repository}@{revision}", CheckpointError),
+        get_session().stream("GET", url, headers=headers) as response,
+    ):
         hf_raise_for_status(response)
         if response.status_code != 206:
             raise CheckpointError("the server does not answer Range requests", where=f"{repository}/{name}")

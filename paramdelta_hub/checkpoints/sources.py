@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import os
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from paramdelta_hub.errors import CheckpointError, OptionError, ParamdeltaError
+from paramdelta_hub.errors import CheckpointError
+from paramdelta_hub.format.durable import expand
 from paramdelta_hub.format.names import is_clear
+from paramdelta_hub.hub.errors import translate_hub_errors
 
-__all__ = ["ModelSource", "download", "hub_errors", "is_hub_id", "resolve"]
+__all__ = ["ModelSource", "download", "is_hub_id", "path_exists", "resolve"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
@@ -46,8 +48,8 @@ def resolve(model: str | Path, *, code: bool = False) -> ModelSource:
         CheckpointError: neither a path nor a repository that can be had; the message says what was tried.
     """
     text = str(model)
-    path = Path(model).expanduser()
-    if _exists(path):
+    path = expand(model)
+    if path_exists(path):
         # A snapshot folder of the Hub cache, given as a path, is still the commit its name says.
         commit = path.name if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name) else None
         name = _shown(path.resolve().name) if commit is None else _cached_name(path)
@@ -65,11 +67,23 @@ def is_hub_id(text: str) -> bool:
     return bool(_HUB_ID.fullmatch(text.partition("@")[0])) and not text.endswith("@")
 
 
-def _exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
+    """Whether there is something at ``path``.
+
+    Raises:
+        CheckpointError: nobody can tell, as a folder above it can't be read: that is not the Hub's to answer.
+    """
     try:
-        return path.exists()
-    except (OSError, ValueError):  # too long, a zero byte
+        os.stat(path)
+    except ValueError:  # a zero byte
         return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return False
+        raise CheckpointError(
+            f"can't be read: {error.strerror}", where=str(path), remedy="check the permissions of the folders above it"
+        ) from None
+    return True
 
 
 def _shown(name: str) -> str:
@@ -103,49 +117,7 @@ def download(
     if not sys.stderr.isatty():
         disable_progress_bars()
     unwanted = _UNWANTED if part == "all" else [*_UNWANTED, "*.safetensors"]
-    with hub_errors(f"{repository}@{revision}" if revision else repository):
+    with translate_hub_errors(f"{repository}@{revision}" if revision else repository, CheckpointError):
         wanted = [*(_CONFIG if part == "config" else _WANTED), *(["*.py"] if code else ())]
         folder = snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted)
     return ModelSource(Path(folder), repository, Path(folder).name)
-
-
-@contextlib.contextmanager
-def hub_errors(spelled: str) -> Iterator[None]:
-    """Turn the Hub client's errors into a CheckpointError that says what was tried and what helps."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        yield
-    except HFValidationError as error:
-        raise OptionError(f"not a repository id: {error}", where=spelled) from None
-    except GatedRepoError:
-        page = f"huggingface.co/{spelled.partition('@')[0]}"
-        raise CheckpointError(
-            "a gated repository", where=spelled, remedy=f"accept its terms on {page}, set HF_TOKEN"
-        ) from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            "no such folder here and no such repository on the Hub",
-            where=spelled,
-            remedy="check the spelling; for a private repository set HF_TOKEN or run `hf auth login`",
-        ) from None
-    except RevisionNotFoundError:
-        raise CheckpointError("the repository has no such revision", where=spelled) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise CheckpointError(
-            "no such folder here, and the Hub can't be reached (or HF_HUB_OFFLINE is set) and has it not in its cache",
-            where=spelled,
-            remedy="check the path, or the connection",
-        ) from None
-    except ParamdeltaError:
-        raise
-    except Exception as error:  # of the file system, or of the several libraries that the client speaks through
-        what = f"the download failed ({type(error).__name__}: {error})"
-        raise CheckpointError(what, where=spelled, remedy="check the connection, then run the command again") from error

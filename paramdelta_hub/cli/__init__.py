@@ -13,6 +13,7 @@ from paramdelta_hub.cli.inspect import inspect
 from paramdelta_hub.cli.link import link
 from paramdelta_hub.cli.publish import publish
 from paramdelta_hub.cli.pull import pull
+from paramdelta_hub.cli.relabel import relabel
 from paramdelta_hub.cli.search import search
 from paramdelta_hub.cli.verify import verify
 from paramdelta_hub.cli.versions import versions
@@ -27,6 +28,7 @@ __all__ = [
     "main",
     "publish",
     "pull",
+    "relabel",
     "search",
     "verify",
     "versions",
@@ -43,5 +45,5 @@ def main() -> None:
     """Extract a post-training delta once; verify it, publish it, and apply it to any compatible new base."""
 
 
-for command in (extract, apply, verify, inspect, publish, pull, search, versions, link, commit, catalog):
+for command in (extract, apply, verify, inspect, relabel, publish, pull, search, versions, link, commit, catalog):
     main.add_command(command)

@@ -45,9 +45,10 @@ _INTERRUPTED = 130
 
 
 class Bars(Progress):
-    """Progress bars on stderr: bytes, rate, time left; only on a terminal, and not when ``quiet``."""
+    """Bars on stderr: bytes, rate, time left, on a terminal alone; and notes. Nothing when ``quiet``."""
 
     def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
         self._shown = sys.stderr.isatty() and not quiet
         self._bar: tqdm[Any] | None = None
 
@@ -60,6 +61,11 @@ class Bars(Progress):
         """Move the bar on."""
         if self._bar is not None:
             self._bar.update(nbytes)
+
+    def note(self, text: str) -> None:
+        """Print a line on stderr, also where that is no terminal."""
+        if not self._quiet:
+            click.echo(text, err=True)
 
     def finish(self) -> None:
         """Leave the bar as it is."""

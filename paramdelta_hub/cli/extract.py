@@ -23,7 +23,7 @@ from paramdelta_hub.operations.execution import Crew, Executor, complete
 from paramdelta_hub.operations.extract import Extraction, ExtractReport
 from paramdelta_hub.operations.publish import publish
 from paramdelta_hub.operations.requests import ExtractRequest
-from paramdelta_hub.registry.locate import find
+from paramdelta_hub.registry.locate import find_to_publish
 
 __all__ = ["extract", "report_text"]
 
@@ -41,7 +41,7 @@ pd-extract ./bert ./classifier -o delta --rename '^bert\\.=' --skip '^classifier
 @click.option("-o", "--output", required=True, metavar="DELTA", help="Folder of the new package.")
 @click.option("--name", help="Name of the delta [default: after POST].")
 @click.option("--version", default="1.0.0", show_default=True, help="Semantic version of the delta.")
-@click.option("--license", "license_name", help="Licence of the delta, such as apache-2.0.")
+@click.option("--license", "license_name", help="License: an SPDX expression, or the Hub's name for it.")
 @click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help="Rename POST's tensors, by regex.")
 @click.option("--skip", "skips", multiple=True, metavar="REGEX", help="Leave tensors out; recorded in the manifest.")
 @click.option("--carry", "carries", multiple=True, metavar="REGEX", help="Take tensors that only POST has whole.")
@@ -88,7 +88,7 @@ def extract(
     """
     rules = parse_rules(renames, skips, rule_files, carries)
     if repo is not None:
-        find(repo, registry)  # a name that can't be is told now, not after the work
+        find_to_publish(repo, registry)  # a name that can't be is told now, not after the work
     if repo is not None and rank is not None:
         raise OptionError("a rank makes no package to publish", remedy="publish it with pd-publish after the commit")
     request = ExtractRequest(
@@ -127,7 +127,7 @@ def extract(
                 registry=registry,
                 private=private,
                 create_pr=create_pr,
-                progress=Bars(quiet or as_json),
+                progress=Bars(quiet),
             )
         except RegistryError as error:
             remedy = f"the package is whole; when that is mended: pd-publish {output} {repo}"

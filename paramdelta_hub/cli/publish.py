@@ -42,10 +42,12 @@ def publish(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Publish the package in the folder DELTA as a version of REPO, with its model card written anew.
+    """Publish the package in the folder DELTA as a version of REPO, with a new model card.
 
-    REPO is org/name, or a folder or URL that ends so. A version once published is never replaced; the same content
-    again does nothing. What you wrote between the card's `yours` markers stays.
+    REPO is org/name, or a folder or URL that ends so; hf://org/name is always the Hub. Where the package goes, and
+    who will see it, is printed before anything is sent. A version once published is never replaced; the same content
+    again does nothing. DELTA itself is only read: of its README.md, the published card has your own words, and those
+    between the `yours` markers of the card published before.
     """
     published = run(
         delta,
@@ -56,7 +58,7 @@ def publish(
         create_pr=create_pr,
         message=message,
         sign=sign,
-        progress=Bars(quiet or as_json),
+        progress=Bars(quiet),
     )
     emit(published_json(published), published_text(published), as_json=as_json, quiet=quiet)
 
@@ -79,4 +81,5 @@ def published_text(published: Published) -> str:
     lines.append(f"  id        {published.id}")
     if published.revision not in (published.id, published.version):
         lines.append(f"  revision  {published.revision}")
+    lines += [f"  {note}" for note in published.notes]
     return "\n".join(lines)

@@ -56,6 +56,6 @@ def _text(hits: Sequence[Found], base: str | None, next_page: int | None) -> str
         )
         for found in hits
     ]
-    heads = ("delta", "version", "base", "size", "licence", *(("judged", "because") if base else ()))
+    heads = ("delta", "version", "base", "size", "license", *(("judged", "because") if base else ()))
     expected = [f"{found.hit.repo}: {found.prediction}" for found in hits if found.prediction]
     return "\n".join([table(heads, rows), *expected, *([f"… more: --skip {next_page}"] if next_page else [])])

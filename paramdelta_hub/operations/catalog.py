@@ -83,6 +83,7 @@ def catalog(
         StorageError: the disk is full or fails.
     """
     check_charts()
+    out, bases = os.path.expanduser(out), [os.path.expanduser(base) for base in bases]
     root = chosen(registry)
     there, progress = open_registry(root), progress or Progress()
     may_replace = Replacement("catalog", [*registry_places(registry), *_models(bases)]) if overwrite else None

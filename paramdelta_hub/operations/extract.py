@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
 from paramdelta_hub.format.durable import file_digest, io_errors, write_file
-from paramdelta_hub.format.manifest import MANIFEST_NAME, Labels, Manifest, parse_manifest
+from paramdelta_hub.format.labels import check_labels
+from paramdelta_hub.format.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
 from paramdelta_hub.operations.assembling import assemble, final_names
 from paramdelta_hub.operations.differences import Differences, name_trained, pair_up, tokenizer_folder
@@ -96,7 +95,7 @@ def extract(
         out: the package's folder.
         name: what to call the delta; by default after post.
         version: its semantic version.
-        license: an SPDX identifier or the Hub's licence name.
+        license: an SPDX expression, or a license name of the Hub.
         rules: renames (of post's tensors), skips, and which tensors that only post has are carried whole.
         base_tokenizer: the folder of base's tokenizer, if it does not lie beside the weights: rows of embeddings are
             matched by token.
@@ -110,7 +109,7 @@ def extract(
         progress: told how far the work is.
 
     Raises:
-        OptionError: a name, version, licence or rule that can't be used.
+        OptionError: a name, version, license or rule that can't be used.
         CheckpointError: a model can't be read.
         MismatchError: the two don't fit; every misfit is listed.
         NotFiniteError: a weight is NaN or infinite.
@@ -141,7 +140,7 @@ class Extraction(Operation[ExtractReport]):
     """An extract whose models are opened and paired, and whose plan is made.
 
     Raises:
-        OptionError: a name, version, licence or rule that can't be used.
+        OptionError: a name, version, license or rule that can't be used.
         CheckpointError: a model can't be read.
         MismatchError: the two don't fit; every misfit is listed.
     """
@@ -151,6 +150,7 @@ class Extraction(Operation[ExtractReport]):
     @planning()
     def __init__(self, wanted: ExtractRequest) -> None:
         self._rules = wanted.rules
+        check_labels(wanted.name or "delta", wanted.version, wanted.license)  # before anything is read
         self._base, self._post = open_checkpoint(wanted.base), open_checkpoint(wanted.post)
         if os.path.realpath(self._base.source.path) == os.path.realpath(self._post.source.path):
             raise OptionError(
@@ -169,7 +169,7 @@ class Extraction(Operation[ExtractReport]):
         ]
         check_packable(self._base, self._post, self._tokenizer)
         name = wanted.name or f"{self._post.source.name.rpartition('/')[2]}-delta"
-        self._labels = _labels(name, wanted.version, wanted.license)
+        self._labels = check_labels(name, wanted.version, wanted.license)
         self._differences = pair_up(self._base, self._post, self._rules, *tokenizers)
         self.plan = _plan(self._base, self._post, self._differences, wanted)
 
@@ -245,15 +245,6 @@ class Extraction(Operation[ExtractReport]):
 
 def _text(path: str | Path | None) -> str | None:
     return None if path is None else os.fspath(path)
-
-
-def _labels(name: str, version: str, license_name: str | None) -> Labels:
-    try:
-        return Labels(name=name, version=version, license=license_name)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        what = f"the {problem['loc'][0]} {problem['input']!r} can't be used: {problem['msg']}"
-        raise OptionError(what, remedy="versions are like 1.2.0 (semver.org)") from None
 
 
 def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, wanted: ExtractRequest) -> Plan:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from paramdelta_hub.errors import PackageError, PublishError, RegistryError, SignatureError
-from paramdelta_hub.format.durable import io_errors, read_small, write_file
-from paramdelta_hub.format.manifest import Source
+from paramdelta_hub.errors import PackageError, PublishError, RegistryError, SignatureError, SourceError
+from paramdelta_hub.format.durable import read_small
+from paramdelta_hub.format.manifest import Manifest, Source
 from paramdelta_hub.format.package import Package, open_package
+from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES
 from paramdelta_hub.registry.cards import delta_card
-from paramdelta_hub.registry.client import asking, connect
+from paramdelta_hub.registry.client import connect
 from paramdelta_hub.registry.keys import PrivateKey, read_private_key
-from paramdelta_hub.registry.locate import find
+from paramdelta_hub.registry.locate import find_to_publish
 from paramdelta_hub.registry.markdown import hub_id, own_words
 from paramdelta_hub.registry.names import check_version
 from paramdelta_hub.registry.protocol import Published, Registry
-from paramdelta_hub.registry.receiving import SIGNATURE_NAME, alone_in
+from paramdelta_hub.registry.receiving import CARD_NAME, SIGNATURE_NAME
 from paramdelta_hub.registry.signing import Trust, read_manifest, read_signature
 from paramdelta_hub.registry.signing import sign as signature_of
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["CARD_NAME", "publish"]
-
-CARD_NAME = "README.md"
+__all__ = ["publish", "read_card"]
 
 
 def publish(
@@ -41,12 +42,12 @@ def publish(
 ) -> Published:
     """Publish the package in the folder ``delta`` whole or not at all; equal content again does nothing.
 
-    Its model card is written anew, into the package's folder, from its manifest; what the author wrote between the
-    card's markers stays, and so does what stands between those of the card published before.
+    The folder is only read. A new model card, made from the manifest, goes with the package: it has what the author
+    wrote in the folder's README.md or else, between the markers, in the card published before.
 
     Args:
         delta: the package's folder.
-        repo: ``org/name``, or a folder or URL that ends so.
+        repo: ``org/name``, or a folder or URL that ends so; ``hf://org/name`` is always the Hub.
         version: must be the manifest's, if given: a package can't change its version, which is part of its id.
         registry: a folder or an fsspec URL in which a bare ``org/name`` lies; by default what PARAMDELTA_REGISTRY
             names, else the Hub.
@@ -55,37 +56,40 @@ def publish(
         message: of the commit there.
         sign: a private key in PEM (P-256, P-384 or P-521), PARAMDELTA_KEY_PASSWORD its password if it has one: the
             manifest is signed with it, for this repository.
-        progress: told how far the work is.
+        progress: told where the package goes before anything is sent, and how far the work is.
 
     Raises:
-        OptionError: a version or a name that can't be; a card whose metadata can't be read; no model-signing here.
+        OptionError: a version or a name that can't be; a name that begins like a folder here; a card whose
+            metadata can't be read; no model-signing here.
         SourceError: the key can't be read.
         PackageError: not a package, or damaged.
         PublishError: the version is there with other content, or without this signature, or somebody else was faster.
         RegistryError: not reachable, not allowed, …
     """
-    package = open_package(Path(delta))
+    package = open_package(Path(os.path.expanduser(delta)))
     manifest = package.manifest
-    there, reference = find(repo, registry)
+    there, reference = find_to_publish(repo, registry)
+    progress = progress or Progress()
     for wanted in (version, reference.revision):
         check_version(manifest.version, wanted, str(package.path))
-    key = read_private_key(Path(sign)) if sign is not None else None
+    key = read_private_key(Path(os.path.expanduser(sign))) if sign is not None else None
     on_hub = reference.root is None
-    existing = _existing_card(package.path) or ""
+    existing = read_card(package.path) or ""
     if not own_words(existing):
         existing = there.card(reference.repo) or existing  # what its author wrote must not be lost
     licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
     card = delta_card(manifest, package.digest, reference.repo, existing, licenses=licenses, on_hub=on_hub)
-    with alone_in(package.path):  # which clears away what one who died here left behind
-        if card != existing:
-            with io_errors("writing the model card"):
-                write_file(package.path / CARD_NAME, card.encode())
-        if key is not None:
-            _sign(package, reference.repo, key)
+    extras = {CARD_NAME: card.encode()}
+    if key is not None:
+        extras[SIGNATURE_NAME] = _signature(package, reference.repo, key)
+    notes = _compare_license(there, reference.repo, manifest)
+    for note in notes:
+        progress.note(note)
     published = there.publish(
         package.path,
         reference.repo,
         manifest.version,
+        extras=extras,
         private=private,
         create_pr=create_pr,
         message=message,
@@ -93,17 +97,29 @@ def publish(
     )
     if key is not None and not (published.uploaded or published.pull_request):
         _check_signed(there, published, key)
-    return published
+    return replace(published, notes=notes)
 
 
-def _sign(package: Package, repo: str, key: PrivateKey) -> None:
-    """Put a signature into the package's folder; one of this key for this repository, from an earlier run, stays."""
-    manifest = read_manifest(package)
+def _signature(package: Package, repo: str, key: PrivateKey) -> bytes:
+    """Return a signature for this repository: the folder's, if it is of this key, else a new one."""
+    manifest, lying = read_manifest(package), read_signature(package.path)
     try:
-        Trust((key.public,)).check(manifest, read_signature(package.path), str(package.path), repo)
+        Trust((key.public,)).check(manifest, lying, str(package.path), repo)
     except SignatureError:
-        with io_errors("writing the signature"):
-            write_file(package.path / SIGNATURE_NAME, signature_of(manifest, repo, key))
+        lying = None
+    return lying or signature_of(manifest, repo, key)
+
+
+def _compare_license(there: Registry, repo: str, manifest: Manifest) -> tuple[str, ...]:
+    """Return what there is to say where the newest version has a license, and this one none or another."""
+    try:
+        before = open_package(there.pull(repo, None, part="manifest").path).manifest
+    except (RegistryError, SourceError):
+        return ()  # nothing published yet, or nothing that can be read
+    if before.license is None or before.license.casefold() == (manifest.license or "").casefold():
+        return ()
+    now = "has none" if manifest.license is None else f"has {manifest.license}"
+    return (f"the license changes: version {before.version} has {before.license}, {manifest.version} {now}",)
 
 
 def _check_signed(there: Registry, published: Published, key: PrivateKey) -> None:
@@ -123,7 +139,12 @@ def _check_signed(there: Registry, published: Published, key: PrivateKey) -> Non
         ) from None
 
 
-def _existing_card(folder: Path) -> str | None:
+def read_card(folder: Path) -> str | None:
+    """Return the model card that lies in a package's folder, or None if there is none.
+
+    Raises:
+        PackageError: too large, or not UTF-8.
+    """
     path = folder / CARD_NAME
     if not path.exists():
         return None
@@ -138,7 +159,7 @@ def _license(source: Source) -> str | None:
     if (repo := hub_id(source.name, source.commit)) is None:
         return None
     try:
-        with asking(repo):
+        with translate_hub_errors(repo):
             data = connect().model_info(repo, revision=source.commit).card_data
     except RegistryError:
         return None  # gated, gone, or out of reach: the card then says that it does not know

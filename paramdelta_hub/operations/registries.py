@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,13 @@ from paramdelta_hub.checkpoints.lineage import compare, unpack_samples
 from paramdelta_hub.checkpoints.logical import LogicalModel
 from paramdelta_hub.checkpoints.prediction import Prediction, predict
 from paramdelta_hub.checkpoints.views import Files
-from paramdelta_hub.errors import OptionError, RegistryError, SourceError
+from paramdelta_hub.errors import DestinationError, OptionError, RegistryError, SourceError
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.registry.links import Linked, Role
 from paramdelta_hub.registry.links import link as _link
-from paramdelta_hub.registry.locate import chosen, find
+from paramdelta_hub.registry.locate import chosen, find, hint_at_folder
 from paramdelta_hub.registry.protocol import Hit, Part, Pulled, Registry, Version
-from paramdelta_hub.registry.reference import open_registry
+from paramdelta_hub.registry.reference import folder_of, open_registry
 from paramdelta_hub.registry.search import Found, describe_base
 from paramdelta_hub.registry.search import find as _search
 from paramdelta_hub.registry.signing import trust
@@ -55,19 +56,43 @@ def pull(
         SignatureError: not signed so.
         RegistryError: it is not there, not allowed, or not reachable.
         IntegrityError: what came is not what its manifest promises.
-        DestinationError: the folder holds something else.
+        DestinationError: the folder holds something else, or files that you have changed; or it is your home folder,
+            or a registry, or within one.
     """
     there, reference = find(delta, registry)
-    target = None if folder is None else Path(folder)
-    return there.pull(
-        reference.repo,
-        reference.revision,
-        target,
-        part=part,
-        allow_downgrade=allow_downgrade,
-        trust=trust(trusted_keys, require=require_signature),
-        progress=progress,
-    )
+    target = None if folder is None else Path(os.path.expanduser(folder))
+    if target is not None:
+        _check_target(target, [root for root in (reference.root, chosen(registry)) if root is not None])
+    with hint_at_folder(delta, reference):
+        return there.pull(
+            reference.repo,
+            reference.revision,
+            target,
+            part=part,
+            allow_downgrade=allow_downgrade,
+            trust=trust(trusted_keys, require=require_signature),
+            progress=progress,
+        )
+
+
+def _check_target(target: Path, roots: Sequence[str]) -> None:
+    """Check that a copy does not come where it would be mixed up with a registry, or with all that a user has.
+
+    Raises:
+        DestinationError: it would.
+    """
+    real = os.path.realpath(target)
+    if real == os.path.realpath(os.path.expanduser("~")):
+        raise DestinationError("your home folder", where=str(target), remedy="name a folder of its own for the copy")
+    for root in filter(None, map(folder_of, roots)):
+        registry = os.path.realpath(root)
+        if registry == os.sep:  # everything is within it
+            continue
+        if os.path.commonpath([real, registry]) in (real, registry):
+            how = "is" if real == registry else "lies in" if len(real) > len(registry) else "contains"
+            raise DestinationError(
+                f"{how} the registry {registry}", where=str(target), remedy="choose a folder outside of it"
+            )
 
 
 def versions(delta: str, *, registry: str | Path | None = None) -> list[Version]:
@@ -78,7 +103,8 @@ def versions(delta: str, *, registry: str | Path | None = None) -> list[Version]
         RegistryError: it is not there, not allowed, or not reachable.
     """
     there, reference = find(delta, registry)
-    found = there.versions(reference.repo)
+    with hint_at_folder(delta, reference):
+        found = there.versions(reference.repo)
     if not found:
         raise RegistryError("no version is published", where=delta, remedy="check the spelling, and --registry")
     return found

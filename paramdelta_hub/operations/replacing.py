@@ -28,11 +28,11 @@ from paramdelta_hub.operations.results import changed_tensors
 from paramdelta_hub.registry.locate import chosen
 from paramdelta_hub.registry.lock import read_lock
 from paramdelta_hub.registry.names import is_repo, is_version
-from paramdelta_hub.registry.reference import parse_reference
+from paramdelta_hub.registry.reference import folder_of, parse_reference
 from paramdelta_hub.reports.site import SITE_NAME, SiteFiles
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["Kind", "Replacement", "check_output_file", "model_places", "registry_places"]
+__all__ = ["Kind", "Replacement", "check_apart", "check_output_file", "model_places", "registry_places"]
 
 Kind = Literal["package", "model", "catalog"]
 _CALLED: dict[Kind, str] = {
@@ -62,7 +62,7 @@ class Replacement:
         Raises:
             DestinationError: it must not be replaced; the message says why, and names the first foreign files.
         """
-        _check_apart(out, self.apart_from)
+        check_apart(out, self.apart_from)
         if not out.is_dir():
             raise DestinationError("a file, where a folder is to be replaced", where=str(out), remedy=_REMEDY)
         if _is_published(out):
@@ -126,11 +126,17 @@ def model_places(what: str, model: Checkpoint) -> list[tuple[str, Path]]:
 def registry_places(registry: str | Path | None, deltas: Sequence[str] = ()) -> list[tuple[str, Path]]:
     """Return the registries on this machine that are in use: the one chosen, and those that deltas are named in."""
     roots = [chosen(registry), *(found.root for delta in deltas if (found := parse_reference(delta)))]
-    return [("a registry", expand(root)) for root in roots if root is not None and "://" not in root]
+    folders = [folder for root in roots if root is not None and (folder := folder_of(root)) is not None]
+    return [("a registry", Path(folder)) for folder in folders if folder != os.sep]  # everything lies inside that one
 
 
-def _check_apart(out: Path, apart_from: Sequence[tuple[str, Path]]) -> None:
-    """Refuse what equals, contains or lies inside an input or a registry, or contains where people work."""
+def check_apart(out: str | Path, apart_from: Sequence[tuple[str, Path]]) -> None:
+    """Check that an output neither equals nor contains where people work, and has nothing to do with these places.
+
+    Raises:
+        DestinationError: it is, contains or lies inside one.
+    """
+    out = Path(os.path.realpath(expand(out)))
     around = [("the working folder", Path.cwd()), ("the home folder", expand("~"))]
     for what, path in [*apart_from, *around]:
         place = Path(os.path.realpath(path))
@@ -142,7 +148,7 @@ def _check_apart(out: Path, apart_from: Sequence[tuple[str, Path]]) -> None:
             how = f"lies inside {what}, {place}"
         else:
             continue
-        raise DestinationError(f"not replaced, as it {how}", where=str(out), remedy="choose another place")
+        raise DestinationError(f"can't be the output, as it {how}", where=str(out), remedy="choose another place")
 
 
 def _is_published(out: Path) -> bool:
@@ -155,7 +161,7 @@ def _foreign_in_package(out: Path) -> Iterator[str]:
     package, lock = open_package(out), read_lock(out)
     mark = os.stat(out / MANIFEST_NAME).st_mtime_ns
     listed = {file.path: (file.size, file.sha256) for file in package.manifest.files}
-    extras = getattr(lock, "extras", {})
+    extras = lock.extras if lock else {}
     for name in _names(out):
         path = out / name
         if path.is_symlink():

@@ -67,7 +67,7 @@ def is_result(path: Path) -> bool:
 def may_lie_beside(name: str) -> bool:
     """Whether a file may lie in an applied model although no provenance lists it.
 
-    Cards, licences, signatures, statements and bills of materials may: people add them, and no library loads them.
+    Cards, licenses, signatures, statements and bills of materials may: people add them, and no library loads them.
     """
     return _BESIDE.fullmatch(name) is not None
 

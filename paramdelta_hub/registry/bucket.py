@@ -22,21 +22,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timezone
 from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.errors import PackageError, ParamdeltaError, PublishError, RegistryError
 from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.durable import read_small
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME
 from paramdelta_hub.format.package import Package
 from paramdelta_hub.limits import COPY_BYTES, KIB, STORE_BLOCK_BYTES
 from paramdelta_hub.registry.names import check_address
-from paramdelta_hub.registry.receiving import EXTRAS
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["BucketStore"]
@@ -52,6 +49,8 @@ class BucketStore:
         RegistryError: a kind of URL that is unknown, or needs a package which is not installed.
     """
 
+    absent = "nothing is there under this address"
+
     def __init__(self, url: str) -> None:
         # Imported here: registries that are folders do without it.
         from fsspec.core import url_to_fs
@@ -66,6 +65,20 @@ class BucketStore:
         except ValueError as error:
             raise RegistryError(f"not an address: {error}", where=url, remedy="write s3://BUCKET/PREFIX") from None
         self._root = str(path).rstrip("/")
+
+    def exists(self) -> bool:
+        """Whether there is anything at the address: a store without folders knows no empty ones, but for the bucket.
+
+        Raises:
+            RegistryError: a file is, or no such bucket; not reachable, not allowed.
+        """
+        with self._asking(""):
+            if self._store.isfile(self._root):
+                raise RegistryError("a file, where a registry is a folder", where=self.url, remedy="name its folder")
+            if self._store.exists(self._root):
+                return True
+            self._check_bucket()
+        return False
 
     def below(self, folder: str) -> list[str]:
         """Return the names of the folders in ``folder``; none where there is no such folder.
@@ -122,8 +135,10 @@ class BucketStore:
         """Return None: it does not lie on this machine."""
         return None
 
-    def put(self, package: Package, folder: str, text: bytes, progress: Progress | None) -> None:
-        """Make a version visible, whole or not at all; ``text`` is its manifest.
+    def put(
+        self, package: Package, folder: str, text: bytes, extras: Mapping[str, bytes], progress: Progress | None
+    ) -> None:
+        """Make a version visible, whole or not at all; ``text`` is its manifest, ``extras`` what goes with it.
 
         Raises:
             PublishError: somebody else claimed the version, with other content.
@@ -141,12 +156,12 @@ class BucketStore:
             )
         self._create(claims, f"{version}.json", jsontext.canonical({"id": package.digest}))
         self._check_claim(claims, version, package.digest)
-        self._put_files(package, folder, progress)
+        self._put_files(package, folder, extras, progress)
         self._check_claim(claims, version, package.digest)
         if not self._create(folder, MANIFEST_NAME, text) and self.read(folder, MANIFEST_NAME, len(text)) != text:
             raise PublishError("somebody else was faster", where=self._shown(folder))
 
-    def _put_files(self, package: Package, folder: str, progress: Progress | None) -> None:
+    def _put_files(self, package: Package, folder: str, extras: Mapping[str, bytes], progress: Progress | None) -> None:
         progress = progress or Progress()
         missing = [file for file in package.manifest.files if self._size(folder, file.path) != file.size]
         progress.start("upload", sum(file.size for file in missing))
@@ -160,11 +175,9 @@ class BucketStore:
                     )
         finally:
             progress.finish()
-        for name, most in EXTRAS.items():
-            if os.path.lexists(package.path / name):
-                content = read_small(settle(package.path, name), most)
-                with self._asking(f"{folder}/{name}"):
-                    self._store.pipe_file(self._path(f"{folder}/{name}"), content)
+        for name, content in extras.items():
+            with self._asking(f"{folder}/{name}"):
+                self._store.pipe_file(self._path(f"{folder}/{name}"), content)
 
     def _check_claim(self, claims: str, version: str, package_id: str) -> None:
         where = self._shown(f"{claims}/{version}.json")
@@ -178,11 +191,18 @@ class BucketStore:
 
     def _prepare(self, folder: str) -> None:
         """Make a folder where the store has such things; never a bucket, whose name may be a slip of the pen."""
-        top = self._root.partition("/")[0] or "/"
         with self._asking(folder):
-            if not self._store.exists(top):
-                raise RegistryError("no such bucket, or no right to see it", where=self.url, remedy="make it first")
+            self._check_bucket()
             self._store.makedirs(self._path(folder), exist_ok=True)
+
+    def _check_bucket(self) -> None:
+        top = self._root.partition("/")[0] or "/"
+        if "://" not in self._root and not self._store.exists(top):
+            raise RegistryError(
+                "no such bucket, or no right to see it",
+                where=self.url,
+                remedy="check the spelling; a bucket has to be made before anything is published to it",
+            )
 
     def _create(self, folder: str, name: str, content: bytes) -> bool:
         """Create a file unless there is one; return whether it was created."""

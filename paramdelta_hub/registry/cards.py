@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from paramdelta_hub.errors import OptionError
+from paramdelta_hub.format.labels import HUB_LICENSES
 from paramdelta_hub.format.manifest import Manifest, Source
 from paramdelta_hub.format.package import PICTURE_NAME
 from paramdelta_hub.format.seal import seal
@@ -48,16 +49,6 @@ _TASKS = {
 }
 """``pipeline_tag`` by the end of an architecture's class. ForConditionalGeneration is not among them: it may mean text,
 images or speech."""
-
-_LICENSE_NAMES = """
-afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 bigscience-openrail-m bsd
-bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc cc-by-2.0 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0
-cc-by-nc-4.0 cc-by-nc-nd-4.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 creativeml-openrail-m
-ecl-2.0 epl-2.0 eupl-1.1 gemma gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 llama2 llama3 llama3.1 llama3.2 llama3.3
-llama4 mit mpl-2.0 ms-pl ncsa ofl-1.1 openrail openrail++ osl-3.0 other postgresql unknown unlicense wtfpl zlib
-"""
-_LICENSES = frozenset(_LICENSE_NAMES.split())
-"""What the Hub takes as ``license``: it refuses a card that says anything else, so others become ``other``."""
 
 _FORMULA = "    Θ_new = Θ_target + (Θ_post − Θ_base)"
 _SUM = "    Θ = Θ_target + Σ weight · (Θ_post − Θ_base)"
@@ -114,7 +105,7 @@ def delta_card(
         f"## Fits\n\n{_fit(manifest)}",
         f"## Size and exactness\n\n{_exactness(manifest, id)}",
         f"## What changed\n\n{_changes(manifest, on_hub)}",
-        f"## Licence\n\n{_license_text(manifest.license, *licenses)}",
+        f"## License\n\n{_license_text(manifest.license, *licenses)}",
         f"## Citation\n\n{_CITATION}",
     ]
     return _metadata(manifest, id, existing, manifest.license or licenses[1]) + "\n" + "\n\n".join(sections) + "\n"
@@ -161,8 +152,8 @@ def result_card(provenance: Mapping[str, Any], manifests: Sequence[Manifest], li
     if options:
         sections.append("## Notes\n\n" + _list(options))
     sections.append(
-        "`paramdelta_provenance.json` has the sha256 of every delta and tensor. The licences of the target, and of what"
-        " the deltas were taken of, apply."
+        "`paramdelta_provenance.json` has the sha256 of every delta's manifest, and the BLAKE3 digest of every tensor."
+        " The licenses of the target, and of what the deltas were taken of, apply."
     )
     sections.append(f"## Citation\n\n{_CITATION}")
     return seal((front_matter(data) + "\n" + "\n\n".join(sections) + "\n").encode())
@@ -198,7 +189,7 @@ def _metadata(manifest: Manifest, id_: str, existing: str | None, license_name: 
             what = f"the card's metadata can't be read: {str(error).splitlines()[0] if str(error) else error!r}"
             raise OptionError(what, where="README.md", remedy="mend the block between the --- lines") from None
     base = hub_id(manifest.base.name, manifest.base.commit)
-    known = license_name.lower() if license_name and license_name.lower() in _LICENSES else None
+    known = license_name.lower() if license_name and license_name.lower() in HUB_LICENSES else None
     tags = old.get("tags")
     ours = {
         "library_name": LIBRARY,
@@ -305,7 +296,7 @@ def _license_text(own: str | None, base: str | None, post: str | None) -> str:
     elif post:
         lines.append(f"Inherited from post: {plain(post)}.")
     else:
-        lines.append("Not stated. What post's and base's licences demand holds for what is derived of them.")
+        lines.append("Not stated. What post's and base's licenses demand holds for what is derived of them.")
     if base and post and base != post:
         lines.append(
             f"**Warning**: base is under {plain(base)}, post under {plain(post)}. Both may bind you; read both."

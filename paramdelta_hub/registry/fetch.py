@@ -18,7 +18,8 @@ from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, S
 from paramdelta_hub.format.durable import read_small, sync_file
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import FileRecord
-from paramdelta_hub.registry.client import asking, is_offline
+from paramdelta_hub.hub.errors import translate_hub_errors
+from paramdelta_hub.registry.client import is_offline
 from paramdelta_hub.registry.names import is_commit, is_id
 from paramdelta_hub.registry.receiving import is_right
 from paramdelta_hub.work.progress import Progress
@@ -75,7 +76,7 @@ def look(api: HfApi, repo: str, revision: str | None = None) -> Commit:
         RegistryError: no such revision, not allowed, not reachable.
     """
     where = f"{repo}@{revision}" if revision else repo
-    with asking(where):
+    with translate_hub_errors(where):
         info = api.model_info(repo, revision=revision, files_metadata=True)
         files = {
             sibling.rfilename: RemoteFile(
@@ -144,7 +145,7 @@ def saved(repo: str, name: str, revision: str, most: int) -> tuple[bytes, str] |
 def _cached(repo: str, name: str, revision: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    with asking(repo):
+    with translate_hub_errors(repo):
         found = try_to_load_from_cache(repo, name, revision=revision)
     return Path(found) if isinstance(found, str) else None
 
@@ -234,7 +235,7 @@ def _download(
 
     # Clients before 1.0 have no place for a bar of ours.
     bar: Any = {"tqdm_class": Forward} if "tqdm_class" in inspect.signature(hf_hub_download).parameters else {}
-    with asking(f"{repo}@{revision[:12] if is_commit(revision) else revision}"):
+    with translate_hub_errors(f"{repo}@{revision[:12] if is_commit(revision) else revision}"):
         return Path(
             hf_hub_download(
                 repo,

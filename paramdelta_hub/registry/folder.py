@@ -13,7 +13,8 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -32,9 +33,31 @@ __all__ = ["FolderStore"]
 class FolderStore:
     """Reads and writes below a folder, which need not exist before the first publication."""
 
+    absent = "no such folder"
+
     def __init__(self, root: Path) -> None:
         self._root = Path(os.path.abspath(root))
         self.url = str(self._root)
+
+    def exists(self) -> bool:
+        """Whether the folder is there.
+
+        Raises:
+            RegistryError: something else is, or it can't be read.
+        """
+        try:
+            is_folder = stat.S_ISDIR(os.stat(self._root).st_mode)
+        except FileNotFoundError:
+            return False
+        except NotADirectoryError:
+            is_folder = False
+        except OSError as error:
+            raise RegistryError(
+                f"can't be read: {error.strerror}", where=self.url, remedy="check the permissions"
+            ) from None
+        if not is_folder:
+            raise RegistryError("a file, where a registry is a folder", where=self.url, remedy="name its folder")
+        return True
 
     def below(self, folder: str) -> list[str]:
         """Return the names of the folders in ``folder``; none where there is no such folder.
@@ -80,8 +103,10 @@ class FolderStore:
         """Return where a version lies on this machine."""
         return self._root / folder
 
-    def put(self, package: Package, folder: str, text: bytes, progress: Progress | None) -> None:
-        """Make a version visible, whole or not at all; ``text`` is its manifest.
+    def put(
+        self, package: Package, folder: str, text: bytes, extras: Mapping[str, bytes], progress: Progress | None
+    ) -> None:
+        """Make a version visible, whole or not at all; ``text`` is its manifest, ``extras`` what goes with it.
 
         Raises:
             PublishError: somebody else is at it or was faster, or the place is taken by something else.
@@ -96,7 +121,7 @@ class FolderStore:
                         if other.is_dir() and other != stage:
                             shutil.rmtree(other)
                 with alone_in(stage):
-                    _fill(stage, package, text, progress)
+                    _fill(stage, package, text, extras, progress)
                 self._show(stage, out)
                 place.clear()
         except DestinationError as error:
@@ -115,10 +140,9 @@ class FolderStore:
             sync_folder(out.parent)  # those above it lasted before anything was put into it
 
 
-def _fill(stage: Path, package: Package, text: bytes, progress: Progress | None) -> None:
+def _fill(stage: Path, package: Package, text: bytes, extras: Mapping[str, bytes], progress: Progress | None) -> None:
     source = package.path
     receive(package.manifest.files, lambda name: file_chunks(settle(source, name)), stage, str(source), progress)
-    for name, most in EXTRAS.items():
-        content = read_small(settle(source, name), most) if os.path.lexists(source / name) else None
-        put_small(stage / name, content)
+    for name in EXTRAS:
+        put_small(stage / name, extras.get(name))
     put_small(stage / MANIFEST_NAME, text)

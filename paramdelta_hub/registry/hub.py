@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,9 @@ from paramdelta_hub.errors import IntegrityError, RegistryError
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, parse_manifest
 from paramdelta_hub.format.names import is_clear
+from paramdelta_hub.hub.errors import MissingError, endpoint, translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
-from paramdelta_hub.registry.client import MissingError, asking, connect, is_offline
+from paramdelta_hub.registry.client import connect, is_offline
 from paramdelta_hub.registry.fetch import (
     check_announced,
     fetch,
@@ -27,6 +27,7 @@ from paramdelta_hub.registry.names import check_repo, is_commit, is_version, new
 from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version, files_of
 from paramdelta_hub.registry.publishing import publish
 from paramdelta_hub.registry.receiving import (
+    CARD_NAME,
     EXTRAS,
     SIGNATURE_NAME,
     alone_in,
@@ -74,12 +75,15 @@ class HubRegistry:
         repo: str,
         version: str,
         *,
+        extras: Mapping[str, bytes] | None = None,
         private: bool = False,
         create_pr: bool = False,
         message: str | None = None,
         progress: Progress | None = None,
     ) -> Published:
         """Publish a package whole or not at all: one commit, then the tag ``version``; see :mod:`.publishing`.
+
+        The arguments are those of :meth:`.protocol.Registry.publish`.
 
         Raises:
             PublishError: the version is there with other content, or somebody else was faster; nothing is replaced.
@@ -92,6 +96,7 @@ class HubRegistry:
             package,
             check_repo(repo),
             version,
+            extras=extras,
             private=private,
             create_pr=create_pr,
             message=message,
@@ -141,15 +146,15 @@ class HubRegistry:
             place = self._cache(repo) / "snapshots" / found.commit
             came = self._files(api, repo, found.commit, files, place, None, progress)
             return Pulled(place, repo, manifest.version, found.commit, package_id, came, signed_by)
-        out = Path(os.path.abspath(folder.expanduser()))
-        address = re.sub(r"//[^/]*@", "//", api.endpoint)  # without a name and a password
-        lock = Lock.of(manifest, package_id, registry=address, repo=repo, revision=found.commit)
+        out = Path(os.path.abspath(os.path.expanduser(folder)))
+        beside = _extras(repo, found.commit) if part == "package" else None
+        lock = Lock.of(manifest, package_id, registry=endpoint(), repo=repo, revision=found.commit, extras=beside)
         with alone_in(out):
-            pin(out, lock, named=revision is not None, allow_downgrade=allow_downgrade)
+            named = revision is not None
+            pin(out, lock, named=named, allow_downgrade=allow_downgrade, with_extras=beside is not None)
             came = self._files(api, repo, found.commit, files, out, out, progress)
-            for name, most in EXTRAS.items() if part == "package" else ():
-                beside = saved(repo, name, found.commit, most)
-                came += put_small(out / name, beside[0] if beside else None)
+            if beside is not None:
+                came += sum(put_small(out / name, beside.get(name)) for name in EXTRAS)
             came += put_small(out / MANIFEST_NAME, found.content)
         return Pulled(out, repo, manifest.version, found.commit, package_id, came, signed_by)
 
@@ -159,7 +164,7 @@ class HubRegistry:
         Raises:
             RegistryError: no such repository, not allowed, not reachable.
         """
-        with asking(check_repo(repo)):
+        with translate_hub_errors(check_repo(repo)):
             tags = [(tag.name, tag.target_commit) for tag in connect().list_repo_refs(repo).tags]
         found = [Version(name, commit, None, None) for name, commit in tags if is_version(name)]
         return sorted(found, key=lambda version: (precedence(version.version), version.version), reverse=True)
@@ -171,10 +176,10 @@ class HubRegistry:
             RegistryError: not reachable, or offline.
         """
         wanted = [TAG, *([base_tag(base)] if base else []), *([fingerprint_tag(fingerprint)] if fingerprint else [])]
-        with asking("the Hub"):
+        with translate_hub_errors("the Hub"):
             models = iter(connect().list_models(filter=wanted, search=query, full=True, cardData=True))
         while True:
-            with asking("the Hub"):
+            with translate_hub_errors("the Hub"):
                 model = next(models, None)
             if model is None:
                 return
@@ -192,9 +197,9 @@ class HubRegistry:
             head = look(api, check_repo(repo))
         except MissingError:
             return None
-        if "README.md" not in head.files:
+        if CARD_NAME not in head.files:
             return None
-        return fetch_small(api, repo, "README.md", head, CARD_BYTES).decode("utf-8", "replace")
+        return fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode("utf-8", "replace")
 
     def _newest(self, api: HfApi, repo: str) -> str:
         """Return the newest version; offline, of those in the cache. Without any: the main branch."""
@@ -271,6 +276,12 @@ class HubRegistry:
         from huggingface_hub import constants
 
         return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+
+
+def _extras(repo: str, commit: str) -> dict[str, bytes]:
+    """Return what the cache has beside a commit's package and is not listed, by name."""
+    found = {name: saved(repo, name, commit, most) for name, most in EXTRAS.items()}
+    return {name: kept[0] for name, kept in found.items() if kept is not None}
 
 
 def _hit(model: ModelInfo) -> Hit:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from paramdelta_hub.errors import OptionError, RegistryError, SourceError
+from paramdelta_hub.hub.errors import StaleError, translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES
-from paramdelta_hub.registry.client import StaleError, asking, connect
+from paramdelta_hub.registry.client import connect
 from paramdelta_hub.registry.fetch import fetch_small, look
 from paramdelta_hub.registry.names import check_repo, is_repo
 from paramdelta_hub.registry.publishing import ATTEMPTS, open_proposal
@@ -147,7 +148,7 @@ def link(
 def _send(api: HfApi, proposal: Proposal, parent: str, title: str, proposing: bool) -> Linked:
     from huggingface_hub import CommitOperationAdd
 
-    with asking(proposal.repo):
+    with translate_hub_errors(proposal.repo):
         made = api.create_commit(
             proposal.repo,
             [CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=proposal.after.encode())],
@@ -162,7 +163,7 @@ def _send(api: HfApi, proposal: Proposal, parent: str, title: str, proposing: bo
 
 def _owns(api: HfApi, repo: str) -> bool:
     """Whether the token's account may be expected to write to the repository."""
-    with asking("the Hub"):
+    with translate_hub_errors("the Hub"):
         me = api.whoami()
     organisations = [found.get("name") for found in me.get("orgs") or () if found.get("roleInOrg") != "read"]
     return repo.split("/")[0] in (me.get("name"), *organisations)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.durable import expand
+from paramdelta_hub.hub.errors import MissingError
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Part, Registry
-from paramdelta_hub.registry.reference import Reference, open_registry, parse_reference
+from paramdelta_hub.registry.reference import HUB_SCHEME, Reference, open_registry, parse_reference
 from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.registry.signing import trust as trusted
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["REGISTRY_VARIABLE", "chosen", "find", "locate_delta"]
+__all__ = ["REGISTRY_VARIABLE", "chosen", "find", "find_to_publish", "hint_at_folder", "locate_delta"]
 
 REGISTRY_VARIABLE = "PARAMDELTA_REGISTRY"
 """Names the registry of a bare ``org/name`` where no option does: a folder or an fsspec URL."""
@@ -42,6 +45,33 @@ def find(text: str, registry: str | Path | None = None) -> tuple[Registry, Refer
     return open_registry(reference.root), reference
 
 
+def find_to_publish(text: str, registry: str | Path | None = None) -> tuple[Registry, Reference]:
+    """Return what :func:`find` does, unless the Hub's repository could be meant for a folder that is here.
+
+    Raises:
+        OptionError: what would become public begins like a folder here; or see :func:`find`.
+    """
+    found, reference = find(text, registry)
+    if meant := _in_folder(text, reference):
+        raise OptionError(
+            f"{reference.repo.partition('/')[0]!r} is a folder here, and this would be published on the Hub",
+            where=text,
+            remedy=f"did you mean {meant}? If you mean the Hub: {HUB_SCHEME}://{reference}",
+        )
+    return found, reference
+
+
+@contextlib.contextmanager
+def hint_at_folder(text: str, reference: Reference) -> Iterator[None]:
+    """Where the Hub has no such repository, let the error name the folder here that could be meant."""
+    try:
+        yield
+    except MissingError as error:
+        if meant := _in_folder(text, reference):
+            error.remedy = f"{error.remedy}; or did you mean {meant}?"
+        raise
+
+
 def locate_delta(
     delta: str | Path,
     registry: str | Path | None = None,
@@ -65,13 +95,22 @@ def locate_delta(
     if reference is None or _is_path(delta, reference):
         return expand(delta)
     found, reference = find(str(delta), registry)
-    pulled = found.pull(reference.repo, reference.revision, part=part, trust=trust or trusted(), progress=progress)
+    with hint_at_folder(str(delta), reference):
+        pulled = found.pull(reference.repo, reference.revision, part=part, trust=trust or trusted(), progress=progress)
     return pulled.path
 
 
 def chosen(registry: str | Path | None) -> str | None:
     """Return the registry asked for by option or by PARAMDELTA_REGISTRY; None is the Hub."""
     return str(registry or os.environ.get(REGISTRY_VARIABLE) or "").rstrip("/") or None
+
+
+def _in_folder(text: str, reference: Reference) -> str | None:
+    """Return what a bare ``reg/name`` may have been meant to be, if ``reg`` is a folder here."""
+    folder, _, name = reference.repo.partition("/")
+    if reference.root is not None or text.lower().startswith(f"{HUB_SCHEME}://") or not os.path.isdir(folder):
+        return None
+    return f"./{folder}/ORG/{name}"
 
 
 def _is_path(delta: str | Path, reference: Reference) -> bool:

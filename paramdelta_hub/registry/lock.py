@@ -1,17 +1,23 @@
-"""``paramdelta.lock``: what a pulled copy is, so that pulling again can't make it something else unasked."""
+"""``paramdelta.lock``: what a pulled copy is, so that pulling again can't make it something else unasked.
+
+It has the digest of everything that was pulled. What differs from it was changed by its owner, and no pull of another
+version touches it; of the same version, listed files are repaired, and the card and the signature stay as well.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, ValidationError
 
 from paramdelta_hub.errors import DestinationError, IntegrityError, PackageError, SourceError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.digests import check_digest
-from paramdelta_hub.format.durable import io_errors, read_small, write_file
+from paramdelta_hub.format.durable import file_digest, io_errors, read_small, write_file
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, Manifest
 from paramdelta_hub.format.names import check_file_names
@@ -20,6 +26,9 @@ from paramdelta_hub.format.records import Record, SemanticVersion, Sha256, Text,
 from paramdelta_hub.limits import FILES, LOCK_BYTES
 from paramdelta_hub.registry.names import precedence
 from paramdelta_hub.registry.receiving import EXTRAS
+
+_Extra = Literal["README.md", "manifest.json.sig"]
+_SHOWN = 10
 
 __all__ = ["LOCK_NAME", "Lock", "pin", "read_lock"]
 
@@ -33,14 +42,31 @@ class Lock(Record):
     version: SemanticVersion
     revision: Text = Field(description="what pins it there: the commit on the Hub, the id elsewhere")
     id: Sha256 = Field(description="sha256 of the manifest")
-    files: Annotated[dict[Text, Sha256], at_most(FILES)] = Field(description="of every file, by name")
+    files: Annotated[dict[Text, Sha256], at_most(FILES)] = Field(description="of every listed file, by name")
+    extras: dict[_Extra, Sha256] = Field(description="of what came with the package and is not listed, as it came")
 
     @classmethod
-    def of(cls, manifest: Manifest, package_id: str, *, registry: str, repo: str, revision: str) -> Lock:
-        """Return the lock of a package about to be pulled."""
+    def of(
+        cls,
+        manifest: Manifest,
+        package_id: str,
+        *,
+        registry: str,
+        repo: str,
+        revision: str,
+        extras: Mapping[str, bytes] | None = None,
+    ) -> Lock:
+        """Return the lock of a package about to be pulled; ``extras`` are the card and the signature that come too."""
         files = {file.path: file.sha256 for file in manifest.files}
+        digests = {cast(_Extra, name): hashlib.sha256(content).hexdigest() for name, content in (extras or {}).items()}
         return cls(
-            registry=registry, repo=repo, version=manifest.version, revision=revision, id=package_id, files=files
+            registry=registry,
+            repo=repo,
+            version=manifest.version,
+            revision=revision,
+            id=package_id,
+            files=files,
+            extras=digests,
         )
 
 
@@ -66,20 +92,23 @@ def read_lock(folder: Path) -> Lock | None:
     return lock
 
 
-def pin(folder: Path, lock: Lock, *, named: bool, allow_downgrade: bool = False) -> None:
+def pin(folder: Path, lock: Lock, *, named: bool, allow_downgrade: bool = False, with_extras: bool = True) -> None:
     """Make ``folder`` the place of what ``lock`` describes, before its files come; what it held before must allow it.
 
     Files of another version that this one lacks are removed, its manifest first, so that at no moment a mixture looks
-    like a package.
+    like a package. So is an old card or signature that gets another content, lest a killed pull leaves one that looks
+    as if somebody had changed it.
 
     Args:
         folder: it exists; nobody else works on it.
         lock: what is to be pulled.
         named: whether the user named a version. If not, the folder keeps the one it has.
         allow_downgrade: let a lower version take the place of a higher one.
+        with_extras: whether the card and the signature come, too; if not, those that lie there stay.
 
     Raises:
-        DestinationError: the folder holds something else, or a version that is not to be replaced.
+        DestinationError: the folder holds something else, or a version that is not to be replaced, or files that its
+            owner has changed.
         IntegrityError: the same version had another id when it was pulled first.
         StorageError: the disk fails.
     """
@@ -88,9 +117,15 @@ def pin(folder: Path, lock: Lock, *, named: bool, allow_downgrade: bool = False)
         _adopt(folder, lock)
     elif held.id != lock.id:
         _check_change(folder, held, lock, named, allow_downgrade)
+    if held is not None and held.id == lock.id and not with_extras:
+        lock = lock.model_copy(update={"extras": held.extras})
+    _check_unchanged(folder, held, lock, with_extras=with_extras)
     with io_errors("preparing the folder"):
         if held is not None and held.id != lock.id:
             for name in (MANIFEST_NAME, *EXTRAS, *sorted(held.files.keys() - lock.files.keys())):
+                settle(folder, name).unlink(missing_ok=True)
+        elif held is not None:
+            for name in sorted(dict(held.extras.items() - lock.extras.items())):
                 settle(folder, name).unlink(missing_ok=True)
         if held != lock:
             write_file(folder / LOCK_NAME, jsontext.pretty(lock.model_dump(mode="json")))
@@ -106,6 +141,37 @@ def _adopt(folder: Path, lock: Lock) -> None:
         raise DestinationError(
             "holds something else", where=str(folder), remedy="choose an empty folder, or a new name"
         ) from None
+
+
+def _check_unchanged(folder: Path, held: Lock | None, lock: Lock, *, with_extras: bool) -> None:
+    """Check that nothing will be replaced or removed but what was pulled, or is what is to come anyway.
+
+    Raises:
+        DestinationError: something would be; every file is named.
+    """
+    before: dict[str, str] = {} if held is None else dict(held.extras.items())
+    after: dict[str, str] = dict(lock.extras.items())
+    touched = set(EXTRAS) if with_extras or (held is not None and held.id != lock.id) else set()
+    if held is not None and held.id != lock.id:
+        before |= {MANIFEST_NAME: held.id, **held.files}
+        after |= {MANIFEST_NAME: lock.id, **lock.files}
+        touched |= {MANIFEST_NAME, *held.files, *lock.files}
+    changed = [name for name in sorted(touched) if not _is_one_of(folder, name, (before.get(name), after.get(name)))]
+    if changed:
+        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        raise DestinationError(
+            f"files differ from what was pulled, and would be lost: {', '.join(changed[:_SHOWN])}{more}",
+            where=str(folder),
+            remedy="move them elsewhere, or pull into another folder",
+        )
+
+
+def _is_one_of(folder: Path, name: str, digests: tuple[str | None, ...]) -> bool:
+    """Whether a file is missing, or has one of the digests."""
+    try:
+        return not os.path.lexists(folder / name) or file_digest(settle(folder, name))[0] in digests
+    except SourceError:  # a link, a folder, or a file that can't be read
+        return False
 
 
 def _check_change(folder: Path, held: Lock, lock: Lock, named: bool, allow_downgrade: bool) -> None:

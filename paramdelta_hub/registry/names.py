@@ -95,7 +95,7 @@ def check_version(found: str, wanted: str | None, where: str) -> None:
         raise OptionError(
             f"the package is version {found}, not {wanted[:200]}, and its version is part of its id",
             where=where,
-            remedy=f"extract it again with --version {wanted[:200]}, or publish it as {found}",
+            remedy=f"publish it as {found}, or change it: paramdelta relabel DELTA -o NEW --version {wanted[:200]}",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,8 +13,10 @@ from paramdelta_hub.registry.names import is_version
 from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["Hit", "Part", "Published", "Pulled", "Registry", "Version", "files_of"]
+__all__ = ["HIGHER_VERSION", "Hit", "Part", "Published", "Pulled", "Registry", "Version", "files_of"]
 
+HIGHER_VERSION = "publish yours as a higher version: paramdelta relabel DELTA -o NEW --version …"
+"""The remedy where a version is there with other content: what is published is never replaced."""
 Part = Literal["package", "companions", "manifest", "lineage", "evidence"]
 """What to pull: everything; the manifest alone, or with the companions, the lineage file, or both."""
 
@@ -53,6 +55,8 @@ class Published:
     uploaded: bool
     """False: just this content was there already, and nothing was done."""
     pull_request: str | None = None
+    notes: tuple[str, ...] = ()
+    """What the publisher may not have meant, such as a license that is gone."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,26 @@ class Registry(Protocol):
         repo: str,
         version: str,
         *,
+        extras: Mapping[str, bytes] | None = None,
         private: bool = False,
         create_pr: bool = False,
         message: str | None = None,
         progress: Progress | None = None,
     ) -> Published:
         """Publish a package whole or not at all; equal content again is no error and does nothing.
+
+        Before anything is sent, ``progress`` is told where to and who will see it. The package's folder is only read.
+
+        Args:
+            package: the folder.
+            repo: ``org/name``.
+            version: the manifest's.
+            extras: the model card and the signature to go with it, by their names in
+                :data:`~paramdelta_hub.registry.receiving.EXTRAS`; what is not given is taken from the folder.
+            private: make a new repository on the Hub private.
+            create_pr: propose it there by a pull request.
+            message: of the commit there.
+            progress: told where the package goes, and how far the work is.
 
         Raises:
             PublishError: the version is there with other content, or somebody else was faster; nothing is replaced.

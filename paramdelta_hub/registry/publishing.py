@@ -8,7 +8,7 @@ again on the new head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,13 @@ from paramdelta_hub.format.durable import read_small
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.format.package import PICTURE_NAME, Package, open_package
+from paramdelta_hub.hub.errors import MissingError, StaleError, endpoint, translate_hub_errors
 from paramdelta_hub.limits import MANIFEST_BYTES
-from paramdelta_hub.registry.client import MissingError, StaleError, asking
 from paramdelta_hub.registry.fetch import Commit, fetch_small, look
 from paramdelta_hub.registry.heatmap import heat_map, heat_parts
 from paramdelta_hub.registry.names import check_version
-from paramdelta_hub.registry.protocol import Published
-from paramdelta_hub.registry.receiving import EXTRAS, SIGNATURE_NAME
-from paramdelta_hub.registry.signing import read_signature
+from paramdelta_hub.registry.protocol import HIGHER_VERSION, Published
+from paramdelta_hub.registry.receiving import SIGNATURE_NAME, read_extras
 from paramdelta_hub.work.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ def publish(
     repo: str,
     version: str,
     *,
+    extras: Mapping[str, bytes] | None,
     private: bool,
     create_pr: bool,
     message: str | None,
@@ -56,16 +56,26 @@ def publish(
         PublishError, RegistryError, OptionError, PackageError: see :meth:`.hub.HubRegistry.publish`.
     """
     delta = _checked(package, version, progress)
+    beside = read_extras(delta.path, extras)
+    told: list[str] = []
+
+    def tell(visibility: str) -> None:
+        if not told:  # once, however often it starts again
+            told.append(f"publishing {delta.manifest.name} {version} to {endpoint()}/{repo} ({visibility})")
+            progress.note(told[0])
+
     title = f"{message or f'Publish {delta.manifest.name}'} ({version}, {delta.digest[:12]})"
     for _ in range(ATTEMPTS):
         try:
-            head = _head(api, repo, private, create_pr)
+            head = _head(api, repo, private, create_pr, tell)
             if found := _tagged(api, repo, delta):
                 return found
+            visibility = "private" if head.private else "public"
+            tell(f"{visibility}, by a pull request" if create_pr else visibility)
             if create_pr:
-                return _propose(api, repo, delta, head, title)
-            commit = head.id if _stored(delta, head) else _commit(api, repo, delta, head, title)
-            with asking(repo):
+                return _propose(api, repo, delta, beside, head, title)
+            commit = head.id if _stored(delta, beside, head) else _commit(api, repo, delta, beside, head, title)
+            with translate_hub_errors(repo):
                 api.create_tag(repo, tag=version, revision=commit, tag_message=title)
             return _published(api, repo, delta, commit, uploaded=True)
         except StaleError:
@@ -81,7 +91,7 @@ def open_proposal(api: HfApi, repo: str, title: str) -> str | None:
     Raises:
         RegistryError: not allowed, not reachable.
     """
-    with asking(repo):
+    with translate_hub_errors(repo):
         for found in api.get_repo_discussions(repo, discussion_type="pull_request", discussion_status="open"):
             if found.title == title:
                 return str(found.url)
@@ -99,8 +109,8 @@ def _checked(path: Path, version: str, progress: Progress) -> Package:
     return delta
 
 
-def _head(api: HfApi, repo: str, private: bool, create_pr: bool) -> Commit:
-    """Return the main branch of the repository, made if need be.
+def _head(api: HfApi, repo: str, private: bool, create_pr: bool, tell: Callable[[str], None]) -> Commit:
+    """Return the main branch of the repository, made if need be, which ``tell`` is told before.
 
     Raises:
         RegistryError: it is public where ``private`` is asked for, or holds a model.
@@ -110,7 +120,8 @@ def _head(api: HfApi, repo: str, private: bool, create_pr: bool) -> Commit:
     except MissingError:
         if create_pr:
             raise
-        with asking(repo):
+        tell(f"{'private' if private else 'public'}, a new repository")
+        with translate_hub_errors(repo):
             api.create_repo(repo, private=private, exist_ok=True)
         head = look(api, repo)
     if private and not head.private:
@@ -132,7 +143,7 @@ def _tagged(api: HfApi, repo: str, delta: Package) -> Published | None:
     Raises:
         PublishError: on other content.
     """
-    with asking(repo):
+    with translate_hub_errors(repo):
         tags = {tag.name for tag in api.list_repo_refs(repo).tags}
     if delta.manifest.version not in tags:
         return None
@@ -142,17 +153,17 @@ def _tagged(api: HfApi, repo: str, delta: Package) -> Published | None:
     return _published(api, repo, delta, commit.id, uploaded=False)
 
 
-def _propose(api: HfApi, repo: str, delta: Package, head: Commit, title: str) -> Published:
-    if _stored(delta, head):  # merged, and only the tag is missing: nothing left to propose
+def _propose(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit, title: str) -> Published:
+    if _stored(delta, extras, head):  # merged, and only the tag is missing: nothing left to propose
         raise RegistryError(
             "main holds this content already", where=repo, remedy="publish without --create-pr to tag it"
         )
     if url := open_proposal(api, repo, title):
         return _published(api, repo, delta, head.id, uploaded=False, pull_request=url)
-    with asking(repo):
+    with translate_hub_errors(repo):
         made = api.create_commit(
             repo,
-            list(_operations(api, repo, delta, head)),
+            list(_operations(api, repo, delta, extras, head)),
             commit_message=title,
             commit_description=f"Package {delta.digest}. Once merged, publish again to tag it.",
             parent_commit=head.id,
@@ -161,10 +172,10 @@ def _propose(api: HfApi, repo: str, delta: Package, head: Commit, title: str) ->
     return _published(api, repo, delta, made.oid, uploaded=True, pull_request=made.pr_url)
 
 
-def _commit(api: HfApi, repo: str, delta: Package, head: Commit, title: str) -> str:
+def _commit(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit, title: str) -> str:
     """Commit the package on ``head``, see that the Hub holds what the manifest lists, and return the commit."""
-    operations = list(_operations(api, repo, delta, head))
-    with asking(repo):
+    operations = list(_operations(api, repo, delta, extras, head))
+    with translate_hub_errors(repo):
         made = api.create_commit(
             repo,
             operations,
@@ -172,7 +183,7 @@ def _commit(api: HfApi, repo: str, delta: Package, head: Commit, title: str) -> 
             commit_description=f"Package {delta.digest}",
             parent_commit=head.id,
         )
-    if not _stored(delta, look(api, repo, made.oid)):
+    if not _stored(delta, extras, look(api, repo, made.oid)):
         raise RegistryError(
             "the Hub does not hold what was sent, so it was not tagged",
             where=f"{repo}@{made.oid[:12]}",
@@ -183,7 +194,7 @@ def _commit(api: HfApi, repo: str, delta: Package, head: Commit, title: str) -> 
 
 
 def _operations(
-    api: HfApi, repo: str, delta: Package, head: Commit
+    api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit
 ) -> Iterator[CommitOperationAdd | CommitOperationDelete]:
     """Yield what makes ``head`` hold this package: its files, and no file of another version.
 
@@ -192,10 +203,11 @@ def _operations(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    beside = [name for name, most in EXTRAS.items() if _is_small(delta.path / name, most)]
-    names = [*(file.path for file in delta.manifest.files), *beside, MANIFEST_NAME]
-    for name in names:
+    listed = [*(file.path for file in delta.manifest.files), MANIFEST_NAME]
+    for name in listed:
         yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(settle(delta.path, name)))
+    for name, content in extras.items():
+        yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
     # Drawn of the manifest here and now: a file in the package's folder could be anything.
     picture = heat_map(heat_parts(delta.manifest.tensors), alone=True)
     yield CommitOperationAdd(path_in_repo=PICTURE_NAME, path_or_fileobj=picture.encode())
@@ -204,16 +216,8 @@ def _operations(
         if before.version == delta.manifest.version and not _is_manifest(delta, head):
             raise _taken(repo, before.version)
         old = {file.path for file in before.files} | {SIGNATURE_NAME}
-        for name in sorted((old & head.files.keys()) - set(names)):
+        for name in sorted((old & head.files.keys()) - {*listed, *extras}):
             yield CommitOperationDelete(path_in_repo=name)
-
-
-def _is_small(path: Path, most: int) -> bool:
-    """Whether there is such a file; the model card and the signature may be missing, but not be huge."""
-    if not path.exists():
-        return False
-    read_small(settle(path.parent, path.name), most)
-    return True
 
 
 def _manifest_of(api: HfApi, repo: str, head: Commit) -> Manifest | None:
@@ -231,11 +235,11 @@ def _is_manifest(delta: Package, commit: Commit) -> bool:
     return remote is not None and remote.holds(read_small(settle(delta.path, MANIFEST_NAME), MANIFEST_BYTES))
 
 
-def _stored(delta: Package, commit: Commit) -> bool:
+def _stored(delta: Package, extras: Mapping[str, bytes], commit: Commit) -> bool:
     """Whether a commit holds the package whole, and its signature if it has one."""
     if not _is_manifest(delta, commit) or not all(_holds(delta, file, commit) for file in delta.manifest.files):
         return False
-    signature, remote = read_signature(delta.path), commit.files.get(SIGNATURE_NAME)
+    signature, remote = extras.get(SIGNATURE_NAME), commit.files.get(SIGNATURE_NAME)
     return signature is None or (remote is not None and remote.holds(signature))
 
 
@@ -252,14 +256,12 @@ def _published(
     api: HfApi, repo: str, delta: Package, commit: str, *, uploaded: bool, pull_request: str | None = None
 ) -> Published:
     version = delta.manifest.version
-    return Published(
-        repo, version, commit, delta.digest, f"{api.endpoint}/{repo}/tree/{version}", uploaded, pull_request
-    )
+    return Published(repo, version, commit, delta.digest, f"{endpoint()}/{repo}/tree/{version}", uploaded, pull_request)
 
 
 def _taken(repo: str, version: str) -> PublishError:
     return PublishError(
         f"version {version} is there with other content; a version is never replaced",
         where=repo,
-        remedy="extract again with a higher --version; or pull that version, if it is what you meant",
+        remedy=f"{HIGHER_VERSION}; or pull that version, if it is what you meant",
     )

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from paramdelta_hub.errors import IntegrityError, PackageError, SourceError, StorageError
@@ -22,6 +22,7 @@ from paramdelta_hub.format.durable import (
     io_errors,
     make_folders,
     open_regular,
+    read_small,
     sync_folder,
     write_exactly,
     write_file,
@@ -32,11 +33,22 @@ from paramdelta_hub.format.package import LOCK_NAME
 from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, GIB, SIGNATURE_BYTES
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["EXTRAS", "SIGNATURE_NAME", "alone_in", "check_space", "file_chunks", "is_right", "put_small", "receive"]
+__all__ = [
+    "CARD_NAME",
+    "EXTRAS",
+    "SIGNATURE_NAME",
+    "alone_in",
+    "check_space",
+    "file_chunks",
+    "is_right",
+    "put_small",
+    "read_extras",
+    "receive",
+]
 
-SIGNATURE_NAME = "manifest.json.sig"
-EXTRAS = {"README.md": CARD_BYTES, SIGNATURE_NAME: SIGNATURE_BYTES}
-"""What goes with a package though its manifest does not list it, and how large each may be."""
+CARD_NAME, SIGNATURE_NAME = "README.md", "manifest.json.sig"
+EXTRAS = {CARD_NAME: CARD_BYTES, SIGNATURE_NAME: SIGNATURE_BYTES}
+"""What goes with a package though its manifest does not list it, and how many bytes each may have."""
 _UNFINISHED = ".received.tmp"
 
 
@@ -61,6 +73,23 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def read_extras(folder: Path, given: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
+    """Return what goes with the package in a folder: what is given, else what lies there, by name.
+
+    Raises:
+        PackageError: one is too large, or what lies there is no regular file.
+    """
+    found = {}
+    for name, most in EXTRAS.items():
+        if given is not None and name in given:
+            if len(given[name]) > most:
+                raise PackageError(f"{name} has {len(given[name])} bytes; the limit is {most}", where=str(folder))
+            found[name] = given[name]
+        elif os.path.lexists(folder / name):
+            found[name] = read_small(settle(folder, name), most)
+    return found
 
 
 def receive(

@@ -1,6 +1,7 @@
 """From what the user typed to a registry and a repository in it.
 
     org/name[@REVISION]                  on the Hub
+    hf://org/name[@REVISION]             the same, whatever folders lie here
     FOLDER/org/name[@VERSION]            in a registry that is a folder
     file:///FOLDER/org/name[@VERSION]    the same
     s3://BUCKET/…/org/name[@VERSION]     in a registry in a bucket, or wherever else fsspec reaches
@@ -22,9 +23,11 @@ from paramdelta_hub.format.names import is_clear
 from paramdelta_hub.registry.names import check_address, is_id, is_repo, is_version
 from paramdelta_hub.registry.protocol import Registry
 
-__all__ = ["Reference", "open_registry", "parse_reference"]
+__all__ = ["HUB_SCHEME", "Reference", "folder_of", "open_registry", "parse_reference"]
 
+HUB_SCHEME = "hf"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_LOCAL_URL = re.compile(r"(?:file|local)://(?:localhost)?(/.*)", re.DOTALL)
 _ON_THE_HUB = re.compile(r"([^/@]+/[^/@]+)(?:@(.*))?", re.DOTALL)
 _HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9][A-Za-z0-9._+-]*)*", re.ASCII)
 
@@ -66,6 +69,13 @@ def parse_reference(text: str) -> Reference | None:
     return _below_folder(path, text)
 
 
+def folder_of(root: str) -> str | None:
+    """Return the folder that a registry is, given by path or by URL; None where it lies elsewhere."""
+    if found := _LOCAL_URL.fullmatch(root):
+        root = unquote(found[1])
+    return None if "://" in root else os.path.expanduser(root)
+
+
 def open_registry(root: str | None) -> Registry:
     """Return the registry at ``root``: a folder (it need not exist yet) or an fsspec URL; None is the Hub.
 
@@ -84,21 +94,27 @@ def open_registry(root: str | None) -> Registry:
 
 
 def _at_url(scheme: str, rest: str, text: str) -> Reference:
+    if scheme == HUB_SCHEME:
+        if not (found := _ON_THE_HUB.fullmatch(rest.rstrip("/"))) or not is_repo(found[1]):
+            raise OptionError(
+                "not a repository on the Hub", where=text, remedy="write hf://org/name or hf://org/name@1.2.0"
+            )
+        return Reference(None, found[1], _checked(found[2], text, on_the_hub=True))
     parts = check_address(f"{scheme}://{rest}").partition("://")[2].rstrip("/").split("/")
     if scheme in ("file", "local"):
         if parts[0] not in ("", "localhost"):
             raise OptionError("a file URL of another host", where=text, remedy="write file:///FOLDER/org/name")
-        found = _below_folder(unquote("/" + "/".join(parts[1:])), text)
+        reference = _below_folder(unquote("/" + "/".join(parts[1:])), text)
     else:
         name, at, revision = parts[-1].partition("@")
         repo = "/".join([*parts[-2:-1], name])
-        found = None
+        reference = None
         if len(parts) > 2 and parts[0] and is_repo(repo):
             root = f"{scheme}://{'/'.join(parts[:-2])}".rstrip("/")
-            found = Reference(root, repo, _checked(revision if at else None, text))
-    if found is None:
+            reference = Reference(root, repo, _checked(revision if at else None, text))
+    if reference is None:
         raise OptionError("not a delta in a registry", where=text, remedy="end the URL in org/name or org/name@VERSION")
-    return found
+    return reference
 
 
 def _below_folder(path: str, text: str) -> Reference | None:

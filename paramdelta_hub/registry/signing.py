@@ -112,7 +112,7 @@ def trust(keys: Sequence[str | Path] = (), *, require: bool | None = None) -> Tr
         OptionError: no key is configured; or model-signing is not installed.
     """
     if keys:
-        return Trust(tuple(read_public_key(Path(path)) for path in keys))
+        return Trust(tuple(read_public_key(Path(os.path.expanduser(path))) for path in keys))
     if require is None:
         require = os.environ.get(REQUIRE_VARIABLE, "0") not in ("", "0")
     return Trust(configured_keys()) if require else None

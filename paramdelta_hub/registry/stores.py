@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote
 
 from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, PublishError, RegistryError
 from paramdelta_hub.format.digests import check_digest
@@ -29,20 +27,32 @@ from paramdelta_hub.registry.names import (
     newest,
     precedence,
 )
-from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version, files_of
-from paramdelta_hub.registry.receiving import EXTRAS, SIGNATURE_NAME, alone_in, put_small, receive
+from paramdelta_hub.registry.protocol import HIGHER_VERSION, Hit, Part, Published, Pulled, Version, files_of
+from paramdelta_hub.registry.receiving import (
+    CARD_NAME,
+    EXTRAS,
+    SIGNATURE_NAME,
+    alone_in,
+    put_small,
+    read_extras,
+    receive,
+)
+from paramdelta_hub.registry.reference import folder_of
 from paramdelta_hub.registry.signing import Trust, read_manifest
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["Store", "StoreRegistry"]
-
-_LOCAL_URL = re.compile(r"(?:file|local)://(?:localhost)?(/.*)", re.DOTALL)
 
 
 class Store(Protocol):
     """A tree of files. A version's folder, as the methods take it, is ``org/name/VERSION``."""
 
     url: str
+    absent: str
+    """What to say where the registry is not there."""
+
+    def exists(self) -> bool:
+        """Whether the registry is there; RegistryError where something else is, or nobody can tell."""
 
     def below(self, folder: str) -> list[str]:
         """Return the names of the folders in ``folder``; none where there is no such folder."""
@@ -59,7 +69,9 @@ class Store(Protocol):
     def place(self, folder: str) -> Path | None:
         """Return where a version lies on this machine, if it does."""
 
-    def put(self, package: Package, folder: str, text: bytes, progress: Progress | None) -> None:
+    def put(
+        self, package: Package, folder: str, text: bytes, extras: Mapping[str, bytes], progress: Progress | None
+    ) -> None:
         """Make a version visible, whole or not at all; PublishError if somebody else was faster."""
 
 
@@ -74,11 +86,8 @@ class StoreRegistry:
     """
 
     def __init__(self, root: str | Path) -> None:
-        text = str(root)
-        if found := _LOCAL_URL.fullmatch(text):
-            text = unquote(found[1])
-        is_url = "://" in text and not isinstance(root, Path)
-        self._store: Store = BucketStore(text) if is_url else FolderStore(Path(os.path.expanduser(text)))
+        folder = str(root) if isinstance(root, Path) else folder_of(root)
+        self._store: Store = BucketStore(str(root)) if folder is None else FolderStore(Path(os.path.expanduser(folder)))
 
     def publish(
         self,
@@ -86,6 +95,7 @@ class StoreRegistry:
         repo: str,
         version: str,
         *,
+        extras: Mapping[str, bytes] | None = None,
         private: bool = False,
         create_pr: bool = False,
         message: str | None = None,
@@ -93,7 +103,8 @@ class StoreRegistry:
     ) -> Published:
         """Publish a package whole or not at all; equal content again is no error and does nothing.
 
-        Who may see it is up to the store, and a store keeps no messages: ``message`` goes nowhere.
+        A registry that is not there is made, and ``progress`` told so. Who may see it is up to the store, and a store
+        keeps no messages: ``message`` goes nowhere. The arguments are those of :meth:`.protocol.Registry.publish`.
 
         Raises:
             OptionError: not the package's version; or something that only the Hub can do.
@@ -113,9 +124,11 @@ class StoreRegistry:
         there = self._id(folder)
         uploaded = there is None
         if uploaded:
+            beside = read_extras(opened.path, extras)
             _check_in_place(opened, opened.manifest.files, progress)
+            self._tell(opened, repo, progress)
             try:
-                self._store.put(opened, folder, read_manifest(opened), progress)
+                self._store.put(opened, folder, read_manifest(opened), beside, progress)
             except PublishError:
                 there, uploaded = self._id(folder), False
                 if there is None:
@@ -124,7 +137,7 @@ class StoreRegistry:
             raise PublishError(
                 f"{repo} {version} is published already, with other content (id {str(there)[:16]}…)",
                 where=f"{self._store.url}/{folder}",
-                remedy="extract again with a higher --version: what is published is never replaced",
+                remedy=HIGHER_VERSION,
             )
         return Published(repo, version, opened.digest, opened.digest, f"{self._store.url}/{folder}", uploaded)
 
@@ -168,12 +181,14 @@ class StoreRegistry:
             _check_in_place(Package(place, manifest, package_id), files, progress)
             return Pulled(place, repo, version, package_id, package_id, 0)
         out = Path(os.path.abspath(os.path.expanduser(folder or self._cached(source))))
-        lock = Lock.of(manifest, package_id, registry=self._store.url, repo=repo, revision=package_id)
+        beside = self._extras(source) if part == "package" else None
+        lock = Lock.of(manifest, package_id, registry=self._store.url, repo=repo, revision=package_id, extras=beside)
         with alone_in(out):
-            pin(out, lock, named=revision is not None, allow_downgrade=allow_downgrade)
+            named = revision is not None
+            pin(out, lock, named=named, allow_downgrade=allow_downgrade, with_extras=beside is not None)
             came = receive(files, lambda name: self._store.chunks(source, name), out, where, progress)
-            for name, most in EXTRAS.items() if part == "package" else ():
-                came += put_small(out / name, self._store.read(source, name, most))
+            if beside is not None:
+                came += sum(put_small(out / name, beside.get(name)) for name in EXTRAS)
             came += put_small(out / MANIFEST_NAME, text)
         return Pulled(out, repo, version, package_id, package_id, came, signed_by)
 
@@ -181,12 +196,14 @@ class StoreRegistry:
         """Return all versions, the newest first by semantic version.
 
         Raises:
-            RegistryError: not allowed, not reachable.
+            RegistryError: the registry is not there, not allowed, not reachable.
         """
         found = []
         for version in self._names(check_repo(repo)):
             if package_id := self._id(f"{repo}/{version}"):
                 found.append(Version(version, package_id, package_id, self._store.created(f"{repo}/{version}")))
+        if not found:
+            self._check_exists()
         return found
 
     def card(self, repo: str) -> str | None:
@@ -196,7 +213,7 @@ class StoreRegistry:
             RegistryError: not UTF-8, not allowed, not reachable.
         """
         found = self._find(check_repo(repo), None)
-        text = found and self._store.read(f"{repo}/{found[0]}", "README.md", CARD_BYTES)
+        text = found and self._store.read(f"{repo}/{found[0]}", CARD_NAME, CARD_BYTES)
         try:
             return text.decode() if text else None
         except UnicodeDecodeError:
@@ -206,9 +223,12 @@ class StoreRegistry:
         """Yield the newest version of every delta that fits, reading manifests only; broken ones are passed over.
 
         Raises:
-            RegistryError: not allowed, not reachable.
+            RegistryError: the registry is not there, not allowed, not reachable.
         """
-        for repo in self._repositories():
+        repositories = list(self._repositories())
+        if not repositories:
+            self._check_exists()
+        for repo in repositories:
             try:
                 found = self._find(repo, None)
                 if found is None:
@@ -266,7 +286,27 @@ class StoreRegistry:
             left.remove(chosen)
         return None
 
+    def _check_exists(self) -> None:
+        """Raise if the registry is not there: asked where nothing was found, so that looking costs no more.
+
+        Raises:
+            RegistryError: it is not.
+        """
+        if not self._store.exists():
+            raise RegistryError(
+                f"no registry: {self._store.absent}",
+                where=self._store.url,
+                remedy="check the spelling of the registry; publishing to it makes a new one",
+            )
+
+    def _tell(self, package: Package, repo: str, progress: Progress | None) -> None:
+        place = f"{'the folder ' if '://' not in self._store.url else ''}{self._store.url}/{repo}"
+        new = "" if self._store.exists() else " (a new registry)"
+        if progress is not None:
+            progress.note(f"publishing {package.manifest.name} {package.manifest.version} to {place}{new}")
+
     def _nothing_there(self, repo: str, revision: str | None) -> RegistryError:
+        self._check_exists()
         there = [name for name in self._names(repo) if self._manifest(f"{repo}/{name}") is not None]
         return RegistryError(
             f"has no version {revision}" if there else "no such delta in this registry",
@@ -285,6 +325,11 @@ class StoreRegistry:
                     f"the companion {file.path!r} has {file.size} bytes, which makes no sense", where=where
                 )
         return manifest, package_id
+
+    def _extras(self, folder: str) -> dict[str, bytes]:
+        """Return what lies beside a version and is not listed, by name."""
+        found = {name: self._store.read(folder, name, most) for name, most in EXTRAS.items()}
+        return {name: content for name, content in found.items() if content is not None}
 
     def _cached(self, source: str) -> Path:
         """Return where a version is kept that the user gave no folder for: a place for each registry."""

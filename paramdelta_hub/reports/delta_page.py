@@ -54,7 +54,7 @@ def delta_sections(
         " to make ",
         source_name(manifest.post),
         ", as a delta.",
-        (" Licence: ", name(manifest.license), ".") if manifest.license else None,
+        (" License: ", name(manifest.license), ".") if manifest.license else None,
         class_="lead",
     )
     yield _figures(manifest)

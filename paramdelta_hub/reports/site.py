@@ -106,7 +106,7 @@ def _index(title: str, entries: Sequence[Entry]) -> bytes:
     anchors = {base: f"base-{number}" for number, base in enumerate(groups, start=1)}
     field = element(
         "div",
-        element("label", "Search by base, name or licence", for_="filter"),
+        element("label", "Search by base, name or license", for_="filter"),
         element("input", type="search", id="filter", autocomplete="off", spellcheck="false", aria_describedby="found"),
         element("p", id="found", class_="soft", role="status"),
         id="search",
@@ -146,7 +146,7 @@ def _item(entry: Entry) -> Markup:
         facts.append(f"changes weights by {relative_change(manifest)}")
     if hit.nbytes is not None:
         facts.append(human_bytes(hit.nbytes))
-    facts.append(_license(entry) or "licence not stated")
+    facts.append(_license(entry) or "license not stated")
     if entry.versions:
         facts.append(f"{len(entry.versions)} version{'s' * (len(entry.versions) > 1)}")
     if hit.created:

@@ -14,5 +14,8 @@ class Progress:
     def advance(self, nbytes: int) -> None:
         """So many more bytes are done."""
 
+    def note(self, text: str) -> None:
+        """Something to know at once, in a sentence, such as where a package goes before it goes there."""
+
     def finish(self) -> None:
         """The stage is over, well or badly."""

@@ -119,7 +119,7 @@ def test_the_policy_stops_what_would_get_in_all_the_same(pages: dict[str, Path],
     assert any("Content Security Policy" in complaint for complaint in shown.complaints)
 
 
-def test_the_search_narrows_by_base_name_and_licence(pages: dict[str, Path], show: Show) -> None:
+def test_the_search_narrows_by_base_name_and_license(pages: dict[str, Path], show: Show) -> None:
     page = show(pages["site"]).page
     shown = page.locator("[data-words]:visible h3")
     assert shown.count() == 3

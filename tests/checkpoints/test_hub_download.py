@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,3 +113,89 @@ def test_code_comes_only_when_asked_for(hub: LoopbackHub, tmp_path: Path, more: 
     done = run(hub, tmp_path, "apply", "org/base", "delta", "-o", "out", "--keep-remote-code-of-target", *more)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "modeling_toy.py").read_text().startswith("raise SystemExit")
+
+
+_FAILING_DISK = """
+import errno, sys
+import huggingface_hub.file_download as downloads
+
+def http_get(*arguments, **options):  # what brings the bytes of a file, in the real client
+    raise OSError(getattr(errno, sys.argv[1]), "the disk")
+
+downloads.http_get = http_get
+from paramdelta_hub.cli import main
+
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EROFS", "EIO"])
+def test_a_failing_disk_is_not_blamed_on_the_model(hub: LoopbackHub, tmp_path: Path, code: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FAILING_DISK, code, "extract", "org/base", "org/post", "-o", "delta", "--json"],
+        env=hub.environment(tmp_path / "hf"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 7, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert error["kind"] == "storage"
+    assert "HF_HOME" in error["remedy"]
+
+
+def test_a_file_that_may_not_grow_so_far(hub: LoopbackHub, tmp_path: Path) -> None:
+    """The system itself refuses the bytes, in the middle of a download."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+    code = f"{limited}from paramdelta_hub.cli import main\nmain(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "extract", "org/base", "org/post", "-o", "delta"],
+        env=hub.environment(tmp_path / "hf"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 7, done.stderr
+    assert "keeping what the Hub sent failed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+_AS_NOBODY = """
+import os, sys
+import paramdelta_hub.operations.apply, paramdelta_hub.registry.hub, huggingface_hub, torch
+from paramdelta_hub.cli import main
+
+child = os.fork()
+if not child:
+    os.seteuid(65534)
+    try:
+        main(sys.argv[1:])
+    except SystemExit as end:
+        os._exit(end.code or 0)
+    os._exit(99)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("model", ["locked/org/base", "org/base"], ids=["a path", "like an id"])
+def test_a_folder_that_may_not_be_read_is_not_blamed_on_the_hub(hub: LoopbackHub, tmp_path: Path, model: str) -> None:
+    shutil.copytree(tmp_path / "repos/base", tmp_path / "locked/org/base")
+    (tmp_path / "locked/org").chmod(0o700)
+    for folder in (tmp_path, *tmp_path.parents):  # which pytest keeps from other users
+        if folder.stat().st_mode & 0o005 != 0o005:
+            folder.chmod(0o755)
+    cwd = tmp_path / ("locked" if model.startswith("org/") else ".")
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_NOBODY, "extract", model, "org/post", "-o", str(tmp_path / "delta")],
+        env=hub.environment(tmp_path / "hf", PYTHONPATH=os.getcwd()),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 3, done.stderr
+    assert f"{model}: can't be read: Permission denied" in done.stderr
+    assert not [path for _, path in hub.requests if "/resolve/" in path]

@@ -85,7 +85,7 @@ def test_publish_writes_a_card_and_keeps_what_is_yours(family: Family, root: Pat
     run("publish", package, "org/delta", "--registry", root)
     card = (root / "org/delta/1.1.0/README.md").read_text()
     assert f"{YOURS_BEGIN}\n\n# Mine\n" in card
-    assert (package / "README.md").read_text() == card
+    assert (package / "README.md").read_text() == "# Mine"
     # The words of the newest version come along with the next one, whose package has no card yet.
     run("publish", another(family, "1.2.0"), "org/delta", "--registry", root)
     assert f"{YOURS_BEGIN}\n\n# Mine\n" in (root / "org/delta/1.2.0/README.md").read_text()
@@ -160,7 +160,7 @@ def test_search_judges_every_hit(family: Family, root: Path) -> None:
     (hit,) = run_json("search", "--base", family.target, "--registry", root)["hits"]
     assert (hit["repo"], hit["judgement"]) == ("org/delta", "fits")
     text = run("search", "--base", family.target, "--registry", root).stdout.splitlines()
-    assert text[0].split() == ["delta", "version", "base", "size", "licence", "judged", "because"]
+    assert text[0].split() == ["delta", "version", "base", "size", "license", "judged", "because"]
     assert "fits" in text[1]
     assert run("search", "no such words", "--registry", root).stdout == "no delta found\n"
 
@@ -311,11 +311,17 @@ def test_inspect_fetches_the_manifest_alone(hub: LoopbackHub, paramdelta: Paramd
 
 def test_words_of_the_published_card_survive(hub: LoopbackHub, paramdelta: Paramdelta, family: Family) -> None:
     paramdelta("publish", family.delta, "org/delta")
-    card = (family.delta / "README.md").read_text().replace(YOURS_BEGIN, f"{YOURS_BEGIN}\nWritten on the Hub.")
+    card = (
+        hub.repositories["org/delta"]
+        .head.files["README.md"]
+        .content.decode()
+        .replace(YOURS_BEGIN, f"{YOURS_BEGIN}\nWritten on the Hub.")
+    )
     hub.repositories["org/delta"].add({"README.md": card.encode()})
     package = another(family, "1.1.0")
     assert paramdelta("publish", package, "org/delta")[0] == 0
-    assert f"{YOURS_BEGIN}\n\nWritten on the Hub.\n" in (package / "README.md").read_text()
+    published = hub.repositories["org/delta"].head.files["README.md"].content.decode()
+    assert f"{YOURS_BEGIN}\n\nWritten on the Hub.\n" in published
 
 
 def test_a_card_that_cannot_be_read_is_not_overwritten(
@@ -329,7 +335,7 @@ def test_a_card_that_cannot_be_read_is_not_overwritten(
     assert dict(hub.repositories["org/delta"].head.files) == before
 
 
-def test_licences_are_asked_of_the_sources(hub: LoopbackHub, paramdelta: Paramdelta, family: Family) -> None:
+def test_licenses_are_asked_of_the_sources(hub: LoopbackHub, paramdelta: Paramdelta, family: Family) -> None:
     for name, license_name in (("base", "gemma"), ("post", "mit")):
         (family.base.parent / name / "README.md").write_text(f"---\nlicense: {license_name}\n---\n# {name}\n")
         hub.add(f"org/{name}", family.base.parent / name)
@@ -337,7 +343,7 @@ def test_licences_are_asked_of_the_sources(hub: LoopbackHub, paramdelta: Paramde
     code, report = paramdelta("extract", "org/base", "org/post", "-o", out, "--publish", "me/delta", "--private")
     assert code == 0, report
     assert hub.repositories["me/delta"].private
-    card = (out / "README.md").read_text()
+    card = hub.repositories["me/delta"].head.files["README.md"].content.decode()
     assert "Inherited from post: mit." in card
     assert "base is under gemma, post under mit" in card
     assert hub.repositories["me/delta"].card["base_model"] == ["org/base"]

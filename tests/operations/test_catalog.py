@@ -34,7 +34,7 @@ def test_every_delta_is_listed_and_has_a_report(registry: Path, tmp_path: Path) 
     assert (report.deltas, report.pages, report.nbytes) == (2, 3, sum(map(len, site.values())))
     index = Tags(site["index.html"])
     assert index.addresses == ["#content", "deltas/alpha/delta/index.html", "deltas/beta/delta/index.html"]
-    for words in ("alpha/delta", "1.1.0", "2 versions", "licence not stated", "2023-11-14", "makes post", "Of base"):
+    for words in ("alpha/delta", "1.1.0", "2 versions", "license not stated", "2023-11-14", "makes post", "Of base"):
         assert words in index.text
     page = Tags(site["deltas/alpha/delta/index.html"])
     assert page.addresses == ["#content", "../../../index.html", "../../../deltas/beta/delta/index.html"]

@@ -77,8 +77,6 @@ def keys(bucket: str) -> set[str]:
 
 def test_everything_over_s3(bucket: str, package: Path, tmp_path: Path) -> None:
     registry = StoreRegistry(bucket)
-    assert registry.versions(REPO) == []
-    assert list(registry.search(None, None, None)) == []
     published = registry.publish(package, REPO, "1.0.0")
     assert published.uploaded
     assert published.url == f"{bucket}/{REPO}/1.0.0"
@@ -103,6 +101,7 @@ def test_everything_over_s3(bucket: str, package: Path, tmp_path: Path) -> None:
 
 def test_what_others_publish_is_seen(bucket: str, package: Path, tmp_path: Path) -> None:
     reader, writer = StoreRegistry(bucket), StoreRegistry(bucket)
+    writer.publish(package, "acme/first", "1.0.0")
     assert reader.versions(REPO) == []
     writer.publish(package, REPO, "1.0.0")
     assert [version.version for version in reader.versions(REPO)] == ["1.0.0"]
@@ -149,7 +148,7 @@ def test_buckets_are_not_made_unasked(endpoint: str, package: Path) -> None:
     with pytest.raises(RegistryError, match="no such bucket"):
         StoreRegistry("s3://detlas/registry").publish(package, REPO, "1.0.0")
     assert not fsspec.filesystem("s3").exists("detlas")
-    with pytest.raises(RegistryError, match="no such delta"):
+    with pytest.raises(RegistryError, match="no such bucket"):
         StoreRegistry("s3://detlas/registry").pull(REPO, None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -23,7 +26,7 @@ from paramdelta_hub.format.package import open_package
 from paramdelta_hub.registry.cards import _TASKS, delta_card, result_card
 from paramdelta_hub.registry.markdown import YOURS_BEGIN, YOURS_END, front_matter, own_words, plain, split
 from tests.conftest import Family
-from tests.models import weights, write_model
+from tests.models import read_weights, weights, write_model
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 HOSTS = ("https://huggingface.co/", "https://arxiv.org/", "https://pypi.org/")
@@ -120,10 +123,10 @@ def test_a_deltas_card_says_what_it_is(manifest: Manifest) -> None:
         (None, ("gemma", "mit"), ["Inherited from post: mit", "base is under gemma, post under mit"], "mit", None),
         ("Apache-2.0", (None, None), ["states: Apache-2.0"], "apache-2.0", None),
         ("mit", ("mit", "llama3.2"), ["base is under mit, post under llama3.2", "**Warning**: post is"], "mit", None),
-        ("My Own <Licence>", (None, None), ["states: My Own"], "other", "my-own-licence"),
+        ("My Own <License>", (None, None), ["states: My Own"], "other", "my-own-license"),
     ],
 )  # fmt: skip
-def test_licences(
+def test_licenses(
     manifest: Manifest,
     own: str | None,
     licenses: tuple[str | None, str | None],
@@ -280,6 +283,20 @@ def test_an_applied_models_card(family: Family, tmp_path: Path) -> None:
     assert metadata(card) == {"tags": ["merge", "paramdelta-result"]}
     assert "Warning" not in card
     check_harmless(card, 0)
+
+
+def test_an_applied_models_card_names_the_digests_that_are_used(family: Family, tmp_path: Path) -> None:
+    card, provenance = applied(family, tmp_path / "out")
+    words = (
+        "`paramdelta_provenance.json` has the sha256 of every delta's manifest, and the BLAKE3 digest of every tensor."
+    )
+    assert words in " ".join(card.split())
+    assert provenance["deltas"][0]["id"] == hashlib.sha256((family.delta / "manifest.json").read_bytes()).hexdigest()
+    weights_now = read_weights(tmp_path / "out")
+    assert provenance["tensors"].keys() == weights_now.keys()
+    for name, tensor in weights_now.items():
+        content = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        assert provenance["tensors"][name]["blake3"] == blake3(content).hexdigest()
 
 
 def test_an_applied_models_card_tells_of_post_and_of_force(family: Family, tmp_path: Path) -> None:

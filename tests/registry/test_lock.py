@@ -61,6 +61,7 @@ def test_it_names_everything(registry: StoreRegistry, tmp_path: Path) -> None:
         revision=id_of(tmp_path / "1.0.0"),
         id=id_of(tmp_path / "1.0.0"),
         files={file.path: file.sha256 for file in manifest.files},
+        extras={},
     )
     assert pd.inspect(tmp_path / "copy").id == id_of(tmp_path / "1.0.0"), "a copy with its lock is a package"
     assert read_lock(tmp_path) is None
@@ -129,7 +130,7 @@ def test_the_same_from_a_mirror(registry: StoreRegistry, tmp_path: Path) -> None
 
 
 def a_lock(**changes: Any) -> dict[str, Any]:
-    lock = Lock(registry="r", repo=REPO, version="1.0.0", revision="x", id="0" * 64, files={"a": "0" * 64})
+    lock = Lock(registry="r", repo=REPO, version="1.0.0", revision="x", id="0" * 64, files={"a": "0" * 64}, extras={})
     return {**lock.model_dump(mode="json"), **changes}
 
 
@@ -148,6 +149,8 @@ def a_lock(**changes: Any) -> dict[str, Any]:
         json.dumps(a_lock(repo="a\x1b[2Jb")),
         json.dumps(a_lock())[:-1] + ', "repo": "twice"}',
         json.dumps(a_lock(files={"a": "0" * 64, "A": "0" * 64})),
+        json.dumps(a_lock(extras={"notes.txt": "0" * 64})),
+        json.dumps(a_lock(extras={"README.md": "0"})),
         *(json.dumps(a_lock(files={name: "0" * 64})) for name in ("../x", "/etc/passwd", ".hidden", "a/../../b")),
     ],
 )

@@ -165,7 +165,7 @@ def test_every_curve_and_encrypted_keys(
         read_private_key(key)
     monkeypatch.setenv(PASSWORD_VARIABLE, "secret")
     pd.publish(package, REPO, registry=tmp_path / "registry", sign=key)
-    assert pd.verify(package, trusted_keys=[public_of(key)], threads=1).signed_by
+    assert pd.verify(lying(tmp_path / "registry"), trusted_keys=[public_of(key)], threads=1).signed_by
     plain = write_pair(tmp_path, "plain", ec.generate_private_key(curve()))
     assert read_private_key(plain).password is None, "a password that the key does not need is not used"
     content = (package / "manifest.json").read_bytes()
@@ -193,8 +193,9 @@ def test_a_stranger_s_key_is_refused_also_if_it_comes_with_the_package(
     pd.publish(package, REPO, registry=root, sign=mallory)
     shutil.copy(public_of(mallory), lying(root) / "trusted_keys.pem")
     refused("not among the 1 you trust", "pull", root / REPO, "--require-signature")
-    refused("not among the 1 you trust", "verify", package, "--trusted-key", public_of(acme))
-    pd.verify(package, trusted_keys=[public_of(acme), public_of(mallory)], threads=1)
+    refused("not among the 1 you trust", "verify", lying(root), "--trusted-key", public_of(acme))
+    (lying(root) / "trusted_keys.pem").unlink()
+    pd.verify(lying(root), trusted_keys=[public_of(acme), public_of(mallory)], threads=1)
 
 
 def test_a_changed_manifest_is_refused(root: Path, acme: Path, home: Path, tmp_path: Path) -> None:
@@ -371,7 +372,7 @@ def test_a_key_can_be_trusted_for_one_organisation_alone(
     evil = labelled(lying(root), tmp_path / "evil", "3.0.0")
     pd.publish(evil, REPO, registry=root, sign=mallory)
     refused("trust for mallory alone", "pull", root / REPO, "--require-signature")
-    refused("trust for mallory alone", "verify", evil, "--require-signature")
+    refused("trust for mallory alone", "verify", lying(root, "3.0.0"), "--require-signature")
     pd.publish(evil, "mallory/instruct", registry=root, sign=mallory)
     assert pd.pull("mallory/instruct", registry=root, require_signature=True).signed_by
     believe(home, mallory)  # for all
@@ -497,10 +498,18 @@ def test_an_unsigned_version_does_not_take_the_place_of_a_signed_one(
 
 
 def test_publishing_again_keeps_the_signature(package: Path, root: Path, acme: Path) -> None:
-    before = (package / "manifest.json.sig").read_bytes()
+    before = (lying(root) / "manifest.json.sig").read_bytes()
     assert pd.publish(package, REPO, registry=root, sign=acme).uploaded is False
-    assert (package / "manifest.json.sig").read_bytes() == before
     assert pd.publish(package, REPO, registry=root).uploaded is False
+    assert (lying(root) / "manifest.json.sig").read_bytes() == before
+
+
+def test_a_signature_in_the_folder_goes_along(package: Path, root: Path, acme: Path, tmp_path: Path) -> None:
+    signature = (lying(root) / "manifest.json.sig").read_bytes()
+    (package / "manifest.json.sig").write_bytes(signature)
+    for number, key in enumerate([None, acme]):  # one of this key for this repository need not be made anew
+        pd.publish(package, REPO, registry=tmp_path / f"mirror-{number}", sign=key)
+        assert (lying(tmp_path / f"mirror-{number}") / "manifest.json.sig").read_bytes() == signature
 
 
 def test_what_is_published_unsigned_stays_unsigned(
@@ -511,16 +520,16 @@ def test_what_is_published_unsigned_stays_unsigned(
     with pytest.raises(pd.PublishError, match="without this signature") as caught:
         pd.publish(package, REPO, registry=other, sign=acme)
     assert "sign the next version" in str(caught.value.remedy)
-    (package / "manifest.json.sig").unlink()
     pd.publish(package, "acme/unsigned", registry=root)
     refused("not signed", "publish", package, root / "acme/unsigned", "--sign", acme, code=8, kind="publish")
     assert not (root / "acme/unsigned/1.0.0/manifest.json.sig").exists()
 
 
 def test_a_signature_that_no_longer_fits_is_made_anew(package: Path, root: Path, acme: Path) -> None:
+    shutil.copy(lying(root) / "manifest.json.sig", package)
     change_manifest(package, lambda manifest: manifest.update(version="1.1.0"))
     pd.publish(package, REPO, registry=root, sign=acme)
-    signature = json.loads((package / "manifest.json.sig").read_bytes())
+    signature = json.loads((lying(root, "1.1.0") / "manifest.json.sig").read_bytes())
     (resource,) = json.loads(base64.b64decode(signature["dsseEnvelope"]["payload"]))["predicate"]["resources"]
     assert resource["digest"] == hashlib.sha256((package / "manifest.json").read_bytes()).hexdigest()
     assert not {path.name for path in (root / REPO).iterdir()} - {"1.0.0", "1.1.0"}

@@ -1,0 +1,61 @@
+"""``pd-relabel``."""
+
+from __future__ import annotations
+
+import click
+
+from paramdelta_hub.cli.common import Bars, command, emit, registry_option
+from paramdelta_hub.operations.relabel import RelabelReport
+from paramdelta_hub.operations.relabel import relabel as run
+
+__all__ = ["relabel"]
+
+_EXAMPLES = """
+pd-relabel ./delta -o licensed-delta --license apache-2.0
+pd-relabel org/name@1.0.0 -o next-delta --version 1.0.1
+pd-relabel ./delta -o math-delta --name math-delta
+"""
+
+
+@command(examples=_EXAMPLES)
+@click.argument("delta")
+@click.option("-o", "--output", required=True, metavar="NEW", help="Folder of the new package.")
+@click.option("--name", help="Its name, if it changes.")
+@click.option("--version", help="Its semantic version, if it changes.")
+@click.option("--license", "license_name", help="Its license: an SPDX expression, or the Hub's name for it.")
+@click.option("--overwrite", is_flag=True, help="Replace an older package at NEW, and nothing else.")
+@registry_option
+def relabel(
+    delta: str,
+    output: str,
+    name: str | None,
+    version: str | None,
+    license_name: str | None,
+    overwrite: bool,
+    registry: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Make a package of DELTA with another name, version or license; the models are not needed.
+
+    DELTA is a folder, or org/name[@version] in a registry. The weights are the same to the byte, and checked while they
+    are copied. NEW has an id of its own, and no signature; of README.md, your own words come along.
+    """
+    report = run(
+        delta,
+        output,
+        name=name,
+        version=version,
+        license=license_name,
+        registry=registry,
+        overwrite=overwrite,
+        progress=Bars(quiet or as_json),
+    )
+    emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+
+
+def _text(report: RelabelReport) -> str:
+    lines = [f"{report.manifest.name} {report.manifest.version} → {report.package}"]
+    lines += [f"  {label:9} {old or 'not stated'} → {new}" for label, (old, new) in report.changes.items()]
+    lines.append(f"  id        {report.id}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub, as models and the registry both see it."""

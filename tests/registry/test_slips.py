@@ -1,0 +1,534 @@
+"""Slips of the hand at a registry: what was meant is asked, what lies there stays, and what happens is said first."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import fsspec
+import pytest
+
+import paramdelta_hub as pd
+from paramdelta_hub.registry.locate import REGISTRY_VARIABLE
+from paramdelta_hub.registry.stores import StoreRegistry
+from tests.attacks.outcomes import change_manifest, reseal, shard_of
+from tests.conftest import Family
+from tests.hub import Account, LoopbackHub
+from tests.hub.client import CallError, Client
+from tests.registry.packages import altered, labelled, tree
+from tests.registry.test_buckets import endpoint  # noqa: F401  (a fixture)
+
+REPO = "acme/instruct"
+TOKEN = "hf_somebody"
+NUMBERS = itertools.count()
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
+
+class Notes(pd.Progress):
+    """Keeps what is said, and whether it was said before a registry held anything."""
+
+    def __init__(self, looks: Callable[[], bool] = lambda: False) -> None:
+        self.said: list[str] = []
+        self.too_late = False
+        self._looks = looks
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+        self.too_late |= self._looks()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(REGISTRY_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def package(shared_family: Family, tmp_path: Path) -> Path:
+    return labelled(shared_family.delta, tmp_path / "package", name="minilm-sre")
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[LoopbackHub]:
+    made = LoopbackHub()
+    made.accounts = {TOKEN: Account("me", ("acme",))}
+    with made.running():
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with Client(hub.environment(tmp_path_factory.mktemp("hf"), TOKEN)) as started:
+        yield started
+
+
+# A registry that is not there.
+
+
+def absent(root: str, says: str) -> None:
+    """Check that whatever looks for something in a registry says that it is not there, and where."""
+    for look in (
+        lambda: list(pd.search(registry=root)),
+        lambda: pd.versions(REPO, registry=root),
+        lambda: pd.pull(REPO, registry=root),
+        lambda: pd.inspect(f"{REPO}@1.0.0", registry=root),
+        lambda: pd.catalog(root, "site"),
+    ):
+        with pytest.raises(pd.RegistryError, match=says) as caught:
+            look()
+        assert caught.value.exit_code == 8
+        assert caught.value.where == root
+        assert caught.value.remedy
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "registry"
+    absent(str(root), "no such folder")
+    assert not root.exists()
+    notes = Notes(root.exists)
+    pd.publish(package, REPO, registry=root, progress=notes)
+    assert notes.said == [f"publishing minilm-sre 1.0.0 to the folder {root}/{REPO} (a new registry)"]
+    assert not notes.too_late
+    assert [hit.hit.repo for hit in pd.search(registry=root)] == [REPO]
+
+
+def test_an_empty_folder_is_an_empty_registry(tmp_path: Path, package: Path) -> None:
+    assert list(pd.search(registry=tmp_path)) == []
+    assert StoreRegistry(tmp_path).versions(REPO) == []
+    with pytest.raises(pd.RegistryError, match="no such delta"):
+        pd.pull(REPO, registry=tmp_path)
+    notes = Notes()
+    pd.publish(package, REPO, registry=tmp_path, progress=notes)
+    assert notes.said == [f"publishing minilm-sre 1.0.0 to the folder {tmp_path}/{REPO}"]
+
+
+@pytest.mark.parametrize("below", ["", "/deeper"])
+def test_a_file_in_place_of_the_folder(
+    tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    root = f"{tmp_path}/file{below}"
+    absent(root, "a file, where a registry is a folder")
+    with pytest.raises(pd.RegistryError, match="a file, where a registry is a folder"):
+        pd.publish(package, REPO, registry=root)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_prefix_and_a_bucket_that_are_not_there(
+    endpoint: str,  # noqa: F811
+    tmp_path: Path,
+    package: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = f"s3://deltas/none-{next(NUMBERS)}"
+    absent(root, "nothing is there")
+    absent("s3://detlas/registry", "no such bucket")
+    absent("s3://detlas", "no such bucket")
+    notes = Notes()
+    pd.publish(package, REPO, registry=root, progress=notes)
+    pd.publish(labelled(package, tmp_path / "next", "1.1.0"), REPO, registry=root, progress=notes)
+    assert notes.said == [
+        f"publishing minilm-sre 1.0.0 to {root}/{REPO} (a new registry)",
+        f"publishing minilm-sre 1.1.0 to {root}/{REPO}",
+    ]
+    file = f"{root}/{REPO}/1.0.0/manifest.json"
+    absent(file, "a file, where a registry is a folder")
+    fsspec.filesystem("s3").mkdir("empty")
+    assert list(pd.search(registry="s3://empty")) == []
+
+
+# A folder of the same name as an organization.
+
+
+def test_a_folder_here_is_not_published_to_the_hub(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reg").mkdir()
+    with pytest.raises(pd.OptionError, match="is a folder here") as caught:
+        pd.publish(package, "reg/math")
+    assert "did you mean ./reg/ORG/math?" in str(caught.value)
+    assert "hf://reg/math" in str(caught.value)
+    assert pd.publish(package, "reg/math", registry=tmp_path / "other").uploaded, "another registry is named"
+    monkeypatch.setenv(REGISTRY_VARIABLE, str(tmp_path / "third"))
+    assert pd.publish(package, "reg/math").uploaded
+
+
+def paramdelta(
+    hub: LoopbackHub, tmp_path: Path, *arguments: str | Path, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in ``tmp_path``, on the Hub."""
+    return subprocess.run(
+        [sys.executable, "-m", "paramdelta_hub", *map(str, arguments)],
+        cwd=tmp_path,
+        env=hub.environment(tmp_path / "home", TOKEN, PYTHONPATH=os.getcwd(), **extra),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_hub_by_its_own_name(hub: LoopbackHub, package: Path, tmp_path: Path) -> None:
+    (tmp_path / "acme").mkdir()
+    done = paramdelta(hub, tmp_path, "publish", "package", "acme/math")
+    assert done.returncode == 2, done.stderr
+    assert "hf://acme/math" in done.stderr
+    assert "acme/math" not in hub.repositories
+    done = paramdelta(hub, tmp_path, "publish", "package", "hf://acme/math")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"publishing minilm-sre 1.0.0 to {hub.endpoint}/acme/math (public, a new repository)\n"
+    for command in (["pull"], ["verify"], ["inspect"]):
+        done = paramdelta(hub, tmp_path, *command, "hf://acme/math@1.0.0", **{REGISTRY_VARIABLE: "acme"})
+        assert done.returncode == 0, done.stderr
+    # To read, the Hub is asked; only where it has nothing, the folder is named.
+    assert paramdelta(hub, tmp_path, "versions", "acme/math").returncode == 0
+    for command in ("pull", "versions", "inspect"):
+        done = paramdelta(hub, tmp_path, command, "acme/nothing")
+        assert done.returncode == 8, done.stderr
+        assert "did you mean ./acme/ORG/nothing?" in done.stderr
+        assert "did you mean" not in paramdelta(hub, tmp_path, command, "hf://acme/nothing").stderr
+        assert "did you mean" not in paramdelta(hub, tmp_path, command, "other/nothing").stderr
+
+
+# Where it goes, and who will see it.
+
+
+def test_place_and_visibility_come_first(hub: LoopbackHub, package: Path, tmp_path: Path) -> None:
+    arguments = ["publish", "package", "acme/hidden", "--private"]
+    address = f"{hub.endpoint}/acme/hidden"
+    first = paramdelta(hub, tmp_path, *arguments, "--json")
+    assert first.stderr == f"publishing minilm-sre 1.0.0 to {address} (private, a new repository)\n"
+    labelled(package, tmp_path / "next", "1.1.0")
+    done = paramdelta(hub, tmp_path, "publish", "next", "acme/hidden")
+    assert done.stderr == f"publishing minilm-sre 1.1.0 to {address} (private)\n"
+    assert paramdelta(hub, tmp_path, *arguments).stderr == "", "nothing is sent: it is published already"
+    labelled(package, tmp_path / "last", "1.2.0")
+    assert paramdelta(hub, tmp_path, "publish", "last", "acme/hidden", "-q").stderr == ""
+
+
+# The package's folder.
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Return content and time of change of every file, and the times of folders."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes() if path.is_file() else b"", path.stat().st_mtime_ns)
+        for path in [folder, *sorted(folder.rglob("*"))]
+    }
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "key.pem").write_bytes(pem)
+    return tmp_path / "key.pem"
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("kind", ["folder", "bucket", "hub"])
+def test_publishing_leaves_the_folder_as_it_is(
+    hub: LoopbackHub, package: Path, tmp_path: Path, key: Path, kind: str, signed: bool
+) -> None:
+    (package / "README.md").write_text("My own words.\n")
+    shutil.copytree(package, tmp_path / "again")
+    before = state(package)
+    sign = ["--sign", "key.pem"] if signed else []
+    repo = f"acme/left-{next(NUMBERS)}"
+    if kind == "hub":
+        done = paramdelta(hub, tmp_path, "publish", "package", repo, *sign)
+        assert done.returncode == 0, done.stderr
+        published = {name: file.content for name, file in hub.repositories[repo].head.files.items()}
+    else:
+        root = str(tmp_path / "registry") if kind == "folder" else f"memory://left-{next(NUMBERS)}"
+        pd.publish(package, repo, registry=root, sign=key if signed else None)
+        copy = pd.pull(repo, tmp_path / "copy", registry=root)
+        published = tree(copy.path)
+    assert b"My own words." in published["README.md"]
+    assert ("manifest.json.sig" in published) == signed
+    assert state(package) == before
+    # Nor does a publication that fails.
+    other = tmp_path / "again"
+    shard_of(other).write_bytes(b"damaged")
+    before = state(other)
+    if kind == "hub":
+        assert paramdelta(hub, tmp_path, "publish", "again", repo, *sign).returncode == 3
+    else:
+        with pytest.raises(pd.IntegrityError):
+            pd.publish(other, "acme/other", registry=root, sign=key if signed else None)
+    assert state(other) == before
+
+
+_AS_NOBODY = """
+import os, sys
+import paramdelta_hub as pd
+from huggingface_hub import ModelCard, ModelCardData  # everything that is imported must be now
+
+child = os.fork()
+if not child:
+    os.seteuid(65534)
+    try:
+        open(os.path.join(sys.argv[1], "new"), "w")
+    except PermissionError:
+        pd.publish(sys.argv[1], "acme/instruct", registry=sys.argv[2])
+        os._exit(0)
+    os._exit(98)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def open_to_all(folder: Path) -> None:
+    """Let another user come to a folder of pytest's, which it keeps from others."""
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_mode & 0o005 != 0o005:
+            parent.chmod(parent.stat().st_mode | 0o055)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_publishing_from_a_folder_that_can_not_be_written(package: Path, tmp_path: Path) -> None:
+    for path in package.rglob("*"):
+        path.chmod(0o444)
+    package.chmod(0o555)
+    open_to_all(tmp_path)
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry").chmod(0o777)
+    command = [sys.executable, "-c", _AS_NOBODY, str(package), str(tmp_path / "registry")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "registry" / REPO / "1.0.0/README.md").exists()
+
+
+# A license that goes.
+
+
+def test_a_license_that_changes_is_told(package: Path, tmp_path: Path) -> None:
+    root = tmp_path / "registry"
+    for version, license_name, says in (
+        ("1.0.0", "apache-2.0", None),
+        ("1.1.0", "Apache-2.0", None),
+        ("1.2.0", None, "version 1.1.0 has Apache-2.0, 1.2.0 has none"),
+        ("1.3.0", None, None),
+        ("1.4.0", "mit", None),
+        ("1.5.0", "gpl-3.0", "version 1.4.0 has mit, 1.5.0 has gpl-3.0"),
+    ):
+        notes = Notes()
+        made = labelled(package, tmp_path / version, version, license=license_name)
+        published = pd.publish(made, REPO, registry=root, progress=notes)
+        expected = [f"the license changes: {says}"] if says else []
+        assert list(published.notes) == expected == notes.said[:-1]
+
+
+def test_a_license_that_changes_is_told_on_the_hub(hub: LoopbackHub, package: Path, tmp_path: Path) -> None:
+    import json
+
+    labelled(package, tmp_path / "one", "1.0.0", license="mit")
+    labelled(package, tmp_path / "two", "1.1.0")
+    assert json.loads(paramdelta(hub, tmp_path, "publish", "one", "acme/licensed", "--json").stdout)["notes"] == []
+    done = paramdelta(hub, tmp_path, "publish", "two", "acme/licensed", "--json")
+    told = "the license changes: version 1.0.0 has mit, 1.1.0 has none"
+    assert json.loads(done.stdout)["notes"] == [told]
+    assert told in done.stderr
+
+
+# A disk that fails while a delta comes.
+
+_FAILING = """
+import errno, sys
+import huggingface_hub.file_download as downloads
+
+def http_get(*arguments, **options):
+    raise OSError(getattr(errno, sys.argv[1]), "the disk")
+
+downloads.http_get = http_get
+from paramdelta_hub.cli import main
+
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EROFS", "EIO"])
+def test_a_failing_disk_is_not_blamed_on_the_hub(
+    hub: LoopbackHub, client: Client, package: Path, tmp_path: Path, code: str
+) -> None:
+    with suppress(CallError):
+        client("publish", package=package, repo="acme/disk", version="1.0.0")
+    done = subprocess.run(
+        [sys.executable, "-c", _FAILING, code, "pull", "acme/disk"],
+        cwd=tmp_path,
+        env=hub.environment(tmp_path / "home", TOKEN, PYTHONPATH=os.getcwd()),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 7, done.stderr
+    assert "keeping what the Hub sent failed" in done.stderr
+
+
+# A copy that its owner has changed.
+
+
+@pytest.fixture
+def root(package: Path, tmp_path: Path) -> Path:
+    """Versions 1.0.0, which has a companion of its own, and 1.1.0, each with a card."""
+    first = tmp_path / "first"
+    shutil.copytree(package, first)
+    (first / "companions").mkdir()
+    (first / "companions/chat_template.jinja").write_text("{{ messages }}")
+    change_manifest(
+        first,
+        lambda manifest: manifest["companions"].append(
+            {"path": "companions/chat_template.jinja", "size": 0, "sha256": "0" * 64}
+        ),
+    )
+    reseal(first)
+    pd.publish(first, REPO, registry=tmp_path / "registry")
+    pd.publish(altered(package, tmp_path / "second", "1.1.0"), REPO, registry=tmp_path / "registry")
+    return tmp_path / "registry"
+
+
+CHANGED = ["README.md", "manifest.json.sig", "companions/chat_template.jinja", "manifest.json", "shard"]
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_another_version_takes_nothing_that_its_owner_changed(root: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "copy"
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    path = shard_of(out) if name == "shard" else out / name
+    path.write_bytes(b"mine")
+    before = tree(out)
+    with pytest.raises(pd.DestinationError, match="differ from what was pulled") as caught:
+        pd.pull(f"{REPO}@1.1.0", out, registry=root)
+    assert path.name in caught.value.what
+    assert "another folder" in str(caught.value.remedy)
+    assert tree(out) == before
+    path.unlink()
+    assert pd.pull(f"{REPO}@1.1.0", out, registry=root).version == "1.1.0"
+    assert not (out / "companions/chat_template.jinja").exists()
+
+
+def test_a_file_of_ones_own_under_a_name_of_the_next_version(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    pd.pull(f"{REPO}@1.1.0", out, registry=root)
+    (out / "companions").mkdir()
+    (out / "companions/chat_template.jinja").write_text("mine")
+    with pytest.raises(pd.DestinationError, match="chat_template"):
+        pd.pull(f"{REPO}@1.0.0", out, registry=root, allow_downgrade=True)
+    assert (out / "companions/chat_template.jinja").read_text() == "mine"
+
+
+def test_the_same_version_again_repairs_and_keeps_what_is_yours(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    whole = tree(out)
+    shard_of(out).write_bytes(b"damaged")
+    (out / "companions/chat_template.jinja").write_text("damaged")
+    (out / "README.md").unlink()
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    assert tree(out) == whole
+    (out / "README.md").write_text("my notes")
+    with pytest.raises(pd.DestinationError, match=r"README\.md"):
+        pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    assert (out / "README.md").read_text() == "my notes"
+    # What brings no card asks for none, and forgets nothing.
+    pd.pull(f"{REPO}@1.0.0", out, registry=root, part="companions")
+    (out / "README.md").write_bytes(whole["README.md"])
+    pd.pull(f"{REPO}@1.0.0", out, registry=root, part="manifest")
+    pd.pull(f"{REPO}@1.1.0", out, registry=root)
+
+
+def test_a_card_of_ones_own_in_a_copy_made_by_hand(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "first/README.md").write_text("my notes")
+    with pytest.raises(pd.DestinationError, match=r"README\.md"):
+        pd.pull(f"{REPO}@1.0.0", tmp_path / "first", registry=root)
+    assert (tmp_path / "first/README.md").read_text() == "my notes"
+
+
+def test_a_pull_cut_between_card_and_lock_is_no_change_of_the_owner(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published card of the same version changes, as a mirror's does, and the pull that brings it dies."""
+    out = tmp_path / "copy"
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    (root / REPO / "1.0.0/README.md").write_text("another card")
+
+    class Killed(BaseException):
+        """Passes through every handler, as death does."""
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("paramdelta_hub.registry.stores.receive", die)
+        with pytest.raises(Killed):
+            pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    assert (out / "README.md").read_text() == "another card"
+
+
+# Where a copy must not come.
+
+
+def test_a_copy_is_not_mixed_up_with_a_registry(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tree(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(root)
+    for out, how in (
+        (root, "is"), (tmp_path / "link", "is"), (root / "acme/copy", "lies in"), (root / "copy", "lies in"),
+        ("link/copy", "lies in"), (tmp_path, "contains"), (".", "contains"),
+    ):  # fmt: skip
+        for delta, registry in ((REPO, root), (f"{root}/{REPO}", None), (f"file://{root}/{REPO}", None)):
+            with pytest.raises(pd.DestinationError, match=f"{how} the registry"):
+                pd.pull(delta, out, registry=registry)
+    monkeypatch.setenv(REGISTRY_VARIABLE, str(root))
+    other = StoreRegistry(tmp_path / "other")
+    other.publish(tmp_path / "first", REPO, "1.0.0")
+    with pytest.raises(pd.DestinationError, match="lies in the registry"):
+        pd.pull(f"{tmp_path}/other/{REPO}", root / "copy")
+    shutil.rmtree(tmp_path / "other")
+    assert tree(tmp_path) == before
+
+
+def test_a_copy_does_not_come_to_the_home_folder(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for out in ("~", home, f"{home}/."):
+        with pytest.raises(pd.DestinationError, match="home folder"):
+            pd.pull(REPO, out, registry=root)
+    assert not list(home.iterdir())
+
+
+def test_a_tilde_is_the_home_folder_everywhere(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: Path, shared_family: Family
+) -> None:
+    """Quoted, the shell leaves it to us."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copytree(package, home / "package")
+    shutil.copytree(shared_family.base, home / "base")
+    shutil.copy(key, home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    pd.publish("~/package", REPO, registry="~/registry", sign="~/key.pem")
+    pd.publish("~/package", f"~/second/{REPO}")
+    assert (home / "registry" / REPO).is_dir()
+    assert (home / "second" / REPO).is_dir()
+    assert len(pd.versions(REPO, registry="~/registry")) == len(pd.versions(f"~/second/{REPO}")) == 1
+    assert [found.judgement for found in pd.search(registry="~/registry", base="~/base")] == ["fits"]
+    assert pd.pull(REPO, "~/copy", registry="~/registry").path == home / "copy"
+    pd.catalog("~/registry", "~/site")
+    assert (home / "site/index.html").exists()
+    monkeypatch.setenv(REGISTRY_VARIABLE, "~/registry")
+    assert len(pd.versions(REPO)) == 1
+    assert not (tmp_path / "~").exists()
