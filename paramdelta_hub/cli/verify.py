@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, trust_options, work_options
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.format.durable import io_errors, write_file
-from paramdelta_hub.operations.attesting import bill_of_materials, statement
+from paramdelta_hub.format.durable import expand, io_errors, write_file
+from paramdelta_hub.operations.attesting import bill_of_materials, is_bill_of_materials, is_statement, statement
+from paramdelta_hub.operations.replacing import check_output_file
 from paramdelta_hub.operations.results import ResultReport, is_result, may_lie_beside, verify_result
 from paramdelta_hub.operations.verify import VerifyReport
 from paramdelta_hub.operations.verify import verify as run
@@ -32,6 +34,7 @@ pd-verify ./new-model --statement new-model.intoto.json --bom new-model.cdx.json
 @trust_options
 @click.option("--statement", "statement_file", metavar="FILE", help="Of OUT: write an in-toto statement (SLSA, JSON).")
 @click.option("--bom", "bom_file", metavar="FILE", help="Of OUT: write a CycloneDX bill of materials (JSON).")
+@click.option("--overwrite", is_flag=True, help="Replace a FILE that is an older statement or bill, and nothing else.")
 @registry_option
 @work_options
 def verify(
@@ -42,6 +45,7 @@ def verify(
     trusted_keys: tuple[str, ...],
     statement_file: str | None,
     bom_file: str | None,
+    overwrite: bool,
     registry: str | None,
     threads: int | None,
     memory: int,
@@ -54,20 +58,22 @@ def verify(
     every file beside the weights against paramdelta_provenance.json.
     """
     progress = Bars(quiet or as_json)
-    if is_result(Path(delta)):
+    if is_result(expand(delta)):
         _refuse(delta, "a model that pd-apply made", base, post, require_signature, trusted_keys)
-        for file in filter(None, (statement_file, bom_file)):
-            _check_place(Path(delta), Path(file))
-        asked = bool(statement_file or bom_file)
-        result = verify_result(delta, digest_files=asked, threads=threads, memory=memory, progress=progress)
+        asked = [(f, make, ours) for f, make, ours in _texts(statement_file, bom_file) if f]
+        for file, _, is_ours in asked:
+            _check_place(expand(delta), expand(file))
+            check_output_file(file, is_ours, overwrite=overwrite)
+        result = verify_result(delta, digest_files=bool(asked), threads=threads, memory=memory, progress=progress)
         # Both are made before one is written: a library may be missing.
-        made = [(f, make(result)) for f, make in ((statement_file, statement), (bom_file, bill_of_materials)) if f]
-        for file, text in made:
+        made = [(file, make(result), is_ours) for file, make, is_ours in asked]
+        for file, text, is_ours in made:
+            place = check_output_file(file, is_ours, overwrite=overwrite)
             with io_errors("writing"):
-                write_file(Path(file), text)
+                write_file(place, text)
         emit(result.to_json(), _result_text(result), as_json=as_json, quiet=quiet)
         return
-    _refuse(delta, "no model that pd-apply made", statement_file, bom_file)
+    _refuse(delta, "no model that pd-apply made", statement_file, bom_file, overwrite)
     report = run(
         delta,
         base=base,
@@ -80,6 +86,13 @@ def verify(
         progress=progress,
     )
     emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+
+
+def _texts(
+    statement_file: str | None, bom_file: str | None
+) -> list[tuple[str | None, Callable[[ResultReport], bytes], Callable[[bytes], bool]]]:
+    """Return the files that can be written of a result: where to, what makes one, and what knows an older one."""
+    return [(statement_file, statement, is_statement), (bom_file, bill_of_materials, is_bill_of_materials)]
 
 
 def _refuse(where: str, what: str, *options: object) -> None:

@@ -13,14 +13,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from paramdelta_hub.errors import OptionError
+from paramdelta_hub.errors import OptionError, SourceError
+from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.provenance import Delta, Model
 from paramdelta_hub.operations.results import ResultReport
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
 
-__all__ = ["bill_of_materials", "statement"]
+__all__ = ["bill_of_materials", "is_bill_of_materials", "is_statement", "statement"]
 
 _HOME = "https://pypi.org/project/paramdelta-hub/"
 _TOOL = "paramdelta-hub"
@@ -118,6 +119,29 @@ def bill_of_materials(report: ResultReport) -> bytes:
     bom.register_dependency(result, [target, *deltas])
     text = make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=2)
     return text.encode() + b"\n"
+
+
+def is_statement(content: bytes) -> bool:
+    """Whether a file holds a statement that :func:`statement` made, of whatever model."""
+    run = _at(content, "predicate", "runDetails", "builder", "id")
+    return bool(run == _HOME)
+
+
+def is_bill_of_materials(content: bytes) -> bool:
+    """Whether a file holds what :func:`bill_of_materials` made, of whatever model."""
+    tools = _at(content, "metadata", "tools", "components")
+    return isinstance(tools, list) and any(isinstance(tool, dict) and tool.get("name") == _TOOL for tool in tools)
+
+
+def _at(content: bytes, *keys: str) -> Any:
+    """Return what lies at a path of keys in a JSON text; None where there is no such thing."""
+    try:
+        value: Any = jsontext.parse(content)
+    except SourceError:
+        return None
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _pinned(model: Model) -> Iterator[dict[str, Any]]:

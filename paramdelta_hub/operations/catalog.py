@@ -14,6 +14,7 @@ from paramdelta_hub.errors import ParamdeltaError
 from paramdelta_hub.format.durable import expand, io_errors
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import CATALOG_DELTAS
+from paramdelta_hub.operations.execution import check_place
 from paramdelta_hub.operations.replacing import Replacement, registry_places
 from paramdelta_hub.registry.locate import chosen
 from paramdelta_hub.registry.names import is_repo
@@ -87,10 +88,11 @@ def catalog(
     root = chosen(registry)
     there, progress = open_registry(root), progress or Progress()
     may_replace = Replacement("catalog", [*registry_places(registry), *_models(bases)]) if overwrite else None
+    check_place(out, overwrite=overwrite)
+    # Of a folder the last name will do: where it lies on this machine is nobody's business.
+    wanted = [(_called(model), describe_base(model)) for model in bases]
+    hits = [hit for hit in itertools.islice(there.search(query, None, None), limit + 1) if is_repo(hit.repo)]
     with Destination(Path(out), may_replace=may_replace) as place:
-        # Of a folder the last name will do: where it lies on this machine is nobody's business.
-        wanted = [(_called(model), describe_base(model)) for model in bases]
-        hits = [hit for hit in itertools.islice(there.search(query, None, None), limit + 1) if is_repo(hit.repo)]
         entries = []
         progress.start("deltas", min(len(hits), limit))
         try:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from paramdelta_hub.errors import PackageError, PublishError, RegistryError, SignatureError, SourceError
-from paramdelta_hub.format.durable import read_small
+from paramdelta_hub.format.durable import expand, read_small
 from paramdelta_hub.format.manifest import Manifest, Source
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.hub.errors import translate_hub_errors
@@ -66,13 +65,13 @@ def publish(
         PublishError: the version is there with other content, or without this signature, or somebody else was faster.
         RegistryError: not reachable, not allowed, …
     """
-    package = open_package(Path(os.path.expanduser(delta)))
+    package = open_package(expand(delta))
     manifest = package.manifest
     there, reference = find_to_publish(repo, registry)
     progress = progress or Progress()
     for wanted in (version, reference.revision):
         check_version(manifest.version, wanted, str(package.path))
-    key = read_private_key(Path(os.path.expanduser(sign))) if sign is not None else None
+    key = read_private_key(expand(sign)) if sign is not None else None
     on_hub = reference.root is None
     existing = read_card(package.path) or ""
     if not own_words(existing):

@@ -13,6 +13,7 @@ from paramdelta_hub.checkpoints.logical import LogicalModel
 from paramdelta_hub.checkpoints.prediction import Prediction, predict
 from paramdelta_hub.checkpoints.views import Files
 from paramdelta_hub.errors import DestinationError, OptionError, RegistryError, SourceError
+from paramdelta_hub.format.durable import expand
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.registry.links import Linked, Role
 from paramdelta_hub.registry.links import link as _link
@@ -60,7 +61,7 @@ def pull(
             or a registry, or within one.
     """
     there, reference = find(delta, registry)
-    target = None if folder is None else Path(os.path.expanduser(folder))
+    target = None if folder is None else expand(folder)
     if target is not None:
         _check_target(target, [root for root in (reference.root, chosen(registry)) if root is not None])
     with hint_at_folder(delta, reference):

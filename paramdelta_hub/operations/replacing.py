@@ -138,7 +138,7 @@ def check_apart(out: str | Path, apart_from: Sequence[tuple[str, Path]]) -> None
     """
     out = Path(os.path.realpath(expand(out)))
     around = [("the working folder", Path.cwd()), ("the home folder", expand("~"))]
-    for what, path in [*apart_from, *around]:
+    for what, path in [*around, *apart_from]:
         place = Path(os.path.realpath(path))
         if out == place:
             how = f"is {what}"

@@ -12,7 +12,7 @@ from typing import Any
 from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.views import view_of
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
-from paramdelta_hub.format.durable import file_digest, read_small
+from paramdelta_hub.format.durable import expand, file_digest, read_small
 from paramdelta_hub.format.listing import files_below
 from paramdelta_hub.format.manifest import FileRecord
 from paramdelta_hub.format.names import shown
@@ -96,7 +96,7 @@ def verify_result(
         CheckpointError: no provenance there, or one that breaks its format; the model can't be read.
         MismatchError: a tensor or file is missing, other than promised, or not promised; all of them are listed.
     """
-    folder, threads, progress = Path(result), workers(threads, memory), progress or Progress()
+    folder, threads, progress = expand(result), workers(threads, memory), progress or Progress()
     if not is_result(folder):
         raise CheckpointError(
             f"no applied model: there is no {PROVENANCE_NAME}", where=str(result), remedy="pd-apply writes one"

@@ -30,7 +30,8 @@ from paramdelta_hub.format.durable import (
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord
 from paramdelta_hub.format.package import LOCK_NAME
-from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, GIB, SIGNATURE_BYTES
+from paramdelta_hub.format.sizes import human_bytes
+from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.work.progress import Progress
 
 __all__ = [
@@ -152,7 +153,7 @@ def check_space(folder: Path, needed: int) -> None:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if needed > (free := shutil.disk_usage(there).free):
         raise StorageError(
-            f"needs {needed / GIB:.2f} GiB and has {free / GIB:.2f} GiB free",
+            f"needs {human_bytes(needed)}; {human_bytes(free)} are free",
             where=str(folder),
             remedy="free some space, or choose another disk",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from paramdelta_hub.checkpoints.prediction import Prediction
 from paramdelta_hub.checkpoints.remote import RemoteValues, open_remote
 from paramdelta_hub.checkpoints.sources import path_exists
 from paramdelta_hub.checkpoints.views import Files
+from paramdelta_hub.format.durable import expand
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Hit, Registry
 
@@ -69,7 +69,7 @@ def describe_base(model: str | Path) -> Wanted:
     Raises:
         CheckpointError: no such model, or none whose headers can be read.
     """
-    if path_exists(Path(os.path.expanduser(model))) or not is_repo(str(model).partition("@")[0]):
+    if path_exists(expand(model)) or not is_repo(str(model).partition("@")[0]):
         checkpoint = open_checkpoint(model)
         on_the_hub = checkpoint.source.name if checkpoint.source.commit else None
         return Wanted(on_the_hub, _fingerprint(checkpoint), frozenset(), logical_model(checkpoint))

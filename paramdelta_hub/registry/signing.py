@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 
 from paramdelta_hub.errors import PackageError, SignatureError
 from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.durable import io_errors, read_small
+from paramdelta_hub.format.durable import expand, io_errors, read_small
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord
 from paramdelta_hub.format.package import Package
@@ -112,7 +112,7 @@ def trust(keys: Sequence[str | Path] = (), *, require: bool | None = None) -> Tr
         OptionError: no key is configured; or model-signing is not installed.
     """
     if keys:
-        return Trust(tuple(read_public_key(Path(os.path.expanduser(path))) for path in keys))
+        return Trust(tuple(read_public_key(expand(path)) for path in keys))
     if require is None:
         require = os.environ.get(REQUIRE_VARIABLE, "0") not in ("", "0")
     return Trust(configured_keys()) if require else None

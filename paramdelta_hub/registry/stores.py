@@ -10,7 +10,7 @@ from typing import Protocol
 
 from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, PublishError, RegistryError
 from paramdelta_hub.format.digests import check_digest
-from paramdelta_hub.format.durable import file_digest
+from paramdelta_hub.format.durable import expand, file_digest
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.format.package import Package, open_package
@@ -87,7 +87,7 @@ class StoreRegistry:
 
     def __init__(self, root: str | Path) -> None:
         folder = str(root) if isinstance(root, Path) else folder_of(root)
-        self._store: Store = BucketStore(str(root)) if folder is None else FolderStore(Path(os.path.expanduser(folder)))
+        self._store: Store = BucketStore(str(root)) if folder is None else FolderStore(expand(folder))
 
     def publish(
         self,
@@ -334,7 +334,7 @@ class StoreRegistry:
     def _cached(self, source: str) -> Path:
         """Return where a version is kept that the user gave no folder for: a place for each registry."""
         home = os.environ.get("XDG_CACHE_HOME", "")
-        cache = Path(home) if os.path.isabs(home) else Path(os.path.expanduser("~/.cache"))
+        cache = Path(home) if os.path.isabs(home) else expand("~/.cache")
         return cache / "paramdelta-hub" / hashlib.sha256(self._store.url.encode()).hexdigest()[:16] / source
 
 
