@@ -1,4 +1,4 @@
-"""The house's rules, read from the sources: imports point downward, no code is run, modules stay readable."""
+"""The house's rules, read from the sources: imports point downward, no code is run, what is public is documented."""
 
 from __future__ import annotations
 
@@ -49,7 +49,6 @@ FORBIDDEN_MODULES = {
     "codeop",
 }
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
-MOST_LINES = 350
 
 
 def tree(module: str) -> ast.Module:
@@ -142,11 +141,6 @@ def test_no_code_is_run(module: str) -> None:
             assert node.arg != "trust_remote_code", where
         if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node) in {"torch.load", "subprocess.run"}:
             pytest.fail(where)
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_is_read_in_one_sitting(module: str) -> None:
-    assert len((PACKAGE / module).read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 @pytest.mark.parametrize("module", MODULES)
