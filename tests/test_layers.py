@@ -1,4 +1,4 @@
-"""The house's rules, read from the sources: imports point downward, no code is run, modules stay readable."""
+"""The house's rules, read from the sources: imports point downward, no code is run, what is public is documented."""
 
 from __future__ import annotations
 

@@ -150,7 +150,8 @@ class Extraction(Operation[ExtractReport]):
     @planning()
     def __init__(self, wanted: ExtractRequest) -> None:
         self._rules = wanted.rules
-        check_labels(wanted.name or "delta", wanted.version, wanted.license)  # before anything is read
+        first = "delta" if wanted.name is None else wanted.name
+        check_labels(first, wanted.version, wanted.license)  # before anything is read
         self._base, self._post = open_checkpoint(wanted.base), open_checkpoint(wanted.post)
         if os.path.realpath(self._base.source.path) == os.path.realpath(self._post.source.path):
             raise OptionError(

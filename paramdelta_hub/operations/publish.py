@@ -96,7 +96,7 @@ def publish(
     )
     if key is not None and not (published.uploaded or published.pull_request):
         _check_signed(there, published, key)
-    return replace(published, notes=notes)
+    return replace(published, notes=notes if published.uploaded else ())
 
 
 def _signature(package: Package, repo: str, key: PrivateKey) -> bytes:
@@ -115,7 +115,8 @@ def _compare_license(there: Registry, repo: str, manifest: Manifest) -> tuple[st
         before = open_package(there.pull(repo, None, part="manifest").path).manifest
     except (RegistryError, SourceError):
         return ()  # nothing published yet, or nothing that can be read
-    if before.license is None or before.license.casefold() == (manifest.license or "").casefold():
+    same = before.license is None or before.license.casefold() == (manifest.license or "").casefold()
+    if same or before.version == manifest.version:
         return ()
     now = "has none" if manifest.license is None else f"has {manifest.license}"
     return (f"the license changes: version {before.version} has {before.license}, {manifest.version} {now}",)

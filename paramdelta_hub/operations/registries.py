@@ -18,8 +18,9 @@ from paramdelta_hub.format.package import open_package
 from paramdelta_hub.registry.links import Linked, Role
 from paramdelta_hub.registry.links import link as _link
 from paramdelta_hub.registry.locate import chosen, find, hint_at_folder
+from paramdelta_hub.registry.names import folder_of
 from paramdelta_hub.registry.protocol import Hit, Part, Pulled, Registry, Version
-from paramdelta_hub.registry.reference import folder_of, open_registry
+from paramdelta_hub.registry.reference import open_registry
 from paramdelta_hub.registry.search import Found, describe_base
 from paramdelta_hub.registry.search import find as _search
 from paramdelta_hub.registry.signing import trust

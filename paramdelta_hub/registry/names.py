@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,6 +17,7 @@ __all__ = [
     "check_address",
     "check_repo",
     "check_version",
+    "folder_of",
     "is_commit",
     "is_id",
     "is_repo",
@@ -25,6 +28,7 @@ __all__ = [
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", re.ASCII)
 _COMMIT, _ID = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
+_LOCAL_URL = re.compile(r"(?:file|local)://(?:localhost)?(/.*)", re.DOTALL)
 _VERSION: TypeAdapter[str] = TypeAdapter(SemanticVersion)
 
 
@@ -64,6 +68,13 @@ def check_address(url: str) -> str:
             remedy="leave them out: credentials come from the environment, such as AWS_PROFILE",
         )
     return url
+
+
+def folder_of(root: str) -> str | None:
+    """Return the folder that a registry is, given by path or by URL; None where it lies elsewhere."""
+    if found := _LOCAL_URL.fullmatch(root):
+        root = unquote(found[1])
+    return None if "://" in root else os.path.expanduser(root)
 
 
 def is_version(text: str) -> bool:

@@ -23,11 +23,10 @@ from paramdelta_hub.format.names import is_clear
 from paramdelta_hub.registry.names import check_address, is_id, is_repo, is_version
 from paramdelta_hub.registry.protocol import Registry
 
-__all__ = ["HUB_SCHEME", "Reference", "folder_of", "open_registry", "parse_reference"]
+__all__ = ["HUB_SCHEME", "Reference", "open_registry", "parse_reference"]
 
 HUB_SCHEME = "hf"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_LOCAL_URL = re.compile(r"(?:file|local)://(?:localhost)?(/.*)", re.DOTALL)
 _ON_THE_HUB = re.compile(r"([^/@]+/[^/@]+)(?:@(.*))?", re.DOTALL)
 _HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9][A-Za-z0-9._+-]*)*", re.ASCII)
 
@@ -67,13 +66,6 @@ def parse_reference(text: str) -> Reference | None:
     if (found := _ON_THE_HUB.fullmatch(text)) and is_repo(found[1]):
         return Reference(None, found[1], _checked(found[2], text, on_the_hub=True))
     return _below_folder(path, text)
-
-
-def folder_of(root: str) -> str | None:
-    """Return the folder that a registry is, given by path or by URL; None where it lies elsewhere."""
-    if found := _LOCAL_URL.fullmatch(root):
-        root = unquote(found[1])
-    return None if "://" in root else os.path.expanduser(root)
 
 
 def open_registry(root: str | None) -> Registry:

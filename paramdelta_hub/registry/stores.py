@@ -21,6 +21,7 @@ from paramdelta_hub.registry.lock import Lock, pin
 from paramdelta_hub.registry.names import (
     check_repo,
     check_version,
+    folder_of,
     is_id,
     is_repo,
     is_version,
@@ -37,7 +38,6 @@ from paramdelta_hub.registry.receiving import (
     read_extras,
     receive,
 )
-from paramdelta_hub.registry.reference import folder_of
 from paramdelta_hub.registry.signing import Trust, read_manifest
 from paramdelta_hub.work.progress import Progress
 
@@ -225,10 +225,9 @@ class StoreRegistry:
         Raises:
             RegistryError: the registry is not there, not allowed, not reachable.
         """
-        repositories = list(self._repositories())
-        if not repositories:
-            self._check_exists()
-        for repo in repositories:
+        is_empty = True
+        for repo in self._repositories():
+            is_empty = False
             try:
                 found = self._find(repo, None)
                 if found is None:
@@ -256,6 +255,8 @@ class StoreRegistry:
                     license=manifest.license,
                     created=self._store.created(f"{repo}/{version}"),
                 )
+        if is_empty:
+            self._check_exists()
 
     def _repositories(self) -> Iterator[str]:
         for org in sorted(self._store.below("")):

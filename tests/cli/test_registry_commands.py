@@ -224,9 +224,24 @@ def test_extract_and_publish(family: Family, tmp_path: Path) -> None:
     pd.verify(other, threads=1)
 
 
-def test_a_name_that_cannot_be_is_told_before_the_work(family: Family, tmp_path: Path) -> None:
-    run("extract", family.base, family.post, "-o", tmp_path / "out", "--publish", "nothing", code=2)
-    assert not (tmp_path / "out").exists()
+def test_a_label_that_cannot_be_is_told_before_the_work(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reg").mkdir()
+    for labels, says in (
+        (["--publish", "nothing"], "not a delta in a registry"),
+        (["--publish", "reg/math"], "did you mean ./reg/ORG/math?"),
+        (["--version", "1.0"], "did you mean 1.0.0?"),
+        (["--license", "apache2"], "did you mean apache-2.0?"),
+        (["--name", ""], "can't be used"),
+    ):
+        found = run("extract", family.base, family.post, "-o", "out", *labels, code=2)
+        assert says in found.stderr
+        assert len(found.stderr) < 400
+        assert not list(tmp_path.glob("out*"))
+    # Before the models are so much as looked at.
+    assert "1.0.0?" in run("extract", "absent", "absent", "-o", "out", "--version", "1.0", code=2).stderr
 
 
 def test_the_python_interface(family: Family, tmp_path: Path) -> None:
