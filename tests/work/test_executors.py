@@ -154,26 +154,27 @@ def test_planning_leaves_the_collector_as_it_was(models: Family) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray has no wheels for this Python or system")
 def test_a_ray_cluster_two_workers_and_one_that_dies(tmp_path: Path) -> None:
-    """Two machines' worth of Ray here; a worker is killed in the middle, then a whole machine is gone."""
+    """Two machines' worth of Ray here; in the middle, a worker is killed, a command is, and a whole machine is gone."""
     models = make(tmp_path, layers=5, rows=3000, columns=2000, shards=3)
     expected = {operation: tmp_path / f"{operation} by threads" for operation in OPERATIONS}
     for operation, run in OPERATIONS.items():
         run(*inputs(operation, models), expected[operation], threads=2)
     done = subprocess.run(
         [sys.executable, "-m", "tests.work.on_ray", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "machines": 2,
         "initialized": True,
         "killed": True,
+        "aborted": True,
+        "kept": True,
         "command": "",
         "removed": True,
-        "refused": 7,
-        "damaged": 3,
-    }
-    for made in ("extracted", "extracted, one killed"):
+        "faults": {"refused": 7, "damaged": 3, "lost": []},
+    }, done.stderr[-4000:]
+    for made in ("extracted", "extracted, one killed", "extracted, aborted"):
         assert tree(tmp_path / made) == tree(expected["extract"])
     for made in ("applied", "applied, one removed"):
         assert tree(tmp_path / made) == tree(expected["apply"])
