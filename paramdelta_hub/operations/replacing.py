@@ -27,8 +27,8 @@ from paramdelta_hub.limits import CARD_BYTES, CATALOG_BYTES, PROVENANCE_BYTES
 from paramdelta_hub.operations.results import changed_tensors
 from paramdelta_hub.registry.locate import chosen
 from paramdelta_hub.registry.lock import read_lock
-from paramdelta_hub.registry.names import is_repo, is_version
-from paramdelta_hub.registry.reference import folder_of, parse_reference
+from paramdelta_hub.registry.names import folder_of, is_repo, is_version
+from paramdelta_hub.registry.reference import parse_reference
 from paramdelta_hub.reports.site import SITE_NAME, SiteFiles
 from paramdelta_hub.work.progress import Progress
 
