@@ -265,6 +265,16 @@ def test_what_the_tensors_settle() -> None:
     }
 
 
+@pytest.mark.parametrize("exceptions", [BOTH, {}], ids=["kept", "taken"])
+def test_a_key_has_one_fate(exceptions: dict[str, Any]) -> None:
+    """What the tensors decide is not told as the target's, or as post's, in the same report."""
+    changes = [("a delta", describe_change({"vocab_size": 100}, {"vocab_size": 101}))]
+    laid = lay_over({"vocab_size": 100}, changes, exceptions=exceptions, settled={"vocab_size": 102})
+    assert laid.config == {"vocab_size": 102}
+    assert laid.settled == ["vocab_size"]
+    assert (laid.kept, laid.taken) == ({}, {})
+
+
 def test_no_change_names_code() -> None:
     code = {"auto_map": {"AutoModel": "a.B"}, "custom_pipelines": {"x": 1}}
     change = describe_change({"t": code, **code}, {"t": {**code, "auto_map": 2}, "list": [code], "a": 1})

@@ -264,6 +264,9 @@ def test_a_classifier_is_carried_whole(carried: Path) -> None:
     expected = {name: reference(base[name], post[name], target[name]) for name in base}
     new = {name: tensor for name, tensor in post.items() if name not in base}
     assert_same(read_weights(carried / "out"), {**expected, **new})
+    assert report.changed_tensors + report.kept_tensors == len(read_weights(carried / "out"))
+    assert report.changed_tensors >= len(new), "what is brought whole is not kept"
+    assert report.kept_tensors >= 0
     assert {note for note in report.notes if "score" in note} == {
         f"{name}: brought whole by the delta, as the target has none" for name in new
     }
