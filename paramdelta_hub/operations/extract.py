@@ -146,9 +146,8 @@ class Extraction(Operation[ExtractReport]):
     @planning()
     def __init__(self, request: ExtractRequest) -> None:
         self._rules = request.rules
-        check_labels(
-            "delta" if request.name is None else request.name, request.version, request.license
-        )  # before anything is read
+        # Before anything is read.
+        check_labels("delta" if request.name is None else request.name, request.version, request.license)
         self._base, self._post = open_checkpoint(request.base), open_checkpoint(request.post)
         tokenizers = (
             tokenizer_folder(request.base_tokenizer, self._base),
