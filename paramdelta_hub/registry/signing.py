@@ -20,9 +20,10 @@ from urllib.parse import quote, unquote
 
 from paramdelta_hub.errors import PackageError, SignatureError
 from paramdelta_hub.format import jsontext
+from paramdelta_hub.format.digests import check_digest
 from paramdelta_hub.format.durable import expand, io_errors, read_small
 from paramdelta_hub.format.links import settle
-from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord
+from paramdelta_hub.format.manifest import MANIFEST_NAME
 from paramdelta_hub.format.package import Package
 from paramdelta_hub.limits import MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.registry.keys import PrivateKey, PublicKey, configured_keys, need_libraries, read_public_key
@@ -143,8 +144,9 @@ def read_manifest(package: Package) -> bytes:
     Raises:
         PackageError: it is no more.
     """
-    size = os.stat(settle(package.path, MANIFEST_NAME)).st_size
-    return package.read_file(FileRecord(path=MANIFEST_NAME, size=size, sha256=package.digest), MANIFEST_BYTES)
+    content = read_small(settle(package.path, MANIFEST_NAME), MANIFEST_BYTES)
+    check_digest(hashlib.sha256(content).hexdigest(), package.digest, f"the file {MANIFEST_NAME!r}", str(package.path))
+    return content
 
 
 def read_signature(folder: Path) -> bytes | None:

@@ -147,6 +147,19 @@ def test_what_is_not_there(arguments: list[str], root: Path) -> None:
         assert error["what"]
 
 
+@pytest.mark.parametrize(
+    "command", [["search"], ["versions", "org/delta"], ["pull", "org/delta"], ["inspect", "org/delta@1.0.0"]]
+)
+def test_a_registry_that_is_not_there(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = tmp_path / "absent"
+    error = run_json(*command, "--registry", absent, code=8)["error"]
+    assert (error["kind"], error["where"]) == ("registry", str(absent))
+    assert error["what"] == "no registry: no such folder"
+    monkeypatch.setenv(REGISTRY_VARIABLE, str(absent))
+    assert run_json(*command, code=8)["error"] == error
+    assert not absent.exists()
+
+
 def test_search_judges_every_hit(family: Family, root: Path) -> None:
     stranger = family.delta.with_name("stranger")
     shutil.copytree(root / "org/delta/1.0.0", stranger)

@@ -103,5 +103,6 @@ def test_queries_limits_and_empty_registries(registry: Path, tmp_path: Path) -> 
     assert pd.catalog(registry, tmp_path / "a", query="BETA").deltas == 1
     limited = pd.catalog(registry, tmp_path / "b", limit=1)
     assert (limited.deltas, limited.more) == (1, True)
+    (tmp_path / "nothing").mkdir()
     assert pd.catalog(tmp_path / "nothing", tmp_path / "c").pages == 1
     assert "No delta is published here yet." in (tmp_path / "c/index.html").read_text()

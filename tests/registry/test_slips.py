@@ -181,7 +181,7 @@ def paramdelta(
     )
 
 
-def test_the_hub_by_its_own_name(hub: LoopbackHub, package: Path, tmp_path: Path) -> None:
+def test_the_hub_by_its_own_name(hub: LoopbackHub, package: Path, tmp_path: Path, shared_family: Family) -> None:
     (tmp_path / "acme").mkdir()
     done = paramdelta(hub, tmp_path, "publish", "package", "acme/math")
     assert done.returncode == 2, done.stderr
@@ -193,6 +193,15 @@ def test_the_hub_by_its_own_name(hub: LoopbackHub, package: Path, tmp_path: Path
     for command in (["pull"], ["verify"], ["inspect"]):
         done = paramdelta(hub, tmp_path, *command, "hf://acme/math@1.0.0", **{REGISTRY_VARIABLE: "acme"})
         assert done.returncode == 0, done.stderr
+    base = str(shared_family.base)
+    for command in (
+        ["apply", base, "hf://acme/math@1.0.0=1", "-o", "post"],
+        ["relabel", "hf://acme/math@1.0.0", "-o", "relabeled", "--version", "2.0.0"],
+        ["versions", "hf://acme/math"],
+    ):
+        done = paramdelta(hub, tmp_path, *command)
+        assert done.returncode == 0, done.stderr
+    assert pd.inspect(tmp_path / "relabeled").manifest.version == "2.0.0"
     # To read, the Hub is asked; only where it has nothing, the folder is named.
     assert paramdelta(hub, tmp_path, "versions", "acme/math").returncode == 0
     for command in ("pull", "versions", "inspect"):
@@ -453,6 +462,25 @@ def test_the_same_version_again_repairs_and_keeps_what_is_yours(root: Path, tmp_
     (out / "README.md").write_bytes(whole["README.md"])
     pd.pull(f"{REPO}@1.0.0", out, registry=root, part="manifest")
     pd.pull(f"{REPO}@1.1.0", out, registry=root)
+
+
+def test_a_copy_from_the_hub_keeps_what_its_owner_changed(
+    hub: LoopbackHub, client: Client, package: Path, tmp_path: Path
+) -> None:
+    repo, out = f"acme/kept-{next(NUMBERS)}", tmp_path / "copy"
+    (package / "README.md").write_text("Of the first.\n")
+    client("publish", package=package, repo=repo, version="1.0.0")
+    client("publish", package=altered(package, tmp_path / "next", "1.1.0"), repo=repo, version="1.1.0")
+    client("pull", repo=repo, revision="1.0.0", folder=out)
+    for name in ("README.md", shard_of(out).name):
+        kept = (out / name).read_bytes()
+        (out / name).write_bytes(b"mine")
+        with pytest.raises(CallError, match="differ from what was pulled") as caught:
+            client("pull", repo=repo, revision="1.1.0", folder=out)
+        assert caught.value.kind == "destination"
+        assert (out / name).read_bytes() == b"mine"
+        (out / name).write_bytes(kept)
+    assert client("pull", repo=repo, revision="1.1.0", folder=out)["version"] == "1.1.0"
 
 
 def test_a_card_of_ones_own_in_a_copy_made_by_hand(root: Path, tmp_path: Path) -> None:

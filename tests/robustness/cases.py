@@ -112,8 +112,7 @@ def make_world(root: Path, layers: int) -> World:
         pd.apply(root / "target", root / "delta", root / "applied", threads=1)
     finally:
         plan.TASK_BYTES_MIN = before
-    shutil.copytree(root / "delta", root / "with a card")
-    pd.publish(root / "with a card", f"{root}/registry/org/delta")
+    pd.publish(root / "delta", f"{root}/registry/org/delta")
     pd.pull(f"{root}/registry/org/delta@1.0.0", root / "pulled")
     places = {"extract": "delta", "apply": "applied", "publish": "registry/org/delta/1.0.0", "pull": "pulled"}
     return World(root, {verb: tree(root / places[verb]) for verb in VERBS})

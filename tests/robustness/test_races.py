@@ -66,7 +66,6 @@ def test_50_races_of_one_package(small: World, commands: Commands, place: Path) 
     """Both publish the same: one does it, the other finds it done, or is told that somebody is at it."""
     for number in range(RACES):
         case = small.case("publish", place)
-        shutil.copy(small.root / "with a card/README.md", place / "package")
         ended = commands.together(case.command, case.command)
         assert {status for status, _ in ended} in ({0}, {0, PublishError.exit_code}), (number, ended)
         assert case.is_whole()
