@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 import paramdelta_hub as pd
 from tests.models import TORCH, tuned, weights, write_model
@@ -21,7 +22,11 @@ def pytest_configure() -> None:
 
     A shell makes what it starts with `&` ignore SIGINT, and every process below inherits that. One that *handles* a
     signal hands the default on.
+
+    And let no test fail for the time that it takes: the machine may be busy.
     """
+    settings.register_profile("busy", deadline=None)
+    settings.load_profile("busy")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -7,12 +7,16 @@ whose worker died.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import uuid
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from paramdelta_hub.errors import OptionError, ParamdeltaError
+from paramdelta_hub.format.durable import TEMPORARY
 from paramdelta_hub.work.answers import ATTEMPTS, Perform, answer, died, outcome_of
 from paramdelta_hub.work.threads import Stop
 
@@ -22,10 +26,16 @@ _LOOK_AGAIN = 0.2
 """Seconds after which a thread that waits for Ray looks whether it shall stop."""
 
 
-def _run(perform: Perform, books: str, digest: str, numbers: list[int]) -> list[dict[str, Any]]:
-    """Do tasks on some machine of the cluster; the first that fails is the last."""
+def _run(perform: Perform, books: str, digest: str, numbers: list[int], stopped: str) -> list[dict[str, Any]]:
+    """Do tasks on some machine of the cluster; the first that fails is the last, and none begins once we are stopped.
+
+    Tasks are not cancelled: Ray (2.60) aborts the process that cancels one at the moment when it ends ("Tried to
+    complete task that was not pending"). Those that run end by themselves, and those that wait find a file.
+    """
     answers: list[dict[str, Any]] = []
     for number in numbers:
+        if os.path.exists(stopped):
+            break
         answers.append(answer(perform, books, digest, number))
         if "outcome" not in answers[-1]:
             break
@@ -42,6 +52,7 @@ class Cluster:
 
     def __init__(self, perform: Perform, books: str, digest: str) -> None:
         self._perform, self._books, self._digest = perform, books, digest
+        self._stopped = Path(books, TEMPORARY.replace("*", f"stopped.{uuid.uuid4().hex}"))
         self._started = False
 
     def __enter__(self) -> Cluster:
@@ -74,10 +85,10 @@ class Cluster:
 
         Raises:
             ParamdeltaError: what the worker raised, or that it died again and again.
-            Interrupted: ``stop`` was set; the tasks are cancelled.
+            Interrupted: ``stop`` was set; those of the tasks that have not begun never will.
         """
         ray = self._ray
-        reference = self._remote.remote(self._perform, self._books, self._digest, numbers)
+        reference = self._remote.remote(self._perform, self._books, self._digest, numbers, str(self._stopped))
         try:
             while True:
                 stop.check()
@@ -93,7 +104,8 @@ class Cluster:
         except ray.exceptions.RayError as error:
             raise died(numbers, str(error).strip().splitlines()[0]) from None
         except BaseException:
-            ray.cancel(reference, force=True)
+            with contextlib.suppress(OSError):
+                self._stopped.touch()
             raise
 
     def __exit__(

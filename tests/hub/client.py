@@ -1,18 +1,24 @@
 """This package's registry calls in a process of their own, where ``huggingface_hub`` reads its environment at import.
 
-``python -m tests.hub.client`` reads one JSON call a line and answers with one line. :class:`Client` is the other end.
+It reads one JSON call a line and answers with one line. :class:`Client` is the other end.
 The client's pauses before it tries again are cut to nothing, or 200 schedules of faults would take hours.
 """
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
+import importlib
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,28 +35,57 @@ class CallError(Exception):
         self.text = text
 
 
+class _Nursery:
+    """A process that has imported what it can, and forks a client when it is asked for one: 0.1 s instead of a second.
+
+    It must have no threads when it forks, and must not import ``huggingface_hub``: its settings are each client's own.
+    """
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        with theirs:
+            command = [sys.executable, "-m", "tests.hub.client", str(theirs.fileno())]
+            self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Let the process end; its clients end when nothing more is asked of them."""
+        self._socket.close()
+        self._process.wait(30)
+
+    def start(self, environment: dict[str, str], descriptors: tuple[int, int]) -> int:
+        """Start a client with this environment, standard input and output; return its process id."""
+        text = json.dumps(environment).encode()
+        socket.send_fds(self._socket, [len(text).to_bytes(4, "little")], descriptors)
+        self._socket.sendall(text)
+        return int.from_bytes(self._socket.recv(4, socket.MSG_WAITALL), "little")
+
+
+@functools.cache
+def _nursery() -> _Nursery:
+    """Return this process's own; it ends with it."""
+    return _Nursery()
+
+
 class Client:
     """A process that makes calls as one account; ``begin`` and ``end`` let two processes call at the same moment."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.hub.client"],
-            env=environment,
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        (stdin, questions), (answers, stdout) = os.pipe(), os.pipe()
+        self._id = _nursery().start(environment, (stdin, stdout))
+        os.close(stdin)
+        os.close(stdout)
+        self._questions, self._answers = open(questions, "w"), open(answers)  # noqa: SIM115 - closed by __exit__
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._process.wait(timeout=30)
-        if self._process.stdout:
-            self._process.stdout.close()
+        with suppress(BrokenPipeError):
+            self._questions.close()
+        self._answers.read()  # until its end
+        self._answers.close()
 
     def __call__(self, name: str, **arguments: Any) -> Any:
         self.begin(name, **arguments)
@@ -58,9 +93,8 @@ class Client:
 
     def begin(self, name: str, **arguments: Any) -> None:
         """Send a call."""
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps([name, arguments], default=str) + "\n")
-        self._process.stdin.flush()
+        self._questions.write(json.dumps([name, arguments], default=str) + "\n")
+        self._questions.flush()
 
     def end(self) -> Any:
         """Return what the call returned.
@@ -68,8 +102,7 @@ class Client:
         Raises:
             CallError: what it raised.
         """
-        assert self._process.stdout
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         assert line, "the client process died"
         value, kind, text = json.loads(line)
         if kind is not None:
@@ -78,8 +111,8 @@ class Client:
 
     def kill(self) -> None:
         """Kill the process without a word (SIGKILL)."""
-        self._process.kill()
-        self._process.wait()
+        os.kill(self._id, signal.SIGKILL)
+        self._answers.read()
 
 
 def _calls() -> dict[str, Callable[..., Any]]:
@@ -150,5 +183,41 @@ def main() -> None:
             answer[0] = calls[name](**arguments)
 
 
+def nurse(asked: socket.socket) -> None:
+    """Fork clients until nobody asks any more."""
+    for name in ("httpx", "httpx2", "yaml"):  # what the Hub's client takes longest to import
+        with suppress(ImportError):
+            importlib.import_module(name)
+
+    from paramdelta_hub.operations import registries  # noqa: F401
+    from paramdelta_hub.registry import hub, links, search  # noqa: F401
+
+    assert "huggingface_hub" not in sys.modules
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    while True:
+        size, descriptors, *_ = socket.recv_fds(asked, 4, 2)
+        if not size:
+            return
+        environment = json.loads(asked.recv(int.from_bytes(size, "little"), socket.MSG_WAITALL))
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            asked.close()
+            os.environ.clear()
+            os.environ.update(environment)
+            for standard, descriptor in enumerate(descriptors):
+                os.dup2(descriptor, standard)
+                os.close(descriptor)
+            sys.stdin = open(0)  # noqa: SIM115
+            try:
+                main()
+            finally:
+                os._exit(0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        asked.sendall(pid.to_bytes(4, "little"))
+
+
 if __name__ == "__main__":
-    main()
+    with socket.socket(fileno=int(sys.argv[1])) as ours:
+        nurse(ours)

@@ -12,15 +12,19 @@ import shutil
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from huggingface_hub import ModelCard  # noqa: F401  (once here, and not in every child)
+# Once here, and not in every child:
+from huggingface_hub import ModelCard  # noqa: F401
 
+import paramdelta_hub.registry.stores  # noqa: F401
 from paramdelta_hub.cli import main
 from paramdelta_hub.work import plan
 from tests.piped import Piped
 from tests.robustness.calls import Among, Fault, Faulty, wrap
-from tests.robustness.cases import Case
+
+if TYPE_CHECKING:  # with it comes PyTorch, whose memory makes a fork cost three times as much
+    from tests.robustness.cases import Case
 
 UNTOLD = 99
 """The status of a child in which an error was raised that no command tells."""
