@@ -14,8 +14,10 @@ Extract Δ = Θ_post − Θ_base once into a small, verifiable package; apply it
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from paramdelta_hub.__about__ import __version__
-from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import (
     CheckpointError,
     DestinationError,
@@ -35,26 +37,29 @@ from paramdelta_hub.errors import (
     UnsupportedFormatError,
     VerificationError,
 )
-from paramdelta_hub.format.manifest import Manifest
-from paramdelta_hub.operations.apply import ApplyReport, Summand, WeightMap, apply
-from paramdelta_hub.operations.catalog import CatalogReport, catalog
-from paramdelta_hub.operations.execution import Crew
-from paramdelta_hub.operations.extract import ExtractReport, extract
-from paramdelta_hub.operations.inspect import InspectReport, compare, inspect, write_report
-from paramdelta_hub.operations.preview import Preview, preview
-from paramdelta_hub.operations.publish import publish
-from paramdelta_hub.operations.registries import link, pull, search, versions
-from paramdelta_hub.operations.relabel import RelabelReport, relabel
-from paramdelta_hub.operations.requests import ApplyRequest, ExtractRequest
-from paramdelta_hub.operations.results import ResultReport, verify_result
-from paramdelta_hub.operations.sharing import ShareReport, commit, do_share
-from paramdelta_hub.operations.tensors import tensors
-from paramdelta_hub.operations.verify import VerifyReport, verify
-from paramdelta_hub.registry.links import Linked
-from paramdelta_hub.registry.protocol import Hit, Published, Pulled, Version
-from paramdelta_hub.registry.search import Found
-from paramdelta_hub.reports.agreement import Comparison
-from paramdelta_hub.work.progress import Progress
+
+if TYPE_CHECKING:
+    from paramdelta_hub.checkpoints.rules import Rules
+    from paramdelta_hub.format.manifest import Manifest
+    from paramdelta_hub.operations.apply import ApplyReport, Summand, WeightMap, apply
+    from paramdelta_hub.operations.catalog import CatalogReport, catalog
+    from paramdelta_hub.operations.execution import Crew
+    from paramdelta_hub.operations.extract import ExtractReport, extract
+    from paramdelta_hub.operations.inspect import InspectReport, compare, inspect, write_report
+    from paramdelta_hub.operations.preview import Preview, preview
+    from paramdelta_hub.operations.publish import publish
+    from paramdelta_hub.operations.registries import link, pull, search, versions
+    from paramdelta_hub.operations.relabel import RelabelReport, relabel
+    from paramdelta_hub.operations.requests import ApplyRequest, ExtractRequest
+    from paramdelta_hub.operations.results import ResultReport, verify_result
+    from paramdelta_hub.operations.sharing import ShareReport, commit, do_share
+    from paramdelta_hub.operations.tensors import tensors
+    from paramdelta_hub.operations.verify import VerifyReport, verify
+    from paramdelta_hub.registry.links import Linked
+    from paramdelta_hub.registry.protocol import Hit, Published, Pulled, Version
+    from paramdelta_hub.registry.search import Found
+    from paramdelta_hub.reports.agreement import Comparison
+    from paramdelta_hub.work.progress import Progress
 
 __all__ = [
     "ApplyReport",
@@ -118,3 +123,61 @@ __all__ = [
     "versions",
     "write_report",
 ]
+
+_LAZY = {
+    "ApplyReport": "operations.apply",
+    "ApplyRequest": "operations.requests",
+    "CatalogReport": "operations.catalog",
+    "Comparison": "reports.agreement",
+    "Crew": "operations.execution",
+    "ExtractReport": "operations.extract",
+    "ExtractRequest": "operations.requests",
+    "Found": "registry.search",
+    "Hit": "registry.protocol",
+    "InspectReport": "operations.inspect",
+    "Linked": "registry.links",
+    "Manifest": "format.manifest",
+    "Preview": "operations.preview",
+    "Progress": "work.progress",
+    "Published": "registry.protocol",
+    "Pulled": "registry.protocol",
+    "RelabelReport": "operations.relabel",
+    "ResultReport": "operations.results",
+    "Rules": "checkpoints.rules",
+    "ShareReport": "operations.sharing",
+    "Summand": "operations.apply",
+    "VerifyReport": "operations.verify",
+    "Version": "registry.protocol",
+    "WeightMap": "operations.apply",
+    "apply": "operations.apply",
+    "catalog": "operations.catalog",
+    "commit": "operations.sharing",
+    "compare": "operations.inspect",
+    "do_share": "operations.sharing",
+    "extract": "operations.extract",
+    "inspect": "operations.inspect",
+    "link": "operations.registries",
+    "preview": "operations.preview",
+    "publish": "operations.publish",
+    "pull": "operations.registries",
+    "relabel": "operations.relabel",
+    "search": "operations.registries",
+    "tensors": "operations.tensors",
+    "verify": "operations.verify",
+    "verify_result": "operations.results",
+    "versions": "operations.registries",
+    "write_report": "operations.inspect",
+}
+"""Where each public name lives: it is imported when it is first asked for, so that no command waits for another's."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

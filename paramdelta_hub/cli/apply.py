@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from paramdelta_hub.checkpoints.pairing import LeftOut
 from paramdelta_hub.cli.common import (
     Bars,
     command,
@@ -21,14 +20,15 @@ from paramdelta_hub.cli.common import (
     work_options,
 )
 from paramdelta_hub.cli.crew import crew_options, run_share
-from paramdelta_hub.operations.apply import ApplyReport, carry_out
-from paramdelta_hub.operations.execution import Crew, Executor
-from paramdelta_hub.operations.preview import Preview, preview
-from paramdelta_hub.operations.readiness import Mode
-from paramdelta_hub.operations.requantize import Dtype
-from paramdelta_hub.operations.requests import ApplyRequest
-from paramdelta_hub.operations.summands import AppliedDelta
-from paramdelta_hub.operations.weights import WeightMap, summands_of
+
+if TYPE_CHECKING:
+    from paramdelta_hub.checkpoints.pairing import LeftOut
+    from paramdelta_hub.operations.apply import ApplyReport
+    from paramdelta_hub.operations.execution import Executor
+    from paramdelta_hub.operations.preview import Preview
+    from paramdelta_hub.operations.readiness import Mode
+    from paramdelta_hub.operations.requantize import Dtype
+    from paramdelta_hub.operations.summands import AppliedDelta
 
 __all__ = ["apply", "preview_text", "report_text"]
 
@@ -122,6 +122,12 @@ def apply(
     TARGET is a folder in Hugging Face layout, a .safetensors file, or a Hub id with @revision; a DELTA is a package's
     folder, or org/name[@version] in a registry, with a weight of 1 unless given.
     """
+    from paramdelta_hub.operations.apply import carry_out
+    from paramdelta_hub.operations.execution import Crew
+    from paramdelta_hub.operations.preview import preview
+    from paramdelta_hub.operations.requests import ApplyRequest
+    from paramdelta_hub.operations.weights import WeightMap, summands_of
+
     rules = parse_rules(renames, skips, rule_files)
     request = ApplyRequest(
         target=target,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from paramdelta_hub.cli.common import Bars, command, emit, human_bytes
+from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.limits import CATALOG_DELTAS, SPECTRUM_MATRICES
-from paramdelta_hub.operations.catalog import CatalogReport
-from paramdelta_hub.operations.catalog import catalog as run
-from paramdelta_hub.registry.locate import REGISTRY_VARIABLE
+
+if TYPE_CHECKING:
+    from paramdelta_hub.operations.catalog import CatalogReport
 
 __all__ = ["catalog"]
 
@@ -52,6 +55,8 @@ def catalog(
 
     REGISTRY is a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else the Hub.
     """
+    from paramdelta_hub.operations.catalog import catalog as run
+
     report = run(
         registry,
         out,

@@ -7,8 +7,6 @@ import click
 from paramdelta_hub.cli.apply import report_text as apply_text
 from paramdelta_hub.cli.common import Bars, command, emit
 from paramdelta_hub.cli.extract import report_text as extract_text
-from paramdelta_hub.operations.extract import ExtractReport
-from paramdelta_hub.operations.sharing import commit as run
 
 __all__ = ["commit"]
 
@@ -28,6 +26,9 @@ def commit(out: str, overwrite: bool, threads: int | None, as_json: bool, quiet:
 
     Where something is missing, it says which rank to run again, and nothing is changed.
     """
+    from paramdelta_hub.operations.extract import ExtractReport
+    from paramdelta_hub.operations.sharing import commit as run
+
     report = run(out, overwrite=overwrite, threads=threads, progress=Bars(quiet or as_json))
     text = extract_text(report) if isinstance(report, ExtractReport) else apply_text(report)
     emit(report.to_json(), text, as_json=as_json, quiet=quiet)

@@ -8,21 +8,22 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
-from tqdm import tqdm
 
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.environment import KEYS_VARIABLE, REGISTRY_VARIABLE, REQUIRE_VARIABLE
 from paramdelta_hub.errors import MismatchError, OptionError, ParamdeltaError, SourceError
 from paramdelta_hub.format.durable import expand, read_small, storage_error
 from paramdelta_hub.format.names import is_clear
 from paramdelta_hub.format.sizes import human_bytes
 from paramdelta_hub.limits import DEFAULT_MEMORY, GIB, KIB, MIB, RULES_BYTES
-from paramdelta_hub.registry.keys import KEYS_VARIABLE
-from paramdelta_hub.registry.locate import REGISTRY_VARIABLE
-from paramdelta_hub.registry.signing import REQUIRE_VARIABLE
 from paramdelta_hub.work.progress import Progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from paramdelta_hub.checkpoints.rules import Rules
 
 __all__ = [
     "Bars",
@@ -55,6 +56,8 @@ class Bars(Progress):
     def start(self, what: str, total: int) -> None:
         """Draw a new bar."""
         if self._shown:
+            from tqdm import tqdm
+
             self._bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, file=sys.stderr, dynamic_ncols=True)
 
     def advance(self, nbytes: int) -> None:
@@ -190,6 +193,8 @@ def parse_rules(
         OptionError: one is malformed; if it is a file's, the error says which line.
         SourceError: a file can't be read.
     """
+    from paramdelta_hub.checkpoints.rules import Rules
+
     parts = [rules for file in files for rules in _read_rules(expand(file))]
     assignments = tuple(parse_assignment(rule, "OLD=NEW") for rule in renames)
     parts.append(Rules(renames=assignments, skips=tuple(skips), carries=tuple(carries)))
@@ -202,6 +207,8 @@ def parse_rules(
 
 def _read_rules(file: Path) -> Iterator[Rules]:
     """Give the rule of every line that has one."""
+    from paramdelta_hub.checkpoints.rules import Rules
+
     try:
         text = read_small(file, RULES_BYTES, SourceError, follow=True).decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
 from paramdelta_hub.cli.common import Bars, emit, human_bytes
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.operations.execution import Crew
-from paramdelta_hub.operations.sharing import Request, ShareReport, do_share
+
+if TYPE_CHECKING:
+    from paramdelta_hub.operations.execution import Crew
+    from paramdelta_hub.operations.sharing import Request, ShareReport
 
 __all__ = ["crew_options", "run_share"]
 
@@ -55,6 +57,8 @@ def run_share(
     Raises:
         OptionError: only one of the two was given.
     """
+    from paramdelta_hub.operations.sharing import do_share
+
     if rank is None and world is None:
         return False
     if rank is None or world is None:

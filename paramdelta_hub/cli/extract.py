@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from paramdelta_hub.cli.common import (
@@ -19,11 +21,10 @@ from paramdelta_hub.cli.common import (
 from paramdelta_hub.cli.crew import crew_options, run_share
 from paramdelta_hub.cli.publish import published_json, published_text
 from paramdelta_hub.errors import OptionError, RegistryError
-from paramdelta_hub.operations.execution import Crew, Executor, complete
-from paramdelta_hub.operations.extract import Extraction, ExtractReport
-from paramdelta_hub.operations.publish import publish
-from paramdelta_hub.operations.requests import ExtractRequest
-from paramdelta_hub.registry.locate import find_to_publish
+
+if TYPE_CHECKING:
+    from paramdelta_hub.operations.execution import Executor
+    from paramdelta_hub.operations.extract import ExtractReport
 
 __all__ = ["extract", "report_text"]
 
@@ -86,6 +87,12 @@ def extract(
 
     BASE and POST are folders in Hugging Face layout, .safetensors files, or Hub ids with @revision.
     """
+    from paramdelta_hub.operations.execution import Crew, complete
+    from paramdelta_hub.operations.extract import Extraction
+    from paramdelta_hub.operations.publish import publish
+    from paramdelta_hub.operations.requests import ExtractRequest
+    from paramdelta_hub.registry.locate import find_to_publish
+
     rules = parse_rules(renames, skips, rule_files, carries)
     if repo is not None:
         find_to_publish(repo, registry)  # a name that can't be is told now, not after the work

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, table
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.format.manifest import Source
 from paramdelta_hub.limits import COMPARED_DELTAS, SPECTRUM_MATRICES
-from paramdelta_hub.operations.inspect import InspectReport, check_report, compare, relative_change, write_report
-from paramdelta_hub.operations.inspect import inspect as run
-from paramdelta_hub.reports.agreement import Comparison
-from paramdelta_hub.reports.comparison_page import pair_labels
+
+if TYPE_CHECKING:
+    from paramdelta_hub.format.manifest import Source
+    from paramdelta_hub.operations.inspect import InspectReport
+    from paramdelta_hub.reports.agreement import Comparison
 
 __all__ = ["inspect"]
 
@@ -54,6 +56,9 @@ def inspect(
     DELTA is a folder, or org/name[@version] in a registry; of the latter only the manifest is fetched, unless several
     are compared or --samples is given.
     """
+    from paramdelta_hub.operations.inspect import check_report, compare, write_report
+    from paramdelta_hub.operations.inspect import inspect as run
+
     if html:
         check_report(html, overwrite=overwrite)
     report: InspectReport | Comparison
@@ -85,6 +90,8 @@ def _check_several(deltas: tuple[str, ...], samples: int | None) -> None:
 
 
 def _compared(comparison: Comparison, deltas: tuple[str, ...]) -> str:
+    from paramdelta_hub.reports.comparison_page import pair_labels
+
     labels = pair_labels(comparison)
     lines = [
         f"{letter}  {package.manifest.name} {package.manifest.version}  ({delta})"
@@ -115,6 +122,8 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def _text(report: InspectReport, top: int) -> str:
+    from paramdelta_hub.operations.inspect import relative_change
+
     manifest, exactness = report.manifest, report.manifest.exactness
     architecture = manifest.architecture
     classes = ", ".join(architecture.classes) or "unknown class"

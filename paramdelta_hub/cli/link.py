@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from paramdelta_hub.cli.common import command, emit
-from paramdelta_hub.operations.registries import link as run
-from paramdelta_hub.registry.links import Linked, Role
+
+if TYPE_CHECKING:
+    from paramdelta_hub.registry.links import Linked, Role
 
 __all__ = ["link"]
 
@@ -48,6 +51,8 @@ def link(
 
     Doing it again changes nothing.
     """
+    from paramdelta_hub.operations.registries import link as run
+
     linked = run(delta, model, role=role, create_pr=create_pr, dry_run=dry_run, message=message)
     emit(linked.to_json(), _text(linked, dry_run), as_json=as_json, quiet=quiet)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from paramdelta_hub.cli.common import Bars, command, emit, publish_options, registry_option
-from paramdelta_hub.operations.publish import publish as run
-from paramdelta_hub.registry.keys import PASSWORD_VARIABLE
-from paramdelta_hub.registry.protocol import Published
+from paramdelta_hub.environment import PASSWORD_VARIABLE
+
+if TYPE_CHECKING:
+    from paramdelta_hub.registry.protocol import Published
 
 __all__ = ["publish", "published_json", "published_text"]
 
@@ -49,6 +52,8 @@ def publish(
     again does nothing. DELTA itself is only read: of its README.md, the published card has your own words, and those
     between the `yours` markers of the card published before.
     """
+    from paramdelta_hub.operations.publish import publish as run
+
     published = run(
         delta,
         repo,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, trust_options
-from paramdelta_hub.operations.registries import pull as run
-from paramdelta_hub.registry.protocol import Part, Pulled
+
+if TYPE_CHECKING:
+    from paramdelta_hub.registry.protocol import Part, Pulled
 
 __all__ = ["pull"]
 
@@ -44,6 +47,8 @@ def pull(
     DELTA is org/name[@version|@commit], or a folder or URL that ends so; without a version, the newest. What was
     pulled is pinned in DIR/paramdelta.lock.
     """
+    from paramdelta_hub.operations.registries import pull as run
+
     part: Part = "manifest" if manifest_only else "companions" if companions_only else "package"
     pulled = run(
         delta,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from paramdelta_hub.cli.common import Bars, command, emit, registry_option
-from paramdelta_hub.operations.relabel import RelabelReport
-from paramdelta_hub.operations.relabel import relabel as run
+
+if TYPE_CHECKING:
+    from paramdelta_hub.operations.relabel import RelabelReport
 
 __all__ = ["relabel"]
 
@@ -41,6 +44,8 @@ def relabel(
     DELTA is a folder, or org/name[@version] in a registry. The weights are the same to the byte, and checked while they
     are copied. NEW has an id of its own, and no signature; of README.md, your own words come along.
     """
+    from paramdelta_hub.operations.relabel import relabel as run
+
     report = run(
         delta,
         output,

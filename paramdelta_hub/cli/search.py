@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from paramdelta_hub.cli.common import command, emit, human_bytes, registry_option, table
-from paramdelta_hub.operations.registries import search as run
-from paramdelta_hub.registry.search import Found
+
+if TYPE_CHECKING:
+    from paramdelta_hub.registry.search import Found
 
 __all__ = ["search"]
 
@@ -35,6 +37,8 @@ def search(
     `fits`: the architecture is the same. A few of the model's values are compared with each fitting delta's samples,
     and what to expect of it is said below the table; of a model on the Hub, these come by some 64 small requests.
     """
+    from paramdelta_hub.operations.registries import search as run
+
     hits = list(itertools.islice(run(query, base=base, registry=registry), skip, skip + limit + 1))
     shown, more = hits[:limit], len(hits) > limit
     next_page = skip + limit if more else None

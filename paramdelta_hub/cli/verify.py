@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, trust_options, work_options
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.durable import expand, io_errors, write_file
-from paramdelta_hub.operations.attesting import bill_of_materials, is_bill_of_materials, is_statement, statement
-from paramdelta_hub.operations.replacing import check_output_file
-from paramdelta_hub.operations.results import ResultReport, is_result, may_lie_beside, verify_result
-from paramdelta_hub.operations.verify import VerifyReport
-from paramdelta_hub.operations.verify import verify as run
+
+if TYPE_CHECKING:
+    from paramdelta_hub.operations.results import ResultReport
+    from paramdelta_hub.operations.verify import VerifyReport
 
 __all__ = ["verify"]
 
@@ -57,6 +57,10 @@ def verify(
     DELTA is a folder, or org/name[@version] in a registry. Or check OUT, a model that pd-apply made: every tensor and
     every file beside the weights against paramdelta_provenance.json.
     """
+    from paramdelta_hub.operations.replacing import check_output_file
+    from paramdelta_hub.operations.results import is_result, verify_result
+    from paramdelta_hub.operations.verify import verify as run
+
     progress = Bars(quiet or as_json)
     if is_result(expand(delta)):
         _refuse(delta, "a model that pd-apply made", base, post, require_signature, trusted_keys)
@@ -92,6 +96,8 @@ def _texts(
     statement_file: str | None, bom_file: str | None
 ) -> list[tuple[str | None, Callable[[ResultReport], bytes], Callable[[bytes], bool]]]:
     """Return the files that can be written of a result: where to, what makes one, and what knows an older one."""
+    from paramdelta_hub.operations.attesting import bill_of_materials, is_bill_of_materials, is_statement, statement
+
     return [(statement_file, statement, is_statement), (bom_file, bill_of_materials, is_bill_of_materials)]
 
 
@@ -101,6 +107,8 @@ def _refuse(where: str, what: str, *options: object) -> None:
 
 
 def _check_place(folder: Path, file: Path) -> None:
+    from paramdelta_hub.operations.results import may_lie_beside
+
     if file.resolve().is_relative_to(folder.resolve()) and not may_lie_beside(file.name):
         raise OptionError(
             "can't lie in the model's folder, where nothing may lie that the provenance does not list",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from paramdelta_hub.cli.common import command, emit, registry_option, table
-from paramdelta_hub.operations.registries import versions as run
-from paramdelta_hub.registry.protocol import Version
+
+if TYPE_CHECKING:
+    from paramdelta_hub.registry.protocol import Version
 
 __all__ = ["versions"]
 
@@ -23,6 +25,8 @@ pd-versions ./registry/org/name --json
 @registry_option
 def versions(delta: str, registry: str | None, as_json: bool, quiet: bool) -> None:
     """List the versions of DELTA, the newest first."""
+    from paramdelta_hub.operations.registries import versions as run
+
     found = run(delta, registry=registry)
     emit({"versions": [dict(vars(version)) for version in found]}, _text(found), as_json=as_json, quiet=quiet)
 

@@ -15,13 +15,13 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import PackageError, SourceError, StorageError
 from paramdelta_hub.limits import COPY_BYTES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "TEMPORARY",
@@ -268,10 +268,10 @@ def file_digest(
         SourceError: (as ``error``) what :func:`open_regular` refuses, or the disk fails.
     """
     descriptor = open_regular(path, error, follow=follow)
-    digest, size, buffer = hashlib.sha256(), 0, np.empty(COPY_BYTES, np.uint8)
+    digest, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(COPY_BYTES))
     try:
-        while got := os.preadv(descriptor, [buffer.data], size):
-            digest.update(buffer[:got].data)
+        while got := os.preadv(descriptor, [buffer], size):
+            digest.update(buffer[:got])
             size += got
             advance(got)
     except OSError as problem:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paramdelta_hub.environment import KEYS_VARIABLE, PASSWORD_VARIABLE
 from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.format.durable import read_small
 from paramdelta_hub.limits import KEY_BYTES, TRUSTED_KEYS
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 __all__ = [
-    "KEYS_VARIABLE",
-    "PASSWORD_VARIABLE",
     "PrivateKey",
     "PublicKey",
     "configured_keys",
@@ -31,11 +30,6 @@ __all__ = [
     "read_private_key",
     "read_public_key",
 ]
-
-KEYS_VARIABLE = "PARAMDELTA_TRUSTED_KEYS"
-"""Names public keys and folders of them, joined as in PATH; used instead of the configuration's folder."""
-PASSWORD_VARIABLE = "PARAMDELTA_KEY_PASSWORD"
-"""Opens an encrypted private key."""
 
 _CURVES = {"secp256r1", "secp384r1", "secp521r1"}
 """Those that Sigstore's bundles know, and model-signing takes."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.durable import expand
 from paramdelta_hub.hub.errors import MissingError
@@ -17,10 +18,7 @@ from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.registry.signing import trust as trusted
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["REGISTRY_VARIABLE", "chosen", "find", "find_to_publish", "hint_at_folder", "locate_delta"]
-
-REGISTRY_VARIABLE = "PARAMDELTA_REGISTRY"
-"""Names the registry of a bare ``org/name`` where no option does: a folder or an fsspec URL."""
+__all__ = ["chosen", "find", "find_to_publish", "hint_at_folder", "locate_delta"]
 
 
 def find(text: str, registry: str | Path | None = None) -> tuple[Registry, Reference]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from paramdelta_hub.environment import REQUIRE_VARIABLE
 from paramdelta_hub.errors import PackageError, SignatureError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.digests import check_digest
@@ -30,10 +31,7 @@ from paramdelta_hub.registry.keys import PrivateKey, PublicKey, configured_keys,
 from paramdelta_hub.registry.names import is_id, is_repo
 from paramdelta_hub.registry.receiving import SIGNATURE_NAME
 
-__all__ = ["REQUIRE_VARIABLE", "Trust", "read_manifest", "read_signature", "sign", "trust"]
-
-REQUIRE_VARIABLE = "PARAMDELTA_REQUIRE_SIGNATURE"
-"""If set and not 0: whatever comes from a registry must be signed by a trusted key, without an option."""
+__all__ = ["Trust", "read_manifest", "read_signature", "sign", "trust"]
 
 
 @dataclass(frozen=True)

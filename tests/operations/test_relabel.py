@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import paramdelta_hub as pd
 from paramdelta_hub.cli import main
-from paramdelta_hub.registry.locate import REGISTRY_VARIABLE
+from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.registry.markdown import YOURS_BEGIN, own_words
 from tests.attacks.outcomes import shard_of
 from tests.conftest import Family

@@ -32,8 +32,9 @@ from model_signing import hashing, signing, verifying
 
 import paramdelta_hub as pd
 from paramdelta_hub.cli import main
-from paramdelta_hub.registry.keys import KEYS_VARIABLE, PASSWORD_VARIABLE, read_private_key, read_public_key
-from paramdelta_hub.registry.signing import REQUIRE_VARIABLE, Trust, sign
+from paramdelta_hub.environment import KEYS_VARIABLE, PASSWORD_VARIABLE, REQUIRE_VARIABLE
+from paramdelta_hub.registry.keys import read_private_key, read_public_key
+from paramdelta_hub.registry.signing import Trust, sign
 from tests.attacks.outcomes import change_manifest
 from tests.conftest import Family
 from tests.hub import Account, LoopbackHub

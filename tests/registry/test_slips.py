@@ -15,7 +15,7 @@ import fsspec
 import pytest
 
 import paramdelta_hub as pd
-from paramdelta_hub.registry.locate import REGISTRY_VARIABLE
+from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.registry.stores import StoreRegistry
 from tests.attacks.outcomes import change_manifest, reseal, shard_of
 from tests.conftest import Family

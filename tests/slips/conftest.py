@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import paramdelta_hub as pd
 from paramdelta_hub.cli import main
-from paramdelta_hub.registry.locate import REGISTRY_VARIABLE
+from paramdelta_hub.environment import REGISTRY_VARIABLE
 from tests.conftest import make_family
 from tests.models import tuned, weights, write_model
 
