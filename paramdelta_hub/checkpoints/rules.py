@@ -107,7 +107,10 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 
 class RuleUse(NamedTuple):
-    """What one rule did: how many tensors it hit and, of those that it left out, which training had changed."""
+    """What one rule did: how many tensors it hit and, of those that it left out, which training had changed.
+
+    Of a weight map's rules, one hits the tensors for which it decides: a later one may match the same.
+    """
 
     rule: RuleKind
     pattern: str
@@ -169,19 +172,30 @@ def rule_uses(
 
 
 def uses_of_patterns(patterns: Iterable[str], names: Collection[str]) -> list[RuleUse]:
-    """Return what every pattern of a weight map hits among the tensors that deltas have."""
-    return [
-        RuleUse("weight-map", pattern, sum(compiled(pattern).search(name) is not None for name in names))
-        for pattern in patterns
-    ]
+    """Return for how many of the deltas' tensors every pattern of a weight map decides: the last that matches."""
+    listed = list(patterns)
+    decided = [0] * len(listed)
+    for name in names:
+        matching = [number for number, pattern in enumerate(listed) if compiled(pattern).search(name)]
+        if matching:
+            decided[matching[-1]] += 1
+    return [RuleUse("weight-map", pattern, count) for pattern, count in zip(listed, decided, strict=True)]
 
 
-def refuse_idle(uses: Iterable[RuleUse], names: Collection[str]) -> None:
+_IDLE: Mapping[RuleKind, str] = {
+    "rename": "changes the name of no tensor",
+    "skip": "hits no tensor",
+    "carry": "hits no tensor that only post has",
+    "weight-map": "decides for no tensor of a delta, as none matches, or later patterns match the same",
+}
+
+
+def refuse_idle(uses: Iterable[RuleUse], names: Mapping[RuleKind, Collection[str]]) -> None:
     """Refuse rules that hit nothing.
 
     Args:
         uses: what every rule hit.
-        names: among which the nearest are sought.
+        names: what rules of each kind can hit: among these the nearest are sought.
 
     Raises:
         OptionError: one hit nothing; all such rules are named, each with the names that come nearest.
@@ -191,9 +205,8 @@ def refuse_idle(uses: Iterable[RuleUse], names: Collection[str]) -> None:
         return
     lines = []
     for use in idle:
-        near = ", ".join(shown(name) for name in _nearest(use.pattern, names))
-        what = "hits no tensor that only post has" if use.rule == "carry" else "hits no tensor"
-        lines.append(f"--{use.rule} {use.pattern!r} {what}" + (f"; the nearest names are {near}" if near else ""))
+        near = ", ".join(shown(name) for name in _nearest(use.pattern, names.get(use.rule, ())))
+        lines.append(f"--{use.rule} {use.pattern!r} {_IDLE[use.rule]}" + (f"; the nearest are {near}" if near else ""))
     raise OptionError("\n  - ".join(lines), remedy="correct the pattern, or leave the rule out")
 
 

@@ -20,6 +20,7 @@ from paramdelta_hub.cli.common import (
     work_options,
 )
 from paramdelta_hub.cli.crew import crew_options, run_share
+from paramdelta_hub.errors import OptionError
 
 if TYPE_CHECKING:
     from paramdelta_hub.checkpoints.pairing import LeftOut
@@ -129,6 +130,12 @@ def apply(
     from paramdelta_hub.operations.weights import WeightMap, summands_of
 
     rules = parse_rules(renames, skips, rule_files)
+    if rules.carries:
+        raise OptionError("carry rules are for pd-extract: a delta has whole what was carried", remedy="leave them out")
+    if dry_run and (rank is not None or world is not None):
+        raise OptionError("a dry run is of the whole work, not of a rank", remedy="leave out --rank and --world")
+    if stream and executor != "threads":
+        raise OptionError("--stream is for threads of one process", remedy="leave out --stream, or --executor")
     request = ApplyRequest(
         target=target,
         deltas=tuple((str(summand.delta), summand.weight) for summand in summands_of(deltas)),

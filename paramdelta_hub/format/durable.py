@@ -58,6 +58,7 @@ def storage_error(doing: str, error: OSError) -> StorageError:
         errno.EROFS: "the file system is read-only; write elsewhere",
         errno.EACCES: "check the permissions",
         errno.ENAMETOOLONG: "choose a shorter path",
+        **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOENT, errno.ENOTDIR), "check the path"),
         errno.EIO: "the disk reports an I/O error; check it, then run the same command again",
     }.get(error.errno or 0, "run the same command again: it goes on where it stopped")
     what = f"{doing} failed: {error.strerror or error}"

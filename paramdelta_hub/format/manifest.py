@@ -218,6 +218,12 @@ class Manifest(Record):
         """Size of the full model's tensors that the delta covers."""
         return sum(tensor.elements * tensor.itemsize for tensor in self.tensors)
 
+    @property
+    def content_id(self) -> str:
+        """Return what names the delta itself, a sha256: equal for packages that differ in labels and files alone."""
+        lines = sorted(f"{tensor.name}\0{tensor.base_blake3}\0{tensor.post_blake3}" for tensor in self.tensors)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
     @model_validator(mode="after")
     def _coherent(self) -> Manifest:
         check_file_names([MANIFEST_NAME, "README.md", "manifest.json.sig", *(file.path for file in self.files)])

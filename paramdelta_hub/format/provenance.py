@@ -58,6 +58,7 @@ class Delta(Record):
     name: Text
     version: SemanticVersion
     id: Sha256 = Field(description="sha256 of its manifest, which names the package")
+    content: Sha256 = Field(description="of the digests of its tensors: equal for packages that differ in labels alone")
     weight: Number
     base: Model
     post: Model
@@ -154,6 +155,9 @@ class Provenance(Record):
     target: Model
     deltas: Annotated[tuple[Delta, ...], Field(min_length=1, max_length=FILES, fail_fast=True)] = Field(
         description="in the order in which they were added"
+    )
+    earlier: Annotated[tuple[Delta, ...], Field(max_length=FILES, fail_fast=True)] = Field(
+        description="what the target had already, by its own provenance"
     )
     weight_map: tuple[Factor, ...] = Field(
         fail_fast=True, description="the last pattern found in a tensor's name decides, else 1"

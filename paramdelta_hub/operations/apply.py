@@ -19,14 +19,15 @@ from paramdelta_hub.format.provenance import parse_provenance
 from paramdelta_hub.kernels import Kernel
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.operations.applying import out_digests
-from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, check_place, complete
+from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, complete
 from paramdelta_hub.operations.layout import index_text, lay_out
 from paramdelta_hub.operations.opening import open_inputs
 from paramdelta_hub.operations.planning import passing_bytes, plan_apply
 from paramdelta_hub.operations.provenance import PROVENANCE_NAME, is_post, provenance_of
 from paramdelta_hub.operations.readiness import Mode, Prefer, Readiness, make_ready
+from paramdelta_hub.operations.replacing import check_new
 from paramdelta_hub.operations.requantize import Dtype, Requantization, requantization
-from paramdelta_hub.operations.requests import ApplyRequest, request
+from paramdelta_hub.operations.requests import ApplyRequest
 from paramdelta_hub.operations.streaming import FilePool
 from paramdelta_hub.operations.summands import AppliedDelta, sums_of
 from paramdelta_hub.operations.weights import Deltas, Factors, Summand, WeightMap, summands_of
@@ -38,6 +39,7 @@ from paramdelta_hub.work.progress import Progress
 __all__ = ["PROVENANCE_NAME", "Application", "ApplyReport", "Summand", "WeightMap", "apply", "carry_out"]
 
 CARD_NAME = "README.md"
+NOTHING_ADDED = "nothing was added: all weights are 0, or the deltas change nothing here"
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,7 @@ def apply(
         RegistryError: a delta can't be had from its registry.
     """
     rules = rules or Rules()
-    wanted = request(
-        ApplyRequest,
+    wanted = ApplyRequest(
         target=os.fspath(target),
         deltas=tuple((os.fspath(summand.delta), summand.weight) for summand in summands_of(deltas)),
         weight_map=WeightMap.of(weight_map).rules,
@@ -188,7 +189,7 @@ def carry_out(
             f"--stream fetches each file once, for the threads of one process, not for {crew.executor}",
             remedy="leave out --stream, or --executor",
         )
-    check_place(out, overwrite=overwrite)
+    check_new(out, overwrite=overwrite, registry=registry)
     operation = Application(wanted, out, registry=registry, progress=progress)
     return complete(operation, out, crew, progress, overwrite=overwrite)
 
@@ -269,7 +270,7 @@ class Application(Operation[ApplyReport]):
         fit, wanted, model = inputs.fit, inputs.request, inputs.model
         ordered = [outcomes[number] for number in range(len(self.plan.tasks))]
         digests = {name: digest for outcome in ordered for name, digest in outcome["tensors"].items()}
-        notes = (*inputs.doubts, *self._doubts, *fit.notes)
+        notes = (*inputs.doubts, *self._doubts, *([] if self._sums else [NOTHING_ADDED]), *fit.notes)
         exactly_post, lost = is_post(self._applied, fit, digests), requantization(ordered)
         with io_errors("writing the companion files"):
             readiness = make_ready(

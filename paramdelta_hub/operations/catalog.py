@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +13,7 @@ from paramdelta_hub.errors import ParamdeltaError
 from paramdelta_hub.format.durable import expand, io_errors
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import CATALOG_DELTAS
-from paramdelta_hub.operations.execution import check_place
-from paramdelta_hub.operations.replacing import Replacement, registry_places
+from paramdelta_hub.operations.replacing import Replacement, check_new, registry_places
 from paramdelta_hub.registry.locate import chosen
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Hit, Registry
@@ -88,7 +86,7 @@ def catalog(
     root = chosen(registry)
     there, progress = open_registry(root), progress or Progress()
     may_replace = Replacement("catalog", [*registry_places(registry), *_models(bases)]) if overwrite else None
-    check_place(out, overwrite=overwrite)
+    check_new(out, overwrite=overwrite, registry=registry)
     # Of a folder the last name will do: where it lies on this machine is nobody's business.
     wanted = [(_called(model), describe_base(model)) for model in bases]
     hits = [hit for hit in itertools.islice(there.search(query, None, None), limit + 1) if is_repo(hit.repo)]
@@ -102,8 +100,8 @@ def catalog(
         finally:
             progress.finish()
         pages = nbytes = 0
+        place.start_afresh()
         with io_errors("writing the site"):
-            shutil.rmtree(place.result, ignore_errors=True)  # of a run that was killed
             for name, content in site_pages(title, entries):
                 file = place.result / name
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -130,7 +130,15 @@ def pair_up(
     whole = [name for name in theirs.entries if rules.carries_name(name)]
     found = match(ours.entries, theirs.entries, rules, ("base", "post"), whole=whole)
     uses = rule_uses(rules, ours.entries, [theirs.entries], found.new)
-    refuse_idle(uses, [*ours.entries, *theirs.entries])
+    both = [*ours.entries, *theirs.entries]
+    refuse_idle(
+        uses,
+        {
+            "skip": both,
+            "rename": theirs.entries,
+            "carry": [name for name in theirs.entries if rules.rename(name) not in ours.entries],
+        },
+    )
     problems = [
         Mismatch(side, "quantized", f"{model.checkpoint.source.path}: {model.refused}")
         for side, model in (("base", ours), ("post", theirs))
@@ -160,7 +168,8 @@ def pair_up(
             f"base and post differ in {len(problems)} way(s)", problems, where=str(post.source.path), remedy=remedy
         )
     if not pairs:
-        raise MismatchError("base and post have no tensor in common", where=str(post.source.path))
+        what = "the skip rules leave no tensor" if rules.skips else "base and post have no tensor in common"
+        raise MismatchError(what, where=str(post.source.path))
     return Differences(
         pairs=tuple(pairs),
         omissions=(

@@ -11,12 +11,12 @@ from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.durable import read_small
 from paramdelta_hub.format.package import Package
-from paramdelta_hub.format.provenance import PROVENANCE_NAME, parse_provenance
+from paramdelta_hub.format.provenance import PROVENANCE_NAME, Delta, parse_provenance
 from paramdelta_hub.limits import KIB, MIB, PROVENANCE_BYTES
 from paramdelta_hub.operations.applying import view_digest
 from paramdelta_hub.operations.fitting import Fit
 
-__all__ = ["find_earlier"]
+__all__ = ["earlier_deltas", "find_earlier"]
 
 _COMPARED = 8
 """Tensors whose digests are compared with post's, the smallest that changed: norms and biases, mostly."""
@@ -24,7 +24,7 @@ _MOST_BYTES, _MOST_REMOTE_BYTES = 64 * MIB, 64 * KIB
 """Bytes of a compared tensor; where each is a request, fewer."""
 
 
-def find_earlier(fit: Fit, number: int, package: Package, remote: Files | None = None) -> str | None:
+def find_earlier(fit: Fit, number: int, package: Package, weight: float, remote: Files | None = None) -> str | None:
     """Return in words why the target seems to have a delta already, or None.
 
     It has if its own provenance says so, or if all of the smallest tensors that training had changed are post's.
@@ -33,13 +33,18 @@ def find_earlier(fit: Fit, number: int, package: Package, remote: Files | None =
         fit: how the deltas fit the target.
         number: which delta.
         package: its package.
+        weight: what it is to be added with; one of the other sign takes back what was added.
         remote: reads the target's values where its files are not on this machine.
 
     Raises:
         CheckpointError: the target's values can't be read.
     """
-    if package.digest in _applied_before(fit.target.checkpoint):
-        return f"the target's {PROVENANCE_NAME} says that it was applied"
+    content = package.manifest.content_id
+    before = sum(delta.weight for delta in earlier_deltas(fit.target.checkpoint) if delta.content == content)
+    if before * weight > 0:
+        return f"the target's {PROVENANCE_NAME} says that it was applied, with a weight of {before:g} in all"
+    if weight < 0:
+        return None
     most = _MOST_REMOTE_BYTES if remote else _MOST_BYTES
     tensors = sorted(_changed(fit, number, package, most), key=lambda found: found[1].nbytes)[:_COMPARED]
     with Descriptors(CheckpointError) as files:
@@ -62,13 +67,15 @@ def _changed(fit: Fit, number: int, package: Package, most: int) -> Iterator[tup
                 yield record.post_blake3, tensor
 
 
-def _applied_before(target: Checkpoint) -> set[str]:
-    """Return the ids of the deltas that the target's own provenance lists, if it has one that can be read."""
+def earlier_deltas(target: Checkpoint) -> tuple[Delta, ...]:
+    """Return the deltas that a target has already, as far as a provenance beside its weights tells, the first first."""
     path = target.folder / PROVENANCE_NAME
-    if target.is_lone_file or not path.exists():
-        return set()
     try:
+        if not path.exists():
+            return ()
         provenance = parse_provenance(read_small(path, PROVENANCE_BYTES, CheckpointError, follow=True), str(path))
-    except SourceError:
-        return set()
-    return {delta.id for delta in provenance.deltas if delta.weight > 0}
+    except (SourceError, OSError):
+        return ()
+    if target.is_lone_file and not target.tensors.keys() <= provenance.tensors.keys():
+        return ()  # a file that happens to lie there
+    return (*provenance.earlier, *provenance.deltas)

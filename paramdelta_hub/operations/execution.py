@@ -19,7 +19,7 @@ from paramdelta_hub.kernels import Kernel, kernel_for
 from paramdelta_hub.limits import DEFAULT_MEMORY, WORKER_BYTES
 from paramdelta_hub.operations.tasks import perform, run_task, sync_outcome, written
 from paramdelta_hub.work.cluster import Cluster
-from paramdelta_hub.work.destination import Destination, MayReplace, anything
+from paramdelta_hub.work.destination import Destination, MayReplace
 from paramdelta_hub.work.plan import Plan, Receipt
 from paramdelta_hub.work.progress import Progress
 from paramdelta_hub.work.shares import lots
@@ -30,7 +30,6 @@ __all__ = [
     "Executor",
     "Operation",
     "Outcomes",
-    "check_place",
     "complete",
     "execute",
     "intact",
@@ -132,15 +131,6 @@ class Operation(ABC, Generic[R]):
     @abstractmethod
     def finish(self, destination: Destination, outcomes: Outcomes, resumed: int) -> R:
         """Write what is left to write, commit, and return the report."""
-
-
-def check_place(out: str | Path, *, overwrite: bool) -> None:
-    """Check, before anything is read or fetched, that the place of an output is free, or may become so.
-
-    Raises:
-        DestinationError: it is taken.
-    """
-    Destination(Path(out), may_replace=anything if overwrite else None).check()
 
 
 def complete(operation: Operation[R], out: str | Path, crew: Crew, progress: Progress, *, overwrite: bool) -> R:

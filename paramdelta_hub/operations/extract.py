@@ -17,10 +17,10 @@ from paramdelta_hub.format.manifest import MANIFEST_NAME, Manifest, parse_manife
 from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
 from paramdelta_hub.operations.assembling import assemble, final_names
 from paramdelta_hub.operations.differences import Differences, name_trained, pair_up, tokenizer_folder
-from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, check_place, complete
+from paramdelta_hub.operations.execution import Crew, Executor, Operation, Outcomes, complete
 from paramdelta_hub.operations.readiness import check_packable
-from paramdelta_hub.operations.replacing import Replacement, model_places, registry_places
-from paramdelta_hub.operations.requests import ExtractRequest, request
+from paramdelta_hub.operations.replacing import Replacement, check_new, model_places, registry_places
+from paramdelta_hub.operations.requests import ExtractRequest
 from paramdelta_hub.work.destination import Destination
 from paramdelta_hub.work.plan import Plan, cut, planning
 from paramdelta_hub.work.progress import Progress
@@ -117,8 +117,7 @@ def extract(
         StorageError: the disk is full or fails.
     """
     rules = rules or Rules()
-    wanted = request(
-        ExtractRequest,
+    wanted = ExtractRequest(
         base=os.fspath(base),
         post=os.fspath(post),
         name=name,
@@ -132,7 +131,7 @@ def extract(
         hash_files=hash_files,
     )
     crew = Crew(executor, threads, memory)
-    check_place(out, overwrite=overwrite)
+    check_new(out, overwrite=overwrite)
     return complete(Extraction(wanted), out, crew, progress or Progress(), overwrite=overwrite)
 
 
@@ -207,10 +206,11 @@ class Extraction(Operation[ExtractReport]):
         _refuse_not_finite(outcomes.values())
         records = [record for outcome in outcomes.values() for record in outcome.get("tensors", ())]
         if len(outcomes) == len(self.plan.tasks) and not any(r["changed"] or r["rows"] for r in records):
+            remedy = "give the model that was trained as POST, and the one that it was trained from as BASE"
             raise MismatchError(
                 f"post has the same values as base in all {len(records)} tensors: there is no delta to extract",
                 where=str(self._post.source.path),
-                remedy="give the model that was trained as POST, and the one that it was trained from as BASE",
+                remedy=f"{remedy}; or see what --skip leaves out" if self._rules.skips else remedy,
             )
 
     def finish(self, destination: Destination, outcomes: Outcomes, resumed: int) -> ExtractReport:

@@ -220,7 +220,13 @@ def _rule_uses(
     summed = {name for found in matches for name in found.pairs}
     uses = rule_uses(rules, target.entries, sides)
     uses += uses_of_patterns([pattern for pattern, _ in weights.by_name.rules], summed)
-    refuse_idle(uses, list(dict.fromkeys([*target.entries, *(name for side in sides for name in side)])))
+    theirs = list(dict.fromkeys(name for side in sides for name in side))
+    refuse_idle(uses, {"skip": [*target.entries, *theirs], "rename": theirs, "weight-map": summed})
+    if not summed and rules.skips:
+        raise MismatchError("the skip rules leave no tensor of any delta", where=str(target.checkpoint.source.path))
+    for number in range(len(packages)):
+        for name in matches[number].pairs:
+            weights.of(number, name)  # a product that is too large is told before anything is written
     trained: dict[str, set[str]] = {}
     for package in packages if rules.skips else ():
         for name, record in package.records.items():

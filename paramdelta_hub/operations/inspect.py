@@ -12,7 +12,6 @@ from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.durable import io_errors, write_file
 from paramdelta_hub.format.manifest import Manifest, TensorRecord
 from paramdelta_hub.format.package import Package, open_package
-from paramdelta_hub.format.seal import is_sealed
 from paramdelta_hub.limits import SPECTRUM_MATRICES
 from paramdelta_hub.operations.replacing import check_output_file
 from paramdelta_hub.registry.locate import locate_delta
@@ -20,6 +19,7 @@ from paramdelta_hub.reports.agreement import Comparison, compare_packages
 from paramdelta_hub.reports.charts import check_charts
 from paramdelta_hub.reports.comparison_page import comparison_page
 from paramdelta_hub.reports.delta_page import delta_page
+from paramdelta_hub.reports.markup import is_page
 from paramdelta_hub.reports.spectra import Spectrum, measure_spectra
 from paramdelta_hub.work.progress import Progress
 
@@ -155,7 +155,7 @@ def check_report(path: str | Path, *, overwrite: bool = False) -> Path:
         DestinationError: the file exists.
     """
     check_charts()
-    return check_output_file(path, is_sealed, overwrite=overwrite)
+    return check_output_file(path, is_page, overwrite=overwrite)
 
 
 def write_report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +65,7 @@ class Inputs:
         values: Files | None = RemoteValues(self.remote) if self.remote else None
         found = []
         for number, (package, weight) in enumerate(zip(self.packages, self.weights.deltas, strict=True)):
-            if weight > 0 and (why := find_earlier(self.fit, number, package, values)):
+            if weight and (why := find_earlier(self.fit, number, package, weight, values)):
                 found.append(f"{package.manifest.name} {package.manifest.version}: {why}")
         if found and not self.request.force:
             raise MismatchError(
@@ -147,13 +146,20 @@ def open_inputs(
 
 
 def _doubled(packages: Sequence[Package], force: bool) -> tuple[str, ...]:
-    """Return in words which packages are named more than once, where that is forced.
+    """Return in words which deltas are named more than once, under whatever labels, where that is forced.
 
     Raises:
         OptionError: one is, and it is not forced.
     """
-    counts = Counter((package.digest, package.manifest.name, package.manifest.version) for package in packages)
-    found = [f"{name} {version} is named {count} times" for (_, name, version), count in counts.items() if count > 1]
+    labels: dict[str, list[str]] = {}
+    for package in packages:
+        label = f"{package.manifest.name} {package.manifest.version}"
+        labels.setdefault(package.manifest.content_id, []).append(label)
+    found = [
+        f"{names[0]} is named {len(names)} times" + (f", as {', '.join(names[1:])} too" if len(set(names)) > 1 else "")
+        for names in labels.values()
+        if len(names) > 1
+    ]
     if found and not force:
         raise OptionError(
             "; ".join(found), remedy="name it once, with the weight that you mean; or add it as often with --force"

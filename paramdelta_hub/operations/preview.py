@@ -13,9 +13,10 @@ from paramdelta_hub.errors import StorageError
 from paramdelta_hub.format.sizes import human_bytes
 from paramdelta_hub.operations.layout import lay_out
 from paramdelta_hub.operations.opening import open_inputs
+from paramdelta_hub.operations.replacing import check_new
 from paramdelta_hub.operations.requests import ApplyRequest
 from paramdelta_hub.operations.summands import AppliedDelta
-from paramdelta_hub.work.destination import Destination, anything
+from paramdelta_hub.work.destination import Destination
 from paramdelta_hub.work.progress import Progress
 from paramdelta_hub.work.threads import default_threads
 
@@ -97,8 +98,9 @@ def preview(
         DestinationError: ``out`` exists.
         ParamdeltaError: whatever the beginning of an apply raises: not found, no fit, not kin.
     """
-    destination = Destination(Path(out), may_replace=anything if overwrite else None)
-    destination.check()
+    check_new(out, overwrite=overwrite, registry=registry)
+    destination = Destination(Path(out))
+    destination.check_reach()
     inputs = open_inputs(request, destination.pieces, registry=registry, part="evidence", progress=progress)
     if overwrite and os.path.lexists(destination.out):
         inputs.may_replace(destination.out)

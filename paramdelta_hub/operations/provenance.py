@@ -10,6 +10,7 @@ from paramdelta_hub.checkpoints.pairing import SKIPPED
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.format.manifest import Source
 from paramdelta_hub.format.provenance import PROVENANCE_NAME
+from paramdelta_hub.operations.earlier import earlier_deltas
 from paramdelta_hub.operations.fitting import Fit
 from paramdelta_hub.operations.summands import AppliedDelta
 from paramdelta_hub.operations.weights import WeightMap
@@ -45,6 +46,7 @@ def provenance_of(
         "created_by": __about__.CREATED_BY,
         "target": {"name": source.name, "commit": source.commit},
         "deltas": [_delta(delta) for delta in applied],
+        "earlier": [delta.model_dump(mode="json") for delta in earlier_deltas(fit.target.checkpoint)],
         "weight_map": [{"pattern": pattern, "factor": factor} for pattern, factor in weight_map.rules],
         "renames": [{"pattern": pattern, "replacement": new} for pattern, new in rules.renames],
         "skips": list(rules.skips),

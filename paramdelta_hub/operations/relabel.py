@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.format.durable import expand, io_errors
+from paramdelta_hub.format.durable import expand
 from paramdelta_hub.format.labels import check_labels
 from paramdelta_hub.format.links import settle
 from paramdelta_hub.format.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from paramdelta_hub.format.package import open_package
 from paramdelta_hub.operations.publish import read_card
-from paramdelta_hub.operations.replacing import Replacement, check_apart, registry_places
+from paramdelta_hub.operations.replacing import Replacement, check_apart, check_new, registry_places
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.markdown import YOURS_BEGIN, YOURS_END, own_words, split
 from paramdelta_hub.registry.receiving import CARD_NAME, file_chunks, put_small, receive
@@ -104,13 +103,12 @@ def relabel(
         )
     places = [("the package that is relabeled", package.path), *registry_places(registry, [str(delta)])]
     check_apart(out, places[:1])
+    check_new(out, overwrite=overwrite, registry=registry)
     card = _own_card(read_card(package.path))
     text = manifest.to_json()
     manifest, digest = parse_manifest(text)  # what we write, we can read
     with Destination(out, may_replace=Replacement("package", places) if overwrite else None) as place:
-        with io_errors("preparing the package"):
-            shutil.rmtree(place.result, ignore_errors=True)  # of a run that was killed
-            place.result.mkdir()
+        place.start_afresh()
         source = package.path
         receive(manifest.files, lambda file: file_chunks(settle(source, file)), place.result, str(source), progress)
         put_small(place.result / CARD_NAME, None if card is None else card.encode())

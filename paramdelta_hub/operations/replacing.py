@@ -16,10 +16,10 @@ from typing import Literal
 from pydantic import ValidationError
 
 from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
-from paramdelta_hub.errors import DestinationError, SourceError
+from paramdelta_hub.errors import DestinationError, OptionError, SourceError
 from paramdelta_hub.format.durable import expand, file_digest, io_errors, read_small
 from paramdelta_hub.format.listing import shown_names
-from paramdelta_hub.format.manifest import MANIFEST_NAME
+from paramdelta_hub.format.manifest import LINEAGE_NAME, MANIFEST_NAME
 from paramdelta_hub.format.package import LOCK_NAME, open_package
 from paramdelta_hub.format.provenance import PROVENANCE_NAME, Provenance, parse_provenance
 from paramdelta_hub.format.seal import is_sealed
@@ -30,15 +30,30 @@ from paramdelta_hub.registry.lock import read_lock
 from paramdelta_hub.registry.names import folder_of, is_repo, is_version
 from paramdelta_hub.registry.reference import parse_reference
 from paramdelta_hub.reports.site import SITE_NAME, SiteFiles
+from paramdelta_hub.work.destination import Destination, anything
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["Kind", "Replacement", "check_apart", "check_output_file", "model_places", "registry_places"]
+__all__ = [
+    "Kind",
+    "Replacement",
+    "check_apart",
+    "check_new",
+    "check_output_file",
+    "model_places",
+    "owner_of",
+    "registry_places",
+]
 
 Kind = Literal["package", "model", "catalog"]
 _CALLED: dict[Kind, str] = {
     "package": "a delta package",
     "model": "a model that pd-apply made",
     "catalog": "a catalog that pd-catalog made",
+}
+_MARKS = {
+    (MANIFEST_NAME, LINEAGE_NAME): "a delta package",
+    (PROVENANCE_NAME,): "a model that pd-apply made",
+    (SITE_NAME,): "a catalog",
 }
 _REMEDY = "choose another name for the output; or look into it, and delete it yourself"
 
@@ -77,7 +92,8 @@ class Replacement:
             try:
                 foreign = list(_FOREIGN[self.kind](out))
             except SourceError as error:
-                what = f"not replaced, as it is not {_CALLED[self.kind]} ({error.what})"
+                place = f"{Path(error.where).name}: " if error.where and Path(error.where) != out else ""
+                what = f"not replaced, as it is not {_CALLED[self.kind]} ({place}{error.what})"
                 names = shown_names(sorted(os.listdir(out)))
                 raise DestinationError(f"{what}; it holds {names}", where=str(out), remedy=_REMEDY) from None
         if foreign:
@@ -99,7 +115,13 @@ def check_output_file(file: str | Path, is_ours: Callable[[bytes], bool], *, ove
     Raises:
         DestinationError: there is a file, and it is not to be replaced or is none of ours; or a folder.
     """
+    if not str(file).strip():
+        raise OptionError("an empty name of a file")
     path = Path(os.path.realpath(expand(file)))
+    if owner := owner_of(path):
+        raise DestinationError(
+            f"can't be written, as it lies inside {owner}", where=str(file), remedy="choose another place"
+        )
     if not os.path.lexists(path):
         return path
     if not overwrite:
@@ -117,10 +139,32 @@ def check_output_file(file: str | Path, is_ours: Callable[[bytes], bool], *, ove
     return path
 
 
+def check_new(out: str | Path, *, overwrite: bool, registry: str | Path | None = None) -> None:
+    """Check, before anything is read or fetched, that an output can come where it is wanted.
+
+    Raises:
+        OptionError: ``overwrite`` is neither True nor False.
+        DestinationError: the place is taken, or lies inside an output of ours or a registry, which it would spoil.
+    """
+    if not isinstance(overwrite, bool):
+        raise OptionError(f"overwrite is True or False, not {overwrite!r}")
+    destination = Destination(Path(out), may_replace=anything if overwrite else None)
+    destination.check()
+    if os.path.lexists(destination.out):
+        return  # judged when it is known what is to take its place
+    inside = [
+        f"a registry, {place}" for _, place in registry_places(registry) if place.resolve() in destination.out.parents
+    ]
+    for what in [*inside, *filter(None, [owner_of(destination.out)])]:
+        raise DestinationError(
+            f"can't be made, as it lies inside {what}", where=str(out), remedy="choose another place"
+        )
+
+
 def model_places(what: str, model: Checkpoint) -> list[tuple[str, Path]]:
     """Return where a model lies: its folder, or file, and the folders that its weight files are linked from."""
     linked = sorted({file.path.parent for file in model.files} - {Path(os.path.realpath(model.folder))})
-    return [(what, model.source.path), *((f"weights of {what}", folder) for folder in linked)]
+    return [(what, model.source.path), *((f"the folder of the weights of {what}", folder) for folder in linked)]
 
 
 def registry_places(registry: str | Path | None, deltas: Sequence[str] = ()) -> list[tuple[str, Path]]:
@@ -128,6 +172,23 @@ def registry_places(registry: str | Path | None, deltas: Sequence[str] = ()) -> 
     roots = [chosen(registry), *(found.root for delta in deltas if (found := parse_reference(delta)))]
     folders = [folder for root in roots if root is not None and (folder := folder_of(root)) is not None]
     return [("a registry", Path(folder)) for folder in folders if folder != os.sep]  # everything lies inside that one
+
+
+def owner_of(path: Path) -> str | None:
+    """Return in words which output of ours, or registry, a path lies inside; None: in none. One more file spoils it."""
+    for folder in path.parents:
+        for mark, what in _MARKS.items():
+            if all((folder / name).is_file() for name in mark):
+                return f"{what}, {folder}"
+    return f"a registry, {path.parents[2]}" if len(path.parents) > 2 and _has_versions(path.parent) else None
+
+
+def _has_versions(folder: Path) -> bool:
+    """Whether a folder is a repository of a registry: it holds published versions."""
+    try:
+        return any(is_version(name) and (folder / name / MANIFEST_NAME).is_file() for name in os.listdir(folder))
+    except OSError:
+        return False
 
 
 def check_apart(out: str | Path, apart_from: Sequence[tuple[str, Path]]) -> None:
@@ -210,7 +271,7 @@ def _changed_weights(model: Checkpoint, provenance: Provenance, mark: int) -> It
             for span, tensor in zip(file.header.tensors, promised, strict=True)
         ):
             yield file.name
-        elif os.stat(file.path).st_mtime_ns > mark:
+        elif _touched(file.path) >= mark:
             newer.add(file.name)
     if newer:
         untouched = {name for name, (file, _) in model.tensors.items() if file.name not in newer}
@@ -246,15 +307,18 @@ def _names(out: Path) -> Iterator[str]:
         links = [name for name in folders if os.path.islink(os.path.join(at, name))]
         within = Path(at).relative_to(out)
         if within.parts == (".cache", "huggingface"):  # what the Hub's client leaves in a folder that it downloads to
-            folders.clear()
-            continue
+            folders[:] = [name for name in folders if name != "download"]
+            files = [name for name in files if name not in (".gitignore", "CACHEDIR.TAG")]
         for name in sorted([*files, *links]):
             yield (within / name).as_posix()
 
 
 def _is_changed(path: Path, size: int, sha256: str, mark: int) -> bool:
     """Whether a file is not the listed one. Digests are taken of what was written after ``mark`` alone."""
+    return os.stat(path).st_size != size or (_touched(path) >= mark and file_digest(path)[0] != sha256)
+
+
+def _touched(path: Path) -> int:
+    """Return when a file was last written, or came to its name, in ns: of two times, one can't be set back by hand."""
     status = os.stat(path)
-    if status.st_size != size:
-        return True
-    return status.st_mtime_ns > mark and file_digest(path)[0] != sha256
+    return max(status.st_mtime_ns, status.st_ctime_ns)

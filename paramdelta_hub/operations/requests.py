@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
 
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import OptionError, SourceError
@@ -16,17 +15,19 @@ from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import expand
 from paramdelta_hub.operations.readiness import Mode, Prefer
 from paramdelta_hub.operations.requantize import Dtype
-from paramdelta_hub.operations.weights import checked_weight
+from paramdelta_hub.operations.weights import WeightMap, summands_of
 
-__all__ = ["ApplyRequest", "ExtractRequest", "absolute", "request", "request_of"]
+__all__ = ["ApplyRequest", "ExtractRequest", "absolute", "request_of"]
 
 T = TypeVar("T")
 _CLOSED = ConfigDict(strict=True, extra="forbid")
 
 
-@dataclass(frozen=True, config=_CLOSED)
+@dataclass(frozen=True)
 class ExtractRequest:
     """What :func:`~paramdelta_hub.extract` is asked for; fields as its arguments, rules as tuples."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     base: str
     post: str
@@ -40,6 +41,9 @@ class ExtractRequest:
     post_tokenizer: str | None = None
     hash_files: bool = False
 
+    def __post_init__(self) -> None:
+        _check_fields(self)
+
     @property
     def rules(self) -> Rules:
         """The rules, checked."""
@@ -51,9 +55,11 @@ class ExtractRequest:
         return {**asdict(self), **paths}
 
 
-@dataclass(frozen=True, config=_CLOSED)
+@dataclass(frozen=True)
 class ApplyRequest:
     """What :func:`~paramdelta_hub.apply` is asked for; fields as its arguments, deltas as (package, weight)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     target: str
     deltas: tuple[tuple[str, float], ...]
@@ -69,10 +75,10 @@ class ApplyRequest:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if not self.deltas:
-            raise OptionError("no delta to apply")
-        for _, weight in (*self.deltas, *self.weight_map):
-            checked_weight(weight)
+        deltas = tuple((os.fspath(summand.delta), summand.weight) for summand in summands_of(self.deltas))
+        object.__setattr__(self, "deltas", deltas)
+        object.__setattr__(self, "weight_map", WeightMap.of(self.weight_map).rules)
+        _check_fields(self)
 
     @property
     def rules(self) -> Rules:
@@ -85,18 +91,19 @@ class ApplyRequest:
         return {**asdict(self), **paths, "deltas": [(absolute(delta), weight) for delta, weight in self.deltas]}
 
 
-def request(kind: type[T], **fields: Any) -> T:
-    """Return a request of these fields, each of its type and, where there is a choice, one of it.
+def _check_fields(request: ExtractRequest | ApplyRequest) -> None:
+    """Check that every field is of its type and, where there is a choice, one of it.
 
     Raises:
         OptionError: one is not; the message names it, and what it can be.
     """
-    try:
-        return kind(**fields)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        raise OptionError(f"{name}: {problem['msg']}, not {problem['input']!r}") from None
+    types = get_type_hints(type(request))
+    for field in fields(request):
+        value = getattr(request, field.name)
+        try:
+            TypeAdapter(types[field.name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise OptionError(f"{field.name}: {error.errors()[0]['msg']}, not {value!r}") from None
 
 
 def request_of(kind: type[T], fields: Mapping[str, Any], where: str) -> T:

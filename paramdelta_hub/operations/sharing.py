@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 
 from paramdelta_hub.errors import DestinationError, OptionError
 from paramdelta_hub.operations.apply import Application, ApplyReport
-from paramdelta_hub.operations.execution import Crew, Operation, Outcomes, check_place, execute, intact, reopen, resume
+from paramdelta_hub.operations.execution import Crew, Operation, Outcomes, execute, intact, reopen, resume
 from paramdelta_hub.operations.extract import Extraction, ExtractReport
+from paramdelta_hub.operations.replacing import check_new
 from paramdelta_hub.operations.requests import ApplyRequest, ExtractRequest, request_of
 from paramdelta_hub.operations.tasks import written
 from paramdelta_hub.work.destination import Destination, anything
@@ -84,7 +85,7 @@ def do_share(
     if isinstance(request, ApplyRequest) and request.stream:
         raise OptionError("ranks can't share a target that is streamed", remedy="download it, or leave out --stream")
     crew, progress = crew or Crew(), progress or Progress()
-    check_place(out, overwrite=overwrite)
+    check_new(out, overwrite=overwrite, registry=registry)
     operation = _opened(request, out, registry, progress)
     may_replace = operation.may_replace if overwrite else None
     with Destination(Path(out), may_replace=may_replace, shared=True) as destination:

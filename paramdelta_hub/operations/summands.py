@@ -42,6 +42,7 @@ class AppliedDelta:
             "name": manifest.name,
             "version": manifest.version,
             "id": self.package.digest,
+            "content": manifest.content_id,
             "weight": self.weight,
             "base": manifest.base.name,
             "post": manifest.post.name,
@@ -69,7 +70,8 @@ def check_lineage(
     kinship = compare(samples, tensors, remote)
     if not kinship.is_kin and not force:
         raise LineageError(
-            f"not kin to the delta's base {package.manifest.base.name!r}: {kinship}; the minimum is {KIN_CORRELATION:.2f}",
+            f"not kin to the delta's base {package.manifest.base.name!r}: {kinship};"
+            f" the minimum is {KIN_CORRELATION:.2f}",
             float("nan") if kinship.correlation is None else kinship.correlation,
             where=str(fit.target.checkpoint.source.path),
             remedy="on other weights the delta means nothing: choose a target made from its base, or use --force",

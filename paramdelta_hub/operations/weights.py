@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -29,7 +30,10 @@ def checked_weight(weight: Any, what: str = "weight") -> float:
     """
     if isinstance(weight, bool) or not isinstance(weight, Real):
         raise OptionError(f"the {what} {weight!r} is not a number", remedy="give a number such as 0.5")
-    number = float(weight)
+    try:
+        number = float(weight)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise OptionError(f"the {what} {number} is not finite", remedy="give a number such as 0.5")
     if abs(number) > LARGEST_WEIGHT:
@@ -41,15 +45,18 @@ def checked_weight(weight: Any, what: str = "weight") -> float:
 
 
 def _parsed(text: str, what: str) -> float:
-    """Return the weight that a text spells.
+    """Return the weight that a text spells, in digits: Python would take ``0_5`` for five.
 
     Raises:
         OptionError: none that can be used.
     """
+    remedy = f"write {what.rpartition('=')[0]}=0.5, for example"
     try:
-        number = float(text)
+        number = float(text if "_" not in text else "")
     except ValueError:
-        raise OptionError(f"{text!r} is not a number", where=what, remedy="write DELTA=0.5, for example") from None
+        raise OptionError(f"{text!r} is not a number", where=what, remedy=remedy) from None
+    if number == 0 and re.search("[1-9]", re.split("[eE]", text)[0]):
+        raise OptionError(f"{text!r} is too small to be told from 0", where=what, remedy=remedy)
     return checked_weight(number)
 
 
@@ -91,6 +98,8 @@ def summands_of(deltas: Deltas) -> list[Summand]:
         found = [Summand(delta, weight) for delta, weight in deltas.items()]
     elif _is_one(deltas):
         found = [_summand(deltas)]
+    elif isinstance(deltas, tuple) and len(deltas) == 2 and isinstance(deltas[1], str) and _spells_number(deltas[1]):
+        raise OptionError(f"the weight {deltas[1]!r} is a text", remedy=f"give a number: ({deltas[0]!r}, {deltas[1]})")
     elif isinstance(deltas, Sequence) and not isinstance(deltas, bytes):
         found = [_summand(delta) for delta in deltas]
     else:
@@ -114,6 +123,14 @@ def _is_pair(value: Any) -> bool:
         and isinstance(value[0], (str, os.PathLike))
         and isinstance(value[1], Real)
     )
+
+
+def _spells_number(value: Any) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _summand(value: Any) -> Summand:

@@ -14,10 +14,11 @@ from html import escape
 from importlib import resources
 from typing import TypeAlias
 
-from paramdelta_hub.format.seal import seal
+from paramdelta_hub.format.seal import is_sealed, seal
 
-__all__ = ["Markup", "Piece", "element", "figures", "join", "link", "name", "page", "table"]
+__all__ = ["Markup", "Piece", "element", "figures", "is_page", "join", "link", "name", "page", "table"]
 
+_BEGIN = b"<!doctype html>\n"
 _SHOWN = 120
 """Letters of a name that are shown: the longest in use have about as many."""
 _VOID = {"input", "link", "meta"}
@@ -130,7 +131,12 @@ def page(title: str, *body: Piece, script: str | None = None) -> bytes:
         element("style", Markup(style)),
     )
     end = element("script", Markup(script)) if script else None
-    return seal(f"<!doctype html>\n{element('html', head, element('body', *body, end), lang='en')}\n".encode())
+    return seal(_BEGIN + f"{element('html', head, element('body', *body, end), lang='en')}\n".encode())
+
+
+def is_page(content: bytes) -> bool:
+    """Whether a file is a page that :func:`page` made, not changed by a byte."""
+    return content.startswith(_BEGIN) and is_sealed(content)
 
 
 def _attribute(key: str) -> str:

@@ -24,10 +24,12 @@ or thought dead, spoils nothing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -89,7 +91,7 @@ class Destination:
     """
 
     def __init__(self, out: Path, *, may_replace: MayReplace | None = None, shared: bool = False) -> None:
-        if not os.path.basename(os.path.abspath(out)) or "\0" in str(out):
+        if not str(out).strip() or not os.path.basename(os.path.abspath(out)) or "\0" in str(out):
             raise OptionError("can't be the name of an output folder", where=repr(str(out)))
         self.given, self.out = out, Path(os.path.realpath(expand(out)))
         self.books = self.out.with_name(self.out.name + ".partial")
@@ -140,9 +142,9 @@ class Destination:
         Raises:
             DestinationError: there is.
         """
-        if expand(self.given).is_symlink() and not os.path.lexists(self.out):
+        if os.path.islink(expand(self.given)) and not os.path.exists(self.out):
             raise DestinationError(
-                f"a link to {self.out}, which is not there",
+                f"a link to {os.readlink(expand(self.given))}, which is not there",
                 where=str(self.given),
                 remedy="remove the link, or choose another name",
             )
@@ -164,13 +166,20 @@ class Destination:
             names = sorted(os.listdir(self.books))
         except OSError:
             return  # what is no folder, or can't be read, is told of when the folder is made
-        foreign = [name for name in names if not _OURS.fullmatch(name)]
+        foreign = [name for name in names if not (_OURS.fullmatch(name) and self._may_be_ours(name))]
         if foreign or (names and _LOCK not in names):
             raise DestinationError(
                 f"holds files that are not of an interrupted run: {shown_names(foreign or names)}",
                 where=str(self.books),
                 remedy="move that folder elsewhere, or choose another name for the output",
             )
+
+    def _may_be_ours(self, name: str) -> bool:
+        """Whether what has a name of ours is also of our kind: no link, an empty lock, files and folders as we make."""
+        about = os.lstat(self.books / name)
+        if stat.S_ISDIR(about.st_mode):
+            return name not in (_LOCK, _COMMITTING, PLAN_NAME) and not name.startswith("tmp")
+        return stat.S_ISREG(about.st_mode) and not (name == _LOCK and about.st_size)
 
     def _try_lock(self) -> int | None:
         """Return the held lock, or None if the folder was replaced while we waited, so that we must look again."""
@@ -239,6 +248,12 @@ class Destination:
                 )
             for torn in self.books.rglob(TEMPORARY):  # a file that was being written when we were killed
                 torn.unlink()
+            if not begun and self.plan_path.exists() and self.ranks():
+                raise DestinationError(
+                    "ranks have begun another plan here",
+                    where=str(self.books),
+                    remedy="let them finish, then commit; to give their work up, delete the folder",
+                )
             if not begun:
                 # The old plan goes first and the new one comes last: where there is a plan, the rest is of its making.
                 self.plan_path.unlink(missing_ok=True)
@@ -252,6 +267,39 @@ class Destination:
             if not begun:
                 write_file(self.plan_path, plan.to_json(), durable=False)
             return self._receipts(plan)
+
+    def start_afresh(self) -> None:
+        """Have an empty ``result`` for what is made in one go, without a plan.
+
+        Raises:
+            DestinationError: a plan has been begun here, by another command for the same place.
+        """
+        if self.plan_path.exists():
+            raise DestinationError(
+                "the work of another command has been begun here",
+                where=str(self.books),
+                remedy="finish it by the same command, or delete the folder",
+            )
+        with io_errors("preparing the output folder"):
+            _remove(self.result)
+            self.result.mkdir()
+
+    def check_reach(self) -> None:
+        """Raise what entering the place would, without making anything: for a dry run.
+
+        Raises:
+            DestinationError: another process is writing to it.
+            StorageError: the folder can't be made.
+        """
+        parent = next(path for path in self.books.parents if os.path.lexists(path))
+        with io_errors("making the output folder"):
+            if not parent.is_dir() or (os.path.lexists(self.books) and not self.books.is_dir()):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.books))
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(parent))
+            if (self.books / _LOCK).exists():
+                self._lock = self._try_lock()
+                self._release()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -338,15 +386,17 @@ class Destination:
         if not os.path.lexists(self.out) and (self.books / _REPLACED).exists():
             os.rename(self.books / _REPLACED, self.out)
             sync_folder(self.out.parent)
-        if self._stands():
+        if not self._is_new(self.result):
+            # The new one has left this place: it stands at ``out``, or did until somebody took it elsewhere. What lies
+            # here under its name is the old one, and must not be taken for work that was begun.
             for name in sorted(set(os.listdir(self.books)) - {_LOCK, _COMMITTING}):
                 _remove(self.books / name)
         (self.books / _COMMITTING).unlink()
 
-    def _stands(self) -> bool:
-        """Whether ``out`` is the folder that was about to be put there; then all the rest is of no use any more."""
+    def _is_new(self, folder: Path) -> bool:
+        """Whether a folder is the very one that was about to be put in the place of an older one."""
         try:
-            about = os.stat(self.out)
+            about = os.stat(folder)
             wanted = jsontext.parse(read_small(self.books / _COMMITTING, RECEIPT_BYTES))
         except (FileNotFoundError, PackageError):
             return False

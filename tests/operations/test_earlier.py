@@ -25,7 +25,7 @@ def test_by_its_provenance(family: Family, tmp_path: Path) -> None:
 
 
 def test_another_delta_on_an_applied_model_is_no_slip(family: Family, tmp_path: Path) -> None:
-    pd.extract(family.base, family.post, tmp_path / "other", version="2.0.0", threads=1)
+    pd.extract(family.base, family.target, tmp_path / "other", threads=1)
     pd.apply(family.target, {family.delta: 0.5}, tmp_path / "half", threads=1)
     assert pd.apply(tmp_path / "half", tmp_path / "other", tmp_path / "out", threads=1).notes == ()
 
@@ -33,6 +33,33 @@ def test_another_delta_on_an_applied_model_is_no_slip(family: Family, tmp_path: 
 def test_a_delta_that_was_taken_back_may_be_added_again(family: Family, tmp_path: Path) -> None:
     pd.apply(family.target, {family.delta: -0.5}, tmp_path / "less", threads=1)
     pd.apply(tmp_path / "less", {family.delta: 0.5}, tmp_path / "out", threads=1)
+
+
+def test_under_other_labels(family: Family, tmp_path: Path) -> None:
+    """The labels are no part of the delta: a relabeled copy, or a new extraction, is the same."""
+    pd.relabel(family.delta, tmp_path / "relabeled", version="2.0.0", name="another")
+    with pytest.raises(pd.OptionError, match=r"post-delta 1\.0\.0 is named 2 times, as another 2\.0\.0 too"):
+        pd.apply(family.target, [family.delta, tmp_path / "relabeled"], tmp_path / "out", threads=1)
+    pd.apply(family.target, family.delta, tmp_path / "applied", threads=1)
+    with pytest.raises(MismatchError, match="has this delta already"):
+        pd.apply(tmp_path / "applied", tmp_path / "relabeled", tmp_path / "out", threads=1)
+
+
+def test_what_was_applied_before_the_last_time_is_remembered(family: Family, tmp_path: Path) -> None:
+    pd.extract(family.base, family.target, tmp_path / "other", threads=1)
+    pd.apply(family.target, {family.delta: 0.5}, tmp_path / "one", threads=1)
+    pd.apply(tmp_path / "one", {tmp_path / "other": 0.5}, tmp_path / "two", threads=1)
+    provenance = pd.verify_result(tmp_path / "two").provenance
+    assert [delta.name for delta in provenance.earlier] == ["post-delta"]
+    for target in (tmp_path / "two", tmp_path / "two" / "model.safetensors"):
+        with pytest.raises(MismatchError, match="has this delta already"):
+            pd.apply(target, family.delta, tmp_path / "out", threads=1)
+
+
+def test_taken_back_twice(family: Family, tmp_path: Path) -> None:
+    pd.apply(family.target, {family.delta: -0.5}, tmp_path / "less", threads=1)
+    with pytest.raises(MismatchError, match="has this delta already"):
+        pd.apply(tmp_path / "less", {family.delta: -0.5}, tmp_path / "out", threads=1)
 
 
 def test_by_the_values_of_post(family: Family, tmp_path: Path) -> None:

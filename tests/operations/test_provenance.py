@@ -62,7 +62,9 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pd.extract(family.base, family.post, root / "speaking", name="speaking", threads=1)
     deltas = [pd.Summand(root / "speaking", 0.5), pd.Summand(family.delta, -0.25)]
     factors = pd.WeightMap((("mlp", 2.0),))
-    pd.apply(family.target, deltas, root / "out", weight_map=factors, rules=pd.Rules(skips=("bias",)), threads=1)
+    pd.apply(
+        family.target, deltas, root / "out", weight_map=factors, rules=pd.Rules(skips=("bias",)), threads=1, force=True
+    )
     return root / "out"
 
 

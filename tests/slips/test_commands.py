@@ -198,7 +198,7 @@ SLIPS = (
         "refused, nearest names told",
         "apply target delta -o out --weight-map self_attention=0",
         2,
-        "--weight-map 'self_attention' hits no tensor; the nearest names are",
+        "--weight-map 'self_attention' decides for no tensor of a delta.*the nearest are",
     ),
     Slip(
         RULES,
@@ -206,7 +206,7 @@ SLIPS = (
         "refused, nearest names told",
         "extract base post -o out --skip 'embed_token\\.'",
         2,
-        r"--skip .* hits no tensor; the nearest names are model\.embed_tokens\.weight",
+        r"--skip .* (hits no tensor|changes the name of no tensor); the nearest are model\.embed_tokens\.weight",
     ),
     Slip(
         RULES,
@@ -214,7 +214,7 @@ SLIPS = (
         "refused, nearest names told",
         "apply target delta -o out --skip mpl",
         2,
-        "--skip 'mpl' hits no tensor; the nearest names are",
+        "--skip 'mpl' (hits no tensor|changes the name of no tensor); the nearest are",
     ),
     Slip(
         RULES,
@@ -222,7 +222,7 @@ SLIPS = (
         "refused, nearest names told",
         "extract base post -o out --rename '^modle\\.='",
         2,
-        r"--rename .* hits no tensor; the nearest names are",
+        r"--rename .* (hits no tensor|changes the name of no tensor); the nearest are",
     ),
     Slip(
         RULES,

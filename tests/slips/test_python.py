@@ -42,7 +42,7 @@ def test_weights_are_taken_one_way(home: Home) -> None:
 
 @slip(WEIGHTS, "two deltas in a mapping", "each has its own weight")
 def test_several_in_a_mapping(home: Home) -> None:
-    report = pd.apply("target", {"delta": 0.5, "old-delta": -0.25}, "out", threads=1)
+    report = pd.apply("target", {"delta": 0.5, "old-delta": -0.25}, "out", force=True, threads=1)
     assert [(d.package.manifest.version, d.weight) for d in report.deltas] == [("1.0.0", 0.5), ("0.9.0", -0.25)]
 
 
