@@ -90,6 +90,7 @@ def extract(
     from paramdelta_hub.operations.execution import Crew, complete
     from paramdelta_hub.operations.extract import Extraction
     from paramdelta_hub.operations.publish import publish
+    from paramdelta_hub.operations.replacing import check_new
     from paramdelta_hub.operations.requests import ExtractRequest
     from paramdelta_hub.registry.locate import find_to_publish
 
@@ -112,6 +113,7 @@ def extract(
         hash_files=hash_files,
     )
     crew = Crew(executor, threads, memory)
+    check_new(output, overwrite=overwrite)
     if run_share(
         request,
         output,

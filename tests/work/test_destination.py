@@ -159,7 +159,7 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "out.partial" / "lock").symlink_to(tmp_path / "victim")
-    with pytest.raises(StorageError), Destination(tmp_path / "out"):
+    with pytest.raises(DestinationError, match="lock"), Destination(tmp_path / "out"):
         pytest.fail("a link")
     assert (tmp_path / "victim").read_text() == "precious"
 
@@ -248,6 +248,54 @@ def test_what_a_dead_exchange_left_is_not_taken_for_new_work(tmp_path: Path, mon
         (destination.result / "newer").write_text("newer")
         destination.commit()
     assert tree(tmp_path) == {"out/newer": b"newer"}
+
+
+def test_a_new_output_that_was_taken_elsewhere_leaves_no_old_one_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dead after the exchange, the new output moved away: what lies under ``result`` is the old one, and no work."""
+    out = with_old(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Destination, "clear", lambda _: None)
+        replace(out)
+    out.rename(tmp_path / "elsewhere")
+    with Destination(out) as destination:
+        destination.resume(PLAN)
+        assert list(destination.result.iterdir()) == []
+        (destination.result / "newer").write_text("newer")
+        destination.commit()
+    assert tree(out) == {"newer": b"newer"}
+    assert tree(tmp_path / "elsewhere") == {"new": b"new"}
+
+
+@pytest.mark.parametrize("what", ["a link in it", "a lock that says something", "a folder by a temporary name"])
+def test_a_partial_folder_that_only_looks_like_ours(tmp_path: Path, what: str) -> None:
+    books = tmp_path / "out.partial"
+    books.mkdir()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "index.html").write_text("precious")
+    (books / "lock").write_text("" if what != "a lock that says something" else "pid 1")
+    if what == "a link in it":
+        (books / "result").symlink_to("../thesis")
+    elif what == "a folder by a temporary name":
+        (books / "tmp_result").mkdir()
+        (books / "tmp_result" / "x").write_text("precious")
+    before = tree(tmp_path)
+    with pytest.raises(DestinationError, match="not of an interrupted run"), Destination(tmp_path / "out"):
+        pytest.fail("not ours")
+    assert tree(tmp_path) == before
+
+
+def test_work_of_another_command_is_not_thrown_away(tmp_path: Path) -> None:
+    with Destination(tmp_path / "out", shared=True) as destination:
+        destination.resume(PLAN)
+        destination.enlist(0, 2)
+    with Destination(tmp_path / "out") as destination:
+        with pytest.raises(DestinationError, match="another command"):
+            destination.start_afresh()
+        with pytest.raises(DestinationError, match="ranks have begun another plan"):
+            destination.resume(OTHER)
+        assert destination.resume(PLAN) == {}
 
 
 def test_what_appears_while_we_work_is_not_replaced(tmp_path: Path) -> None:
