@@ -42,13 +42,13 @@ class Kernel(Protocol):
             NotFiniteChunkError: a value of base or post is NaN or infinite.
         """
 
-    def add(self, kind: Float, target: Bits, delta: Wide, weight: float, out: Bits) -> int:
+    def add(self, kind: Float, target: Bits, delta: Wide | None, weight: float, out: Bits) -> int:
         """Write ``target + wΔ``, summed in the wide type and rounded once.
 
         Args:
             kind: the weights' type.
             target: its bits, flat.
-            delta: wide values, which may be overwritten.
+            delta: wide values, which may be overwritten, or None for zeros.
             weight: what they are multiplied by.
             out: receives bits.
 
@@ -167,7 +167,7 @@ class LoadingKernel:
         """See :meth:`Kernel.subtract`."""
         return self._kernel.subtract(kind, base, post, symbols)
 
-    def add(self, kind: Float, target: Bits, delta: Wide, weight: float, out: Bits) -> int:
+    def add(self, kind: Float, target: Bits, delta: Wide | None, weight: float, out: Bits) -> int:
         """See :meth:`Kernel.add`."""
         return self._kernel.add(kind, target, delta, weight, out)
 

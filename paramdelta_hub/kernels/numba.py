@@ -68,9 +68,9 @@ class NumbaKernel(NumpyKernel):
         counted = Statistics(changed, rest_count, missed_count, base_square, delta_square)
         return Difference(symbols, places[:rest_count], rests[:rest_count], missed[:missed_count], counted)
 
-    def add(self, kind: Float, target: Bits, delta: Wide, weight: float, out: Bits) -> int:
+    def add(self, kind: Float, target: Bits, delta: Wide | None, weight: float, out: Bits) -> int:
         """Target + w·Δ of one chunk, rounded once; how many are not finite."""
-        if kind.name != "BF16":
+        if kind.name != "BF16" or delta is None:
             return super().add(kind, target, delta, weight, out)
         total = scratch("slice of sums", SLICE, np.float32)
         return int(_add(target, delta, np.float32(weight), total, total.view(np.uint32), out))

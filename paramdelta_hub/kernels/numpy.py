@@ -72,13 +72,13 @@ class NumpyKernel:
         counted.remainders, counted.exceptions = chunk.positions.size, chunk.exceptions.size
         return chunk
 
-    def add(self, kind: Float, target: Bits, delta: Wide, weight: float, out: Bits) -> int:
+    def add(self, kind: Float, target: Bits, delta: Wide | None, weight: float, out: Bits) -> int:
         """Target + w·Δ of one chunk, rounded once; how many are not finite."""
         work = Workspace(kind)
         not_finite = 0
         for block in blocks(target.size):
             total = kind.widen(target[block], work.base[: block.stop - block.start])
-            accumulate(total, delta[block], weight)
+            _accumulate(kind, total, delta, block, weight)
             not_finite += _round(kind, total, out[block], work)
         return not_finite
 
@@ -89,10 +89,7 @@ class NumpyKernel:
             kind.widen(target[block], total[block])
         for delta, weight in deltas:
             for block in blocks(target.size):
-                if delta is None:
-                    np.add(total[block], kind.wide.type(weight * 0.0), out=total[block])
-                else:
-                    accumulate(total[block], delta[block], weight)
+                _accumulate(kind, total[block], delta, block, weight)
         work = Workspace(kind)
         return sum(_round(kind, total[block], out[block], work) for block in blocks(target.size))
 
@@ -123,6 +120,14 @@ class NumpyKernel:
         # boolean index costs half as much again.
         escaped = np.concatenate([symbols[b].take(np.flatnonzero(ranks[b] == _ESCAPE)) for b in blocks(ranks.size)])
         return ranks, (escaped & 0xFF).astype(np.uint8), (escaped >> 8).astype(np.uint8)
+
+
+def _accumulate(kind: Float, total: Wide, delta: Wide | None, block: slice, weight: float) -> None:
+    """Add a block of a weighted delta, or of zeros, whose sign counts where the total is −0."""
+    if delta is None:
+        np.add(total, kind.wide.type(weight * 0.0), out=total)
+    else:
+        accumulate(total, delta[block], weight)
 
 
 def _round(kind: Float, total: Wide, out: Bits, work: Workspace) -> int:

@@ -52,10 +52,11 @@ class ChunkAdder:
         kind = FLOATS[self._dtype]
         bits = target.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
         out = result.view(kind.bits)
-        if len(self._payloads) == 1 and (chunk := self._next(kind, self._payloads[0], bits.size)):
-            weight = self._payloads[0].weight
-            self.not_finite += self._kernel.add(kind, bits, chunk.delta, weight, out)
-            if weight == 1.0 and is_base(target, chunk):
+        if len(self._payloads) == 1:
+            [payload] = self._payloads
+            chunk = self._next(kind, payload, bits.size)
+            self.not_finite += self._kernel.add(kind, bits, chunk.delta if chunk else None, payload.weight, out)
+            if payload.weight == 1.0 and chunk and is_base(target, chunk):
                 replaced = kind.widen(out[chunk.exceptions], np.empty(chunk.exceptions.size, kind.wide))
                 self.not_finite -= kind.count_not_finite(replaced)
                 out[chunk.exceptions] = chunk.exact

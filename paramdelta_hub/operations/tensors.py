@@ -11,7 +11,7 @@ import numpy as np
 
 from paramdelta_hub.arithmetic import FLOATS
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.format.deltas import DeltaReader, summand_of
+from paramdelta_hub.format.deltas import DeltaReader, decoded_nbytes, summand_of
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import open_package
@@ -41,7 +41,7 @@ def tensors(delta: str | Path, pattern: str = "") -> Iterator[tuple[str, torch.T
     package = open_package(Path(delta))
     places = package.payload_places()
     wanted = [r for r in package.manifest.tensors if r.effect == "add" and re.search(pattern, r.name)]
-    kernel = kernel_for(sum(record.elements * record.itemsize for record in wanted))
+    kernel = kernel_for(decoded_nbytes(wanted))
     with Descriptors(PackageError) as shards:
         for record in wanted:
             summand = summand_of(record, 1.0, places)

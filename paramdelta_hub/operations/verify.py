@@ -14,7 +14,7 @@ from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.views import View
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
-from paramdelta_hub.format.deltas import summand_of
+from paramdelta_hub.format.deltas import decoded_nbytes, summand_of
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.digests import begin_digest
 from paramdelta_hub.format.manifest import TensorRecord
@@ -119,7 +119,7 @@ def verify(
     base_model = open_checkpoint(base) if base is not None else None
     post_model = open_checkpoint(post) if post is not None else None
     tensors = _summed(package, base_model, places)
-    kernel = kernel_for(sum(tensor["nbytes"] for tensor in tensors))
+    kernel = kernel_for(decoded_nbytes(records))
     digests = run_over(tensors, partial(_sum_digests, kernel), threads, progress, "decoding and adding")
     if base_model is not None:
         found = {name: before for name, (before, _) in digests.items()}

@@ -17,7 +17,7 @@ import numpy as np
 from paramdelta_hub.arithmetic import Wide, blocks
 from paramdelta_hub.buffers import scratch
 from paramdelta_hub.errors import OptionError, PackageError
-from paramdelta_hub.format.deltas import delta_chunks
+from paramdelta_hub.format.deltas import decoded_nbytes, delta_chunks
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package
@@ -133,7 +133,7 @@ def compare_packages(
         (number, {"bytes": sum(record.nbytes for record in records), "records": records})
         for number, records in enumerate(shared)
     ]
-    kernel = kernel_for(sum(record.elements * record.itemsize for records in shared for record in records))
+    kernel = kernel_for(sum(map(decoded_nbytes, shared)))
     progress = progress or Progress()
     progress.start("comparing", sum(task["bytes"] for _, task in tasks))
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.format.deltas import delta_chunks
+from paramdelta_hub.format.deltas import decoded_nbytes, delta_chunks
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package
@@ -81,7 +81,7 @@ def measure_spectra(package: Package, count: int) -> list[Spectrum]:
     """
     records = choose(package.manifest.tensors, count)
     places = package.payload_places() if records else {}
-    kernel = kernel_for(sum(record.elements * record.itemsize for record in records))
+    kernel = kernel_for(decoded_nbytes(records))
     found = []
     with Descriptors(PackageError) as shards:
         for record in records:

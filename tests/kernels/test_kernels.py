@@ -108,9 +108,9 @@ def test_sums(kernel: Kernel, data: st.DataObject) -> None:
         expected = reference(kind, target, deltas)
         for way in (NumpyKernel(), kernel):
             assert_sum(kind, expected, *added(way, kind, target, deltas))
-            if len(deltas) == 1 and deltas[0][0] is not None:
-                out = np.zeros_like(target)
-                bad = way.add(kind, target, deltas[0][0].copy(), deltas[0][1], out)
+            if len(deltas) == 1:
+                [(delta, weight)], out = deltas, np.zeros_like(target)
+                bad = way.add(kind, target, None if delta is None else delta.copy(), weight, out)
                 assert_sum(kind, expected, out, bad)
 
 

@@ -14,6 +14,7 @@ from paramdelta_hub.errors import PackageError
 from paramdelta_hub.format.descriptors import Descriptors
 from paramdelta_hub.format.manifest import TensorRecord
 from paramdelta_hub.format.package import Package
+from paramdelta_hub.kernels.numpy import NumpyKernel
 from paramdelta_hub.limits import SPECTRUM_SIDE
 from paramdelta_hub.reports.spectra import _draw, _sample, choose, effective_rank, measure_spectra
 from tests.reports.conftest import COLUMNS, ROWS, damaged, dense
@@ -29,7 +30,7 @@ def test_the_sample_is_the_rows_and_columns_drawn(known: dict[str, Package]) -> 
     package = known["noise"]
     places = package.payload_places()
     with Descriptors(PackageError) as shards:
-        found = _sample(package.records[MATRIX], places, shards)
+        found = _sample(package.records[MATRIX], places, shards, NumpyKernel())
     rows, columns = _draw(f"rows {MATRIX}", ROWS), _draw(f"columns {MATRIX}", COLUMNS)
     assert np.array_equal(found, dense(package)[MATRIX].numpy()[np.ix_(rows, columns)])
 
