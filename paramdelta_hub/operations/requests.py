@@ -97,13 +97,21 @@ def _check_fields(request: ExtractRequest | ApplyRequest) -> None:
     Raises:
         OptionError: one is not; the message names it, and what it can be.
     """
-    types = get_type_hints(type(request))
-    for field in fields(request):
-        value = getattr(request, field.name)
+    for name, adapter in _FIELDS[type(request)].items():
+        value = getattr(request, name)
         try:
-            TypeAdapter(types[field.name]).validate_python(value, strict=True)
+            adapter.validate_python(value, strict=True)
         except ValidationError as error:
-            raise OptionError(f"{field.name}: {error.errors()[0]['msg']}, not {value!r}") from None
+            raise OptionError(f"{name}: {error.errors()[0]['msg']}, not {value!r}") from None
+
+
+def _adapters(kind: type) -> dict[str, TypeAdapter[Any]]:
+    types = get_type_hints(kind)
+    return {field.name: TypeAdapter(types[field.name]) for field in fields(kind)}
+
+
+_FIELDS = {kind: _adapters(kind) for kind in (ExtractRequest, ApplyRequest)}
+"""What each field can be; made once, here, so that no request has annotations evaluated."""
 
 
 def request_of(kind: type[T], fields: Mapping[str, Any], where: str) -> T:
