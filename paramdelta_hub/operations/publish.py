@@ -82,8 +82,6 @@ def publish(
     if key is not None:
         extras[SIGNATURE_NAME] = _signature(package, reference.repo, key)
     notes = _compare_license(there, reference.repo, manifest)
-    for note in notes:
-        progress.note(note)
     published = there.publish(
         package.path,
         reference.repo,
@@ -92,6 +90,7 @@ def publish(
         private=private,
         create_pr=create_pr,
         message=message,
+        notes=notes,
         progress=progress,
     )
     if key is not None and not (published.uploaded or published.pull_request):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,7 @@ class HubRegistry:
         private: bool = False,
         create_pr: bool = False,
         message: str | None = None,
+        notes: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Published:
         """Publish a package whole or not at all: one commit, then the tag ``version``; see :mod:`.publishing`.
@@ -100,6 +101,7 @@ class HubRegistry:
             private=private,
             create_pr=create_pr,
             message=message,
+            notes=notes,
             progress=progress or Progress(),
         )
 
