@@ -71,7 +71,8 @@ def path_exists(path: Path, error: type[SourceError] = CheckpointError) -> bool:
     """Whether there is something at ``path``.
 
     Raises:
-        SourceError: (as ``error``) nobody can tell, as a folder above it can't be read: that is not the Hub's to answer.
+        SourceError: (as ``error``) nobody can tell, as a folder above it can't be read: that is not for the Hub to
+            answer.
     """
     try:
         os.stat(path)

@@ -153,7 +153,14 @@ class HubRegistry:
         lock = Lock.of(manifest, package_id, registry=endpoint(), repo=repo, revision=found.commit, extras=beside)
         with alone_in(out):
             named = revision is not None
-            pin(out, lock, named=named, allow_downgrade=allow_downgrade, with_extras=beside is not None)
+            pin(
+                out,
+                lock,
+                named=named,
+                allow_downgrade=allow_downgrade,
+                with_extras=beside is not None,
+                companions=[file for file in manifest.companions if file in files],
+            )
             came = self._files(api, repo, found.commit, files, out, out, progress)
             if beside is not None:
                 came += sum(put_small(out / name, beside.get(name)) for name in EXTRAS)

@@ -42,7 +42,7 @@ from paramdelta_hub.registry.receiving import (
 from paramdelta_hub.registry.signing import Trust, read_manifest
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["Store", "StoreRegistry"]
+__all__ = ["Store", "StoreRegistry", "check_options"]
 
 
 class Store(Protocol):
@@ -123,11 +123,7 @@ class StoreRegistry:
             StorageError: the disk is full or fails.
         """
         self._store.check_apart(check_repo(repo))
-        if private or create_pr:
-            raise OptionError(
-                "folders and buckets have neither private repositories nor pull requests",
-                remedy="leave the option out, and set access rights where the store has them",
-            )
+        check_options(private=private, create_pr=create_pr)
         opened = open_package(Path(package))
         check_version(opened.manifest.version, version, str(package))
         folder = f"{repo}/{version}"
@@ -195,7 +191,15 @@ class StoreRegistry:
         lock = Lock.of(manifest, package_id, registry=self._store.url, repo=repo, revision=package_id, extras=beside)
         with alone_in(out):
             named = revision is not None
-            pin(out, lock, named=named, allow_downgrade=allow_downgrade, with_extras=beside is not None)
+            yours = [file for file in manifest.companions if file in files and folder is not None]
+            pin(
+                out,
+                lock,
+                named=named,
+                allow_downgrade=allow_downgrade,
+                with_extras=beside is not None,
+                companions=yours,
+            )
             came = receive(files, lambda name: self._store.chunks(source, name), out, where, progress)
             if beside is not None:
                 came += sum(put_small(out / name, beside.get(name)) for name in EXTRAS)
@@ -378,6 +382,19 @@ class StoreRegistry:
         home = os.environ.get("XDG_CACHE_HOME", "")
         cache = Path(home) if os.path.isabs(home) else expand("~/.cache")
         return cache / "paramdelta-hub" / hashlib.sha256(self._store.url.encode()).hexdigest()[:16] / source
+
+
+def check_options(*, private: bool, create_pr: bool) -> None:
+    """Check that nothing is asked of a folder or a bucket that only the Hub can do.
+
+    Raises:
+        OptionError: it is.
+    """
+    if private or create_pr:
+        raise OptionError(
+            "folders and buckets have neither private repositories nor pull requests",
+            remedy="leave the option out, and set access rights where the store has them",
+        )
 
 
 def _check_in_place(package: Package, files: tuple[FileRecord, ...], progress: Progress | None) -> None:

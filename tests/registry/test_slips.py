@@ -449,6 +449,8 @@ def test_a_folder_above_that_can_not_be_read(package: Path, tmp_path: Path, shar
     shutil.copytree(package, tmp_path / "priv/delta")
     open_to_all(tmp_path / "base")
     open_to_all(tmp_path / "delta")
+    for path in [*(tmp_path / "base").rglob("*"), *(tmp_path / "delta").rglob("*")]:
+        path.chmod(path.stat().st_mode | 0o055)
     (tmp_path / "priv").chmod(0o700)
     done = subprocess.run(
         [sys.executable, "-c", _UNREADABLE, str(tmp_path)],
@@ -459,7 +461,7 @@ def test_a_folder_above_that_can_not_be_read(package: Path, tmp_path: Path, shar
     )
     commands = ["apply", "inspect", "verify", "relabel", "publish", "publish", "versions"]
     assert done.stdout.split() == [word for name in commands for word in (name, "3")], done.stderr
-    assert done.stderr.count("can't be read: Permission denied") == len(commands)
+    assert done.stderr.count("error: priv/") == done.stderr.count("Permission denied") == len(commands), done.stderr
     assert "HF_HUB_OFFLINE" not in done.stderr
 
 
@@ -606,6 +608,34 @@ def test_the_same_version_again_repairs_and_keeps_what_is_yours(root: Path, tmp_
     (out / "README.md").write_bytes(whole["README.md"])
     pd.pull(f"{REPO}@1.0.0", out, registry=root, part="manifest")
     pd.pull(f"{REPO}@1.1.0", out, registry=root)
+
+
+@slip(REGISTRIES, "pull the same version over a companion that was edited", "refused, the file named")
+def test_the_same_version_again_takes_no_companion_that_was_edited(root: Path, tmp_path: Path) -> None:
+    out, name = tmp_path / "copy", "companions/chat_template.jinja"
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    (out / name).write_text("{{ my_messages }}")
+    shard_of(out).write_bytes(b"damaged")
+    (out / "paramdelta.lock").rename(tmp_path / "lock")
+    for has_lock in (False, True):
+        if has_lock:
+            (tmp_path / "lock").rename(out / "paramdelta.lock")
+        before = tree(out)
+        with pytest.raises(pd.DestinationError, match=f"would be lost: {name}") as caught:
+            pd.pull(f"{REPO}@1.0.0", out, registry=root)
+        assert caught.value.remedy == "move them elsewhere, or delete them to have them fetched again"
+        assert tree(out) == before
+    pd.pull(f"{REPO}@1.0.0", out, registry=root, part="manifest")
+    (out / name).unlink()
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    assert (out / name).read_text() == "{{ messages }}"
+    # What a cache holds is nobody's own.
+    address = f"memory://edited-{next(NUMBERS)}"
+    pd.publish(tmp_path / "first", REPO, registry=address)
+    cached = pd.pull(REPO, registry=address).path
+    (cached / name).write_text("{{ my_messages }}")
+    pd.pull(REPO, registry=address)
+    assert (cached / name).read_text() == "{{ messages }}"
 
 
 def test_a_copy_from_the_hub_keeps_what_its_owner_changed(
