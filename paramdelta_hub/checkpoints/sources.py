@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from paramdelta_hub.errors import CheckpointError
+from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.format.durable import expand
 from paramdelta_hub.format.names import is_clear
 from paramdelta_hub.hub.errors import translate_hub_errors
@@ -67,21 +67,24 @@ def is_hub_id(text: str) -> bool:
     return bool(_HUB_ID.fullmatch(text.partition("@")[0])) and not text.endswith("@")
 
 
-def path_exists(path: Path) -> bool:
+def path_exists(path: Path, error: type[SourceError] = CheckpointError) -> bool:
     """Whether there is something at ``path``.
 
     Raises:
-        CheckpointError: nobody can tell, as a folder above it can't be read: that is not the Hub's to answer.
+        SourceError: (as ``error``) nobody can tell, as a folder above it can't be read: that is not for the Hub to
+            answer.
     """
     try:
         os.stat(path)
     except ValueError:  # a zero byte
         return False
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+    except OSError as problem:
+        if problem.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             return False
-        raise CheckpointError(
-            f"can't be read: {error.strerror}", where=str(path), remedy="check the permissions of the folders above it"
+        raise error(
+            f"can't be read: {problem.strerror}",
+            where=str(path),
+            remedy="check the permissions of the folders above it",
         ) from None
     return True
 

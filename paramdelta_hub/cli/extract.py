@@ -20,11 +20,13 @@ from paramdelta_hub.cli.common import (
 )
 from paramdelta_hub.cli.crew import crew_options, run_share
 from paramdelta_hub.cli.publish import published_json, published_text
-from paramdelta_hub.errors import OptionError, RegistryError
+from paramdelta_hub.errors import OptionError, PublishError, RegistryError, SourceError
 
 if TYPE_CHECKING:
     from paramdelta_hub.operations.execution import Executor
     from paramdelta_hub.operations.extract import ExtractReport
+    from paramdelta_hub.registry.protocol import Registry
+    from paramdelta_hub.registry.reference import Reference
 
 __all__ = ["extract", "report_text"]
 
@@ -93,10 +95,16 @@ def extract(
     from paramdelta_hub.operations.replacing import check_new
     from paramdelta_hub.operations.requests import ExtractRequest
     from paramdelta_hub.registry.locate import find_to_publish
+    from paramdelta_hub.registry.stores import check_options
 
     rules = parse_rules(renames, skips, rule_files, carries)
-    if repo is not None:
-        find_to_publish(repo, registry)  # a name that can't be is told now, not after the work
+    if repo is None and (private or create_pr):
+        raise OptionError("--private and --create-pr are of no use without --publish", remedy="give --publish REPO")
+    if repo is not None:  # what can't be published is told now, not after the work
+        there, reference = find_to_publish(repo, registry)
+        _check_publication(there, reference, version, name, license_name)
+        if reference.root is not None:
+            check_options(private=private, create_pr=create_pr)
     if repo is not None and rank is not None:
         raise OptionError("a rank makes no package to publish", remedy="publish it with pd-publish after the commit")
     request = ExtractRequest(
@@ -144,6 +152,37 @@ def extract(
             raise
         told, text = {**told, "published": published_json(published)}, f"{text}\n{published_text(published)}"
     emit(told, text, as_json=as_json, quiet=quiet)
+
+
+def _check_publication(
+    there: Registry, reference: Reference, version: str, name: str | None, license_name: str | None
+) -> None:
+    """Check that the version is the one that REPO names, and not published with labels that this one will not have.
+
+    Raises:
+        OptionError: REPO names another version.
+        PublishError: the version is there, under another name or license.
+    """
+    from paramdelta_hub.format.labels import check_license
+    from paramdelta_hub.format.package import open_package
+
+    if reference.revision not in (None, version):
+        raise OptionError(
+            f"--publish names {reference.revision}, and the delta will be version {version}",
+            where=str(reference),
+            remedy=f"leave @{reference.revision} out, or give --version {reference.revision}",
+        )
+    try:
+        published = open_package(there.pull(reference.repo, version, part="manifest").path).manifest
+    except (RegistryError, SourceError):
+        return  # not there, or nobody can tell now
+    wanted = (name or published.name, check_license(license_name) if license_name else published.license)
+    if wanted != (published.name, published.license):
+        raise PublishError(
+            f"{reference.repo} {version} is published already, as {published.name!r}, license {published.license}",
+            where=str(reference),
+            remedy="give a higher --version",
+        )
 
 
 def report_text(report: ExtractReport) -> str:

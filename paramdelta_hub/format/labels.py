@@ -41,7 +41,7 @@ def check_labels(name: str, version: str, license_name: str | None) -> Labels:
     Raises:
         OptionError: the name can't be used, the version is none, or the license is unknown.
     """
-    if not _takes(_TEXT, name):
+    if not name.strip() or not _takes(_TEXT, name):
         raise OptionError(
             f"the name {name[:_SHOWN]!r} can't be used",
             remedy="give one line of 1 to 1024 characters that can be seen, such as --name math-delta",
@@ -61,15 +61,16 @@ def check_license(text: str) -> str:
     Raises:
         OptionError: neither; the nearest names are told.
     """
-    # Imported here: only whoever labels a package needs it.
-    from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
-
     if (name := text.strip().lower()) in HUB_LICENSES:
         return name
-    try:
-        return str(canonicalize_license_expression(text))
-    except InvalidLicenseExpression:
-        pass
+    if spdx := _spdx(text):
+        return spdx
+    parts = [part.strip() for part in re.split(r"[,;/&|]", text)]
+    if len(parts) > 1 and (names := [spdx for part in parts if (spdx := _spdx(part))]) and len(names) == len(parts):
+        raise OptionError(
+            f"the license {text[:_SHOWN]!r} is a list, and does not say how its licenses go together",
+            remedy=f"write '{' OR '.join(names)}' where one may be chosen, '{' AND '.join(names)}' where all hold",
+        )
     near = _nearest(text)
     raise OptionError(
         f"the license {text[:_SHOWN]!r} is unknown" + (f"; did you mean {' or '.join(near)}?" if near else ""),
@@ -78,12 +79,29 @@ def check_license(text: str) -> str:
     )
 
 
+def _spdx(text: str) -> str | None:
+    """Return an SPDX expression in SPDX's case, or None if it is none."""
+    # Imported here: only whoever labels a package needs it.
+    from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+    try:
+        return str(canonicalize_license_expression(text))
+    except InvalidLicenseExpression:
+        return None
+
+
 def _nearest(text: str) -> list[str]:
-    """Return up to three names of the Hub's that look like what was typed: ``GPLv3`` like gpl-3.0."""
+    """Return up to three names of the Hub's that look like what was typed: ``GPLv3`` like gpl-3.0.
+
+    Where a number was typed, ``bsd3``, those of the same stem with any number come first.
+    """
     typed = re.sub(r"[\s_]+", "-", text.strip().lower()).removesuffix("-license")
     spaced = re.sub(r"([a-z])-?v?(\d)", r"\1-\2", typed)
     exact = [guess for guess in (typed, spaced, f"{typed}.0", f"{spaced}.0") if guess in HUB_LICENSES]
-    return exact[:1] or difflib.get_close_matches(typed, sorted(HUB_LICENSES), 3, 0.7)
+    stem = re.match(r"(\D+?)-?\d", spaced)
+    family = [name for name in sorted(HUB_LICENSES) if stem and re.match(rf"{re.escape(stem[1])}-?\d", name)]
+    related = difflib.get_close_matches(spaced, family, 3, 0.0)
+    return exact[:1] or related or difflib.get_close_matches(typed, sorted(HUB_LICENSES), 3, 0.7)
 
 
 def _meant(version: str) -> str | None:

@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from paramdelta_hub.checkpoints.sources import path_exists
 from paramdelta_hub.errors import PackageError, PublishError, RegistryError, SignatureError, SourceError
 from paramdelta_hub.format.durable import expand, read_small
 from paramdelta_hub.format.manifest import Manifest, Source
@@ -65,6 +66,7 @@ def publish(
         PublishError: the version is there with other content, or without this signature, or somebody else was faster.
         RegistryError: not reachable, not allowed, …
     """
+    path_exists(expand(delta), PackageError)  # a folder that can't be read is not told as one that is missing
     package = open_package(expand(delta))
     manifest = package.manifest
     there, reference = find_to_publish(repo, registry)
@@ -82,8 +84,6 @@ def publish(
     if key is not None:
         extras[SIGNATURE_NAME] = _signature(package, reference.repo, key)
     notes = _compare_license(there, reference.repo, manifest)
-    for note in notes:
-        progress.note(note)
     published = there.publish(
         package.path,
         reference.repo,
@@ -92,6 +92,7 @@ def publish(
         private=private,
         create_pr=create_pr,
         message=message,
+        notes=notes,
         progress=progress,
     )
     if key is not None and not (published.uploaded or published.pull_request):

@@ -80,6 +80,22 @@ class BucketStore:
             self._check_bucket()
         return False
 
+    def check_apart(self, repo: str) -> None:
+        """Do nothing: what we make lies on this machine."""
+
+    def names(self, folder: str) -> list[str]:
+        """Return what lies in ``folder``, files too; hidden ones not.
+
+        Raises:
+            RegistryError: not reachable, not allowed.
+        """
+        entries = []
+        path = self._path(folder)
+        with self._asking(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            entries = self._store.ls(path, detail=False)
+        names = (str(entry).rstrip("/").rpartition("/")[2] for entry in entries if entry.rstrip("/") != path)
+        return sorted(name for name in names if not name.startswith("."))
+
     def below(self, folder: str) -> list[str]:
         """Return the names of the folders in ``folder``; none where there is no such folder.
 

@@ -21,13 +21,22 @@ from pathlib import Path
 from paramdelta_hub.errors import DestinationError, PublishError, RegistryError
 from paramdelta_hub.format.durable import io_errors, read_small, sync_folder
 from paramdelta_hub.format.links import settle
-from paramdelta_hub.format.manifest import MANIFEST_NAME
+from paramdelta_hub.format.manifest import LINEAGE_NAME, MANIFEST_NAME
 from paramdelta_hub.format.package import Package
+from paramdelta_hub.format.provenance import PROVENANCE_NAME
+from paramdelta_hub.registry.names import SITE_NAME
 from paramdelta_hub.registry.receiving import EXTRAS, alone_in, file_chunks, put_small, receive
 from paramdelta_hub.work.destination import Destination
 from paramdelta_hub.work.progress import Progress
 
 __all__ = ["FolderStore"]
+
+_MARKS = (
+    ("a delta package", (MANIFEST_NAME, LINEAGE_NAME)),
+    ("a model that pd-apply made", (PROVENANCE_NAME,)),
+    ("a catalog that pd-catalog made", (SITE_NAME,)),
+)
+"""What is whole as it is, and the files that tell it."""
 
 
 class FolderStore:
@@ -58,6 +67,28 @@ class FolderStore:
         if not is_folder:
             raise RegistryError("a file, where a registry is a folder", where=self.url, remedy="name its folder")
         return True
+
+    def check_apart(self, repo: str) -> None:
+        """Check that what is published will not come into something else that we made, which is whole as it is.
+
+        Raises:
+            PublishError: the repository is, or lies in, a package, a result or a catalog.
+        """
+        real = Path(os.path.realpath(self._root / repo))
+        for folder in (real, *real.parents):
+            for what, names in _MARKS:
+                if all(os.path.lexists(folder / name) for name in names):
+                    raise PublishError(
+                        f"{folder} is {what}, and publishing into it would break it",
+                        where=f"{self.url}/{repo}",
+                        remedy="choose a folder of its own for the registry",
+                    )
+
+    def names(self, folder: str) -> list[str]:
+        """Return what lies in ``folder``, files too; hidden ones not. Nothing where it can't be read."""
+        with contextlib.suppress(OSError):
+            return sorted(name for name in os.listdir(self._root / folder) if not name.startswith("."))
+        return []
 
     def below(self, folder: str) -> list[str]:
         """Return the names of the folders in ``folder``; none where there is no such folder.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,7 @@ class HubRegistry:
         private: bool = False,
         create_pr: bool = False,
         message: str | None = None,
+        notes: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Published:
         """Publish a package whole or not at all: one commit, then the tag ``version``; see :mod:`.publishing`.
@@ -100,6 +101,7 @@ class HubRegistry:
             private=private,
             create_pr=create_pr,
             message=message,
+            notes=notes,
             progress=progress or Progress(),
         )
 
@@ -151,7 +153,14 @@ class HubRegistry:
         lock = Lock.of(manifest, package_id, registry=endpoint(), repo=repo, revision=found.commit, extras=beside)
         with alone_in(out):
             named = revision is not None
-            pin(out, lock, named=named, allow_downgrade=allow_downgrade, with_extras=beside is not None)
+            pin(
+                out,
+                lock,
+                named=named,
+                allow_downgrade=allow_downgrade,
+                with_extras=beside is not None,
+                companions=[file for file in manifest.companions if file in files],
+            )
             came = self._files(api, repo, found.commit, files, out, out, progress)
             if beside is not None:
                 came += sum(put_small(out / name, beside.get(name)) for name in EXTRAS)

@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paramdelta_hub.environment import REGISTRY_VARIABLE
-from paramdelta_hub.errors import OptionError
+from paramdelta_hub.errors import OptionError, RegistryError
 from paramdelta_hub.format.durable import expand
-from paramdelta_hub.hub.errors import MissingError
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Part, Registry
-from paramdelta_hub.registry.reference import HUB_SCHEME, Reference, open_registry, parse_reference
+from paramdelta_hub.registry.reference import (
+    HUB_SCHEME,
+    Reference,
+    check_root,
+    open_registry,
+    parse_reference,
+    reference_in,
+)
 from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.registry.signing import trust as trusted
 from paramdelta_hub.work.progress import Progress
@@ -32,13 +38,11 @@ def find(text: str, registry: str | Path | None = None) -> tuple[Registry, Refer
         OptionError: no such thing, or a registry that can't be one.
     """
     root = chosen(registry)
-    name, _, revision = text.partition("@")
-    if root is not None and is_repo(name):
-        # By way of its root: a revision is checked as that registry's, and no folder of that name is in the way.
-        reference = parse_reference(f"{root}/{text}") or Reference(root, name, revision or None)
+    if root is not None and is_repo(text.partition("@")[0]):
+        reference = reference_in(root, text)
     else:
         reference = parse_reference(text) or Reference(None, "", None)
-    if not reference.repo or text.endswith("@"):
+    if not reference.repo:
         raise OptionError("not a delta in a registry", where=text, remedy="give org/name, or FOLDER/org/name")
     return open_registry(reference.root), reference
 
@@ -61,12 +65,12 @@ def find_to_publish(text: str, registry: str | Path | None = None) -> tuple[Regi
 
 @contextlib.contextmanager
 def hint_at_folder(text: str, reference: Reference) -> Iterator[None]:
-    """Where the Hub has no such repository, let the error name the folder here that could be meant."""
+    """Where the Hub does not give what is asked for, let the error name the folder here that could be meant."""
     try:
         yield
-    except MissingError as error:
+    except RegistryError as error:
         if meant := _in_folder(text, reference):
-            error.remedy = f"{error.remedy}; or did you mean {meant}?"
+            error.remedy = "; or ".join(filter(None, (error.remedy, f"did you mean {meant}?")))
         raise
 
 
@@ -86,6 +90,7 @@ def locate_delta(
     Raises:
         SignatureError: it is not.
         OptionError: a reference that can't be one.
+        PackageError: nobody can tell whether it is a folder, as one above it can't be read.
         RegistryError: it is not there, not allowed, or not reachable.
         IntegrityError: what came is not what its manifest promises.
     """
@@ -99,8 +104,13 @@ def locate_delta(
 
 
 def chosen(registry: str | Path | None) -> str | None:
-    """Return the registry asked for by option or by PARAMDELTA_REGISTRY; None is the Hub."""
-    return str(registry or os.environ.get(REGISTRY_VARIABLE) or "").rstrip("/") or None
+    """Return the registry asked for by option or by PARAMDELTA_REGISTRY, which may be empty; None is the Hub.
+
+    Raises:
+        OptionError: it names no place.
+    """
+    named = (os.environ.get(REGISTRY_VARIABLE) or None) if registry is None else str(registry)
+    return None if named is None else check_root(named)
 
 
 def _in_folder(text: str, reference: Reference) -> str | None:

@@ -1,14 +1,14 @@
 """``paramdelta.lock``: what a pulled copy is, so that pulling again can't make it something else unasked.
 
 It has the digest of everything that was pulled. What differs from it was changed by its owner, and no pull of another
-version touches it; of the same version, listed files are repaired, and the card and the signature stay as well.
+version touches it; of the same version, shards and what is cut short are repaired, and all else stays as well.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -19,7 +19,7 @@ from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.digests import check_digest
 from paramdelta_hub.format.durable import file_digest, io_errors, read_small, write_file
 from paramdelta_hub.format.links import settle
-from paramdelta_hub.format.manifest import MANIFEST_NAME, Manifest
+from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest
 from paramdelta_hub.format.names import check_file_names
 from paramdelta_hub.format.package import LOCK_NAME, open_package
 from paramdelta_hub.format.records import Record, SemanticVersion, Sha256, Text, at_most, check_keys
@@ -92,7 +92,15 @@ def read_lock(folder: Path) -> Lock | None:
     return lock
 
 
-def pin(folder: Path, lock: Lock, *, named: bool, allow_downgrade: bool = False, with_extras: bool = True) -> None:
+def pin(
+    folder: Path,
+    lock: Lock,
+    *,
+    named: bool,
+    allow_downgrade: bool = False,
+    with_extras: bool = True,
+    companions: Iterable[FileRecord] = (),
+) -> None:
     """Make ``folder`` the place of what ``lock`` describes, before its files come; what it held before must allow it.
 
     Files of another version that this one lacks are removed, its manifest first, so that at no moment a mixture looks
@@ -105,6 +113,7 @@ def pin(folder: Path, lock: Lock, *, named: bool, allow_downgrade: bool = False,
         named: whether the user named a version. If not, the folder keeps the one it has.
         allow_downgrade: let a lower version take the place of a higher one.
         with_extras: whether the card and the signature come, too; if not, those that lie there stay.
+        companions: those that come, where somebody may have edited the old ones: not in a cache.
 
     Raises:
         DestinationError: the folder holds something else, or a version that is not to be replaced, or files that its
@@ -119,7 +128,7 @@ def pin(folder: Path, lock: Lock, *, named: bool, allow_downgrade: bool = False,
         _check_change(folder, held, lock, named, allow_downgrade)
     if held is not None and held.id == lock.id and not with_extras:
         lock = lock.model_copy(update={"extras": held.extras})
-    _check_unchanged(folder, held, lock, with_extras=with_extras)
+    _check_unchanged(folder, held, lock, with_extras=with_extras, companions=companions)
     with io_errors("preparing the folder"):
         if held is not None and held.id != lock.id:
             for name in (MANIFEST_NAME, *EXTRAS, *sorted(held.files.keys() - lock.files.keys())):
@@ -143,26 +152,34 @@ def _adopt(folder: Path, lock: Lock) -> None:
         ) from None
 
 
-def _check_unchanged(folder: Path, held: Lock | None, lock: Lock, *, with_extras: bool) -> None:
+def _check_unchanged(
+    folder: Path, held: Lock | None, lock: Lock, *, with_extras: bool, companions: Iterable[FileRecord]
+) -> None:
     """Check that nothing will be replaced or removed but what was pulled, or is what is to come anyway.
+
+    Of the same version, what is damaged is to be repaired: shards, which nobody edits, and companions cut short.
 
     Raises:
         DestinationError: something would be; every file is named.
     """
     before: dict[str, str] = {} if held is None else dict(held.extras.items())
     after: dict[str, str] = dict(lock.extras.items())
-    touched = set(EXTRAS) if with_extras or (held is not None and held.id != lock.id) else set()
-    if held is not None and held.id != lock.id:
+    is_other = held is not None and held.id != lock.id
+    touched = set(EXTRAS) if with_extras or is_other else set()
+    if held is not None and is_other:
         before |= {MANIFEST_NAME: held.id, **held.files}
         after |= {MANIFEST_NAME: lock.id, **lock.files}
         touched |= {MANIFEST_NAME, *held.files, *lock.files}
     changed = [name for name in sorted(touched) if not _is_one_of(folder, name, (before.get(name), after.get(name)))]
+    if not is_other:
+        changed += [file.path for file in companions if _is_edited(folder, file)]
     if changed:
         more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise DestinationError(
             f"files differ from what was pulled, and would be lost: {', '.join(changed[:_SHOWN])}{more}",
             where=str(folder),
-            remedy="move them elsewhere, or pull into another folder",
+            remedy="move them elsewhere, or "
+            + ("pull into another folder" if is_other else "delete them to have them fetched again"),
         )
 
 
@@ -171,6 +188,15 @@ def _is_one_of(folder: Path, name: str, digests: tuple[str | None, ...]) -> bool
     try:
         return not os.path.lexists(folder / name) or file_digest(settle(folder, name))[0] in digests
     except SourceError:  # a link, a folder, or a file that can't be read
+        return False
+
+
+def _is_edited(folder: Path, file: FileRecord) -> bool:
+    """Whether a companion has another content that is no shorter than its own."""
+    try:
+        path = settle(folder, file.path)
+        return path.stat().st_size >= file.size and file_digest(path)[0] != file.sha256
+    except (OSError, SourceError):  # missing; or no file, which is told where it was to be repaired
         return False
 
 

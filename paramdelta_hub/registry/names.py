@@ -14,6 +14,7 @@ from paramdelta_hub.format.names import check_file_name
 from paramdelta_hub.format.records import SemanticVersion
 
 __all__ = [
+    "SITE_NAME",
     "check_address",
     "check_repo",
     "check_version",
@@ -26,9 +27,11 @@ __all__ = [
     "precedence",
 ]
 
+SITE_NAME = "paramdelta_catalog.json"
+"""By this file a folder is known as a catalog of ours; it lists all others."""
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", re.ASCII)
 _COMMIT, _ID = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
-_LOCAL_URL = re.compile(r"(?:file|local)://(?:localhost)?(/.*)", re.DOTALL)
+_LOCAL_URL = re.compile(r"(?:file|local)://(?:localhost)?(/.*)", re.DOTALL | re.IGNORECASE)
 _VERSION: TypeAdapter[str] = TypeAdapter(SemanticVersion)
 
 

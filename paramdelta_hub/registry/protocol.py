@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -113,6 +113,7 @@ class Registry(Protocol):
         private: bool = False,
         create_pr: bool = False,
         message: str | None = None,
+        notes: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Published:
         """Publish a package whole or not at all; equal content again is no error and does nothing.
@@ -128,6 +129,7 @@ class Registry(Protocol):
             private: make a new repository on the Hub private.
             create_pr: propose it there by a pull request.
             message: of the commit there.
+            notes: what ``progress`` is told, too, once it is known that something is to be sent.
             progress: told where the package goes, and how far the work is.
 
         Raises:

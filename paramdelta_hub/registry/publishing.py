@@ -8,7 +8,7 @@ again on the new head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,7 @@ def publish(
     private: bool,
     create_pr: bool,
     message: str | None,
+    notes: Sequence[str] = (),
     progress: Progress,
 ) -> Published:
     """Publish the package in a folder as a version of a repository, which is made if need be.
@@ -61,8 +62,9 @@ def publish(
 
     def tell(visibility: str) -> None:
         if not told:  # once, however often it starts again
-            told.append(f"publishing {delta.manifest.name} {version} to {endpoint()}/{repo} ({visibility})")
-            progress.note(told[0])
+            told.extend([*notes, f"publishing {delta.manifest.name} {version} to {endpoint()}/{repo} ({visibility})"])
+            for note in told:
+                progress.note(note)
 
     title = f"{message or f'Publish {delta.manifest.name}'} ({version}, {delta.digest[:12]})"
     for _ in range(ATTEMPTS):

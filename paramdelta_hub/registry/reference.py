@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from paramdelta_hub.errors import OptionError
+from paramdelta_hub.checkpoints.sources import path_exists
+from paramdelta_hub.errors import OptionError, PackageError
 from paramdelta_hub.format.manifest import MANIFEST_NAME
 from paramdelta_hub.format.names import is_clear
-from paramdelta_hub.registry.names import check_address, is_id, is_repo, is_version
+from paramdelta_hub.registry.names import check_address, folder_of, is_id, is_repo, is_version
 from paramdelta_hub.registry.protocol import Registry
 
-__all__ = ["HUB_SCHEME", "Reference", "open_registry", "parse_reference"]
+__all__ = ["HUB_SCHEME", "Reference", "check_root", "open_registry", "parse_reference", "reference_in"]
 
 HUB_SCHEME = "hf"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -55,17 +56,56 @@ def parse_reference(text: str) -> Reference | None:
 
     Raises:
         OptionError: a URL or a revision that can't be one.
+        PackageError: nobody can tell what exists, as a folder above it can't be read.
     """
     if not is_clear(text):
         return None
     if found := _URL.fullmatch(text):
         return _at_url(found[1].lower(), found[2], text)
     path = os.path.expanduser(text)
-    if os.path.lexists(path):
+    if os.path.lexists(path) or path_exists(Path(path), PackageError):
         return _below_folder(path, text) if _looks_like_repository(Path(path)) else None
     if (found := _ON_THE_HUB.fullmatch(text)) and is_repo(found[1]):
         return Reference(None, found[1], _checked(found[2], text, on_the_hub=True))
     return _below_folder(path, text)
+
+
+def reference_in(root: str, text: str) -> Reference:
+    """Return the reference of a bare ``org/name[@VERSION]`` in a registry, whatever lies here under that name.
+
+    Raises:
+        OptionError: a revision that can't be one.
+    """
+    name, at, revision = text.partition("@")
+    return Reference(root, name, _checked(revision if at else None, text))
+
+
+def check_root(text: str) -> str:
+    """Return the registry that an option or a variable names: a folder, a ``file://`` URL being one, or another URL.
+
+    Raises:
+        OptionError: it names no place, or the Hub, which is meant where no registry is named.
+    """
+    if not text.strip():
+        raise OptionError(
+            "the registry is an empty name", remedy="name a folder or a bucket; for the Hub leave the option out"
+        )
+    if not (found := _URL.fullmatch(text)):
+        return text.rstrip("/") or "/"
+    scheme, place = found[1].lower(), found[2].rstrip("/")
+    if scheme == HUB_SCHEME:
+        raise OptionError(
+            "the Hub is no registry to be named",
+            where=text,
+            remedy=f"leave the option out, and write the delta as {HUB_SCHEME}://org/name",
+        )
+    if scheme in ("file", "local"):
+        if (folder := folder_of(text)) is None:
+            raise OptionError("names no folder of this machine", where=text, remedy="write file:///FOLDER")
+        return folder.rstrip("/") or "/"
+    if not place.partition("/")[0]:
+        raise OptionError("names no place", where=text, remedy=f"write {scheme}://BUCKET/PREFIX")
+    return f"{scheme}://{place}"
 
 
 def open_registry(root: str | None) -> Registry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, Pub
 from paramdelta_hub.format.digests import check_digest
 from paramdelta_hub.format.durable import expand, file_digest
 from paramdelta_hub.format.links import settle
+from paramdelta_hub.format.listing import shown_names
 from paramdelta_hub.format.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.format.package import Package, open_package
 from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
@@ -41,7 +42,7 @@ from paramdelta_hub.registry.receiving import (
 from paramdelta_hub.registry.signing import Trust, read_manifest
 from paramdelta_hub.work.progress import Progress
 
-__all__ = ["Store", "StoreRegistry"]
+__all__ = ["Store", "StoreRegistry", "check_options"]
 
 
 class Store(Protocol):
@@ -53,6 +54,12 @@ class Store(Protocol):
 
     def exists(self) -> bool:
         """Whether the registry is there; RegistryError where something else is, or nobody can tell."""
+
+    def check_apart(self, repo: str) -> None:
+        """Check that publishing breaks nothing else that we made; PublishError where it would."""
+
+    def names(self, folder: str) -> list[str]:
+        """Return what lies in ``folder``, files too, hidden ones not."""
 
     def below(self, folder: str) -> list[str]:
         """Return the names of the folders in ``folder``; none where there is no such folder."""
@@ -99,6 +106,7 @@ class StoreRegistry:
         private: bool = False,
         create_pr: bool = False,
         message: str | None = None,
+        notes: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Published:
         """Publish a package whole or not at all; equal content again is no error and does nothing.
@@ -110,23 +118,21 @@ class StoreRegistry:
             OptionError: not the package's version; or something that only the Hub can do.
             PackageError: the package is not whole.
             PublishError: the version is there with other content, or somebody else was faster; nothing is replaced.
+                Or the registry is, or lies in, something else that we made.
             RegistryError: not allowed, not reachable, …
             StorageError: the disk is full or fails.
         """
-        if private or create_pr:
-            raise OptionError(
-                "folders and buckets have neither private repositories nor pull requests",
-                remedy="leave the option out, and set access rights where the store has them",
-            )
+        self._store.check_apart(check_repo(repo))
+        check_options(private=private, create_pr=create_pr)
         opened = open_package(Path(package))
         check_version(opened.manifest.version, version, str(package))
-        folder = f"{check_repo(repo)}/{version}"
+        folder = f"{repo}/{version}"
         there = self._id(folder)
         uploaded = there is None
         if uploaded:
             beside = read_extras(opened.path, extras)
             _check_in_place(opened, opened.manifest.files, progress)
-            self._tell(opened, repo, progress)
+            self._tell(opened, repo, notes, progress or Progress())
             try:
                 self._store.put(opened, folder, read_manifest(opened), beside, progress)
             except PublishError:
@@ -185,7 +191,15 @@ class StoreRegistry:
         lock = Lock.of(manifest, package_id, registry=self._store.url, repo=repo, revision=package_id, extras=beside)
         with alone_in(out):
             named = revision is not None
-            pin(out, lock, named=named, allow_downgrade=allow_downgrade, with_extras=beside is not None)
+            yours = [file for file in manifest.companions if file in files and folder is not None]
+            pin(
+                out,
+                lock,
+                named=named,
+                allow_downgrade=allow_downgrade,
+                with_extras=beside is not None,
+                companions=yours,
+            )
             came = receive(files, lambda name: self._store.chunks(source, name), out, where, progress)
             if beside is not None:
                 came += sum(put_small(out / name, beside.get(name)) for name in EXTRAS)
@@ -203,7 +217,7 @@ class StoreRegistry:
             if package_id := self._id(f"{repo}/{version}"):
                 found.append(Version(version, package_id, package_id, self._store.created(f"{repo}/{version}")))
         if not found:
-            self._check_exists()
+            self._check_registry()
         return found
 
     def card(self, repo: str) -> str | None:
@@ -227,14 +241,15 @@ class StoreRegistry:
         """
         is_empty = True
         for repo in self._repositories():
-            is_empty = False
             try:
                 found = self._find(repo, None)
                 if found is None:
                     continue
+                is_empty = False
                 version, text = found
                 manifest, package_id = self._parse(text, f"{repo}/{version}", version)
             except PackageError:
+                is_empty = False
                 continue
             words = f"{repo}\n{manifest.name}".casefold()
             made_for = manifest.architecture.fingerprint
@@ -256,7 +271,7 @@ class StoreRegistry:
                     created=self._store.created(f"{repo}/{version}"),
                 )
         if is_empty:
-            self._check_exists()
+            self._check_registry()
 
     def _repositories(self) -> Iterator[str]:
         for org in sorted(self._store.below("")):
@@ -287,11 +302,11 @@ class StoreRegistry:
             left.remove(chosen)
         return None
 
-    def _check_exists(self) -> None:
-        """Raise if the registry is not there: asked where nothing was found, so that looking costs no more.
+    def _check_registry(self) -> None:
+        """Raise if there is no registry: asked where nothing was found, so that looking costs no more.
 
         Raises:
-            RegistryError: it is not.
+            RegistryError: nothing is there, or other things are.
         """
         if not self._store.exists():
             raise RegistryError(
@@ -299,15 +314,45 @@ class StoreRegistry:
                 where=self._store.url,
                 remedy="check the spelling of the registry; publishing to it makes a new one",
             )
+        if not self._has_shape():
+            raise RegistryError(
+                f"not a registry: it holds {shown_names(self._store.names(''))}",
+                where=self._store.url,
+                remedy="a delta in a registry is FOLDER/org/name/VERSION: name that FOLDER",
+            )
 
-    def _tell(self, package: Package, repo: str, progress: Progress | None) -> None:
-        place = f"{'the folder ' if '://' not in self._store.url else ''}{self._store.url}/{repo}"
+    def _has_shape(self) -> bool:
+        """Whether anything was ever published here, or else nothing lies here but empty folders, as a death leaves."""
+        is_bare = True
+        try:
+            orgs = self._store.below("")
+            is_bare &= set(self._store.names("")) <= set(orgs)
+            for org in orgs:
+                repos = self._store.below(org)
+                is_bare &= set(self._store.names(org)) <= set(repos)
+                for name in repos:
+                    inside = self._store.names(f"{org}/{name}")
+                    if any(is_version(version.removesuffix(".partial")) for version in inside):
+                        return True
+                    is_bare &= not inside
+        except RegistryError:  # what others keep to themselves may be versions
+            return True
+        return is_bare
+
+    def _tell(self, package: Package, repo: str, notes: Sequence[str], progress: Progress) -> None:
+        """Say where the package goes, before anything is sent."""
+        for note in notes:
+            progress.note(note)
+        url, manifest = self._store.url, package.manifest
+        is_folder = "://" not in url
         new = "" if self._store.exists() else " (a new registry)"
-        if progress is not None:
-            progress.note(f"publishing {package.manifest.name} {package.manifest.version} to {place}{new}")
+        if is_folder and not new and not self._has_shape():
+            new = " (a folder that holds other things)"
+        to = f"the folder {url}/{repo}" if is_folder else f"{url}/{repo}"
+        progress.note(f"publishing {manifest.name} {manifest.version} to {to}{new}")
 
     def _nothing_there(self, repo: str, revision: str | None) -> RegistryError:
-        self._check_exists()
+        self._check_registry()
         there = [name for name in self._names(repo) if self._manifest(f"{repo}/{name}") is not None]
         return RegistryError(
             f"has no version {revision}" if there else "no such delta in this registry",
@@ -337,6 +382,19 @@ class StoreRegistry:
         home = os.environ.get("XDG_CACHE_HOME", "")
         cache = Path(home) if os.path.isabs(home) else expand("~/.cache")
         return cache / "paramdelta-hub" / hashlib.sha256(self._store.url.encode()).hexdigest()[:16] / source
+
+
+def check_options(*, private: bool, create_pr: bool) -> None:
+    """Check that nothing is asked of a folder or a bucket that only the Hub can do.
+
+    Raises:
+        OptionError: it is.
+    """
+    if private or create_pr:
+        raise OptionError(
+            "folders and buckets have neither private repositories nor pull requests",
+            remedy="leave the option out, and set access rights where the store has them",
+        )
 
 
 def _check_in_place(package: Package, files: tuple[FileRecord, ...], progress: Progress | None) -> None:

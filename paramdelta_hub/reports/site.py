@@ -19,6 +19,7 @@ from paramdelta_hub.format.manifest import Manifest
 from paramdelta_hub.format.records import Record, Sha256, Text, at_most
 from paramdelta_hub.format.sizes import human_bytes
 from paramdelta_hub.limits import FILES
+from paramdelta_hub.registry.names import SITE_NAME
 from paramdelta_hub.registry.protocol import Hit, Version
 from paramdelta_hub.registry.search import Verdict
 from paramdelta_hub.reports.delta_page import delta_sections, footer, relative_change
@@ -27,8 +28,6 @@ from paramdelta_hub.reports.spectra import Spectrum
 
 __all__ = ["SITE_NAME", "Entry", "SiteFiles", "site_pages"]
 
-SITE_NAME = "paramdelta_catalog.json"
-"""By this file a folder is known as a catalog of ours; it lists all others."""
 _INDEX = "index.html"
 _DAY = len("2026-01-31")
 

@@ -16,6 +16,7 @@ import pytest
 
 import paramdelta_hub as pd
 from paramdelta_hub.environment import REGISTRY_VARIABLE
+from paramdelta_hub.registry.locate import chosen
 from paramdelta_hub.registry.stores import StoreRegistry
 from tests.attacks.outcomes import change_manifest, reseal, shard_of
 from tests.conftest import Family
@@ -102,13 +103,64 @@ def test_a_folder_that_is_not_there(tmp_path: Path, package: Path, monkeypatch: 
 
 
 def test_an_empty_folder_is_an_empty_registry(tmp_path: Path, package: Path) -> None:
-    assert list(pd.search(registry=tmp_path)) == []
-    assert StoreRegistry(tmp_path).versions(REPO) == []
+    root = tmp_path / "registry"
+    root.mkdir()
+    (root / ".keep").touch()
+    assert list(pd.search(registry=root)) == []
+    assert StoreRegistry(root).versions(REPO) == []
     with pytest.raises(pd.RegistryError, match="no such delta"):
-        pd.pull(REPO, registry=tmp_path)
+        pd.pull(REPO, registry=root)
     notes = Notes()
-    pd.publish(package, REPO, registry=tmp_path, progress=notes)
-    assert notes.said == [f"publishing minilm-sre 1.0.0 to the folder {tmp_path}/{REPO}"]
+    pd.publish(package, REPO, registry=root, progress=notes)
+    assert notes.said == [f"publishing minilm-sre 1.0.0 to the folder {root}/{REPO}"]
+
+
+@slip(REGISTRIES, "search where other things lie, or one folder too deep", "exit 8: not a registry, and what it holds")
+def test_a_folder_of_other_things_is_no_registry(
+    tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "registry"
+    pd.publish(package, REPO, registry=root)
+    (tmp_path / "thesis/part/one").mkdir(parents=True)
+    (tmp_path / "thesis/part/one/chapter.tex").touch()
+    absent(str(root / "acme"), "not a registry: it holds instruct")
+    absent(str(package), "not a registry: it holds .*manifest")
+    absent(str(tmp_path / "thesis"), "not a registry: it holds part")
+    # A publication that was cut off has left what it takes to go on.
+    (tmp_path / "cut" / REPO / "1.0.0.partial").mkdir(parents=True)
+    assert list(pd.search(registry=tmp_path / "cut")) == []
+    pd.publish(package, REPO, registry=f"memory://shape-{next(NUMBERS)}/registry")
+    absent(f"memory://shape-{next(NUMBERS) - 1}", "not a registry: it holds registry")
+    notes = Notes()
+    pd.publish(package, REPO, registry=tmp_path / "thesis", progress=notes)
+    place = f"the folder {tmp_path}/thesis/{REPO} (a folder that holds other things)"
+    assert notes.said == [f"publishing minilm-sre 1.0.0 to {place}"]
+
+
+@slip(REGISTRIES, "publish into a package, a result or a catalog", "refused: it would break it")
+def test_what_we_made_is_no_registry_to_publish_to(
+    tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pd.publish(package, REPO, registry="registry")
+    for folder, mark in (("result", "paramdelta_provenance.json"), ("site", "paramdelta_catalog.json")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / mark).write_text("{}")
+    (tmp_path / "link").symlink_to("package")
+    before = tree(tmp_path)
+    for repo, registry in (
+        ("org/math", "package"), ("org/math", "package/inside"), ("org/math", "link"), ("./package/math", None),
+        ("./package/org/math", None), (f"registry/{REPO}/1.0.0/org/math", None), ("org/math", "result"),
+        ("org/math", "site"), ("org/math", f"file://{tmp_path}/site/below"),
+    ):  # fmt: skip
+        notes = Notes()
+        with pytest.raises(pd.PublishError, match="publishing into it would break it") as caught:
+            pd.publish(package, repo, registry=registry, progress=notes)
+        assert caught.value.remedy
+        assert not notes.said
+    assert tree(tmp_path) == before
+    assert not pd.publish(package, REPO, registry="registry").uploaded, "again does nothing, as ever"
 
 
 @slip(REGISTRIES, "a file in place of a registry", "exit 8, told as such")
@@ -148,6 +200,45 @@ def test_a_prefix_and_a_bucket_that_are_not_there(
     absent(file, "a file, where a registry is a folder")
     fsspec.filesystem("s3").mkdir("empty")
     assert list(pd.search(registry="s3://empty")) == []
+
+
+# A registry that is no name of one.
+
+
+@slip(REGISTRIES, '`--registry ""`, as of a variable that is not set', "refused: it is not taken for the Hub")
+@pytest.mark.parametrize(
+    "root", ["", " ", "s3://", "s3:///deltas", "S3://", "hf://", "hf://acme", "file://", "FILE://x"]
+)
+def test_a_registry_that_names_no_place(
+    tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    for call in (
+        lambda: list(pd.search(registry=root)),
+        lambda: pd.versions(REPO, registry=root),
+        lambda: pd.pull(REPO, registry=root),
+        lambda: pd.catalog(root, "site"),
+        lambda: pd.inspect(f"{REPO}@1.0.0", registry=root),
+        lambda: pd.publish(package, REPO, registry=root),
+    ):
+        with pytest.raises(pd.OptionError) as caught:
+            call()
+        assert caught.value.remedy
+    assert tree(tmp_path) == before
+
+
+def test_a_registry_by_its_file_url(tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "a registry"
+    pd.publish(package, REPO, registry=root)
+    for scheme in ("file", "FILE", "File"):
+        url = f"{scheme}://{tmp_path}/a%20registry"
+        assert [found.hit.repo for found in pd.search(registry=url)] == [REPO]
+        assert pd.pull(REPO, registry=url).version == pd.pull(f"{url}/{REPO}").version == "1.0.0"
+        assert pd.catalog(url, tmp_path / scheme).deltas == 1
+    monkeypatch.setenv(REGISTRY_VARIABLE, "")
+    assert chosen(None) is None
+    assert chosen("/") == chosen("file:///") == "/"
 
 
 # A folder of the same name as an organization.
@@ -210,6 +301,9 @@ def test_the_hub_by_its_own_name(hub: LoopbackHub, package: Path, tmp_path: Path
         assert "did you mean ./acme/ORG/nothing?" in done.stderr
         assert "did you mean" not in paramdelta(hub, tmp_path, command, "hf://acme/nothing").stderr
         assert "did you mean" not in paramdelta(hub, tmp_path, command, "other/nothing").stderr
+    offline = paramdelta(hub, tmp_path, "versions", "acme/math", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 8
+    assert "unset HF_HUB_OFFLINE; or did you mean ./acme/ORG/math?" in offline.stderr
 
 
 # Where it goes, and who will see it.
@@ -284,10 +378,16 @@ def test_publishing_leaves_the_folder_as_it_is(
     assert state(other) == before
 
 
-_AS_NOBODY = """
-import os, sys
+_ALL_IMPORTED = """
+import importlib, os, pkgutil, sys
 import paramdelta_hub as pd
-from huggingface_hub import ModelCard, ModelCardData  # everything that is imported must be now
+from huggingface_hub import ModelCard, ModelCardData, constants  # nobody may be able to read what is imported later
+
+for module in pkgutil.walk_packages(pd.__path__, "paramdelta_hub."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
+_AS_NOBODY = f"""{_ALL_IMPORTED}
 
 child = os.fork()
 if not child:
@@ -323,6 +423,48 @@ def test_publishing_from_a_folder_that_can_not_be_written(package: Path, tmp_pat
     assert (tmp_path / "registry" / REPO / "1.0.0/README.md").exists()
 
 
+_UNREADABLE = f"""{_ALL_IMPORTED}
+from paramdelta_hub.cli import main
+
+os.chdir(sys.argv[1])
+for command in (
+    ["apply", "base", "priv/delta", "-o", "out"], ["inspect", "priv/delta"], ["verify", "priv/delta"],
+    ["relabel", "priv/delta", "-o", "out", "--version", "2.0.0"], ["publish", "priv/delta", "org/name"],
+    ["publish", "delta", "priv/name"], ["versions", "priv/delta"],
+):
+    child = os.fork()
+    if not child:
+        os.setuid(65534)
+        main(command)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(command[0], status)
+"""
+
+
+@slip(NAMES, "a delta in a folder that may not be read", "told as such, not blamed on the Hub")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_above_that_can_not_be_read(package: Path, tmp_path: Path, shared_family: Family) -> None:
+    shutil.copytree(shared_family.base, tmp_path / "base")
+    shutil.copytree(package, tmp_path / "delta")
+    shutil.copytree(package, tmp_path / "priv/delta")
+    open_to_all(tmp_path / "base")
+    open_to_all(tmp_path / "delta")
+    for path in [*(tmp_path / "base").rglob("*"), *(tmp_path / "delta").rglob("*")]:
+        path.chmod(path.stat().st_mode | 0o055)
+    (tmp_path / "priv").chmod(0o700)
+    done = subprocess.run(
+        [sys.executable, "-c", _UNREADABLE, str(tmp_path)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    commands = ["apply", "inspect", "verify", "relabel", "publish", "publish", "versions"]
+    assert done.stdout.split() == [word for name in commands for word in (name, "3")], done.stderr
+    assert done.stderr.count("error: priv/") == done.stderr.count("Permission denied") == len(commands), done.stderr
+    assert "HF_HUB_OFFLINE" not in done.stderr
+
+
 # A license that goes.
 
 
@@ -342,6 +484,10 @@ def test_a_license_that_changes_is_told(package: Path, tmp_path: Path) -> None:
         published = pd.publish(made, REPO, registry=root, progress=notes)
         expected = [f"the license changes: {says}"] if says else []
         assert list(published.notes) == expected == notes.said[:-1]
+    taken, notes = labelled(package, tmp_path / "taken", "1.4.0", license="isc"), Notes()
+    with pytest.raises(pd.PublishError, match="published already, with other content"):
+        pd.publish(taken, REPO, registry=root, progress=notes)
+    assert not notes.said, "nothing is published, so nothing changes"
 
 
 def test_a_license_that_changes_is_told_on_the_hub(hub: LoopbackHub, package: Path, tmp_path: Path) -> None:
@@ -462,6 +608,34 @@ def test_the_same_version_again_repairs_and_keeps_what_is_yours(root: Path, tmp_
     (out / "README.md").write_bytes(whole["README.md"])
     pd.pull(f"{REPO}@1.0.0", out, registry=root, part="manifest")
     pd.pull(f"{REPO}@1.1.0", out, registry=root)
+
+
+@slip(REGISTRIES, "pull the same version over a companion that was edited", "refused, the file named")
+def test_the_same_version_again_takes_no_companion_that_was_edited(root: Path, tmp_path: Path) -> None:
+    out, name = tmp_path / "copy", "companions/chat_template.jinja"
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    (out / name).write_text("{{ my_messages }}")
+    shard_of(out).write_bytes(b"damaged")
+    (out / "paramdelta.lock").rename(tmp_path / "lock")
+    for has_lock in (False, True):
+        if has_lock:
+            (tmp_path / "lock").rename(out / "paramdelta.lock")
+        before = tree(out)
+        with pytest.raises(pd.DestinationError, match=f"would be lost: {name}") as caught:
+            pd.pull(f"{REPO}@1.0.0", out, registry=root)
+        assert caught.value.remedy == "move them elsewhere, or delete them to have them fetched again"
+        assert tree(out) == before
+    pd.pull(f"{REPO}@1.0.0", out, registry=root, part="manifest")
+    (out / name).unlink()
+    pd.pull(f"{REPO}@1.0.0", out, registry=root)
+    assert (out / name).read_text() == "{{ messages }}"
+    # What a cache holds is nobody's own.
+    address = f"memory://edited-{next(NUMBERS)}"
+    pd.publish(tmp_path / "first", REPO, registry=address)
+    cached = pd.pull(REPO, registry=address).path
+    (cached / name).write_text("{{ my_messages }}")
+    pd.pull(REPO, registry=address)
+    assert (cached / name).read_text() == "{{ messages }}"
 
 
 def test_a_copy_from_the_hub_keeps_what_its_owner_changed(
