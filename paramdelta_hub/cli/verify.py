@@ -67,12 +67,12 @@ def verify(
         asked = [(f, make, ours) for f, make, ours in _texts(statement_file, bom_file) if f]
         for file, _, is_ours in asked:
             _check_place(expand(delta), expand(file))
-            check_output_file(file, is_ours, overwrite=overwrite)
+            check_output_file(file, is_ours, overwrite=overwrite, beside=may_lie_beside(expand(file).name))
         result = verify_result(delta, digest_files=bool(asked), threads=threads, memory=memory, progress=progress)
         # Both are made before one is written: a library may be missing.
         made = [(file, make(result), is_ours) for file, make, is_ours in asked]
         for file, text, is_ours in made:
-            place = check_output_file(file, is_ours, overwrite=overwrite)
+            place = check_output_file(file, is_ours, overwrite=overwrite, beside=may_lie_beside(expand(file).name))
             with io_errors("writing"):
                 write_file(place, text)
         emit(result.to_json(), _result_text(result), as_json=as_json, quiet=quiet)

@@ -104,13 +104,16 @@ class Replacement:
             )
 
 
-def check_output_file(file: str | Path, is_ours: Callable[[bytes], bool], *, overwrite: bool) -> Path:
+def check_output_file(
+    file: str | Path, is_ours: Callable[[bytes], bool], *, overwrite: bool, beside: bool = False
+) -> Path:
     """Return where a report is to be written, every link resolved, if nothing is lost by it.
 
     Args:
         file: its path, as the user gave it.
         is_ours: whether a content is a report of ours.
         overwrite: whether the user wants an older one replaced.
+        beside: whether it may lie in an output of ours: people put statements there, and no library loads them.
 
     Raises:
         DestinationError: there is a file, and it is not to be replaced or is none of ours; or a folder.
@@ -118,7 +121,7 @@ def check_output_file(file: str | Path, is_ours: Callable[[bytes], bool], *, ove
     if not str(file).strip():
         raise OptionError("an empty name of a file")
     path = Path(os.path.realpath(expand(file)))
-    if owner := owner_of(path):
+    if not beside and (owner := owner_of(path)):
         raise DestinationError(
             f"can't be written, as it lies inside {owner}", where=str(file), remedy="choose another place"
         )
@@ -178,7 +181,7 @@ def owner_of(path: Path) -> str | None:
     """Return in words which output of ours, or registry, a path lies inside; None: in none. One more file spoils it."""
     for folder in path.parents:
         for mark, what in _MARKS.items():
-            if all((folder / name).is_file() for name in mark):
+            if all(os.path.isfile(folder / name) for name in mark):
                 return f"{what}, {folder}"
     return f"a registry, {path.parents[2]}" if len(path.parents) > 2 and _has_versions(path.parent) else None
 
@@ -186,7 +189,7 @@ def owner_of(path: Path) -> str | None:
 def _has_versions(folder: Path) -> bool:
     """Whether a folder is a repository of a registry: it holds published versions."""
     try:
-        return any(is_version(name) and (folder / name / MANIFEST_NAME).is_file() for name in os.listdir(folder))
+        return any(is_version(name) and os.path.isfile(folder / name / MANIFEST_NAME) for name in os.listdir(folder))
     except OSError:
         return False
 

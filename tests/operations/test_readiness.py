@@ -218,7 +218,8 @@ def test_several_deltas(models: Models) -> None:
         put(models.path(name), {"tokenizer.json": words(name), "vocab.json": {}} if name == "other" else {})
         pd.extract(models.path("base"), models.path(name), models.path(f"{name}-delta"), name=name)
     deltas = [pd.Summand(models.path(f"{name}-delta"), 0.1) for name in ("bare", "other")]
-    report = pd.apply(models.path("target"), [deltas[0], models.path("delta"), deltas[1]], models.path("out")).readiness
+    three = [deltas[0], models.path("delta"), deltas[1]]
+    report = pd.apply(models.path("target"), three, models.path("out"), force=True).readiness
     assert {file.source for file in report.files if file.path in FROM_POST} == {"delta 1.0.0"}
     (warning,) = report.warnings
     assert "other 1.0.0 has other companions, which are not taken: tokenizer.json, vocab.json" in warning
