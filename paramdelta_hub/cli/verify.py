@@ -58,7 +58,7 @@ def verify(
     every file beside the weights against paramdelta_provenance.json.
     """
     from paramdelta_hub.operations.replacing import check_output_file
-    from paramdelta_hub.operations.results import is_result, verify_result
+    from paramdelta_hub.operations.results import is_result, may_lie_beside, verify_result
     from paramdelta_hub.operations.verify import verify as run
 
     progress = Bars(quiet or as_json)

@@ -144,7 +144,7 @@ def test_what_is_there_stays(package: Path, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "link").symlink_to(package)
     before = tree(tmp_path)
     for place in (package, package / "inner", tmp_path, ".", "..", tmp_path / "link", tmp_path / "link/inner"):
-        with pytest.raises(pd.DestinationError, match="the package that is relabeled|the working folder"):
+        with pytest.raises(pd.DestinationError, match=r"the package that is relabeled|the working folder"):
             pd.relabel(package, place, version="1.2.0", overwrite=True)
     assert tree(tmp_path) == before
 
