@@ -164,6 +164,8 @@ class Destination:
             )
         try:
             names = sorted(os.listdir(self.books))
+            if _LOCK not in names:
+                names = sorted(os.listdir(self.books))  # a run that ends just now deletes its lock last
         except OSError:
             return  # what is no folder, or can't be read, is told of when the folder is made
         foreign = [name for name in names if not (_OURS.fullmatch(name) and self._may_be_ours(name))]
@@ -176,7 +178,10 @@ class Destination:
 
     def _may_be_ours(self, name: str) -> bool:
         """Whether what has a name of ours is also of our kind: no link, an empty lock, files and folders as we make."""
-        about = os.lstat(self.books / name)
+        try:
+            about = os.lstat(self.books / name)
+        except FileNotFoundError:  # of a run that ends just now
+            return True
         if stat.S_ISDIR(about.st_mode):
             return name not in (_LOCK, _COMMITTING, PLAN_NAME) and not name.startswith("tmp")
         return stat.S_ISREG(about.st_mode) and not (name == _LOCK and about.st_size)
