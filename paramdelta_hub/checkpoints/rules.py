@@ -16,7 +16,7 @@ from paramdelta_hub.errors import OptionError
 from paramdelta_hub.format.names import shown
 from paramdelta_hub.limits import RENAMES, TENSOR_NAME_BYTES
 
-__all__ = ["RuleUse", "Rules", "compiled", "refuse_idle", "rule_uses", "uses_of_patterns"]
+__all__ = ["RuleUse", "Rules", "checked_rules", "compiled", "refuse_idle", "rule_uses", "uses_of_patterns"]
 
 RuleKind = Literal["rename", "skip", "carry", "weight-map"]
 
@@ -71,6 +71,19 @@ class Rules:
     def carries_name(self, name: str) -> bool:
         """Whether a carry rule matches somewhere in ``name``, or in what the rename rules make of it."""
         return any(re.search(pattern, text) for pattern in self.carries for text in (name, self.rename(name)))
+
+
+def checked_rules(rules: Any) -> Rules:
+    """Return the rules that a caller gave: none, for None.
+
+    Raises:
+        OptionError: no :class:`Rules`.
+    """
+    if rules is None:
+        return Rules()
+    if not isinstance(rules, Rules):
+        raise OptionError(f"rules can't be given as {rules!r}", remedy="write rules=Rules(skips=[...])")
+    return rules
 
 
 def _listed(value: Any, what: str) -> Iterable[Any]:

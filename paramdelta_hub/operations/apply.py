@@ -11,7 +11,7 @@ from typing import Any
 from paramdelta_hub.checkpoints.checkpoint import INDEX
 from paramdelta_hub.checkpoints.companions import read_companion
 from paramdelta_hub.checkpoints.pairing import LeftOut
-from paramdelta_hub.checkpoints.rules import Rules, RuleUse
+from paramdelta_hub.checkpoints.rules import Rules, RuleUse, checked_rules
 from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.format import jsontext
 from paramdelta_hub.format.durable import io_errors, write_file
@@ -151,7 +151,9 @@ def apply(
         StorageError: the disk is full or fails.
         RegistryError: a delta can't be had from its registry.
     """
-    rules = rules or Rules()
+    rules = checked_rules(rules)
+    if rules.carries:
+        raise OptionError("carry rules are for an extraction: a delta has whole what was carried")
     wanted = ApplyRequest(
         target=os.fspath(target),
         deltas=tuple((os.fspath(summand.delta), summand.weight) for summand in summands_of(deltas)),

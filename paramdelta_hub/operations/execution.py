@@ -51,6 +51,9 @@ def workers(threads: int | None, memory: int) -> int:
     Raises:
         OptionError: less than one thread, or less memory than one needs.
     """
+    for what, number in (("threads", threads), ("memory", memory)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+            raise OptionError(f"{what} is a whole number, not {number!r}")
     if threads is not None and threads < 1:
         raise OptionError(f"{threads} threads can't do anything", remedy="give --threads 1 or more")
     if memory < WORKER_BYTES:

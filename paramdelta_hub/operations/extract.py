@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.rules import Rules, RuleUse
+from paramdelta_hub.checkpoints.rules import Rules, RuleUse, checked_rules
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
 from paramdelta_hub.format.durable import file_digest, io_errors, write_file
 from paramdelta_hub.format.labels import check_labels
@@ -116,7 +116,7 @@ def extract(
         DestinationError: ``out`` exists, or is being written to.
         StorageError: the disk is full or fails.
     """
-    rules = rules or Rules()
+    rules = checked_rules(rules)
     wanted = ExtractRequest(
         base=os.fspath(base),
         post=os.fspath(post),

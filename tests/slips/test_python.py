@@ -134,6 +134,10 @@ def test_choices_are_checked_in_python_too(home: Home) -> None:
         (name,) = options
         with pytest.raises(pd.OptionError, match=name):
             pd.apply("target", "delta", "out", threads=1, **options)
+    odd = [{"rules": ["lm_head"]}, {"rules": pd.Rules(carries=("score",))}, {"threads": "2"}, {"memory": "1G"}]
+    for options in [*odd, {"overwrite": "no"}]:
+        with pytest.raises(pd.OptionError):
+            pd.apply("target", "delta", "out", **options)
     with pytest.raises(pd.OptionError, match="hash_files"):
         pd.extract("base", "post", "out", hash_files="yes", threads=1)  # type: ignore[arg-type]
 
