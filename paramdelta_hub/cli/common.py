@@ -195,12 +195,7 @@ def parse_rules(
     """
     from paramdelta_hub.checkpoints.rules import Rules
 
-    parts = []
-    for file in files:
-        found = list(_read_rules(expand(file)))
-        if not found:
-            raise OptionError("holds no rule", where=file, remedy="write one a line, or leave --rules out")
-        parts += found
+    parts = [rules for file in files for rules in _read_rules(expand(file))]
     assignments = tuple(parse_assignment(rule, "OLD=NEW") for rule in renames)
     parts.append(Rules(renames=assignments, skips=tuple(skips), carries=tuple(carries)))
     return Rules(

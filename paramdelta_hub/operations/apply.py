@@ -291,7 +291,7 @@ class Application(Operation[ApplyReport]):
             parse_provenance(text)  # what we write, we can read
             write_file(result / PROVENANCE_NAME, text)
             card = result_card(provenance, [delta.package.manifest for delta in self._applied], readiness.lines())
-            write_file(result / CARD_NAME, card)
+            write_file(result / CARD_NAME, card.encode())
         destination.commit()
         return ApplyReport(
             out=destination.given,

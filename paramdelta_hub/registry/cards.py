@@ -111,7 +111,7 @@ def delta_card(
     return _metadata(manifest, id, existing, manifest.license or licenses[1]) + "\n" + "\n\n".join(sections) + "\n"
 
 
-def result_card(provenance: Mapping[str, Any], manifests: Sequence[Manifest], lines: Iterable[str] = ()) -> bytes:
+def result_card(provenance: Mapping[str, Any], manifests: Sequence[Manifest], lines: Iterable[str] = ()) -> str:
     """Return the card of an applied model: what it is made of, with weights, versions, commits and warnings.
 
     Nothing in it depends on time or place, and nothing of the target's own card is in it: this is another model. It
@@ -156,7 +156,7 @@ def result_card(provenance: Mapping[str, Any], manifests: Sequence[Manifest], li
         " The licenses of the target, and of what the deltas were taken of, apply."
     )
     sections.append(f"## Citation\n\n{_CITATION}")
-    return seal((front_matter(data) + "\n" + "\n\n".join(sections) + "\n").encode())
+    return seal((front_matter(data) + "\n" + "\n\n".join(sections) + "\n").encode()).decode()
 
 
 def _summand(delta: Mapping[str, Any], manifest: Manifest) -> str:
