@@ -101,6 +101,18 @@ def _full(error: OSError) -> StorageError:
     return told
 
 
+def _is_name(repository: str) -> bool:
+    """Whether the client itself takes a name of a repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        return False
+    return True
+
+
 def _translate(
     problem: Exception, where: str, kind: type[CheckpointError] | type[RegistryError]
 ) -> CheckpointError | RegistryError | OptionError:
@@ -121,7 +133,7 @@ def _translate(
     repository = where.partition("@")[0]
     # An answer to HEAD hides as the cause of "not in the cache", a failed upload as that of "error while uploading".
     status = _status(problem)
-    if is_a(HFValidationError):
+    if is_a(HFValidationError) and not _is_name(repository):  # else it is the server that named what can't be
         return OptionError(f"not a repository id: {_line(problem)}", where=where, remedy="give org/name")
     if is_a(GatedRepoError):
         page = f"{endpoint()}/{repository}" if "/" in repository else "the Hub"
