@@ -114,7 +114,7 @@ def test_rxnfp_prefixes_that_differ_are_mapped_by_the_users_rule(tmp_path: Path)
     base, post = fetch("rxnfp-pretrained"), fetch("rxnfp-ft")
     with pytest.raises(pd.MismatchError):
         pd.extract(base, post, tmp_path / "delta", rules=pd.Rules(skips=(HEADS,)))
-    rules = pd.Rules(renames=((r"^(?!cls\.|classifier\.)", "bert."),), skips=(HEADS, r"^bert\.cls"))
+    rules = pd.Rules(renames=((r"^(?!cls\.|classifier\.)", "bert."),), skips=(HEADS,))
     report = pd.extract(base, post, tmp_path / "delta", rules=rules)
     assert report.manifest.renames[0].replacement == "bert."
     renamed = report.manifest.tensors[0]
@@ -122,7 +122,10 @@ def test_rxnfp_prefixes_that_differ_are_mapped_by_the_users_rule(tmp_path: Path)
     pd.verify(tmp_path / "delta", base=base, post=post)
 
     # And a target without the prefix takes it by a rule of its own.
-    applied = pd.apply(post, tmp_path / "delta", tmp_path / "out", rules=pd.Rules(renames=((r"^bert\.", ""),)))
+    rules = pd.Rules(renames=((r"^bert\.", ""),))
+    with pytest.raises(pd.MismatchError, match="has this delta already"):
+        pd.apply(post, tmp_path / "delta", tmp_path / "out", rules=rules)
+    applied = pd.apply(post, tmp_path / "delta", tmp_path / "out", rules=rules, force=True)
     b, p, ours = weights(base), weights(post), weights(tmp_path / "out")
     assert applied.changed_tensors == len(report.manifest.tensors)
     name = "encoder.layer.0.output.dense.weight"
@@ -140,7 +143,10 @@ def test_rxnfp_pickles_are_never_opened(name: str, tmp_path: Path) -> None:
 def test_chgnet_kin_and_not_kin(tmp_path: Path) -> None:
     base, kin, stranger = (fetch(f"chgnet-{version}") for version in ("0.3.0", "r2scan", "0.2.0"))
     pd.extract(base, kin, tmp_path / "delta")
-    applied = pd.apply(kin, tmp_path / "delta", tmp_path / "kin")
+    with pytest.raises(pd.MismatchError, match="has this delta already"):
+        pd.apply(kin, tmp_path / "delta", tmp_path / "kin")
+    applied = pd.apply(kin, tmp_path / "delta", tmp_path / "kin", force=True)
+    assert not applied.deltas[0].forced
     assert applied.deltas[0].kinship.correlation is not None
     assert applied.deltas[0].kinship.correlation > 0.9
 
