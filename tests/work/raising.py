@@ -8,9 +8,9 @@ from typing import Any
 
 from paramdelta_hub import errors
 from paramdelta_hub.errors import LineageError, Mismatch, MismatchError, ParamdeltaError
-from paramdelta_hub.registry import client  # classes of its own
+from paramdelta_hub.hub import errors as of_the_hub  # classes of its own
 
-__all__ = ["client", "every", "raise_one"]
+__all__ = ["every", "of_the_hub", "raise_one"]
 
 
 def classes(above: type[ParamdeltaError] = ParamdeltaError) -> Iterator[type[ParamdeltaError]]:
