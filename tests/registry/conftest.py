@@ -1,13 +1,20 @@
-"""A Hub on loopback for the tests of the registry: one Hub and one client process a module, a repository a test."""
+"""Servers on loopback for the tests of the registry: a Hub and a client process a module, an S3 server in all."""
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+import fsspec
 import pytest
 
 from tests.conftest import Family
@@ -84,3 +91,44 @@ def packages(shared_family: Family, tmp_path_factory: pytest.TempPathFactory) ->
         altered(delta, root / "other", "1.0.0"),
         labelled(delta, root / "early", "2.0.0-rc.1"),
     )
+
+
+def start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
+    """Start an S3 server and wait until it answers; on another port if somebody took the first one meanwhile."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+        while server.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return server, f"http://127.0.0.1:{port}"
+            time.sleep(0.1)
+        assert b"in use" in Path(log.name).read_bytes(), "the server ends at once"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 server that has the bucket ``deltas``."""
+    with open(tmp_path_factory.mktemp("s3") / "log", "wb") as log:
+        server, address = start_server(log)
+        try:
+            fsspec.filesystem("s3", key="somebody", secret="not-so-secret", endpoint_url=address).mkdir("deltas")
+            yield address
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@pytest.fixture(scope="module")
+def endpoint(server: str) -> Iterator[str]:
+    """The S3 server's address; the environment points to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", server)
+        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "not-so-secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        yield server

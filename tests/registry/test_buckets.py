@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +31,6 @@ def package(shared_family: Family, tmp_path: Path) -> Path:
     made = labelled(shared_family.delta, tmp_path / "package", name="Instruct delta")
     (made / "README.md").write_text("# Instruct delta\n")
     return made
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An S3 server with the bucket ``deltas``; the environment points to it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    with open(tmp_path_factory.mktemp("s3") / "log", "wb") as log, pytest.MonkeyPatch.context() as patch:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-        patch.setenv("AWS_ENDPOINT_URL", address)
-        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "not-so-secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_CONFIG_FILE", os.devnull)
-        try:
-            for _ in range(300):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            fsspec.filesystem("s3").mkdir("deltas")
-            yield address
-        finally:
-            server.terminate()
-            server.wait(20)
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from tests.conftest import Family
 from tests.hub import Account, LoopbackHub
 from tests.hub.client import CallError, Client
 from tests.registry.packages import altered, labelled, tree
-from tests.registry.test_buckets import endpoint  # noqa: F401  (a fixture)
 from tests.slips.table import AREAS, slip
 
 _, _, _, REGISTRIES, _, NAMES = AREAS
@@ -179,7 +178,7 @@ def test_a_file_in_place_of_the_folder(
 
 @slip(REGISTRIES, "a bucket, or a prefix in one, that is not there", "exit 8")
 def test_a_prefix_and_a_bucket_that_are_not_there(
-    endpoint: str,  # noqa: F811
+    endpoint: str,
     tmp_path: Path,
     package: Path,
     monkeypatch: pytest.MonkeyPatch,

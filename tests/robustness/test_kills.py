@@ -48,5 +48,5 @@ def test_signals_at_50_points(
             assert (status, errors) == (-number, ""), point
         else:
             assert status == INTERRUPTED, (point, errors)
-            assert errors == "interrupted; nothing is broken: the same command goes on where it stopped\n", point
+            assert errors == "Interrupted. Run the same command again to resume.\n", point
         finish(commands, case, point)
