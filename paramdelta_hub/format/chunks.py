@@ -86,7 +86,7 @@ class Layout:
         """The elements of chunk ``index``."""
         return slice(index * CHUNK_ELEMENTS, min((index + 1) * CHUNK_ELEMENTS, self.elements))
 
-    def parse_table(self, table: NDArray[np.uint8], nbytes: int) -> NDArray[np.int64]:
+    def parse_table(self, table: NDArray[np.uint8], nbytes: int, where: str) -> NDArray[np.int64]:
         """Return the streams' lengths, a row a chunk, if together with the table they fill ``nbytes``.
 
         Raises:
@@ -94,9 +94,9 @@ class Layout:
         """
         lengths = table.view("<u4").reshape(self.chunks, self.columns).astype(np.int64)
         if int(lengths.sum()) + table.nbytes != nbytes:
-            raise PackageError("the chunk table does not add up to the payload's size")
+            raise PackageError("the chunk table does not add up to the payload's size", where=where)
         if lengths.size and int(lengths.sum(axis=1).max()) > self.most_chunk_bytes:
-            raise PackageError("the chunk table holds an impossibly large chunk")
+            raise PackageError("the chunk table holds an impossibly large chunk", where=where)
         return lengths
 
     def cut(self, chunk: Buffer, lengths: NDArray[np.int64]) -> list[memoryview]:

@@ -35,7 +35,7 @@ class PayloadReader:
             raise PackageError("the payload is smaller than its chunk table", where=where)
         self._table = np.empty(layout.table_bytes, np.uint8)
         read_exactly(descriptor, self._table, start + nbytes - layout.table_bytes, PackageError, where)
-        self._lengths = layout.parse_table(self._table, nbytes)
+        self._lengths = layout.parse_table(self._table, nbytes, where)
         self._digest = begin_digest()
         self._next = 0
 

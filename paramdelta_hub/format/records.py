@@ -87,13 +87,15 @@ Count = Annotated[int, Field(ge=0, le=_COUNT)]
 Norm = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, max_length=_TEXT), AfterValidator(_clear)]
 Counts = Annotated[dict[Annotated[str, Field(max_length=_TEXT)], Count], BeforeValidator(_counts)]
+_IDENTIFIER = "(0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+"""A part of a pre-release; one of digits alone begins with no zero."""
 SemanticVersion = Annotated[
     str,
     Field(
         max_length=128,
         # semver.org's grammar; [0-9] and not \d, which takes the digits of every script.
         pattern=r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
-        r"(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?$",
+        rf"(-{_IDENTIFIER}(\.{_IDENTIFIER})*)?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?$",
     ),
 ]
 

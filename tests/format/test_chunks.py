@@ -57,21 +57,21 @@ def table(cut: Layout, rows: list[list[int]]) -> np.ndarray:
 
 def test_a_table_that_adds_up() -> None:
     cut = layout("raw", "U8", CHUNK_ELEMENTS + 5, added=False)
-    found = cut.parse_table(table(cut, [[CHUNK_ELEMENTS], [5]]), CHUNK_ELEMENTS + 5 + 8)
+    found = cut.parse_table(table(cut, [[CHUNK_ELEMENTS], [5]]), CHUNK_ELEMENTS + 5 + 8, "shard")
     assert found.tolist() == [[CHUNK_ELEMENTS], [5]]
     for nbytes in (0, 8, CHUNK_ELEMENTS + 12, CHUNK_ELEMENTS + 14, 2**62):
         with pytest.raises(PackageError, match="does not add up"):
-            cut.parse_table(table(cut, [[CHUNK_ELEMENTS], [5]]), nbytes)
+            cut.parse_table(table(cut, [[CHUNK_ELEMENTS], [5]]), nbytes, "shard")
 
 
 def test_a_chunk_that_is_impossibly_large() -> None:
     cut = layout("raw", "U8", 100, added=False)
     most = cut.most_chunk_bytes
-    cut.parse_table(table(cut, [[most]]), most + 4)
+    cut.parse_table(table(cut, [[most]]), most + 4, "shard")
     with pytest.raises(PackageError, match="impossibly large"):
-        cut.parse_table(table(cut, [[most + 1]]), most + 5)
+        cut.parse_table(table(cut, [[most + 1]]), most + 5, "shard")
     with pytest.raises(PackageError, match="impossibly large"):
-        cut.parse_table(table(cut, [[2**32 - 1]]), 2**32 + 3)
+        cut.parse_table(table(cut, [[2**32 - 1]]), 2**32 + 3, "shard")
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])

@@ -85,7 +85,14 @@ def test_a_version_that_is_nearly_one(version: str, meant: str) -> None:
     assert f"--version {meant}" in str(caught.value.remedy)
 
 
-@pytest.mark.parametrize("version", ["", "latest", "1.2.3.4", "1.x", "1.0.0-", "1,0", "1.0.0 beta", "9" * 500])
+@pytest.mark.parametrize("version", ["1.0.0-0", "1.0.0-rc.0", "1.0.0-01a.-0", "1.0.0+01", "10.20.30-a-.0b+c.d"])
+def test_a_version_of_every_kind(version: str) -> None:
+    assert check_labels("delta", version, None).version == version
+
+
+@pytest.mark.parametrize(
+    "version", ["", "latest", "1.2.3.4", "1.x", "1.0.0-", "1,0", "1.0.0 beta", "9" * 500, "1.0.0-rc.01"]
+)
 def test_a_version_that_is_none(version: str) -> None:
     with pytest.raises(OptionError, match="is not a semantic version") as caught:
         check_labels("delta", version, None)
