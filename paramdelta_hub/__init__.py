@@ -40,26 +40,26 @@ from paramdelta_hub.errors import (
 
 if TYPE_CHECKING:
     from paramdelta_hub.checkpoints.rules import Rules
-    from paramdelta_hub.format.manifest import Manifest
-    from paramdelta_hub.operations.apply import ApplyReport, Summand, WeightMap, apply
-    from paramdelta_hub.operations.catalog import CatalogReport, catalog
-    from paramdelta_hub.operations.execution import Crew
-    from paramdelta_hub.operations.extract import ExtractReport, extract
-    from paramdelta_hub.operations.inspect import InspectReport, compare, inspect, write_report
-    from paramdelta_hub.operations.preview import Preview, preview
-    from paramdelta_hub.operations.publish import publish
-    from paramdelta_hub.operations.registries import link, pull, search, versions
-    from paramdelta_hub.operations.relabel import RelabelReport, relabel
-    from paramdelta_hub.operations.requests import ApplyRequest, ExtractRequest
-    from paramdelta_hub.operations.results import ResultReport, verify_result
-    from paramdelta_hub.operations.sharing import ShareReport, commit, do_share
-    from paramdelta_hub.operations.tensors import tensors
-    from paramdelta_hub.operations.verify import VerifyReport, verify
-    from paramdelta_hub.registry.links import Linked
+    from paramdelta_hub.package.manifest import Manifest
+    from paramdelta_hub.application.apply import ApplyReport, Summand, WeightMap, apply
+    from paramdelta_hub.reports.catalog import CatalogReport, catalog
+    from paramdelta_hub.tasks.runner import Crew
+    from paramdelta_hub.extraction.extract import ExtractReport, extract
+    from paramdelta_hub.reports.inspect import InspectReport, compare, inspect, write_report
+    from paramdelta_hub.application.preview import Preview, preview
+    from paramdelta_hub.registry.publish import publish
+    from paramdelta_hub.registry.api import link, pull, search, versions
+    from paramdelta_hub.extraction.relabel import RelabelReport, relabel
+    from paramdelta_hub.application.requests import ApplyRequest, ExtractRequest
+    from paramdelta_hub.outputs.applied_model import ResultReport, verify_result
+    from paramdelta_hub.ranks import ShareReport, commit, do_share
+    from paramdelta_hub.application.tensors import tensors
+    from paramdelta_hub.verification.package import VerifyReport, verify
+    from paramdelta_hub.registry.hub.links import Linked
     from paramdelta_hub.registry.protocol import Hit, Published, Pulled, Version
     from paramdelta_hub.registry.search import Found
     from paramdelta_hub.reports.agreement import Comparison
-    from paramdelta_hub.work.progress import Progress
+    from paramdelta_hub.tasks.progress import Progress
 
 __all__ = [
     "ApplyReport",

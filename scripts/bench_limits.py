@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.codecs import frames
-from paramdelta_hub.format.digests import values_digest
+from paramdelta_hub.fileio.digests import values_digest
 
 __all__ = ["WORK", "measure"]
 

@@ -26,15 +26,15 @@ import numpy as np
 from generate import Recipe, generate
 
 import paramdelta_hub as pd
-from paramdelta_hub.format.digests import values_digest
-from paramdelta_hub.kernels import Kernel, kernel_for
-from paramdelta_hub.operations.apply import Application
-from paramdelta_hub.operations.execution import Operation
-from paramdelta_hub.operations.extract import Extraction
-from paramdelta_hub.operations.tasks import run_task, written
-from paramdelta_hub.work.destination import Destination
-from paramdelta_hub.work.plan import Plan
-from paramdelta_hub.work.shares import lots, share
+from paramdelta_hub.fileio.digests import values_digest
+from paramdelta_hub.numerics.kernels import Kernel, kernel_for
+from paramdelta_hub.application.apply import Application
+from paramdelta_hub.tasks.runner import Operation
+from paramdelta_hub.extraction.extract import Extraction
+from paramdelta_hub.application.tasks import run_task, written
+from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.plan import Plan
+from paramdelta_hub.tasks.partition import lots, share
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "scripts" / "results" / "scale.json"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from paramdelta_hub.format.manifest import Manifest
-from paramdelta_hub.format.provenance import Provenance
+from paramdelta_hub.package.manifest import Manifest
+from paramdelta_hub.package.provenance import Provenance
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 OF: dict[str, tuple[type[BaseModel], str, str]] = {

@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 from weights import fetch
 
 import paramdelta_hub as pd
-from paramdelta_hub.registry.heatmap import heat_map, heat_parts
+from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
 SHOTS = {"report-light": ("light", 860, 1400), "report-dark": ("dark", 860, 1400), "report-phone": ("light", 390, 1400)}

@@ -22,7 +22,7 @@ VERBS = ("extract", "apply", "verify", "publish", "pull", "publish to the Hub", 
 TOKEN = "hf_soak"
 COMMAND = """
 import sys
-from paramdelta_hub.work import plan
+from paramdelta_hub.tasks import plan
 plan.TASK_BYTES_MIN = int(sys.argv.pop(1))  # small tasks, so that small models have several
 from paramdelta_hub.cli import main
 main(prog_name="paramdelta")

@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import paramdelta_hub as pd  # noqa: E402
-from paramdelta_hub.work import plan  # noqa: E402
+from paramdelta_hub.tasks import plan  # noqa: E402
 
 __all__ = ["ROOT", "Family", "make_family", "tree"]
 

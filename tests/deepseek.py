@@ -26,10 +26,10 @@ import numpy as np
 
 import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.lineage import pack_samples
-from paramdelta_hub.format.headers import ITEM_SIZES, build_header
-from paramdelta_hub.operations.apply import Application
-from paramdelta_hub.operations.extract import Extraction
-from paramdelta_hub.work.plan import Plan
+from paramdelta_hub.fileio.safetensors import ITEM_SIZES, build_header
+from paramdelta_hub.application.apply import Application
+from paramdelta_hub.extraction.extract import Extraction
+from paramdelta_hub.tasks.plan import Plan
 
 LAYERS, DENSE, HIDDEN, VOCABULARY = 61, 3, 7168, 129_280
 FILES = 163

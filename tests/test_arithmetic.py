@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta_hub import arithmetic
-from paramdelta_hub.arithmetic import FLOATS, Float, Workspace
+from paramdelta_hub.numerics import floats
+from paramdelta_hub.numerics.floats import FLOATS, Float, Workspace
 from paramdelta_hub.limits import BLOCK_ELEMENTS
 from tests.models import TORCH, WIDE, from_bits, to_bits
 
@@ -71,19 +71,19 @@ def pairs(name: str, seed: int = 0, count: int = 60_000) -> tuple[np.ndarray, np
 def take_and_split(
     kind: Float, base: np.ndarray, post: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    delta = arithmetic.difference(widened(kind, base), widened(kind, post), np.empty(base.size, kind.wide))
+    delta = floats.difference(widened(kind, base), widened(kind, post), np.empty(base.size, kind.wide))
     symbols = np.empty(base.size, kind.bits)
-    positions, rest = arithmetic.split(kind, delta, symbols, np.empty(base.size, kind.wide_bits))
+    positions, rest = floats.split(kind, delta, symbols, np.empty(base.size, kind.wide_bits))
     return delta, symbols, positions, rest
 
 
 def missed(kind: Float, base: np.ndarray, post: np.ndarray) -> np.ndarray:
     """Run ``unreachable`` block by block, as its callers do."""
     work, found = Workspace(kind), [np.empty(0, np.intp)]
-    for block in arithmetic.blocks(base.size):
+    for block in floats.blocks(base.size):
         wide_base, wide_post = widened(kind, base[block]), widened(kind, post[block])
-        delta = arithmetic.difference(wide_base, wide_post, np.empty(wide_base.size, kind.wide))
-        found.append(arithmetic.unreachable(kind, wide_base, delta, wide_post, post[block], work) + block.start)
+        delta = floats.difference(wide_base, wide_post, np.empty(wide_base.size, kind.wide))
+        found.append(floats.unreachable(kind, wide_base, delta, wide_post, post[block], work) + block.start)
     return np.concatenate(found)
 
 
@@ -166,7 +166,7 @@ def test_joining_undoes_splitting(name: str) -> None:
     delta, symbols, positions, rest = take_and_split(kind, base, post)
     assert (np.diff(positions) > 0).all()
     assert rest.all(), "a rest of zero is not listed"
-    joined = arithmetic.join(kind, widened(kind, symbols), positions, rest)
+    joined = floats.join(kind, widened(kind, symbols), positions, rest)
     assert np.array_equal(joined.view(kind.wide_bits), delta.view(kind.wide_bits))
 
 
@@ -230,7 +230,7 @@ def test_any_pair_of_finite_values(data: st.DataObject, name: str) -> None:
     base, post = np.ascontiguousarray(drawn[:, 0]), np.ascontiguousarray(drawn[:, 1])
     _, symbols, positions, rest = take_and_split(kind, base, post)
     total = widened(kind, base)
-    arithmetic.accumulate(total, arithmetic.join(kind, widened(kind, symbols), positions, rest), 1.0)
+    floats.accumulate(total, floats.join(kind, widened(kind, symbols), positions, rest), 1.0)
     reached = rounded(kind, total) == post
     assert np.array_equal(np.flatnonzero(~reached), missed(kind, base, post))
     assert np.array_equal(np.flatnonzero(~reached), missed_by_definition(name, base, post))
@@ -248,16 +248,16 @@ def test_accumulate_rounds_product_and_sum(name: str, seed: int, weight: float) 
     wide = WIDE[TORCH[name]]
     product = torch.from_numpy(delta.copy()) * torch.tensor(weight, dtype=wide)
     expected = (torch.from_numpy(total.copy()) + product).numpy()
-    arithmetic.accumulate(total, delta, weight)
+    floats.accumulate(total, delta, weight)
     assert np.array_equal(total, expected, equal_nan=True)
 
 
 def test_blocks_cover_everything_once() -> None:
     for elements in (0, 1, BLOCK_ELEMENTS - 1, BLOCK_ELEMENTS, BLOCK_ELEMENTS + 1, 5 * BLOCK_ELEMENTS + 7):
-        covered = [at for block in arithmetic.blocks(elements) for at in (block.start, block.stop)]
+        covered = [at for block in floats.blocks(elements) for at in (block.start, block.stop)]
         assert covered[::2] == list(range(0, elements, BLOCK_ELEMENTS))
-        assert all(0 < block.stop - block.start <= BLOCK_ELEMENTS for block in arithmetic.blocks(elements))
-        assert sum(block.stop - block.start for block in arithmetic.blocks(elements)) == elements
+        assert all(0 < block.stop - block.start <= BLOCK_ELEMENTS for block in floats.blocks(elements))
+        assert sum(block.stop - block.start for block in floats.blocks(elements)) == elements
 
 
 @pytest.mark.slow

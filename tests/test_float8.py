@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from paramdelta_hub.float8 import (
+from paramdelta_hub.numerics.float8 import (
     DECODED,
     LARGEST,
     Deviation,

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, WeightFile
-from paramdelta_hub.checkpoints.pairing import DERIVED
+from paramdelta_hub.checkpoints.matching import DERIVED
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.format.durable import file_digest
-from paramdelta_hub.format.manifest import Architecture, Source, SourceFile
+from paramdelta_hub.fileio.durable import file_digest
+from paramdelta_hub.package.manifest import Architecture, Source, SourceFile
 
 __all__ = ["describe_architecture", "describe_source", "fingerprint"]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS
-from paramdelta_hub.checkpoints.sources import ModelSource, resolve
+from paramdelta_hub.checkpoints.resolve import ModelSource, resolve
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.durable import read_small
-from paramdelta_hub.format.headers import GGUF_REMEDY, Header, TensorSpan, read_header
-from paramdelta_hub.format.names import check_file_name, shown
+from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.fileio.durable import read_small
+from paramdelta_hub.fileio.safetensors import GGUF_REMEDY, Header, TensorSpan, read_header
+from paramdelta_hub.fileio.names import check_file_name, shown
 from paramdelta_hub.limits import CONFIG_BYTES, FILES, HEADER_BYTES
 
 __all__ = ["INDEX", "WEIGHTS", "Checkpoint", "WeightFile", "assemble", "open_checkpoint", "parse_index", "read_index"]
@@ -79,7 +79,7 @@ class Checkpoint:
         if not path.exists() or self.is_lone_file:
             return None
         text = read_small(path, CONFIG_BYTES, CheckpointError, follow=True)
-        value = jsontext.parse(text, CheckpointError, str(path))
+        value = strict_json.parse(text, CheckpointError, str(path))
         if not isinstance(value, dict):
             raise CheckpointError("not a JSON object", where=str(path))
         return value
@@ -166,7 +166,7 @@ def parse_index(text: bytes, where: str) -> tuple[dict[str, Any], list[str]]:
     Raises:
         CheckpointError: not an index.
     """
-    index = jsontext.parse(text, CheckpointError, where)
+    index = strict_json.parse(text, CheckpointError, where)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError("the index has no weight_map from tensors to files", where=where)

@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.errors import CheckpointError, IntegrityError, PackageError, SourceError
-from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.durable import read_small
-from paramdelta_hub.format.links import settle
-from paramdelta_hub.format.manifest import FileRecord
-from paramdelta_hub.format.names import check_file_name
-from paramdelta_hub.format.package import Package
-from paramdelta_hub.format.records import CODE_KEYS
+from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.fileio.durable import read_small
+from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.package.manifest import FileRecord
+from paramdelta_hub.fileio.names import check_file_name
+from paramdelta_hub.package.package import Package
+from paramdelta_hub.package.records import CODE_KEYS
 from paramdelta_hub.limits import COMPANION_BYTES, CONFIG_BYTES
 
 __all__ = [
@@ -156,7 +156,7 @@ def code_key(content: bytes, where: str, error: type[SourceError] = CheckpointEr
     return next(
         (
             key
-            for key, value in _pairs(jsontext.parse(content, error, where, long_integers=True))
+            for key, value in _pairs(strict_json.parse(content, error, where, long_integers=True))
             if key in CODE_KEYS and value
         ),
         None,
@@ -174,7 +174,7 @@ def code_files(target: Checkpoint, configs: Iterable[bytes]) -> dict[str, Path]:
     for reference in (
         text
         for content in configs
-        for text in _references(jsontext.parse(content, CheckpointError, long_integers=True))
+        for text in _references(strict_json.parse(content, CheckpointError, long_integers=True))
     ):
         file = reference.split(".")[0] + ".py"
         if "--" not in reference and file not in names:  # "org/name--module.Class" lies in another repository

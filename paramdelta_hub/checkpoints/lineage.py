@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.arithmetic import FLOATS
+from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.checkpoints.logical import LogicalTensor
-from paramdelta_hub.checkpoints.views import Files, open_view
+from paramdelta_hub.checkpoints.tensor_sources import Files, open_view
 from paramdelta_hub.errors import CheckpointError, PackageError
-from paramdelta_hub.format.descriptors import Descriptors
-from paramdelta_hub.format.headers import build_header, check_header
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.safetensors import build_header, check_header
 from paramdelta_hub.limits import (
     KIN_CORRELATION,
     LINEAGE_RUN_LENGTH,

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from paramdelta_hub.checkpoints.lineage import Kinship
-from paramdelta_hub.format.manifest import TensorRecord
+from paramdelta_hub.package.manifest import TensorRecord
 
 __all__ = ["BANDS", "Band", "Prediction", "predict"]
 

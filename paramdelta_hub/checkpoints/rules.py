@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.format.names import shown
+from paramdelta_hub.fileio.names import shown
 from paramdelta_hub.limits import RENAMES, TENSOR_NAME_BYTES
 
 __all__ = ["RuleUse", "Rules", "checked_rules", "compiled", "refuse_idle", "rule_uses", "uses_of_patterns"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from paramdelta_hub.checkpoints.configs import TEXT_CONFIGS
-from paramdelta_hub.format.names import is_clear
+from paramdelta_hub.checkpoints.config_merge import TEXT_CONFIGS
+from paramdelta_hub.fileio.names import is_clear
 
 __all__ = ["doubtful_ids"]
 

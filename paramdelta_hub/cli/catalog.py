@@ -11,7 +11,7 @@ from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.limits import CATALOG_DELTAS, SPECTRUM_MATRICES
 
 if TYPE_CHECKING:
-    from paramdelta_hub.operations.catalog import CatalogReport
+    from paramdelta_hub.reports.catalog import CatalogReport
 
 __all__ = ["catalog"]
 
@@ -55,7 +55,7 @@ def catalog(
 
     REGISTRY is a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else the Hub.
     """
-    from paramdelta_hub.operations.catalog import catalog as run
+    from paramdelta_hub.reports.catalog import catalog as run
 
     report = run(
         registry,

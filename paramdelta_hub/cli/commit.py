@@ -26,8 +26,8 @@ def commit(out: str, overwrite: bool, threads: int | None, as_json: bool, quiet:
 
     Where something is missing, it says which rank to run again, and nothing is changed.
     """
-    from paramdelta_hub.operations.extract import ExtractReport
-    from paramdelta_hub.operations.sharing import commit as run
+    from paramdelta_hub.extraction.extract import ExtractReport
+    from paramdelta_hub.ranks import commit as run
 
     report = run(out, overwrite=overwrite, threads=threads, progress=Bars(quiet or as_json))
     text = extract_text(report) if isinstance(report, ExtractReport) else apply_text(report)

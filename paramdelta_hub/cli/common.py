@@ -14,11 +14,11 @@ import click
 
 from paramdelta_hub.environment import KEYS_VARIABLE, REGISTRY_VARIABLE, REQUIRE_VARIABLE
 from paramdelta_hub.errors import MismatchError, OptionError, ParamdeltaError, SourceError
-from paramdelta_hub.format.durable import expand, read_small, storage_error
-from paramdelta_hub.format.names import is_clear
-from paramdelta_hub.format.sizes import human_bytes
+from paramdelta_hub.fileio.durable import expand, read_small, storage_error
+from paramdelta_hub.fileio.names import is_clear
+from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.limits import DEFAULT_MEMORY, GIB, KIB, MIB, RULES_BYTES
-from paramdelta_hub.work.progress import Progress
+from paramdelta_hub.tasks.progress import Progress
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -11,8 +11,8 @@ from paramdelta_hub.cli.common import Bars, emit, human_bytes
 from paramdelta_hub.errors import OptionError
 
 if TYPE_CHECKING:
-    from paramdelta_hub.operations.execution import Crew
-    from paramdelta_hub.operations.sharing import Request, ShareReport
+    from paramdelta_hub.tasks.runner import Crew
+    from paramdelta_hub.ranks import Request, ShareReport
 
 __all__ = ["crew_options", "run_share"]
 
@@ -57,7 +57,7 @@ def run_share(
     Raises:
         OptionError: only one of the two was given.
     """
-    from paramdelta_hub.operations.sharing import do_share
+    from paramdelta_hub.ranks import do_share
 
     if rank is None and world is None:
         return False

@@ -23,8 +23,8 @@ from paramdelta_hub.cli.publish import published_json, published_text
 from paramdelta_hub.errors import OptionError, PublishError, RegistryError, SourceError
 
 if TYPE_CHECKING:
-    from paramdelta_hub.operations.execution import Executor
-    from paramdelta_hub.operations.extract import ExtractReport
+    from paramdelta_hub.tasks.runner import Executor
+    from paramdelta_hub.extraction.extract import ExtractReport
     from paramdelta_hub.registry.protocol import Registry
     from paramdelta_hub.registry.reference import Reference
 
@@ -89,13 +89,13 @@ def extract(
 
     BASE and POST are folders in Hugging Face layout, .safetensors files, or Hub ids with @revision.
     """
-    from paramdelta_hub.operations.execution import Crew, complete
-    from paramdelta_hub.operations.extract import Extraction
-    from paramdelta_hub.operations.publish import publish
-    from paramdelta_hub.operations.replacing import check_new
-    from paramdelta_hub.operations.requests import ExtractRequest
+    from paramdelta_hub.tasks.runner import Crew, complete
+    from paramdelta_hub.extraction.extract import Extraction
+    from paramdelta_hub.registry.publish import publish
+    from paramdelta_hub.outputs.replacing import check_new
+    from paramdelta_hub.application.requests import ExtractRequest
     from paramdelta_hub.registry.locate import find_to_publish
-    from paramdelta_hub.registry.stores import check_options
+    from paramdelta_hub.registry.stores.registry import check_options
 
     rules = parse_rules(renames, skips, rule_files, carries)
     if repo is None and (private or create_pr):
@@ -163,8 +163,8 @@ def _check_publication(
         OptionError: REPO names another version.
         PublishError: the version is there, under another name or license.
     """
-    from paramdelta_hub.format.labels import check_license
-    from paramdelta_hub.format.package import open_package
+    from paramdelta_hub.package.labels import check_license
+    from paramdelta_hub.package.package import open_package
 
     if reference.revision not in (None, version):
         raise OptionError(

@@ -11,8 +11,8 @@ from paramdelta_hub.errors import OptionError
 from paramdelta_hub.limits import COMPARED_DELTAS, SPECTRUM_MATRICES
 
 if TYPE_CHECKING:
-    from paramdelta_hub.format.manifest import Source
-    from paramdelta_hub.operations.inspect import InspectReport
+    from paramdelta_hub.package.manifest import Source
+    from paramdelta_hub.reports.inspect import InspectReport
     from paramdelta_hub.reports.agreement import Comparison
 
 __all__ = ["inspect"]
@@ -56,8 +56,8 @@ def inspect(
     DELTA is a folder, or org/name[@version] in a registry; of the latter only the manifest is fetched, unless several
     are compared or --samples is given.
     """
-    from paramdelta_hub.operations.inspect import check_report, compare, write_report
-    from paramdelta_hub.operations.inspect import inspect as run
+    from paramdelta_hub.reports.inspect import check_report, compare, write_report
+    from paramdelta_hub.reports.inspect import inspect as run
 
     if html:
         check_report(html, overwrite=overwrite)
@@ -122,7 +122,7 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def _text(report: InspectReport, top: int) -> str:
-    from paramdelta_hub.operations.inspect import relative_change
+    from paramdelta_hub.reports.inspect import relative_change
 
     manifest, exactness = report.manifest, report.manifest.exactness
     architecture = manifest.architecture

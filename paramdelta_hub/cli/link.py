@@ -9,7 +9,7 @@ import click
 from paramdelta_hub.cli.common import command, emit
 
 if TYPE_CHECKING:
-    from paramdelta_hub.registry.links import Linked, Role
+    from paramdelta_hub.registry.hub.links import Linked, Role
 
 __all__ = ["link"]
 
@@ -51,7 +51,7 @@ def link(
 
     Doing it again changes nothing.
     """
-    from paramdelta_hub.operations.registries import link as run
+    from paramdelta_hub.registry.api import link as run
 
     linked = run(delta, model, role=role, create_pr=create_pr, dry_run=dry_run, message=message)
     emit(linked.to_json(), _text(linked, dry_run), as_json=as_json, quiet=quiet)

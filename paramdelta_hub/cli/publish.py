@@ -52,7 +52,7 @@ def publish(
     again does nothing. DELTA itself is only read: of its README.md, the published card has your own words, and those
     between the `yours` markers of the card published before.
     """
-    from paramdelta_hub.operations.publish import publish as run
+    from paramdelta_hub.registry.publish import publish as run
 
     published = run(
         delta,

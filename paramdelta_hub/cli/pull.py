@@ -47,7 +47,7 @@ def pull(
     DELTA is org/name[@version|@commit], or a folder or URL that ends so; without a version, the newest. What was
     pulled is pinned in DIR/paramdelta.lock.
     """
-    from paramdelta_hub.operations.registries import pull as run
+    from paramdelta_hub.registry.api import pull as run
 
     part: Part = "manifest" if manifest_only else "companions" if companions_only else "package"
     pulled = run(

@@ -9,7 +9,7 @@ import click
 from paramdelta_hub.cli.common import Bars, command, emit, registry_option
 
 if TYPE_CHECKING:
-    from paramdelta_hub.operations.relabel import RelabelReport
+    from paramdelta_hub.extraction.relabel import RelabelReport
 
 __all__ = ["relabel"]
 
@@ -44,7 +44,7 @@ def relabel(
     DELTA is a folder, or org/name[@version] in a registry. The weights are the same to the byte, and checked while they
     are copied. NEW has an id of its own, and no signature; of README.md, your own words come along.
     """
-    from paramdelta_hub.operations.relabel import relabel as run
+    from paramdelta_hub.extraction.relabel import relabel as run
 
     report = run(
         delta,

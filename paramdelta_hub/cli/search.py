@@ -37,7 +37,7 @@ def search(
     `fits`: the architecture is the same. A few of the model's values are compared with each fitting delta's samples,
     and what to expect of it is said below the table; of a model on the Hub, these come by some 64 small requests.
     """
-    from paramdelta_hub.operations.registries import search as run
+    from paramdelta_hub.registry.api import search as run
 
     hits = list(itertools.islice(run(query, base=base, registry=registry), skip, skip + limit + 1))
     shown, more = hits[:limit], len(hits) > limit

@@ -10,11 +10,11 @@ import click
 
 from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, trust_options, work_options
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.format.durable import expand, io_errors, write_file
+from paramdelta_hub.fileio.durable import expand, io_errors, write_file
 
 if TYPE_CHECKING:
-    from paramdelta_hub.operations.results import ResultReport
-    from paramdelta_hub.operations.verify import VerifyReport
+    from paramdelta_hub.outputs.applied_model import ResultReport
+    from paramdelta_hub.verification.package import VerifyReport
 
 __all__ = ["verify"]
 
@@ -57,9 +57,9 @@ def verify(
     DELTA is a folder, or org/name[@version] in a registry. Or check OUT, a model that pd-apply made: every tensor and
     every file beside the weights against paramdelta_provenance.json.
     """
-    from paramdelta_hub.operations.replacing import check_output_file
-    from paramdelta_hub.operations.results import is_result, may_lie_beside, verify_result
-    from paramdelta_hub.operations.verify import verify as run
+    from paramdelta_hub.outputs.replacing import check_output_file
+    from paramdelta_hub.outputs.applied_model import is_result, may_lie_beside, verify_result
+    from paramdelta_hub.verification.package import verify as run
 
     progress = Bars(quiet or as_json)
     if is_result(expand(delta)):
@@ -96,7 +96,7 @@ def _texts(
     statement_file: str | None, bom_file: str | None
 ) -> list[tuple[str | None, Callable[[ResultReport], bytes], Callable[[bytes], bool]]]:
     """Return the files that can be written of a result: where to, what makes one, and what knows an older one."""
-    from paramdelta_hub.operations.attesting import bill_of_materials, is_bill_of_materials, is_statement, statement
+    from paramdelta_hub.verification.attestations import bill_of_materials, is_bill_of_materials, is_statement, statement
 
     return [(statement_file, statement, is_statement), (bom_file, bill_of_materials, is_bill_of_materials)]
 
@@ -107,7 +107,7 @@ def _refuse(where: str, what: str, *options: object) -> None:
 
 
 def _check_place(folder: Path, file: Path) -> None:
-    from paramdelta_hub.operations.results import may_lie_beside
+    from paramdelta_hub.outputs.applied_model import may_lie_beside
 
     if file.resolve().is_relative_to(folder.resolve()) and not may_lie_beside(file.name):
         raise OptionError(

@@ -25,7 +25,7 @@ pd-versions ./registry/org/name --json
 @registry_option
 def versions(delta: str, registry: str | None, as_json: bool, quiet: bool) -> None:
     """List the versions of DELTA, the newest first."""
-    from paramdelta_hub.operations.registries import versions as run
+    from paramdelta_hub.registry.api import versions as run
 
     found = run(delta, registry=registry)
     emit({"versions": [dict(vars(version)) for version in found]}, _text(found), as_json=as_json, quiet=quiet)

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from paramdelta_hub.arithmetic import Bits, Float, Wide
+from paramdelta_hub.numerics.floats import Bits, Float, Wide
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.kernels import Kernel
+from paramdelta_hub.numerics.kernels import Kernel
 
 __all__ = ["Raw"]
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from paramdelta_hub.errors import CheckpointError, OptionError, ParamdeltaError, RegistryError, StorageError
-from paramdelta_hub.format.durable import storage_error
+from paramdelta_hub.fileio.durable import storage_error
 
 __all__ = ["MissingError", "StaleError", "endpoint", "translate_hub_errors"]
 

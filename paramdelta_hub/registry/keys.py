@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from paramdelta_hub.environment import KEYS_VARIABLE, PASSWORD_VARIABLE
 from paramdelta_hub.errors import OptionError, SourceError
-from paramdelta_hub.format.durable import read_small
+from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.limits import KEY_BYTES, TRUSTED_KEYS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.errors import OptionError, RegistryError
-from paramdelta_hub.format.durable import expand
+from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Part, Registry
 from paramdelta_hub.registry.reference import (
@@ -22,7 +22,7 @@ from paramdelta_hub.registry.reference import (
 )
 from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.registry.signing import trust as trusted
-from paramdelta_hub.work.progress import Progress
+from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["chosen", "find", "find_to_publish", "hint_at_folder", "locate_delta"]
 

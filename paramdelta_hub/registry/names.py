@@ -10,8 +10,8 @@ from urllib.parse import unquote
 from pydantic import TypeAdapter, ValidationError
 
 from paramdelta_hub.errors import OptionError, SourceError
-from paramdelta_hub.format.names import check_file_name
-from paramdelta_hub.format.records import SemanticVersion
+from paramdelta_hub.fileio.names import check_file_name
+from paramdelta_hub.package.records import SemanticVersion
 
 __all__ = [
     "SITE_NAME",

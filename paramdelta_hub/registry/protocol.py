@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from paramdelta_hub.format.manifest import Manifest
-from paramdelta_hub.format.records import FileRecord
+from paramdelta_hub.package.manifest import Manifest
+from paramdelta_hub.package.records import FileRecord
 from paramdelta_hub.registry.names import is_version
 from paramdelta_hub.registry.signing import Trust
-from paramdelta_hub.work.progress import Progress
+from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["HIGHER_VERSION", "Hit", "Part", "Published", "Pulled", "Registry", "Version", "files_of"]
 
@@ -125,7 +125,7 @@ class Registry(Protocol):
             repo: ``org/name``.
             version: the manifest's.
             extras: the model card and the signature to go with it, by their names in
-                :data:`~paramdelta_hub.registry.receiving.EXTRAS`; what is not given is taken from the folder.
+                :data:`~paramdelta_hub.registry.materialize.EXTRAS`; what is not given is taken from the folder.
             private: make a new repository on the Hub private.
             create_pr: propose it there by a pull request.
             message: of the commit there.

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from paramdelta_hub.checkpoints.sources import path_exists
+from paramdelta_hub.checkpoints.resolve import path_exists
 from paramdelta_hub.errors import OptionError, PackageError
-from paramdelta_hub.format.manifest import MANIFEST_NAME
-from paramdelta_hub.format.names import is_clear
+from paramdelta_hub.package.manifest import MANIFEST_NAME
+from paramdelta_hub.fileio.names import is_clear
 from paramdelta_hub.registry.names import check_address, folder_of, is_id, is_repo, is_version
 from paramdelta_hub.registry.protocol import Registry
 
@@ -117,10 +117,10 @@ def open_registry(root: str | None) -> Registry:
     """
     # Imported here: the Hub's client takes a quarter of a second, and most registries do without it.
     if root is None:
-        from paramdelta_hub.registry.hub import HubRegistry
+        from paramdelta_hub.registry.hub.registry import HubRegistry
 
         return HubRegistry()
-    from paramdelta_hub.registry.stores import StoreRegistry
+    from paramdelta_hub.registry.stores.registry import StoreRegistry
 
     return StoreRegistry(root)
 

@@ -12,9 +12,9 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
 from paramdelta_hub.checkpoints.prediction import Prediction
 from paramdelta_hub.checkpoints.remote import RemoteValues, open_remote
-from paramdelta_hub.checkpoints.sources import path_exists
-from paramdelta_hub.checkpoints.views import Files
-from paramdelta_hub.format.durable import expand
+from paramdelta_hub.checkpoints.resolve import path_exists
+from paramdelta_hub.checkpoints.tensor_sources import Files
+from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Hit, Registry
 

@@ -20,16 +20,16 @@ from urllib.parse import quote, unquote
 
 from paramdelta_hub.environment import REQUIRE_VARIABLE
 from paramdelta_hub.errors import PackageError, SignatureError
-from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.digests import check_digest
-from paramdelta_hub.format.durable import expand, io_errors, read_small
-from paramdelta_hub.format.links import settle
-from paramdelta_hub.format.manifest import MANIFEST_NAME
-from paramdelta_hub.format.package import Package
+from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.fileio.digests import check_digest
+from paramdelta_hub.fileio.durable import expand, io_errors, read_small
+from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.package.manifest import MANIFEST_NAME
+from paramdelta_hub.package.package import Package
 from paramdelta_hub.limits import MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.registry.keys import PrivateKey, PublicKey, configured_keys, need_libraries, read_public_key
 from paramdelta_hub.registry.names import is_id, is_repo
-from paramdelta_hub.registry.receiving import SIGNATURE_NAME
+from paramdelta_hub.registry.materialize import SIGNATURE_NAME
 
 __all__ = ["Trust", "read_manifest", "read_signature", "sign", "trust"]
 
@@ -170,12 +170,12 @@ class _Claim:
 def _claim(signature: bytes, where: str) -> _Claim:
     statement = None
     try:
-        match jsontext.parse(signature):
+        match strict_json.parse(signature):
             case {
                 "verificationMaterial": {"publicKey": {"hint": str(fingerprint)}},
                 "dsseEnvelope": {"payload": str(payload)},
             }:
-                statement = jsontext.parse(base64.b64decode(payload, validate=True))
+                statement = strict_json.parse(base64.b64decode(payload, validate=True))
             case {"verificationMaterial": {"certificate": _} | {"x509CertificateChain": _}}:
                 raise SignatureError(
                     "signed with a certificate, and not with a key",

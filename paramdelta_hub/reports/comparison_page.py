@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from paramdelta_hub.format.sizes import human_bytes
+from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.reports.agreement import Agreement, Comparison
 from paramdelta_hub.reports.charts import WIDTHS, dots_chart, figure
 from paramdelta_hub.reports.delta_page import footer, source_name

@@ -8,11 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from paramdelta_hub.__about__ import __version__
-from paramdelta_hub.format.manifest import Manifest, Source, TensorRecord
-from paramdelta_hub.format.sizes import human_bytes
-from paramdelta_hub.registry.chart import Part, parts, percent, place_of
-from paramdelta_hub.registry.heatmap import heat_map, heat_parts
-from paramdelta_hub.registry.markdown import hub_id
+from paramdelta_hub.package.manifest import Manifest, Source, TensorRecord
+from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.registry.cards.changes import Part, parts, percent, place_of
+from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
+from paramdelta_hub.registry.cards.markdown import hub_id
 from paramdelta_hub.reports.charts import WIDTHS, bars_chart, figure, lines_chart
 from paramdelta_hub.reports.markup import Markup, element, figures, join, link, name, page, table
 from paramdelta_hub.reports.spectra import Spectrum

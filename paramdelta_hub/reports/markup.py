@@ -14,7 +14,7 @@ from html import escape
 from importlib import resources
 from typing import TypeAlias
 
-from paramdelta_hub.format.seal import is_sealed, seal
+from paramdelta_hub.fileio.seal import is_sealed, seal
 
 __all__ = ["Markup", "Piece", "element", "figures", "is_page", "join", "link", "name", "page", "table"]
 

@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.manifest import Manifest
-from paramdelta_hub.format.records import Record, Sha256, Text, at_most
-from paramdelta_hub.format.sizes import human_bytes
+from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.package.manifest import Manifest
+from paramdelta_hub.package.records import Record, Sha256, Text, at_most
+from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.limits import FILES
 from paramdelta_hub.registry.names import SITE_NAME
 from paramdelta_hub.registry.protocol import Hit, Version
@@ -84,7 +84,7 @@ def site_pages(title: str, entries: Sequence[Entry]) -> Iterator[tuple[str, byte
     for path, content in _pages(title, entries):
         files[path] = hashlib.sha256(content).hexdigest()
         yield path, content
-    yield SITE_NAME, jsontext.pretty(SiteFiles(files=files).model_dump(mode="json"))
+    yield SITE_NAME, strict_json.pretty(SiteFiles(files=files).model_dump(mode="json"))
 
 
 def _pages(title: str, entries: Sequence[Entry]) -> Iterator[tuple[str, bytes]]:

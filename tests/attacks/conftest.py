@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import paramdelta_hub as pd
-from paramdelta_hub.work import plan
+from paramdelta_hub.tasks import plan
 from tests.conftest import Family
 from tests.models import write_model
 

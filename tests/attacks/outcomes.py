@@ -16,7 +16,7 @@ from blake3 import blake3
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import ParamdeltaError, SourceError
-from paramdelta_hub.format.chunks import Layout
+from paramdelta_hub.package.chunks import Layout
 from tests.conftest import Family
 from tests.models import assert_same, read_weights
 

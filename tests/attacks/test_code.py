@@ -106,7 +106,7 @@ _WATCHED = """
 import os, sys
 sys.path[:0] = [sys.argv[1]]
 import paramdelta_hub as pd
-from paramdelta_hub.registry.stores import StoreRegistry
+from paramdelta_hub.registry.stores.registry import StoreRegistry
 model, post, honest, hostile, out = sys.argv[2:]
 
 def handle(delta, out):

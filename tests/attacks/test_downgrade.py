@@ -14,7 +14,7 @@ import pytest
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import DestinationError, IntegrityError, PackageError, RegistryError, UnsupportedFormatError
-from paramdelta_hub.registry.stores import StoreRegistry
+from paramdelta_hub.registry.stores.registry import StoreRegistry
 from tests.attacks.outcomes import change_manifest, refused_everywhere
 from tests.attacks.threats import shows
 from tests.conftest import Family

@@ -17,7 +17,7 @@ import pytest
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import ParamdeltaError, RegistryError, SourceError
-from paramdelta_hub.registry.stores import StoreRegistry
+from paramdelta_hub.registry.stores.registry import StoreRegistry
 from tests.attacks.outcomes import apply_is_safe
 from tests.attacks.threats import shows
 from tests.conftest import Family

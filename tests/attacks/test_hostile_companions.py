@@ -12,7 +12,7 @@ import pytest
 import paramdelta_hub as pd
 from paramdelta_hub.checkpoints import companions as module
 from paramdelta_hub.errors import IntegrityError, PackageError
-from paramdelta_hub.operations import readiness
+from paramdelta_hub.application import companions
 from tests.attacks.outcomes import apply_is_safe, change_manifest, refused_by_verify, refused_everywhere, reseal
 from tests.attacks.threats import shows
 from tests.checkpoints.test_companions import NEVER
@@ -125,14 +125,14 @@ def test_a_companion_swapped_after_it_was_checked(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = carry(family.delta, "chat_template.jinja", b"good")
-    choose = readiness.choose
+    choose = companions.choose
 
-    def then_swap(*arguments: object, **options: object) -> readiness.Choice:
+    def then_swap(*arguments: object, **options: object) -> companions.Choice:
         choice = choose(*arguments, **options)  # type: ignore[arg-type]
         path.write_bytes(b"evil")
         return choice
 
-    monkeypatch.setattr("paramdelta_hub.operations.opening.choose", then_swap)
+    monkeypatch.setattr("paramdelta_hub.application.inputs.choose", then_swap)
     refusal = apply_is_safe(family.base, family.delta, tmp_path / "out", {})
     assert isinstance(refusal, IntegrityError)
 

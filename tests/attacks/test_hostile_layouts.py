@@ -203,7 +203,7 @@ def test_truncated_at_200_places(family: Family, tmp_path: Path, name: str, no_f
 @pytest.mark.parametrize("name", ["shard", "lineage.safetensors"])
 def test_truncated_while_being_read(family: Family, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the sizes were checked, the file shrinks: an error, where a mapped file would kill the process."""
-    from paramdelta_hub.format.package import Package
+    from paramdelta_hub.package.package import Package
 
     path = shard_of(family.delta) if name == "shard" else family.delta / name
     check, content = Package._check_size, path.read_bytes()

@@ -18,8 +18,8 @@ from paramdelta_hub.errors import (
     ParamdeltaError,
     VerificationError,
 )
-from paramdelta_hub.format.chunks import Layout
-from paramdelta_hub.kernels.numpy import NumpyKernel
+from paramdelta_hub.package.chunks import Layout
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from tests.attacks.outcomes import (
     apply_is_safe,
     change_manifest,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from paramdelta_hub.format.manifest import TensorRecord
+from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.limits import HEADER_BYTES, MANIFEST_BYTES, MANIFEST_VALUES
 from tests.attacks.threats import shows
 from tests.conftest import Family
@@ -27,14 +27,14 @@ _SCRIPT = r"""
 import json, sys, time
 from pathlib import Path
 from paramdelta_hub.errors import SourceError
-from paramdelta_hub.format.headers import read_header
-from paramdelta_hub.format.package import open_package
+from paramdelta_hub.fileio.safetensors import read_header
+from paramdelta_hub.package.package import open_package
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.companions import code_key, read_companion
 from paramdelta_hub.checkpoints.lineage import unpack_samples
-from paramdelta_hub.checkpoints.sources import ModelSource
-from paramdelta_hub.format.provenance import parse_provenance
-from paramdelta_hub.registry.lock import read_lock
+from paramdelta_hub.checkpoints.resolve import ModelSource
+from paramdelta_hub.package.provenance import parse_provenance
+from paramdelta_hub.registry.lockfile import read_lock
 
 folder, size = Path(sys.argv[1]), int(sys.argv[2])
 place, wanted = sys.argv[3], sys.argv[4:]
@@ -183,7 +183,7 @@ _PARSE = """
 import json, os, sys, time
 from pathlib import Path
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.format.manifest import parse_manifest
+from paramdelta_hub.package.manifest import parse_manifest
 def high_water():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) >> 10
 for path in sys.argv[1:]:

@@ -78,7 +78,7 @@ def test_tensors_exchanged_with_their_names(packages: Path, tmp_path: Path) -> N
 
 
 def test_swapped_shards_of_one_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paramdelta_hub.work import plan
+    from paramdelta_hub.tasks import plan
 
     monkeypatch.setattr(plan, "TASK_BYTES_MIN", 1)
     base = weights(0)

@@ -26,8 +26,8 @@ import zstandard
 import paramdelta_hub as pd
 from paramdelta_hub.codecs import CODECS, frames
 from paramdelta_hub.errors import PackageError, ParamdeltaError
-from paramdelta_hub.format.chunks import Layout
-from paramdelta_hub.format.manifest import parse_manifest
+from paramdelta_hub.package.chunks import Layout
+from paramdelta_hub.package.manifest import parse_manifest
 from tests.attacks.outcomes import change_manifest, joined, replace_payload, reseal, split
 from tests.attacks.threats import shows
 from tests.conftest import Family

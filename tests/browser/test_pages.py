@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import paramdelta_hub as pd
-from paramdelta_hub.format.package import open_package
+from paramdelta_hub.package.package import open_package
 from paramdelta_hub.reports.agreement import compare_packages
 from paramdelta_hub.reports.comparison_page import comparison_page
 from paramdelta_hub.reports.delta_page import delta_page

@@ -14,7 +14,7 @@ import torch
 from paramdelta_hub.checkpoints.architecture import describe_architecture, fingerprint
 from paramdelta_hub.checkpoints.checkpoint import INDEX, open_checkpoint
 from paramdelta_hub.checkpoints.companions import companions
-from paramdelta_hub.checkpoints.sources import resolve
+from paramdelta_hub.checkpoints.resolve import resolve
 from paramdelta_hub.errors import CheckpointError
 from tests.attacks.names import HOSTILE
 from tests.models import weights, write_model

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.checkpoints.configs import ALWAYS, STRUCTURE, apply_patch, describe_change, lay_over, merge_patch
+from paramdelta_hub.checkpoints.config_merge import ALWAYS, STRUCTURE, apply_patch, describe_change, lay_over, merge_patch
 from paramdelta_hub.errors import CheckpointError
 
 BOTH = {**STRUCTURE, **ALWAYS}

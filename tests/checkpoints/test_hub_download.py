@@ -164,7 +164,7 @@ def test_a_file_that_may_not_grow_so_far(hub: LoopbackHub, tmp_path: Path) -> No
 
 _AS_NOBODY = """
 import os, sys
-import paramdelta_hub.operations.apply, paramdelta_hub.registry.hub, huggingface_hub, torch
+import paramdelta_hub.application.apply, paramdelta_hub.registry.hub.registry, huggingface_hub, torch
 from paramdelta_hub.cli import main
 
 child = os.fork()

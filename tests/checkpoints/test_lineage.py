@@ -13,7 +13,7 @@ from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.lineage import Kinship, compare, pack_samples, sample, sample_runs, unpack_samples
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.errors import CheckpointError, PackageError
-from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.limits import (
     KIN_CORRELATION,
     LINEAGE_RUN_LENGTH,
@@ -83,7 +83,7 @@ def test_pack_and_unpack(tmp_path: Path) -> None:
 
 
 def test_samples_of_other_types_are_refused() -> None:
-    from paramdelta_hub.format.headers import build_header
+    from paramdelta_hub.fileio.safetensors import build_header
 
     with pytest.raises(PackageError, match="holds I64"):
         unpack_samples(build_header([("a", "I64", (1,), 8)], {}) + bytes(8), "it")

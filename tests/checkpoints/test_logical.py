@@ -10,11 +10,11 @@ import torch
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalTensor, entries_of, logical_model
-from paramdelta_hub.checkpoints.pairing import Match
-from paramdelta_hub.checkpoints.views import open_view, zeros
+from paramdelta_hub.checkpoints.matching import Match
+from paramdelta_hub.checkpoints.tensor_sources import open_view, zeros
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.format.descriptors import Descriptors
-from paramdelta_hub.format.runs import Run
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.numerics.row_runs import Run
 from tests.models import raw, write_model
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

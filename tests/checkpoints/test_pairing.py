@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.checkpoints.pairing import Entry, match
+from paramdelta_hub.checkpoints.matching import Entry, match
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import OptionError
 

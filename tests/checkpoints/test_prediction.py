@@ -13,7 +13,7 @@ from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.lineage import compare, unpack_samples
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.prediction import BANDS, Prediction, predict
-from paramdelta_hub.format.package import Package, open_package
+from paramdelta_hub.package.package import Package, open_package
 from tests.models import write_model
 
 SHAPE = (12, 20)

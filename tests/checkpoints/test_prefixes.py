@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import paramdelta_hub as pd
-from paramdelta_hub.checkpoints.pairing import Entry, match
-from paramdelta_hub.checkpoints.prefixes import propose
+from paramdelta_hub.checkpoints.matching import Entry, match
+from paramdelta_hub.checkpoints.rename_proposals import propose
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.cli.common import parse_assignment
 from tests.conftest import Family

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.views import View, arranged, open_view, view_of, zeros
-from paramdelta_hub.checkpoints.vocabulary import runs_of
+from paramdelta_hub.checkpoints.tensor_sources import View, arranged, open_view, view_of, zeros
+from paramdelta_hub.checkpoints.token_rows import runs_of
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.format.descriptors import Descriptors
+from paramdelta_hub.fileio.open_files import Descriptors
 from tests.models import raw, write_model
 
 ROWS, WIDTH = 12, 5

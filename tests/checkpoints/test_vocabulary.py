@@ -10,8 +10,8 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from paramdelta_hub.checkpoints.tokens import Vocabulary
-from paramdelta_hub.checkpoints.vocabulary import (
+from paramdelta_hub.checkpoints.tokenizer import Vocabulary
+from paramdelta_hub.checkpoints.token_rows import (
     Placement,
     Run,
     arrange,
@@ -21,7 +21,7 @@ from paramdelta_hub.checkpoints.vocabulary import (
     runs_of,
 )
 from paramdelta_hub.errors import MismatchError
-from paramdelta_hub.format.runs import check_runs
+from paramdelta_hub.numerics.row_runs import check_runs
 
 Model = tuple[dict[str, int], int]
 """A tokenizer's table, and the rows of the embedding."""

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 from paramdelta_hub.environment import REGISTRY_VARIABLE
-from paramdelta_hub.registry.markdown import YOURS_BEGIN
+from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN
 from tests.conftest import Family
 from tests.hub import Account, Fault, LoopbackHub
 from tests.models import assert_same, read_weights

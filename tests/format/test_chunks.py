@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
-from paramdelta_hub.arithmetic import FLOATS
+from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.codecs import CODECS, frames
 from paramdelta_hub.errors import IntegrityError, PackageError
-from paramdelta_hub.format.chunks import Layout, decode_added, decode_replaced
-from paramdelta_hub.format.payload import PayloadReader, ShardWriter
-from paramdelta_hub.kernels.numpy import NumpyKernel
+from paramdelta_hub.package.chunks import Layout, decode_added, decode_replaced
+from paramdelta_hub.package.payload import PayloadReader, ShardWriter
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 
 SIZES = [0, 1, CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1, 5 * CHUNK_ELEMENTS]

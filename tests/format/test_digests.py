@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import IntegrityError
-from paramdelta_hub.format.digests import begin_digest, check_digest, values_digest
+from paramdelta_hub.fileio.digests import begin_digest, check_digest, values_digest
 from tests import blake3_numpy
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from paramdelta_hub.errors import CheckpointError, PackageError, StorageError
-from paramdelta_hub.format import durable
+from paramdelta_hub.fileio import durable
 
 
 def link(path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import CheckpointError, PackageError
-from paramdelta_hub.format.headers import ITEM_SIZES, Header, build_header, check_header, read_header
+from paramdelta_hub.fileio.safetensors import ITEM_SIZES, Header, build_header, check_header, read_header
 from paramdelta_hub.limits import HEADER_BYTES, TENSOR_ELEMENTS, TENSOR_RANK
 from tests.attacks.threats import shows
 
@@ -333,7 +333,7 @@ def test_a_header_that_claims_100_megabytes_takes_no_memory(tmp_path: Path) -> N
     path = tmp_path / "x.safetensors"
     path.write_bytes(HEADER_BYTES.to_bytes(8, "little") + b"{" * 1000)
     code = (
-        "import resource, sys; from pathlib import Path; from paramdelta_hub.format.headers import read_header\n"
+        "import resource, sys; from pathlib import Path; from paramdelta_hub.fileio.safetensors import read_header\n"
         "from paramdelta_hub.errors import CheckpointError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: read_header(Path(sys.argv[1]))\n"

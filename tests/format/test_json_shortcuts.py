@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.format import jsontext
-from paramdelta_hub.format.jsontext import parse
+from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.fileio.strict_json import parse
 from paramdelta_hub.limits import JSON_DEPTH
 
 TRICKY = st.text(st.sampled_from('[]{}"\\,: a'), max_size=8)
@@ -34,7 +34,7 @@ def depth(value: Any) -> int:
 @example({"a[": 1, "]b": [[]]}, None)
 def test_brackets_alone_tell_the_depth_or_nothing_is_told(value: Any, indent: int | None) -> None:
     text = json.dumps(value, indent=indent).encode()
-    assert jsontext._depth(text) in (None, depth(value))
+    assert strict_json._depth(text) in (None, depth(value))
     assert parse(text) == value
 
 

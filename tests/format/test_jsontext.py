@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import CheckpointError, PackageError
-from paramdelta_hub.format import jsontext
+from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.limits import JSON_DEPTH
 
 JSON = st.recursive(
@@ -30,26 +30,26 @@ def same(left: object, right: object) -> bool:
 
 @given(JSON)
 def test_what_is_written_is_read(value: object) -> None:
-    for write in (jsontext.canonical, jsontext.pretty, jsontext.compact):
-        assert same(jsontext.parse(write(value)), value)
+    for write in (strict_json.canonical, strict_json.pretty, strict_json.compact):
+        assert same(strict_json.parse(write(value)), value)
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=6), st.randoms())
 def test_canonical_text_does_not_depend_on_order(value: dict[str, object], source: object) -> None:
     names = list(value)
     source.shuffle(names)  # type: ignore[attr-defined]
-    assert jsontext.canonical({name: value[name] for name in names}) == jsontext.canonical(value)
+    assert strict_json.canonical({name: value[name] for name in names}) == strict_json.canonical(value)
 
 
 def test_the_exact_forms() -> None:
     value = {"b": [1, 2.5], "a": "Δ", "c": {}}
-    assert jsontext.canonical(value) == b'{"a":"\\u0394","b":[1,2.5],"c":{}}'
-    assert jsontext.compact(value) == '{"b":[1,2.5],"a":"Δ","c":{}}'.encode()
-    assert jsontext.pretty(value).startswith(b'{\n  "b": [\n    1,')
-    assert jsontext.pretty(value).endswith(b"}\n")
+    assert strict_json.canonical(value) == b'{"a":"\\u0394","b":[1,2.5],"c":{}}'
+    assert strict_json.compact(value) == '{"b":[1,2.5],"a":"Δ","c":{}}'.encode()
+    assert strict_json.pretty(value).startswith(b'{\n  "b": [\n    1,')
+    assert strict_json.pretty(value).endswith(b"}\n")
 
 
-@pytest.mark.parametrize("write", [jsontext.canonical, jsontext.pretty, jsontext.compact])
+@pytest.mark.parametrize("write", [strict_json.canonical, strict_json.pretty, strict_json.compact])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_json_is_not_written(write: object, value: float) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
@@ -98,7 +98,7 @@ REFUSED = {
 @pytest.mark.parametrize("text", list(REFUSED), ids=lambda text: repr(text[:20]))
 def test_refused(text: bytes) -> None:
     with pytest.raises(CheckpointError, match=REFUSED[text]) as caught:
-        jsontext.parse(text, CheckpointError, "some.json")
+        strict_json.parse(text, CheckpointError, "some.json")
     assert caught.value.where == "some.json"
 
 
@@ -112,17 +112,17 @@ def nested(levels: int, kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["lists", "objects", "both"])
 def test_depth(kind: str) -> None:
-    assert jsontext.parse(nested(JSON_DEPTH, kind)) is not None
+    assert strict_json.parse(nested(JSON_DEPTH, kind)) is not None
     for levels in (JSON_DEPTH + 1, JSON_DEPTH + 2, 100, 5000, 100_000):
         with pytest.raises(PackageError, match="nested deeper"):
-            jsontext.parse(nested(levels, kind))
+            strict_json.parse(nested(levels, kind))
 
 
 def test_depth_is_found_wherever_it_hides() -> None:
     deep = nested(JSON_DEPTH + 1, "lists")
     for text in (b"[0,%s]" % deep, b'{"a":0,"b":%s}' % deep, b"[[],[],%s,{}]" % deep, b'[1,"x",{"k":[2,%s]}]' % deep):
         with pytest.raises(PackageError, match="nested deeper"):
-            jsontext.parse(text)
+            strict_json.parse(text)
 
 
 def test_allowed() -> None:
@@ -135,29 +135,29 @@ def test_allowed() -> None:
         b"1e308",
         b"0.1",
     ):
-        assert same(jsontext.parse(text), json.loads(text))
+        assert same(strict_json.parse(text), json.loads(text))
 
 
 def test_minus_zero_is_no_integer() -> None:
     """serde reads it as a float, and so must we: a shape of [-0] is refused by safetensors."""
-    assert type(jsontext.parse(b"-0")) is float
-    assert type(jsontext.parse(b"0")) is int
+    assert type(strict_json.parse(b"-0")) is float
+    assert type(strict_json.parse(b"0")) is int
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_parsed_or_refused(text: bytes) -> None:
     try:
-        value = jsontext.parse(text)
+        value = strict_json.parse(text)
     except PackageError:
         return
-    jsontext.compact(value)
+    strict_json.compact(value)
 
 
 def test_long_integers_where_people_write_them() -> None:
     """transformers' "no limit": not in manifests, but in the settings of nearly every tokenizer."""
     text = b'{"model_max_length": 1000000000000000019884624838656}'
-    assert jsontext.parse(text, long_integers=True) == {"model_max_length": 1000000000000000019884624838656}
+    assert strict_json.parse(text, long_integers=True) == {"model_max_length": 1000000000000000019884624838656}
     with pytest.raises(PackageError, match="more than 64 bits"):
-        jsontext.parse(text)
+        strict_json.parse(text)
     with pytest.raises(PackageError, match="more than 40 digits"):
-        jsontext.parse(b"1" * 41, long_integers=True)
+        strict_json.parse(b"1" * 41, long_integers=True)

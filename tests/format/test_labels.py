@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.format.labels import HUB_LICENSES, check_labels, check_license
+from paramdelta_hub.package.labels import HUB_LICENSES, check_labels, check_license
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.format.links import settle
+from paramdelta_hub.fileio.symlinks import settle
 
 
 def snapshot(cache: Path, target: str) -> Path:

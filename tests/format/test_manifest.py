@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from paramdelta_hub.errors import PackageError, UnsupportedFormatError
-from paramdelta_hub.format import manifest as module
-from paramdelta_hub.format.manifest import parse_manifest
+from paramdelta_hub.package import manifest as module
+from paramdelta_hub.package.manifest import parse_manifest
 from tests.attacks.names import HOSTILE
 from tests.attacks.threats import shows
 from tests.conftest import Family

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import CheckpointError, PackageError
-from paramdelta_hub.format.names import check_file_name, check_file_names, check_tensor_name, is_clear, shown
+from paramdelta_hub.fileio.names import check_file_name, check_file_names, check_tensor_name, is_clear, shown
 from tests.attacks.names import HOSTILE
 
 GOOD = (

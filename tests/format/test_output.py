@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta_hub.format import output
-from paramdelta_hub.format.durable import allocate
-from paramdelta_hub.format.output import Output
+from paramdelta_hub.fileio import direct_writer
+from paramdelta_hub.fileio.durable import allocate
+from paramdelta_hub.fileio.direct_writer import Output
 
 SIZES = st.one_of(st.integers(1, 9000), st.sampled_from([4096, 8192, 12_288, 4095, 4097]))
 
 
 @pytest.fixture(autouse=True)
 def _every_file_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "DIRECT_FROM_BYTES", 0)
+    monkeypatch.setattr(direct_writer, "DIRECT_FROM_BYTES", 0)
 
 
 @pytest.fixture(scope="module")

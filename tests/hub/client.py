@@ -118,9 +118,10 @@ class Client:
 def _calls() -> dict[str, Callable[..., Any]]:
     import huggingface_hub
 
-    from paramdelta_hub.operations import registries as operations
-    from paramdelta_hub.registry import links, search
-    from paramdelta_hub.registry.hub import HubRegistry
+    from paramdelta_hub.registry import api as operations
+    from paramdelta_hub.registry import search
+    from paramdelta_hub.registry.hub import links
+    from paramdelta_hub.registry.hub.registry import HubRegistry
 
     hub = HubRegistry()
     return {
@@ -189,8 +190,9 @@ def nurse(asked: socket.socket) -> None:
         with suppress(ImportError):
             importlib.import_module(name)
 
-    from paramdelta_hub.operations import registries  # noqa: F401
-    from paramdelta_hub.registry import hub, links, search  # noqa: F401
+    from paramdelta_hub.registry import api  # noqa: F401
+    from paramdelta_hub.registry import search
+    from paramdelta_hub.registry.hub import links, registry as hub  # noqa: F401
 
     assert "huggingface_hub" not in sys.modules
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them

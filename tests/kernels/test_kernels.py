@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 
 import paramdelta_hub as pd
 from paramdelta_hub import kernels, limits
-from paramdelta_hub.arithmetic import FLOATS, Difference, Float, NotFiniteChunkError
+from paramdelta_hub.numerics.floats import FLOATS, Difference, Float, NotFiniteChunkError
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.format.deltas import summand_of
-from paramdelta_hub.format.descriptors import Descriptors
-from paramdelta_hub.format.package import open_package
-from paramdelta_hub.kernels import Kernel, LoadingKernel, kernel_for
-from paramdelta_hub.kernels.numpy import NumpyKernel, gaps_of, positions_of
-from paramdelta_hub.operations.adding import ChunkAdder
-from paramdelta_hub.operations.extract import Extraction
-from paramdelta_hub.operations.tasks import perform
-from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.package.tensor_delta import summand_of
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.package.package import open_package
+from paramdelta_hub.numerics.kernels import Kernel, LoadingKernel, kernel_for
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel, gaps_of, positions_of
+from paramdelta_hub.application.sums import ChunkAdder
+from paramdelta_hub.extraction.extract import Extraction
+from paramdelta_hub.application.tasks import perform
+from paramdelta_hub.tasks.workspace import Destination
 from tests.models import TORCH, from_bits, to_bits, write_model
 from tests.test_arithmetic import finite_bits, pairs, random_bits
 
@@ -43,7 +43,7 @@ SPECIAL = np.array(
 def kernel() -> Kernel:
     """Numba's loops."""
     pytest.importorskip("numba", reason="Numba has no release for this Python yet")
-    from paramdelta_hub.kernels.numba import NumbaKernel
+    from paramdelta_hub.numerics.kernels.numba import NumbaKernel
 
     return NumbaKernel()
 
@@ -211,7 +211,7 @@ def test_long_gaps(kernel: Kernel, gap: int) -> None:
 def used(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each of the compiled loops has been called."""
     pytest.importorskip("numba", reason="Numba has no release for this Python yet")
-    from paramdelta_hub.kernels.numba import NumbaKernel
+    from paramdelta_hub.numerics.kernels.numba import NumbaKernel
 
     calls: Counter[str] = Counter()
     for name in ("subtract", "add", "look_up", "gather", "spread", "rank"):
@@ -306,7 +306,7 @@ def test_loops_are_for_long_runs() -> None:
 def test_an_apply_begins_before_the_loops_are_loaded(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And when they take over, they have been loaded for the very types that a decoder hands them."""
     pytest.importorskip("numba", reason="Numba has no release for this Python yet")
-    from paramdelta_hub.kernels import numba
+    from paramdelta_hub.numerics.kernels import numba
 
     loading = threading.Event()
 
@@ -340,7 +340,7 @@ def summed(delta: Path, kernel: Kernel) -> bytes:
 
 
 def test_without_numba_numpy_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "paramdelta_hub.kernels.numba", None)
+    monkeypatch.setitem(sys.modules, "paramdelta_hub.numerics.kernels.numba", None)
     assert kernel_for(limits.NUMBA_FROM_BYTES).name == "numpy"
     kernel = kernel_for(limits.NUMBA_FROM_BYTES, wait=False)
     assert isinstance(kernel, LoadingKernel)

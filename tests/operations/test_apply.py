@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import DestinationError, LineageError, MismatchError, NotFiniteError, OptionError
-from paramdelta_hub.format import chunks
+from paramdelta_hub.package import chunks
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from tests.conftest import Family
 from tests.models import TORCH, WIDE, assert_same, raw, read_weights, reference, to_bits, tuned, weights, write_model
@@ -129,7 +129,8 @@ def test_the_same_delta_twice_is_two_sums(tmp_path: Path) -> None:
 
 def test_exceptions_are_for_base_alone(tmp_path: Path, dtype_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk that is base's own gives post, −0 and all; in a chunk with one other element the plain sum stands."""
-    from paramdelta_hub.operations import applying, encoding
+    from paramdelta_hub.application import execute
+    from paramdelta_hub.extraction import encode
 
     for module in (chunks, applying, encoding):
         monkeypatch.setattr(module, "CHUNK_ELEMENTS", 256)
@@ -173,7 +174,7 @@ def test_an_unchanged_tensor_adds_zero_of_the_weights_sign(tmp_path: Path, weigh
 
 
 def test_fine_layouts_and_threads_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paramdelta_hub.work import plan
+    from paramdelta_hub.tasks import plan
 
     monkeypatch.setattr(plan, "TASK_BYTES_MIN", 1)
     base = weights(1)

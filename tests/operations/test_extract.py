@@ -13,17 +13,17 @@ import torch
 from blake3 import blake3
 
 import paramdelta_hub as pd
-from paramdelta_hub import arithmetic
-from paramdelta_hub.arithmetic import FLOATS, NotFiniteChunkError
+from paramdelta_hub.numerics import floats
+from paramdelta_hub.numerics.floats import FLOATS, NotFiniteChunkError
 from paramdelta_hub.codecs import CODECS
 from paramdelta_hub.errors import CheckpointError, MismatchError, NotFiniteError, OptionError, SourceError
-from paramdelta_hub.format import chunks
-from paramdelta_hub.format.chunks import Layout, decode_added, encode_added
-from paramdelta_hub.format.descriptors import Descriptors
-from paramdelta_hub.format.payload import ShardWriter, check_shard_header
-from paramdelta_hub.kernels.numpy import NumpyKernel
+from paramdelta_hub.package import chunks
+from paramdelta_hub.package.chunks import Layout, decode_added, encode_added
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.package.payload import ShardWriter, check_shard_header
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
-from paramdelta_hub.operations.adding import ChunkAdder
+from paramdelta_hub.application.sums import ChunkAdder
 from tests.models import (
     TORCH,
     assert_same,
@@ -93,7 +93,8 @@ def test_sizes_around_chunks(tmp_path: Path, dtype_name: str, elements: int) -> 
 
 def test_chunks_without_change_before_and_after_a_changed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unchanged chunks are held back until one changes; with small chunks, all cases fit in a small tensor."""
-    from paramdelta_hub.operations import applying, encoding
+    from paramdelta_hub.application import execute
+    from paramdelta_hub.extraction import encode
 
     for module in (chunks, applying, encoding):
         monkeypatch.setattr(module, "CHUNK_ELEMENTS", 64)
@@ -190,7 +191,7 @@ def test_norms_of_values_whose_squares_overflow_float32(tmp_path: Path) -> None:
 
 
 def test_equal_inputs_give_equal_packages_whatever_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paramdelta_hub.work import plan
+    from paramdelta_hub.tasks import plan
 
     monkeypatch.setattr(plan, "TASK_BYTES_MIN", 1)
     base = weights(8)
@@ -370,7 +371,7 @@ def chunked_payload(
         streams = encode_added(layout.codec.encode(chunk.symbols, NumpyKernel()), chunk, ours, theirs)
         decoded = decode_added(layout, streams, np.empty(ours.size, kind.wide), NumpyKernel())
         widened = kind.widen(chunk.symbols, np.empty(ours.size, kind.wide))
-        whole = arithmetic.join(kind, widened, chunk.positions, chunk.rest)
+        whole = floats.join(kind, widened, chunk.positions, chunk.rest)
         assert np.array_equal(decoded.delta.view(kind.wide_bits), whole.view(kind.wide_bits))
         assert decoded.remainders == chunk.positions.size
         assert np.array_equal(decoded.exceptions, chunk.exceptions)

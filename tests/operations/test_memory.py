@@ -13,12 +13,12 @@ import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub import buffers
-from paramdelta_hub.kernels import Kernel, kernel_for
+from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.limits import CHUNK_ELEMENTS, NUMBA_FROM_BYTES, WORKER_BYTES
-from paramdelta_hub.operations.apply import Application
-from paramdelta_hub.operations.extract import Extraction
-from paramdelta_hub.operations.tasks import run_task
-from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.application.apply import Application
+from paramdelta_hub.extraction.extract import Extraction
+from paramdelta_hub.application.tasks import run_task
+from paramdelta_hub.tasks.workspace import Destination
 from tests.models import write_model
 
 DELTAS = 12

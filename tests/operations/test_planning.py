@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import paramdelta_hub as pd
-from paramdelta_hub.operations import apply as operation
-from paramdelta_hub.operations.planning import passing_bytes
-from paramdelta_hub.work.plan import Plan
+from paramdelta_hub.application import apply as operation
+from paramdelta_hub.application.planning import passing_bytes
+from paramdelta_hub.tasks.plan import Plan
 from tests.models import write_model
 
 

@@ -26,10 +26,10 @@ from in_toto_attestation.v1.statement import Statement
 
 import paramdelta_hub as pd
 from paramdelta_hub.cli import main
-from paramdelta_hub.format.durable import file_digest
-from paramdelta_hub.format.provenance import PROVENANCE_NAME, parse_provenance
-from paramdelta_hub.operations.attesting import bill_of_materials, statement
-from paramdelta_hub.operations.results import verify_result
+from paramdelta_hub.fileio.durable import file_digest
+from paramdelta_hub.package.provenance import PROVENANCE_NAME, parse_provenance
+from paramdelta_hub.verification.attestations import bill_of_materials, statement
+from paramdelta_hub.outputs.applied_model import verify_result
 from tests.conftest import Family, make_family
 from tests.fp8_models import FP8, quantize
 from tests.models import read_weights, weights, write_model

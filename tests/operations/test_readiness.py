@@ -15,7 +15,7 @@ from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.token_ids import doubtful_ids
 from paramdelta_hub.cli import apply as command
 from paramdelta_hub.errors import CheckpointError, OptionError
-from paramdelta_hub.operations.readiness import choose, make_ready
+from paramdelta_hub.application.companions import choose, make_ready
 from tests.models import read_weights, tuned, weights, write_model
 
 CONFIG: dict[str, Any] = {
@@ -265,7 +265,7 @@ def test_base_and_post_with_the_same_code(models: Models) -> None:
 def test_what_an_interrupted_run_left_is_not_taken_for_a_result(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paramdelta_hub.work.destination import Destination
+    from paramdelta_hub.tasks.workspace import Destination
 
     def killed(_: Destination) -> None:
         raise KeyboardInterrupt

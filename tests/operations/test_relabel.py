@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 from paramdelta_hub.environment import REGISTRY_VARIABLE
-from paramdelta_hub.registry.markdown import YOURS_BEGIN, own_words
+from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN, own_words
 from tests.attacks.outcomes import shard_of
 from tests.conftest import Family
 from tests.models import assert_same, read_weights

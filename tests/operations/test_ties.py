@@ -16,7 +16,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.cli import main
 from paramdelta_hub.errors import LineageError, MismatchError, OptionError, StorageError
-from paramdelta_hub.work import plan
+from paramdelta_hub.tasks import plan
 from tests.models import TORCH, assert_same, read_weights, reference, tuned, write_model
 from tests.operations.test_vocabularies import in_posts_order, side, summed, write_tokenizer
 from tests.stopping import StopsAt

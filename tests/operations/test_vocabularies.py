@@ -20,9 +20,10 @@ import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.cli import main
 from paramdelta_hub.errors import LineageError, MismatchError, OptionError, StorageError
-from paramdelta_hub.format import chunks
-from paramdelta_hub.operations import applying, encoding, rows
-from paramdelta_hub.work import plan
+from paramdelta_hub.package import chunks
+from paramdelta_hub.application import execute, row_sums
+from paramdelta_hub.extraction import encode
+from paramdelta_hub.tasks import plan
 from tests.checkpoints.test_vocabulary import families
 from tests.models import TORCH, WIDE, assert_same, read_weights, reference, write_model
 from tests.stopping import StopsAt

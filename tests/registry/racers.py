@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.errors import ParamdeltaError
-from paramdelta_hub.registry.stores import StoreRegistry
+from paramdelta_hub.registry.stores.registry import StoreRegistry
 from tests.piped import Piped
 from tests.work.forks import instrument, without_sync
 

@@ -20,12 +20,12 @@ from markdown_it.token import Token
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.format.manifest import Manifest, Omission
-from paramdelta_hub.format.names import is_clear
-from paramdelta_hub.format.package import open_package
-from paramdelta_hub.format.seal import is_sealed
-from paramdelta_hub.registry.cards import _TASKS, delta_card, result_card
-from paramdelta_hub.registry.markdown import YOURS_BEGIN, YOURS_END, front_matter, own_words, plain, split
+from paramdelta_hub.package.manifest import Manifest, Omission
+from paramdelta_hub.fileio.names import is_clear
+from paramdelta_hub.package.package import open_package
+from paramdelta_hub.fileio.seal import is_sealed
+from paramdelta_hub.registry.cards.card import _TASKS, delta_card, result_card
+from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN, YOURS_END, front_matter, own_words, plain, split
 from tests.conftest import Family
 from tests.models import read_weights, weights, write_model
 

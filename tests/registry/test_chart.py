@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.format.manifest import CodecRecord, TensorRecord
-from paramdelta_hub.format.names import is_clear
-from paramdelta_hub.registry.chart import change_table, parts
+from paramdelta_hub.package.manifest import CodecRecord, TensorRecord
+from paramdelta_hub.fileio.names import is_clear
+from paramdelta_hub.registry.cards.changes import change_table, parts
 
 NORMS = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 NAMES = st.one_of(

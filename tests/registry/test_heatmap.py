@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.format.manifest import CodecRecord, TensorRecord
-from paramdelta_hub.registry.heatmap import HEAT, heat_map, heat_parts
+from paramdelta_hub.package.manifest import CodecRecord, TensorRecord
+from paramdelta_hub.registry.cards.heatmap import HEAT, heat_map, heat_parts
 from tests.registry.test_chart import NAMES, NORMS
 
 SVG = "{http://www.w3.org/2000/svg}"

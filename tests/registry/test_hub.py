@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from paramdelta_hub.format.package import open_package
+from paramdelta_hub.package.package import open_package
 from tests.attacks.outcomes import change_manifest
 from tests.hub import Fault, LoopbackHub, Repository
 from tests.hub.client import CallError, Client

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import OptionError, SourceError
-from paramdelta_hub.registry.links import BEGIN, END, LINK_KEY, propose
+from paramdelta_hub.registry.hub.links import BEGIN, END, LINK_KEY, propose
 from tests.hub import Fault, LoopbackHub
 from tests.hub.client import Client
 from tests.hub.repositories import metadata

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import DestinationError, IntegrityError, PackageError, SourceError
-from paramdelta_hub.registry.lock import LOCK_NAME, Lock, pin, read_lock
-from paramdelta_hub.registry.stores import StoreRegistry
+from paramdelta_hub.registry.lockfile import LOCK_NAME, Lock, pin, read_lock
+from paramdelta_hub.registry.stores.registry import StoreRegistry
 from tests.attacks.names import HOSTILE
 from tests.attacks.outcomes import reseal
 from tests.conftest import Family

@@ -14,7 +14,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.registry.protocol import Hit
 from paramdelta_hub.registry.search import Wanted, describe_base, judge
-from paramdelta_hub.registry.tags import FACTS_KEY, LIBRARY, TAG, fingerprint_tag
+from paramdelta_hub.registry.cards.tags import FACTS_KEY, LIBRARY, TAG, fingerprint_tag
 from tests.conftest import Family
 from tests.hub import LoopbackHub
 from tests.hub.client import CallError, Client

@@ -17,7 +17,7 @@ import pytest
 import paramdelta_hub as pd
 from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.registry.locate import chosen
-from paramdelta_hub.registry.stores import StoreRegistry
+from paramdelta_hub.registry.stores.registry import StoreRegistry
 from tests.attacks.outcomes import change_manifest, reseal, shard_of
 from tests.conftest import Family
 from tests.hub import Account, LoopbackHub
@@ -678,7 +678,7 @@ def test_a_pull_cut_between_card_and_lock_is_no_change_of_the_owner(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("paramdelta_hub.registry.stores.receive", die)
+        patch.setattr("paramdelta_hub.registry.stores.registry.receive", die)
         with pytest.raises(Killed):
             pd.pull(f"{REPO}@1.0.0", out, registry=root)
     pd.pull(f"{REPO}@1.0.0", out, registry=root)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import paramdelta_hub as pd
-from paramdelta_hub.format.manifest import Manifest
-from paramdelta_hub.format.package import Package, open_package
+from paramdelta_hub.package.manifest import Manifest
+from paramdelta_hub.package.package import Package, open_package
 from tests.attacks.outcomes import reseal, shard_of
 from tests.conftest import Family
 from tests.models import write_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from paramdelta_hub.format.manifest import Manifest, Omission, TensorRecord
+from paramdelta_hub.package.manifest import Manifest, Omission, TensorRecord
 
 HOSTILE = (
     "<script>document.title='owned'</script>",

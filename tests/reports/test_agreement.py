@@ -11,7 +11,7 @@ from weights import fetch
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import OptionError, PackageError
-from paramdelta_hub.format.package import Package, open_package
+from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.reports.agreement import compare_packages
 from tests.conftest import Family
 from tests.models import read_weights, write_model

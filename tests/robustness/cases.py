@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 import paramdelta_hub as pd
-from paramdelta_hub.work import plan
+from paramdelta_hub.tasks import plan
 from tests.models import tuned, write_model
 
 Verb = Literal["extract", "apply", "publish", "pull"]

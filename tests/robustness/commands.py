@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 # Once here, and not in every child:
 from huggingface_hub import ModelCard  # noqa: F401
 
-import paramdelta_hub.registry.stores  # noqa: F401
+import paramdelta_hub.registry.stores.registry  # noqa: F401
 from paramdelta_hub.cli import main
-from paramdelta_hub.work import plan
+from paramdelta_hub.tasks import plan
 from tests.piped import Piped
 from tests.robustness.calls import Among, Fault, Faulty, wrap
 

@@ -22,7 +22,7 @@ NAMES = {
 """Of the kernel and of Python, for the same."""
 TRACED = "openat,pwrite64,pwritev,write,fsync,fdatasync,ftruncate,fallocate,mkdir,mkdirat,rename,renameat,renameat2"
 PROGRAM = """
-from paramdelta_hub.work import plan
+from paramdelta_hub.tasks import plan
 plan.TASK_BYTES_MIN = 1
 from paramdelta_hub.cli import main
 main()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import paramdelta_hub as pd
-from paramdelta_hub.operations.replacing import Replacement
+from paramdelta_hub.outputs.replacing import Replacement
 from tests.registry.packages import tree
 from tests.slips.conftest import Home, digests
 from tests.slips.table import AREAS, slip
@@ -101,7 +101,7 @@ def test_a_linked_weight_file_is_an_input_wherever_it_lies(home: Home) -> None:
 
 
 def test_what_is_put_there_while_we_work_is_not_replaced(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paramdelta_hub.operations import apply as module
+    from paramdelta_hub.application import apply as module
 
     write_file = module.write_file
 

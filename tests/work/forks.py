@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import paramdelta_hub as pd
-from paramdelta_hub.format import output
-from paramdelta_hub.work import plan
+from paramdelta_hub.fileio import direct_writer
+from paramdelta_hub.tasks import plan
 
 CALLS = (
     "open",
@@ -53,7 +53,7 @@ def instrument(kill_at: int, half: bool, report: Path) -> None:
             if number == kill_at:
                 if half and name == "pwrite":
                     # What a disk can have done of a direct write is whole pages, or nothing.
-                    step = output._PAGE if fcntl.fcntl(args[0], fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0) else 1
+                    step = direct_writer._PAGE if fcntl.fcntl(args[0], fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0) else 1
                     call(args[0], memoryview(args[1])[: len(args[1]) // 2 // step * step], args[2])
                 os.kill(os.getpid(), signal.SIGKILL)
             if not kill_at and name not in ("unlink", "rmdir"):
@@ -119,7 +119,7 @@ def serve() -> None:
         request = json.loads(line)
         plan.TASK_BYTES_MIN = request.get("task_bytes", 1)
         # Direct writes, of the least that disks take: these models are small. (robustness/ has the other way.)
-        output.DIRECT_FROM_BYTES, output._PAGE = 0, 512
+        direct_writer.DIRECT_FROM_BYTES, direct_writer._PAGE = 0, 512
         racers = request.get("race", 1)
         gate = os.pipe() if racers > 1 else None
         pids = []

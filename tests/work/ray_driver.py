@@ -18,9 +18,9 @@ from pathlib import Path
 import ray
 
 import paramdelta_hub as pd
-from paramdelta_hub.work import plan
-from paramdelta_hub.work.cluster import Cluster
-from paramdelta_hub.work.threads import Stop
+from paramdelta_hub.tasks import plan
+from paramdelta_hub.tasks.executors.ray import Cluster
+from paramdelta_hub.tasks.executors.threads import Stop
 from tests.work.raising import every, known, raise_one
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from paramdelta_hub.errors import DestinationError, StorageError
-from paramdelta_hub.work import destination as destination_module
-from paramdelta_hub.work.destination import Destination, MayReplace, anything
-from paramdelta_hub.work.plan import Plan, Receipt
+from paramdelta_hub.tasks import workspace as destination_module
+from paramdelta_hub.tasks.workspace import Destination, MayReplace, anything
+from paramdelta_hub.tasks.plan import Plan, Receipt
 from tests.registry.packages import tree
 
 PLAN = Plan("extract", ("a",), {}, ({"bytes": 1}, {"bytes": 2}))

@@ -19,10 +19,11 @@ from click.testing import CliRunner
 import paramdelta_hub as pd
 from paramdelta_hub import __about__, cli
 from paramdelta_hub.errors import DestinationError, OptionError, PackageError, SourceError
-from paramdelta_hub.format.durable import write_file
-from paramdelta_hub.operations.extract import Extraction
-from paramdelta_hub.work import cluster, plan
-from paramdelta_hub.work.plan import Plan, read_request, read_task
+from paramdelta_hub.fileio.durable import write_file
+from paramdelta_hub.extraction.extract import Extraction
+from paramdelta_hub.tasks import plan
+from paramdelta_hub.tasks.executors import ray as cluster
+from paramdelta_hub.tasks.plan import Plan, read_request, read_task
 from tests.conftest import Family
 from tests.models import tuned, write_model
 from tests.work.forking import inputs, tree

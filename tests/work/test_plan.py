@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import paramdelta_hub as pd
 from paramdelta_hub.limits import TASK_BYTES_MAX, TASK_BYTES_MIN, TASKS_WANTED
-from paramdelta_hub.work.plan import Plan, Receipt, cut
+from paramdelta_hub.tasks.plan import Plan, Receipt, cut
 from tests.conftest import Family
 
 

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 import paramdelta_hub as pd
 from paramdelta_hub import cli
 from paramdelta_hub.errors import DestinationError, OptionError, SourceError
-from paramdelta_hub.work import plan
-from paramdelta_hub.work.destination import Destination
+from paramdelta_hub.tasks import plan
+from paramdelta_hub.tasks.workspace import Destination
 from tests.conftest import Family, make_family
 from tests.models import tuned, weights, write_model
 from tests.work.forking import EVERY, Forks, inputs, make_older, tree

@@ -18,7 +18,7 @@ import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import DestinationError, StorageError
-from paramdelta_hub.work import plan
+from paramdelta_hub.tasks import plan
 from tests.conftest import Family, make_family
 from tests.models import tuned, weights, write_model
 from tests.work.forking import EVERY, Forks, inputs, make_older, tree
@@ -321,7 +321,7 @@ class Slow(pd.Progress):
     def advance(self, nbytes):
         print("working", flush=True); time.sleep(0.02)
 
-from paramdelta_hub.work import plan
+from paramdelta_hub.tasks import plan
 plan.TASK_BYTES_MIN = 1
 try: getattr(pd, sys.argv[1])(*sys.argv[2:], progress=Slow(), threads=2)
 except KeyboardInterrupt: sys.exit(130)

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.work.shares import lots, share
+from paramdelta_hub.tasks.partition import lots, share
 
 FILES = st.lists(st.frozensets(st.sampled_from("abcdefgh"), max_size=3), max_size=24)
 

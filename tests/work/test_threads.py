@@ -10,8 +10,8 @@ import pytest
 
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.limits import WORKER_BYTES
-from paramdelta_hub.operations.execution import workers
-from paramdelta_hub.work.threads import Interrupted, Stop, default_threads, run_tasks
+from paramdelta_hub.tasks.runner import workers
+from paramdelta_hub.tasks.executors.threads import Interrupted, Stop, default_threads, run_tasks
 
 Task = dict[str, Any]
 

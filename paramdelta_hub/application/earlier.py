@@ -1,0 +1,81 @@
+"""Whether a target has a delta already: adding it a second time is a slip, and what comes of it is nobody's model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.logical import LogicalTensor
+from paramdelta_hub.checkpoints.tensor_sources import Files
+from paramdelta_hub.errors import CheckpointError, SourceError
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.durable import read_small
+from paramdelta_hub.package.package import Package
+from paramdelta_hub.package.provenance import PROVENANCE_NAME, Delta, parse_provenance
+from paramdelta_hub.limits import KIB, MIB, PROVENANCE_BYTES
+from paramdelta_hub.application.execute import view_digest
+from paramdelta_hub.application.compatibility import Fit
+
+__all__ = ["earlier_deltas", "find_earlier"]
+
+_COMPARED = 8
+"""Tensors whose digests are compared with post's, the smallest that changed: norms and biases, mostly."""
+_MOST_BYTES, _MOST_REMOTE_BYTES = 64 * MIB, 64 * KIB
+"""Bytes of a compared tensor; where each is a request, fewer."""
+
+
+def find_earlier(fit: Fit, number: int, package: Package, weight: float, remote: Files | None = None) -> str | None:
+    """Return in words why the target seems to have a delta already, or None.
+
+    It has if its own provenance says so, or if all of the smallest tensors that training had changed are post's.
+
+    Args:
+        fit: how the deltas fit the target.
+        number: which delta.
+        package: its package.
+        weight: what it is to be added with; one of the other sign takes back what was added.
+        remote: reads the target's values where its files are not on this machine.
+
+    Raises:
+        CheckpointError: the target's values can't be read.
+    """
+    content = package.manifest.content_id
+    before = sum(delta.weight for delta in earlier_deltas(fit.target.checkpoint) if delta.content == content)
+    if before * weight > 0:
+        return f"the target's {PROVENANCE_NAME} says that it was applied, with a weight of {before:g} in all"
+    if weight < 0:
+        return None
+    most = _MOST_REMOTE_BYTES if remote else _MOST_BYTES
+    tensors = sorted(_changed(fit, number, package, most), key=lambda found: found[1].nbytes)[:_COMPARED]
+    with Descriptors(CheckpointError) as files:
+        for promised, tensor in tensors:
+            view = {"dtype": tensor.dtype, "nbytes": tensor.nbytes, "view": tensor.view}
+            if view_digest(view, remote or files) != promised:
+                return None
+    if not tensors:
+        return None
+    return f"the target has the values of post, {package.manifest.post.name}, in all {len(tensors)} tensors compared"
+
+
+def _changed(fit: Fit, number: int, package: Package, most: int) -> Iterator[tuple[str, LogicalTensor]]:
+    """Yield (digest of post's values, the target's tensor) where training changed one and both can be compared."""
+    for ours, theirs in fit.matches[number].pairs.items():
+        record = package.records[theirs]
+        if record.changed and ours not in fit.carried and ours not in fit.placed:
+            tensor = fit.tensor(ours)
+            if (tensor.dtype, tensor.shape) == (record.dtype, record.shape) and tensor.nbytes <= most:
+                yield record.post_blake3, tensor
+
+
+def earlier_deltas(target: Checkpoint) -> tuple[Delta, ...]:
+    """Return the deltas that a target has already, as far as a provenance beside its weights tells, the first first."""
+    path = target.folder / PROVENANCE_NAME
+    try:
+        if not path.exists():
+            return ()
+        provenance = parse_provenance(read_small(path, PROVENANCE_BYTES, CheckpointError, follow=True), str(path))
+    except (SourceError, OSError):
+        return ()
+    if target.is_lone_file and not target.tensors.keys() <= provenance.tensors.keys():
+        return ()  # a file that happens to lie there
+    return (*provenance.earlier, *provenance.deltas)

@@ -1,0 +1,167 @@
+"""What an apply opens and fits together before anything is planned: target, deltas, companions, rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
+from paramdelta_hub.checkpoints.quantization import quantization_files
+from paramdelta_hub.checkpoints.remote import RemoteModel, RemoteValues, open_remote
+from paramdelta_hub.checkpoints.tensor_sources import Files
+from paramdelta_hub.errors import Mismatch, MismatchError, OptionError
+from paramdelta_hub.package.package import Package, open_package
+from paramdelta_hub.extraction.pairs import tokenizer_folder
+from paramdelta_hub.application.earlier import find_earlier
+from paramdelta_hub.application.compatibility import Fit, preflight
+from paramdelta_hub.application.output_files import OutputFile
+from paramdelta_hub.application.row_placement import Placer
+from paramdelta_hub.application.companions import Choice, choose
+from paramdelta_hub.outputs.replacing import Replacement, model_places, registry_places
+from paramdelta_hub.application.requantize import keeps_fp8
+from paramdelta_hub.application.requests import ApplyRequest
+from paramdelta_hub.application.weighted_deltas import AppliedDelta, check_lineage
+from paramdelta_hub.application.weights import WeightMap, Weights
+from paramdelta_hub.registry.locate import locate_delta
+from paramdelta_hub.registry.protocol import Part
+from paramdelta_hub.tasks.progress import Progress
+
+__all__ = ["Inputs", "open_inputs"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A target and deltas that fit one another."""
+
+    request: ApplyRequest
+    """Its deltas are folders on this machine."""
+    remote: RemoteModel | None
+    """The target, where it is streamed."""
+    model: Checkpoint
+    logical: LogicalModel
+    packages: list[Package]
+    weights: Weights
+    choice: Choice
+    fit: Fit
+    may_replace: Replacement
+    """Judges whether a finished output may be replaced: it must stand apart from all of these."""
+    doubts: tuple[str, ...] = ()
+    """What was forced although it looks like a slip, in words."""
+
+    def needed_bytes(self, files: Iterable[OutputFile], tasks_at_a_time: int) -> int:
+        """Return the bytes of the result's files and of those that, of a streamed target, lie there for a while."""
+        fetched = sorted(file.header.size for file in self.model.files) if self.remote else []
+        return sum(file.size for file in files) + sum(fetched[-tasks_at_a_time - 1 :])
+
+    def there_already(self) -> tuple[str, ...]:
+        """Return in words which deltas the target seems to have already, where that is forced.
+
+        Raises:
+            MismatchError: it has one, and the request does not force it.
+        """
+        values: Files | None = RemoteValues(self.remote) if self.remote else None
+        found = []
+        for number, (package, weight) in enumerate(zip(self.packages, self.weights.deltas, strict=True)):
+            if weight and (why := find_earlier(self.fit, number, package, weight, values)):
+                found.append(f"{package.manifest.name} {package.manifest.version}: {why}")
+        if found and not self.request.force:
+            raise MismatchError(
+                "the target has this delta already",
+                [Mismatch("target", "applied before", why) for why in found],
+                where=str(self.model.source.path),
+                remedy="apply it to the model that the target was made from; or add it once more with --force",
+            )
+        return tuple(f"added once more: {why}" for why in found)
+
+    def kin(self) -> list[AppliedDelta]:
+        """Compare every delta's samples with the target's values; with a few of them, where it is streamed.
+
+        Raises:
+            CheckpointError: they can't be read.
+            LineageError: the target is not kin to a delta's base, and the request does not force it.
+        """
+        remote = RemoteValues(self.remote) if self.remote else None
+        return [
+            check_lineage(self.fit, number, package, weight, self.request.force, remote)
+            for number, (package, weight) in enumerate(zip(self.packages, self.weights.deltas, strict=True))
+        ]
+
+
+def open_inputs(
+    request: ApplyRequest,
+    pieces: Path,
+    *,
+    registry: str | Path | None = None,
+    part: Part = "package",
+    progress: Progress | None = None,
+) -> Inputs:
+    """Open what a request names, and fit it together; weights are not read.
+
+    Args:
+        request: what is wanted.
+        pieces: where the files of a streamed target lie for a while.
+        registry: where a bare ``org/name`` lies.
+        part: what to fetch of a delta that lies in a registry.
+        progress: told of deltas that are fetched.
+
+    Raises:
+        OptionError: a delta that is named twice, or a rule that hits nothing.
+        CheckpointError: the target can't be read.
+        PackageError: a delta can't be read, or is damaged.
+        MismatchError: target and delta don't fit; every misfit is listed.
+        RegistryError: a delta can't be had from its registry.
+    """
+    code = request.keep_remote_code_of_target
+    remote = open_remote(request.target, pieces, code=code) if request.stream else None
+    model = remote.checkpoint if remote else open_checkpoint(request.target, code=code)
+    located = [locate_delta(delta, registry, part=part, progress=progress or Progress()) for delta, _ in request.deltas]
+    packages = [open_package(folder) for folder in located]
+    doubts = _doubled(packages, request.force)
+    deltas = tuple(weight for _, weight in request.deltas)
+    added = [number for number, weight in enumerate(deltas) if weight > 0]
+    choice = choose(
+        model,
+        [packages[number] for number in added],
+        request.companions,
+        keep_remote_code_of_target=code,
+    )
+    tokenizer = tokenizer_folder(request.target_tokenizer, model)
+    leader = None if choice.tokenizer_of is None else added[choice.tokenizer_of]
+    logical, weights = logical_model(model), Weights(deltas, WeightMap(request.weight_map))
+    in_fp8 = keeps_fp8(logical, request.dtype)
+    if in_fp8:
+        choice = replace(choice, own={**choice.own, **quantization_files(model)})
+    fit = preflight(logical, packages, request.rules, Placer(tokenizer, packages, leader), weights, in_fp8)
+    here = replace(request, deltas=tuple(zip(map(os.fspath, located), deltas, strict=True)))
+    places = [
+        *model_places("the target", model),
+        *(("a delta", folder) for folder in located),
+        *([("a tokenizer", tokenizer)] if tokenizer else []),
+        *registry_places(registry, [delta for delta, _ in request.deltas]),
+    ]
+    return Inputs(here, remote, model, logical, packages, weights, choice, fit, Replacement("model", places), doubts)
+
+
+def _doubled(packages: Sequence[Package], force: bool) -> tuple[str, ...]:
+    """Return in words which deltas are named more than once, under whatever labels, where that is forced.
+
+    Raises:
+        OptionError: one is, and it is not forced.
+    """
+    labels: dict[str, list[str]] = {}
+    for package in packages:
+        label = f"{package.manifest.name} {package.manifest.version}"
+        labels.setdefault(package.manifest.content_id, []).append(label)
+    found = [
+        f"{names[0]} is named {len(names)} times" + (f", as {', '.join(names[1:])} too" if len(set(names)) > 1 else "")
+        for names in labels.values()
+        if len(names) > 1
+    ]
+    if found and not force:
+        raise OptionError(
+            "; ".join(found), remedy="name it once, with the weight that you mean; or add it as often with --force"
+        )
+    return tuple(found)

@@ -1,0 +1,118 @@
+"""How the result lies on disk: the target's files, tensor order and metadata, and what has to be other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint, WeightFile
+from paramdelta_hub.errors import CheckpointError
+from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.fileio.durable import allocate, open_regular, read_exactly, write_exactly
+from paramdelta_hub.fileio.safetensors import Sized, build_header
+
+__all__ = ["OutTensor", "OutputFile", "index_text", "lay_out"]
+
+
+@dataclass(frozen=True)
+class OutTensor(Sized):
+    """What a tensor of the result is."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return self.elements * self.itemsize
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A weight file of the result: its header, and where its tensors start."""
+
+    name: str
+    source: WeightFile
+    header: bytes | None
+    """None: the target's own, byte for byte, with its order, metadata and padding."""
+    starts: Mapping[str, int]
+    size: int
+
+    def prepare(self, folder: Path) -> None:
+        """Make the file at its final size, and write its header.
+
+        Of an interrupted run's file only what receipts prove is believed, so the header is written again.
+        """
+        path = folder / self.name
+        allocate(path, self.size)
+        header = self.header if self.header is not None else self._own_header()
+        output = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            write_exactly(output, header, 0)
+        finally:
+            os.close(output)
+
+    def _own_header(self) -> bytes:
+        if self.source.start is not None:
+            return self.source.start
+        header = np.empty(self.source.header.data_start, np.uint8)
+        source = open_regular(self.source.path, CheckpointError)
+        try:
+            read_exactly(source, header, 0, CheckpointError, str(self.source.path))
+        finally:
+            os.close(source)
+        return header.tobytes()
+
+
+def lay_out(target: Checkpoint, tensors: Mapping[str, OutTensor], beside: Mapping[str, str]) -> dict[str, OutputFile]:
+    """Return the result's files by name.
+
+    Args:
+        target: whose files they are modelled on.
+        tensors: all tensors of the result. A tensor of the target that is not among them is left out.
+        beside: for each tensor that the target has not, one that it has: they will lie in one file.
+    """
+    added: dict[str, list[str]] = {}
+    for name, neighbour in beside.items():
+        added.setdefault(target.tensors[neighbour][0].name, []).append(name)
+    files = {}
+    for file in target.files:
+        spans = file.header.tensors
+        names = [span.name for span in spans if span.name in tensors] + added.get(file.name, [])
+        if names == [span.name for span in spans] and all(
+            tensors[span.name] == OutTensor(span.dtype, span.shape) for span in spans
+        ):
+            starts = {span.name: span.start for span in spans}
+            files[file.name] = OutputFile(file.name, file, None, starts, file.header.size)
+        elif names:
+            files[file.name] = _new_file(file, {name: tensors[name] for name in names})
+    return files
+
+
+def _new_file(file: WeightFile, tensors: Mapping[str, OutTensor]) -> OutputFile:
+    entries = [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()]
+    header = build_header(entries, file.header.metadata)
+    starts, position = {}, len(header)
+    for name, tensor in tensors.items():
+        starts[name] = position
+        position += tensor.nbytes
+    return OutputFile(file.name, file, header, starts, position)
+
+
+def index_text(target: Checkpoint, files: Sequence[OutputFile], tensors: Mapping[str, OutTensor]) -> bytes | None:
+    """Return a new index, or None where the target's own is right, or where there is none."""
+    if target.index is None:
+        return None
+    weight_map = {name: file.name for file in files for name in file.starts}
+    if all(file.header is None for file in files) and weight_map == target.index["weight_map"]:
+        return None
+    old: Any = target.index.get("metadata")
+    metadata = {**(old if isinstance(old, dict) else {}), "total_size": sum(t.nbytes for t in tensors.values())}
+    if "total_parameters" in metadata:
+        metadata["total_parameters"] = sum(tensor.elements for tensor in tensors.values())
+    return strict_json.pretty({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})

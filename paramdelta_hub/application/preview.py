@@ -1,0 +1,122 @@
+"""What an apply would do, and what to expect of it: nothing is written, and of a delta no weights are fetched."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paramdelta_hub.checkpoints.matching import LeftOut
+from paramdelta_hub.checkpoints.rules import RuleUse
+from paramdelta_hub.errors import StorageError
+from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.application.output_files import lay_out
+from paramdelta_hub.application.inputs import open_inputs
+from paramdelta_hub.outputs.replacing import check_new
+from paramdelta_hub.application.requests import ApplyRequest
+from paramdelta_hub.application.weighted_deltas import AppliedDelta
+from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.progress import Progress
+from paramdelta_hub.tasks.executors.threads import default_threads
+
+__all__ = ["Preview", "preview"]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What an apply would do."""
+
+    out: Path
+    target: str
+    deltas: tuple[AppliedDelta, ...]
+    """Each knows its kinship to the target, and what to expect of it."""
+    paired_tensors: int
+    """Those that a delta has, too, whether it changes them or not."""
+    kept_tensors: int
+    nbytes: int
+    """Bytes of the result's weights."""
+    needed_bytes: int
+    """Bytes that the disk must have for it."""
+    free_bytes: int
+    """Bytes that are free where the result would lie, with those that an interrupted run has taken there."""
+    omissions: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+    rules: tuple[RuleUse, ...]
+    """What each rule hits, and which tensors it leaves out although a delta changes them."""
+
+    @property
+    def problem(self) -> StorageError | None:
+        """What would end the real run, although everything fits: too little space. None where it would begin."""
+        if self.needed_bytes <= self.free_bytes:
+            return None
+        return StorageError(
+            f"needs {human_bytes(self.needed_bytes)}; {human_bytes(self.free_bytes)} are free",
+            where=str(self.out),
+            remedy="free some space, or write to another disk",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable report."""
+        return {
+            "dry_run": True,
+            "out": str(self.out),
+            "target": self.target,
+            "deltas": [{**delta.to_json(), "prediction": delta.prediction.to_json()} for delta in self.deltas],
+            "paired_tensors": self.paired_tensors,
+            "kept_tensors": self.kept_tensors,
+            "bytes": self.nbytes,
+            "needed_bytes": self.needed_bytes,
+            "free_bytes": self.free_bytes,
+            "problem": self.problem and self.problem.what,
+            "omissions": [omission._asdict() for omission in self.omissions],
+            "notes": list(self.notes),
+            "rules": [use.to_json() for use in self.rules],
+        }
+
+
+def preview(
+    request: ApplyRequest,
+    out: str | Path,
+    *,
+    registry: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Preview:
+    """Find out whether an apply would begin, and what to expect of it, from headers and a few values of each tensor.
+
+    Whether values are finite is not known before all are read.
+
+    Args:
+        request: what is wanted.
+        out: the result's folder.
+        registry: where a bare ``org/name`` lies; of a delta there, manifest, samples and companions are fetched.
+        overwrite: a finished ``out`` is no obstacle.
+        progress: told of what is fetched.
+
+    Raises:
+        DestinationError: ``out`` exists.
+        ParamdeltaError: whatever the beginning of an apply raises: not found, no fit, not kin.
+    """
+    check_new(out, overwrite=overwrite, registry=registry)
+    destination = Destination(Path(out))
+    destination.check_reach()
+    inputs = open_inputs(request, destination.pieces, registry=registry, part="evidence", progress=progress)
+    if overwrite and os.path.lexists(destination.out):
+        inputs.may_replace(destination.out)
+    fit = inputs.fit
+    deltas, files = tuple(inputs.kin()), lay_out(inputs.model, fit.results, fit.beside)
+    paired = {name for match in fit.matches for name in match.pairs}
+    return Preview(
+        out=destination.given,
+        target=inputs.model.source.name,
+        deltas=deltas,
+        paired_tensors=len(paired),
+        kept_tensors=len(fit.results.keys() - paired),
+        nbytes=sum(file.size for file in files.values()),
+        needed_bytes=inputs.needed_bytes(files.values(), default_threads()),
+        free_bytes=destination.space(),
+        omissions=fit.omissions,
+        notes=(*inputs.doubts, *inputs.there_already(), *fit.notes),
+        rules=fit.uses,
+    )

@@ -1,0 +1,218 @@
+"""Where the rows of vocabulary tensors go: which of the target's and of each delta's rows make up the result's.
+
+The result's rows must be where the tokenizer that ends up beside them says: post's, of the delta whose companions are
+taken, or the target's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
+from paramdelta_hub.checkpoints.token_rows import Placement, place, row_sources, runs_of
+from paramdelta_hub.errors import MismatchError, PackageError
+from paramdelta_hub.fileio.digests import check_digest
+from paramdelta_hub.fileio.durable import file_digest
+from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.package.manifest import TensorRecord
+from paramdelta_hub.package.package import Package
+from paramdelta_hub.numerics.row_runs import Run
+
+__all__ = ["Placed", "Placer"]
+
+Rows = NDArray[np.int64]
+Whose: TypeAlias = Literal["post", "target"]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The rows of one tensor of the result."""
+
+    rows: int
+    start: tuple[Run, ...]
+    """The target's rows that the result starts from."""
+    deltas: Mapping[int, tuple[tuple[int, int | None, int, bool], ...]]
+    """For every delta: (first, its row, number, whether they are post's whole rows)."""
+    inverse: Mapping[int, tuple[Run, ...]]
+    """For every delta: the target's rows in its order."""
+    fates: str
+    """How many rows became what, in words."""
+
+
+class Placer:
+    """Places rows by token; vocabularies are read once, and only where tokenizers or sizes differ."""
+
+    def __init__(self, target: Path | None, packages: Sequence[Package], leader: int | None) -> None:
+        """Take the target's tokenizer folder, and which delta's tokenizer the result gets: None for the target's."""
+        self._target, self._packages, self._leader = target, packages, leader
+        self._folders = [package.path / "companions" for package in packages]
+        self._same = [target is not None and same_tokenizer(target, folder) for folder in self._folders]
+        self._read: dict[int | None, Vocabulary | None] = {}
+        self._placed: dict[tuple[object, ...], Placed | None] = {}
+
+    def place(
+        self, target_rows: int, records: Mapping[int, TensorRecord], weights: Mapping[int, float]
+    ) -> Placed | None:
+        """Return where a tensor's rows go; None where row i is row i, for the target and for all deltas.
+
+        A delta of weight 0 leaves the tensor as it is, and one below 0 brings no rows; but the one whose tokenizer the
+        result gets has the rows placed, and brings what the target lacks, whatever its weight.
+
+        Args:
+            target_rows: rows of the target's tensor.
+            records: the tensors that deltas have for it, by the number of the delta.
+            weights: the deltas' weights.
+
+        Raises:
+            MismatchError: rows that can't be placed.
+        """
+        lead = self._leader if self._leader in records else None
+        if lead is None and self._leader is not None:
+            self._check_order(target_rows)
+        records = {number: record for number, record in records.items() if weights[number] or number == lead}
+        if all(self._is_identity(target_rows, number, record) for number, record in records.items()):
+            return None
+        bringing = frozenset(number for number in records if weights[number] > 0 or number == lead)
+        key = (target_rows, bringing, *((number, record.shape[0], record.runs) for number, record in records.items()))
+        if key not in self._placed:
+            self._placed[key] = self._place(target_rows, records, lead, bringing)
+        return self._placed[key]
+
+    def _check_order(self, target_rows: int) -> None:
+        """Refuse a tensor that keeps the target's rows and order, where the result's tokenizer says otherwise."""
+        assert self._leader is not None
+        if self._same[self._leader]:
+            return
+        target, post = self._vocabulary(None), self._vocabulary(self._leader)
+        if target is None or post is None:
+            return
+        if any(row != target.tokens.get(token, -1) or row >= target_rows for token, row in post.tokens.items()):
+            raise MismatchError(
+                "its rows stay in the target's order, and the result gets a tokenizer with tokens at other ids",
+                remedy="keep the target's tokenizer: --companions target",
+            )
+
+    def _is_identity(self, target_rows: int, number: int, record: TensorRecord) -> bool:
+        return record.shape[0] == target_rows and record.runs is None and self._same[number]
+
+    def _place(
+        self, target_rows: int, records: Mapping[int, TensorRecord], lead: int | None, bringing: Collection[int]
+    ) -> Placed | None:
+        placements: dict[int, Placement] = {}
+        rows = target_rows
+        # Without a tokenizer of post's there is nothing to match by, and the target's need not be readable.
+        target = self._vocabulary(None) if any(self._vocabulary(number) for number in records) else None
+        start = np.arange(rows)
+        if lead is not None:
+            placements[lead] = self._one(rows, lead, records[lead], target, "post")
+            rows, start = placements[lead].rows, row_sources(placements[lead].target)
+            target = _kept(target, self._vocabulary(lead))
+        for number, record in records.items():
+            if number != lead:
+                placements[number] = self._one(rows, number, record, target, "target")
+        if all(placement.is_identity for placement in placements.values()):
+            return None
+        added = {number: row_sources(placement.delta) for number, placement in placements.items()}
+        whole = {
+            number: (row_sources(placement.target) < 0) & (added[number] >= 0)
+            for number, placement in placements.items()
+        }
+        summed = {number: np.where(whole[number], -1, rows_of) for number, rows_of in added.items()}
+        # A row may be brought whole by several deltas, or by one where another has but a difference. The first that
+        # brings it has it to itself: half of each, or a sum of the two, would be neither's.
+        owner = np.full(rows, -1)
+        for number in records:
+            if number in bringing:
+                owner[whole[number] & (owner < 0)] = number
+        deltas = {}
+        for number in records:
+            own = owner == number
+            deltas[number] = _marked(np.where(own | ((owner < 0) & ~whole[number]), added[number], -1), own)
+        return Placed(
+            rows=rows,
+            start=runs_of(np.where(owner < 0, start, -1)),
+            deltas=deltas,
+            inverse={n: _inverse(start, summed[n], record.shape[0]) for n, record in records.items()},
+            fates=_fates(placements, deltas),
+        )
+
+    def _one(self, rows: int, number: int, record: TensorRecord, target: Vocabulary | None, whose: Whose) -> Placement:
+        post = self._vocabulary(number)
+        lost = self._packages[number].manifest.given_up
+        try:
+            return place(rows, record.shape[0], record.runs, target, post, whose, lost)
+        except MismatchError as error:
+            if post is None:  # and no option could bring it
+                error.remedy = "extract again with post's tokenizer beside its weights, or --skip the tensor"
+            raise
+
+    def _vocabulary(self, number: int | None) -> Vocabulary | None:
+        """Return the target's vocabulary (None), or a delta's; checked against its digest first."""
+        if number not in self._read:
+            if number is None:
+                self._read[None] = read_vocabulary(self._target) if self._target else None
+            else:
+                _check_companions(self._packages[number])
+                self._read[number] = read_vocabulary(self._folders[number], PackageError)
+        return self._read[number]
+
+
+def _check_companions(package: Package) -> None:
+    for file in package.manifest.companions:
+        path = settle(package.path, file.path)
+        check_digest(file_digest(path)[0], file.sha256, f"the file {file.path!r}", str(package.path))
+
+
+def _kept(target: Vocabulary | None, post: Vocabulary | None) -> Vocabulary | None:
+    """Return what the result's rows are called: post's names, and the target's own where post has none."""
+    if target is None or post is None:
+        return None
+    taken = set(post.tokens.values())
+    own = {token: row for token, row in target.tokens.items() if token not in post.tokens and row not in taken}
+    return Vocabulary({**own, **post.tokens}, post.where)
+
+
+def _fates(
+    placements: Mapping[int, Placement], deltas: Mapping[int, tuple[tuple[int, int | None, int, bool], ...]]
+) -> str:
+    """Return how many rows became what: of one delta by fate, of several what each of them gives."""
+    if len(placements) == 1:
+        return str(*placements.values())
+    words = []
+    for number, runs in sorted(deltas.items()):
+        counts = [
+            sum(n for _, source, n, whole in runs if source is not None and whole is is_whole)
+            for is_whole in (False, True)
+        ]
+        words.append(f"of delta {number + 1}: {counts[0]:,} summed, {counts[1]:,} brought")
+    return "; ".join(words)
+
+
+def _marked(added: Rows, whole: NDArray[np.bool_]) -> tuple[tuple[int, int | None, int, bool], ...]:
+    """Return runs that are whole, or not, throughout."""
+    parts = [(run, False) for run in runs_of(np.where(whole, -1, added)) if run.source is not None]
+    parts += [(run, True) for run in runs_of(np.where(whole, added, -1)) if run.source is not None]
+    marked: list[tuple[int, int | None, int, bool]] = []
+    end = 0
+    for run, is_whole in sorted(parts):
+        if run.first > end:
+            marked.append((end, None, run.first - end, False))
+        marked.append((run.first, run.source, run.number, is_whole))
+        end = run.first + run.number
+    if end < len(added):
+        marked.append((end, None, len(added) - end, False))
+    return tuple(marked)
+
+
+def _inverse(start: Rows, summed: Rows, delta_rows: int) -> tuple[Run, ...]:
+    """Return, for every row of a delta, the target's row that it is a difference to; none for whole rows."""
+    found = np.full(delta_rows, -1, np.int64)
+    pairs = (summed >= 0) & (start >= 0)
+    found[summed[pairs]] = start[pairs]
+    return runs_of(found)

@@ -1,0 +1,146 @@
+"""Which tensor goes with which, and every misfit at once, not only the first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS, Entry
+from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.errors import Mismatch
+from paramdelta_hub.fileio.safetensors import DISCRETE
+
+__all__ = ["SKIPPED", "Entry", "LeftOut", "Match", "match"]
+
+DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
+"""Buffers that models compute anew when they are built. transformers kept them in checkpoints for a while (until
+4.31), so old and new checkpoints of one model differ by them."""
+
+
+SKIPPED = "skipped by rule"
+"""Why a tensor was left out that could have been summed."""
+
+
+class LeftOut(NamedTuple):
+    """A tensor that is not summed although one side has it, and why."""
+
+    name: str
+    side: str
+    reason: str
+
+
+@dataclass
+class Match:
+    """The outcome: pairs, ties, what was left out and why, and all that does not fit."""
+
+    pairs: dict[str, str] = field(default_factory=dict)
+    """Name → right name; the name is the left side's too, but for ties."""
+    ties: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Output heads that one side has no tensor for, because its embedding serves: head → (side, embedding)."""
+    new: set[str] = field(default_factory=set)
+    """Names in ``pairs`` that the left side has not: the right one's tensors are carried whole."""
+    omissions: list[LeftOut] = field(default_factory=list)
+    mismatches: list[Mismatch] = field(default_factory=list)
+
+
+def match(
+    left: Mapping[str, Entry],
+    right: Mapping[str, Entry],
+    rules: Rules,
+    sides: tuple[str, str],
+    known: Sequence[str] = (),
+    whole: Collection[str] = (),
+) -> Match:
+    """Pair the tensors of two sides by name, after renaming the right side's.
+
+    Args:
+        left: the side whose names are kept.
+        right: the side whose names the rename rules apply to.
+        rules: the user's rules.
+        sides: what to call the two, in messages.
+        known: left names that may lack a partner, because that has been recorded before.
+        whole: right names that need no partner, because their tensors are no differences.
+
+    Returns:
+        Pairs, ties, omissions, and every mismatch: missing, extra, other shape, other dtype.
+    """
+    result = Match()
+    renamed: dict[str, str] = {}
+    for name in right:
+        new = rules.rename(name)
+        if new in renamed:
+            result.mismatches.append(
+                Mismatch(name, "rename", f"the rename rules give it the name {new!r}, which {renamed[new]!r} has too")
+            )
+        renamed[new] = name
+    entries = {new: right[name] for new, name in renamed.items()}
+    own = dict(left)
+    for head, embedding in _tied(left, entries).items():
+        result.ties[head] = (sides[0], embedding)
+        own[head] = left[embedding]
+    for head, embedding in _tied(entries, left).items():
+        if head not in known:
+            result.ties[head] = (sides[1], renamed[embedding])
+            renamed[head] = renamed[embedding]
+    left = own
+    for name in [*left, *(name for name in renamed if name not in left)]:
+        in_left, in_right = name in left, name in renamed
+        side = "both" if in_left and in_right else sides[0] if in_left else sides[1]
+        if rules.skips_name(name) or (in_right and rules.skips_name(renamed[name])):
+            result.omissions.append(LeftOut(name, side, SKIPPED))
+        elif in_left and in_right:
+            result.pairs[name] = renamed[name]
+            result.mismatches += _compare(name, left[name], right[renamed[name]], sides)
+        elif in_right and renamed[name] in whole:
+            result.pairs[name] = renamed[name]
+            result.new.add(name)
+            result.mismatches += _carried(name, right[renamed[name]])
+        elif DERIVED.search(name):
+            result.omissions.append(LeftOut(name, side, "a buffer that models compute themselves"))
+        elif name in known:
+            result.omissions.append(LeftOut(name, side, "left out when the delta was made"))
+        else:
+            other = sides[1] if in_left else sides[0]
+            result.mismatches.append(Mismatch(name, "missing", f"{side} has it, {other} does not"))
+    return result
+
+
+def _tied(names: Mapping[str, Entry], others: Mapping[str, Entry]) -> dict[str, str]:
+    """Return the heads that others have and for which the one embedding of ``names`` serves: head → embedding.
+
+    As the tensors say, not the config, which other tools leave wrong (mergekit#350): no head at all, one embedding.
+    """
+    embeddings = [name for name in names if TYING_EMBEDDINGS.search(name)]
+    if len(embeddings) != 1 or any(HEADS.search(name) for name in names):
+        return {}
+    width = names[embeddings[0]].shape[1:]
+    return {head: embeddings[0] for head, entry in others.items() if HEADS.search(head) and entry.shape[1:] == width}
+
+
+def _compare(name: str, left: Entry, right: Entry, sides: tuple[str, str]) -> list[Mismatch]:
+    found = []
+    axes = slice(1 if left.vocabulary and right.vocabulary else 0, None)
+    if left.shape[axes] != right.shape[axes] or len(left.shape) != len(right.shape):
+        found.append(Mismatch(name, "shape", f"{sides[0]} has {list(left.shape)}, {sides[1]} has {list(right.shape)}"))
+    if left.dtype != right.dtype:
+        found.append(Mismatch(name, "dtype", f"{sides[0]} has {left.dtype}, {sides[1]} has {right.dtype}"))
+    else:
+        found += _unknown(name, left)
+    return found
+
+
+def _carried(name: str, entry: Entry) -> list[Mismatch]:
+    if entry.vocabulary:
+        return [Mismatch(name, "carry", "its rows are a vocabulary's, and can't be matched without base's; --skip it")]
+    if not entry.shape:
+        return [Mismatch(name, "carry", "a single number is not carried; --skip it")]
+    return _unknown(name, entry)
+
+
+def _unknown(name: str, entry: Entry) -> list[Mismatch]:
+    if entry.dtype in FLOATS or entry.dtype in DISCRETE:
+        return []
+    return [Mismatch(name, "dtype", f"no delta is taken of {entry.dtype}; cast it, or --skip it")]

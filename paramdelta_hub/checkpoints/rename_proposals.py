@@ -1,0 +1,160 @@
+"""Prefixes that differ: the rename rule that a user would have to find out, found from names and shapes.
+
+Model classes wrap one another, and each adds its own prefix: ``bert.``, ``transformer.``, ``model.``,
+``language_model.``. No list of them is kept here, as the next model class brings another: what two sides' names have
+in common at their ends says which prefix stands for which.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from paramdelta_hub.checkpoints.matching import Entry
+from paramdelta_hub.checkpoints.rules import Rules
+
+__all__ = ["propose"]
+
+_SAMPLE = 128
+"""Names of which candidates are sought: a prefix that few names have is not a common one."""
+_AMBIGUOUS = 16
+"""An ending that more tensors share, such as ``norm.weight``, tells nothing."""
+_CANDIDATES = 8
+"""Candidates that are tried on every name."""
+_RULES = 3
+"""Rules proposed together: text and vision towers may each have moved."""
+_LEAST, _SHARE = 2, 4
+"""A rule is worth proposing if it pairs at least two more tensors, and a quarter of those that could be paired."""
+_LENGTH = 200
+"""Characters of a pattern that people still read before they paste it."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class _Rename(NamedTuple):
+    """A candidate, and how many more tensors it pairs than it parts."""
+
+    pattern: str
+    replacement: str
+    gain: int
+
+    @property
+    def option(self) -> str:
+        return f"--rename {shlex.quote(f'{self.pattern}={self.replacement}')}"
+
+
+def propose(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules | None = None) -> str | None:
+    r"""Return the ``--rename`` options that pair many more names of equal shape, and how many; None if there are none.
+
+    The options, ready to paste behind those already given, hold for the right side, as all rename rules do:
+    ``--rename '^bert\.=' (pairs 197 of 199 tensors, 0 without)``. Takes about a second for 91,000 names a side.
+
+    Args:
+        left: the side whose names are kept.
+        right: the side whose names the rules change.
+        rules: what the user has given already.
+    """
+    rules = rules or Rules()
+    ours = {name: _fit(entry) for name, entry in left.items() if not rules.skips_name(name)}
+    theirs = {
+        renamed: _fit(entry)
+        for name, entry in right.items()
+        if not (rules.skips_name(name) or rules.skips_name(renamed := rules.rename(name)))
+    }
+    before = _paired(ours, theirs)
+    options: list[str] = []
+    while len(options) < _RULES and (best := _best(ours, theirs)):
+        options.append(best.option)
+        rename = Rules(renames=((best.pattern, best.replacement),)).rename
+        theirs = {rename(name): shape for name, shape in theirs.items()}
+    if not options:
+        return None
+    return f"{' '.join(options)} (pairs {_paired(ours, theirs)} of {len(theirs)} tensors, {before} without)"
+
+
+def _fit(entry: Entry) -> tuple[int, ...]:
+    """Return the shape as far as two sides must agree on it; the rows of a vocabulary may differ in number."""
+    return (-1, *entry.shape[1:]) if entry.vocabulary else entry.shape
+
+
+def _paired(left: Shapes, right: Shapes) -> int:
+    return sum(left.get(name) == shape for name, shape in right.items())
+
+
+def _best(left: Shapes, right: Shapes) -> _Rename | None:
+    """Return the one rule that pairs most, if it is worth proposing."""
+    lonely = {name: shape for name, shape in left.items() if name not in right}
+    strangers = [name for name in right if name not in left]
+    most = min(len(lonely), len(strangers))
+    if most < _LEAST:
+        return None
+    found = (_rename(old, new, left, right) for old, new in _candidates(lonely, right, strangers))
+    best = max((rule for rule in found if rule), key=lambda rule: (rule.gain, -len(rule.option)), default=None)
+    return best if best and best.gain >= max(_LEAST, most / _SHARE) else None
+
+
+def _endings(name: str) -> Iterator[int]:
+    """Give every place where a component of a name begins, the first first."""
+    at = 0
+    while True:
+        yield at
+        at = name.find(".", at) + 1
+        if not at:
+            return
+
+
+def _candidates(lonely: Shapes, right: Shapes, strangers: list[str]) -> list[tuple[str, str]]:
+    """Return the likeliest (old, new) prefixes: those that a sample of names, each by its ending, asks for most."""
+    sample = strangers[:: -(-len(strangers) // _SAMPLE)]
+    wanted = {name[at:] for name in sample for at in _endings(name)}
+    index: defaultdict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for name, shape in lonely.items():
+        for at in _endings(name):
+            if (ending := name[at:]) in wanted and len(holders := index[ending, shape]) <= _AMBIGUOUS:
+                holders.append(name[:at])
+    votes: Counter[tuple[str, str]] = Counter()
+    for name in sample:
+        for at in _endings(name):
+            holders = index.get((name[at:], right[name]), [])
+            if len(holders) <= _AMBIGUOUS:
+                votes.update((name[:at], new) for new in holders if _differ(name[:at], new))
+    return [prefixes for prefixes, _ in votes.most_common(_CANDIDATES)]
+
+
+def _differ(old: str, new: str) -> bool:
+    """Whether two prefixes differ in their last component, and by more than a layer's or an expert's number."""
+    last, other = (prefix[:-1].rpartition(".")[2] for prefix in (old, new))
+    # A replacement that holds an equals sign could not be told from the pattern on the command line.
+    return last != other and not (last.isdigit() and other.isdigit()) and "=" not in new
+
+
+def _rename(old: str, new: str, left: Shapes, right: Shapes) -> _Rename | None:
+    """Return the rule that makes ``new`` of ``old`` wherever that pairs more than it parts; None if it is too long."""
+    gains: Counter[str] = Counter()
+    losses: Counter[str] = Counter()
+    for name, shape in right.items():
+        if not name.startswith(old):
+            continue
+        rest = name[len(old) :]
+        renamed = new + rest
+        takes_a_place = renamed in right and renamed in left  # two tensors of one name are refused
+        if name in left or takes_a_place:
+            losses[_head(rest)] += 1
+        elif left.get(renamed) == shape:
+            gains[_head(rest)] += 1
+    spared = [head for head, lost in losses.items() if lost >= gains[head]]
+    moved = [head for head, gained in gains.items() if gained > losses[head]]
+    looks = (f"(?!{'|'.join(sorted(spared))})", f"(?={'|'.join(sorted(moved))})") if spared else ("",)
+    pattern = f"^{re.escape(old)}{min(looks, key=len)}"
+    if len(pattern) > _LENGTH:
+        return None
+    return _Rename(pattern, new.replace("\\", r"\\"), sum(gains[head] - losses[head] for head in moved))
+
+
+def _head(rest: str) -> str:
+    """Return a pattern of what follows the prefix: the next component of the name."""
+    component, dot, _ = rest.partition(".")
+    return re.escape(component) + (r"\." if dot else "$")

@@ -1,0 +1,302 @@
+"""Extract: Δ = post − base, once, into a package that is proved exact while it is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.rules import Rules, RuleUse, checked_rules
+from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
+from paramdelta_hub.fileio.durable import file_digest, io_errors, write_file
+from paramdelta_hub.package.labels import check_labels
+from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
+from paramdelta_hub.extraction.finalize import assemble, final_names
+from paramdelta_hub.extraction.pairs import Differences, name_trained, pair_up, tokenizer_folder
+from paramdelta_hub.tasks.runner import Crew, Executor, Operation, Outcomes, complete
+from paramdelta_hub.application.companions import check_packable
+from paramdelta_hub.outputs.replacing import Replacement, check_new, model_places, registry_places
+from paramdelta_hub.application.requests import ExtractRequest
+from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.plan import Plan, cut, planning
+from paramdelta_hub.tasks.progress import Progress
+
+__all__ = ["ExtractReport", "Extraction", "extract"]
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What an extraction made."""
+
+    package: Path
+    id: str
+    """sha256 of the manifest."""
+    manifest: Manifest
+    nbytes: int
+    """Size of the package without its manifest."""
+    model_nbytes: int
+    """Size of post's tensors."""
+    resumed_tasks: int
+    notes: tuple[str, ...] = ()
+    """What became of ties, of rows that have no like in base, and of tensors that are carried whole."""
+    rules: tuple[RuleUse, ...] = ()
+    """What each rule hit, and which trained tensors it left out."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable report."""
+        return {
+            "package": str(self.package),
+            "id": self.id,
+            "name": self.manifest.name,
+            "version": self.manifest.version,
+            "bytes": self.nbytes,
+            "model_bytes": self.model_nbytes,
+            "ratio": self.nbytes / self.model_nbytes if self.model_nbytes else None,
+            "tensors": len(self.manifest.tensors),
+            "exactness": self.manifest.exactness.model_dump(mode="json"),
+            "omissions": [omission.model_dump(mode="json") for omission in self.manifest.omissions],
+            "notes": list(self.notes),
+            "rules": [use.to_json() for use in self.rules],
+            "companions": [file.path for file in self.manifest.companions],
+            "resumed_tasks": self.resumed_tasks,
+        }
+
+
+def extract(
+    base: str | Path,
+    post: str | Path,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    version: str = "1.0.0",
+    license: str | None = None,  # noqa: A002 - the field's own name
+    rules: Rules | None = None,
+    base_tokenizer: str | Path | None = None,
+    post_tokenizer: str | Path | None = None,
+    hash_files: bool = False,
+    overwrite: bool = False,
+    executor: Executor = "threads",
+    threads: int | None = None,
+    memory: int = DEFAULT_MEMORY,
+    progress: Progress | None = None,
+) -> ExtractReport:
+    """Write the delta package ``out`` such that base ⊕ Δ == post, bit for bit, for every element.
+
+    Both models are read once, chunk by chunk; every chunk's sum is checked against post as it is made. A killed run
+    leaves no ``out``; running it again goes on where it stopped.
+
+    Args:
+        base: the model post was trained from: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
+        post: the post-trained model, likewise.
+        out: the package's folder.
+        name: what to call the delta; by default after post.
+        version: its semantic version.
+        license: an SPDX expression, or a license name of the Hub.
+        rules: renames (of post's tensors), skips, and which tensors that only post has are carried whole.
+        base_tokenizer: the folder of base's tokenizer, if it does not lie beside the weights: rows of embeddings are
+            matched by token.
+        post_tokenizer: the same for post.
+        hash_files: record the sha256 of local weight files too, at the price of reading both models twice; files
+            from the Hub have theirs, and every tensor always has.
+        overwrite: replace an older package at ``out``; never anything else (:mod:`.replacing`).
+        executor: what does the tasks: ``threads``, or ``ray``: a cluster that sees the same files.
+        threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
+        memory: bytes that all buffers together may take.
+        progress: told how far the work is.
+
+    Raises:
+        OptionError: a name, version, license or rule that can't be used.
+        CheckpointError: a model can't be read.
+        MismatchError: the two don't fit; every misfit is listed.
+        NotFiniteError: a weight is NaN or infinite.
+        DestinationError: ``out`` exists, or is being written to.
+        StorageError: the disk is full or fails.
+    """
+    rules = checked_rules(rules)
+    wanted = ExtractRequest(
+        base=os.fspath(base),
+        post=os.fspath(post),
+        name=name,
+        version=version,
+        license=license,
+        renames=rules.renames,
+        skips=rules.skips,
+        carries=rules.carries,
+        base_tokenizer=_text(base_tokenizer),
+        post_tokenizer=_text(post_tokenizer),
+        hash_files=hash_files,
+    )
+    crew = Crew(executor, threads, memory)
+    check_new(out, overwrite=overwrite)
+    return complete(Extraction(wanted), out, crew, progress or Progress(), overwrite=overwrite)
+
+
+class Extraction(Operation[ExtractReport]):
+    """An extract whose models are opened and paired, and whose plan is made.
+
+    Raises:
+        OptionError: a name, version, license or rule that can't be used.
+        CheckpointError: a model can't be read.
+        MismatchError: the two don't fit; every misfit is listed.
+    """
+
+    what = "extracting"
+
+    @planning()
+    def __init__(self, wanted: ExtractRequest) -> None:
+        self._rules = wanted.rules
+        first = "delta" if wanted.name is None else wanted.name
+        check_labels(first, wanted.version, wanted.license)  # before anything is read
+        self._base, self._post = open_checkpoint(wanted.base), open_checkpoint(wanted.post)
+        if os.path.realpath(self._base.source.path) == os.path.realpath(self._post.source.path):
+            raise OptionError(
+                "BASE and POST are the same model", where=wanted.base, remedy="give the trained model as POST"
+            )
+        tokenizers = (
+            tokenizer_folder(wanted.base_tokenizer, self._base),
+            tokenizer_folder(wanted.post_tokenizer, self._post),
+        )
+        self._tokenizer = tokenizers[1]
+        self._inputs = [
+            *model_places("the base model", self._base),
+            *model_places("the post model", self._post),
+            *(("a tokenizer", folder) for folder in tokenizers if folder),
+            *registry_places(None),
+        ]
+        check_packable(self._base, self._post, self._tokenizer)
+        name = wanted.name or f"{self._post.source.name.rpartition('/')[2]}-delta"
+        self._labels = check_labels(name, wanted.version, wanted.license)
+        self._differences = pair_up(self._base, self._post, self._rules, *tokenizers)
+        self.plan = _plan(self._base, self._post, self._differences, wanted)
+
+    @property
+    def may_replace(self) -> Replacement:
+        """Only a package is replaced by a package."""
+        return Replacement("package", self._inputs)
+
+    def prepare(self, destination: Destination, tasks_at_a_time: int) -> None:
+        """Check the space that the pieces are expected to take."""
+        expected = sum(
+            int(tensor["nbytes"] * EXPECTED_RATIO[tensor["itemsize"]])
+            for task in self.plan.tasks
+            if task["kind"] == "encode"
+            for tensor in task["tensors"]
+        )
+        destination.check_space(expected)
+
+    def restore(self, destination: Destination, outcomes: Outcomes) -> None:
+        """Give pieces back the names that receipts know them by."""
+        if len(outcomes) == len(self.plan.tasks):  # else nothing has been renamed yet
+            for piece, shard in final_names([outcomes[number] for number in sorted(outcomes)]).items():
+                if (destination.result / shard).exists() and not (destination.pieces / piece).exists():
+                    os.rename(destination.result / shard, destination.pieces / piece)
+
+    def holds(self, number: int, outcome: dict[str, Any], destination: Destination) -> bool:
+        """Whether the piece is there, to the byte."""
+        piece = outcome.get("piece")
+        path = destination.pieces / str(piece)
+        return piece is None or (path.is_file() and file_digest(path)[0] == outcome["sha256"])
+
+    def refuse(self, outcomes: Outcomes) -> None:
+        """Raise if values are not finite, or if there is no difference."""
+        _refuse_not_finite(outcomes.values())
+        records = [record for outcome in outcomes.values() for record in outcome.get("tensors", ())]
+        if len(outcomes) == len(self.plan.tasks) and not any(r["changed"] or r["rows"] for r in records):
+            remedy = "give the model that was trained as POST, and the one that it was trained from as BASE"
+            raise MismatchError(
+                f"post has the same values as base in all {len(records)} tensors: there is no delta to extract",
+                where=str(self._post.source.path),
+                remedy=f"{remedy}; or see what --skip leaves out" if self._rules.skips else remedy,
+            )
+
+    def finish(self, destination: Destination, outcomes: Outcomes, resumed: int) -> ExtractReport:
+        """Write the manifest and commit."""
+        ordered = [outcomes[number] for number in range(len(self.plan.tasks))]
+        uses = name_trained(self._differences)
+        with io_errors("writing the package"):
+            manifest = assemble(
+                self._base,
+                self._post,
+                self._tokenizer,
+                self._differences,
+                self._rules,
+                ordered,
+                destination,
+                self._labels,
+            )
+            text = manifest.to_json()
+            manifest, digest = parse_manifest(text)  # what we write, we can read
+            write_file(destination.result / MANIFEST_NAME, text)
+        destination.commit()
+        return ExtractReport(
+            package=destination.given,
+            id=digest,
+            manifest=manifest,
+            nbytes=manifest.nbytes,
+            model_nbytes=self._post.nbytes,
+            resumed_tasks=resumed,
+            notes=self._differences.notes,
+            rules=uses,
+        )
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, wanted: ExtractRequest) -> Plan:
+    tensors = [
+        {
+            "name": pair.name,
+            "dtype": pair.base.dtype,
+            "shape": list(pair.base.shape),
+            "itemsize": pair.base.itemsize,
+            "nbytes": pair.base.nbytes,
+            "base": pair.base.view,
+            "post": pair.post.view,
+            "record": {
+                "base_name": pair.base_name,
+                "post_name": pair.post_name,
+                "rows": None
+                if pair.runs is None
+                else {"base": pair.base_rows, "runs": [list(run) for run in pair.runs]},
+            },
+        }
+        for pair in differences.pairs
+    ]
+    tasks: list[dict[str, Any]] = [
+        {
+            "kind": "encode",
+            "bytes": 2 * sum(tensor["nbytes"] for tensor in group),
+            "piece": f"{number:06d}.safetensors",
+            "tensors": group,
+        }
+        for number, group in enumerate(cut(tensors, lambda tensor: int(tensor["nbytes"]), base.nbytes), start=1)
+    ]
+    files = {file.path: file for model in (base, post) for file in model.files}
+    if wanted.hash_files:
+        tasks += [{"kind": "digest", "bytes": file.header.size, "file": str(path)} for path, file in files.items()]
+    return Plan(
+        kind="extract",
+        inputs=tuple(file.identity() for file in files.values()),
+        request=wanted.to_json(),
+        tasks=tuple(tasks),
+    )
+
+
+def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
+    problems = [
+        Mismatch(name, "not-finite", f"base has {base}, post has {post} values that are NaN or infinite")
+        for outcome in outcomes
+        for name, base, post in outcome.get("not_finite", [])
+    ]
+    if problems:
+        raise NotFiniteError(
+            f"{len(problems)} tensor(s) are not finite",
+            problems,
+            remedy="a delta of them means nothing: mend the model, or leave them out with --skip REGEX",
+        )

@@ -1,0 +1,261 @@
+"""What is subtracted from what: the tensors of base and post, paired, with ties and vocabularies settled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model
+from paramdelta_hub.checkpoints.matching import SKIPPED, LeftOut, Match, match
+from paramdelta_hub.checkpoints.rename_proposals import propose
+from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_idle, rule_uses
+from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
+from paramdelta_hub.checkpoints.tensor_sources import open_view, zeros
+from paramdelta_hub.checkpoints.token_rows import arrange, given_up
+from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.durable import expand
+from paramdelta_hub.numerics.row_runs import Run
+from paramdelta_hub.limits import CHUNK_ELEMENTS
+
+__all__ = ["Differences", "Pair", "name_trained", "pair_up", "tokenizer_folder"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tensor of the delta: base's side and post's, of one dtype and shape."""
+
+    name: str
+    base: LogicalTensor
+    """Its rows are arranged in post's order; zeros, where post's tensor is carried whole."""
+    post: LogicalTensor
+    base_name: str | None
+    """Base's embedding, where it serves as this head."""
+    post_name: str | None
+    """Post's own name, or its embedding's, where it is not ``name``."""
+    tied_to: str | None
+    """Post's embedding, where it serves as this head."""
+    base_rows: int
+    runs: tuple[Run, ...] | None
+    """Where base's rows went, if they were arranged."""
+
+    @property
+    def note(self) -> str | None:
+        """What there is to say about it, in words."""
+        if self.runs is not None and not self.base_rows:
+            return f"{self.name}: only post has it; carried whole"
+        words = [f"base ties it to {self.base_name}"] if self.base_name else []
+        words += [f"post ties it to {self.tied_to}"] if self.tied_to else []
+        if self.runs is not None:
+            new = sum(run.number for run in self.runs if run.source is None)
+            words.append(
+                f"rows matched by token: {self.base_rows:,} in base, {self.post.shape[0]:,} in post, {new:,} new"
+            )
+        return f"{self.name}: {'; '.join(words)}" if words else None
+
+
+@dataclass(frozen=True)
+class Differences:
+    """All pairs, what was left out, and which tokens of base post no longer has."""
+
+    pairs: tuple[Pair, ...]
+    omissions: tuple[LeftOut, ...]
+    """(name, side, reason)"""
+    given_up: Mapping[str, int]
+    uses: tuple[RuleUse, ...]
+    """What each of the user's rules hit."""
+    skipped: tuple[tuple[str, str, LogicalTensor, LogicalTensor], ...]
+    """(name, post's name, base's tensor, post's) of what both have and a rule leaves out."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What became of ties, of rows, and of tensors that only post has."""
+        return tuple(note for pair in self.pairs if (note := pair.note))
+
+
+def name_trained(differences: Differences) -> tuple[RuleUse, ...]:
+    """Return what each rule hit, with the names of the tensors that it left out although training had changed them.
+
+    Both sides are read, until the first difference: a pattern is easily wider than it was meant to be.
+
+    Raises:
+        CheckpointError: a file was truncated or can't be read.
+    """
+    with Descriptors(CheckpointError) as files:
+        trained = {
+            name: (name, post_name)
+            for name, post_name, base, post in differences.skipped
+            if not _equal_values(base, post, files)
+        }
+    return tuple(use.with_trained(trained) for use in differences.uses)
+
+
+def _equal_values(base: LogicalTensor, post: LogicalTensor, files: Descriptors) -> bool:
+    if (base.dtype, base.shape) != (post.dtype, post.shape):
+        return False
+    one, other = open_view(base.view, files), open_view(post.view, files)
+    for start in range(0, base.elements, CHUNK_ELEMENTS):
+        size = min(CHUNK_ELEMENTS, base.elements - start) * base.itemsize
+        ours, theirs = scratch("one side", size, np.uint8), scratch("the other side", size, np.uint8)
+        one.read(start, ours)
+        other.read(start, theirs)
+        if not np.array_equal(ours, theirs):
+            return False
+    return True
+
+
+def pair_up(
+    base: Checkpoint, post: Checkpoint, rules: Rules, base_tokenizer: Path | None, post_tokenizer: Path | None
+) -> Differences:
+    """Pair the two models' tensors, or raise with everything that does not fit; only headers are read.
+
+    Args:
+        base: the model post was trained from.
+        post: the post-trained model.
+        rules: renames of post's tensors, skips, and what is carried whole.
+        base_tokenizer: the folder of base's tokenizer, if there is one.
+        post_tokenizer: the same for post.
+
+    Raises:
+        OptionError: a rule that hits nothing.
+        MismatchError: every misfit is listed.
+        CheckpointError: scales or a tokenizer that can't be used.
+    """
+    ours, theirs = logical_model(base), logical_model(post)
+    whole = [name for name in theirs.entries if rules.carries_name(name)]
+    found = match(ours.entries, theirs.entries, rules, ("base", "post"), whole=whole)
+    uses = rule_uses(rules, ours.entries, [theirs.entries], found.new)
+    both = [*ours.entries, *theirs.entries]
+    refuse_idle(
+        uses,
+        {
+            "skip": both,
+            "rename": theirs.entries,
+            "carry": [name for name in theirs.entries if rules.rename(name) not in ours.entries],
+        },
+    )
+    problems = [
+        Mismatch(side, "quantized", f"{model.checkpoint.source.path}: {model.refused}")
+        for side, model in (("base", ours), ("post", theirs))
+        if model.refused
+    ]
+    problems += found.mismatches
+    remedy = (
+        "give models of one architecture and dtype, or map post's names with --rename, leave out with --skip, "
+        "or take what only post has whole, with --carry"
+    )
+    if problems and (options := propose(ours.entries, theirs.entries, rules)):
+        remedy = f"try {options}; what still has no partner, leave out with --skip, or --carry what only post has"
+    renamed = {rules.rename(name): name for name in theirs.tensors} if rules.skips else {}
+    vocabularies = _Vocabularies(base_tokenizer, post_tokenizer)
+    pairs = []
+    misfits = {mismatch.location for mismatch in found.mismatches}
+    for name in found.pairs:
+        if name in misfits:
+            continue
+        try:
+            pairs.append(_pair(name, found, ours, theirs, vocabularies))
+        except MismatchError as error:
+            problems.append(Mismatch(name, "rows", error.what))
+            remedy = error.remedy or remedy
+    if problems:
+        raise MismatchError(
+            f"base and post differ in {len(problems)} way(s)", problems, where=str(post.source.path), remedy=remedy
+        )
+    if not pairs:
+        what = "the skip rules leave no tensor" if rules.skips else "base and post have no tensor in common"
+        raise MismatchError(what, where=str(post.source.path))
+    return Differences(
+        pairs=tuple(pairs),
+        omissions=(
+            *found.omissions,
+            *(LeftOut(name, "base", reason) for name, reason in ours.omissions),
+            *(LeftOut(name, "post", reason) for name, reason in theirs.omissions),
+        ),
+        given_up=vocabularies.given_up,
+        uses=tuple(uses),
+        skipped=tuple(
+            (name, renamed[name], ours.tensors[name], theirs.tensors[renamed[name]])
+            for name, side, reason in found.omissions
+            if reason == SKIPPED and side == "both" and name in ours.tensors and name in renamed
+        ),
+    )
+
+
+def tokenizer_folder(chosen: str | Path | None, model: Checkpoint) -> Path | None:
+    """Return where a model's tokenizer lies: in the folder chosen, else beside its weights, if they have a folder.
+
+    Raises:
+        OptionError: there is no such folder.
+    """
+    if chosen is None:
+        return None if model.is_lone_file else model.folder
+    folder = expand(chosen)
+    if not folder.is_dir():
+        raise OptionError("not a folder", where=str(chosen), remedy="name the folder that the tokenizer's files lie in")
+    return folder
+
+
+def _pair(name: str, found: Match, ours: LogicalModel, theirs: LogicalModel, vocabularies: _Vocabularies) -> Pair:
+    runs: tuple[Run, ...] | None = None
+    post_name = found.pairs[name]
+    post, (side, embedding) = theirs.tensors[post_name], found.ties.get(name, ("", ""))
+    if name in found.new:
+        base = LogicalTensor(post.dtype, (0, *post.shape[1:]), zeros(post.dtype))
+        runs = (Run(0, None, post.shape[0]),) if post.shape[0] else ()
+    else:
+        base = ours.tensor(name, found, "base")
+        ours_entry = ours.entries[embedding if side == "base" else name]
+        if ours_entry.vocabulary or theirs.entries[post_name].vocabulary:
+            runs = vocabularies.arrange(base.shape[0], post.shape[0])
+    return Pair(
+        name=name,
+        base=base.arrange(runs),
+        post=post,
+        base_name=embedding if side == "base" else None,
+        post_name=None if post_name == name else post_name,
+        tied_to=embedding if side == "post" else None,
+        base_rows=base.shape[0] if base.shape else 0,
+        runs=runs,
+    )
+
+
+class _Vocabularies:
+    """Base's and post's tokens, read once, and only if the files differ or an embedding has other rows."""
+
+    def __init__(self, base: Path | None, post: Path | None) -> None:
+        self._base, self._post = base, post
+        self._same = base is not None and post is not None and same_tokenizer(base, post)
+        self._read: tuple[Vocabulary | None, Vocabulary | None] | None = None
+        self._arranged: dict[tuple[int, int], tuple[Run, ...] | None] = {}
+
+    def arrange(self, base_rows: int, post_rows: int) -> tuple[Run, ...] | None:
+        """Return which of base's rows each of post's belongs to; None where that is its own.
+
+        Raises:
+            MismatchError: other sizes, and no tokenizers to tell the rows by.
+        """
+        if base_rows == post_rows and (self._same or self._base is None or self._post is None):
+            return None
+        sizes = (base_rows, post_rows)
+        if sizes not in self._arranged:
+            self._arranged[sizes] = arrange(*sizes, *self._vocabularies())
+        return self._arranged[sizes]
+
+    @property
+    def given_up(self) -> dict[str, int]:
+        """Tokens of base that post no longer has."""
+        base, post = self._read or (None, None)
+        return given_up(base, post) if base and post else {}
+
+    def _vocabularies(self) -> tuple[Vocabulary | None, Vocabulary | None]:
+        if self._read is None:
+            base = read_vocabulary(self._base) if self._base else None
+            post = base if self._same else read_vocabulary(self._post) if self._post else None
+            self._read = (base, post)
+        return self._read

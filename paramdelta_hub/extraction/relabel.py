@@ -1,0 +1,138 @@
+"""Relabel: a package under another name, version or license, made of a package alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paramdelta_hub.errors import OptionError
+from paramdelta_hub.fileio.durable import expand
+from paramdelta_hub.package.labels import check_labels
+from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from paramdelta_hub.package.package import open_package
+from paramdelta_hub.registry.publish import read_card
+from paramdelta_hub.outputs.replacing import Replacement, check_apart, check_new, registry_places
+from paramdelta_hub.registry.locate import locate_delta
+from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN, YOURS_END, own_words, split
+from paramdelta_hub.registry.materialize import CARD_NAME, file_chunks, put_small, receive
+from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.progress import Progress
+
+__all__ = ["RelabelReport", "relabel"]
+
+
+@dataclass(frozen=True)
+class RelabelReport:
+    """What a relabeling made."""
+
+    package: Path
+    id: str
+    """sha256 of the new manifest."""
+    manifest: Manifest
+    before: Manifest
+    """Of the package that was relabeled."""
+    id_before: str
+
+    @property
+    def changes(self) -> dict[str, tuple[str | None, str | None]]:
+        """Every label that changed: what it was, and what it is."""
+        labels = {label: (getattr(self.before, label), getattr(self.manifest, label)) for label in _LABELS}
+        return {label: values for label, values in labels.items() if values[0] != values[1]}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable report."""
+        return {
+            "package": str(self.package),
+            "id": self.id,
+            **{label: getattr(self.manifest, label) for label in _LABELS},
+            "id_before": self.id_before,
+            "changes": {label: list(values) for label, values in self.changes.items()},
+        }
+
+
+_LABELS = ("name", "version", "license")
+
+
+def relabel(
+    delta: str | Path,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    version: str | None = None,
+    license: str | None = None,  # noqa: A002 - the field's own name
+    registry: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> RelabelReport:
+    """Write the package ``out``: ``delta`` with other labels; neither model is needed, and no weight is touched.
+
+    Every other file is the same to the byte, and checked while it is copied. It is another package, with an id of its
+    own: the signature and the lock do not come along; of README.md, the author's own words and metadata do. A killed
+    run leaves no ``out``.
+
+    Args:
+        delta: the package's folder, or ``org/name[@version]`` in a registry.
+        out: the new package's folder.
+        name: its name, if it changes.
+        version: its semantic version, likewise.
+        license: its license, likewise: an SPDX expression, or a license name of the Hub.
+        registry: where a bare ``org/name`` lies; by default what PARAMDELTA_REGISTRY names, else the Hub.
+        overwrite: replace an older package at ``out``; never anything else (:mod:`.replacing`).
+        progress: told how far the work is.
+
+    Raises:
+        OptionError: a label that can't be used, or none that changes.
+        PackageError: not a package, or damaged.
+        RegistryError: the delta is not there, not allowed, or not reachable.
+        DestinationError: ``out`` exists, is being written to, or is mixed up with ``delta``.
+        StorageError: the disk is full or fails.
+    """
+    out = expand(out)
+    _labels_of(name, version, license)  # before anything is fetched
+    package = open_package(locate_delta(delta, registry, progress=progress))
+    before = package.manifest
+    manifest = before.model_copy(update=_labels_of(name, version, license))
+    if manifest == before:
+        raise OptionError(
+            "no label would change",
+            where=str(package.path),
+            remedy=f"it is {before.name} {before.version}, license {before.license or 'not stated'}: "
+            "give another --name, --version or --license",
+        )
+    places = [("the package that is relabeled", package.path), *registry_places(registry, [str(delta)])]
+    check_apart(out, places[:1])
+    check_new(out, overwrite=overwrite, registry=registry)
+    card = _own_card(read_card(package.path))
+    text = manifest.to_json()
+    manifest, digest = parse_manifest(text)  # what we write, we can read
+    with Destination(out, may_replace=Replacement("package", places) if overwrite else None) as place:
+        place.start_afresh()
+        source = package.path
+        receive(manifest.files, lambda file: file_chunks(settle(source, file)), place.result, str(source), progress)
+        put_small(place.result / CARD_NAME, None if card is None else card.encode())
+        put_small(place.result / MANIFEST_NAME, text)
+        place.commit()
+    return RelabelReport(place.given, digest, manifest, before, package.digest)
+
+
+def _labels_of(name: str | None, version: str | None, license_name: str | None) -> dict[str, str]:
+    """Return the labels that are given, as a manifest states them; what a stranger's manifest has is not judged.
+
+    Raises:
+        OptionError: one can't be used.
+    """
+    given = {"name": name, "version": version, "license": license_name}
+    labels = check_labels("delta" if name is None else name, "1.0.0" if version is None else version, license_name)
+    return {label: getattr(labels, label) for label, value in given.items() if value is not None}
+
+
+def _own_card(existing: str | None) -> str | None:
+    """Return what the author wrote in a card; the rest speaks of the package as it was."""
+    words = own_words(existing)
+    if not existing or not words:
+        return None
+    if YOURS_BEGIN not in existing:
+        return existing
+    return f"{split(existing)[0]}{YOURS_BEGIN}\n\n{words}\n\n{YOURS_END}\n"

@@ -1,0 +1,46 @@
+"""Open files of one task: each opened once, all closed at its end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from paramdelta_hub.errors import SourceError
+from paramdelta_hub.fileio.durable import open_regular, read_exactly
+
+__all__ = ["Descriptors"]
+
+
+class Descriptors:
+    """A dictionary of read-only descriptors by path, opened at first use; regular files only."""
+
+    def __init__(self, error: type[SourceError]) -> None:
+        self._error = error
+        self._open: dict[str, int] = {}
+
+    def __getitem__(self, path: str) -> int:
+        if path not in self._open:
+            self._open[path] = open_regular(Path(path), self._error)
+        return self._open[path]
+
+    def read(self, path: str, position: int, out: NDArray[Any]) -> None:
+        """Fill ``out`` (uint8) with a file's bytes from ``position``.
+
+        Raises:
+            SourceError: (as the error this was made with) truncated, or can't be read.
+        """
+        read_exactly(self[path], out, position, self._error, path)
+
+    def __enter__(self) -> Descriptors:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()

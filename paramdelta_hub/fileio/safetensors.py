@@ -1,0 +1,220 @@
+"""safetensors headers, read and written by our own strict rules.
+
+A file is ``u64 length | JSON header | data``, all little-endian. The safetensors library (0.8) accepts duplicate
+keys, unknown fields and names such as ``../../etc/passwd``; we refuse those too. What we accept, it accepts.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from paramdelta_hub.errors import CheckpointError, SourceError
+from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.fileio.durable import open_regular
+from paramdelta_hub.fileio.names import check_tensor_name
+from paramdelta_hub.limits import HEADER_BYTES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
+
+__all__ = ["DISCRETE", "ITEM_SIZES", "Header", "Sized", "TensorSpan", "build_header", "read_header"]
+
+ITEM_SIZES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+"""Bytes of an element by safetensors dtype."""
+
+_NARROW = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
+"""Types of less than a byte: they hold quantized weights only, of which no sums are made."""
+
+DISCRETE = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
+"""Types that hold counts, indices and truth values: a delta carries them whole."""
+
+_LENGTH_BYTES = 8
+_FIELDS = frozenset({"dtype", "shape", "data_offsets"})
+
+
+class Sized:
+    """What a dtype and a shape tell of a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """How many elements the shape has; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return ITEM_SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class TensorSpan(Sized):
+    """Where a tensor lies: dtype, shape, and its bytes' place counted from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header: tensors in the order of their data, the metadata, and where the data begins and ends."""
+
+    tensors: tuple[TensorSpan, ...]
+    metadata: Mapping[str, str]
+    data_start: int
+    size: int
+
+
+def read_header(path: Path, error: type[SourceError] = CheckpointError, *, follow: bool = False) -> Header:
+    """Read and check the header of a regular file, or, with ``follow``, of what a link leads to; no weights are read.
+
+    Raises:
+        SourceError: (as ``error``) naming the file and the one rule it breaks, or the disk fails.
+    """
+    where = str(path)
+    with os.fdopen(open_regular(path, error, follow=follow), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+
+        def read(nbytes: int) -> bytes:
+            try:
+                return file.read(nbytes)
+            except OSError as problem:
+                raise error(f"reading failed: {problem.strerror}", where=where) from problem
+
+        prefix = read(_LENGTH_BYTES)
+        if len(prefix) < _LENGTH_BYTES:
+            raise error(f"truncated: {size} bytes are no safetensors file", where=where, remedy="get the file again")
+        length = int.from_bytes(prefix, "little")
+        if prefix[:4] == b"GGUF":
+            raise error("a GGUF file, not safetensors", where=where, remedy=GGUF_REMEDY)
+        if length > HEADER_BYTES:
+            raise error(f"not a safetensors file: it declares a header of {length} bytes", where=where)
+        if length > size - _LENGTH_BYTES:
+            raise error(
+                f"truncated: the header alone takes {length} bytes, the file has {size}",
+                where=where,
+                remedy="get the file again",
+            )
+        text = read(length)
+    return check_header(text, size, error, where)
+
+
+GGUF_REMEDY = "GGUF is quantized; use the 16- or 32-bit safetensors release of the model"
+
+
+def check_header(text: bytes, file_size: int, error: type[SourceError] = CheckpointError, where: str = "") -> Header:
+    """Check a header's JSON text against the size of its file.
+
+    The rules: every entry is a tensor of a known dtype with a shape whose product fits its bytes; the tensors' bytes
+    fill the data area from its start to the end of the file with neither hole nor overlap; metadata is text.
+
+    Raises:
+        SourceError: (as ``error``) naming the file and the rule.
+    """
+
+    def refuse(what: str, remedy: str | None = None) -> NoReturn:
+        raise error(what, where=where, remedy=remedy)
+
+    if text[:1] != b"{":
+        refuse("the header does not begin with '{'")
+    entries = strict_json.parse(text, error, where)
+    if not isinstance(entries, dict):
+        refuse("the header is not a JSON object")
+    metadata = entries.pop("__metadata__", None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
+        refuse("the header's metadata is not a map of strings")
+    if len(entries) > TENSORS:
+        refuse(f"{len(entries)} tensors are too many")
+    data_start = _LENGTH_BYTES + len(text)
+    data_bytes = file_size - data_start
+    spans = []
+    # A quarter of a million tensors are checked before one model of 1.3 TB is applied: what is said of a tensor that
+    # breaks a rule is put into words only then.
+    for name, entry in entries.items():
+        check_tensor_name(name, error)
+        if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+            refuse(f"tensor {name!r} has no or other fields than dtype, shape and data_offsets")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+            if isinstance(dtype, str) and dtype in _NARROW:
+                refuse(
+                    f"tensor {name!r} is {dtype}: weights quantized to less than a byte, of which no sums are made",
+                    "use the 16-bit release that it was made from",
+                )
+            refuse(f"tensor {name!r} has the unknown dtype {dtype!r}")
+        elements = _elements(shape)
+        if elements is None:
+            refuse(f"tensor {name!r} has an impossible shape")
+        if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_offset, offsets))):
+            refuse(f"tensor {name!r} has impossible data_offsets")
+        begin, end = offsets
+        needed = elements * ITEM_SIZES[dtype]
+        if end - begin != needed:
+            refuse(f"tensor {name!r} spans {end - begin} bytes; its shape and dtype need {needed}")
+        if end > data_bytes:
+            refuse(
+                f"truncated: tensor {name!r} ends at byte {data_start + end}, the file at {file_size}",
+                "get the file again",
+            )
+        spans.append(TensorSpan(name, dtype, tuple(shape), data_start + begin, needed))
+    spans.sort(key=lambda span: (span.start, span.nbytes))
+    position = data_start
+    for span in spans:
+        if span.start != position:
+            refuse(f"a hole or an overlap lies before tensor {span.name!r}")
+        position += span.nbytes
+    if position != file_size:
+        refuse(f"{file_size - position} bytes follow the last tensor")
+    return Header(tuple(spans), metadata or {}, data_start, file_size)
+
+
+def _elements(shape: object) -> int | None:
+    """Return how many elements a shape has that a stranger wrote; None if it is none."""
+    if not isinstance(shape, list) or len(shape) > TENSOR_RANK:
+        return None
+    elements = 1
+    for length in shape:
+        if type(length) is not int or not 0 <= length <= TENSOR_ELEMENTS:
+            return None
+        elements *= length
+    return elements if elements <= TENSOR_ELEMENTS else None
+
+
+def _is_offset(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 2**62
+
+
+def build_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str], least: int = 0
+) -> bytes:
+    """Return length and header for tensors laid one after another, padded with spaces to 8 and to ``least`` bytes.
+
+    Args:
+        tensors: (name, dtype, shape, bytes) in the order of their data.
+        metadata: written as ``__metadata__`` unless empty.
+        least: bytes the result has at least, to keep a place reserved before the sizes are known.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, dtype, shape, nbytes in tensors:
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
+        position += nbytes
+    text = strict_json.compact(entries)
+    length = max(len(text) + _LENGTH_BYTES, least)
+    text = text.ljust(length + -length % 8 - _LENGTH_BYTES)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text

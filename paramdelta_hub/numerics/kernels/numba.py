@@ -1,0 +1,309 @@
+"""The kernel for BF16, the dtype of nearly all released models: loops compiled by Numba.
+
+What NumPy needs a dozen passes over memory for is done in one or two. The loops are compiled on first use, which takes
+seconds, and kept on disk beside this module (or in the user's cache), so that later processes load them. Measured on
+one core, ns an element, against NumPy: sum and rounding 0.25 (1.6), look-up with escapes 0.6 (1.5), differences 1.0
+(3.9), ranks 0.8 (1.6).
+
+Loops run over slices of 4,096 elements with indices that count from 0: only those does LLVM vectorize, and the values
+in between stay in the first-level cache. Integers are kept at 32 bits by hand, because Numba's grow to 64. No
+fast-math: every sum is rounded where NumPy rounds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numba
+import numpy as np
+
+from paramdelta_hub.numerics.floats import Bits, Difference, Float, Statistics, Wide
+from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
+
+__all__ = ["NumbaKernel"]
+
+SLICE = 4096
+_SHIFT = np.uint32(16)
+_HALF = np.uint32(0x7FFF)
+_ONE = np.uint32(1)
+_LOW = np.uint32(0xFFFF)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_OVERFLOW = np.uint32(0x7F7F8000)  # as float32, what rounds to infinity; infinity and NaN lie above it
+_INFINITY = np.uint32(0x7F800000)
+_LANES = 512  # sums side by side, added up in a fixed order: the digits are the same on every machine
+
+
+def _compile(loop: Callable[..., Any]) -> Any:
+    """Compile a loop when it is first called."""
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(loop)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        return numba.njit(nogil=True, error_model="numpy")(loop)
+
+
+class NumbaKernel(NumpyKernel):
+    """See :class:`paramdelta_hub.numerics.kernels.Kernel`; what is not BF16, and sums of several deltas, are left to NumPy."""
+
+    name: ClassVar[str] = "numba"
+
+    def subtract(self, kind: Float, base: Bits, post: Bits, symbols: Bits) -> Difference:
+        """Δ = post − base of one chunk, split and proven."""
+        if kind.name != "BF16":
+            return super().subtract(kind, base, post, symbols)
+        places, missed = (scratch(name, base.size, np.int32) for name in ("places of rests", "places missed"))
+        rests = scratch("rests", base.size, np.uint32)
+        words = scratch("flags", SLICE // 8, np.uint64)
+        flags = words.view(np.uint8)
+        wide = scratch("slices", 3 * SLICE, np.float32).reshape(3, SLICE)
+        bits = wide.view(np.uint32)
+        squares = np.zeros((2, _LANES))
+        changed, rest_count, missed_count, finite = _subtract(
+            base, post, symbols, places, rests, missed, flags, words, wide, bits, squares
+        )
+        if not finite:  # NumPy counts them, or finds that no more than a delta overflows
+            return super().subtract(kind, base, post, symbols)
+        base_square, delta_square = squares.sum(axis=1).tolist()
+        counted = Statistics(changed, rest_count, missed_count, base_square, delta_square)
+        return Difference(symbols, places[:rest_count], rests[:rest_count], missed[:missed_count], counted)
+
+    def add(self, kind: Float, target: Bits, delta: Wide | None, weight: float, out: Bits) -> int:
+        """Target + w·Δ of one chunk, rounded once; how many are not finite."""
+        if kind.name != "BF16" or delta is None:
+            return super().add(kind, target, delta, weight, out)
+        total = scratch("slice of sums", SLICE, np.float32)
+        return int(_add(target, delta, np.float32(weight), total, total.view(np.uint32), out))
+
+    def look_up(self, palette: Bits | Wide, ranks: Bits, escaped: Bits | Wide, out: Bits | Wide) -> None:
+        """``out = palette[ranks]``, the escaped ones from ``escaped``."""
+        _look_up(palette, ranks, escaped, scratch("places of escapes", SLICE + 1, np.int32), out)
+
+    def gather(self, symbols: Bits) -> tuple[Bits, Bits]:
+        """Gaps between the symbols other than 0, and those symbols."""
+        gaps = scratch("gaps", symbols.size + 1, np.uint8)  # a long gap takes a byte, and stands for 255 elements
+        values = scratch("gathered", symbols.size + 1, np.uint16)
+        written, taken = _gather(symbols, gaps, values, scratch("places of changes", SLICE + 1, np.int32))
+        return gaps[:written], values[:taken]
+
+    def spread(self, gaps: Bits, values: Bits | Wide, out: Bits | Wide) -> None:
+        """``out[positions] = values``, and +0 elsewhere."""
+        out.fill(0)
+        _spread(gaps, values, out)
+
+    def rank(self, symbols: Bits, rank_of: Bits) -> tuple[Bits, Bits, Bits]:
+        """Every symbol's rank, and the low and high bytes of those that escape."""
+        ranks = scratch("ranks", symbols.size, np.uint8)
+        low, high = (scratch(name, symbols.size + 1, np.uint8) for name in ("low escapes", "high escapes"))
+        escapes = _rank(symbols, rank_of, ranks, low, high)
+        return ranks, low[:escapes], high[:escapes]
+
+
+@_compile
+def _look_up(palette: Any, ranks: Any, escaped: Any, places: Any, out: Any) -> None:
+    """``out = palette[ranks]``, and where a rank is 255 the next of ``escaped``.
+
+    Args:
+        palette: 256 values of ``out``'s type.
+        ranks: uint8.
+        escaped: as many values as ranks of 255; the caller has counted them.
+        places: overwritten; int32, at least 4,097.
+        out: as many elements as ranks.
+    """
+    taken = 0
+    for start in range(0, ranks.size, SLICE):
+        here, there = ranks[start : start + SLICE], out[start : start + SLICE]
+        found = np.uint32(0)
+        for i in range(here.size):
+            one = here[i]
+            there[i] = palette[one]
+            places[found] = i  # overwritten by the next unless this is an escape: a branch would be mispredicted
+            found = np.uint32(found + np.uint32(one == 255))
+        for i in range(found):
+            there[places[i]] = escaped[taken + i]
+        taken += found
+
+
+@_compile
+def _gather(symbols: Any, gaps: Any, values: Any, places: Any) -> tuple[int, int]:
+    """Return how many bytes of gaps, and how many symbols other than 0, were written to ``gaps`` and ``values``.
+
+    Args:
+        symbols: uint16.
+        gaps: uint8, as many as symbols.
+        values: uint16, one more than there are symbols.
+        places: overwritten; int32, at least 4,097.
+    """
+    written, taken, after = 0, 0, 0
+    for start in range(0, symbols.size, SLICE):
+        here = symbols[start : start + SLICE]
+        found = np.uint32(0)
+        for i in range(here.size):
+            symbol = here[i]
+            values[taken + found] = symbol  # overwritten by the next if it is 0: a branch would be mispredicted
+            places[found] = i
+            found = np.uint32(found + np.uint32(symbol != 0))
+        for i in range(found):
+            gap = start + places[i] - after
+            after = start + places[i] + 1
+            while gap >= 255:
+                gaps[written] = 255
+                gap -= 255
+                written += 1
+            gaps[written] = gap
+            written += 1
+        taken += found
+    return written, taken
+
+
+@_compile
+def _spread(gaps: Any, values: Any, out: Any) -> None:
+    """Write ``values`` to the positions that ``gaps`` tell of; what lies between is left alone.
+
+    Args:
+        gaps: uint8; 255 adds 255 and goes on.
+        values: as many as bytes of ``gaps`` below 255; the caller has counted them.
+        out: the caller knows that all positions lie inside.
+    """
+    at, taken = 0, 0
+    for i in range(gaps.size):
+        gap = gaps[i]
+        at += gap
+        if gap != 255:
+            out[at] = values[taken]
+            at += 1
+            taken += 1
+
+
+@_compile
+def _rank(symbols: Any, rank_of: Any, ranks: Any, low: Any, high: Any) -> int:
+    """``ranks = rank_of[symbols]``; return how many are 255, whose symbols' bytes are in ``low`` and ``high``.
+
+    Args:
+        symbols: uint16.
+        rank_of: 65,536 ranks, uint8.
+        ranks: receives a rank an element.
+        low: receives the escaped symbols' low bytes; uint8, one more than there are symbols.
+        high: their high bytes, likewise.
+    """
+    found = np.uint32(0)
+    for start in range(0, symbols.size, SLICE):
+        here, there = symbols[start : start + SLICE], ranks[start : start + SLICE]
+        for i in range(here.size):
+            symbol = here[i]
+            one = rank_of[symbol]
+            there[i] = one
+            low[found] = np.uint8(symbol)
+            high[found] = np.uint8(symbol >> 8)
+            found = np.uint32(found + np.uint32(one == 255))
+    return int(found)
+
+
+@_compile
+def _subtract(
+    base: Any,
+    post: Any,
+    symbols: Any,
+    places: Any,
+    rests: Any,
+    missed: Any,
+    flags: Any,
+    words: Any,
+    wide: Any,
+    bits: Any,
+    squares: Any,
+) -> tuple[int, int, int, bool]:
+    """Take Δ = post − base of BF16, split it, and find where no sum of base and Δ gives post.
+
+    Args:
+        base: bits, uint16.
+        post: bits, uint16.
+        symbols: receives the upper half of each float32 delta.
+        places: receives the positions of deltas whose lower half is not zero; int32, as long as ``base``.
+        rests: receives those lower halves; uint32, likewise.
+        missed: receives the positions where base + Δ, rounded, is not post; int32, likewise.
+        flags: overwritten; uint8, 4,096.
+        words: the same memory as uint64.
+        wide: overwritten; float32, 3 rows of 4,096.
+        bits: the same memory as uint32.
+        squares: receives the sums of squares of base and of Δ; two rows of 512 float64, zeroed here.
+
+    Returns:
+        How many elements differ, how many rests there are, how many positions are missed, and whether all values and
+        deltas are finite; where they are not, the rest is of no use.
+    """
+    changed, rest_count, missed_count = 0, 0, 0
+    not_finite = np.uint32(0)
+    squares[:] = 0.0
+    for start in range(0, base.size, SLICE):
+        old, new, there = base[start : start + SLICE], post[start : start + SLICE], symbols[start : start + SLICE]
+        old_wide, new_wide, delta = wide[0], wide[1], wide[2]
+        old_bits, new_bits, delta_bits = bits[0], bits[1], bits[2]
+        differing = np.uint32(0)
+        for i in range(old.size):
+            old_bits[i] = np.uint32(np.uint32(old[i]) << _SHIFT)
+            new_bits[i] = np.uint32(np.uint32(new[i]) << _SHIFT)
+            differing = np.uint32(differing + np.uint32(old[i] != new[i]))
+        changed += differing
+        for i in range(old.size):
+            delta[i] = new_wide[i] - old_wide[i]
+        for at in range(0, old.size, _LANES):
+            some_old, some_delta = old_wide[at : min(at + _LANES, old.size)], delta[at : min(at + _LANES, old.size)]
+            for lane in range(some_old.size):
+                squares[0, lane] += np.float64(some_old[lane]) * np.float64(some_old[lane])
+                squares[1, lane] += np.float64(some_delta[lane]) * np.float64(some_delta[lane])
+        for i in range(old.size):
+            old_wide[i] = old_wide[i] + delta[i]
+        bad = np.uint32(0)
+        for i in range(old.size):
+            one, total = delta_bits[i], old_bits[i]
+            there[i] = np.uint16(one >> _SHIFT)
+            up = np.uint32(_HALF + np.uint32(np.uint32(total >> _SHIFT) & _ONE))
+            miss = np.uint32(np.uint32(np.uint32(total + up) >> _SHIFT) ^ np.uint32(new_bits[i] >> _SHIFT))
+            flags[i] = np.uint32((one & _LOW) != 0) | np.uint32(np.uint32(miss != 0) << _ONE)
+            bad = np.uint32(bad | np.uint32(np.uint32(one & _MAGNITUDE) >= _INFINITY))
+            bad = np.uint32(bad | np.uint32(np.uint32(new_bits[i] & _MAGNITUDE) >= _INFINITY))
+        not_finite |= bad
+        for i in range(old.size, -(-old.size // 8) * 8):
+            flags[i] = 0
+        for word in range(-(-old.size // 8)):
+            if words[word] != 0:  # seldom: a twelfth to a hundredth of the elements have a rest
+                for i in range(word * 8, word * 8 + 8):
+                    if flags[i] & 1:
+                        places[rest_count] = start + i
+                        rests[rest_count] = delta_bits[i] & _LOW
+                        rest_count += 1
+                    if flags[i] & 2:
+                        missed[missed_count] = start + i
+                        missed_count += 1
+    return changed, rest_count, missed_count, not_finite == 0
+
+
+@_compile
+def _add(target: Any, delta: Any, weight: Any, total: Any, total_bits: Any, out: Any) -> int:
+    """``out = BF16(target + weight · delta)``, rounded once to nearest even; return how many are not finite.
+
+    Args:
+        target: bits of BF16, uint16.
+        delta: float32.
+        weight: float32.
+        total: overwritten; float32, at least 4,096.
+        total_bits: the same memory as uint32.
+        out: receives bits of BF16, uint16.
+    """
+    not_finite = 0
+    for start in range(0, target.size, SLICE):
+        here, change, there = target[start : start + SLICE], delta[start : start + SLICE], out[start : start + SLICE]
+        for i in range(here.size):
+            total_bits[i] = np.uint32(np.uint32(here[i]) << _SHIFT)
+        for i in range(here.size):
+            total[i] = total[i] + weight * change[i]
+        bad = np.uint32(0)
+        for i in range(here.size):
+            bits = total_bits[i]
+            up = np.uint32(_HALF + np.uint32(np.uint32(bits >> _SHIFT) & _ONE))
+            rounded = np.uint32(np.uint32(bits + up) >> _SHIFT)
+            there[i] = np.uint16(rounded)
+            bad = np.uint32(bad + np.uint32(np.uint32(bits & _MAGNITUDE) >= _OVERFLOW))
+        not_finite += bad
+    return not_finite

@@ -1,0 +1,176 @@
+"""The kernel that is always there: NumPy, pass after pass over blocks that stay in cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramdelta_hub.numerics import floats
+from paramdelta_hub.numerics.floats import (
+    Bits,
+    Difference,
+    Float,
+    NotFiniteChunkError,
+    Statistics,
+    Wide,
+    Workspace,
+    accumulate,
+    blocks,
+)
+from paramdelta_hub.numerics.scratch import scratch
+
+__all__ = ["LONG_GAP", "NumpyKernel", "gaps_of", "positions_of"]
+
+_INDEX = 1 << 16  # elements looked up at a time: their eight-byte indices stay in cache
+_ESCAPE = 255
+LONG_GAP = 255
+"""The byte of a gap that says: so many elements, and the gap goes on."""
+
+
+class NumpyKernel:
+    """See :class:`paramdelta_hub.numerics.kernels.Kernel`, which says what each method promises."""
+
+    name: ClassVar[str] = "numpy"
+
+    def subtract(self, kind: Float, base: Bits, post: Bits, symbols: Bits) -> Difference:
+        """Δ = post − base of one chunk, split and proven."""
+        work = Workspace(kind)
+        counted = Statistics()
+        positions, rests, exceptions = [], [], []
+        for block in blocks(base.size):
+            length = block.stop - block.start
+            wide_base = kind.widen(base[block], work.base[:length])
+            wide_post = kind.widen(post[block], work.post[:length])
+            delta = floats.difference(wide_base, wide_post, work.delta[:length])
+            counted.changed += int(np.count_nonzero(base[block] != post[block]))
+            square = _square(delta)
+            if not math.isfinite(square):  # a delta may overflow although both its sides are finite
+                if not (kind.finite(wide_base) and kind.finite(wide_post)):
+                    raise NotFiniteChunkError(kind.count_not_finite(wide_base), kind.count_not_finite(wide_post))
+                largest = np.finfo(kind.wide).max
+                square = _square(np.clip(delta, -largest, largest))
+            counted.delta_square += square
+            counted.base_square += _square(wide_base)
+            where, rest = floats.split(kind, delta, symbols[block], work.scratch)
+            if where.size:
+                positions.append(where + block.start)
+                rests.append(rest)
+            missed = floats.unreachable(kind, wide_base, delta, wide_post, post[block], work)
+            if missed.size:
+                exceptions.append(missed + block.start)
+        chunk = Difference(
+            symbols,
+            np.concatenate(positions) if positions else np.empty(0, np.intp),
+            np.concatenate(rests) if rests else np.empty(0, kind.wide_bits),
+            np.concatenate(exceptions) if exceptions else np.empty(0, np.intp),
+            counted,
+        )
+        counted.remainders, counted.exceptions = chunk.positions.size, chunk.exceptions.size
+        return chunk
+
+    def add(self, kind: Float, target: Bits, delta: Wide | None, weight: float, out: Bits) -> int:
+        """Target + w·Δ of one chunk, rounded once; how many are not finite."""
+        work = Workspace(kind)
+        not_finite = 0
+        for block in blocks(target.size):
+            total = kind.widen(target[block], work.base[: block.stop - block.start])
+            _accumulate(kind, total, delta, block, weight)
+            not_finite += _round(kind, total, out[block], work)
+        return not_finite
+
+    def add_all(self, kind: Float, target: Bits, deltas: Iterable[tuple[Wide | None, float]], out: Bits) -> int:
+        """Target + Σ wᵢΔᵢ of one chunk, rounded once; how many are not finite."""
+        total = scratch("total", target.size, kind.wide)
+        for block in blocks(target.size):
+            kind.widen(target[block], total[block])
+        for delta, weight in deltas:
+            for block in blocks(target.size):
+                _accumulate(kind, total[block], delta, block, weight)
+        work = Workspace(kind)
+        return sum(_round(kind, total[block], out[block], work) for block in blocks(target.size))
+
+    def look_up(self, palette: Bits | Wide, ranks: Bits, escaped: Bits | Wide, out: Bits | Wide) -> None:
+        """``out = palette[ranks]``, the escaped ones from ``escaped``."""
+        _take(palette, ranks, out)
+        taken = 0
+        for block in blocks(ranks.size):
+            where = np.flatnonzero(ranks[block] == _ESCAPE)
+            out[block][where] = escaped[taken : taken + where.size]
+            taken += where.size
+
+    def gather(self, symbols: Bits) -> tuple[Bits, Bits]:
+        """Gaps between the symbols other than 0, and those symbols."""
+        positions = np.flatnonzero(symbols)
+        return gaps_of(positions), symbols[positions]
+
+    def spread(self, gaps: Bits, values: Bits | Wide, out: Bits | Wide) -> None:
+        """``out[positions] = values``, and +0 elsewhere."""
+        out.fill(0)
+        out[positions_of(gaps)] = values
+
+    def rank(self, symbols: Bits, rank_of: Bits) -> tuple[Bits, Bits, Bits]:
+        """Every symbol's rank, and the low and high bytes of those that escape."""
+        ranks = scratch("ranks", symbols.size, np.uint8)
+        _take(rank_of, symbols, ranks)
+        # By blocks: what is made on the way stays small, in memory that need not be touched anew. And by positions: a
+        # boolean index costs half as much again.
+        escaped = np.concatenate([symbols[b].take(np.flatnonzero(ranks[b] == _ESCAPE)) for b in blocks(ranks.size)])
+        return ranks, (escaped & 0xFF).astype(np.uint8), (escaped >> 8).astype(np.uint8)
+
+
+def _accumulate(kind: Float, total: Wide, delta: Wide | None, block: slice, weight: float) -> None:
+    """Add a block of a weighted delta, or of zeros, whose sign counts where the total is −0."""
+    if delta is None:
+        np.add(total, kind.wide.type(weight * 0.0), out=total)
+    else:
+        accumulate(total, delta[block], weight)
+
+
+def _round(kind: Float, total: Wide, out: Bits, work: Workspace) -> int:
+    """Round a block of sums to ``out``, and return how many are not finite."""
+    not_finite = 0 if kind.finite(total) else kind.count_not_finite(total)
+    kind.round(total, out, work.scratch)
+    return not_finite
+
+
+def gaps_of(positions: NDArray[Any]) -> Bits:
+    """Return ascending positions as the gaps between them, see :meth:`paramdelta_hub.numerics.kernels.Kernel.spread`."""
+    gaps = np.diff(positions, prepend=-1) - 1
+    if positions.size == 0 or int(gaps.max()) < LONG_GAP:
+        return gaps.astype(np.uint8)
+    long, short = np.divmod(gaps, LONG_GAP)
+    ends = np.cumsum(long + 1) - 1
+    coded = np.full(int(ends[-1]) + 1, LONG_GAP, np.uint8)
+    coded[ends] = short
+    return coded
+
+
+def positions_of(gaps: Bits) -> NDArray[np.int64]:
+    """Return the positions that gaps tell of, see :meth:`paramdelta_hub.numerics.kernels.Kernel.spread`."""
+    is_end = gaps != LONG_GAP
+    positions: NDArray[np.int64] = np.cumsum(gaps.astype(np.int64) + is_end)[is_end] - 1
+    return positions
+
+
+def _square(values: Wide) -> float:
+    """Return the sum of squares in float64, where none of a finite value overflows, infinity or NaN.
+
+    So exact, and in NumPy's fixed pairwise order, the digits recorded are the same everywhere.
+    """
+    squares = scratch("block squares", values.size, np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.add.reduce(np.square(values, out=squares, dtype=np.float64)))
+
+
+def _take(table: Bits | Wide, source: Bits, out: Bits | Wide) -> None:
+    """``out = table[source]`` through a small reused index: plain fancy indexing is two to four times slower."""
+    index = scratch("index", min(source.size, _INDEX), np.intp)
+    for start in range(0, source.size, _INDEX):
+        part = slice(start, min(start + _INDEX, source.size))
+        where = index[: part.stop - start]
+        np.copyto(where, source[part])
+        table.take(where, out=out[part], mode="clip")  # always in range; "raise" would buffer the output

@@ -1,0 +1,191 @@
+"""Verify an applied model: is every tensor, and every file beside the weights, what its provenance says?"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.tensor_sources import view_of
+from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
+from paramdelta_hub.fileio.durable import expand, file_digest, read_small
+from paramdelta_hub.fileio.listing import files_below
+from paramdelta_hub.package.manifest import FileRecord
+from paramdelta_hub.fileio.names import shown
+from paramdelta_hub.package.provenance import PROVENANCE_NAME, Provenance, parse_provenance
+from paramdelta_hub.limits import DEFAULT_MEMORY, PROVENANCE_BYTES
+from paramdelta_hub.tasks.digests import run_over, tensor_digests
+from paramdelta_hub.tasks.runner import workers
+from paramdelta_hub.tasks.progress import Progress
+
+__all__ = ["ResultReport", "changed_tensors", "is_result", "may_lie_beside", "verify_result"]
+
+_BESIDE = re.compile(
+    r"(readme|license|notice|use_policy)(\.(md|txt))?|.+\.(sig|intoto\.jsonl?|cdx\.json)", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class ResultReport:
+    """What was proved of an applied model; a verification that fails raises instead."""
+
+    folder: Path
+    provenance: Provenance
+    nbytes: int
+    """Of all tensors."""
+    files: tuple[FileRecord, ...]
+    """The weight files, and what lies beside them; empty unless their digests were asked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable report."""
+        provenance = self.provenance
+        return {
+            "result": str(self.folder),
+            "whole": True,
+            "created_by": provenance.created_by,
+            "target": provenance.target.model_dump(mode="json"),
+            "deltas": [delta.model_dump(mode="json") for delta in provenance.deltas],
+            "is_post": provenance.is_post,
+            "tensors": len(provenance.tensors),
+            "bytes": self.nbytes,
+            "companions": len(provenance.companions.files),
+        }
+
+
+def is_result(path: Path) -> bool:
+    """Whether there is an applied model at ``path``, by the provenance that lies in it."""
+    try:
+        return (path / PROVENANCE_NAME).is_file()
+    except (OSError, ValueError):  # too long, a zero byte
+        return False
+
+
+def may_lie_beside(name: str) -> bool:
+    """Whether a file may lie in an applied model although no provenance lists it.
+
+    Cards, licenses, signatures, statements and bills of materials may: people add them, and no library loads them.
+    """
+    return _BESIDE.fullmatch(name) is not None
+
+
+def verify_result(
+    result: str | Path,
+    *,
+    digest_files: bool = False,
+    threads: int | None = None,
+    memory: int = DEFAULT_MEMORY,
+    progress: Progress | None = None,
+) -> ResultReport:
+    """Prove that an applied model is just what ``paramdelta_provenance.json`` says: tensors, companions, nothing else.
+
+    Whether the provenance itself is right is another question: it is not signed, and whoever can change a tensor can
+    change it, too. The deltas' ids in it are those of packages that can be verified.
+
+    Args:
+        result: the model's folder.
+        digest_files: also take the digests of the weight files, for a statement or a bill of materials.
+        threads: tasks at a time; by default as many as there are processors.
+        memory: bytes that all buffers together may take.
+        progress: told how far the work is.
+
+    Raises:
+        CheckpointError: no provenance there, or one that breaks its format; the model can't be read.
+        MismatchError: a tensor or file is missing, other than promised, or not promised; all of them are listed.
+    """
+    folder, threads, progress = expand(result), workers(threads, memory), progress or Progress()
+    if not is_result(folder):
+        raise CheckpointError(
+            f"no applied model: there is no {PROVENANCE_NAME}", where=str(result), remedy="pd-apply writes one"
+        )
+    place = folder / PROVENANCE_NAME
+    text = read_small(place, PROVENANCE_BYTES, CheckpointError, follow=True)
+    provenance = parse_provenance(text, str(place))
+    model = open_checkpoint(folder)
+    before = [file.identity() for file in model.files]
+    problems = [*_misfits(model, provenance), *_unlisted(model, provenance), *_changed_companions(folder, provenance)]
+    promised = {name: tensor.blake3 for name, tensor in provenance.tensors.items()}
+    problems += changed_tensors(model, promised, {problem.location for problem in problems}, threads, progress)
+    if problems:
+        raise MismatchError(
+            f"not the model that its provenance tells of: {len(problems)} difference(s)",
+            problems,
+            where=str(folder),
+            remedy="get it again, or apply again",
+        )
+    files: tuple[FileRecord, ...] = ()
+    if digest_files:
+        files = tuple(_files(model, provenance, text, progress))
+        if [file.identity() for file in model.files] != before:
+            raise CheckpointError("changes while being read", where=str(folder), remedy="run the command again")
+    return ResultReport(folder, provenance, model.nbytes, files)
+
+
+def _misfits(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
+    """Yield the tensors that the headers show to be missing, more than promised, or of another dtype or shape."""
+    for name, promised in provenance.tensors.items():
+        if name not in model.tensors:
+            yield Mismatch(name, "missing", "the provenance has it, the model has not")
+            continue
+        span = model.tensors[name][1]
+        if (span.dtype, span.shape) != (promised.dtype, promised.shape):
+            ours, theirs = f"{span.dtype} {list(span.shape)}", f"{promised.dtype} {list(promised.shape)}"
+            yield Mismatch(name, "shape", f"is {ours}, the provenance says {theirs}")
+    for name in model.tensors:
+        if name not in provenance.tensors:
+            yield Mismatch(name, "unlisted", "the model has it, the provenance has not")
+
+
+def changed_tensors(
+    model: Checkpoint, promised: Mapping[str, str], known: set[str], threads: int, progress: Progress
+) -> list[Mismatch]:
+    """Return the tensors whose values have another digest than promised; those that are ``known`` are not read."""
+    tensors = [
+        # As bytes: what is compared is what is stored, whatever its dtype.
+        {"name": name, "dtype": "U8", "nbytes": span.nbytes, "view": {**view_of(file, span), "dtype": "U8"}}
+        for name, (file, span) in model.tensors.items()
+        if name not in known
+    ]
+    found = run_over(tensors, tensor_digests, threads, progress, "comparing tensors")
+    return [
+        Mismatch(name, "digest", "other values than the provenance's digest promises")
+        for name in promised
+        if name in found and found[name] != promised[name]
+    ]
+
+
+def _changed_companions(folder: Path, provenance: Provenance) -> Iterator[Mismatch]:
+    for file in provenance.companions.files:
+        path = folder / file.path
+        if not path.is_file():
+            yield Mismatch(file.path, "missing", "the provenance has this file, the folder has not")
+        elif path.stat().st_size != file.size or file_digest(path, CheckpointError, follow=True)[0] != file.sha256:
+            yield Mismatch(file.path, "digest", "another file than the provenance's digest promises")
+
+
+def _unlisted(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
+    """Yield the files that nobody promised: a library could take one of them for the model, or for code to run."""
+    listed = {PROVENANCE_NAME, *(file.name for file in model.files), *(f.path for f in provenance.companions.files)}
+    listed |= {INDEX} if model.index is not None else set()
+    for name in files_below(model.folder):
+        if name not in listed and not may_lie_beside(name):
+            yield Mismatch(shown(name), "unlisted", "the provenance does not have this file; move it elsewhere")
+
+
+def _files(model: Checkpoint, provenance: Provenance, text: bytes, progress: Progress) -> Iterator[FileRecord]:
+    progress.start("taking digests of files", sum(file.header.size for file in model.files))
+    try:
+        for file in model.files:
+            digest, size = file_digest(file.path, CheckpointError, advance=progress.advance)
+            yield FileRecord(path=file.name, size=size, sha256=digest)
+    finally:
+        progress.finish()
+    if model.index is not None:
+        digest, size = file_digest(model.folder / INDEX, CheckpointError, follow=True)
+        yield FileRecord(path=INDEX, size=size, sha256=digest)
+    yield FileRecord(path=PROVENANCE_NAME, size=len(text), sha256=hashlib.sha256(text).hexdigest())
+    for companion in provenance.companions.files:
+        yield FileRecord(path=companion.path, size=companion.size, sha256=companion.sha256)

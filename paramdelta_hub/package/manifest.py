@@ -1,0 +1,299 @@
+"""``manifest.json``: what a package is, where it comes from, and the digest of everything in it.
+
+The models are strict, frozen and closed: a field we do not know is an error, because a reader that skips what it does
+not understand applies the wrong delta. ``schemas/manifest-v1.schema.json`` is generated from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.codecs import ZERO, codec_named
+from paramdelta_hub.errors import PackageError, UnsupportedFormatError
+from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.fileio.safetensors import DISCRETE, ITEM_SIZES
+from paramdelta_hub.fileio.names import check_file_names, check_tensor_name
+from paramdelta_hub.package.records import (
+    Architecture,
+    Blake3,
+    ConfigChange,
+    ConfigName,
+    Count,
+    Counts,
+    FileRecord,
+    Labels,
+    Norm,
+    Omission,
+    Record,
+    Rename,
+    SemanticVersion,
+    Source,
+    SourceFile,
+    Text,
+    at_most,
+    check_keys,
+    problems,
+)
+from paramdelta_hub.numerics.row_runs import Run, check_runs
+from paramdelta_hub.limits import (
+    FILES,
+    MANIFEST_BYTES,
+    MANIFEST_VALUES,
+    RENAMES,
+    TENSOR_ELEMENTS,
+    TENSOR_RANK,
+    TENSORS,
+    VOCABULARY_ROWS,
+)
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "LINEAGE_NAME",
+    "MANIFEST_NAME",
+    "Architecture",
+    "CodecRecord",
+    "ConfigChange",
+    "Exactness",
+    "FileRecord",
+    "Labels",
+    "Manifest",
+    "Omission",
+    "Rename",
+    "Rows",
+    "Source",
+    "SourceFile",
+    "TensorRecord",
+    "parse_manifest",
+    "shard_name",
+]
+
+FORMAT, FORMAT_VERSION = "paramdelta", 1
+MANIFEST_NAME = "manifest.json"
+LINEAGE_NAME = "lineage.safetensors"
+DATA_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+"""What companions are named. No name that an interpreter would take, and no weights."""
+
+
+class CodecRecord(Record):
+    """How a tensor's chunks are coded."""
+
+    name: Text
+    parameters: Annotated[dict[str, int | float | str], at_most(8)] = Field(description="empty in format 1")
+
+
+class Rows(Record):
+    """Rows of a vocabulary tensor, which are post's: the rows of base they belong to, by token."""
+
+    base: Count = Field(description="how many rows base's tensor has")
+    runs: Annotated[
+        tuple[tuple[Count, Count | None, Count], ...], Field(max_length=VOCABULARY_ROWS, fail_fast=True)
+    ] = Field(description="(first row, base's row, number of rows); with null instead of base's row, base has none")
+
+
+class TensorRecord(Record):
+    """One tensor of the delta, under base's name for it, or post's where base ties it to its embedding."""
+
+    name: Annotated[str, Field(min_length=1, max_length=1024)]
+    base_name: Text | None = Field(description="base's embedding, where base has no tensor for this output head")
+    post_name: Text | None = Field(description="post's name for it, where a rule made the two alike or post ties it")
+    dtype: Text
+    shape: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK, fail_fast=True)
+    ]
+    rows: Rows | None = Field(description="of a vocabulary, where its rows are not just base's")
+    effect: Literal["add", "replace"] = Field(description="add: a float delta; replace: integers, carried whole")
+    codec: CodecRecord
+    shard: Text | None = Field(description="the file that holds the payload; null for the codec zero")
+    nbytes: Count = Field(description="bytes of the payload")
+    payload_blake3: Blake3 | None
+    base_blake3: Blake3 = Field(description="of base's values, little-endian, in C order")
+    post_blake3: Blake3
+    base_norm: Norm = Field(description="Euclidean norm, six significant digits; 0 for replaced tensors")
+    delta_norm: Norm
+    changed: Count = Field(description="elements whose bits differ between base and post")
+    remainders: Count = Field(description="elements whose delta does not fit the tensor's own dtype")
+    exceptions: Count = Field(description="elements that no sum with base reaches; post's bits are stored")
+
+    @property
+    def elements(self) -> int:
+        """How many elements the tensor has."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return ITEM_SIZES[self.dtype]
+
+    @property
+    def runs(self) -> tuple[Run, ...] | None:
+        """Which of base's rows each of its rows belongs to; None where that is its own, for all of them."""
+        return tuple(Run(*run) for run in self.rows.runs) if self.rows else None
+
+    @model_validator(mode="after")
+    def _coherent(self) -> TensorRecord:
+        check_tensor_name(self.name)
+        if self.dtype not in ITEM_SIZES:
+            raise ValueError(f"unknown dtype {self.dtype!r}")
+        if (self.effect == "add" and self.dtype not in FLOATS) or (
+            self.effect == "replace" and self.dtype not in DISCRETE
+        ):
+            raise ValueError(f"{self.dtype} can't have the effect {self.effect!r}")
+        if self.elements > TENSOR_ELEMENTS:
+            raise ValueError("too many elements")
+        if max(self.changed, self.remainders, self.exceptions) > self.elements:
+            raise ValueError("counts more elements than there are")
+        if (self.effect == "replace" or self.codec.name == ZERO) and (self.remainders or self.exceptions):
+            raise ValueError("only an added tensor that changes has remainders or exceptions")
+        if self.rows is not None:
+            if not self.shape:
+                raise ValueError("a scalar has no rows")
+            check_runs(self.runs or (), self.shape[0], self.rows.base)
+        if self.codec.parameters:
+            raise ValueError("the codecs of format 1 have no parameters")
+        if self.codec.name == ZERO:
+            if (self.shard, self.nbytes, self.payload_blake3) != (None, 0, None):
+                raise ValueError("a zero tensor has no payload")
+            if self.base_blake3 != self.post_blake3 or self.changed:
+                raise ValueError("a zero tensor has equal digests and no change")
+        else:
+            if self.shard is None or self.payload_blake3 is None or not self.nbytes:
+                raise ValueError("the payload is missing")
+            if not codec_named(self.codec.name).streams(self.itemsize):
+                raise ValueError(f"the codec {self.codec.name!r} does not take {self.dtype}")
+        return self
+
+
+class Exactness(Record):
+    """What was checked at extraction: base ⊕ Δ == post, bit for bit, over this many elements."""
+
+    exact: Literal[True]
+    elements: Count
+    changed: Count
+    remainders: Count
+    exceptions: Count
+
+
+class Manifest(Record):
+    """The whole manifest. Its file's sha256 is the package's id."""
+
+    format: Literal["paramdelta"]
+    format_version: Literal[1]
+    name: Text
+    version: SemanticVersion
+    license: Text | None
+    created_by: Text
+    base: Source
+    post: Source
+    architecture: Architecture
+    exactness: Exactness
+    configs: Annotated[dict[ConfigName, ConfigChange], at_most(2)] = Field(
+        description="by file; one that base or post lacks is left out"
+    )
+    given_up: Counts = Field(description="tokens of base that post no longer has, with base's ids")
+    renames: Annotated[tuple[Rename, ...], Field(max_length=RENAMES, fail_fast=True)]
+    omissions: Annotated[tuple[Omission, ...], Field(max_length=TENSORS, fail_fast=True)]
+    shards: Annotated[tuple[FileRecord, ...], Field(max_length=FILES, fail_fast=True)]
+    lineage: FileRecord = Field(description="samples of base's values")
+    companions: Annotated[tuple[FileRecord, ...], Field(max_length=FILES, fail_fast=True)]
+    tensors: Annotated[tuple[TensorRecord, ...], Field(max_length=TENSORS, fail_fast=True)]
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """Every file of the package but the manifest, the model card and the signature."""
+        return (*self.shards, self.lineage, *self.companions)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the package without its manifest."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def model_nbytes(self) -> int:
+        """Size of the full model's tensors that the delta covers."""
+        return sum(tensor.elements * tensor.itemsize for tensor in self.tensors)
+
+    @property
+    def content_id(self) -> str:
+        """Return what names the delta itself, a sha256: equal for packages that differ in labels and files alone."""
+        lines = sorted(f"{tensor.name}\0{tensor.base_blake3}\0{tensor.post_blake3}" for tensor in self.tensors)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Manifest:
+        check_file_names([MANIFEST_NAME, "README.md", "manifest.json.sig", *(file.path for file in self.files)])
+        if [file.path for file in self.shards] != [
+            shard_name(i + 1, len(self.shards)) for i in range(len(self.shards))
+        ]:
+            raise ValueError("the shards are not named in order")
+        if self.lineage.path != LINEAGE_NAME:
+            raise ValueError(f"the lineage file must be named {LINEAGE_NAME}")
+        for file in self.companions:
+            if not file.path.startswith("companions/"):
+                raise ValueError(f"the companion {file.path!r} lies outside companions/")
+            if not file.path.endswith(DATA_SUFFIXES):
+                raise ValueError(f"the companion {file.path!r} is none of {', '.join(DATA_SUFFIXES)}")
+        if len({tensor.name for tensor in self.tensors}) != len(self.tensors):
+            raise ValueError("two tensors have the same name")
+        if {tensor.shard for tensor in self.tensors} - {None} != {file.path for file in self.shards}:
+            raise ValueError("a shard holds no tensor, or a tensor lies in an unlisted file")
+        totals = (
+            sum(tensor.elements for tensor in self.tensors),
+            sum(tensor.changed for tensor in self.tensors),
+            sum(tensor.remainders for tensor in self.tensors),
+            sum(tensor.exceptions for tensor in self.tensors),
+        )
+        stated = self.exactness
+        if totals != (stated.elements, stated.changed, stated.remainders, stated.exceptions):
+            raise ValueError("the exactness totals differ from the tensors'")
+        return self
+
+    def to_json(self) -> bytes:
+        """Return the file's content: fields in their order, a line a tensor; equal manifests give equal bytes."""
+        head = self.model_dump(mode="json")
+        tensors = [b"    " + strict_json.compact(tensor) for tensor in head.pop("tensors")]
+        opening = strict_json.pretty(head).removesuffix(b"\n}\n") + b',\n  "tensors": ['
+        return opening + b"\n" * bool(tensors) + b",\n".join(tensors) + b"\n  " * bool(tensors) + b"]\n}\n"
+
+
+def shard_name(number: int, count: int) -> str:
+    """Return the name of shard ``number`` (from 1) of ``count``."""
+    return f"delta-{number:05d}-of-{count:05d}.safetensors"
+
+
+def parse_manifest(text: bytes, where: str | None = None) -> tuple[Manifest, str]:
+    """Return the manifest and its digest, the package's id.
+
+    Raises:
+        UnsupportedFormatError: a format version we do not know.
+        PackageError: anything else that is wrong, with every problem listed.
+    """
+    if len(text) > MANIFEST_BYTES:
+        raise PackageError(f"a manifest of {len(text)} bytes is too large", where=where)
+    value: Any = strict_json.parse(text, PackageError, where, MANIFEST_VALUES)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise PackageError("not a paramdelta manifest", where=where)
+    version = value.get("format_version")
+    if type(version) is not int or version < 1:  # 1.0 and true equal 1 to Python, and to pydantic's Literal
+        raise PackageError("format_version is not a positive integer", where=where)
+    if version > FORMAT_VERSION:
+        raise UnsupportedFormatError(
+            f"format version {version}; this version reads up to {FORMAT_VERSION}",
+            where=where,
+            remedy="pip install --upgrade paramdelta-hub",
+        )
+    # Before pydantic, which keeps a copy of an object for every field that it misses there.
+    check_keys(value, Manifest, PackageError, where, "the manifest")
+    del value
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise PackageError(f"the manifest breaks the format:{problems(error)}", where=where) from None
+    except PackageError as error:
+        raise PackageError(error.what, where=where) from None
+    return manifest, hashlib.sha256(text).hexdigest()

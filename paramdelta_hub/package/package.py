@@ -1,0 +1,159 @@
+"""A package folder, opened and checked without reading any weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from paramdelta_hub.errors import IntegrityError, PackageError
+from paramdelta_hub.fileio.digests import check_digest
+from paramdelta_hub.fileio.durable import file_digest, is_folder, read_small
+from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.listing import files_below
+from paramdelta_hub.package.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    TensorRecord,
+    parse_manifest,
+)
+from paramdelta_hub.package.payload import check_shard_header
+from paramdelta_hub.limits import HEADER_BYTES, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, MANIFEST_BYTES
+
+__all__ = ["LOCK_NAME", "PICTURE_NAME", "Package", "open_package"]
+
+LOCK_NAME = "paramdelta.lock"
+"""What a pulled copy is, and where it came from; it lies in the copy, and in no registry."""
+
+PICTURE_NAME = "change.svg"
+"""The picture of a model card on the Hub: nothing reads it, and no pull brings it."""
+
+# Beside what the manifest lists, only these may lie in a package: the model card and its picture, the signature, and
+# the lock of a pulled copy.
+_UNLISTED_FILES = {MANIFEST_NAME, "manifest.json.sig", "README.md", PICTURE_NAME, LOCK_NAME}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A delta package whose manifest has been read and checked; its shards have not."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    """sha256 of ``manifest.json``: the package's id."""
+
+    @cached_property
+    def records(self) -> dict[str, TensorRecord]:
+        """Every tensor by name."""
+        return {record.name: record for record in self.manifest.tensors}
+
+    def shard_records(self) -> dict[str, list[TensorRecord]]:
+        """Group the tensors that have a payload by the shard that holds it."""
+        groups: dict[str, list[TensorRecord]] = defaultdict(list)
+        for record in self.manifest.tensors:
+            if record.shard is not None:
+                groups[record.shard].append(record)
+        return dict(groups)
+
+    def payload_places(self) -> dict[str, tuple[str, int]]:
+        """Return each payload's file and its start there, having checked every shard's header and size.
+
+        Raises:
+            PackageError: a shard is missing, truncated, or disagrees with the manifest.
+        """
+        sizes = {file.path: file.size for file in self.manifest.shards}
+        places = {}
+        for shard, records in self.shard_records().items():
+            self._check_size(shard, sizes[shard])
+            path = settle(self.path, shard)
+            for name, start in check_shard_header(path, records).items():
+                places[name] = (str(path), start)
+        return places
+
+    def check_files(self, advance: Callable[[int], None] = lambda _: None) -> int:
+        """Check that every listed file has its promised bytes and that no other file is there; return bytes read.
+
+        Raises:
+            IntegrityError: a file differs, or one is there that the manifest does not list.
+            PackageError: a file is missing or not a regular file.
+        """
+        listed = {file.path: file for file in self.manifest.files}
+        for name in files_below(self.path):
+            if name not in listed and name not in _UNLISTED_FILES:
+                raise IntegrityError(
+                    f"the file {name!r} is not in the manifest",
+                    where=str(self.path),
+                    remedy="delete it, or get the package again",
+                )
+        total = 0
+        for file in listed.values():
+            self._check_size(file.path, file.size)
+            digest, size = file_digest(settle(self.path, file.path), PackageError, advance=advance)
+            check_digest(digest, file.sha256, f"the file {file.path!r}", str(self.path))
+            total += size
+        return total
+
+    def read_lineage(self) -> bytes:
+        """Return the content of the lineage file, checked against its digest.
+
+        Raises:
+            PackageError: missing, larger than the samples of these tensors can be, or not the promised bytes.
+        """
+        file = self.manifest.lineage
+        runs = LINEAGE_RUNS * LINEAGE_RUN_LENGTH
+        most = HEADER_BYTES + sum(min(tensor.elements, runs) * tensor.itemsize for tensor in self.manifest.tensors)
+        return self.read_file(file, most)
+
+    def read_file(self, file: FileRecord, most: int) -> bytes:
+        """Return the content of a listed file of at most ``most`` bytes, checked against its digest.
+
+        Raises:
+            PackageError: missing, too large, or not the promised bytes.
+        """
+        if file.size > most:
+            raise PackageError(f"{file.path}: {file.size} bytes, where {most} make sense", where=str(self.path))
+        content = read_small(settle(self.path, file.path), file.size)
+        check_digest(hashlib.sha256(content).hexdigest(), file.sha256, f"the file {file.path!r}", str(self.path))
+        return content
+
+    def _check_size(self, name: str, promised: int) -> None:
+        try:
+            size = os.lstat(settle(self.path, name)).st_size
+        except OSError as error:
+            raise PackageError(
+                f"the file {name!r} of the manifest is missing ({error.strerror})",
+                where=str(self.path),
+                remedy="the package is not complete; get it again",
+            ) from None
+        if size != promised:
+            raise IntegrityError(
+                f"the file {name!r} has {size} bytes, the manifest promises {promised}",
+                where=str(self.path),
+                remedy="the package is not complete; get it again",
+            )
+
+
+def open_package(path: Path) -> Package:
+    """Open the package in the folder ``path``: its manifest is read and checked, its weights are not.
+
+    Raises:
+        PackageError: no folder, no manifest, or one that breaks the format.
+        UnsupportedFormatError: written by a later major format.
+    """
+    if not is_folder(path):
+        raise PackageError(
+            "no such delta package",
+            where=str(path),
+            remedy="give a folder that holds a manifest.json; a model is made into one by pd-extract",
+        )
+    if not os.path.lexists(path / MANIFEST_NAME):
+        hint = "it looks like a model" if (path / "config.json").exists() else "it has no manifest.json"
+        raise PackageError(f"not a delta package: {hint}", where=str(path), remedy="pd-extract makes packages")
+    file = settle(path, MANIFEST_NAME)
+    manifest, digest = parse_manifest(read_small(file, MANIFEST_BYTES), str(file))
+    return Package(path, manifest, digest)

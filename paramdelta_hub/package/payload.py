@@ -1,0 +1,158 @@
+"""One tensor's payload as a stream of chunks: written once, read once, hashed on the way."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.errors import PackageError
+from paramdelta_hub.package.chunks import Layout
+from paramdelta_hub.fileio.digests import begin_digest, check_digest
+from paramdelta_hub.fileio.durable import read_exactly, write_exactly
+from paramdelta_hub.fileio.safetensors import build_header, read_header
+from paramdelta_hub.package.manifest import FORMAT, FORMAT_VERSION, TensorRecord
+
+__all__ = ["PayloadReader", "PayloadWriter", "ShardWriter", "check_shard_header"]
+
+PAYLOAD_DTYPE = "U8"
+_METADATA = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
+
+
+class PayloadReader:
+    """Reads one payload chunk by chunk from an open shard, and proves at the end that it was the promised one.
+
+    Chunks are handed out before the digest is known: whatever is made of them must not become visible before
+    :meth:`finish` has returned.
+    """
+
+    def __init__(self, descriptor: int, start: int, nbytes: int, layout: Layout, where: str) -> None:
+        self._descriptor, self._position, self._layout, self._where = descriptor, start, layout, where
+        if layout.table_bytes > nbytes:
+            raise PackageError("the payload is smaller than its chunk table", where=where)
+        self._table = np.empty(layout.table_bytes, np.uint8)
+        read_exactly(descriptor, self._table, start + nbytes - layout.table_bytes, PackageError, where)
+        self._lengths = layout.parse_table(self._table, nbytes, where)
+        self._digest = begin_digest()
+        self._next = 0
+
+    def next_chunk(self) -> list[memoryview]:
+        """Return the streams of the next chunk; they live in this thread's buffer until the next call of any reader."""
+        lengths = self._lengths[self._next]
+        chunk = scratch("payload", int(lengths.sum()), np.uint8)
+        read_exactly(self._descriptor, chunk, self._position, PackageError, self._where)
+        self._digest.update(chunk.data)
+        self._position += chunk.size
+        self._next += 1
+        return self._layout.cut(chunk.data, lengths)
+
+    def finish(self, promised: str, name: str) -> None:
+        """Check that all chunks were read and that the payload is what the manifest promises.
+
+        Raises:
+            IntegrityError: it is not.
+        """
+        if self._next != self._layout.chunks:
+            raise AssertionError("finish() before the last chunk")
+        self._digest.update(self._table.data)
+        check_digest(self._digest.hexdigest(), promised, f"the payload of tensor {name!r}", self._where)
+
+
+class ShardWriter:
+    """Writes a delta shard front to back; the header's place is reserved and filled in last.
+
+    The sizes of payloads are not known before they are coded, and a safetensors header stands first. Padding a header
+    with spaces is allowed, so its place is reserved at the size it can have at most.
+    """
+
+    def __init__(self, path: Path, names: list[str]) -> None:
+        self.path = path
+        largest = 2**48
+        self._reserved = len(build_header([(name, PAYLOAD_DTYPE, (largest,), largest) for name in names], _METADATA))
+        self._position = self._reserved
+        self._entries: list[tuple[str, str, tuple[int, ...], int]] = []
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+
+    def payload(self, name: str) -> PayloadWriter:
+        """Begin the next tensor's payload."""
+        return PayloadWriter(self, name)
+
+    def close(self) -> int:
+        """Fill in the header and return the file's size; 0 and no file if nothing was written. Does not fsync."""
+        if not self._entries:
+            self.abort()
+            return 0
+        header = build_header(self._entries, _METADATA, least=self._reserved)
+        assert len(header) == self._reserved  # the placeholder sizes had more digits than any real one
+        write_exactly(self._file, header, 0)
+        os.ftruncate(self._file, self._position)
+        os.close(self._file)
+        return self._position
+
+    def abort(self) -> None:
+        """Drop the file."""
+        os.close(self._file)
+        os.unlink(self.path)
+
+    def _append(self, data: Any) -> None:
+        write_exactly(self._file, data, self._position)
+        self._position += len(data)
+
+    def _rewind(self, position: int) -> None:
+        self._position = position
+
+    def _commit(self, name: str, nbytes: int) -> None:
+        self._entries.append((name, PAYLOAD_DTYPE, (nbytes,), nbytes))
+
+
+class PayloadWriter:
+    """Writes one payload; nothing of it stays unless :meth:`finish` is called."""
+
+    def __init__(self, shard: ShardWriter, name: str) -> None:
+        self._shard, self._name, self._start = shard, name, shard._position
+        self._digest = begin_digest()
+        self._lengths: list[list[int]] = []
+
+    def append(self, streams: list[bytes]) -> None:
+        """Write one chunk's streams."""
+        self._write(b"".join(streams))
+        self._lengths.append([len(stream) for stream in streams])
+
+    def finish(self) -> tuple[int, str]:
+        """Write the table and return the payload's size and digest."""
+        self._write(np.array(self._lengths, "<u4").tobytes())
+        nbytes = self._shard._position - self._start
+        self._shard._commit(self._name, nbytes)
+        return nbytes, self._digest.hexdigest()
+
+    def drop(self) -> None:
+        """Forget the payload: the next one takes its place."""
+        self._shard._rewind(self._start)
+
+    def _write(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._shard._append(data)
+
+
+def check_shard_header(path: Path, records: list[TensorRecord]) -> dict[str, int]:
+    """Return where each payload of a shard starts, if the shard's header lists just the promised tensors.
+
+    Together with the payloads' digests this covers every byte of the file that has a meaning.
+
+    Raises:
+        PackageError: not a valid header, or one that differs from the manifest.
+    """
+    header = read_header(path, PackageError)
+    found = {span.name: span for span in header.tensors}
+    where = str(path)
+    if found.keys() != {record.name for record in records}:
+        odd = sorted(found.keys() ^ {record.name for record in records})[0]
+        raise PackageError(f"the shard and the manifest disagree about tensor {odd!r}", where=where)
+    for record in records:
+        span = found[record.name]
+        if (span.dtype, span.shape) != (PAYLOAD_DTYPE, (record.nbytes,)):
+            raise PackageError(f"the payload of tensor {record.name!r} has another size in the manifest", where=where)
+    return {name: span.start for name, span in found.items()}

@@ -1,0 +1,133 @@
+"""One tensor's delta: where a package keeps it, and its chunks, decoded and checked against all that is promised."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from paramdelta_hub.numerics.floats import FLOATS, Bits, Wide
+from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.codecs import ZERO, codec_named
+from paramdelta_hub.errors import PackageError
+from paramdelta_hub.package.chunks import AddedChunk, Layout, decode_added, decode_replaced
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.package.manifest import TensorRecord
+from paramdelta_hub.package.payload import PayloadReader
+from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.limits import CHUNK_ELEMENTS
+
+__all__ = ["DeltaReader", "decoded_nbytes", "delta_chunks", "summand_of"]
+
+_MOST_PER_BYTE = 64
+"""Bytes of weights that a byte of a payload is taken to stand for at most: 50 where 98 % of the weights stayed."""
+
+
+def decoded_nbytes(records: Iterable[TensorRecord]) -> int:
+    """Return about how many bytes of weights the payloads of tensors decode to; a mere claim of terabytes is none."""
+    return sum(min(record.elements * record.itemsize, _MOST_PER_BYTE * record.nbytes) for record in records)
+
+
+def summand_of(record: TensorRecord, weight: float, places: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
+    """Return one addend of one tensor as tasks want it: plain JSON."""
+    shard, start = places.get(record.name, (None, 0))
+    return {
+        "name": record.name,
+        "elements": record.elements,
+        "weight": weight,
+        "effect": record.effect,
+        "codec": record.codec.name,
+        "shard": shard,
+        "start": start,
+        "nbytes": record.nbytes,
+        "digest": record.payload_blake3,
+        "counts": [record.remainders, record.exceptions],
+    }
+
+
+class DeltaReader:
+    """Reads one tensor's delta chunk by chunk, as :func:`summand_of` tells of it; ``zero`` ones have nothing to read.
+
+    What is made of the chunks counts only once :meth:`finish` has returned: the payload's digest is checked there.
+    """
+
+    def __init__(self, delta: dict[str, Any], dtype: str, elements: int, shards: Descriptors, kernel: Kernel) -> None:
+        self.weight: float = delta["weight"]
+        self._delta, self._kernel = delta, kernel
+        self._remainders = self._exceptions = 0
+        self._reader: PayloadReader | None = None
+        if delta["codec"] != ZERO:
+            codec, added = codec_named(delta["codec"]), delta["effect"] == "add"
+            self._layout = Layout(codec, dtype, elements, added)
+            self._reader = PayloadReader(
+                shards[delta["shard"]], delta["start"], delta["nbytes"], self._layout, delta["shard"]
+            )
+
+    def next_added(self, out: Wide) -> AddedChunk | None:
+        """Decode the next chunk to ``out`` (wide); None where nothing but +0 is added."""
+        if self._reader is None:
+            return None
+        with _located(self._delta):
+            chunk = decode_added(self._layout, self._reader.next_chunk(), out, self._kernel)
+        self._remainders += chunk.remainders
+        self._exceptions += chunk.exceptions.size
+        return chunk
+
+    def next_replaced(self, out: Bits) -> None:
+        """Decode the next chunk of a replaced tensor to ``out``."""
+        assert self._reader is not None
+        with _located(self._delta):
+            decode_replaced(self._layout, self._reader.next_chunk(), out, self._kernel)
+
+    def finish(self) -> None:
+        """Check the payload's digest and what was counted in it.
+
+        Raises:
+            PackageError: not what the manifest promises.
+        """
+        if self._reader is None:
+            return
+        self._reader.finish(self._delta["digest"], self._delta["name"])
+        if [self._remainders, self._exceptions] != self._delta["counts"]:
+            what = f"tensor {self._delta['name']!r} has other numbers of remainders and exceptions than promised"
+            raise PackageError(what, where=self._delta["shard"])
+
+
+@contextlib.contextmanager
+def _located(delta: dict[str, Any]) -> Iterator[None]:
+    """Add shard and tensor to the errors of codecs, which know neither."""
+    try:
+        yield
+    except PackageError as error:
+        if error.where is None:
+            error.what = f"tensor {delta['name']!r}: {error.what}"
+            error.where = delta["shard"]
+            error.remedy = error.remedy or "the file was damaged or changed; get the package again"
+        raise
+
+
+def delta_chunks(
+    record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: Descriptors, buffer: str, kernel: Kernel
+) -> Iterator[Wide]:
+    """Yield Δ of an added tensor that has a payload, flat and in the wide type, a chunk at a time.
+
+    A chunk lives in this thread's ``buffer`` until the next one. What was made of them counts only once the iterator
+    has ended: the payload's digest is checked after the last chunk.
+
+    Args:
+        record: the tensor.
+        places: each tensor's shard and its start there.
+        shards: open files of the package.
+        buffer: a name that no other tensor decoded at the same time uses.
+        kernel: does the arithmetic.
+
+    Raises:
+        PackageError: damaged.
+    """
+    reader = DeltaReader(summand_of(record, 1.0, places), record.dtype, record.elements, shards, kernel)
+    wide = FLOATS[record.dtype].wide
+    for start in range(0, record.elements, CHUNK_ELEMENTS):
+        chunk = reader.next_added(scratch(buffer, min(CHUNK_ELEMENTS, record.elements - start), wide))
+        assert chunk is not None
+        yield chunk.delta
+    reader.finish()

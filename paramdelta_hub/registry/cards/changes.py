@@ -1,0 +1,141 @@
+"""How much each part of a model changed: the parts, and a Markdown table of them with a bar for every layer.
+
+The table is plain text, so that it shows wherever a card is read; :mod:`.heatmap` draws the same as a picture.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from paramdelta_hub.checkpoints.roles import EMBEDDINGS, HEADS
+from paramdelta_hub.package.manifest import TensorRecord
+from paramdelta_hub.registry.cards.markdown import plain
+
+__all__ = ["Part", "Place", "change_table", "parts", "percent", "place_of"]
+
+_BARS = "▁▂▃▄▅▆▇█"
+_COLUMNS = 32
+"""Bars in a row: what a phone shows. Neighbouring layers of deeper models share one."""
+_ROWS = 24
+"""Parts that have a row of their own; a model of other conventions may have hundreds."""
+_LAYER = re.compile(r"(?:(?P<stack>.*?)\.)?(?P<number>[0-9]{1,9})\.(?P<rest>.+)", re.DOTALL)
+_NORM = re.compile(r"norm|^ln(_|\d|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors of one kind, such as the attention of all layers of a stack."""
+
+    label: str
+    change: float
+    """|Δ| / |base| over all of them, Euclidean norms; infinite where base is zero or has none."""
+    layers: tuple[tuple[int, float], ...]
+    """(number, the same of that layer alone), in order; empty for what lies outside the layers."""
+    delta_norm: float = 0.0
+    base_norm: float = 0.0
+    tensors: tuple[TensorRecord, ...] = ()
+
+
+class Place(NamedTuple):
+    """Where a tensor stands in its model: the first number in its name is its layer."""
+
+    stack: str
+    """What stands before the number, or ``layers``; empty for what lies outside the layers."""
+    layer: int
+    module: str
+    """What follows the number; outside the layers, what the tensor is to the model."""
+
+
+def parts(tensors: Iterable[TensorRecord], *, fine: bool = False) -> list[Part]:
+    """Group the added tensors by what they are: the kind of module in each stack of layers, embeddings, head, others.
+
+    ``model.layers.7.self_attn.q_proj.weight`` belongs to ``self_attn`` or, if ``fine``, to ``self_attn.q_proj``. Norms
+    of a stack are one part, unless ``fine``. Parts are in the order of the tensors.
+    """
+    members: dict[tuple[str, str], dict[int, list[TensorRecord]]] = defaultdict(lambda: defaultdict(list))
+    for tensor in tensors:
+        if tensor.effect == "add":
+            stack, layer, module = place_of(tensor.name, fine=fine)
+            members[stack, module][layer].append(tensor)
+    stacks = {stack for stack, _ in members if stack}
+    found = []
+    for (stack, module), layers in members.items():
+        own = tuple(tensor for number in sorted(layers) for tensor in layers[number])
+        by_layer = tuple((number, _ratio(*_norms(layers[number]))) for number in sorted(layers)) if stack else ()
+        label = f"{stack}: {module}" if len(stacks) > 1 and stack else module
+        found.append(Part(label, _ratio(*_norms(own)), by_layer, *_norms(own), own))
+    return found
+
+
+def change_table(tensors: Iterable[TensorRecord]) -> str:
+    """Return the parts as a Markdown table: name, change, a bar for every layer, and the layer that changed most.
+
+    All bars share one scale, from zero to the largest. Names come from strangers and are escaped.
+    """
+    rows = parts(tensors)
+    shown, left = rows[:_ROWS], rows[_ROWS:]
+    top = max((change for part in shown for _, change in part.layers if math.isfinite(change)), default=0.0)
+    lines = ["| part | change | by layer, first to last | most |", "|---|---:|---|---|"]
+    for part in shown:
+        bars = f"`{_bars([change for _, change in part.layers], top)}`" if len(part.layers) > 1 else ""
+        number, most = max(part.layers, key=lambda layer: layer[1], default=(0, 0.0))
+        peak = f"layer {number}: {percent(most)}" if len(part.layers) > 1 and most else ""
+        lines.append(f"| {plain(part.label)} | {percent(part.change)} | {bars} | {peak} |")
+    if left:
+        least, most = min(part.change for part in left), max(part.change for part in left)
+        lines.append(f"| {len(left)} more | {percent(least)} to {percent(most)} | | |")
+    return "\n".join(lines)
+
+
+def place_of(name: str, *, fine: bool = False) -> Place:
+    """Return where the tensor of that name stands; ``fine`` names the very module, with ``*`` for numbers in it."""
+    found = _LAYER.fullmatch(name)
+    path = (found["rest"] if found else name).split(".")
+    exact = ".".join("*" if part.isdigit() else part for part in path)
+    exact = exact.removesuffix(".weight").removesuffix(".bias") if fine else ""
+    if EMBEDDINGS.search(name) or (name.startswith("embeddings.") and not _NORM.search(name)):
+        return Place("", 0, exact or "embeddings")
+    if HEADS.search(name):
+        return Place("", 0, exact or "head")
+    is_norm = any(_NORM.search(part) for part in path)
+    if found:
+        return Place(found["stack"] or "layers", int(found["number"]), exact or ("norms" if is_norm else path[0]))
+    return Place("", 0, exact or ("norms outside the layers" if is_norm else path[0]))
+
+
+def percent(change: float) -> str:
+    """Return a change as people read it: ``1.23%``, ``none``, ``new`` where base is zero, ``12.3 ×`` from ten on."""
+    if not change:
+        return "none"
+    return "new" if math.isinf(change) else f"{change:.2%}" if change < 10 else f"{change:.3g} ×"
+
+
+def _norms(tensors: Iterable[TensorRecord]) -> tuple[float, float]:
+    """Return |Δ| and |base| over all of them, as hypotenuses: a norm of a stranger's manifest may be 1e300."""
+    own = tuple(tensors)
+    return math.hypot(*(tensor.delta_norm for tensor in own)), math.hypot(*(tensor.base_norm for tensor in own))
+
+
+def _ratio(delta: float, base: float) -> float:
+    if not delta:
+        return 0.0
+    return delta / base if base and math.isfinite(delta) else math.inf
+
+
+def _bars(changes: Sequence[float], top: float) -> str:
+    """Return a bar for each, or for as many groups of neighbours as fit: the largest of a group stands for it."""
+    columns = min(len(changes), _COLUMNS)
+    cuts = [index * len(changes) // columns for index in range(columns + 1)]
+    return "".join(_bar(max(changes[start:stop]), top) for start, stop in itertools.pairwise(cuts))
+
+
+def _bar(change: float, top: float) -> str:
+    if not change:
+        return "·"
+    return _BARS[-1] if change >= top else _BARS[int(change / top * len(_BARS))]

@@ -1,0 +1,115 @@
+"""The executor on Ray: tasks go to the machines of a cluster, which see the same files under the same paths.
+
+A cluster that the caller has connected to is used as it is; otherwise the one that RAY_ADDRESS names, or that was
+started on this machine; otherwise one is started here, for as long as the work lasts. Ray itself does a task again
+whose worker died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from paramdelta_hub.errors import OptionError, ParamdeltaError
+from paramdelta_hub.fileio.durable import TEMPORARY
+from paramdelta_hub.tasks.executors.answers import ATTEMPTS, Perform, answer, died, outcome_of
+from paramdelta_hub.tasks.executors.threads import Stop
+
+__all__ = ["Cluster"]
+
+_LOOK_AGAIN = 0.2
+"""Seconds after which a thread that waits for Ray looks whether it shall stop."""
+
+
+def _run(perform: Perform, books: str, digest: str, numbers: list[int], stopped: str) -> list[dict[str, Any]]:
+    """Do tasks on some machine of the cluster; the first that fails is the last, and none begins once we are stopped.
+
+    Tasks are not cancelled: Ray (2.60) aborts the process that cancels one at the moment when it ends ("Tried to
+    complete task that was not pending"). Those that run end by themselves, and those that wait find a file.
+    """
+    answers: list[dict[str, Any]] = []
+    for number in numbers:
+        if os.path.exists(stopped):
+            break
+        answers.append(answer(perform, books, digest, number))
+        if "outcome" not in answers[-1]:
+            break
+    return answers
+
+
+class Cluster:
+    """A Ray cluster for the length of a ``with`` block; used from several threads at a time.
+
+    Raises:
+        OptionError: Ray is not installed.
+        ParamdeltaError: no cluster can be had.
+    """
+
+    def __init__(self, perform: Perform, books: str, digest: str) -> None:
+        self._perform, self._books, self._digest = perform, books, digest
+        self._stopped = Path(books, TEMPORARY.replace("*", f"stopped.{uuid.uuid4().hex}"))
+        self._started = False
+
+    def __enter__(self) -> Cluster:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is done here is nobody's business
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default, without its warning
+        try:
+            import ray
+        except ImportError as error:
+            raise OptionError(
+                f"--executor ray needs Ray, which can't be imported: {error}",
+                remedy="pip install 'paramdelta-hub[ray]', on every machine of the cluster",
+            ) from None
+        self._ray = ray
+        if not ray.is_initialized():
+            try:
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            except Exception as error:  # Ray raises what comes to hand
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ParamdeltaError(
+                    f"no Ray cluster can be had: {first}",
+                    where=os.environ.get("RAY_ADDRESS"),
+                    remedy="see `ray status`; RAY_ADDRESS names a cluster",
+                ) from None
+            self._started = True
+        self._remote = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(_run)
+        return self
+
+    def run(self, numbers: list[int], stop: Stop) -> list[dict[str, Any]]:
+        """Have some machine do these tasks, one after another, and return their outcomes.
+
+        Raises:
+            ParamdeltaError: what the worker raised, or that it died again and again.
+            Interrupted: ``stop`` was set; those of the tasks that have not begun never will.
+        """
+        ray = self._ray
+        reference = self._remote.remote(self._perform, self._books, self._digest, numbers, str(self._stopped))
+        try:
+            while True:
+                stop.check()
+                ready, _ = ray.wait([reference], timeout=_LOOK_AGAIN)
+                if ready:
+                    return [outcome_of(answered) for answered in ray.get(reference)]
+        except ray.exceptions.RayTaskError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise ParamdeltaError(
+                f"a machine of the cluster can't take part: {last}",
+                remedy="install the same version of paramdelta-hub on all of them",
+            ) from None
+        except ray.exceptions.RayError as error:
+            raise died(numbers, str(error).strip().splitlines()[0]) from None
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._stopped.touch()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._started:
+            self._ray.shutdown()

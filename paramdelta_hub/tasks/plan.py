@@ -1,0 +1,165 @@
+"""Plans and receipts: plain JSON, so that any process on any machine can take part."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from paramdelta_hub import __about__
+from paramdelta_hub.errors import DestinationError, SourceError
+from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.fileio.durable import read_small
+from paramdelta_hub.limits import PLAN_BYTES, PLAN_VALUES, TASK_BYTES_MAX, TASK_BYTES_MIN, TASKS_WANTED
+
+__all__ = ["Kind", "Plan", "Receipt", "cut", "planning", "read_request", "read_task"]
+
+Kind: TypeAlias = Literal["extract", "apply"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run makes, of which inputs, in which independent pieces.
+
+    ``inputs`` identifies every file read (path, size, time of change), and ``tasks`` hold whatever their kind needs;
+    executors look only at ``task["bytes"]``. Equal tasks on equal inputs have equal outcomes: they make the digest.
+    ``request`` is all that was asked for. What of it shapes no task, such as whose tokenizer lies beside the weights,
+    may be asked for otherwise when an interrupted run goes on.
+    """
+
+    kind: Kind
+    inputs: tuple[Any, ...]
+    request: dict[str, Any]
+    tasks: tuple[dict[str, Any], ...]
+
+    def to_json(self) -> bytes:
+        """Return the plan's canonical text, with a task a line, so that a worker parses no more than its own.
+
+        The tool's version is part of it: another version starts afresh.
+        """
+        return self._text
+
+    @cached_property
+    def _text(self) -> bytes:
+        head = {
+            "bytes": self.nbytes,
+            "created_by": __about__.CREATED_BY,
+            "kind": self.kind,
+            "inputs": self.inputs,
+            "tasks": [],  # the last key, as keys are sorted
+        }
+        opening = strict_json.canonical(head).removesuffix(_CLOSING)
+        return b"".join(
+            [opening, b"\n", b",\n".join(map(strict_json.canonical, self.tasks)), b"\n" * bool(self.tasks), _CLOSING]
+        )
+
+    @property
+    def request_text(self) -> bytes:
+        """The canonical text of the request, and of what kind it is."""
+        return strict_json.canonical({"kind": self.kind, "request": self.request})
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the canonical text."""
+        return hashlib.sha256(self._text).hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that all tasks together read."""
+        return sum(task["bytes"] for task in self.tasks)
+
+
+_CLOSING = b"]}"
+
+
+def read_task(path: Path, digest: str, number: int) -> tuple[Kind, int, dict[str, Any]]:
+    """Return what kind of plan lies in a file, its bytes, and one of its tasks; the others are not parsed.
+
+    Raises:
+        DestinationError: the plan there is another than the one of that digest.
+        SourceError: the file can't be read.
+    """
+    text = read_small(path, PLAN_BYTES, SourceError)
+    if hashlib.sha256(text).hexdigest() != digest:
+        raise DestinationError("holds another plan by now", where=str(path), remedy="run the command again")
+    opening, *lines = text.split(b"\n", number + 2)
+    head = _parsed(opening + _CLOSING, path)
+    if head["created_by"] != __about__.CREATED_BY:
+        what = f"a plan of {head['created_by']}, which {__about__.CREATED_BY} has no part in"
+        raise DestinationError(what, where=str(path), remedy="install the same version on all machines")
+    return head["kind"], head["bytes"], _parsed(lines[number].removesuffix(b","), path)
+
+
+def read_request(path: Path) -> tuple[Kind, dict[str, Any]]:
+    """Return a plan's kind and request from the file that holds its request's text.
+
+    Raises:
+        SourceError: not a request.
+    """
+    found = _parsed(read_small(path, PLAN_BYTES, SourceError), path)
+    if not isinstance(found, dict) or found.keys() != {"kind", "request"}:
+        found = dict.fromkeys(("kind", "request"))
+    kind, request = found["kind"], found["request"]
+    if kind not in get_args(Kind) or not isinstance(request, dict):
+        raise SourceError("not a request", where=str(path), remedy="delete the folder, and run the command again")
+    return kind, request
+
+
+def _parsed(text: bytes, path: Path) -> Any:
+    return strict_json.parse(text, SourceError, str(path), PLAN_VALUES)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The proof that a task is done: which plan, which task, and what came of it (digests included)."""
+
+    plan: str
+    task: int
+    outcome: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return {"plan": self.plan, "task": self.task, "outcome": self.outcome}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Receipt:
+        """Rebuild a receipt."""
+        return cls(value["plan"], value["task"], value["outcome"])
+
+
+@contextlib.contextmanager
+def planning() -> Iterator[None]:
+    """Pause the search for cyclic garbage while a plan is made.
+
+    Millions of small objects are made, hardly one of them in a cycle, and Python looks through all of them again and
+    again: with 91,000 tensors, a third of the time. What other threads drop meanwhile is found later.
+    """
+    searched = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searched:
+            gc.enable()
+
+
+def cut(items: Iterable[Any], size: Callable[[Any], int], total: int) -> list[list[Any]]:
+    """Group neighbours so that a group has about a 32nd of ``total`` bytes; an item is never cut.
+
+    Where to cut depends on the items alone, never on the number of workers: equal inputs give equal tasks.
+    """
+    wanted = min(max(total // TASKS_WANTED, TASK_BYTES_MIN), TASK_BYTES_MAX)
+    groups: list[list[Any]] = []
+    filled = wanted
+    for item in items:
+        if filled >= wanted or (filled and filled + size(item) > 2 * wanted):
+            groups.append([])
+            filled = 0
+        groups[-1].append(item)
+        filled += size(item)
+    return groups

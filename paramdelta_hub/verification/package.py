@@ -1,0 +1,262 @@
+"""Verify: is a package whole, signed, does it decode, is it a delta of these models, and is base ⊕ Δ really post?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
+from paramdelta_hub.checkpoints.logical import logical_model
+from paramdelta_hub.checkpoints.tensor_sources import View
+from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
+from paramdelta_hub.package.tensor_delta import decoded_nbytes, summand_of
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.digests import begin_digest
+from paramdelta_hub.package.manifest import TensorRecord
+from paramdelta_hub.package.package import Package, open_package
+from paramdelta_hub.numerics.kernels import Kernel, kernel_for
+from paramdelta_hub.limits import DEFAULT_MEMORY
+from paramdelta_hub.application.sums import ChunkAdder
+from paramdelta_hub.application.execute import read_chunks
+from paramdelta_hub.tasks.digests import Advance, run_over, tensor_digests
+from paramdelta_hub.tasks.runner import workers
+from paramdelta_hub.registry.locate import locate_delta
+from paramdelta_hub.registry.signing import trust
+from paramdelta_hub.tasks.progress import Progress
+
+__all__ = ["VerifyReport", "verify"]
+
+Side: TypeAlias = Literal["base", "post"]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was proved; a verification that fails raises instead."""
+
+    package: Path
+    id: str
+    files: int
+    tensors: int
+    elements: int
+    checked_base: bool
+    """base's tensors have the digests the manifest promises, and base ⊕ Δ has post's."""
+    checked_post: bool
+    """post's tensors have the digests the manifest promises."""
+    signed_by: str | None = None
+    """Which trusted key its signature holds good for; None where no signature was asked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the machine-readable report."""
+        return {
+            "package": str(self.package),
+            "id": self.id,
+            "files": self.files,
+            "tensors": self.tensors,
+            "elements": self.elements,
+            "whole": True,
+            "base_matches": True if self.checked_base else None,
+            "exact": True if self.checked_base else None,
+            "post_matches": True if self.checked_post else None,
+            "signed_by": self.signed_by,
+        }
+
+
+def verify(
+    delta: str | Path,
+    *,
+    base: str | Path | None = None,
+    post: str | Path | None = None,
+    registry: str | Path | None = None,
+    require_signature: bool | None = None,
+    trusted_keys: Sequence[str | Path] = (),
+    threads: int | None = None,
+    memory: int = DEFAULT_MEMORY,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Prove that a package is whole; with base, that base ⊕ Δ == post bit for bit; with post, that it is that post.
+
+    Every byte of every file is covered by a digest, every chunk is decoded. With base alone the proof of exactness is
+    complete, since the manifest holds the digests of post's tensors.
+
+    Args:
+        delta: the package's folder, or ``org/name[@version]`` in a registry.
+        base: the model it was taken from: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
+        post: the model it leads to, likewise.
+        registry: where a bare ``org/name`` lies: a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else
+            the Hub.
+        require_signature: refuse what is not signed by a key of the user's configuration; by default as
+            PARAMDELTA_REQUIRE_SIGNATURE says.
+        trusted_keys: files of public keys by one of which it must be signed, instead.
+        threads: tasks at a time; by default as many as there are processors.
+        memory: bytes that all buffers together may take.
+        progress: told how far the work is.
+
+    Raises:
+        PackageError: not a package, damaged, or with a file that its manifest does not list.
+        SignatureError: not signed by a trusted key.
+        MismatchError: ``base`` or ``post`` is another model than the delta's.
+        VerificationError: all is whole and right, and yet the sum is not post.
+        CheckpointError: a model can't be read.
+        RegistryError: the delta can't be had from its registry.
+    """
+    threads, progress = workers(threads, memory), progress or Progress()
+    trusted = trust(trusted_keys, require=require_signature)
+    package = open_package(locate_delta(delta, registry, trust=trusted, progress=progress))
+    signed_by = trusted.check_package(package) if trusted else None
+    progress.start("checking files", package.manifest.nbytes)
+    try:
+        package.check_files(progress.advance)
+    finally:
+        progress.finish()
+    places = package.payload_places()
+    _check_lineage_file(package)
+    records = package.manifest.tensors
+    base_model = open_checkpoint(base) if base is not None else None
+    post_model = open_checkpoint(post) if post is not None else None
+    tensors = _summed(package, base_model, places)
+    kernel = kernel_for(decoded_nbytes(records))
+    digests = run_over(tensors, partial(_sum_digests, kernel), threads, progress, "decoding and adding")
+    if base_model is not None:
+        found = {name: before for name, (before, _) in digests.items()}
+        _refuse_other_model("base", package, base_model, found)
+        missed = [r.name for r in records if digests[r.name][1] != r.post_blake3]
+        if missed:
+            raise VerificationError(
+                f"base ⊕ Δ is not post in {len(missed)} tensor(s), the first {missed[0]!r}",
+                where=str(package.path),
+                remedy="do not use it; report it to whoever made it",
+            )
+    if post_model is not None:
+        found = run_over(_of_post(package, post_model), tensor_digests, threads, progress, "comparing post")
+        _refuse_other_model("post", package, post_model, found)
+    return VerifyReport(
+        package=package.path,
+        id=package.digest,
+        files=len(package.manifest.files) + 1,
+        tensors=len(records),
+        elements=package.manifest.exactness.elements,
+        checked_base=base_model is not None,
+        checked_post=post_model is not None,
+        signed_by=signed_by,
+    )
+
+
+def _refuse_other_model(side: Side, package: Package, model: Checkpoint, found: Mapping[str, str]) -> None:
+    """Refuse a model whose tensors have other digests than the manifest promises of this side; or of both, swapped."""
+    promised = {
+        "base": {record.name: record.base_blake3 for record in package.manifest.tensors},
+        "post": {record.name: record.post_blake3 for record in package.manifest.tensors},
+    }
+    wrong = [name for name, digest in promised[side].items() if found[name] != digest]
+    if not wrong:
+        return
+    other: Side = "post" if side == "base" else "base"
+    where, name = str(model.source.path), getattr(package.manifest, side).name
+    if all(found[name] == digest for name, digest in promised[other].items()):
+        raise MismatchError(
+            f"this is the delta's {other}, given as its {side}: base and post are swapped",
+            where=where,
+            remedy=f"give it with --{other}; the delta's {side} is {name!r}",
+        )
+    raise MismatchError(
+        f"not the {side} of this delta",
+        [Mismatch(tensor, "digest", "other values than the manifest's digest promises") for tensor in wrong],
+        where=where,
+        remedy=f"the delta's {side} is {name!r}",
+    )
+
+
+def _check_lineage_file(package: Package) -> None:
+    """Check that the samples are of just the delta's float tensors, as many of each as the format says."""
+    where = str(package.path / package.manifest.lineage.path)
+    samples = unpack_samples(package.read_lineage(), where)
+    promised = {
+        record.name: (record.dtype, record.itemsize * sum(run.stop - run.start for run in _runs(record)))
+        for record in package.manifest.tensors
+        if record.dtype in FLOATS and record.elements
+    }
+    if promised != {name: (dtype, values.size) for name, (dtype, values) in samples.items()}:
+        raise PackageError("the lineage samples are not those of the delta's tensors", where=where)
+
+
+def _runs(record: TensorRecord) -> list[slice]:
+    return sample_runs(record.name, record.elements)
+
+
+def _summed(package: Package, base: Checkpoint | None, places: Mapping[str, tuple[str, int]]) -> list[dict[str, Any]]:
+    """Return every tensor of the delta with its payload, and where base's values lie if there is a base."""
+    records = package.manifest.tensors
+    names = {record.name: record.base_name or record.name for record in records}
+    views = _views(base, names, records, "base") if base else {}
+    tensors = []
+    for record in records:
+        if base is None and not record.shard:
+            continue  # nothing to decode, and nothing to compare: a line of the manifest must not cost hours
+        weight_one = [summand_of(record, 1.0, places)] if record.shard or record.effect == "add" else []
+        tensors.append(_tensor(record, views.get(record.name), weight_one))
+    return tensors
+
+
+def _of_post(package: Package, post: Checkpoint) -> list[dict[str, Any]]:
+    names = {record.name: record.post_name or record.name for record in package.manifest.tensors}
+    views = _views(post, names, package.manifest.tensors, "post")
+    return [_tensor(record, views[record.name], []) for record in package.manifest.tensors]
+
+
+def _tensor(record: TensorRecord, view: View | None, deltas: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "dtype": record.dtype,
+        "elements": record.elements,
+        "nbytes": record.elements * record.itemsize,
+        "view": view,
+        "deltas": deltas,
+    }
+
+
+def _views(model: Checkpoint, names: Mapping[str, str], records: Sequence[TensorRecord], side: str) -> dict[str, View]:
+    """Return how to read every tensor of the delta in the model, in post's row order.
+
+    Raises:
+        MismatchError: some are missing, or of another dtype or shape; all of them are listed.
+    """
+    views, problems = {}, []
+    tensors = logical_model(model).tensors
+    for record in records:
+        name = names[record.name]
+        if side == "base" and record.rows and not record.rows.base:
+            continue  # base has none, and is read as zeros
+        if name not in tensors:
+            problems.append(Mismatch(record.name, "missing", f"{side} has it, the model given does not"))
+            continue
+        tensor = tensors[name]
+        shape = (record.rows.base, *record.shape[1:]) if record.rows and side == "base" else record.shape
+        if (tensor.dtype, tensor.shape) != (record.dtype, shape):
+            ours, theirs = f"{record.dtype} {list(shape)}", f"{tensor.dtype} {list(tensor.shape)}"
+            problems.append(Mismatch(record.name, "shape", f"{side} has {ours}, the model given has {theirs}"))
+            continue
+        views[record.name] = tensor.arrange(record.runs if side == "base" else None).view
+    if problems:
+        raise MismatchError(f"not the {side} of this delta", problems, where=str(model.source.path))
+    return views
+
+
+def _sum_digests(kernel: Kernel, tensors: Sequence[dict[str, Any]], advance: Advance) -> dict[str, tuple[str, str]]:
+    """Return each tensor's digests of base and of base ⊕ Δ; without base, decode against zeros for the checks alone."""
+    digests = {}
+    with Descriptors(CheckpointError) as sources, Descriptors(PackageError) as shards:
+        for tensor in tensors:
+            adder = ChunkAdder(tensor, shards, kernel)
+            before, after = begin_digest(), begin_digest()
+            for values in read_chunks(tensor, sources):
+                before.update(values.data)
+                after.update(adder.add(values).data)
+                advance(values.size)
+            adder.finish()
+            digests[tensor["name"]] = (before.hexdigest(), after.hexdigest())
+    return digests
