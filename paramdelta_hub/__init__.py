@@ -39,27 +39,27 @@ from paramdelta_hub.errors import (
 )
 
 if TYPE_CHECKING:
-    from paramdelta_hub.checkpoints.rules import Rules
-    from paramdelta_hub.package.manifest import Manifest
     from paramdelta_hub.application.apply import ApplyReport, Summand, WeightMap, apply
-    from paramdelta_hub.reports.catalog import CatalogReport, catalog
-    from paramdelta_hub.tasks.runner import Crew
-    from paramdelta_hub.extraction.extract import ExtractReport, extract
-    from paramdelta_hub.reports.inspect import InspectReport, compare, inspect, write_report
     from paramdelta_hub.application.preview import Preview, preview
-    from paramdelta_hub.registry.publish import publish
-    from paramdelta_hub.registry.api import link, pull, search, versions
-    from paramdelta_hub.extraction.relabel import RelabelReport, relabel
     from paramdelta_hub.application.requests import ApplyRequest, ExtractRequest
-    from paramdelta_hub.outputs.applied_model import ResultReport, verify_result
-    from paramdelta_hub.ranks import ShareReport, commit, do_share
     from paramdelta_hub.application.tensors import tensors
-    from paramdelta_hub.verification.package import VerifyReport, verify
+    from paramdelta_hub.checkpoints.rules import Rules
+    from paramdelta_hub.extraction.extract import ExtractReport, extract
+    from paramdelta_hub.extraction.relabel import RelabelReport, relabel
+    from paramdelta_hub.outputs.applied_model import ResultReport, verify_result
+    from paramdelta_hub.package.manifest import Manifest
+    from paramdelta_hub.ranks import ShareReport, commit, do_share
+    from paramdelta_hub.registry.api import link, pull, search, versions
     from paramdelta_hub.registry.hub.links import Linked
     from paramdelta_hub.registry.protocol import Hit, Published, Pulled, Version
+    from paramdelta_hub.registry.publish import publish
     from paramdelta_hub.registry.search import Found
     from paramdelta_hub.reports.agreement import Comparison
+    from paramdelta_hub.reports.catalog import CatalogReport, catalog
+    from paramdelta_hub.reports.inspect import InspectReport, compare, inspect, write_report
     from paramdelta_hub.tasks.progress import Progress
+    from paramdelta_hub.tasks.runner import Crew
+    from paramdelta_hub.verification.package import VerifyReport, verify
 
 __all__ = [
     "ApplyReport",
@@ -125,48 +125,48 @@ __all__ = [
 ]
 
 _LAZY = {
-    "ApplyReport": "operations.apply",
-    "ApplyRequest": "operations.requests",
-    "CatalogReport": "operations.catalog",
+    "ApplyReport": "application.apply",
+    "ApplyRequest": "application.requests",
+    "CatalogReport": "reports.catalog",
     "Comparison": "reports.agreement",
-    "Crew": "operations.execution",
-    "ExtractReport": "operations.extract",
-    "ExtractRequest": "operations.requests",
+    "Crew": "tasks.runner",
+    "ExtractReport": "extraction.extract",
+    "ExtractRequest": "application.requests",
     "Found": "registry.search",
     "Hit": "registry.protocol",
-    "InspectReport": "operations.inspect",
-    "Linked": "registry.links",
-    "Manifest": "format.manifest",
-    "Preview": "operations.preview",
-    "Progress": "work.progress",
+    "InspectReport": "reports.inspect",
+    "Linked": "registry.hub.links",
+    "Manifest": "package.manifest",
+    "Preview": "application.preview",
+    "Progress": "tasks.progress",
     "Published": "registry.protocol",
     "Pulled": "registry.protocol",
-    "RelabelReport": "operations.relabel",
-    "ResultReport": "operations.results",
+    "RelabelReport": "extraction.relabel",
+    "ResultReport": "outputs.applied_model",
     "Rules": "checkpoints.rules",
-    "ShareReport": "operations.sharing",
-    "Summand": "operations.apply",
-    "VerifyReport": "operations.verify",
+    "ShareReport": "ranks",
+    "Summand": "application.apply",
+    "VerifyReport": "verification.package",
     "Version": "registry.protocol",
-    "WeightMap": "operations.apply",
-    "apply": "operations.apply",
-    "catalog": "operations.catalog",
-    "commit": "operations.sharing",
-    "compare": "operations.inspect",
-    "do_share": "operations.sharing",
-    "extract": "operations.extract",
-    "inspect": "operations.inspect",
-    "link": "operations.registries",
-    "preview": "operations.preview",
-    "publish": "operations.publish",
-    "pull": "operations.registries",
-    "relabel": "operations.relabel",
-    "search": "operations.registries",
-    "tensors": "operations.tensors",
-    "verify": "operations.verify",
-    "verify_result": "operations.results",
-    "versions": "operations.registries",
-    "write_report": "operations.inspect",
+    "WeightMap": "application.apply",
+    "apply": "application.apply",
+    "catalog": "reports.catalog",
+    "commit": "ranks",
+    "compare": "reports.inspect",
+    "do_share": "ranks",
+    "extract": "extraction.extract",
+    "inspect": "reports.inspect",
+    "link": "registry.api",
+    "preview": "application.preview",
+    "publish": "registry.publish",
+    "pull": "registry.api",
+    "relabel": "extraction.relabel",
+    "search": "registry.api",
+    "tensors": "application.tensors",
+    "verify": "verification.package",
+    "verify_result": "outputs.applied_model",
+    "versions": "registry.api",
+    "write_report": "reports.inspect",
 }
 """Where each public name lives: it is imported when it is first asked for, so that no command waits for another's."""
 

@@ -10,17 +10,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from paramdelta_hub.errors import DestinationError, OptionError
 from paramdelta_hub.application.apply import Application, ApplyReport
-from paramdelta_hub.tasks.runner import Crew, Operation, Outcomes, execute, intact, reopen, resume
-from paramdelta_hub.extraction.extract import Extraction, ExtractReport
-from paramdelta_hub.outputs.replacing import check_new
 from paramdelta_hub.application.requests import ApplyRequest, ExtractRequest, request_of
 from paramdelta_hub.application.tasks import written
-from paramdelta_hub.tasks.workspace import Destination, anything
+from paramdelta_hub.errors import DestinationError, OptionError
+from paramdelta_hub.extraction.extract import Extraction, ExtractReport
+from paramdelta_hub.outputs.replacing import check_new
+from paramdelta_hub.tasks.partition import lots, share
 from paramdelta_hub.tasks.plan import Plan, read_request
 from paramdelta_hub.tasks.progress import Progress
-from paramdelta_hub.tasks.partition import lots, share
+from paramdelta_hub.tasks.runner import Crew, Operation, Outcomes, execute, intact, reopen, resume
+from paramdelta_hub.tasks.workspace import Destination, anything
 
 __all__ = ["Request", "ShareReport", "commit", "do_share"]
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from paramdelta_hub.codecs import codec_named
 from paramdelta_hub.codecs.sparse import sparse_streams
+from paramdelta_hub.numerics.kernels import kernel_for
 from paramdelta_hub.package.chunks import Layout
 from paramdelta_hub.package.manifest import LINEAGE_NAME, MANIFEST_NAME
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.package.payload import PayloadReader
-from paramdelta_hub.numerics.kernels import kernel_for
 
 __all__ = ["anatomy"]
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 from generate import Recipe, generate  # noqa: E402
 
-from tests.hub import LoopbackHub  # noqa: E402
+from tests.support.hub import LoopbackHub  # noqa: E402
 
 RESULTS = ROOT / "scripts" / "results" / "stream.json"
 

@@ -26,15 +26,15 @@ import numpy as np
 from generate import Recipe, generate
 
 import paramdelta_hub as pd
+from paramdelta_hub.application.apply import Application
+from paramdelta_hub.application.tasks import run_task, written
+from paramdelta_hub.extraction.extract import Extraction
 from paramdelta_hub.fileio.digests import values_digest
 from paramdelta_hub.numerics.kernels import Kernel, kernel_for
-from paramdelta_hub.application.apply import Application
-from paramdelta_hub.tasks.runner import Operation
-from paramdelta_hub.extraction.extract import Extraction
-from paramdelta_hub.application.tasks import run_task, written
-from paramdelta_hub.tasks.workspace import Destination
-from paramdelta_hub.tasks.plan import Plan
 from paramdelta_hub.tasks.partition import lots, share
+from paramdelta_hub.tasks.plan import Plan
+from paramdelta_hub.tasks.runner import Operation
+from paramdelta_hub.tasks.workspace import Destination
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "scripts" / "results" / "scale.json"
@@ -70,7 +70,7 @@ def measure() -> dict[str, Any]:
 def plans(folder: Path) -> dict[str, Any]:
     """Return for both operations how long the plan takes, and every task's bytes and lot."""
     sys.path.insert(0, str(ROOT))
-    from tests import deepseek
+    from tests.support import deepseek
 
     for model in ("base", "post"):
         deepseek.write_headers(folder / model, deepseek.tensors())
@@ -83,7 +83,7 @@ def plans(folder: Path) -> dict[str, Any]:
     found = {}
     for kind, make in makers.items():
         paths = (base, post) if kind == "extract" else (base, delta)
-        command = [sys.executable, "-m", "tests.deepseek", kind, *paths, str(folder / "out")]
+        command = [sys.executable, "-m", "tests.support.deepseek", kind, *paths, str(folder / "out")]
         told = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
         plan = make().plan
         found[kind] = {

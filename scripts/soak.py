@@ -37,8 +37,8 @@ from soak_commands import TOKEN, VERBS, Ended, Job, Process, job_of
 from soak_models import ROOT, Family, make_family, tree
 from soak_report import write_report
 
-from tests.hub import Account, Fault, LoopbackHub
-from tests.hub.faults import Kind
+from tests.support.hub import Account, Fault, LoopbackHub
+from tests.support.hub.faults import Kind
 
 SIGNALS = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 FAULTS = (*SIGNALS, "limit", "full disk", "race", "damage", "damage while reading", "damage of the unfinished")

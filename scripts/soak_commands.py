@@ -14,7 +14,7 @@ from pathlib import Path
 
 from soak_models import ROOT, Family
 
-from tests.hub import LoopbackHub
+from tests.support.hub import LoopbackHub
 
 __all__ = ["TOKEN", "VERBS", "Ended", "Job", "Process", "job_of"]
 

@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 
 import paramdelta_hub as pd
-from tests.models import TORCH, tuned, weights, write_model
+from tests.support.models import TORCH, tuned, weights, write_model
 
 
 def pytest_configure() -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import paramdelta_hub as pd
-from tests.blake3_numpy import blake3
-from tests.models import assert_same, read_weights
-from tests.spec_reader import SpecPackage, add, fingerprint, read_safetensors
+from tests.support.blake3_numpy import blake3
+from tests.support.models import assert_same, read_weights
+from tests.support.spec_reader import SpecPackage, add, fingerprint, read_safetensors
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 

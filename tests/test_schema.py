@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from tests.conftest import Family
-from tests.mutations import set_at
+from tests.support.mutations import set_at
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "schemas" / "manifest-v1.schema.json"

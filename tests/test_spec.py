@@ -15,8 +15,8 @@ import torch
 from blake3 import blake3
 
 import paramdelta_hub as pd
-from tests.models import TORCH, from_bits, raw, read_weights, tuned, weights, write_model
-from tests.spec_reader import (
+from tests.support.models import TORCH, from_bits, raw, read_weights, tuned, weights, write_model
+from tests.support.spec_reader import (
     CHUNK,
     RefusedError,
     SpecPackage,
@@ -328,7 +328,7 @@ def test_the_reader_is_independent() -> None:
     source = (ROOT / "tests" / "spec_reader.py").read_text()
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
     assert not imported & {"paramdelta_hub", "blake3", "torch", "safetensors", "pydantic"}
-    assert re.findall(r"tests.*", source) == ["tests.blake3_numpy import blake3"]
+    assert re.findall(r"tests.*", source) == ["tests.support.blake3_numpy import blake3"]
 
 
 def test_the_specification_names_every_field() -> None:

@@ -8,6 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paramdelta_hub.application.companions import Mode, Prefer, Readiness, make_ready
+from paramdelta_hub.application.execute import out_digests
+from paramdelta_hub.application.inputs import open_inputs
+from paramdelta_hub.application.output_files import index_text, lay_out
+from paramdelta_hub.application.planning import passing_bytes, plan_apply
+from paramdelta_hub.application.provenance import PROVENANCE_NAME, is_post, provenance_of
+from paramdelta_hub.application.requantize import Dtype, Requantization, requantization
+from paramdelta_hub.application.requests import ApplyRequest
+from paramdelta_hub.application.streaming import FilePool
+from paramdelta_hub.application.weighted_deltas import AppliedDelta, sums_of
+from paramdelta_hub.application.weights import Deltas, Factors, Summand, WeightMap, summands_of
 from paramdelta_hub.checkpoints.checkpoint import INDEX
 from paramdelta_hub.checkpoints.companions import read_companion
 from paramdelta_hub.checkpoints.matching import LeftOut
@@ -15,26 +26,15 @@ from paramdelta_hub.checkpoints.rules import Rules, RuleUse, checked_rules
 from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import io_errors, write_file
-from paramdelta_hub.package.provenance import parse_provenance
-from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.limits import DEFAULT_MEMORY
-from paramdelta_hub.application.execute import out_digests
-from paramdelta_hub.tasks.runner import Crew, Executor, Operation, Outcomes, complete
-from paramdelta_hub.application.output_files import index_text, lay_out
-from paramdelta_hub.application.inputs import open_inputs
-from paramdelta_hub.application.planning import passing_bytes, plan_apply
-from paramdelta_hub.application.provenance import PROVENANCE_NAME, is_post, provenance_of
-from paramdelta_hub.application.companions import Mode, Prefer, Readiness, make_ready
+from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.outputs.replacing import check_new
-from paramdelta_hub.application.requantize import Dtype, Requantization, requantization
-from paramdelta_hub.application.requests import ApplyRequest
-from paramdelta_hub.application.streaming import FilePool
-from paramdelta_hub.application.weighted_deltas import AppliedDelta, sums_of
-from paramdelta_hub.application.weights import Deltas, Factors, Summand, WeightMap, summands_of
+from paramdelta_hub.package.provenance import parse_provenance
 from paramdelta_hub.registry.cards.card import result_card
-from paramdelta_hub.tasks.workspace import Destination, MayReplace
 from paramdelta_hub.tasks.plan import planning
 from paramdelta_hub.tasks.progress import Progress
+from paramdelta_hub.tasks.runner import Crew, Executor, Operation, Outcomes, complete
+from paramdelta_hub.tasks.workspace import Destination, MayReplace
 
 __all__ = ["PROVENANCE_NAME", "Application", "ApplyReport", "Summand", "WeightMap", "apply", "carry_out"]
 

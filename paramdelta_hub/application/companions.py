@@ -33,10 +33,10 @@ from paramdelta_hub.checkpoints.tokenizer import read_vocabulary
 from paramdelta_hub.errors import CheckpointError, OptionError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import write_file
+from paramdelta_hub.limits import COMPANION_BYTES
 from paramdelta_hub.package.manifest import DATA_SUFFIXES, ConfigChange, FileRecord
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.records import ConfigName
-from paramdelta_hub.limits import COMPANION_BYTES
 
 __all__ = [
     "Choice",

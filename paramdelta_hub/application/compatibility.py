@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from paramdelta_hub.application.output_files import OutTensor
+from paramdelta_hub.application.row_placement import Placed, Placer
+from paramdelta_hub.application.weights import Weights
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of
 from paramdelta_hub.checkpoints.matching import LeftOut, Match, match
 from paramdelta_hub.checkpoints.rename_proposals import propose
@@ -16,9 +19,6 @@ from paramdelta_hub.checkpoints.tensor_sources import view_of, zeros
 from paramdelta_hub.errors import Mismatch, MismatchError
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.application.output_files import OutTensor
-from paramdelta_hub.application.row_placement import Placed, Placer
-from paramdelta_hub.application.weights import Weights
 
 __all__ = ["Carried", "Fit", "preflight"]
 

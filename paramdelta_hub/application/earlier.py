@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from paramdelta_hub.application.compatibility import Fit
+from paramdelta_hub.application.execute import view_digest
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalTensor
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.errors import CheckpointError, SourceError
-from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.fileio.durable import read_small
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.limits import KIB, MIB, PROVENANCE_BYTES
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.provenance import PROVENANCE_NAME, Delta, parse_provenance
-from paramdelta_hub.limits import KIB, MIB, PROVENANCE_BYTES
-from paramdelta_hub.application.execute import view_digest
-from paramdelta_hub.application.compatibility import Fit
 
 __all__ = ["earlier_deltas", "find_earlier"]
 

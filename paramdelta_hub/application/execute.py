@@ -22,18 +22,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.numerics.scratch import scratch
-from paramdelta_hub.checkpoints.tensor_sources import Files, open_view
-from paramdelta_hub.errors import CheckpointError, PackageError
-from paramdelta_hub.fileio.open_files import Descriptors
-from paramdelta_hub.fileio.digests import begin_digest
-from paramdelta_hub.fileio.safetensors import ITEM_SIZES
-from paramdelta_hub.fileio.direct_writer import Output
-from paramdelta_hub.numerics.kernels import Kernel
-from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.application.sums import ChunkAdder
 from paramdelta_hub.application.requantize import Requantizer
 from paramdelta_hub.application.row_sums import RowAdder
+from paramdelta_hub.application.sums import ChunkAdder
+from paramdelta_hub.checkpoints.tensor_sources import Files, open_view
+from paramdelta_hub.errors import CheckpointError, PackageError
+from paramdelta_hub.fileio.digests import begin_digest
+from paramdelta_hub.fileio.direct_writer import Output
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.safetensors import ITEM_SIZES
+from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["out_digests", "read_chunks", "run_apply_task", "view_digest"]
 

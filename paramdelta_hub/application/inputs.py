@@ -7,24 +7,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from paramdelta_hub.application.companions import Choice, choose
+from paramdelta_hub.application.compatibility import Fit, preflight
+from paramdelta_hub.application.earlier import find_earlier
+from paramdelta_hub.application.output_files import OutputFile
+from paramdelta_hub.application.requantize import keeps_fp8
+from paramdelta_hub.application.requests import ApplyRequest
+from paramdelta_hub.application.row_placement import Placer
+from paramdelta_hub.application.weighted_deltas import AppliedDelta, check_lineage
+from paramdelta_hub.application.weights import WeightMap, Weights
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
 from paramdelta_hub.checkpoints.quantization import quantization_files
 from paramdelta_hub.checkpoints.remote import RemoteModel, RemoteValues, open_remote
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.errors import Mismatch, MismatchError, OptionError
-from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.extraction.pairs import tokenizer_folder
-from paramdelta_hub.application.earlier import find_earlier
-from paramdelta_hub.application.compatibility import Fit, preflight
-from paramdelta_hub.application.output_files import OutputFile
-from paramdelta_hub.application.row_placement import Placer
-from paramdelta_hub.application.companions import Choice, choose
 from paramdelta_hub.outputs.replacing import Replacement, model_places, registry_places
-from paramdelta_hub.application.requantize import keeps_fp8
-from paramdelta_hub.application.requests import ApplyRequest
-from paramdelta_hub.application.weighted_deltas import AppliedDelta, check_lineage
-from paramdelta_hub.application.weights import WeightMap, Weights
+from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.protocol import Part
 from paramdelta_hub.tasks.progress import Progress

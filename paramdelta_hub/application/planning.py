@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from paramdelta_hub.numerics.floats import FLOATS
-from paramdelta_hub.package.package import Package
 from paramdelta_hub.application.compatibility import Fit
 from paramdelta_hub.application.output_files import OutputFile
+from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.package.package import Package
 from paramdelta_hub.tasks.plan import Plan, cut
 
 __all__ = ["passing_bytes", "plan_apply"]

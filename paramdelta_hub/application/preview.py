@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paramdelta_hub.application.inputs import open_inputs
+from paramdelta_hub.application.output_files import lay_out
+from paramdelta_hub.application.requests import ApplyRequest
+from paramdelta_hub.application.weighted_deltas import AppliedDelta
 from paramdelta_hub.checkpoints.matching import LeftOut
 from paramdelta_hub.checkpoints.rules import RuleUse
 from paramdelta_hub.errors import StorageError
 from paramdelta_hub.fileio.sizes import human_bytes
-from paramdelta_hub.application.output_files import lay_out
-from paramdelta_hub.application.inputs import open_inputs
 from paramdelta_hub.outputs.replacing import check_new
-from paramdelta_hub.application.requests import ApplyRequest
-from paramdelta_hub.application.weighted_deltas import AppliedDelta
-from paramdelta_hub.tasks.workspace import Destination
-from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.executors.threads import default_threads
+from paramdelta_hub.tasks.progress import Progress
+from paramdelta_hub.tasks.workspace import Destination
 
 __all__ = ["Preview", "preview"]
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from paramdelta_hub import __about__
+from paramdelta_hub.application.compatibility import Fit
+from paramdelta_hub.application.earlier import earlier_deltas
+from paramdelta_hub.application.weighted_deltas import AppliedDelta
+from paramdelta_hub.application.weights import WeightMap
 from paramdelta_hub.checkpoints.matching import SKIPPED
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.package.manifest import Source
 from paramdelta_hub.package.provenance import PROVENANCE_NAME
-from paramdelta_hub.application.earlier import earlier_deltas
-from paramdelta_hub.application.compatibility import Fit
-from paramdelta_hub.application.weighted_deltas import AppliedDelta
-from paramdelta_hub.application.weights import WeightMap
 
 __all__ = ["PROVENANCE_NAME", "is_post", "provenance_of"]
 

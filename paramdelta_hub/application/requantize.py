@@ -21,14 +21,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.numerics.floats import FLOATS
-from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.application.sums import little
 from paramdelta_hub.checkpoints.logical import LogicalModel
 from paramdelta_hub.errors import CheckpointError, OptionError
-from paramdelta_hub.numerics.float8 import Deviation, Grid, deviation, fresh_scales, quantize, raise_peaks
 from paramdelta_hub.fileio.durable import read_exactly, write_exactly
 from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.application.sums import little
+from paramdelta_hub.numerics.float8 import Deviation, Grid, deviation, fresh_scales, quantize, raise_peaks
+from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["Dtype", "Requantization", "Requantizer", "keeps_fp8", "requantization"]
 

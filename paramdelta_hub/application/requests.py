@@ -9,13 +9,13 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from paramdelta_hub.application.companions import Mode, Prefer
+from paramdelta_hub.application.requantize import Dtype
+from paramdelta_hub.application.weights import WeightMap, summands_of
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import expand
-from paramdelta_hub.application.companions import Mode, Prefer
-from paramdelta_hub.application.requantize import Dtype
-from paramdelta_hub.application.weights import WeightMap, summands_of
 
 __all__ = ["ApplyRequest", "ExtractRequest", "absolute", "request_of"]
 

@@ -14,15 +14,15 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.checkpoints.token_rows import Placement, place, row_sources, runs_of
+from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import MismatchError, PackageError
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest
 from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.numerics.row_runs import Run
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.numerics.row_runs import Run
 
 __all__ = ["Placed", "Placer"]
 

@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide, Workspace, accumulate, blocks
-from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.application.sums import is_base, little
 from paramdelta_hub.checkpoints.tensor_sources import open_view
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.package.tensor_delta import DeltaReader
-from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.fileio.durable import read_exactly, write_exactly
-from paramdelta_hub.numerics.row_runs import ElementRuns
-from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.application.sums import is_base, little
+from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide, Workspace, accumulate, blocks
+from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.numerics.row_runs import ElementRuns
+from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.package.tensor_delta import DeltaReader
 
 __all__ = ["RowAdder"]
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide
-from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.codecs import ZERO
+from paramdelta_hub.fileio.digests import values_digest
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.safetensors import ITEM_SIZES
+from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide
+from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.package.chunks import AddedChunk
 from paramdelta_hub.package.tensor_delta import DeltaReader
-from paramdelta_hub.fileio.open_files import Descriptors
-from paramdelta_hub.fileio.digests import values_digest
-from paramdelta_hub.fileio.safetensors import ITEM_SIZES
-from paramdelta_hub.numerics.kernels import Kernel
 
 __all__ = ["ChunkAdder", "is_base", "little"]
 

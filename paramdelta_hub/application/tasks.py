@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paramdelta_hub.fileio.durable import TEMPORARY, io_errors, sync_file
-from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.application.execute import run_apply_task
 from paramdelta_hub.extraction.encode import run_extract_task
-from paramdelta_hub.tasks.workspace import PIECES, PLAN_NAME, RESULT
+from paramdelta_hub.fileio.durable import TEMPORARY, io_errors, sync_file
+from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.tasks.plan import Kind, read_task
+from paramdelta_hub.tasks.workspace import PIECES, PLAN_NAME, RESULT
 
 __all__ = ["perform", "run_task", "sync_outcome", "written"]
 

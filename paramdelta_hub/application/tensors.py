@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.package.tensor_delta import DeltaReader, decoded_nbytes, summand_of
 from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.numerics.kernels import kernel_for
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import open_package
-from paramdelta_hub.numerics.kernels import kernel_for
-from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.package.tensor_delta import DeltaReader, decoded_nbytes, summand_of
 
 if TYPE_CHECKING:
     import torch

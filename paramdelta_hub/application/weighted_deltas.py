@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paramdelta_hub.application.compatibility import Fit
+from paramdelta_hub.application.weights import Weights
 from paramdelta_hub.checkpoints.lineage import Kinship, compare, unpack_samples
 from paramdelta_hub.checkpoints.prediction import Prediction, predict
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.codecs import ZERO
 from paramdelta_hub.errors import LineageError
-from paramdelta_hub.package.tensor_delta import summand_of
-from paramdelta_hub.package.package import Package
 from paramdelta_hub.limits import KIN_CORRELATION
-from paramdelta_hub.application.compatibility import Fit
-from paramdelta_hub.application.weights import Weights
+from paramdelta_hub.package.package import Package
+from paramdelta_hub.package.tensor_delta import summand_of
 
 __all__ = ["AppliedDelta", "check_lineage", "sums_of"]
 

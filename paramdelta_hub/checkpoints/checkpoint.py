@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS
 from paramdelta_hub.checkpoints.resolve import ModelSource, resolve
+from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
-from paramdelta_hub.fileio.safetensors import GGUF_REMEDY, Header, TensorSpan, read_header
 from paramdelta_hub.fileio.names import check_file_name, shown
+from paramdelta_hub.fileio.safetensors import GGUF_REMEDY, Header, TensorSpan, read_header
 from paramdelta_hub.limits import CONFIG_BYTES, FILES, HEADER_BYTES
 
 __all__ = ["INDEX", "WEIGHTS", "Checkpoint", "WeightFile", "assemble", "open_checkpoint", "parse_index", "read_index"]

@@ -15,12 +15,12 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.errors import CheckpointError, IntegrityError, PackageError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
-from paramdelta_hub.fileio.symlinks import settle
-from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.fileio.names import check_file_name
+from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.limits import COMPANION_BYTES, CONFIG_BYTES
+from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.records import CODE_KEYS
-from paramdelta_hub.limits import COMPANION_BYTES, CONFIG_BYTES
 
 __all__ = [
     "FOLDER",

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.checkpoints.logical import LogicalTensor
 from paramdelta_hub.checkpoints.tensor_sources import Files, open_view
 from paramdelta_hub.errors import CheckpointError, PackageError
@@ -30,6 +29,7 @@ from paramdelta_hub.limits import (
     REMOTE_LINEAGE_RUNS,
     REMOTE_LINEAGE_TENSORS,
 )
+from paramdelta_hub.numerics.floats import FLOATS
 
 __all__ = ["Kinship", "compare", "pack_samples", "sample", "sample_runs", "unpack_samples"]
 

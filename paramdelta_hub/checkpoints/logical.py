@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.matching import Entry, Match
 from paramdelta_hub.checkpoints.quantization import find_scales, leftovers, refusal
 from paramdelta_hub.checkpoints.roles import vocabulary_tensors
 from paramdelta_hub.checkpoints.tensor_sources import View, arranged, scaled, view_of
 from paramdelta_hub.fileio.safetensors import Sized
+from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import Run
 
 __all__ = ["LogicalModel", "LogicalTensor", "entries_of", "logical_model"]

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS, Entry
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.fileio.safetensors import DISCRETE
+from paramdelta_hub.numerics.floats import FLOATS
 
 __all__ = ["SKIPPED", "Entry", "LeftOut", "Match", "match"]
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.numerics.float8 import DECODED, Grid
-from paramdelta_hub.fileio.symlinks import settle
 from paramdelta_hub.fileio.names import shown
+from paramdelta_hub.fileio.symlinks import settle
 from paramdelta_hub.limits import SCALE_BYTES
+from paramdelta_hub.numerics.float8 import DECODED, Grid
+from paramdelta_hub.numerics.floats import FLOATS
 
 __all__ = ["BLOCK", "Scaled", "find_scales", "leftovers", "quantization_files", "refusal"]
 

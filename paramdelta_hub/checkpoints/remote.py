@@ -21,8 +21,8 @@ from paramdelta_hub.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint, We
 from paramdelta_hub.checkpoints.resolve import download, is_hub_id
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.durable import file_digest
-from paramdelta_hub.fileio.safetensors import check_header
 from paramdelta_hub.fileio.names import check_file_name
+from paramdelta_hub.fileio.safetensors import check_header
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.limits import HEADER_BYTES, KIB
 

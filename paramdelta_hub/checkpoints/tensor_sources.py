@@ -20,13 +20,13 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.numerics.floats import FLOATS
-from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.checkpoints.checkpoint import WeightFile
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.numerics.float8 import DECODED, Grid, dequantize
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES, TensorSpan
+from paramdelta_hub.numerics.float8 import DECODED, Grid, dequantize
+from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import ElementRuns, Run
+from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["Files", "Values", "View", "arranged", "open_view", "read_scales", "scaled", "view_of", "zeros"]
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.tokenizer import Vocabulary
 from paramdelta_hub.errors import Mismatch, MismatchError
-from paramdelta_hub.numerics.row_runs import Run
 from paramdelta_hub.limits import VOCABULARY_ROWS
+from paramdelta_hub.numerics.row_runs import Run
 
 __all__ = ["Placement", "Run", "arrange", "given_up", "place", "row_sources", "runs_of"]
 

@@ -23,13 +23,13 @@ from paramdelta_hub.cli.crew import crew_options, run_share
 from paramdelta_hub.errors import OptionError
 
 if TYPE_CHECKING:
-    from paramdelta_hub.checkpoints.matching import LeftOut
     from paramdelta_hub.application.apply import ApplyReport
-    from paramdelta_hub.tasks.runner import Executor
-    from paramdelta_hub.application.preview import Preview
     from paramdelta_hub.application.companions import Mode
+    from paramdelta_hub.application.preview import Preview
     from paramdelta_hub.application.requantize import Dtype
     from paramdelta_hub.application.weighted_deltas import AppliedDelta
+    from paramdelta_hub.checkpoints.matching import LeftOut
+    from paramdelta_hub.tasks.runner import Executor
 
 __all__ = ["apply", "preview_text", "report_text"]
 
@@ -124,10 +124,10 @@ def apply(
     folder, or org/name[@version] in a registry, with a weight of 1 unless given.
     """
     from paramdelta_hub.application.apply import carry_out
-    from paramdelta_hub.tasks.runner import Crew
     from paramdelta_hub.application.preview import preview
     from paramdelta_hub.application.requests import ApplyRequest
     from paramdelta_hub.application.weights import WeightMap, summands_of
+    from paramdelta_hub.tasks.runner import Crew
 
     rules = parse_rules(renames, skips, rule_files)
     if rules.carries:

@@ -11,8 +11,8 @@ from paramdelta_hub.cli.common import Bars, emit, human_bytes
 from paramdelta_hub.errors import OptionError
 
 if TYPE_CHECKING:
-    from paramdelta_hub.tasks.runner import Crew
     from paramdelta_hub.ranks import Request, ShareReport
+    from paramdelta_hub.tasks.runner import Crew
 
 __all__ = ["crew_options", "run_share"]
 

@@ -23,10 +23,10 @@ from paramdelta_hub.cli.publish import published_json, published_text
 from paramdelta_hub.errors import OptionError, PublishError, RegistryError, SourceError
 
 if TYPE_CHECKING:
-    from paramdelta_hub.tasks.runner import Executor
     from paramdelta_hub.extraction.extract import ExtractReport
     from paramdelta_hub.registry.protocol import Registry
     from paramdelta_hub.registry.reference import Reference
+    from paramdelta_hub.tasks.runner import Executor
 
 __all__ = ["extract", "report_text"]
 
@@ -89,13 +89,13 @@ def extract(
 
     BASE and POST are folders in Hugging Face layout, .safetensors files, or Hub ids with @revision.
     """
-    from paramdelta_hub.tasks.runner import Crew, complete
-    from paramdelta_hub.extraction.extract import Extraction
-    from paramdelta_hub.registry.publish import publish
-    from paramdelta_hub.outputs.replacing import check_new
     from paramdelta_hub.application.requests import ExtractRequest
+    from paramdelta_hub.extraction.extract import Extraction
+    from paramdelta_hub.outputs.replacing import check_new
     from paramdelta_hub.registry.locate import find_to_publish
+    from paramdelta_hub.registry.publish import publish
     from paramdelta_hub.registry.stores.registry import check_options
+    from paramdelta_hub.tasks.runner import Crew, complete
 
     rules = parse_rules(renames, skips, rule_files, carries)
     if repo is None and (private or create_pr):

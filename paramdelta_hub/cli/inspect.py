@@ -12,8 +12,8 @@ from paramdelta_hub.limits import COMPARED_DELTAS, SPECTRUM_MATRICES
 
 if TYPE_CHECKING:
     from paramdelta_hub.package.manifest import Source
-    from paramdelta_hub.reports.inspect import InspectReport
     from paramdelta_hub.reports.agreement import Comparison
+    from paramdelta_hub.reports.inspect import InspectReport
 
 __all__ = ["inspect"]
 

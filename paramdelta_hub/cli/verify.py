@@ -57,8 +57,8 @@ def verify(
     DELTA is a folder, or org/name[@version] in a registry. Or check OUT, a model that pd-apply made: every tensor and
     every file beside the weights against paramdelta_provenance.json.
     """
-    from paramdelta_hub.outputs.replacing import check_output_file
     from paramdelta_hub.outputs.applied_model import is_result, may_lie_beside, verify_result
+    from paramdelta_hub.outputs.replacing import check_output_file
     from paramdelta_hub.verification.package import verify as run
 
     progress = Bars(quiet or as_json)
@@ -96,7 +96,12 @@ def _texts(
     statement_file: str | None, bom_file: str | None
 ) -> list[tuple[str | None, Callable[[ResultReport], bytes], Callable[[bytes], bool]]]:
     """Return the files that can be written of a result: where to, what makes one, and what knows an older one."""
-    from paramdelta_hub.verification.attestations import bill_of_materials, is_bill_of_materials, is_statement, statement
+    from paramdelta_hub.verification.attestations import (
+        bill_of_materials,
+        is_bill_of_materials,
+        is_statement,
+        statement,
+    )
 
     return [(statement_file, statement, is_statement), (bom_file, bill_of_materials, is_bill_of_materials)]
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from paramdelta_hub.numerics.floats import Bits, Float, Wide
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.codecs.palette import Palette
 from paramdelta_hub.codecs.planes import Planes
 from paramdelta_hub.codecs.raw import Raw
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.numerics.floats import Bits, Float, Wide
 from paramdelta_hub.numerics.kernels import Kernel
 
 __all__ = ["CODECS", "ZERO", "Buffer", "Codec", "candidates", "codec_named"]

@@ -22,14 +22,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from paramdelta_hub.numerics.floats import Bits, Float, Wide
-from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.codecs.planes import compress_plane, decode_planes
 from paramdelta_hub.codecs.sparse import decode_gaps
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.numerics.floats import Bits, Float, Wide
 from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["Palette"]
 

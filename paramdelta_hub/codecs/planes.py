@@ -12,11 +12,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from paramdelta_hub.numerics.floats import Bits, Float, Wide, blocks
-from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
+from paramdelta_hub.numerics.floats import Bits, Float, Wide, blocks
 from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["Planes", "compress_plane", "decode_planes", "encode_planes"]
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from paramdelta_hub.numerics.floats import Bits, Float, Wide
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.numerics.floats import Bits, Float, Wide
 from paramdelta_hub.numerics.kernels import Kernel
 
 __all__ = ["Raw"]

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.numerics.floats import Bits
 from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.codecs.planes import decode_planes, encode_planes
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.numerics.floats import Bits
 from paramdelta_hub.numerics.kernels.numpy import LONG_GAP, gaps_of, positions_of
 
 __all__ = ["decode_gaps", "decode_sparse", "encode_sparse", "sparse_streams"]

@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.numerics.floats import FLOATS, Bits, Difference, NotFiniteChunkError, Statistics
-from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.checkpoints.tensor_sources import open_view
 from paramdelta_hub.codecs import ZERO, Codec, candidates
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.package.chunks import encode_added
-from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.durable import file_digest
+from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
-from paramdelta_hub.package.payload import PayloadWriter, ShardWriter
-from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.numerics.floats import FLOATS, Bits, Difference, NotFiniteChunkError, Statistics
+from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.package.chunks import encode_added
+from paramdelta_hub.package.payload import PayloadWriter, ShardWriter
 
 __all__ = ["run_extract_task"]
 

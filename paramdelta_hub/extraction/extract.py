@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paramdelta_hub.application.companions import check_packable
+from paramdelta_hub.application.requests import ExtractRequest
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, checked_rules
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
-from paramdelta_hub.fileio.durable import file_digest, io_errors, write_file
-from paramdelta_hub.package.labels import check_labels
-from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
 from paramdelta_hub.extraction.finalize import assemble, final_names
 from paramdelta_hub.extraction.pairs import Differences, name_trained, pair_up, tokenizer_folder
-from paramdelta_hub.tasks.runner import Crew, Executor, Operation, Outcomes, complete
-from paramdelta_hub.application.companions import check_packable
+from paramdelta_hub.fileio.durable import file_digest, io_errors, write_file
+from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
 from paramdelta_hub.outputs.replacing import Replacement, check_new, model_places, registry_places
-from paramdelta_hub.application.requests import ExtractRequest
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.package.labels import check_labels
+from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from paramdelta_hub.tasks.plan import Plan, cut, planning
 from paramdelta_hub.tasks.progress import Progress
+from paramdelta_hub.tasks.runner import Crew, Executor, Operation, Outcomes, complete
+from paramdelta_hub.tasks.workspace import Destination
 
 __all__ = ["ExtractReport", "Extraction", "extract"]
 

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub import __about__
-from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.application.companions import config_changes, pack
 from paramdelta_hub.checkpoints.architecture import describe_architecture, describe_source
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.lineage import pack_samples, sample
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.extraction.pairs import Differences
 from paramdelta_hub.fileio.durable import file_digest, write_file
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.manifest import (
     LINEAGE_NAME,
     CodecRecord,
@@ -29,8 +31,6 @@ from paramdelta_hub.package.manifest import (
     TensorRecord,
     shard_name,
 )
-from paramdelta_hub.extraction.pairs import Differences
-from paramdelta_hub.application.companions import config_changes, pack
 from paramdelta_hub.tasks.workspace import Destination
 
 __all__ = ["assemble", "final_names"]

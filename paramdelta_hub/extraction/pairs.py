@@ -8,20 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model
 from paramdelta_hub.checkpoints.matching import SKIPPED, LeftOut, Match, match
 from paramdelta_hub.checkpoints.rename_proposals import propose
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_idle, rule_uses
-from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.checkpoints.tensor_sources import open_view, zeros
 from paramdelta_hub.checkpoints.token_rows import arrange, given_up
+from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
-from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.fileio.durable import expand
-from paramdelta_hub.numerics.row_runs import Run
+from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.numerics.row_runs import Run
+from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["Differences", "Pair", "name_trained", "pair_up", "tokenizer_folder"]
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.durable import expand
-from paramdelta_hub.package.labels import check_labels
 from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.outputs.replacing import Replacement, check_apart, check_new, registry_places
+from paramdelta_hub.package.labels import check_labels
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from paramdelta_hub.package.package import open_package
-from paramdelta_hub.registry.publish import read_card
-from paramdelta_hub.outputs.replacing import Replacement, check_apart, check_new, registry_places
-from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN, YOURS_END, own_words, split
+from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.materialize import CARD_NAME, file_chunks, put_small, receive
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.registry.publish import read_card
 from paramdelta_hub.tasks.progress import Progress
+from paramdelta_hub.tasks.workspace import Destination
 
 __all__ = ["RelabelReport", "relabel"]
 

@@ -25,8 +25,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.limits import BLOCK_ELEMENTS
+from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = [
     "FLOATS",

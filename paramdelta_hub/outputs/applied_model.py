@@ -14,13 +14,13 @@ from paramdelta_hub.checkpoints.tensor_sources import view_of
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
 from paramdelta_hub.fileio.durable import expand, file_digest, read_small
 from paramdelta_hub.fileio.listing import files_below
-from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.fileio.names import shown
-from paramdelta_hub.package.provenance import PROVENANCE_NAME, Provenance, parse_provenance
 from paramdelta_hub.limits import DEFAULT_MEMORY, PROVENANCE_BYTES
+from paramdelta_hub.package.manifest import FileRecord
+from paramdelta_hub.package.provenance import PROVENANCE_NAME, Provenance, parse_provenance
 from paramdelta_hub.tasks.digests import run_over, tensor_digests
-from paramdelta_hub.tasks.runner import workers
 from paramdelta_hub.tasks.progress import Progress
+from paramdelta_hub.tasks.runner import workers
 
 __all__ = ["ResultReport", "changed_tensors", "is_result", "may_lie_beside", "verify_result"]
 

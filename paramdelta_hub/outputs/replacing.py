@@ -19,19 +19,19 @@ from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkp
 from paramdelta_hub.errors import DestinationError, OptionError, SourceError
 from paramdelta_hub.fileio.durable import expand, file_digest, io_errors, read_small
 from paramdelta_hub.fileio.listing import shown_names
-from paramdelta_hub.package.manifest import LINEAGE_NAME, MANIFEST_NAME
-from paramdelta_hub.package.package import LOCK_NAME, open_package
-from paramdelta_hub.package.provenance import PROVENANCE_NAME, Provenance, parse_provenance
 from paramdelta_hub.fileio.seal import is_sealed
 from paramdelta_hub.limits import CARD_BYTES, CATALOG_BYTES, PROVENANCE_BYTES
 from paramdelta_hub.outputs.applied_model import changed_tensors
+from paramdelta_hub.package.manifest import LINEAGE_NAME, MANIFEST_NAME
+from paramdelta_hub.package.package import LOCK_NAME, open_package
+from paramdelta_hub.package.provenance import PROVENANCE_NAME, Provenance, parse_provenance
 from paramdelta_hub.registry.locate import chosen
 from paramdelta_hub.registry.lockfile import read_lock
 from paramdelta_hub.registry.names import folder_of, is_repo, is_version
 from paramdelta_hub.registry.reference import parse_reference
 from paramdelta_hub.reports.site import SITE_NAME, SiteFiles
-from paramdelta_hub.tasks.workspace import Destination, anything
 from paramdelta_hub.tasks.progress import Progress
+from paramdelta_hub.tasks.workspace import Destination, anything
 
 __all__ = [
     "Kind",

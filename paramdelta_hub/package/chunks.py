@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.numerics import floats
-from paramdelta_hub.numerics.floats import FLOATS, Bits, Difference, Float, Wide
 from paramdelta_hub.codecs import Buffer, Codec
 from paramdelta_hub.codecs.sparse import decode_sparse, encode_sparse, sparse_streams
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.digests import values_digest
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
-from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.numerics import floats
+from paramdelta_hub.numerics.floats import FLOATS, Bits, Difference, Float, Wide
+from paramdelta_hub.numerics.kernels import Kernel
 
 __all__ = [
     "AddedChunk",

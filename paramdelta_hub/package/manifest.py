@@ -12,12 +12,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import PackageError, UnsupportedFormatError
 from paramdelta_hub.fileio import strict_json
-from paramdelta_hub.fileio.safetensors import DISCRETE, ITEM_SIZES
 from paramdelta_hub.fileio.names import check_file_names, check_tensor_name
+from paramdelta_hub.fileio.safetensors import DISCRETE, ITEM_SIZES
+from paramdelta_hub.limits import (
+    FILES,
+    MANIFEST_BYTES,
+    MANIFEST_VALUES,
+    RENAMES,
+    TENSOR_ELEMENTS,
+    TENSOR_RANK,
+    TENSORS,
+    VOCABULARY_ROWS,
+)
+from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.numerics.row_runs import Run, check_runs
 from paramdelta_hub.package.records import (
     Architecture,
     Blake3,
@@ -38,17 +49,6 @@ from paramdelta_hub.package.records import (
     at_most,
     check_keys,
     problems,
-)
-from paramdelta_hub.numerics.row_runs import Run, check_runs
-from paramdelta_hub.limits import (
-    FILES,
-    MANIFEST_BYTES,
-    MANIFEST_VALUES,
-    RENAMES,
-    TENSOR_ELEMENTS,
-    TENSOR_RANK,
-    TENSORS,
-    VOCABULARY_ROWS,
 )
 
 __all__ = [

@@ -13,8 +13,9 @@ from pathlib import Path
 from paramdelta_hub.errors import IntegrityError, PackageError
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest, is_folder, read_small
-from paramdelta_hub.fileio.symlinks import settle
 from paramdelta_hub.fileio.listing import files_below
+from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.limits import HEADER_BYTES, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, MANIFEST_BYTES
 from paramdelta_hub.package.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -23,7 +24,6 @@ from paramdelta_hub.package.manifest import (
     parse_manifest,
 )
 from paramdelta_hub.package.payload import check_shard_header
-from paramdelta_hub.limits import HEADER_BYTES, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, MANIFEST_BYTES
 
 __all__ = ["LOCK_NAME", "PICTURE_NAME", "Package", "open_package"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.package.chunks import Layout
 from paramdelta_hub.fileio.digests import begin_digest, check_digest
 from paramdelta_hub.fileio.durable import read_exactly, write_exactly
 from paramdelta_hub.fileio.safetensors import build_header, read_header
+from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.package.chunks import Layout
 from paramdelta_hub.package.manifest import FORMAT, FORMAT_VERSION, TensorRecord
 
 __all__ = ["PayloadReader", "PayloadWriter", "ShardWriter", "check_shard_header"]

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.names import check_file_names, check_tensor_name
+from paramdelta_hub.limits import FILES, KIB, MANIFEST_VALUES, RENAMES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
 from paramdelta_hub.package.records import (
     Blake3,
     Count,
@@ -25,7 +26,6 @@ from paramdelta_hub.package.records import (
     check_keys,
     problems,
 )
-from paramdelta_hub.limits import FILES, KIB, MANIFEST_VALUES, RENAMES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
 
 __all__ = ["PROVENANCE_NAME", "Model", "Provenance", "Tensor", "parse_provenance"]
 

@@ -6,16 +6,16 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from paramdelta_hub.numerics.floats import FLOATS, Bits, Wide
-from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.package.chunks import AddedChunk, Layout, decode_added, decode_replaced
 from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.numerics.floats import FLOATS, Bits, Wide
+from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.package.chunks import AddedChunk, Layout, decode_added, decode_replaced
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.payload import PayloadReader
-from paramdelta_hub.numerics.kernels import Kernel
-from paramdelta_hub.limits import CHUNK_ELEMENTS
 
 __all__ = ["DeltaReader", "decoded_nbytes", "delta_chunks", "summand_of"]
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.checkpoints.lineage import compare, unpack_samples
 from paramdelta_hub.checkpoints.logical import LogicalModel
 from paramdelta_hub.checkpoints.prediction import Prediction, predict
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.errors import DestinationError, OptionError, RegistryError, SourceError
 from paramdelta_hub.fileio.durable import expand
+from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.registry.hub.links import Linked, Role
 from paramdelta_hub.registry.hub.links import link as _link

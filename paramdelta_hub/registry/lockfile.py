@@ -18,14 +18,14 @@ from paramdelta_hub.errors import DestinationError, IntegrityError, PackageError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest, io_errors, read_small, write_file
-from paramdelta_hub.fileio.symlinks import settle
-from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest
 from paramdelta_hub.fileio.names import check_file_names
+from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.limits import FILES, LOCK_BYTES
+from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest
 from paramdelta_hub.package.package import LOCK_NAME, open_package
 from paramdelta_hub.package.records import Record, SemanticVersion, Sha256, Text, at_most, check_keys
-from paramdelta_hub.limits import FILES, LOCK_BYTES
-from paramdelta_hub.registry.names import precedence
 from paramdelta_hub.registry.materialize import EXTRAS
+from paramdelta_hub.registry.names import precedence
 
 _Extra = Literal["README.md", "manifest.json.sig"]
 _SHOWN = 10

@@ -27,11 +27,11 @@ from paramdelta_hub.fileio.durable import (
     write_exactly,
     write_file,
 )
+from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord
 from paramdelta_hub.package.package import LOCK_NAME
-from paramdelta_hub.fileio.sizes import human_bytes
-from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = [

@@ -9,18 +9,18 @@ from pathlib import Path
 from paramdelta_hub.checkpoints.resolve import path_exists
 from paramdelta_hub.errors import PackageError, PublishError, RegistryError, SignatureError, SourceError
 from paramdelta_hub.fileio.durable import expand, read_small
-from paramdelta_hub.package.manifest import Manifest, Source
-from paramdelta_hub.package.package import Package, open_package
+from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES
+from paramdelta_hub.package.manifest import Manifest, Source
+from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.registry.cards.card import delta_card
-from paramdelta_hub.hub.client import connect
+from paramdelta_hub.registry.cards.markdown import hub_id, own_words
 from paramdelta_hub.registry.keys import PrivateKey, read_private_key
 from paramdelta_hub.registry.locate import find_to_publish
-from paramdelta_hub.registry.cards.markdown import hub_id, own_words
+from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME
 from paramdelta_hub.registry.names import check_version
 from paramdelta_hub.registry.protocol import Published, Registry
-from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME
 from paramdelta_hub.registry.signing import Trust, read_manifest, read_signature
 from paramdelta_hub.registry.signing import sign as signature_of
 from paramdelta_hub.tasks.progress import Progress

@@ -19,8 +19,8 @@ from urllib.parse import unquote
 
 from paramdelta_hub.checkpoints.resolve import path_exists
 from paramdelta_hub.errors import OptionError, PackageError
-from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.fileio.names import is_clear
+from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.registry.names import check_address, folder_of, is_id, is_repo, is_version
 from paramdelta_hub.registry.protocol import Registry
 

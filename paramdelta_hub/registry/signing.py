@@ -24,12 +24,12 @@ from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import expand, io_errors, read_small
 from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.limits import MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.limits import MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.registry.keys import PrivateKey, PublicKey, configured_keys, need_libraries, read_public_key
-from paramdelta_hub.registry.names import is_id, is_repo
 from paramdelta_hub.registry.materialize import SIGNATURE_NAME
+from paramdelta_hub.registry.names import is_id, is_repo
 
 __all__ = ["Trust", "read_manifest", "read_signature", "sign", "trust"]
 

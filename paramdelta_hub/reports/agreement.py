@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from paramdelta_hub.numerics.floats import Wide, blocks
-from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.errors import OptionError, PackageError
-from paramdelta_hub.package.tensor_delta import decoded_nbytes, delta_chunks
 from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.limits import COMPARED_DELTAS
+from paramdelta_hub.numerics.floats import Wide, blocks
+from paramdelta_hub.numerics.kernels import Kernel, kernel_for
+from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.numerics.kernels import Kernel, kernel_for
-from paramdelta_hub.limits import COMPARED_DELTAS
+from paramdelta_hub.package.tensor_delta import decoded_nbytes, delta_chunks
 from paramdelta_hub.registry.cards.changes import place_of
-from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.executors.threads import Stop, default_threads, run_tasks
+from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["Agreement", "Comparison", "compare_packages"]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from paramdelta_hub.errors import ParamdeltaError
 from paramdelta_hub.fileio.durable import expand, io_errors
-from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.limits import CATALOG_DELTAS
 from paramdelta_hub.outputs.replacing import Replacement, check_new, registry_places
+from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.registry.locate import chosen
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Hit, Registry
@@ -22,8 +22,8 @@ from paramdelta_hub.registry.search import Wanted, describe_base, judge
 from paramdelta_hub.reports.charts import check_charts
 from paramdelta_hub.reports.site import Entry, site_pages
 from paramdelta_hub.reports.spectra import Spectrum, measure_spectra
-from paramdelta_hub.tasks.workspace import Destination
 from paramdelta_hub.tasks.progress import Progress
+from paramdelta_hub.tasks.workspace import Destination
 
 __all__ = ["CatalogReport", "catalog"]
 

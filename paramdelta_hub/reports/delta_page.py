@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from paramdelta_hub.__about__ import __version__
-from paramdelta_hub.package.manifest import Manifest, Source, TensorRecord
 from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.package.manifest import Manifest, Source, TensorRecord
 from paramdelta_hub.registry.cards.changes import Part, parts, percent, place_of
 from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
 from paramdelta_hub.registry.cards.markdown import hub_id

@@ -10,10 +10,10 @@ from typing import Any
 
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.durable import io_errors, write_file
-from paramdelta_hub.package.manifest import Manifest, TensorRecord
-from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.limits import SPECTRUM_MATRICES
 from paramdelta_hub.outputs.replacing import check_output_file
+from paramdelta_hub.package.manifest import Manifest, TensorRecord
+from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.reports.agreement import Comparison, compare_packages
 from paramdelta_hub.reports.charts import check_charts

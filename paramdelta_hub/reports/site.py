@@ -15,10 +15,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from paramdelta_hub.fileio import strict_json
-from paramdelta_hub.package.manifest import Manifest
-from paramdelta_hub.package.records import Record, Sha256, Text, at_most
 from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.limits import FILES
+from paramdelta_hub.package.manifest import Manifest
+from paramdelta_hub.package.records import Record, Sha256, Text, at_most
 from paramdelta_hub.registry.names import SITE_NAME
 from paramdelta_hub.registry.protocol import Hit, Version
 from paramdelta_hub.registry.search import Verdict

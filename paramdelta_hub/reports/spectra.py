@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.package.tensor_delta import decoded_nbytes, delta_chunks
 from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.limits import SPECTRUM_SIDE
+from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.numerics.kernels import Kernel, kernel_for
-from paramdelta_hub.limits import SPECTRUM_SIDE
+from paramdelta_hub.package.tensor_delta import decoded_nbytes, delta_chunks
 from paramdelta_hub.registry.cards.changes import place_of
 
 __all__ = ["Spectrum", "choose", "effective_rank", "measure_spectra"]

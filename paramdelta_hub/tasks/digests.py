@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from paramdelta_hub.application.execute import view_digest
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.open_files import Descriptors
-from paramdelta_hub.application.execute import view_digest
+from paramdelta_hub.tasks.executors.threads import Stop, run_tasks
 from paramdelta_hub.tasks.plan import cut
 from paramdelta_hub.tasks.progress import Progress
-from paramdelta_hub.tasks.executors.threads import Stop, run_tasks
 
 __all__ = ["Advance", "run_over", "tensor_digests"]
 

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
+from paramdelta_hub.application.tasks import perform, run_task, sync_outcome, written
 from paramdelta_hub.errors import OptionError, ParamdeltaError
 from paramdelta_hub.fileio.durable import io_errors
-from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.limits import DEFAULT_MEMORY, WORKER_BYTES
-from paramdelta_hub.application.tasks import perform, run_task, sync_outcome, written
+from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.tasks.executors.ray import Cluster
-from paramdelta_hub.tasks.workspace import Destination, MayReplace
+from paramdelta_hub.tasks.executors.threads import Stop, default_threads, run_tasks
+from paramdelta_hub.tasks.partition import lots
 from paramdelta_hub.tasks.plan import Plan, Receipt
 from paramdelta_hub.tasks.progress import Progress
-from paramdelta_hub.tasks.partition import lots
-from paramdelta_hub.tasks.executors.threads import Stop, default_threads, run_tasks
+from paramdelta_hub.tasks.workspace import Destination, MayReplace
 
 __all__ = [
     "Crew",

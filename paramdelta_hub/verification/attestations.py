@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.fileio import strict_json
-from paramdelta_hub.package.provenance import Delta, Model
 from paramdelta_hub.outputs.applied_model import ResultReport
+from paramdelta_hub.package.provenance import Delta, Model
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component

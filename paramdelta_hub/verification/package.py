@@ -8,26 +8,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.application.execute import read_chunks
+from paramdelta_hub.application.sums import ChunkAdder
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.tensor_sources import View
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
-from paramdelta_hub.package.tensor_delta import decoded_nbytes, summand_of
-from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.fileio.digests import begin_digest
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.limits import DEFAULT_MEMORY
+from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package, open_package
-from paramdelta_hub.numerics.kernels import Kernel, kernel_for
-from paramdelta_hub.limits import DEFAULT_MEMORY
-from paramdelta_hub.application.sums import ChunkAdder
-from paramdelta_hub.application.execute import read_chunks
-from paramdelta_hub.tasks.digests import Advance, run_over, tensor_digests
-from paramdelta_hub.tasks.runner import workers
+from paramdelta_hub.package.tensor_delta import decoded_nbytes, summand_of
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.signing import trust
+from paramdelta_hub.tasks.digests import Advance, run_over, tensor_digests
 from paramdelta_hub.tasks.progress import Progress
+from paramdelta_hub.tasks.runner import workers
 
 __all__ = ["VerifyReport", "verify"]
 

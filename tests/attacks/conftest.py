@@ -13,7 +13,7 @@ import torch
 import paramdelta_hub as pd
 from paramdelta_hub.tasks import plan
 from tests.conftest import Family
-from tests.models import write_model
+from tests.support.models import write_model
 
 WORDS = [f"w{row}" for row in range(12)]
 TEMPLATE = b"{{ messages[0]['content'] }}"

@@ -18,7 +18,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.errors import ParamdeltaError, SourceError
 from paramdelta_hub.package.chunks import Layout
 from tests.conftest import Family
-from tests.models import assert_same, read_weights
+from tests.support.models import assert_same, read_weights
 
 
 def refused_by_verify(delta: Path, error: type[ParamdeltaError] = SourceError, match: str | None = None) -> None:

@@ -22,8 +22,8 @@ import zstandard
 
 import paramdelta_hub as pd
 from paramdelta_hub.codecs import CODECS, frames
-from paramdelta_hub.package.chunks import Layout
 from paramdelta_hub.limits import CHUNK_ELEMENTS, MIB
+from paramdelta_hub.package.chunks import Layout
 from tests.attacks.outcomes import change_manifest, joined, replace_payload, shard_of, split
 from tests.attacks.threats import shows
 from tests.conftest import Family

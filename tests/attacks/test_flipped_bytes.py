@@ -21,7 +21,7 @@ from paramdelta_hub.registry.stores.registry import StoreRegistry
 from tests.attacks.outcomes import apply_is_safe
 from tests.attacks.threats import shows
 from tests.conftest import Family
-from tests.models import read_weights, tuned, weights, write_model
+from tests.support.models import read_weights, tuned, weights, write_model
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 

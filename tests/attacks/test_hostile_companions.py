@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import paramdelta_hub as pd
+from paramdelta_hub.application import companions
 from paramdelta_hub.checkpoints import companions as module
 from paramdelta_hub.errors import IntegrityError, PackageError
-from paramdelta_hub.application import companions
 from tests.attacks.outcomes import apply_is_safe, change_manifest, refused_by_verify, refused_everywhere, reseal
 from tests.attacks.threats import shows
 from tests.checkpoints.test_companions import NEVER
@@ -111,7 +111,7 @@ def test_a_companion_that_is_not_what_was_promised(family: Family, tmp_path: Pat
 
 
 def test_an_oversized_companion(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for where in (module, readiness):
+    for where in (module, companions):
         monkeypatch.setattr(where, "COMPANION_BYTES", 1000)
     carry(family.delta, "tokenizer.json", b" " * 1001)
     refusal = apply_is_safe(family.base, family.delta, tmp_path / "out", {})

@@ -23,7 +23,7 @@ from tests.attacks.outcomes import (
 )
 from tests.attacks.threats import shows
 from tests.conftest import Family
-from tests.models import read_weights
+from tests.support.models import read_weights
 
 Attack = Callable[[Family, Path], object]
 

@@ -17,7 +17,7 @@ from paramdelta_hub.errors import CheckpointError, PackageError
 from tests.attacks.names import HOSTILE
 from tests.attacks.threats import shows
 from tests.conftest import Family
-from tests.models import read_weights
+from tests.support.models import read_weights
 
 POSITIONS = ("shard", "lineage file", "companion")
 

@@ -18,8 +18,8 @@ from paramdelta_hub.errors import (
     ParamdeltaError,
     VerificationError,
 )
-from paramdelta_hub.package.chunks import Layout
 from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
+from paramdelta_hub.package.chunks import Layout
 from tests.attacks.outcomes import (
     apply_is_safe,
     change_manifest,
@@ -31,7 +31,7 @@ from tests.attacks.outcomes import (
 )
 from tests.attacks.threats import shows
 from tests.conftest import Family
-from tests.models import read_weights
+from tests.support.models import read_weights
 
 NAME = "model.layers.0.mlp.weight"
 

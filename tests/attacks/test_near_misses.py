@@ -14,7 +14,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.errors import CheckpointError, LineageError, MismatchError, ParamdeltaError
 from tests.attacks.threats import shows
 from tests.conftest import Family
-from tests.models import read_weights, weights, write_model
+from tests.support.models import read_weights, weights, write_model
 
 Tensors = dict[str, torch.Tensor]
 EMBED, MLP, BIAS, NORM = (

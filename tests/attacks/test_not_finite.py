@@ -14,7 +14,7 @@ import torch
 import paramdelta_hub as pd
 from paramdelta_hub.errors import NotFiniteError
 from tests.attacks.threats import shows
-from tests.models import TORCH, read_weights, write_model
+from tests.support.models import TORCH, read_weights, write_model
 
 
 @pytest.fixture

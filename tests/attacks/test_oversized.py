@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.limits import HEADER_BYTES, MANIFEST_BYTES, MANIFEST_VALUES
+from paramdelta_hub.package.manifest import TensorRecord
 from tests.attacks.threats import shows
 from tests.conftest import Family
-from tests.format.test_manifest import parent
+from tests.package.test_manifest import parent
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 

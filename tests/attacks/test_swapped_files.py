@@ -12,7 +12,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.errors import IntegrityError, PackageError
 from tests.attacks.outcomes import apply_is_safe, change_manifest, refused_by_verify
 from tests.attacks.threats import shows
-from tests.models import read_weights, tuned, weights, write_model
+from tests.support.models import read_weights, tuned, weights, write_model
 
 FILES = ("manifest.json", "delta-00001-of-00001.safetensors", "lineage.safetensors")
 

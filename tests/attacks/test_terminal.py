@@ -24,7 +24,7 @@ from paramdelta_hub.errors import PackageError
 from tests.attacks.outcomes import change_manifest
 from tests.attacks.threats import shows
 from tests.conftest import Family
-from tests.format.test_manifest import parent, paths
+from tests.package.test_manifest import parent, paths
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 

@@ -2,7 +2,7 @@
 
 A package that two programs read differently is how somebody shows one thing to a checker and another to a user. So
 manifests and whole packages are changed at random, with digests that fit, and the product is compared with
-``tests/spec_reader.py`` and with the published JSON Schema: both accept or both refuse, and what both accept has the
+``tests/support/spec_reader.py`` and with the published JSON Schema: both accept or both refuse, and what both accept has the
 same bits.
 """
 
@@ -31,9 +31,9 @@ from paramdelta_hub.package.manifest import parse_manifest
 from tests.attacks.outcomes import change_manifest, joined, replace_payload, reseal, split
 from tests.attacks.threats import shows
 from tests.conftest import Family
-from tests.format.test_manifest import mutate
-from tests.models import raw, read_weights
-from tests.spec_reader import RefusedError, SpecPackage, add, check_manifest, parse_json
+from tests.package.test_manifest import mutate
+from tests.support.models import raw, read_weights
+from tests.support.spec_reader import RefusedError, SpecPackage, add, check_manifest, parse_json
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 SCHEMA = Path(__file__).parents[2] / "schemas" / "manifest-v1.schema.json"

@@ -17,7 +17,7 @@ from paramdelta_hub.checkpoints.companions import companions
 from paramdelta_hub.checkpoints.resolve import resolve
 from paramdelta_hub.errors import CheckpointError
 from tests.attacks.names import HOSTILE
-from tests.models import weights, write_model
+from tests.support.models import weights, write_model
 
 
 @pytest.mark.parametrize("shards", [1, 2, 5])

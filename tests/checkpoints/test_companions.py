@@ -10,7 +10,7 @@ import pytest
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.companions import carried, code_files, companions, kind_of
 from paramdelta_hub.errors import CheckpointError
-from tests.models import weights, write_model
+from tests.support.models import weights, write_model
 
 CARRIED = {
     "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja", "chat_template.json",

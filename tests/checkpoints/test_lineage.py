@@ -21,7 +21,7 @@ from paramdelta_hub.limits import (
     REMOTE_LINEAGE_RUNS,
     REMOTE_LINEAGE_TENSORS,
 )
-from tests.models import TORCH, raw, tuned, weights, write_model
+from tests.support.models import TORCH, raw, tuned, weights, write_model
 
 
 @pytest.mark.parametrize("elements", [0, 1, 255, 256, 257, 271, 272, 273, 1000, 10**6, 2**40])

@@ -15,7 +15,7 @@ from paramdelta_hub.checkpoints.tensor_sources import open_view, zeros
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.numerics.row_runs import Run
-from tests.models import raw, write_model
+from tests.support.models import raw, write_model
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

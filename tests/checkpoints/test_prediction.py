@@ -14,7 +14,7 @@ from paramdelta_hub.checkpoints.lineage import compare, unpack_samples
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.prediction import BANDS, Prediction, predict
 from paramdelta_hub.package.package import Package, open_package
-from tests.models import write_model
+from tests.support.models import write_model
 
 SHAPE = (12, 20)
 """Small enough that every value is a sample, so that what follows from samples can be had from all."""

@@ -17,11 +17,11 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.quantization import BLOCK, Scaled, find_scales, leftovers, refusal
 from paramdelta_hub.checkpoints.tensor_sources import open_view, scaled, view_of
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.numerics.float8 import Grid
 from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.fileio.safetensors import build_header
-from tests.fp8_models import E4M3, E5M2, FP8, quantized, spread
-from tests.models import from_bits, read_weights, write_model
+from paramdelta_hub.numerics.float8 import Grid
+from tests.support.fp8_models import E4M3, E5M2, FP8, quantized, spread
+from tests.support.models import from_bits, read_weights, write_model
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.cli.test_registry_commands import run, run_json
 from tests.conftest import Family
-from tests.hub import Account, LoopbackHub
 from tests.reports.hostile import Tags
+from tests.support.hub import Account, LoopbackHub
 
 
 def test_help_ends_in_examples() -> None:

@@ -19,8 +19,8 @@ from paramdelta_hub.cli import main
 from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN
 from tests.conftest import Family
-from tests.hub import Account, Fault, LoopbackHub
-from tests.models import assert_same, read_weights
+from tests.support.hub import Account, Fault, LoopbackHub
+from tests.support.models import assert_same, read_weights
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 VERBS = ("publish", "pull", "search", "versions", "link")

@@ -16,7 +16,7 @@ from paramdelta_hub.cli.common import parse_rules
 from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.limits import RULES_BYTES
 from tests.conftest import Family
-from tests.models import read_weights, write_model
+from tests.support.models import read_weights, write_model
 
 FILE = r"""
 # How a vision model's names become its text model's.

@@ -18,9 +18,9 @@ import fsspec
 import pytest
 
 from tests.conftest import Family
-from tests.hub import Account, LoopbackHub
-from tests.hub.client import Client
 from tests.registry.packages import altered, labelled
+from tests.support.hub import Account, LoopbackHub
+from tests.support.hub.client import Client
 
 ALICE, BOB = "hf_alices_secret", "hf_bobs_secret"
 """Alice belongs to ``org``; Bob does not."""

@@ -15,8 +15,8 @@ from typing import Any
 
 from paramdelta_hub.errors import ParamdeltaError
 from paramdelta_hub.registry.stores.registry import StoreRegistry
-from tests.piped import Piped
-from tests.work.forks import instrument, without_sync
+from tests.support.piped import Piped
+from tests.tasks.forks import instrument, without_sync
 
 DONE, NOTHING_TO_DO, TOLD, KILLED = 0, 20, 8, -signal.SIGKILL
 """What a child comes to; TOLD is the exit code of a PublishError."""

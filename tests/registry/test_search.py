@@ -12,14 +12,14 @@ import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
+from paramdelta_hub.registry.cards.tags import FACTS_KEY, LIBRARY, TAG, fingerprint_tag
 from paramdelta_hub.registry.protocol import Hit
 from paramdelta_hub.registry.search import Wanted, describe_base, judge
-from paramdelta_hub.registry.cards.tags import FACTS_KEY, LIBRARY, TAG, fingerprint_tag
 from tests.conftest import Family
-from tests.hub import LoopbackHub
-from tests.hub.client import CallError, Client
-from tests.models import write_model
-from tests.registry.test_hub import asked, fails
+from tests.registry.hub.test_registry import asked, fails
+from tests.support.hub import LoopbackHub
+from tests.support.hub.client import CallError, Client
+from tests.support.models import write_model
 
 OURS, OTHERS = "a" * 64, "b" * 64
 

@@ -37,8 +37,8 @@ from paramdelta_hub.registry.keys import read_private_key, read_public_key
 from paramdelta_hub.registry.signing import Trust, sign
 from tests.attacks.outcomes import change_manifest
 from tests.conftest import Family
-from tests.hub import Account, LoopbackHub
 from tests.registry.packages import altered, id_of, labelled, tree
+from tests.support.hub import Account, LoopbackHub
 
 REPO = "acme/instruct"
 pytestmark = pytest.mark.usefixtures("no_fsync")

@@ -20,10 +20,10 @@ from paramdelta_hub.registry.locate import chosen
 from paramdelta_hub.registry.stores.registry import StoreRegistry
 from tests.attacks.outcomes import change_manifest, reseal, shard_of
 from tests.conftest import Family
-from tests.hub import Account, LoopbackHub
-from tests.hub.client import CallError, Client
 from tests.registry.packages import altered, labelled, tree
 from tests.slips.table import AREAS, slip
+from tests.support.hub import Account, LoopbackHub
+from tests.support.hub.client import CallError, Client
 
 _, _, _, REGISTRIES, _, NAMES = AREAS
 REPO = "acme/instruct"

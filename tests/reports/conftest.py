@@ -12,8 +12,8 @@ from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.package.package import Package, open_package
 from tests.attacks.outcomes import reseal, shard_of
 from tests.conftest import Family
-from tests.models import write_model
 from tests.registry.packages import labelled
+from tests.support.models import write_model
 
 ROWS, COLUMNS = 1800, 600
 """More elements than a chunk has: 2**20."""

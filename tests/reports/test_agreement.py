@@ -14,8 +14,8 @@ from paramdelta_hub.errors import OptionError, PackageError
 from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.reports.agreement import compare_packages
 from tests.conftest import Family
-from tests.models import read_weights, write_model
 from tests.reports.conftest import damaged, dense
+from tests.support.models import read_weights, write_model
 
 
 @pytest.mark.parametrize("threads", [1, 3])

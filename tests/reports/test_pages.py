@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.fileio.names import is_clear
+from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.reports.agreement import compare_packages
 from paramdelta_hub.reports.charts import bars_chart

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.limits import SPECTRUM_SIDE
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
-from paramdelta_hub.limits import SPECTRUM_SIDE
 from paramdelta_hub.reports.spectra import _draw, _sample, choose, effective_rank, measure_spectra
 from tests.reports.conftest import COLUMNS, ROWS, damaged, dense
 

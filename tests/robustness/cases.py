@@ -12,7 +12,7 @@ import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub.tasks import plan
-from tests.models import tuned, write_model
+from tests.support.models import tuned, write_model
 
 Verb = Literal["extract", "apply", "publish", "pull"]
 VERBS: tuple[Verb, ...] = ("extract", "apply", "publish", "pull")

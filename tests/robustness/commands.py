@@ -20,8 +20,8 @@ from huggingface_hub import ModelCard  # noqa: F401
 import paramdelta_hub.registry.stores.registry  # noqa: F401
 from paramdelta_hub.cli import main
 from paramdelta_hub.tasks import plan
-from tests.piped import Piped
 from tests.robustness.calls import Among, Fault, Faulty, wrap
+from tests.support.piped import Piped
 
 if TYPE_CHECKING:  # with it comes PyTorch, whose memory makes a fork cost three times as much
     from tests.robustness.cases import Case

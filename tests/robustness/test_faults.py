@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from paramdelta_hub.errors import RegistryError, SourceError, StorageError
-from tests.hub import LoopbackHub
 from tests.robustness.calls import Among, Fault
 from tests.robustness.cases import Case, Verb, World
 from tests.robustness.commands import Commands, Ended, finish, paths_of
+from tests.support.hub import LoopbackHub
 
 ERRORS = {errno.ENOSPC: 1, errno.EIO: 1, errno.EDQUOT: 3, errno.EINTR: 3}
 """And at how many of the calls each is tried: every one, or every third. The kernel's own EINTR comes further below."""

@@ -13,12 +13,12 @@ import pytest
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import DestinationError, PublishError
-from tests.hub import Account, LoopbackHub
-from tests.hub.client import CallError, Client
 from tests.registry.packages import labelled
 from tests.robustness.calls import READS, Call, wrap
 from tests.robustness.cases import Verb, World, tree
 from tests.robustness.commands import Commands
+from tests.support.hub import Account, LoopbackHub
+from tests.support.hub.client import CallError, Client
 
 RACES = 50
 TOKEN = "hf_racer"

@@ -27,7 +27,7 @@ from bench_speed import Size
 from generate import ROLES, Recipe, generate
 
 import paramdelta_hub as pd
-from tests.models import write_model
+from tests.support.models import write_model
 
 PEERS = Path(bench_speed.__file__).parent / "peers"
 TINY = Recipe(layers=1, shards=2, vocab=512, hidden=64, intermediate=256, heads=4, kv_heads=2, head_dim=16, delta=0.03)

@@ -16,7 +16,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 from paramdelta_hub.environment import REGISTRY_VARIABLE
 from tests.conftest import make_family
-from tests.models import tuned, weights, write_model
+from tests.support.models import tuned, weights, write_model
 
 
 def digests(root: Path) -> dict[str, str]:

@@ -15,9 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
+from paramdelta_hub.limits import NUMBA_FROM_BYTES
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Difference, Float, Wide
 from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
-from paramdelta_hub.limits import NUMBA_FROM_BYTES
 
 __all__ = ["Kernel", "LoadingKernel", "kernel_for"]
 

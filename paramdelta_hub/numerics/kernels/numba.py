@@ -19,8 +19,8 @@ import numba
 import numpy as np
 
 from paramdelta_hub.numerics.floats import Bits, Difference, Float, Statistics, Wide
-from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
+from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["NumbaKernel"]
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from paramdelta_hub.errors import OptionError
+from paramdelta_hub.fileio.seal import seal
+from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.package.labels import HUB_LICENSES
 from paramdelta_hub.package.manifest import Manifest, Source
 from paramdelta_hub.package.package import PICTURE_NAME
-from paramdelta_hub.fileio.seal import seal
-from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.registry.cards.changes import change_table
 from paramdelta_hub.registry.cards.markdown import (
     YOURS_BEGIN,

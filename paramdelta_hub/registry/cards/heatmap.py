@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.limits import HEAT_MAP_ROWS
+from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.registry.cards.changes import Part, parts, percent
 
 __all__ = ["HEAT", "heat_map", "heat_parts"]

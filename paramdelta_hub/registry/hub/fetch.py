@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError
 from paramdelta_hub.fileio.durable import read_small, sync_file
 from paramdelta_hub.fileio.symlinks import settle
-from paramdelta_hub.package.manifest import FileRecord
-from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.hub.client import is_offline
-from paramdelta_hub.registry.names import is_commit, is_id
+from paramdelta_hub.hub.errors import translate_hub_errors
+from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.registry.materialize import is_right
+from paramdelta_hub.registry.names import is_commit, is_id
 from paramdelta_hub.tasks.progress import Progress
 
 if TYPE_CHECKING:

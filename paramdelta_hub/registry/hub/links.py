@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from paramdelta_hub.errors import OptionError, RegistryError, SourceError
+from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.errors import StaleError, translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES
-from paramdelta_hub.hub.client import connect
 from paramdelta_hub.registry.hub.fetch import fetch_small, look
-from paramdelta_hub.registry.names import check_repo, is_repo
 from paramdelta_hub.registry.hub.publishing import ATTEMPTS, open_proposal
+from paramdelta_hub.registry.names import check_repo, is_repo
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 from paramdelta_hub.errors import PackageError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.symlinks import settle
-from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
-from paramdelta_hub.package.package import PICTURE_NAME, Package, open_package
 from paramdelta_hub.hub.errors import MissingError, StaleError, endpoint, translate_hub_errors
 from paramdelta_hub.limits import MANIFEST_BYTES
-from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, look
+from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
+from paramdelta_hub.package.package import PICTURE_NAME, Package, open_package
 from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
+from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, look
+from paramdelta_hub.registry.materialize import SIGNATURE_NAME, read_extras
 from paramdelta_hub.registry.names import check_version
 from paramdelta_hub.registry.protocol import HIGHER_VERSION, Published
-from paramdelta_hub.registry.materialize import SIGNATURE_NAME, read_extras
 from paramdelta_hub.tasks.progress import Progress
 
 if TYPE_CHECKING:

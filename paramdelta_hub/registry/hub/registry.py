@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import IntegrityError, RegistryError
-from paramdelta_hub.fileio.symlinks import settle
-from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, parse_manifest
 from paramdelta_hub.fileio.names import is_clear
+from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.hub.client import connect, is_offline
 from paramdelta_hub.hub.errors import MissingError, endpoint, translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
-from paramdelta_hub.hub.client import connect, is_offline
+from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, parse_manifest
+from paramdelta_hub.registry.cards.tags import (
+    BASE_PREFIX,
+    FACTS_KEY,
+    FINGERPRINT_PREFIX,
+    LICENSE_PREFIX,
+    TAG,
+    base_tag,
+    fingerprint_tag,
+    tagged,
+)
 from paramdelta_hub.registry.hub.fetch import (
     check_announced,
     fetch,
@@ -22,10 +32,8 @@ from paramdelta_hub.registry.hub.fetch import (
     look,
     saved,
 )
-from paramdelta_hub.registry.lockfile import Lock, pin
-from paramdelta_hub.registry.names import check_repo, is_commit, is_version, newest, precedence
-from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version, files_of
 from paramdelta_hub.registry.hub.publishing import publish
+from paramdelta_hub.registry.lockfile import Lock, pin
 from paramdelta_hub.registry.materialize import (
     CARD_NAME,
     EXTRAS,
@@ -37,17 +45,9 @@ from paramdelta_hub.registry.materialize import (
     put_small,
     receive,
 )
+from paramdelta_hub.registry.names import check_repo, is_commit, is_version, newest, precedence
+from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version, files_of
 from paramdelta_hub.registry.signing import Trust
-from paramdelta_hub.registry.cards.tags import (
-    BASE_PREFIX,
-    FACTS_KEY,
-    FINGERPRINT_PREFIX,
-    LICENSE_PREFIX,
-    TAG,
-    base_tag,
-    fingerprint_tag,
-    tagged,
-)
 from paramdelta_hub.tasks.progress import Progress
 
 if TYPE_CHECKING:

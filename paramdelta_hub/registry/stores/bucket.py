@@ -30,9 +30,9 @@ from typing import Any
 from paramdelta_hub.errors import PackageError, ParamdeltaError, PublishError, RegistryError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.limits import COPY_BYTES, KIB, STORE_BLOCK_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.limits import COPY_BYTES, KIB, STORE_BLOCK_BYTES
 from paramdelta_hub.registry.names import check_address
 from paramdelta_hub.tasks.progress import Progress
 

@@ -24,10 +24,10 @@ from paramdelta_hub.fileio.symlinks import settle
 from paramdelta_hub.package.manifest import LINEAGE_NAME, MANIFEST_NAME
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.provenance import PROVENANCE_NAME
-from paramdelta_hub.registry.names import SITE_NAME
 from paramdelta_hub.registry.materialize import EXTRAS, alone_in, file_chunks, put_small, receive
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.registry.names import SITE_NAME
 from paramdelta_hub.tasks.progress import Progress
+from paramdelta_hub.tasks.workspace import Destination
 
 __all__ = ["FolderStore"]
 

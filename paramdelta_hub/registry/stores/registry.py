@@ -11,14 +11,21 @@ from typing import Protocol
 from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, PublishError, RegistryError
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import expand, file_digest
-from paramdelta_hub.fileio.symlinks import settle
 from paramdelta_hub.fileio.listing import shown_names
+from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.package.package import Package, open_package
-from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
-from paramdelta_hub.registry.stores.bucket import BucketStore
-from paramdelta_hub.registry.stores.folder import FolderStore
 from paramdelta_hub.registry.lockfile import Lock, pin
+from paramdelta_hub.registry.materialize import (
+    CARD_NAME,
+    EXTRAS,
+    SIGNATURE_NAME,
+    alone_in,
+    put_small,
+    read_extras,
+    receive,
+)
 from paramdelta_hub.registry.names import (
     check_repo,
     check_version,
@@ -30,16 +37,9 @@ from paramdelta_hub.registry.names import (
     precedence,
 )
 from paramdelta_hub.registry.protocol import HIGHER_VERSION, Hit, Part, Published, Pulled, Version, files_of
-from paramdelta_hub.registry.materialize import (
-    CARD_NAME,
-    EXTRAS,
-    SIGNATURE_NAME,
-    alone_in,
-    put_small,
-    read_extras,
-    receive,
-)
 from paramdelta_hub.registry.signing import Trust, read_manifest
+from paramdelta_hub.registry.stores.bucket import BucketStore
+from paramdelta_hub.registry.stores.folder import FolderStore
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["Store", "StoreRegistry", "check_options"]

@@ -1,0 +1,478 @@
+"""Extract: promise 1, base ⊕ Δ == post to the bit, for whatever finite weights there are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from blake3 import blake3
+
+import paramdelta_hub as pd
+from paramdelta_hub.application.sums import ChunkAdder
+from paramdelta_hub.codecs import CODECS
+from paramdelta_hub.errors import CheckpointError, MismatchError, NotFiniteError, OptionError, SourceError
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
+from paramdelta_hub.numerics import floats
+from paramdelta_hub.numerics.floats import FLOATS, NotFiniteChunkError
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
+from paramdelta_hub.package import chunks
+from paramdelta_hub.package.chunks import Layout, decode_added, encode_added
+from paramdelta_hub.package.payload import ShardWriter, check_shard_header
+from tests.numerics.test_floats import finite_bits, pairs, random_bits, special_bits
+from tests.support.models import (
+    TORCH,
+    assert_same,
+    from_bits,
+    raw,
+    read_weights,
+    reference,
+    to_bits,
+    tuned,
+    weights,
+    write_model,
+)
+
+
+def roundtrip(
+    root: Path, base: dict[str, torch.Tensor], post: dict[str, torch.Tensor], shards: int = 1
+) -> pd.ExtractReport:
+    """Extract, verify against both sides, and apply to base: the result must be post."""
+    write_model(root / "base", base, shards)
+    write_model(root / "post", post, shards)
+    report = pd.extract(root / "base", root / "post", root / "delta")
+    pd.verify(root / "delta", base=root / "base", post=root / "post")
+    applied = pd.apply(root / "base", root / "delta", root / "out")
+    assert applied.is_post
+    assert_same(read_weights(root / "out"), post)
+    return report
+
+
+def test_tiny_models(tmp_path: Path, dtype_name: str) -> None:
+    base = weights(1, TORCH[dtype_name])
+    report = roundtrip(tmp_path, base, tuned(base, 2), shards=3)
+    assert report.manifest.exactness.exact
+    assert report.manifest.exactness.elements == sum(tensor.numel() for tensor in base.values())
+
+
+def test_adversarial_values(tmp_path: Path, dtype_name: str) -> None:
+    """Specials with specials, every exponent with every other, and neighbours."""
+    base, post = pairs(dtype_name, seed=3, count=150_000)
+    dtype = TORCH[dtype_name]
+    report = roundtrip(tmp_path, {"w": from_bits(base, dtype)}, {"w": from_bits(post, dtype)})
+    record = report.manifest.tensors[0]
+    assert record.exceptions > 1000
+    assert record.remainders > 1000
+    assert record.changed == int((base != post).sum())
+
+
+@pytest.mark.parametrize("elements", [1, 2, 255, 257, BLOCK_ELEMENTS - 1, BLOCK_ELEMENTS, BLOCK_ELEMENTS + 1])
+def test_sizes_around_blocks(tmp_path: Path, elements: int) -> None:
+    base, post = (from_bits(random_bits("BF16", 4 * elements + 64, seed)[:elements], torch.bfloat16) for seed in (1, 2))
+    roundtrip(tmp_path, {"w": base}, {"w": post})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "elements", [CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1, 3 * CHUNK_ELEMENTS + BLOCK_ELEMENTS + 1]
+)
+def test_sizes_around_chunks(tmp_path: Path, dtype_name: str, elements: int) -> None:
+    dtype = TORCH[dtype_name]
+    noise = torch.Generator().manual_seed(elements)
+    base = torch.randn(elements, generator=noise).to(dtype)
+    post = (base.double() + 0.02 * torch.randn(elements, generator=noise).double()).to(dtype)
+    post[::50_001] = -0.0
+    post[-1] = base[-1] * 1000
+    roundtrip(tmp_path, {"w": base}, {"w": post})
+
+
+def test_chunks_without_change_before_and_after_a_changed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unchanged chunks are held back until one changes; with small chunks, all cases fit in a small tensor."""
+
+    for module in (chunks, execute, encode):
+        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 64)
+    base = torch.randn(64 * 6 + 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    models: dict[str, torch.Tensor] = {}
+    for number, changed in enumerate([(), (0,), (2,), (6,), (1, 4), (0, 6), range(7)]):
+        post = base.clone()
+        for chunk in changed:
+            post[chunk * 64 : chunk * 64 + 3] += 1.5
+        models[f"w{number}"] = post
+    report = roundtrip(tmp_path, {name: base.clone() for name in models}, models)
+    codecs = {tensor.name: tensor.codec.name for tensor in report.manifest.tensors}
+    assert [codecs[f"w{number}"] == "zero" for number in range(7)] == [True] + [False] * 6
+
+
+def test_minus_zero_in_an_unchanged_tensor(tmp_path: Path, dtype_name: str) -> None:
+    """−0 + (+0) is +0: such a tensor is not ``zero``, though base and post are equal."""
+    tensor = torch.tensor([0.0, -0.0, 1.0, -0.0]).to(TORCH[dtype_name])
+    same = {"w": tensor, "v": torch.ones(3)}
+    report = roundtrip(tmp_path, {**same, "x": torch.ones(3)}, {**same, "x": torch.zeros(3)})
+    by_name = {record.name: record for record in report.manifest.tensors}
+    assert by_name["w"].exceptions == 2
+    assert by_name["w"].changed == 0
+    assert by_name["v"].codec.name == "zero"
+
+
+def test_scalars_and_empty_tensors(tmp_path: Path) -> None:
+    base = {
+        "scalar": torch.tensor(2.5),
+        "none": torch.empty(0, 7),
+        "count": torch.tensor(3),
+        "no ints": torch.empty(0, dtype=torch.int32),
+    }
+    post = {
+        **{name: tensor.clone() for name, tensor in base.items()},
+        "scalar": torch.tensor(2.75),
+        "count": torch.tensor(4),
+    }
+    roundtrip(tmp_path, base, post)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.int8,
+        torch.uint8,
+        torch.int16,
+        torch.uint16,
+        torch.int32,
+        torch.uint32,
+        torch.int64,
+        torch.uint64,
+        torch.bool,
+    ],
+)
+def test_integers_and_truth_values_are_carried(tmp_path: Path, dtype: torch.dtype) -> None:
+    numbers = torch.arange(600).reshape(20, 30)
+    base = {"w": torch.ones(4), "moved": (numbers % 100).to(dtype), "same": (numbers % 2).to(dtype)}
+    post = {"w": torch.ones(4) * 2, "moved": (numbers % 77).to(dtype), "same": (numbers % 2).to(dtype)}
+    report = roundtrip(tmp_path, base, post)
+    effects = {record.name: (record.effect, record.codec.name) for record in report.manifest.tensors}
+    assert effects["moved"][0] == effects["same"][0] == "replace"
+    assert effects["same"][1] == "zero"
+    assert effects["moved"][1] != "zero"
+
+
+def test_the_manifest_says_what_is_true(tmp_path: Path) -> None:
+    base = weights(5)
+    post = tuned(base, 6)
+    report = roundtrip(tmp_path, base, post, shards=2)
+    for record in report.manifest.tensors:
+        ours, theirs = base[record.name], post[record.name]
+        assert record.base_blake3 == blake3(raw(ours)).hexdigest()
+        assert record.post_blake3 == blake3(raw(theirs)).hexdigest()
+        assert record.changed == int((ours != theirs).sum())
+        if record.effect == "add":
+            assert math.isclose(record.base_norm, float(ours.double().norm()), rel_tol=1e-5)
+            assert math.isclose(
+                record.delta_norm, float((theirs.double() - ours.double()).norm()), rel_tol=1e-4, abs_tol=1e-12
+            )
+    for source, folder in ((report.manifest.base, "base"), (report.manifest.post, "post")):
+        for file in source.files:
+            content = (tmp_path / folder / file.path).read_bytes()
+            assert file.size == len(content)
+            assert file.sha256 in (None, hashlib.sha256(content).hexdigest())
+    assert report.id == hashlib.sha256((tmp_path / "delta" / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_norms_of_values_whose_squares_overflow_float32(tmp_path: Path) -> None:
+    base, post = torch.full((100,), 2.0e30).bfloat16(), torch.full((100,), -3.0e30).bfloat16()
+    record = roundtrip(tmp_path, {"w": base}, {"w": post}).manifest.tensors[0]
+    assert math.isclose(record.base_norm, float(base.double().norm()), rel_tol=1e-5)
+    assert math.isclose(record.delta_norm, float((post.double() - base.double()).norm()), rel_tol=1e-2)
+
+
+def test_equal_inputs_give_equal_packages_whatever_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paramdelta_hub.tasks import plan
+
+    monkeypatch.setattr(plan, "TASK_BYTES_MIN", 1)
+    base = weights(8)
+    write_model(tmp_path / "base", base, 2)
+    write_model(tmp_path / "post", tuned(base, 9), 2)
+    contents = []
+    for number, threads in enumerate((1, 2, 8)):
+        out = tmp_path / f"delta{number}"
+        pd.extract(tmp_path / "base", tmp_path / "post", out, name="x", threads=threads)
+        contents.append({file.name: file.read_bytes() for file in out.iterdir()})
+    assert contents[0] == contents[1] == contents[2]
+    assert len(contents[0]) > 4, "several shards"
+
+
+def test_layouts_do_not_matter(tmp_path: Path) -> None:
+    """The same weights in one file and in five: the tensors' records are the same but for where they lie."""
+    base = weights(10)
+    post = tuned(base, 11)
+    for shards in (1, 5):
+        write_model(tmp_path / f"base{shards}", base, shards)
+        write_model(tmp_path / f"post{shards}", post, shards)
+    found = []
+    for ours, theirs in ((1, 1), (5, 1), (1, 5)):
+        out = tmp_path / f"delta{ours}{theirs}"
+        manifest = pd.extract(tmp_path / f"base{ours}", tmp_path / f"post{theirs}", out).manifest
+        found.append({record.name: record.payload_blake3 for record in manifest.tensors})
+        assert pd.apply(tmp_path / "base5", out, tmp_path / f"out{ours}{theirs}").is_post
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", ["base", "post"])
+def test_what_is_not_finite_is_refused_by_name_and_count(
+    tmp_path: Path, dtype_name: str, side: str, value: float
+) -> None:
+    base = weights(12, TORCH[dtype_name])
+    models = {"base": base, "post": tuned(base, 13)}
+    models[side]["model.layers.0.mlp.weight"][3, :2] = value
+    models[side]["model.norm.weight"][-1] = value
+    for name, tensors in models.items():
+        write_model(tmp_path / name, tensors)
+    with pytest.raises(NotFiniteError) as caught:
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    counts = (2, 0) if side == "base" else (0, 2)
+    messages = {mismatch.location: mismatch.message for mismatch in caught.value.mismatches}
+    assert set(messages) == {"model.layers.0.mlp.weight", "model.norm.weight"}
+    assert f"base has {counts[0]}, post has {counts[1]}" in messages["model.layers.0.mlp.weight"]
+    assert not (tmp_path / "delta").exists()
+    skip = pd.Rules(skips=(r"layers\.0", "norm"))
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=skip)
+
+
+def test_every_misfit_is_listed_and_nothing_is_written(tmp_path: Path) -> None:
+    base = weights(14)
+    post = tuned(base, 15)
+    post["model.layers.0.mlp.weight"] = torch.zeros(40, 17, dtype=torch.bfloat16)
+    post["model.layers.1.bias"] = post["model.layers.1.bias"].float()
+    del post["model.norm.weight"]
+    post["model.extra"] = torch.ones(3)
+    write_model(tmp_path / "base", base)
+    write_model(tmp_path / "post", post)
+    with pytest.raises(MismatchError) as caught:
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    found = {(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches}
+    assert found == {
+        ("model.layers.0.mlp.weight", "shape"), ("model.layers.1.bias", "dtype"),
+        ("model.norm.weight", "missing"), ("model.extra", "missing"),
+    }  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "post"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64])
+def test_types_no_delta_is_taken_of(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {"w": torch.ones(4), "x": torch.ones(8).to(dtype)}
+    for name in ("base", "post"):
+        write_model(tmp_path / name, tensors)
+    with pytest.raises(MismatchError, match="no delta is taken of"):
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"version": "1"}, {"version": "1.0.0\n"}, {"version": "v1.0.0"}, {"version": ""}, {"name": "x" * 2000},
+        {"license": ""}, {"license": "x" * 2000}, {"threads": 0}, {"threads": -1}, {"memory": 0}, {"memory": 1000},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_senseless_options_are_refused_before_anything_is_written(tmp_path: Path, options: dict[str, object]) -> None:
+    write_model(tmp_path / "base", weights(1))
+    with pytest.raises(OptionError):
+        pd.extract(tmp_path / "base", tmp_path / "base", tmp_path / "delta", **options)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "x" * 2000}, {"model_type": 7}, {"architectures": ["A"] * 100},
+        {"architectures": "LlamaForCausalLM"},
+        {"architectures": ["x" * 2000]}, {"architectures": [None]}, {"nested": [[[[[[1]]]]]]}, {"big": 2**63},
+    ],
+    ids=lambda config: next(iter(config)),
+)  # fmt: skip
+def test_odd_configs_do_no_harm(tmp_path: Path, config: dict[str, object]) -> None:
+    """Whatever a config says, either a package comes of it or a word that a user understands."""
+    base = weights(1)
+    write_model(tmp_path / "base", base, config={})
+    write_model(tmp_path / "post", tuned(base, 2), config=config)
+    for pair in (("base", "post"), ("post", "base")):
+        try:
+            pd.extract(tmp_path / pair[0], tmp_path / pair[1], tmp_path / "".join(pair))
+        except CheckpointError:
+            continue
+        pd.verify(tmp_path / "".join(pair))
+
+
+@pytest.mark.parametrize("levels", [30, 31, 32])
+def test_a_config_as_deep_as_may_be_read(tmp_path: Path, levels: int) -> None:
+    """It goes into the manifest one level deeper than it was."""
+    base = weights(1)
+    write_model(tmp_path / "base", base, config={})
+    write_model(tmp_path / "post", tuned(base, 2))
+    (tmp_path / "post" / "config.json").write_text('{"a":' + "[" * (levels - 1) + "]" * (levels - 1) + "}")
+    try:
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    except SourceError:
+        assert not (tmp_path / "delta").exists()
+        return
+    pd.verify(tmp_path / "delta")
+
+
+def test_the_config_patches_lead_there_and_back(tmp_path: Path) -> None:
+    base = weights(1)
+    old = {"a": 1, "b": {"c": 2, "d": [1]}, "gone": True, "same": "x"}
+    new = {"a": 1, "b": {"c": 3, "d": [1, 2]}, "same": "x", "eos_token_id": [1, 2]}
+    write_model(tmp_path / "base", base, config=old)
+    write_model(tmp_path / "post", tuned(base, 2), config=new)
+    manifest = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta").manifest
+    change = manifest.configs["config.json"]
+    assert change.patch == {"b": {"c": 3, "d": [1, 2]}, "gone": None, "eos_token_id": [1, 2]}
+    assert change.reverse == {"b": {"c": 2, "d": [1]}, "gone": True, "eos_token_id": None}
+    assert set(manifest.configs) == {"config.json"}
+
+
+def test_omissions_are_recorded(tmp_path: Path) -> None:
+    base = weights(1)
+    post = tuned(base, 2)
+    base["model.rotary.inv_freq"] = torch.ones(4)
+    base["only.base"], post["only.post"] = torch.ones(2), torch.ones(2)
+    write_model(tmp_path / "base", base)
+    write_model(tmp_path / "post", post)
+    manifest = pd.extract(
+        tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(skips=("^only", "norm"))
+    ).manifest
+    found = {(omission.name, omission.side) for omission in manifest.omissions}
+    assert found == {
+        ("model.rotary.inv_freq", "base"),
+        ("only.base", "base"),
+        ("only.post", "post"),
+        ("model.norm.weight", "both"),
+    }
+    assert not {record.name for record in manifest.tensors} & {name for name, _ in found}
+
+
+def chunked_payload(
+    path: Path, name: str, base: list[np.ndarray], post: list[np.ndarray], codec: str
+) -> dict[str, object]:
+    """Write one tensor's payload by the parts an extraction is made of; return it as a task of an apply has it."""
+    kind, elements = FLOATS[name], sum(part.size for part in base)
+    layout = Layout(CODECS[codec], name, elements, added=True)
+    shard = ShardWriter(path, ["w"])
+    payload = shard.payload("w")
+    counts = np.zeros(2, np.int64)
+    for ours, theirs in zip(base, post, strict=True):
+        chunk = NumpyKernel().subtract(kind, ours, theirs, np.empty(ours.size, kind.bits))
+        streams = encode_added(layout.codec.encode(chunk.symbols, NumpyKernel()), chunk, ours, theirs)
+        decoded = decode_added(layout, streams, np.empty(ours.size, kind.wide), NumpyKernel())
+        widened = kind.widen(chunk.symbols, np.empty(ours.size, kind.wide))
+        whole = floats.join(kind, widened, chunk.positions, chunk.rest)
+        assert np.array_equal(decoded.delta.view(kind.wide_bits), whole.view(kind.wide_bits))
+        assert decoded.remainders == chunk.positions.size
+        assert np.array_equal(decoded.exceptions, chunk.exceptions)
+        counts += chunk.statistics.remainders, chunk.statistics.exceptions
+        payload.append(streams)
+    nbytes, digest = payload.finish()
+    shard.close()
+    return {
+        "name": "w", "weight": 1.0, "effect": "add", "codec": codec, "shard": str(path),
+        "start": check_start(path, nbytes), "nbytes": nbytes, "digest": digest, "counts": counts.tolist(),
+    }  # fmt: skip
+
+
+def check_start(path: Path, nbytes: int) -> int:
+    return path.stat().st_size - nbytes
+
+
+def added(delta: dict[str, object], name: str, targets: list[np.ndarray]) -> list[np.ndarray]:
+    """Run a payload through ``ChunkAdder`` as an apply does."""
+    from paramdelta_hub.errors import PackageError
+
+    kind = FLOATS[name]
+    elements = sum(part.size for part in targets)
+    with Descriptors(PackageError) as shards:
+        adder = ChunkAdder({"name": "w", "dtype": name, "elements": elements, "deltas": [delta]}, shards, NumpyKernel())
+        results = [adder.add(part.view(np.uint8).copy()).view(kind.bits).copy() for part in targets]
+        adder.finish()
+    return results
+
+
+@pytest.mark.parametrize("codec", ["palette", "planes", "raw"])
+def test_chunks_by_hand(tmp_path: Path, dtype_name: str, codec: str) -> None:
+    """difference → encode → decode → ChunkAdder, on base and on another target."""
+    if not CODECS[codec].streams(FLOATS[dtype_name].itemsize):
+        pytest.skip("16-bit symbols only")
+    base, post = pairs(dtype_name, seed=50, count=30_000)
+    delta = chunked_payload(tmp_path / "x.safetensors", dtype_name, [base], [post], codec)
+    assert np.array_equal(added(delta, dtype_name, [base])[0], post)
+    target = np.roll(base, 1)
+    expected = to_bits(reference(*(from_bits(bits, TORCH[dtype_name]) for bits in (base, post, target))))
+    result = added(delta, dtype_name, [target])[0]
+    finite = torch.isfinite(from_bits(expected, TORCH[dtype_name])).numpy()
+    assert np.array_equal(result[finite], expected[finite])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["BF16", "F16"])
+def test_every_base_with_512_posts(tmp_path: Path, name: str) -> None:
+    """All finite patterns × 512 posts, 33 million pairs in real chunks: exact on base, faithful elsewhere."""
+    every = finite_bits(name)
+    drawn = np.random.default_rng(7).choice(every, 512 - special_bits(name).size, replace=False)
+    posts = np.concatenate([special_bits(name), drawn])
+    total = every.size * posts.size
+    base, post, target = [], [], []
+    for start in range(0, total, CHUNK_ELEMENTS):
+        index = np.arange(start, min(start + CHUNK_ELEMENTS, total))
+        base.append(every[index % every.size])
+        post.append(posts[index // every.size])
+        target.append(every[(index * 48_271) % every.size])
+    delta = chunked_payload(tmp_path / "x.safetensors", name, base, post, "palette")
+    assert all(np.array_equal(*both) for both in zip(added(delta, name, base), post, strict=True))
+    results = added(delta, name, target)
+    for ours, theirs, other, result in zip(base, post, target, results, strict=True):
+        expected = reference(*(from_bits(bits, TORCH[name]) for bits in (ours, theirs, other)))
+        finite = torch.isfinite(expected).numpy()
+        assert np.array_equal(result[finite], to_bits(expected)[finite])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["BF16", "F16"])
+def test_every_base_with_many_posts_through_real_packages(tmp_path: Path, name: str) -> None:
+    every = finite_bits(name)
+    posts = np.concatenate([special_bits(name), np.random.default_rng(8).choice(every, 32, replace=False)])
+    dtype = TORCH[name]
+    base = {f"p{post:04x}": from_bits(every, dtype) for post in np.unique(posts)}
+    post = {f"p{post:04x}": from_bits(np.full(every.size, post, np.uint16), dtype) for post in np.unique(posts)}
+    roundtrip(tmp_path, base, post, shards=2)
+
+
+def test_not_finite_chunks_are_counted() -> None:
+    kind = FLOATS["BF16"]
+    base = np.array([0x7F80, 0x3F80, 0xFF80], np.uint16)
+    post = np.array([0x3F80, 0x7FC0, 0x3F80], np.uint16)
+    with pytest.raises(NotFiniteChunkError) as caught:
+        NumpyKernel().subtract(kind, base, post, np.empty(3, np.uint16))
+    assert (caught.value.base, caught.value.post) == (2, 1)
+
+
+def test_the_shards_header_is_a_plain_safetensors_header(tmp_path: Path) -> None:
+    base = weights(3)
+    report = roundtrip(tmp_path, base, tuned(base, 4))
+    records = [record for record in report.manifest.tensors if record.shard]
+    starts = check_shard_header(tmp_path / "delta" / report.manifest.shards[0].path, records)
+    stored = read_weights(tmp_path / "delta" / report.manifest.shards[0].path)
+    for record in records:
+        payload = stored[record.name]
+        assert payload.dtype == torch.uint8
+        assert payload.numel() == record.nbytes
+        assert blake3(raw(payload)).hexdigest() == record.payload_blake3
+    assert starts.keys() == stored.keys()
+
+
+def test_report_is_json(tmp_path: Path) -> None:
+    base = weights(3)
+    report = roundtrip(tmp_path, base, tuned(base, 4))
+    assert json.loads(json.dumps(report.to_json()))["tensors"] == len(base)

@@ -1,0 +1,41 @@
+"""What names bytes: the digest of values is BLAKE3, whoever computes it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from paramdelta_hub.errors import IntegrityError
+from paramdelta_hub.fileio.digests import begin_digest, check_digest, values_digest
+from tests.support import blake3_numpy
+
+
+def test_nothing_has_the_digest_that_blake3s_own_vectors_give_it() -> None:
+    digest = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+    assert begin_digest().hexdigest() == digest
+    assert blake3_numpy.blake3(b"").hex() == digest
+
+
+@given(size=st.integers(0, 20_000), seed=st.integers(0, 255), cuts=st.lists(st.integers(0, 20_000), max_size=4))
+@example(size=1024, seed=0, cuts=[])
+@example(size=1025, seed=1, cuts=[1024])
+@example(size=3 * 1024, seed=2, cuts=[64, 1024])
+@example(size=7 * 1024 + 65, seed=3, cuts=[1])
+def test_the_digest_is_that_of_an_implementation_from_the_paper(size: int, seed: int, cuts: list[int]) -> None:
+    content = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+    expected = blake3_numpy.blake3(content.tobytes())
+    assert values_digest(content) == expected
+    digest, places = begin_digest(), [0, *sorted(min(cut, size) for cut in cuts), size]
+    for start, end in itertools.pairwise(places):
+        digest.update(content[start:end].data)
+    assert digest.hexdigest() == expected.hex()
+
+
+def test_two_digests_that_differ_are_told_of() -> None:
+    check_digest("a" * 64, "a" * 64, "it")
+    with pytest.raises(IntegrityError, match="it has the digest aaaaaaaaaaaaaaaa…, the manifest promises bbbb"):
+        check_digest("a" * 64, "b" * 64, "it", "somewhere")

@@ -1,0 +1,161 @@
+"""Links: a delta named on its models' cards, by commit or by pull request, once."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paramdelta_hub.errors import OptionError, SourceError
+from paramdelta_hub.registry.hub.links import BEGIN, END, LINK_KEY, propose
+from tests.registry.hub.test_registry import asked, fails
+from tests.support.hub import Fault, LoopbackHub
+from tests.support.hub.client import Client
+from tests.support.hub.repositories import metadata
+
+CARD = "---\n# by hand\nlicense: mit   # kept\ntags:\n- a\n---\n\n# A model\n\nText.\n"
+NAMES = st.from_regex(r"[a-z][a-z0-9]{0,8}/[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmatch=True)
+
+
+def after(card: str, *deltas: str) -> str:
+    for delta in deltas:
+        card = propose(card, "org/model", delta, "post").after
+    return card
+
+
+def test_a_section_and_a_key_are_all_that_changes() -> None:
+    proposal = propose(CARD, "org/model", "org/delta", "base")
+    removed = [line for line in proposal.diff.splitlines()[2:] if line.startswith("-")]
+    added = [line[1:] for line in proposal.diff.splitlines()[2:] if line.startswith("+")]
+    assert not removed
+    assert added[:2] == [f"{LINK_KEY}:", "- org/delta"]
+    assert added[3] == BEGIN
+    assert added[-1] == END
+    assert any("https://huggingface.co/org/delta" in line for line in added)
+    assert metadata(proposal.after) == {"license": "mit", "tags": ["a"], LINK_KEY: ["org/delta"]}
+    assert proposal.diff.startswith("--- org/model/README.md\n")
+
+
+def test_several_deltas_share_a_section_in_order() -> None:
+    card = after(CARD, "org/z", "org/a", "org/m", "org/a")
+    assert metadata(card)[LINK_KEY] == ["org/a", "org/m", "org/z"]
+    assert card.count(BEGIN) == card.count(END) == 1
+    assert [card.index(f"- [org/{name}]") for name in "amz"] == sorted(card.index(f"- [org/{n}]") for n in "amz")
+    assert after(CARD, "org/m", "org/z", "org/a") == card
+
+
+def test_text_below_the_section_stays_below() -> None:
+    card = after(CARD, "org/a") + "\nMore, by hand.\n"
+    changed = after(card, "org/b")
+    assert changed.endswith("\nMore, by hand.\n")
+    assert changed.startswith("---\n# by hand\nlicense: mit   # kept\n")
+
+
+@pytest.mark.parametrize("card", ["", "# No metadata\n", "---\n---\nEmpty.\n", "---\nlicense: mit\n---", "no newline"])
+def test_cards_with_little_in_them(card: str) -> None:
+    changed = after(card, "org/delta")
+    assert metadata(changed)[LINK_KEY] == ["org/delta"]
+    assert BEGIN in changed
+    assert after(changed, "org/delta") == changed
+    for line in card.splitlines():
+        assert line in changed.splitlines()
+
+
+@given(st.text(alphabet=st.characters(exclude_characters="-\r"), max_size=200), st.lists(NAMES, min_size=1, max_size=4))
+def test_linking_again_changes_nothing_and_all_else_stays(text: str, deltas: list[str]) -> None:
+    card = f"---\nlicense: mit\n---\n{text}"
+    changed = after(card, *deltas)
+    assert after(changed, *deltas) == changed
+    assert propose(changed, "org/model", deltas[0], "post").diff == ""
+    assert yaml.safe_load(changed.split("---\n")[1])[LINK_KEY] == sorted(set(deltas))
+    assert text.rstrip("\n") in changed
+
+
+def test_line_ends_stay_what_they_are() -> None:
+    changed = after(CARD.replace("\n", "\r\n"), "org/delta")
+    assert changed.replace("\r\n", "").count("\n") == 0
+    assert changed.replace("\r\n", "\n") == after(CARD, "org/delta")
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        (f"{BEGIN}\n", "markers"),
+        (f"{END}\n{BEGIN}\n", "markers"),
+        (f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n", "markers"),
+        ("---\nlicense: mit\n", "no end"),
+        (f"---\n{LINK_KEY}: [org/a]\n---\n", "plain list"),
+    ],
+)
+def test_cards_that_can_not_be_written_into_are_left_alone(card: str, words: str) -> None:
+    with pytest.raises(SourceError, match=words):
+        propose(card, "org/model", "org/delta", "post")
+
+
+def test_names_that_make_no_sense() -> None:
+    for delta in ("org/model", "delta", "org/a](javascript:x)", "org/a\n- b"):
+        with pytest.raises(OptionError):
+            propose(CARD, "org/model", delta, "post")
+
+
+# On the Hub.
+
+
+@pytest.fixture
+def delta(hub: LoopbackHub, repo: str) -> str:
+    hub.add(f"{repo}-delta")
+    return f"{repo}-delta"
+
+
+def test_ones_own_card_is_changed_directly_and_once(hub: LoopbackHub, client: Client, repo: str, delta: str) -> None:
+    made = hub.add(repo)
+    made.add({"README.md": CARD.encode(), "config.json": b"{}"})
+    shown = client("link", repo=repo, delta=delta, role="post", dry_run=True)
+    assert not asked(hub, "POST", "")
+    done = client("link", repo=repo, delta=delta, role="post")
+    assert done["diff"] == shown["diff"]
+    assert done["commit"] == made.head.id
+    assert made.head.files["README.md"].content.decode() == after(CARD, delta)
+    assert made.head.files["config.json"].content == b"{}"
+    again = client("link", repo=repo, delta=delta, role="post")
+    assert (again["diff"], again["commit"], again["pull_request"]) == ("", None, None)
+
+
+def test_somebody_elses_card_gets_one_pull_request(hub: LoopbackHub, client: Client, repo: str, delta: str) -> None:
+    theirs = hub.add(f"them/{repo.split('/')[1]}")
+    theirs.add({"README.md": CARD.encode()})
+    for _ in range(2):
+        done = client("link", repo=theirs.name, delta=delta, role="base")
+        assert done["pull_request"] == f"{hub.endpoint}/{theirs.name}/discussions/1"
+        assert done["commit"] is None
+    assert len(theirs.proposals) == 1
+    assert theirs.head.files["README.md"].content.decode() == CARD
+    theirs.merge(1)
+    assert client("link", repo=theirs.name, delta=delta, role="base")["diff"] == ""
+
+
+def test_a_pull_request_can_be_asked_for_or_refused(
+    hub: LoopbackHub, client: Client, bob: Client, repo: str, delta: str
+) -> None:
+    made = hub.add(repo)
+    assert client("link", repo=repo, delta=delta, role="result", create_pr=True)["pull_request"]
+    assert "README.md" not in made.head.files
+    fails("registry", "403", lambda: bob("link", repo=repo, delta=delta, role="result", create_pr=False))
+
+
+def test_a_card_that_changes_meanwhile_is_read_again(hub: LoopbackHub, client: Client, repo: str, delta: str) -> None:
+    made = hub.add(repo)
+    act = lambda: made.add({"README.md": b"# Theirs\n"})  # noqa: E731
+    hub.faults = [Fault("intrude", "POST .*/commit/", act=act)]
+    client("link", repo=repo, delta=delta, role="post")
+    assert "# Theirs" in made.head.files["README.md"].content.decode()
+    assert delta in made.head.files["README.md"].content.decode()
+
+
+def test_what_is_not_there_can_not_be_linked(hub: LoopbackHub, client: Client, repo: str, delta: str) -> None:
+    hub.add(repo)
+    fails("registry", "no such repository", lambda: client("link", repo=repo, delta="org/absent", role="post"))
+    fails("registry", "no such repository", lambda: client("link", repo="org/absent", delta=delta, role="post"))
+    hub.repositories[repo].add({"README.md": b"\xff\xfe"})
+    fails("source", "UTF-8", lambda: client("link", repo=repo, delta=delta, role="post"))

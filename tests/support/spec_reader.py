@@ -1,0 +1,445 @@
+"""A reader of package format 1, written from ``schemas/SPEC-v1.md`` alone: standard library, NumPy, zstandard.
+
+It shares no line with ``paramdelta_hub``, nor its library for digests; the two agree only if the specification says
+what the product does. The marks (§) point into the specification. Simple, not fast: whole tensors in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+from tests.support.blake3_numpy import blake3
+
+CHUNK = 1_048_576
+ITEM_SIZES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+WIDE = {"BF16": np.dtype("<f4"), "F16": np.dtype("<f4"), "F32": np.dtype("<f8")}
+TOLERATED = {"manifest.json", "README.md", "manifest.json.sig", "change.svg", ".gitattributes", ".gitignore"}
+FIELDS = {
+    "manifest": "format format_version name version license created_by base post architecture exactness configs "
+    "given_up renames omissions shards lineage companions tensors",
+    "source": "name commit files dtypes tied_embeddings tokenizer_sha256",
+    "architecture": "model_type classes fingerprint",
+    "exactness": "exact elements changed remainders exceptions",
+    "file": "path size sha256",
+    "config": "patch reverse",
+    "rows": "base runs",
+    "record": "name base_name post_name dtype shape rows effect codec shard nbytes payload_blake3 base_blake3 "
+    "post_blake3 base_norm delta_norm changed remainders exceptions",
+}
+COMPONENT = r"[A-Za-z0-9_-]([A-Za-z0-9._-]{0,253}[A-Za-z0-9_-])?"
+PATH = re.compile(rf"{COMPONENT}(/{COMPONENT}){{0,3}}")
+DEVICE = re.compile(r"(^|/)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|/|$)", re.IGNORECASE)
+
+
+class RefusedError(Exception):
+    """The package breaks the rule of the message."""
+
+
+def require(condition: object, rule: str) -> None:
+    if not condition:
+        raise RefusedError(rule)
+
+
+# §3.1 and §4: JSON and safetensors
+
+
+def parse_json(text: bytes) -> object:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        require(len(dict(pairs)) == len(pairs), "§3.1 a key stands twice")
+        return dict(pairs)
+
+    def number(digits: str) -> float:
+        require(math.isfinite(float(digits)), "§3.1 a number overflows")
+        return float(digits)
+
+    def integer(digits: str) -> int:
+        require(len(digits) <= 20 and -(2**63) <= int(digits) < 2**64, "§3.1 an integer outside 64 bits")
+        return int(digits)
+
+    def constant(name: str) -> None:
+        require(False, f"§3.1 {name}")
+
+    try:
+        value = json.loads(
+            text.decode(), object_pairs_hook=unique, parse_float=number, parse_int=integer, parse_constant=constant
+        )
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair has no UTF-8
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(f"§3.1 {error}") from None
+    return value
+
+
+def read_safetensors(content: bytes) -> tuple[dict[str, str], dict[str, tuple[str, list[int], bytes]]]:
+    """Return the metadata and (dtype, shape, bytes) of every tensor."""
+    length = int.from_bytes(content[:8], "little")
+    require(len(content) >= 8 and length <= min(len(content) - 8, 2**25), "§4 header length")
+    header = parse_json(content[8 : 8 + length])
+    require(isinstance(header, dict), "§4 header")
+    metadata = header.pop("__metadata__", {})
+    tensors, position = {}, 8 + length
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        require(entry.keys() == {"dtype", "shape", "data_offsets"} and entry["dtype"] in ITEM_SIZES, "§4 header entry")
+        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        nbytes = math.prod(entry["shape"]) * ITEM_SIZES[entry["dtype"]]
+        require(start == position and end - start == nbytes and end <= len(content), "§4 holes, overlaps or truncation")
+        tensors[name] = (entry["dtype"], entry["shape"], content[start:end])
+        position = end
+    require(position == len(content), "§4 the tensors fill the data area")
+    return metadata, tensors
+
+
+# §5: streams
+
+
+def frame(stream: bytes, size: int) -> np.ndarray:
+    try:
+        head = zstandard.get_frame_parameters(stream)
+        require(head.content_size == size and size > 0, "§5 a frame's content size")
+        require(head.has_checksum and not head.dict_id, "§5 a frame has a checksum and no dictionary")
+        require(head.window_size <= 2**23, "§5 a frame's window")
+        content = zstandard.ZstdDecompressor().decompress(stream, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise RefusedError(f"§5 {error}") from None
+    require(len(content) == size, "§5 a frame's content")
+    return np.frombuffer(content, np.uint8)
+
+
+def planes(streams: list[bytes], count: int) -> np.ndarray:
+    out = np.zeros((count, len(streams)), np.uint8)
+    for index, stream in enumerate(streams):
+        if stream:
+            out[:, index] = frame(stream, count)
+    return out.reshape(-1).view(f"<u{len(streams)}")
+
+
+def symbols(codec: str, streams: list[bytes], count: int, width: int) -> np.ndarray:
+    if codec == "raw":
+        require(len(streams[0]) == count * width, "§5 raw")
+        return np.frombuffer(streams[0], f"<u{width}")
+    if codec == "planes":
+        return planes(streams, count)
+    if streams[0]:
+        coded = positions(streams[0], count)
+        out = np.zeros(count, "<u2")
+        out[coded] = palette([*streams[1:]], coded.size)
+        return out
+    return palette(streams[1:], count)
+
+
+def palette(streams: list[bytes], count: int) -> np.ndarray:
+    require(len(streams[0]) % 2 == 0 and len(streams[0]) <= 510, "§5 the palette")
+    entries, ranks = np.frombuffer(streams[0], "<u2"), frame(streams[1], count)
+    escaped = ranks == 255
+    require((ranks[~escaped] < entries.size).all(), "§5 a rank has an entry")
+    require(escaped.any() or not any(streams[2:]), "§5 escapes without ranks of 255")
+    out = np.empty(count, "<u2")
+    out[~escaped] = entries[ranks[~escaped]]
+    out[escaped] = planes(streams[2:], int(escaped.sum()))
+    return out
+
+
+def sparse(streams: list[bytes], count: int) -> tuple[np.ndarray, np.ndarray]:
+    width = len(streams) - 1
+    if not streams[0]:
+        require(not any(streams), "§5 numbers without positions")
+        return np.empty(0, np.int64), np.empty(0, f"<u{width}")
+    listed = positions(streams[0], count)
+    return listed, planes(streams[1:], listed.size)
+
+
+def positions(stream: bytes, count: int) -> np.ndarray:
+    size = zstandard.get_frame_parameters(stream).content_size
+    require(1 <= size <= count, "§5 gaps")
+    gaps = frame(stream, size).astype(np.int64)
+    ends = gaps < 255
+    require(ends[-1], "§5 the last gap ends")
+    found = np.cumsum(gaps + ends)[ends] - 1
+    require(found[-1] < count, "§5 the last position")
+    return found
+
+
+# §6: arithmetic
+
+
+def widen(dtype: str, bits: np.ndarray) -> np.ndarray:
+    if dtype == "BF16":
+        return (bits.astype("<u4") << np.uint32(16)).view("<f4")
+    return bits.view("<f2" if dtype == "F16" else "<f4").astype(WIDE[dtype])
+
+
+def narrow(dtype: str, wide: np.ndarray) -> np.ndarray:
+    """Round to nearest, ties to even; BF16 by its definition, in integers."""
+    if dtype != "BF16":
+        with np.errstate(over="ignore"):
+            return wide.astype("<f2" if dtype == "F16" else "<f4").view("<u2" if dtype == "F16" else "<u4")
+    bits = wide.view("<u4")
+    kept, dropped = bits >> np.uint32(16), bits & np.uint32(0xFFFF)
+    up = (dropped > 0x8000) | ((dropped == 0x8000) & (kept % 2 == 1))
+    return (kept + up).astype("<u2")
+
+
+@dataclass
+class Chunk:
+    """One chunk of an ``add`` tensor: Δ in the wide type, exceptions, and the digest that makes them apply."""
+
+    delta: np.ndarray
+    exceptions: np.ndarray
+    exact: np.ndarray
+    base_digest: bytes
+
+
+class SpecPackage:
+    """A package, read whole and checked on opening."""
+
+    def __init__(self, folder: Path) -> None:
+        text = (folder / "manifest.json").read_bytes()
+        self.id = hashlib.sha256(text).hexdigest()
+        self.manifest = parse_json(text)
+        check_manifest(self.manifest)
+        files = {}
+        for file in list_files(self.manifest):
+            require(not (folder / file["path"]).is_symlink(), "§2 a symbolic link")
+            content = files[file["path"]] = (folder / file["path"]).read_bytes()
+            require(len(content) == file["size"], "§9 a file's size")
+            require(hashlib.sha256(content).hexdigest() == file["sha256"], "§9 a file's digest")
+        found = {Path(at, name).relative_to(folder).as_posix() for at, _, names in os.walk(folder) for name in names}
+        extra = {name for name in found if name.split("/")[0] not in {".git", ".cache"}} - files.keys() - TOLERATED
+        require(not extra, "§2 an unlisted file")
+        self.records = {record["name"]: record for record in self.manifest["tensors"]}
+        self.payloads = {}
+        for shard in self.manifest["shards"]:
+            _, tensors = read_safetensors(files[shard["path"]])
+            mine = {name for name, record in self.records.items() if record["shard"] == shard["path"]}
+            require(mine == tensors.keys(), "§4 a shard's tensors are its records")
+            for name, (dtype, shape, payload) in tensors.items():
+                require((dtype, shape) == ("U8", [self.records[name]["nbytes"]]), "§4 a payload's size")
+                require(blake3(payload).hex() == self.records[name]["payload_blake3"], "§9 a payload")
+                self.payloads[name] = payload
+        self.lineage = read_safetensors(files[self.manifest["lineage"]["path"]])[1]
+
+    def streams(self, name: str) -> list[tuple[int, list[bytes]]]:
+        """Cut a payload (§4): for every chunk, how many elements it has, and its streams."""
+        record, payload = self.records[name], self.payloads[name]
+        elements, width = math.prod(record["shape"]), ITEM_SIZES[record["dtype"]]
+        chunks, columns = -(-elements // CHUNK), {"palette": 5, "planes": width, "raw": 1}[record["codec"]["name"]]
+        wide = 8 if width > 2 else 4
+        if record["effect"] == "add":
+            columns += 1 + wide + 1 + width + 1
+        require(len(payload) >= 4 * chunks * columns, "§4 the chunk table")
+        body = len(payload) - 4 * chunks * columns
+        table = np.frombuffer(payload[body:], "<u4").reshape(chunks, columns).astype(int)
+        require(table.sum() == body, "§4 the lengths add up")
+        require((table.sum(axis=1) <= 2**20 * (2 * width + wide + 3) + 1024 * columns).all(), "§4 an impossible chunk")
+        cuts = [0, *np.cumsum(table).tolist()]
+        streams = [payload[start:end] for start, end in itertools.pairwise(cuts)]
+        return [(min(CHUNK, elements - i * CHUNK), streams[i * columns : (i + 1) * columns]) for i in range(chunks)]
+
+    def added(self, name: str) -> list[Chunk]:
+        """Decode an ``add`` tensor."""
+        record = self.records[name]
+        dtype, codec = record["dtype"], record["codec"]["name"]
+        elements, wide = math.prod(record["shape"]), WIDE[record["dtype"]]
+        if codec == "zero":
+            none, starts = np.empty(0, int), range(0, elements, CHUNK)
+            return [Chunk(np.zeros(min(CHUNK, elements - start), wide), none, none, b"") for start in starts]
+        width, chunks, listed = ITEM_SIZES[dtype], [], Counter()
+        for count, streams in self.streams(name):
+            digest, exceptions = streams[-1], sparse(streams[-2 - width : -1], count)
+            remainder = sparse(streams[-3 - width - wide.itemsize : -2 - width], count)
+            own = symbols(codec, streams[: -3 - width - wide.itemsize], count, width)
+            require(len(digest) == (32 if exceptions[0].size else 0), "§6 exceptions and base's digest")
+            delta = widen(dtype, own)
+            delta.view(f"<u{wide.itemsize}")[remainder[0]] += remainder[1]
+            listed.update(remainders=remainder[0].size, exceptions=exceptions[0].size)
+            chunks.append(Chunk(delta, *exceptions, digest))
+        require(all(record[key] == listed[key] for key in ("remainders", "exceptions")), "§3.3 counts")
+        return chunks
+
+    def replaced(self, name: str) -> bytes:
+        """Decode a ``replace`` tensor that is not ``zero``: post's values."""
+        record = self.records[name]
+        codec, width = record["codec"]["name"], ITEM_SIZES[record["dtype"]]
+        return b"".join(symbols(codec, streams, count, width).tobytes() for count, streams in self.streams(name))
+
+
+def add(target: bytes, summands: list[tuple[SpecPackage, str, float]]) -> bytes:
+    """Return target ⊕ Σ wᵢΔᵢ (§6) for one tensor's bytes; a summand is a package, the tensor's name in it, a weight."""
+    left = [(package, name, weight) for package, name, weight in summands if weight != 0]
+    if not left:
+        return target
+    record = left[0][0].records[left[0][1]]
+    dtype = record["dtype"]
+    if record["effect"] == "replace":
+        carried = {p.replaced(n) for p, n, weight in left if weight > 0 and p.records[n]["codec"]["name"] != "zero"}
+        require(len(carried) <= 1, "§6 two deltas carry different values")
+        return carried.pop() if carried else target
+    width, out = ITEM_SIZES[dtype], []
+    for index, chunks in enumerate(zip(*(package.added(name) for package, name, _ in left), strict=True)):
+        piece = target[index * CHUNK * width : (index + 1) * CHUNK * width]
+        total = widen(dtype, np.frombuffer(piece, f"<u{width}"))
+        for chunk, (_, _, weight) in zip(chunks, left, strict=True):
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = total + (chunk.delta if weight == 1 else WIDE[dtype].type(weight) * chunk.delta)
+        is_base = bool(chunks[0].base_digest) and blake3(piece) == chunks[0].base_digest
+        overflow = ~np.isfinite(total)
+        bits = narrow(dtype, total)
+        if len(left) == 1 and left[0][2] == 1 and is_base:
+            bits[chunks[0].exceptions] = chunks[0].exact
+            overflow[chunks[0].exceptions] = False
+        require(not overflow.any() and np.isfinite(widen(dtype, bits)).all(), "§6 the result is not finite")
+        out.append(bits.tobytes())
+    return b"".join(out)
+
+
+def lineage_places(name: str, elements: int) -> np.ndarray:
+    """Return the sampled positions of a tensor (§8)."""
+    if elements <= 256:
+        return np.arange(elements)
+    draws = hashlib.shake_128(name.encode()).digest(128)
+    starts = sorted(int.from_bytes(draws[i : i + 8], "little") % (elements - 15) for i in range(0, 128, 8))
+    return np.concatenate([np.arange(start, start + 16) for start in starts])
+
+
+def fingerprint(shapes: dict[str, list[int]]) -> str:
+    """Return an architecture's fingerprint (§7)."""
+    scales = {f"{name}{end}" for name in shapes for end in ("_scale", "_scale_inv")}
+    derived = re.compile(r"(^|\.)(position_ids|inv_freq)$")
+    kept = {name: shape for name, shape in shapes.items() if name not in scales and not derived.search(name)}
+    lines = sorted((name.encode(), b"x".join(b"%d" % n for n in shape)) for name, shape in kept.items())
+    return hashlib.sha256(b"".join(name + b"\t" + shape + b"\n" for name, shape in lines)).hexdigest()
+
+
+# §2 and §3: the manifest
+
+
+def list_files(manifest: dict) -> list[dict]:
+    return [*manifest["shards"], manifest["lineage"], *manifest["companions"]]
+
+
+def check_manifest(manifest: object) -> None:
+    require(isinstance(manifest, dict) and manifest.get("format") == "paramdelta", "§3 format")
+    version = manifest.get("format_version")
+    require(type(version) is int and version == 1, f"§10 unknown format version {version}")
+    fields(manifest, "manifest")
+    for source in (manifest["base"], manifest["post"]):
+        fields(source, "source")
+        texts(source["name"], *source["dtypes"], *(file["path"] for file in source["files"]))
+    fields(manifest["architecture"], "architecture")
+    texts(manifest["architecture"]["model_type"], *manifest["architecture"]["classes"])
+    fields(manifest["exactness"], "exactness")
+    texts(manifest["name"], manifest["license"], manifest["created_by"])
+    texts(*(text for omission in manifest["omissions"] for text in omission.values()))
+    texts(*(rename["pattern"] for rename in manifest["renames"]))
+    paths = [name.casefold() for name in ("manifest.json", "README.md", "manifest.json.sig")]
+    for file in list_files(manifest):
+        fields(file, "file")
+        require(PATH.fullmatch(file["path"]) and not DEVICE.search(file["path"]), "§2 an unsafe path")
+        require(re.fullmatch("[0-9a-f]{64}", file["sha256"]), "§3.2 sha256")
+        paths.append(file["path"].casefold())
+    require(len(set(paths)) == len(paths), "§2 paths collide")
+    count = len(manifest["shards"])
+    names = [f"delta-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    require([shard["path"] for shard in manifest["shards"]] == names, "§2 the shards' names")
+    require({record["shard"] for record in manifest["tensors"]} - {None} == set(names), "§3.2 the shards' tensors")
+    require(manifest["lineage"]["path"] == "lineage.safetensors", "§2 the lineage file's name")
+    for file in manifest["companions"]:
+        require(re.fullmatch(r"companions/.*\.(json|jinja|txt|model)", file["path"]), "§2 companions")
+    require(manifest["configs"].keys() <= {"config.json", "generation_config.json"}, "§3.2 configs")
+    for change in manifest["configs"].values():
+        check_change(change)
+    for record in manifest["tensors"]:
+        check_record(record)
+    require(len({record["name"] for record in manifest["tensors"]}) == len(manifest["tensors"]), "§3.2 names")
+    totals = {key: sum(r[key] for r in manifest["tensors"]) for key in ("changed", "remainders", "exceptions")}
+    totals |= {"exact": True, "elements": sum(math.prod(record["shape"]) for record in manifest["tensors"])}
+    require(totals == manifest["exactness"], "§3.2 exactness")
+
+
+def check_rows(record: dict) -> None:
+    end, last = 0, "none yet"
+    for first, source, number in record["rows"]["runs"]:
+        require(first == end and 1 <= number <= record["shape"][0] - end, "§12 runs follow each other")
+        require(source is None or 0 <= source <= record["rows"]["base"] - number, "§12 a run's source")
+        require(source != last, "§12 two runs that are one")
+        end, last = end + number, None if source is None else source + number
+    require(end == record["shape"][0], "§12 runs cover the rows")
+
+
+def logical_rows(record: dict) -> list[int | None]:
+    """Return, for every row of the tensor, base's row (§12), or None."""
+    check_rows(record)
+    runs = record["rows"]["runs"]
+    return [None if source is None else source + row for _, source, number in runs for row in range(number)]
+
+
+def logical_base(record: dict, base: np.ndarray) -> np.ndarray:
+    """Return base's rows, as bits, in the order of the record (§12)."""
+    if record["rows"] is None:
+        return base
+    out = np.zeros((record["shape"][0], *base.shape[1:]), base.dtype)
+    for row, source in enumerate(logical_rows(record)):
+        if source is not None:
+            out[row] = base[source]
+    return out
+
+
+def check_record(record: dict) -> None:
+    fields(record, "record")
+    name, dtype, effect, codec = record["name"], record["dtype"], record["effect"], record["codec"]
+    require(0 < len(name.encode()) <= 1024, "§3.3 a name's length")
+    texts(name, record["base_name"], record["post_name"])
+    require(effect == ("add" if dtype in WIDE else "replace") and dtype in ITEM_SIZES.keys() - {"F64"}, "§3.3 effect")
+    require(codec == {"name": codec["name"], "parameters": {}}, "§3.3 codec")
+    takes = {"zero", "planes", "raw", *(["palette"] if ITEM_SIZES[dtype] == 2 else [])}
+    require(codec["name"] in takes, "§5 codec")
+    require(len(record["shape"]) <= 16 and math.prod(record["shape"]) <= 2**40, "§3.3 shape")
+    if record["rows"] is not None:
+        fields(record["rows"], "rows")
+        require(record["shape"], "§12 a scalar has no rows")
+        check_rows(record)
+    payload = (record["shard"], record["nbytes"], record["payload_blake3"])
+    if codec["name"] == "zero":
+        require(payload == (None, 0, None) and record["base_blake3"] == record["post_blake3"], "§3.3 zero")
+        require(record["changed"] == 0, "§3.3 zero")
+    else:
+        require(None not in payload and record["nbytes"] > 0, "§3.3 a payload")
+    if codec["name"] == "zero" or effect == "replace":
+        require(record["remainders"] == record["exceptions"] == 0, "§3.3 counts")
+
+
+def check_change(change: dict) -> None:
+    fields(change, "config")
+    require(change["patch"].keys() == change["reverse"].keys(), "§11 there and back")
+    levels = [change["patch"], change["reverse"]]
+    while levels:
+        level = levels.pop()
+        if isinstance(level, dict):
+            require(not level.keys() & {"auto_map", "custom_pipelines"}, "§11 code")
+            texts(*level)
+            levels += level.values()
+        elif isinstance(level, list):
+            levels += level
+
+
+def texts(*found: str | None) -> None:
+    odd = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    require(not any(unicodedata.category(c) in odd for text in found for c in text or ""), "§3.2 a text's characters")
+
+
+def fields(record: object, kind: str) -> None:
+    require(isinstance(record, dict) and record.keys() == set(FIELDS[kind].split()), f"§3.1 the fields of a {kind}")
