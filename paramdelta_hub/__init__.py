@@ -39,16 +39,17 @@ from paramdelta_hub.errors import (
 )
 
 if TYPE_CHECKING:
-    from paramdelta_hub.application.apply import ApplyReport, Summand, WeightMap, apply
+    from paramdelta_hub.application.apply import ApplyReport, WeightedDelta, WeightMap, apply
     from paramdelta_hub.application.preview import Preview, preview
-    from paramdelta_hub.application.requests import ApplyRequest, ExtractRequest
+    from paramdelta_hub.application.request import ApplyRequest
     from paramdelta_hub.application.tensors import tensors
     from paramdelta_hub.checkpoints.rules import Rules
     from paramdelta_hub.extraction.extract import ExtractReport, extract
     from paramdelta_hub.extraction.relabel import RelabelReport, relabel
+    from paramdelta_hub.extraction.request import ExtractRequest
     from paramdelta_hub.outputs.applied_model import ResultReport, verify_result
     from paramdelta_hub.package.manifest import Manifest
-    from paramdelta_hub.ranks import ShareReport, commit, do_share
+    from paramdelta_hub.ranks import RankReport, commit, run_rank
     from paramdelta_hub.registry.api import link, pull, search, versions
     from paramdelta_hub.registry.hub.links import Linked
     from paramdelta_hub.registry.protocol import Hit, Published, Pulled, Version
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from paramdelta_hub.reports.catalog import CatalogReport, catalog
     from paramdelta_hub.reports.inspect import InspectReport, compare, inspect, write_report
     from paramdelta_hub.tasks.progress import Progress
-    from paramdelta_hub.tasks.runner import Crew
+    from paramdelta_hub.tasks.runner import ExecutorConfig
     from paramdelta_hub.verification.package import VerifyReport, verify
 
 __all__ = [
@@ -67,8 +68,8 @@ __all__ = [
     "CatalogReport",
     "CheckpointError",
     "Comparison",
-    "Crew",
     "DestinationError",
+    "ExecutorConfig",
     "ExtractReport",
     "ExtractRequest",
     "Found",
@@ -89,26 +90,25 @@ __all__ = [
     "PublishError",
     "Published",
     "Pulled",
+    "RankReport",
     "RegistryError",
     "RelabelReport",
     "ResultReport",
     "Rules",
-    "ShareReport",
     "SignatureError",
     "SourceError",
     "StorageError",
-    "Summand",
     "UnsupportedFormatError",
     "VerificationError",
     "VerifyReport",
     "Version",
     "WeightMap",
+    "WeightedDelta",
     "__version__",
     "apply",
     "catalog",
     "commit",
     "compare",
-    "do_share",
     "extract",
     "inspect",
     "link",
@@ -116,6 +116,7 @@ __all__ = [
     "publish",
     "pull",
     "relabel",
+    "run_rank",
     "search",
     "tensors",
     "verify",
@@ -126,12 +127,12 @@ __all__ = [
 
 _LAZY = {
     "ApplyReport": "application.apply",
-    "ApplyRequest": "application.requests",
+    "ApplyRequest": "application.request",
     "CatalogReport": "reports.catalog",
     "Comparison": "reports.agreement",
-    "Crew": "tasks.runner",
+    "ExecutorConfig": "tasks.runner",
     "ExtractReport": "extraction.extract",
-    "ExtractRequest": "application.requests",
+    "ExtractRequest": "extraction.request",
     "Found": "registry.search",
     "Hit": "registry.protocol",
     "InspectReport": "reports.inspect",
@@ -144,8 +145,8 @@ _LAZY = {
     "RelabelReport": "extraction.relabel",
     "ResultReport": "outputs.applied_model",
     "Rules": "checkpoints.rules",
-    "ShareReport": "ranks",
-    "Summand": "application.apply",
+    "RankReport": "ranks",
+    "WeightedDelta": "application.apply",
     "VerifyReport": "verification.package",
     "Version": "registry.protocol",
     "WeightMap": "application.apply",
@@ -153,7 +154,7 @@ _LAZY = {
     "catalog": "reports.catalog",
     "commit": "ranks",
     "compare": "reports.inspect",
-    "do_share": "ranks",
+    "run_rank": "ranks",
     "extract": "extraction.extract",
     "inspect": "reports.inspect",
     "link": "registry.api",

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from paramdelta_hub.application.apply import Application, ApplyReport
-from paramdelta_hub.application.requests import ApplyRequest, ExtractRequest, request_of
-from paramdelta_hub.application.tasks import written
+from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.errors import DestinationError, OptionError
 from paramdelta_hub.extraction.extract import Extraction, ExtractReport
+from paramdelta_hub.extraction.request import ExtractRequest
 from paramdelta_hub.outputs.replacing import check_new
-from paramdelta_hub.tasks.partition import lots, share
+from paramdelta_hub.tasks.partition import group_by_output_file, partition
 from paramdelta_hub.tasks.plan import Plan, read_request
 from paramdelta_hub.tasks.progress import Progress
-from paramdelta_hub.tasks.runner import Crew, Operation, Outcomes, execute, intact, reopen, resume
-from paramdelta_hub.tasks.workspace import Destination, anything
+from paramdelta_hub.tasks.requests import request_of
+from paramdelta_hub.tasks.runner import ExecutorConfig, Operation, Outcomes, execute, intact, reopen, resume
+from paramdelta_hub.tasks.workspace import Workspace, anything
 
-__all__ = ["Request", "ShareReport", "commit", "do_share"]
+__all__ = ["RankReport", "Request", "commit", "run_rank"]
 
 Request: TypeAlias = "ExtractRequest | ApplyRequest"
 _LISTED = 20
@@ -30,7 +31,7 @@ _LISTED = 20
 
 
 @dataclass(frozen=True)
-class ShareReport:
+class RankReport:
     """What a rank has done."""
 
     out: str
@@ -48,7 +49,7 @@ class ShareReport:
         return asdict(self)
 
 
-def do_share(
+def run_rank(
     request: Request,
     out: str | Path,
     rank: int,
@@ -56,9 +57,9 @@ def do_share(
     *,
     registry: str | Path | None = None,
     overwrite: bool = False,
-    crew: Crew | None = None,
+    config: ExecutorConfig | None = None,
     progress: Progress | None = None,
-) -> ShareReport:
+) -> RankReport:
     """Do the share of rank ``rank`` (from 0) of ``world``; when every rank has done its own, :func:`commit` ends it.
 
     Ranks run at the same time, or one after another, in any order; running one again does what is left of its share.
@@ -72,7 +73,7 @@ def do_share(
         world: how many shares there are.
         registry: where a bare ``org/name`` lies.
         overwrite: go on although there is a finished ``out``, which the commit will replace.
-        crew: what does the tasks.
+        config: what does the tasks.
         progress: told how far the work is.
 
     Raises:
@@ -84,21 +85,21 @@ def do_share(
         raise OptionError(f"there is no rank {rank} of {world}", remedy="ranks are counted from 0")
     if isinstance(request, ApplyRequest) and request.stream:
         raise OptionError("ranks can't share a target that is streamed", remedy="download it, or leave out --stream")
-    crew, progress = crew or Crew(), progress or Progress()
+    config, progress = config or ExecutorConfig(), progress or Progress()
     check_new(out, overwrite=overwrite, registry=registry)
     operation = _opened(request, out, registry, progress)
     may_replace = operation.may_replace if overwrite else None
-    with Destination(Path(out), may_replace=may_replace, shared=True) as destination:
-        claimed = resume(operation, destination, crew)
-        destination.enlist(rank, world)
+    with Workspace(Path(out), may_replace=may_replace, shared=True) as workspace:
+        claimed = resume(operation, workspace, config)
+        workspace.enlist(rank, world)
         mine = _shares(operation.plan, world)[rank]
         done = intact(
-            operation, destination, {n: outcome for n, outcome in claimed.items() if n in mine}, crew, progress
+            operation, workspace, {n: outcome for n, outcome in claimed.items() if n in mine}, config, progress
         )
-        outcomes = execute(operation, destination, done, mine, crew, progress)
+        outcomes = execute(operation, workspace, done, mine, config, progress)
         operation.refuse(outcomes)
-    nbytes = sum(operation.plan.tasks[number]["bytes"] for number in mine)
-    return ShareReport(str(out), rank, world, len(mine), len(done), nbytes)
+    nbytes = sum(operation.plan.tasks[number].nbytes for number in mine)
+    return RankReport(str(out), rank, world, len(mine), len(done), nbytes)
 
 
 def commit(
@@ -123,27 +124,27 @@ def commit(
             rank to run again), or the inputs are no longer those of the plan.
         ParamdeltaError: whatever the end of an extract or apply can raise.
     """
-    crew, progress = Crew(threads=threads), progress or Progress()
-    if not Destination(Path(out)).plan_path.exists():
+    config, progress = ExecutorConfig(threads=threads), progress or Progress()
+    if not Workspace(Path(out)).plan_path.exists():
         raise DestinationError(
             "there is nothing to commit", where=str(out), remedy="run the ranks first, with -o and this very folder"
         )
-    with Destination(Path(out), may_replace=anything if overwrite else None) as destination:
-        kind, fields = read_request(destination.request_path)
+    with Workspace(Path(out), may_replace=anything if overwrite else None) as workspace:
+        kind, fields = read_request(workspace.request_path)
         wanted: type[Request] = ExtractRequest if kind == "extract" else ApplyRequest
-        operation = _opened(request_of(wanted, fields, str(destination.request_path)), out, None, progress)
-        if not destination.holds(operation.plan):
+        operation = _opened(request_of(wanted, fields, str(workspace.request_path)), out, None, progress)
+        if not workspace.holds(operation.plan):
             raise DestinationError(
                 "the inputs are no longer those of the plan, or another version of paramdelta made it",
-                where=str(destination.plan_path),
+                where=str(workspace.plan_path),
                 remedy="delete the folder, and run all ranks again",
             )
         if overwrite:
-            destination.may_replace = operation.may_replace
-            destination.check()
-        outcomes = reopen(operation, destination, crew, progress)
-        _refuse_missing(operation, destination, outcomes)
-        report: ExtractReport | ApplyReport = operation.finish(destination, outcomes, len(outcomes))
+            workspace.may_replace = operation.may_replace
+            workspace.check()
+        outcomes = reopen(operation, workspace, config, progress)
+        _refuse_missing(operation, workspace, outcomes)
+        report: ExtractReport | ApplyReport = operation.finish(workspace, outcomes, len(outcomes))
         return report
 
 
@@ -154,15 +155,15 @@ def _opened(request: Request, out: str | Path, registry: str | Path | None, prog
 
 
 def _shares(plan: Plan, world: int) -> list[list[int]]:
-    together = lots([written(plan.kind, task) for task in plan.tasks])
-    return share(together, [task["bytes"] for task in plan.tasks], world)
+    groups = group_by_output_file([task.writes for task in plan.tasks])
+    return partition(groups, [task.nbytes for task in plan.tasks], world)
 
 
-def _refuse_missing(operation: Operation[Any], destination: Destination, outcomes: Outcomes) -> None:
+def _refuse_missing(operation: Operation[Any], workspace: Workspace, outcomes: Outcomes) -> None:
     missing = [number for number in range(len(operation.plan.tasks)) if number not in outcomes]
     if not missing:
         return
-    ranks = destination.ranks()
+    ranks = workspace.ranks()
     lines = []
     for world in sorted({world for _, world in ranks}):
         for rank, mine in enumerate(_shares(operation.plan, world)):
@@ -173,7 +174,7 @@ def _refuse_missing(operation: Operation[Any], destination: Destination, outcome
         f"{len(missing)} of {len(operation.plan.tasks)} tasks are not done, or their bytes have changed since"
         + "".join(f"\n  - {line}" for line in lines[:_LISTED])
         + (f"\n  - … and {len(lines) - _LISTED} more ranks" if len(lines) > _LISTED else ""),
-        where=str(destination.out),
+        where=str(workspace.out),
         remedy="run these ranks again, then commit" if lines else "run the same command again: it does what is left",
     )
 

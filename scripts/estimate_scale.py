@@ -24,17 +24,17 @@ from typing import Any
 
 import numpy as np
 from generate import Recipe, generate
+from paramdelta_hub.application.tasks import run_task, written
 
 import paramdelta_hub as pd
 from paramdelta_hub.application.apply import Application
-from paramdelta_hub.application.tasks import run_task, written
 from paramdelta_hub.extraction.extract import Extraction
 from paramdelta_hub.fileio.digests import values_digest
 from paramdelta_hub.numerics.kernels import Kernel, kernel_for
-from paramdelta_hub.tasks.partition import lots, share
+from paramdelta_hub.tasks.partition import group_by_output_file, partition
 from paramdelta_hub.tasks.plan import Plan
 from paramdelta_hub.tasks.runner import Operation
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "scripts" / "results" / "scale.json"
@@ -90,7 +90,7 @@ def plans(folder: Path) -> dict[str, Any]:
             "seconds": told["processor_seconds"],
             "peak_mb": told["peak_mb"],
             "bytes": [task["bytes"] for task in plan.tasks],
-            "lots": lots([written(plan.kind, task) for task in plan.tasks]),
+            "lots": group_by_output_file([written(plan.kind, task) for task in plan.tasks]),
         }
     return found
 
@@ -124,11 +124,11 @@ def timed(plan: Plan, operation: Operation[Any], kernel: Kernel, out: Path) -> f
     """Return processor seconds a GB of the plan's bytes, all tasks one after another; the best of three runs."""
     best = float("inf")
     for attempt in range(3):
-        with Destination(out.with_name(f"{out.name}-{attempt}")) as destination:
-            destination.resume(plan, lambda at=destination: operation.prepare(at, 1))  # type: ignore[misc]
+        with Workspace(out.with_name(f"{out.name}-{attempt}")) as workspace:
+            workspace.resume(plan, lambda at=workspace: operation.prepare(at, 1))  # type: ignore[misc]
             begun = time.process_time()
             for task in plan.tasks:
-                run_task(plan.kind, task, destination.books, kernel, lambda _: None)
+                run_task(plan.kind, task, workspace.work_dir, kernel, lambda _: None)
             best = min(best, time.process_time() - begun)
     return round(best / plan.nbytes * GB, 3)
 
@@ -172,7 +172,7 @@ def estimate(found: dict[str, Any], kind: str, machines: int, assumed: Assumptio
     model = sum(sizes) / (2 if kind == "extract" else 1) / GB
     made = part * model if kind == "extract" else model
     moved = (2 * model if kind == "extract" else (1 + part) * model) + made  # read, and written
-    shares = share(plan["lots"], sizes, machines)
+    shares = partition(plan["lots"], sizes, machines)
     computing = max(makespan([sizes[task] / GB * cost for task in mine], assumed.cores) for mine in shares)
     largest = max(sum(sizes[task] for task in mine) for mine in shares) / sum(sizes)
     waiting = {

@@ -193,7 +193,7 @@ def test_on_a_target_the_result_is_applys(extracted: Extracted, tmp_path: Path, 
     else:
         skips, left = (), set(package.records)
     pd.apply(
-        extracted.root / "target", pd.Summand(extracted.root / "delta", weight), tmp_path / "out",
+        extracted.root / "target", pd.WeightedDelta(extracted.root / "delta", weight), tmp_path / "out",
         rules=pd.Rules(skips=skips), threads=1,
     )  # fmt: skip
     result = read_weights(tmp_path / "out")
@@ -255,7 +255,7 @@ def test_several_deltas_are_summed_in_order(tmp_path: Path) -> None:
     one = small("BF16")
     two = Trio(one.base, tuned(one.base, 9, scale=0.02), one.target)
     packages = [one.extract(tmp_path / "one"), two.extract(tmp_path / "two")]
-    summands = [pd.Summand(tmp_path / "one" / "delta", 0.7), pd.Summand(tmp_path / "two" / "delta", -0.2)]
+    summands = [pd.WeightedDelta(tmp_path / "one" / "delta", 0.7), pd.WeightedDelta(tmp_path / "two" / "delta", -0.2)]
     pd.apply(tmp_path / "one" / "target", summands, tmp_path / "out", threads=1)
     weighted = list(zip(packages, (0.7, -0.2), strict=True))
     result = {

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paramdelta_hub.application.companions import Mode, Prefer, Readiness, make_ready
-from paramdelta_hub.application.execute import out_digests
+from paramdelta_hub.application.companions import CompanionReport, Mode, Prefer, write_companions
 from paramdelta_hub.application.inputs import open_inputs
 from paramdelta_hub.application.output_files import index_text, lay_out
-from paramdelta_hub.application.planning import passing_bytes, plan_apply
+from paramdelta_hub.application.planning import plan_apply, temporary_bytes
 from paramdelta_hub.application.provenance import PROVENANCE_NAME, is_post, provenance_of
 from paramdelta_hub.application.requantize import Dtype, Requantization, requantization
-from paramdelta_hub.application.requests import ApplyRequest
+from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.streaming import FilePool
 from paramdelta_hub.application.weighted_deltas import AppliedDelta, sums_of
-from paramdelta_hub.application.weights import Deltas, Factors, Summand, WeightMap, summands_of
+from paramdelta_hub.application.weights import Deltas, Factors, WeightedDelta, WeightMap, weighted_deltas
 from paramdelta_hub.checkpoints.checkpoint import INDEX
 from paramdelta_hub.checkpoints.companions import read_companion
 from paramdelta_hub.checkpoints.matching import LeftOut
@@ -31,12 +30,13 @@ from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.outputs.replacing import check_new
 from paramdelta_hub.package.provenance import parse_provenance
 from paramdelta_hub.registry.cards.card import result_card
+from paramdelta_hub.tasks.models import Advance, Applied, Outcome
 from paramdelta_hub.tasks.plan import planning
 from paramdelta_hub.tasks.progress import Progress
-from paramdelta_hub.tasks.runner import Crew, Executor, Operation, Outcomes, complete
-from paramdelta_hub.tasks.workspace import Destination, MayReplace
+from paramdelta_hub.tasks.runner import Executor, ExecutorConfig, Operation, Outcomes, complete
+from paramdelta_hub.tasks.workspace import MayReplace, Workspace
 
-__all__ = ["PROVENANCE_NAME", "Application", "ApplyReport", "Summand", "WeightMap", "apply", "carry_out"]
+__all__ = ["PROVENANCE_NAME", "Application", "ApplyReport", "WeightMap", "WeightedDelta", "apply", "carry_out"]
 
 CARD_NAME = "README.md"
 NOTHING_ADDED = "nothing was added: all weights are 0, or the deltas change nothing here"
@@ -55,7 +55,7 @@ class ApplyReport:
     changed_tensors: int
     kept_tensors: int
     """Tensors copied from the target as they are."""
-    readiness: Readiness
+    readiness: CompanionReport
     """What lies beside the weights, and where it comes from."""
     omissions: tuple[LeftOut, ...]
     notes: tuple[str, ...]
@@ -115,8 +115,8 @@ def apply(
     Args:
         target: the new base: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
         deltas: a package's folder or ``org/name[@version]`` in a registry, or several. Each has a weight of 1 unless
-            it is given one: as a pair ``(delta, 0.5)``, in a mapping ``{delta: 0.5}``, as a :class:`Summand`, or in a
-            text ``"delta=0.5"``.
+            it is given one: as a pair ``(delta, 0.5)``, in a mapping ``{delta: 0.5}``, as a :class:`WeightedDelta`, or
+            in a text ``"delta=0.5"``.
         out: the result's folder.
         weight_map: factors for tensors whose names match a pattern, as a mapping or as pairs; the last match decides;
             0 leaves a tensor as the target has it.
@@ -156,7 +156,7 @@ def apply(
         raise OptionError("carry rules are for an extraction: a delta has whole what was carried")
     wanted = ApplyRequest(
         target=os.fspath(target),
-        deltas=tuple((os.fspath(summand.delta), summand.weight) for summand in summands_of(deltas)),
+        deltas=tuple((os.fspath(summand.delta), summand.weight) for summand in weighted_deltas(deltas)),
         weight_map=WeightMap.of(weight_map).rules,
         renames=rules.renames,
         skips=rules.skips,
@@ -168,14 +168,14 @@ def apply(
         stream=stream,
         force=force,
     )
-    crew, progress = Crew(executor, threads, memory), progress or Progress()
-    return carry_out(wanted, out, crew, progress, registry=registry, overwrite=overwrite)
+    config, progress = ExecutorConfig(executor, threads, memory), progress or Progress()
+    return carry_out(wanted, out, config, progress, registry=registry, overwrite=overwrite)
 
 
 def carry_out(
     wanted: ApplyRequest,
     out: str | Path,
-    crew: Crew,
+    config: ExecutorConfig,
     progress: Progress,
     *,
     registry: str | Path | None,
@@ -186,14 +186,14 @@ def carry_out(
     Raises:
         OptionError: a target is to be streamed to other than threads of this process.
     """
-    if wanted.stream and crew.executor != "threads":
+    if wanted.stream and config.executor != "threads":
         raise OptionError(
-            f"--stream fetches each file once, for the threads of one process, not for {crew.executor}",
+            f"--stream fetches each file once, for the threads of one process, not for {config.executor}",
             remedy="leave out --stream, or --executor",
         )
     check_new(out, overwrite=overwrite, registry=registry)
     operation = Application(wanted, out, registry=registry, progress=progress)
-    return complete(operation, out, crew, progress, overwrite=overwrite)
+    return complete(operation, out, config, progress, overwrite=overwrite)
 
 
 class Application(Operation[ApplyReport]):
@@ -213,7 +213,7 @@ class Application(Operation[ApplyReport]):
         RegistryError: a delta can't be had from its registry.
     """
 
-    what = "applying"
+    stage = "applying"
 
     @planning()
     def __init__(
@@ -224,7 +224,7 @@ class Application(Operation[ApplyReport]):
         registry: str | Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        inputs = open_inputs(wanted, Destination(Path(out)).pieces, registry=registry, progress=progress)
+        inputs = open_inputs(wanted, Workspace(Path(out)).pieces, registry=registry, progress=progress)
         self._inputs, self._rules, self.fetches = inputs, wanted.rules, wanted.stream
         self._applied = inputs.kin()
         self._doubts = inputs.there_already()
@@ -239,43 +239,37 @@ class Application(Operation[ApplyReport]):
         """Only a model that an apply made is replaced by another."""
         return self._inputs.may_replace
 
-    def prepare(self, destination: Destination, tasks_at_a_time: int) -> None:
+    def prepare(self, workspace: Workspace, tasks_at_a_time: int) -> None:
         """Check the space, and make the result's files at their final sizes."""
         needed = self._inputs.needed_bytes(self._files.values(), tasks_at_a_time)
-        destination.check_space(needed + passing_bytes(self.plan, tasks_at_a_time))
+        workspace.check_space(needed + temporary_bytes(self.plan, tasks_at_a_time))
         for file in self._files.values():
-            file.prepare(destination.result)
-
-    def holds(self, number: int, outcome: dict[str, Any], destination: Destination) -> bool:
-        """Whether the task's tensors are there, to the byte."""
-        found: bool = out_digests(self.plan.tasks[number], destination.result) == outcome["tensors"]
-        return found
+            file.prepare(workspace.result)
 
     def begin(self, todo: Collection[int]) -> None:
         """Learn which files of a streamed target are still wanted."""
         self._pool = FilePool(self._inputs.remote, [self.plan.tasks[number] for number in todo])
 
-    def run(
-        self, number: int, destination: Destination, kernel: Kernel, advance: Callable[[int], None]
-    ) -> dict[str, Any]:
+    def run(self, number: int, workspace: Workspace, kernel: Kernel, advance: Advance) -> Outcome:
         """Do a task while its files are there."""
         with self._pool.hold(self.plan.tasks[number]):
-            return super().run(number, destination, kernel, advance)
+            return super().run(number, workspace, kernel, advance)
 
     def refuse(self, outcomes: Outcomes) -> None:
         """Raise if values of the result are not finite."""
         _refuse_not_finite(outcomes.values())
 
-    def finish(self, destination: Destination, outcomes: Outcomes, resumed: int) -> ApplyReport:
+    def finish(self, workspace: Workspace, outcomes: Outcomes, resumed: int) -> ApplyReport:
         """Write what lies beside the weights, and commit."""
-        inputs, result = self._inputs, destination.result
+        inputs, result = self._inputs, workspace.result
         fit, wanted, model = inputs.fit, inputs.request, inputs.model
-        ordered = [outcomes[number] for number in range(len(self.plan.tasks))]
-        digests = {name: digest for outcome in ordered for name, digest in outcome["tensors"].items()}
+        ordered = [outcome for _, outcome in sorted(outcomes.items()) if isinstance(outcome, Applied)]
+        digests = {name: digest for outcome in ordered for name, digest in outcome.digests.items()}
         notes = (*inputs.doubts, *self._doubts, *([] if self._sums else [NOTHING_ADDED]), *fit.notes)
-        exactly_post, lost = is_post(self._applied, fit, digests), requantization(ordered)
+        exactly_post = is_post(self._applied, fit, digests)
+        lost = requantization(deviation for outcome in ordered for deviation in outcome.deviations)
         with io_errors("writing the companion files"):
-            readiness = make_ready(
+            readiness = write_companions(
                 inputs.choice, result, prefer=wanted.prefer, settled=fit.settled, is_post=exactly_post
             )
             if model.index is not None:
@@ -292,9 +286,9 @@ class Application(Operation[ApplyReport]):
             write_file(result / PROVENANCE_NAME, text)
             card = result_card(provenance, [delta.package.manifest for delta in self._applied], readiness.lines())
             write_file(result / CARD_NAME, card.encode())
-        destination.commit()
+        workspace.commit()
         return ApplyReport(
-            out=destination.given,
+            out=workspace.given,
             target=model.source.name,
             deltas=tuple(self._applied),
             nbytes=sum(file.size for file in self._files.values()),
@@ -310,11 +304,11 @@ class Application(Operation[ApplyReport]):
         )
 
 
-def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
+def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
     problems = [
-        Mismatch(name, "not-finite", f"{count} value(s) of the result would be NaN or infinite")
+        Mismatch(found.name, "not-finite", f"{found.counts[0]} value(s) of the result would be NaN or infinite")
         for outcome in outcomes
-        for name, count in outcome.get("not_finite", [])
+        for found in outcome.not_finite
     ]
     if problems:
         raise NotFiniteError(

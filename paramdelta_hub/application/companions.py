@@ -8,7 +8,6 @@ from one side, never mixed, and templates go with the tokenizer they were writte
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any, Literal, get_args
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.companions import (
+    CONFIG,
     FOLDER,
-    carried,
+    GENERATION,
     code_files,
     code_key,
     companions,
@@ -27,7 +27,7 @@ from paramdelta_hub.checkpoints.companions import (
     packaged,
     read_companion,
 )
-from paramdelta_hub.checkpoints.config_merge import ALWAYS, STRUCTURE, LaidOver, describe_change, lay_over
+from paramdelta_hub.checkpoints.config_merge import ALWAYS, STRUCTURE, LaidOver, lay_over
 from paramdelta_hub.checkpoints.token_ids import doubtful_ids
 from paramdelta_hub.checkpoints.tokenizer import read_vocabulary
 from paramdelta_hub.errors import CheckpointError, OptionError, SourceError
@@ -39,23 +39,18 @@ from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.records import ConfigName
 
 __all__ = [
-    "Choice",
+    "CompanionReport",
+    "CompanionSelection",
     "Mode",
     "Origin",
     "Prefer",
-    "Readiness",
-    "check_packable",
-    "choose",
-    "config_changes",
-    "make_ready",
-    "pack",
+    "select_companions",
+    "write_companions",
 ]
 
 Mode = Literal["post", "target", "none"]
 Prefer = Literal["target", "post"]
 
-CONFIG: Literal["config.json"] = "config.json"
-GENERATION: Literal["generation_config.json"] = "generation_config.json"
 _LOOKED_INTO = (CONFIG, GENERATION, "tokenizer_config.json")
 _LISTED = 6
 """How many names or keys a line for people spells out."""
@@ -73,7 +68,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Choice:
+class CompanionSelection:
     """Which companions a result will get; everything has been read once, and nothing written."""
 
     mode: Mode
@@ -102,7 +97,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Readiness:
+class CompanionReport:
     """What a result got beside its weights."""
 
     mode: Mode
@@ -153,45 +148,9 @@ class Readiness:
         return lines + [f"warning: {warning}" for warning in self.warnings]
 
 
-def config_changes(base: Checkpoint, post: Checkpoint) -> dict[ConfigName, ConfigChange]:
-    """Return what a manifest says of post's configs. A base whose folder has no generation settings has empty ones."""
-    changes: dict[ConfigName, ConfigChange] = {}
-    old, new = base.read_json(CONFIG), post.read_json(CONFIG)
-    if old is not None and new is not None:
-        changes[CONFIG] = describe_change(old, new)
-    new = post.read_json(GENERATION)
-    if new is not None and not base.is_lone_file:
-        changes[GENERATION] = describe_change(base.read_json(GENERATION) or {}, new)
-    return changes
-
-
-def check_packable(base: Checkpoint, post: Checkpoint, tokenizer: Path | None) -> None:
-    """Raise now, before the work, what :func:`pack` and :func:`config_changes` would raise after it."""
-    carried(post, tokenizer)
-    config_changes(base, post)
-
-
-def pack(post: Checkpoint, tokenizer: Path | None, result: Path) -> tuple[FileRecord, ...]:
-    """Copy post's companions into the package being made in ``result``, and return their records.
-
-    Tokenizer and templates may lie in a folder of their own.
-
-    Raises:
-        CheckpointError: one names code, is not JSON where it should be, or is a link out of the folder.
-    """
-    shutil.rmtree(result / FOLDER, ignore_errors=True)  # of an interrupted run
-    records = []
-    for name, path in carried(post, tokenizer).items():
-        content, place = read_companion(path), f"{FOLDER}/{name}"
-        (result / place).parent.mkdir(parents=True, exist_ok=True)
-        write_file(result / place, content)
-        records.append(FileRecord(path=place, size=len(content), sha256=hashlib.sha256(content).hexdigest()))
-    return tuple(records)
-
-
-def choose(
+def select_companions(
     target: Checkpoint, packages: Sequence[Package], mode: Mode = "post", *, keep_remote_code_of_target: bool = False
-) -> Choice:
+) -> CompanionSelection:
     """Decide which companions the result gets, having checked them all, before anything is written.
 
     Args:
@@ -239,7 +198,7 @@ def choose(
         )
     keeps = keep_remote_code_of_target and not target.is_lone_file
     code = code_files(target, contents.values()) if keeps else {}
-    return Choice(mode, target, tuple(packages), provider, own, taken, code, tuple(warnings))
+    return CompanionSelection(mode, target, tuple(packages), provider, own, taken, code, tuple(warnings))
 
 
 def _of_the_target(target: Checkpoint, mode: Mode, carried: Set[str]) -> dict[str, Path]:
@@ -252,14 +211,14 @@ def _of_the_target(target: Checkpoint, mode: Mode, carried: Set[str]) -> dict[st
     return {name: path for name, path in own.items() if kind_of(name) not in replaced and name not in carried}
 
 
-def make_ready(
-    choice: Choice,
+def write_companions(
+    choice: CompanionSelection,
     result: Path,
     *,
     prefer: Prefer = "target",
     settled: Mapping[str, Any] | None = None,
     is_post: bool = False,
-) -> Readiness:
+) -> CompanionReport:
     """Write the chosen companions and the merged configs into ``result``; the same call writes the same bytes.
 
     Args:
@@ -305,10 +264,10 @@ def make_ready(
             package = choice.packages[choice.provider or 0]
             put(name, _label(package), package.read_file(file, COMPANION_BYTES))
     origins.sort(key=lambda origin: origin.path)
-    return Readiness(choice.mode, tuple(origins), configs, (*choice.warnings, *_doubts(result, origins, parsed)))
+    return CompanionReport(choice.mode, tuple(origins), configs, (*choice.warnings, *_doubts(result, origins, parsed)))
 
 
-def _changes(choice: Choice, name: ConfigName) -> list[tuple[Package, ConfigChange]]:
+def _changes(choice: CompanionSelection, name: ConfigName) -> list[tuple[Package, ConfigChange]]:
     """Return what is laid over a config of the target. Generation settings are companions, ``config.json`` is not."""
     if name == GENERATION and choice.mode != "post":
         return []
@@ -316,7 +275,7 @@ def _changes(choice: Choice, name: ConfigName) -> list[tuple[Package, ConfigChan
     return [(package, change) for package, change in configs if change is not None]
 
 
-def _whose_tokens(choice: Choice, name: ConfigName) -> int | Literal["target", "merge"]:
+def _whose_tokens(choice: CompanionSelection, name: ConfigName) -> int | Literal["target", "merge"]:
     """Return whose token ids a config gets: those of the tokenizer; merged, where post brought none."""
     if choice.tokenizer_of is None:
         return "merge" if choice.mode == "post" else "target"

@@ -8,19 +8,19 @@ from functools import cached_property
 from typing import Any
 
 from paramdelta_hub.application.output_files import OutTensor
-from paramdelta_hub.application.row_placement import Placed, Placer
+from paramdelta_hub.application.row_placement import PlacedRows, RowPlanner
 from paramdelta_hub.application.weights import Weights
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of
 from paramdelta_hub.checkpoints.matching import LeftOut, Match, match
 from paramdelta_hub.checkpoints.rename_proposals import propose
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_idle, rule_uses, uses_of_patterns
-from paramdelta_hub.checkpoints.tensor_sources import view_of, zeros
+from paramdelta_hub.checkpoints.tensor_sources import Stored, Zeros
 from paramdelta_hub.errors import Mismatch, MismatchError
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
 
-__all__ = ["Carried", "Fit", "preflight"]
+__all__ = ["Carried", "Compatibility", "check_compatibility"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Compatibility:
     """How deltas fit a target: the tensors, paired, and the rows of those whose rows are not all in one order."""
 
     target: LogicalModel
     matches: tuple[Match, ...]
-    placed: Mapping[str, Placed]
+    placed: Mapping[str, PlacedRows]
     carried: Mapping[str, Carried] = field(default_factory=dict)
     keeps_fp8: bool = False
     """Whether weights that are 8-bit floats in the target are so in the result."""
@@ -46,7 +46,7 @@ class Fit:
 
     def in_fp8(self, name: str) -> bool:
         """Whether the result's tensor is 8-bit floats."""
-        return self.keeps_fp8 and name in self.target.tensors and "scale" in self.target.tensors[name].view
+        return self.keeps_fp8 and name in self.target.tensors and self.target.tensors[name].is_quantized
 
     def tensor(self, name: str) -> LogicalTensor:
         """Return the target's tensor; for a head that it ties, its embedding; zeros for one that is brought whole."""
@@ -60,7 +60,7 @@ class Fit:
         if summed or not self.keeps_fp8 or name not in stored or name in self.carried or name in self.placed:
             return self.tensor(name)
         file, span = stored[name]
-        return LogicalTensor(span.dtype, span.shape, view_of(file, span))
+        return LogicalTensor(span.dtype, span.shape, Stored.of(file, span))
 
     @cached_property
     def ties(self) -> dict[str, str]:
@@ -125,7 +125,7 @@ class Fit:
             for head, (side, embedding) in found.ties.items()
             if head in found.pairs
         ]
-        rows = [f"{name}: rows {placed.fates}" for name, placed in self.placed.items()]
+        rows = [f"{name}: rows {placed.row_counts}" for name, placed in self.placed.items()]
         whole = [
             f"{name}: brought whole by the delta, "
             + ("instead of the target's" if name in self.target.tensors else "as the target has none")
@@ -134,14 +134,14 @@ class Fit:
         return (*dict.fromkeys(ties), *rows, *whole)
 
 
-def preflight(
+def check_compatibility(
     target: LogicalModel,
     packages: Sequence[Package],
     rules: Rules,
-    placer: Placer,
+    placer: RowPlanner,
     weights: Weights,
     keeps_fp8: bool = False,
-) -> Fit:
+) -> Compatibility:
     """Pair the target's tensors with every package's, or raise with everything that does not fit any of them.
 
     Raises:
@@ -171,7 +171,7 @@ def preflight(
                     found.omissions.append(LeftOut(name, "the delta", "brought only with a weight above 0"))
                     continue
                 carried.setdefault(
-                    name, Carried(number, LogicalTensor(record.dtype, record.shape, zeros(record.dtype)))
+                    name, Carried(number, LogicalTensor(record.dtype, record.shape, Zeros(record.dtype)))
                 )
             elif entries[theirs].vocabulary or name in vocabularies:
                 vocabularies.setdefault(name, {})[number] = record
@@ -205,7 +205,7 @@ def preflight(
         remedy = "leave out --dtype: the result's weights are bf16 then"
     if problems := list(dict.fromkeys(problems)):  # several tensors may lack the same tokens
         raise MismatchError(f"target and delta differ in {len(problems)} way(s)", problems, where=where, remedy=remedy)
-    return Fit(target, tuple(matches), placed, carried, keeps_fp8, tuple(uses))
+    return Compatibility(target, tuple(matches), placed, carried, keeps_fp8, tuple(uses))
 
 
 def _rule_uses(
@@ -237,13 +237,13 @@ def _rule_uses(
 
 
 def _without_scales(
-    target: LogicalModel, placed: Mapping[str, Placed], carried: Mapping[str, Carried]
+    target: LogicalModel, placed: Mapping[str, PlacedRows], carried: Mapping[str, Carried]
 ) -> Iterator[Mismatch]:
     """Yield the 8-bit tensors of the target for which its scales are too few, or too many, in the result."""
     for name, tensor in target.tensors.items():
-        if "scale" in tensor.view and name in carried:
+        if tensor.is_quantized and name in carried:
             yield Mismatch(name, "fp8", "brought whole by the delta, and the target's scales are for its own")
-        elif "scale" in tensor.view and name in placed and placed[name].rows != tensor.shape[0]:
+        elif tensor.is_quantized and name in placed and placed[name].rows != tensor.shape[0]:
             what = f"{placed[name].rows} rows in the result, and the target has scales for {tensor.shape[0]}"
             yield Mismatch(name, "fp8", what)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from paramdelta_hub.application.compatibility import Fit
-from paramdelta_hub.application.execute import view_digest
+from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalTensor
-from paramdelta_hub.checkpoints.tensor_sources import Files
+from paramdelta_hub.checkpoints.tensor_sources import Files, source_digest
 from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.open_files import Descriptors
@@ -24,7 +23,9 @@ _MOST_BYTES, _MOST_REMOTE_BYTES = 64 * MIB, 64 * KIB
 """Bytes of a compared tensor; where each is a request, fewer."""
 
 
-def find_earlier(fit: Fit, number: int, package: Package, weight: float, remote: Files | None = None) -> str | None:
+def find_earlier(
+    fit: Compatibility, number: int, package: Package, weight: float, remote: Files | None = None
+) -> str | None:
     """Return in words why the target seems to have a delta already, or None.
 
     It has if its own provenance says so, or if all of the smallest tensors that training had changed are post's.
@@ -49,15 +50,14 @@ def find_earlier(fit: Fit, number: int, package: Package, weight: float, remote:
     tensors = sorted(_changed(fit, number, package, most), key=lambda found: found[1].nbytes)[:_COMPARED]
     with Descriptors(CheckpointError) as files:
         for promised, tensor in tensors:
-            view = {"dtype": tensor.dtype, "nbytes": tensor.nbytes, "view": tensor.view}
-            if view_digest(view, remote or files) != promised:
+            if source_digest(tensor.source, tensor.elements, remote or files) != promised:
                 return None
     if not tensors:
         return None
     return f"the target has the values of post, {package.manifest.post.name}, in all {len(tensors)} tensors compared"
 
 
-def _changed(fit: Fit, number: int, package: Package, most: int) -> Iterator[tuple[str, LogicalTensor]]:
+def _changed(fit: Compatibility, number: int, package: Package, most: int) -> Iterator[tuple[str, LogicalTensor]]:
     """Yield (digest of post's values, the target's tensor) where training changed one and both can be compared."""
     for ours, theirs in fit.matches[number].pairs.items():
         record = package.records[theirs]

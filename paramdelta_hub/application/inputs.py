@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paramdelta_hub.application.companions import Choice, choose
-from paramdelta_hub.application.compatibility import Fit, preflight
+from paramdelta_hub.application.companions import CompanionSelection, select_companions
+from paramdelta_hub.application.compatibility import Compatibility, check_compatibility
 from paramdelta_hub.application.earlier import find_earlier
 from paramdelta_hub.application.output_files import OutputFile
 from paramdelta_hub.application.requantize import keeps_fp8
-from paramdelta_hub.application.requests import ApplyRequest
-from paramdelta_hub.application.row_placement import Placer
+from paramdelta_hub.application.request import ApplyRequest
+from paramdelta_hub.application.row_placement import RowPlanner
 from paramdelta_hub.application.weighted_deltas import AppliedDelta, check_lineage
 from paramdelta_hub.application.weights import WeightMap, Weights
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -44,8 +44,8 @@ class Inputs:
     logical: LogicalModel
     packages: list[Package]
     weights: Weights
-    choice: Choice
-    fit: Fit
+    choice: CompanionSelection
+    fit: Compatibility
     may_replace: Replacement
     """Judges whether a finished output may be replaced: it must stand apart from all of these."""
     doubts: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ def open_inputs(
     doubts = _doubled(packages, request.force)
     deltas = tuple(weight for _, weight in request.deltas)
     added = [number for number, weight in enumerate(deltas) if weight > 0]
-    choice = choose(
+    choice = select_companions(
         model,
         [packages[number] for number in added],
         request.companions,
@@ -134,7 +134,8 @@ def open_inputs(
     in_fp8 = keeps_fp8(logical, request.dtype)
     if in_fp8:
         choice = replace(choice, own={**choice.own, **quantization_files(model)})
-    fit = preflight(logical, packages, request.rules, Placer(tokenizer, packages, leader), weights, in_fp8)
+    rows = RowPlanner(tokenizer, packages, leader)
+    fit = check_compatibility(logical, packages, request.rules, rows, weights, in_fp8)
     here = replace(request, deltas=tuple(zip(map(os.fspath, located), deltas, strict=True)))
     places = [
         *model_places("the target", model),

@@ -9,7 +9,7 @@ from typing import Any
 
 from paramdelta_hub.application.inputs import open_inputs
 from paramdelta_hub.application.output_files import lay_out
-from paramdelta_hub.application.requests import ApplyRequest
+from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.weighted_deltas import AppliedDelta
 from paramdelta_hub.checkpoints.matching import LeftOut
 from paramdelta_hub.checkpoints.rules import RuleUse
@@ -18,7 +18,7 @@ from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.outputs.replacing import check_new
 from paramdelta_hub.tasks.executors.threads import default_threads
 from paramdelta_hub.tasks.progress import Progress
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.workspace import Workspace
 
 __all__ = ["Preview", "preview"]
 
@@ -99,23 +99,23 @@ def preview(
         ParamdeltaError: whatever the beginning of an apply raises: not found, no fit, not kin.
     """
     check_new(out, overwrite=overwrite, registry=registry)
-    destination = Destination(Path(out))
-    destination.check_reach()
-    inputs = open_inputs(request, destination.pieces, registry=registry, part="evidence", progress=progress)
-    if overwrite and os.path.lexists(destination.out):
-        inputs.may_replace(destination.out)
+    workspace = Workspace(Path(out))
+    workspace.check_reach()
+    inputs = open_inputs(request, workspace.pieces, registry=registry, part="evidence", progress=progress)
+    if overwrite and os.path.lexists(workspace.out):
+        inputs.may_replace(workspace.out)
     fit = inputs.fit
     deltas, files = tuple(inputs.kin()), lay_out(inputs.model, fit.results, fit.beside)
     paired = {name for match in fit.matches for name in match.pairs}
     return Preview(
-        out=destination.given,
+        out=workspace.given,
         target=inputs.model.source.name,
         deltas=deltas,
         paired_tensors=len(paired),
         kept_tensors=len(fit.results.keys() - paired),
         nbytes=sum(file.size for file in files.values()),
         needed_bytes=inputs.needed_bytes(files.values(), default_threads()),
-        free_bytes=destination.space(),
+        free_bytes=workspace.space(),
         omissions=fit.omissions,
         notes=(*inputs.doubts, *inputs.there_already(), *fit.notes),
         rules=fit.uses,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from paramdelta_hub import __about__
-from paramdelta_hub.application.compatibility import Fit
+from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.application.earlier import earlier_deltas
 from paramdelta_hub.application.weighted_deltas import AppliedDelta
 from paramdelta_hub.application.weights import WeightMap
@@ -18,7 +18,7 @@ from paramdelta_hub.package.provenance import PROVENANCE_NAME
 __all__ = ["PROVENANCE_NAME", "is_post", "provenance_of"]
 
 
-def is_post(applied: Sequence[AppliedDelta], fit: Fit, digests: dict[str, str]) -> bool:
+def is_post(applied: Sequence[AppliedDelta], fit: Compatibility, digests: dict[str, str]) -> bool:
     """Whether every tensor of the delta came out as post's own, by its digest, and post has no others."""
     if len(applied) != 1:
         return False
@@ -31,7 +31,7 @@ def is_post(applied: Sequence[AppliedDelta], fit: Fit, digests: dict[str, str]) 
 
 
 def provenance_of(
-    fit: Fit,
+    fit: Compatibility,
     applied: Sequence[AppliedDelta],
     weight_map: WeightMap,
     rules: Rules,

@@ -23,29 +23,30 @@ from paramdelta_hub.fileio.symlinks import settle
 from paramdelta_hub.numerics.row_runs import Run
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
+from paramdelta_hub.transforms.addend import PlacedRun
 
-__all__ = ["Placed", "Placer"]
+__all__ = ["PlacedRows", "RowPlanner"]
 
 Rows = NDArray[np.int64]
 Whose: TypeAlias = Literal["post", "target"]
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedRows:
     """The rows of one tensor of the result."""
 
     rows: int
     start: tuple[Run, ...]
     """The target's rows that the result starts from."""
-    deltas: Mapping[int, tuple[tuple[int, int | None, int, bool], ...]]
+    deltas: Mapping[int, tuple[PlacedRun, ...]]
     """For every delta: (first, its row, number, whether they are post's whole rows)."""
     inverse: Mapping[int, tuple[Run, ...]]
     """For every delta: the target's rows in its order."""
-    fates: str
+    row_counts: str
     """How many rows became what, in words."""
 
 
-class Placer:
+class RowPlanner:
     """Places rows by token; vocabularies are read once, and only where tokenizers or sizes differ."""
 
     def __init__(self, target: Path | None, packages: Sequence[Package], leader: int | None) -> None:
@@ -54,11 +55,11 @@ class Placer:
         self._folders = [package.path / "companions" for package in packages]
         self._same = [target is not None and same_tokenizer(target, folder) for folder in self._folders]
         self._read: dict[int | None, Vocabulary | None] = {}
-        self._placed: dict[tuple[object, ...], Placed | None] = {}
+        self._placed: dict[tuple[object, ...], PlacedRows | None] = {}
 
     def place(
         self, target_rows: int, records: Mapping[int, TensorRecord], weights: Mapping[int, float]
-    ) -> Placed | None:
+    ) -> PlacedRows | None:
         """Return where a tensor's rows go; None where row i is row i, for the target and for all deltas.
 
         A delta of weight 0 leaves the tensor as it is, and one below 0 brings no rows; but the one whose tokenizer the
@@ -103,7 +104,7 @@ class Placer:
 
     def _place(
         self, target_rows: int, records: Mapping[int, TensorRecord], lead: int | None, bringing: Collection[int]
-    ) -> Placed | None:
+    ) -> PlacedRows | None:
         placements: dict[int, Placement] = {}
         rows = target_rows
         # Without a tokenizer of post's there is nothing to match by, and the target's need not be readable.
@@ -134,12 +135,12 @@ class Placer:
         for number in records:
             own = owner == number
             deltas[number] = _marked(np.where(own | ((owner < 0) & ~whole[number]), added[number], -1), own)
-        return Placed(
+        return PlacedRows(
             rows=rows,
             start=runs_of(np.where(owner < 0, start, -1)),
             deltas=deltas,
             inverse={n: _inverse(start, summed[n], record.shape[0]) for n, record in records.items()},
-            fates=_fates(placements, deltas),
+            row_counts=_row_counts(placements, deltas),
         )
 
     def _one(self, rows: int, number: int, record: TensorRecord, target: Vocabulary | None, whose: Whose) -> Placement:
@@ -178,9 +179,7 @@ def _kept(target: Vocabulary | None, post: Vocabulary | None) -> Vocabulary | No
     return Vocabulary({**own, **post.tokens}, post.where)
 
 
-def _fates(
-    placements: Mapping[int, Placement], deltas: Mapping[int, tuple[tuple[int, int | None, int, bool], ...]]
-) -> str:
+def _row_counts(placements: Mapping[int, Placement], deltas: Mapping[int, tuple[PlacedRun, ...]]) -> str:
     """Return how many rows became what: of one delta by fate, of several what each of them gives."""
     if len(placements) == 1:
         return str(*placements.values())
@@ -194,19 +193,19 @@ def _fates(
     return "; ".join(words)
 
 
-def _marked(added: Rows, whole: NDArray[np.bool_]) -> tuple[tuple[int, int | None, int, bool], ...]:
+def _marked(added: Rows, whole: NDArray[np.bool_]) -> tuple[PlacedRun, ...]:
     """Return runs that are whole, or not, throughout."""
     parts = [(run, False) for run in runs_of(np.where(whole, -1, added)) if run.source is not None]
     parts += [(run, True) for run in runs_of(np.where(whole, added, -1)) if run.source is not None]
-    marked: list[tuple[int, int | None, int, bool]] = []
+    marked: list[PlacedRun] = []
     end = 0
     for run, is_whole in sorted(parts):
         if run.first > end:
-            marked.append((end, None, run.first - end, False))
-        marked.append((run.first, run.source, run.number, is_whole))
+            marked.append(PlacedRun(end, None, run.first - end, whole=False))
+        marked.append(PlacedRun(run.first, run.source, run.number, is_whole))
         end = run.first + run.number
     if end < len(added):
-        marked.append((end, None, len(added) - end, False))
+        marked.append(PlacedRun(end, None, len(added) - end, whole=False))
     return tuple(marked)
 
 

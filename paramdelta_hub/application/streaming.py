@@ -6,9 +6,9 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from paramdelta_hub.checkpoints.remote import RemoteModel
+from paramdelta_hub.tasks.models import Task
 
 __all__ = ["FilePool"]
 
@@ -16,7 +16,7 @@ __all__ = ["FilePool"]
 class FilePool:
     """Hands out a remote model's files to tasks; shared between threads. A file is there as long as a task needs it."""
 
-    def __init__(self, model: RemoteModel | None, tasks: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, model: RemoteModel | None, tasks: Iterable[Task]) -> None:
         """Take the tasks that are still to be done: they tell when a file is needed no more.
 
         Without a model all files are there already, and the pool does nothing.
@@ -29,7 +29,7 @@ class FilePool:
         self._drop(name for name in self._names.values() if name not in self._wanted)
 
     @contextmanager
-    def hold(self, task: dict[str, Any]) -> Iterator[None]:
+    def hold(self, task: Task) -> Iterator[None]:
         """Have a task's files there for the length of the block."""
         if self._model is None:
             yield
@@ -49,18 +49,6 @@ class FilePool:
             if self._model:
                 self._model.drop(name)
 
-    def _files_of(self, task: dict[str, Any]) -> set[str]:
-        """Return the remote files that a task reads, wherever in it their paths stand."""
-        found: set[str] = set()
-        if not self._names:
-            return found
-        stack: list[Any] = [task]
-        while stack:
-            value = stack.pop()
-            if isinstance(value, dict):
-                stack += value.values()
-            elif isinstance(value, list):
-                stack += value
-            elif isinstance(value, str) and value in self._names:
-                found.add(self._names[value])
-        return found
+    def _files_of(self, task: Task) -> set[str]:
+        """Return the names of the remote files that a task reads."""
+        return {self._names[path] for path in task.reads if path in self._names}

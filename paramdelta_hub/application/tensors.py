@@ -16,7 +16,7 @@ from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.kernels import kernel_for
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import open_package
-from paramdelta_hub.package.tensor_delta import DeltaReader, decoded_nbytes, summand_of
+from paramdelta_hub.package.tensor_delta import DeltaReader, StoredDelta, decoded_nbytes
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +44,8 @@ def tensors(delta: str | Path, pattern: str = "") -> Iterator[tuple[str, torch.T
     kernel = kernel_for(decoded_nbytes(wanted))
     with Descriptors(PackageError) as shards:
         for record in wanted:
-            summand = summand_of(record, 1.0, places)
-            yield record.name, _dense(record, DeltaReader(summand, record.dtype, record.elements, shards, kernel))
+            reader = DeltaReader(StoredDelta.of(record, places), record.dtype, shards, kernel)
+            yield record.name, _dense(record, reader)
 
 
 def _dense(record: TensorRecord, payload: DeltaReader) -> torch.Tensor:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paramdelta_hub.application.compatibility import Fit
+from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.application.weights import Weights
 from paramdelta_hub.checkpoints.lineage import Kinship, compare, unpack_samples
 from paramdelta_hub.checkpoints.prediction import Prediction, predict
 from paramdelta_hub.checkpoints.tensor_sources import Files
-from paramdelta_hub.codecs import ZERO
 from paramdelta_hub.errors import LineageError
 from paramdelta_hub.limits import KIN_CORRELATION
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.package.tensor_delta import summand_of
+from paramdelta_hub.package.tensor_delta import StoredDelta
+from paramdelta_hub.transforms.addend import Addend, RowPlacement
 
 __all__ = ["AppliedDelta", "check_lineage", "sums_of"]
 
@@ -55,7 +56,7 @@ class AppliedDelta:
 
 
 def check_lineage(
-    fit: Fit, number: int, package: Package, weight: float, force: bool, remote: Files | None = None
+    fit: Compatibility, number: int, package: Package, weight: float, force: bool, remote: Files | None = None
 ) -> AppliedDelta:
     """Compare base's samples with the target's values, which ``remote`` reads if given; refuse one that is not kin."""
     samples = unpack_samples(package.read_lineage(), str(package.path / package.manifest.lineage.path))
@@ -64,7 +65,7 @@ def check_lineage(
         placed = fit.placed.get(name)
         if name in fit.carried or (placed and number not in placed.inverse):
             continue  # nothing of the delta is added to the target's values
-        tensor = fit.tensor(name).arrange(placed.inverse[number] if placed else None)
+        tensor = fit.tensor(name).reorder_rows(placed.inverse[number] if placed else None)
         if tensor.shape == package.records[theirs].shape:
             tensors[theirs] = tensor
     kinship = compare(samples, tensors, remote)
@@ -79,9 +80,9 @@ def check_lineage(
     return AppliedDelta(package, weight, kinship, forced=not kinship.is_kin)
 
 
-def sums_of(fit: Fit, packages: Sequence[Package], weights: Weights) -> dict[str, list[dict[str, Any]]]:
-    """Return for every tensor that changes what is added to it, as tasks want it."""
-    sums: dict[str, list[dict[str, Any]]] = {}
+def sums_of(fit: Compatibility, packages: Sequence[Package], weights: Weights) -> dict[str, list[Addend]]:
+    """Return for every tensor that changes what is added to it."""
+    sums: dict[str, list[Addend]] = {}
     for number, package in enumerate(packages):
         records, places = package.records, package.payload_places()
         for ours, theirs in fit.matches[number].pairs.items():
@@ -95,22 +96,23 @@ def sums_of(fit: Fit, packages: Sequence[Package], weights: Weights) -> dict[str
                 weight = 1.0
             if record.effect == "replace" and weight <= 0.0:
                 continue
-            rows = placed.deltas.get(number, ()) if placed else ()
+            runs = placed.deltas.get(number, ()) if placed else ()
             if weight == 0.0:
-                rows = tuple((first, source if whole else None, n, whole) for first, source, n, whole in rows)
-            if (placed or weight == 0.0) and all(source is None for _, source, _, _ in rows):
+                runs = tuple(run if run.whole else run._replace(source=None) for run in runs)
+            if (placed or weight == 0.0) and all(run.source is None for run in runs):
                 continue
-            entries = sums.setdefault(ours, [])
-            if record.effect == "replace" and (entries or record.shard is None):
+            addends = sums.setdefault(ours, [])
+            if record.effect == "replace" and (addends or record.shard is None):
                 continue
-            entries.append(summand_of(record, weight, places))
+            placement = None
             if placed:
-                in_its_order = fit.tensor(ours).arrange(placed.inverse[number]).view
-                entries[-1] |= {"rows": [list(run) for run in rows], "target": in_its_order}
+                in_its_order = fit.tensor(ours).reorder_rows(placed.inverse[number])
+                placement = RowPlacement(runs, math.prod(in_its_order.shape[1:]), in_its_order.source)
+            addends.append(Addend(StoredDelta.of(record, places), weight, placement))
     # Weights that would become fp8 again only to gain nothing are left as they are, codes and scales.
     unchanged = {
         name
-        for name, entries in sums.items()
-        if fit.in_fp8(name) and name not in fit.placed and all(entry["codec"] == ZERO for entry in entries)
+        for name, addends in sums.items()
+        if fit.in_fp8(name) and name not in fit.placed and all(addend.delta.is_zero for addend in addends)
     }
-    return {name: entries for name, entries in sums.items() if entries and name not in unchanged}
+    return {name: addends for name, addends in sums.items() if addends and name not in unchanged}

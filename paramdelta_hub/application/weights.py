@@ -1,7 +1,7 @@
 """How much of each delta is wanted: a weight for all of it, and factors for chosen tensors.
 
-Weights come in one way, from the command line and from Python alike: :func:`summands_of` and :meth:`WeightMap.of` take
-what people write, and refuse in words what they can't take for sure. A weight that is lost on the way is a wrong model.
+Weights come in one way, from the command line and from Python: :func:`weighted_deltas` and :meth:`WeightMap.of` take
+what people write, and refuse what is not clear. A weight that is lost on the way makes a wrong model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from paramdelta_hub.checkpoints.rules import compiled
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.limits import LARGEST_WEIGHT
 
-__all__ = ["Deltas", "Factors", "Summand", "WeightMap", "Weights", "checked_weight", "summands_of"]
+__all__ = ["Deltas", "Factors", "WeightMap", "WeightedDelta", "Weights", "checked_weight", "weighted_deltas"]
 
 
 def checked_weight(weight: Any, what: str = "weight") -> float:
@@ -61,7 +61,7 @@ def _parsed(text: str, what: str) -> float:
 
 
 @dataclass(frozen=True)
-class Summand:
+class WeightedDelta:
     """One delta of the sum and its weight.
 
     Raises:
@@ -78,24 +78,24 @@ class Summand:
 
 
 Deltas: TypeAlias = (
-    "str | Path | Summand | tuple[str | Path, float] | Mapping[str | Path, float]"
-    " | Sequence[str | Path | Summand | tuple[str | Path, float]]"
+    "str | Path | WeightedDelta | tuple[str | Path, float] | Mapping[str | Path, float]"
+    " | Sequence[str | Path | WeightedDelta | tuple[str | Path, float]]"
 )
-"""What people write for deltas and their weights; see :func:`summands_of`."""
+"""What people write for deltas and their weights; see :func:`weighted_deltas`."""
 
 
-def summands_of(deltas: Deltas) -> list[Summand]:
+def weighted_deltas(deltas: Deltas) -> list[WeightedDelta]:
     """Return deltas and weights, however they are written, in order.
 
     Args:
         deltas: a path or ``org/name``, alone with a weight of 1 or, in a text, as ``DELTA=0.5``; a pair of a delta and
-            its weight; a :class:`Summand`; a list of such; or a mapping from deltas to weights.
+            its weight; a :class:`WeightedDelta`; a list of such; or a mapping from deltas to weights.
 
     Raises:
         OptionError: anything else, no delta at all, or a weight that can't be used.
     """
     if isinstance(deltas, Mapping):
-        found = [Summand(delta, weight) for delta, weight in deltas.items()]
+        found = [WeightedDelta(delta, weight) for delta, weight in deltas.items()]
     elif _is_one(deltas):
         found = [_summand(deltas)]
     elif isinstance(deltas, tuple) and len(deltas) == 2 and isinstance(deltas[1], str) and _spells_number(deltas[1]):
@@ -112,7 +112,7 @@ def summands_of(deltas: Deltas) -> list[Summand]:
 
 
 def _is_one(value: Any) -> bool:
-    return isinstance(value, (str, os.PathLike, Summand)) or _is_pair(value)
+    return isinstance(value, (str, os.PathLike, WeightedDelta)) or _is_pair(value)
 
 
 def _is_pair(value: Any) -> bool:
@@ -133,29 +133,29 @@ def _spells_number(value: Any) -> bool:
     return True
 
 
-def _summand(value: Any) -> Summand:
-    if isinstance(value, Summand):
+def _summand(value: Any) -> WeightedDelta:
+    if isinstance(value, WeightedDelta):
         return value
     if _is_pair(value):
-        return Summand(*value)
+        return WeightedDelta(*value)
     if isinstance(value, str):
         return _spelled(value)
     if isinstance(value, os.PathLike):
-        return Summand(Path(value))
+        return WeightedDelta(Path(value))
     raise OptionError(
         f"a delta can't be given as {value!r}",
         remedy="give a path or org/name, or a pair of it and a number: (delta, 0.5)",
     )
 
 
-def _spelled(text: str) -> Summand:
+def _spelled(text: str) -> WeightedDelta:
     """Split ``DELTA=WEIGHT``; a folder whose own name holds an ``=`` is still a folder."""
     delta, equals, weight = text.rpartition("=")
     if not equals or os.path.lexists(os.path.expanduser(text)):
-        return Summand(text)
+        return WeightedDelta(text)
     if not delta:
         raise OptionError(f"{text!r} is not of the form DELTA=WEIGHT")
-    return Summand(delta, _parsed(weight, text))
+    return WeightedDelta(delta, _parsed(weight, text))
 
 
 Factors: TypeAlias = "WeightMap | Mapping[str, float] | Sequence[tuple[str, float] | str]"

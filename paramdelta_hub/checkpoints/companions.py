@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 FOLDER = "companions"
+CONFIG: Literal["config.json"] = "config.json"
+GENERATION: Literal["generation_config.json"] = "generation_config.json"
 """Where companions lie in a package."""
 
 Kind = Literal["config", "generation", "layout", "processor", "template", "tokenizer"]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.logical import LogicalTensor
-from paramdelta_hub.checkpoints.tensor_sources import Files, open_view
+from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.fileio.safetensors import build_header, check_header
@@ -54,7 +54,7 @@ def sample(name: str, tensor: LogicalTensor, files: Files, step: int = 1) -> NDA
 
     ``name`` is the name in the *package*.
     """
-    values, itemsize = open_view(tensor.view, files), tensor.itemsize
+    values, itemsize = tensor.source.open(files), tensor.itemsize
     runs = []
     for run in sample_runs(name, tensor.elements)[::step]:
         runs.append(np.empty((run.stop - run.start) * itemsize, np.uint8))

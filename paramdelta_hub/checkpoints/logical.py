@@ -1,4 +1,4 @@
-"""A model as arithmetic sees it: every tensor's logical dtype and shape, and the view that yields its values.
+"""A model as arithmetic sees it: every tensor's logical dtype and shape, and the source that yields its values.
 
 Stored and logical tensors are mostly the same. Where they are not: 8-bit floats are read with their scales, as BF16,
 and the scales are no tensors of their own; a tied output head is the embedding (:mod:`.pairing`); a vocabulary may be
@@ -16,7 +16,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.matching import Entry, Match
 from paramdelta_hub.checkpoints.quantization import find_scales, leftovers, refusal
 from paramdelta_hub.checkpoints.roles import vocabulary_tensors
-from paramdelta_hub.checkpoints.tensor_sources import View, arranged, scaled, view_of
+from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Reordered, Stored, TensorSource
 from paramdelta_hub.fileio.safetensors import Sized
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import Run
@@ -30,20 +30,29 @@ class LogicalTensor(Sized):
 
     dtype: str
     shape: tuple[int, ...]
-    view: View
+    source: TensorSource
 
     @property
     def nbytes(self) -> int:
         """Bytes of all of them."""
         return self.elements * self.itemsize
 
-    def arrange(self, runs: Sequence[Run] | None) -> LogicalTensor:
-        """Return the tensor with its rows in the order of ``runs``; itself where there is nothing to arrange."""
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the checkpoint stores it as 8-bit floats with scales."""
+        return isinstance(self.source, Dequantized)
+
+    def reorder_rows(self, runs: Sequence[Run] | None) -> LogicalTensor:
+        """Return the tensor with its rows in the order of ``runs``; itself if there are none.
+
+        Its rows must be in their own order.
+        """
         if runs is None:
             return self
+        assert not isinstance(self.source, Reordered)
         rows = sum(run.number for run in runs)
-        shape = (rows, *self.shape[1:])
-        return LogicalTensor(self.dtype, shape, arranged(self.view, runs, math.prod(self.shape[1:])))
+        reordered = Reordered(self.source, tuple(runs), math.prod(self.shape[1:]))
+        return LogicalTensor(self.dtype, (rows, *self.shape[1:]), reordered)
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,13 @@ def logical_model(checkpoint: Checkpoint) -> LogicalModel:
     aside = leftovers(checkpoint, quantized)
     tensors = {}
     for name, (file, span) in checkpoint.tensors.items():
-        view = view_of(file, span)
-        if name in quantized:
-            its = quantized[name]
-            view = scaled(view, view_of(*checkpoint.tensors[its.scale]), its.scale, its.grid)
-        if name not in aside:
-            tensors[name] = LogicalTensor("BF16" if name in quantized else span.dtype, span.shape, view)
+        if name in aside:
+            continue
+        source: TensorSource = Stored.of(file, span)
+        if scaled := quantized.get(name):
+            scale = Stored.of(*checkpoint.tensors[scaled.scale])
+            source = Dequantized(Stored.of(file, span), scale, scaled.scale, scaled.grid)
+        tensors[name] = LogicalTensor(source.dtype, span.shape, source)
     return LogicalModel(checkpoint, tensors, tuple(aside.items()), refused)
 
 

@@ -1,81 +1,53 @@
-"""Views: a tensor's values as arithmetic wants them, wherever and however they lie in a model's files.
+"""Tensor sources: one tensor's values as the arithmetic wants them, wherever and however they lie in a model's files.
 
-A view is plain JSON, so that a task can carry it to any process::
-
-    {"file": …, "start": …, "dtype": …}              values that lie one after another
-    {"dtype": …}                                      nothing but zeros
-    {…, "rows": [[first, source, count], …],          rows taken from other places, or (source null) zero: a
-        "width": elements of a row}                   vocabulary arranged in another one's order
-    {…, "grid": […], "scale": {"file", "start",       8-bit floats with their scales, dequantized to BF16
-        "dtype", "name"}}                             (the grid as :class:`~paramdelta_hub.numerics.float8.Grid` takes it)
+A source is a small frozen dataclass. It says where the values are, goes into a plan as JSON, and opens a reader. Each
+kind is one class here, and :data:`TensorSource` is the union of all of them; nothing else looks at the kind. To read a
+new layout, add its class and name it in the union.
 
 Readers hand out any range of elements, little-endian, by pread into the caller's buffer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from paramdelta_hub.checkpoints.checkpoint import WeightFile
 from paramdelta_hub.errors import CheckpointError
+from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES, TensorSpan
+from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.float8 import DECODED, Grid, dequantize
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import ElementRuns, Run
 from paramdelta_hub.numerics.scratch import scratch
 
-__all__ = ["Files", "Values", "View", "arranged", "open_view", "read_scales", "scaled", "view_of", "zeros"]
-
-View: TypeAlias = "dict[str, Any]"
-
-
-def view_of(file: WeightFile, span: TensorSpan) -> View:
-    """Return the view of a tensor as it lies in its file."""
-    return {"file": str(file.path), "start": span.start, "dtype": span.dtype}
-
-
-def zeros(dtype: str) -> View:
-    """Return a view of a tensor that no file holds: all +0."""
-    return {"dtype": dtype}
-
-
-def arranged(view: View, runs: Sequence[Run], width: int) -> View:
-    """Return a view of the same tensor with its rows (of ``width`` elements) in another order.
-
-    Args:
-        view: any view without an arrangement of its own.
-        runs: ascending in ``first``, covering all rows; ``source`` may be None.
-        width: elements of a row.
-    """
-    assert "rows" not in view
-    return {**view, "rows": [list(run) for run in runs], "width": width}
-
-
-def scaled(view: View, scale: View, scale_name: str, grid: Grid) -> View:
-    """Return a view of 8-bit floats that yields what they stand for, as BF16.
-
-    Args:
-        view: of the codes.
-        scale: of the scales.
-        scale_name: what to call the scales in an error.
-        grid: how the scales lie over the weight.
-    """
-    shape = [grid.rows, grid.columns, list(grid.block), grid.matrices]
-    return {**view, "scale": {**scale, "name": scale_name}, "grid": shape}
+__all__ = [
+    "Dequantized",
+    "Files",
+    "Reordered",
+    "Stored",
+    "TensorSource",
+    "Values",
+    "Zeros",
+    "read_chunks",
+    "source_digest",
+]
 
 
 class Files(Protocol):
-    """Read access to files by their paths; on this machine :class:`~paramdelta_hub.fileio.open_files.Descriptors`."""
+    """Read access to files by path; on this machine :class:`~paramdelta_hub.fileio.open_files.Descriptors`."""
 
     def read(self, path: str, position: int, out: NDArray[Any]) -> None:
         """Fill ``out`` (uint8) with a file's bytes from ``position``.
 
         Raises:
-            CheckpointError: truncated, or can't be read.
+            CheckpointError: the file is truncated or can't be read.
         """
 
 
@@ -83,46 +55,189 @@ class Values(Protocol):
     """Read access to a tensor's values."""
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill ``out`` with the values from element ``start``, as little-endian bytes of the view's dtype.
+        """Fill ``out`` with the values from element ``start``, as little-endian bytes of the source's dtype.
 
         Raises:
-            CheckpointError: the file was truncated or can't be read.
+            CheckpointError: the file is truncated or can't be read.
         """
 
 
-def open_view(view: View, files: Files) -> Values:
-    """Return a reader of the view; ``files`` stays open as long as it is used."""
-    if "rows" in view:
-        inner = {key: value for key, value in view.items() if key not in {"rows", "width"}}
-        return _Arranged(open_view(inner, files), ElementRuns(view["rows"], view["width"]), _itemsize(inner))
-    if "file" not in view:
-        return _Zeros()
-    return _Scaled(view, files) if "scale" in view else _Plain(view, files)
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Values that lie one after another in a file.
+
+    Args:
+        file: the path of the file.
+        start: the position of the first byte.
+        dtype: as safetensors calls it.
+    """
+
+    file: str
+    start: int
+    dtype: str
+    kind: Literal["stored"] = "stored"
+
+    @classmethod
+    def of(cls, file: WeightFile, span: TensorSpan) -> Stored:
+        """Return the source of a tensor as its file's header describes it."""
+        return cls(str(file.path), span.start, span.dtype)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return (self.file,)
+
+    def open(self, files: Files) -> Values:
+        """Return a reader; ``files`` must stay open while it is used."""
+        return _StoredValues(self, files)
 
 
-def _itemsize(view: View) -> int:
-    return 2 if "scale" in view else ITEM_SIZES[view["dtype"]]
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """A tensor that no file holds: all +0."""
+
+    dtype: str
+    kind: Literal["zeros"] = "zeros"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """No files."""
+        return ()
+
+    def open(self, files: Files) -> Values:
+        """Return a reader; it reads no file."""
+        return _ZeroValues()
 
 
-class _Zeros:
+@dataclass(frozen=True, slots=True)
+class Dequantized:
+    """8-bit floats times their scales, rounded once to BF16.
+
+    Args:
+        codes: the 8-bit floats.
+        scale: their scales.
+        scale_name: the name of the scales in the checkpoint.
+        grid: how the scales lie over the weight.
+    """
+
+    codes: Stored
+    scale: Stored
+    scale_name: str
+    grid: Grid
+    kind: Literal["dequantized"] = "dequantized"
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the values: BF16."""
+        return "BF16"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return (self.codes.file, self.scale.file)
+
+    def open(self, files: Files) -> Values:
+        """Return a reader; the scales are read now, and ``files`` must stay open while it is used.
+
+        Raises:
+            CheckpointError: a scale is not finite and above 0, or a file can't be read.
+        """
+        return _DequantizedValues(self, files)
+
+
+@dataclass(frozen=True, slots=True)
+class Reordered:
+    """Another source with its rows in another order, such as a vocabulary in another tokenizer's order.
+
+    Args:
+        inner: the rows as they are.
+        runs: the new order, ascending in ``first`` and without gaps; a run without a source is zeros.
+        width: elements of a row.
+    """
+
+    inner: Annotated[Stored | Zeros | Dequantized, Field(discriminator="kind")]
+    runs: tuple[Run, ...]
+    width: int
+    kind: Literal["reordered"] = "reordered"
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the values."""
+        return self.inner.dtype
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return self.inner.files
+
+    def open(self, files: Files) -> Values:
+        """Return a reader; ``files`` must stay open while it is used."""
+        return _ReorderedValues(self, files)
+
+
+TensorSource: TypeAlias = Annotated[Stored | Zeros | Dequantized | Reordered, Field(discriminator="kind")]
+"""Every kind of source."""
+
+
+def read_chunks(source: TensorSource, elements: int, files: Files) -> Iterator[NDArray[np.uint8]]:
+    """Yield the values of a source, a chunk at a time, as little-endian bytes in this thread's buffer.
+
+    Args:
+        source: what to read.
+        elements: how many elements it has.
+        files: read access to the source's files.
+
+    Raises:
+        CheckpointError: a file is truncated or can't be read.
+    """
+    values, itemsize = source.open(files), ITEM_SIZES[source.dtype]
+    for start in range(0, elements, CHUNK_ELEMENTS):
+        chunk = scratch("target", min(CHUNK_ELEMENTS, elements - start) * itemsize, np.uint8)
+        values.read(start, chunk)
+        yield chunk
+
+
+def source_digest(
+    source: TensorSource, elements: int, files: Files, advance: Callable[[int], None] = lambda _: None
+) -> str:
+    """Return the BLAKE3 digest (hex) of the values of a source.
+
+    Args:
+        source: what to read.
+        elements: how many elements it has.
+        files: read access to the source's files.
+        advance: called with the number of bytes read.
+
+    Raises:
+        CheckpointError: a file is truncated or can't be read.
+    """
+    digest = begin_digest()
+    for values in read_chunks(source, elements, files):
+        digest.update(values.data)
+        advance(values.size)
+    return digest.hexdigest()
+
+
+class _ZeroValues:
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         out[:] = 0
 
 
-class _Plain:
-    def __init__(self, view: View, files: Files) -> None:
-        self._files, self._file = files, view["file"]
-        self._start, self._itemsize = view["start"], ITEM_SIZES[view["dtype"]]
+class _StoredValues:
+    def __init__(self, source: Stored, files: Files) -> None:
+        self._files, self._file = files, source.file
+        self._start, self._itemsize = source.start, ITEM_SIZES[source.dtype]
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         self._files.read(self._file, self._start + start * self._itemsize, out)
 
 
-class _Arranged:
-    """Rows in another order: each piece of a range is read at once."""
+class _ReorderedValues:
+    """Each piece of a range that lies in one place is read at once."""
 
-    def __init__(self, inner: Values, runs: ElementRuns, itemsize: int) -> None:
-        self._inner, self._runs, self._itemsize = inner, runs, itemsize
+    def __init__(self, source: Reordered, files: Files) -> None:
+        self._inner, self._runs = source.inner.open(files), ElementRuns(source.runs, source.width)
+        self._itemsize = ITEM_SIZES[source.dtype]
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         for place, source, _ in self._runs.pieces(start, out.size // self._itemsize):
@@ -133,14 +248,10 @@ class _Arranged:
                 self._inner.read(source, piece)
 
 
-class _Scaled:
-    """8-bit floats times their scales, rounded to BF16."""
-
-    def __init__(self, view: View, files: Files) -> None:
-        rows, columns, block, matrices = view["grid"]
-        self._grid = Grid(rows, columns, tuple(block), matrices)
-        self._codes, self._table = _Plain(view, files), DECODED[view["dtype"]]
-        self._scales = read_scales(view, files)
+class _DequantizedValues:
+    def __init__(self, source: Dequantized, files: Files) -> None:
+        self._grid, self._table = source.grid, DECODED[source.codes.dtype]
+        self._codes, self._scales = source.codes.open(files), _read_scales(source, files)
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         codes = scratch("8-bit codes", out.size // 2, np.uint8)
@@ -150,25 +261,22 @@ class _Scaled:
         np.copyto(out, values.astype("<u2", copy=False).view(np.uint8))
 
 
-def read_scales(view: View, files: Files) -> NDArray[np.float32]:
-    """Return the scales of a scaled view as float32, of its grid's ``scale_shape``.
+def _read_scales(source: Dequantized, files: Files) -> NDArray[np.float32]:
+    """Return the scales as float32, in the shape of the grid's ``scale_shape``.
 
     Raises:
-        CheckpointError: a scale that is zero, negative, NaN or infinite, or a file that can't be read.
+        CheckpointError: a scale is zero, negative, NaN or infinite, or a file can't be read.
     """
-    scale = view["scale"]
-    rows, columns, block, matrices = view["grid"]
-    shape = Grid(rows, columns, tuple(block), matrices).scale_shape
-    kind = FLOATS[scale["dtype"]]
+    shape, kind = source.grid.scale_shape, FLOATS[source.scale.dtype]
     raw = np.empty(shape[0] * shape[1] * kind.itemsize, np.uint8)
-    _Plain(scale, files).read(0, raw)
+    source.scale.open(files).read(0, raw)
     bits = raw.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
     scales = kind.widen(bits, np.empty(bits.size, kind.wide)).astype(np.float32)
     usable = np.isfinite(scales) & (scales > 0)
     if not usable.all():
         raise CheckpointError(
-            f"the scales {scale['name']!r} hold {scales[~usable][0]}, where only finite numbers above 0 make sense",
-            where=scale["file"],
+            f"the scales {source.scale_name!r} hold {scales[~usable][0]}; scales must be finite and above 0",
+            where=source.scale.file,
             remedy="get the file again",
         )
     return scales.reshape(shape)

@@ -19,7 +19,7 @@ from paramdelta_hub.cli.common import (
     tokenizer_option,
     work_options,
 )
-from paramdelta_hub.cli.crew import crew_options, run_share
+from paramdelta_hub.cli.executor_options import executor_options, run_share
 from paramdelta_hub.errors import OptionError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ _SHOWN_OMISSIONS = 20
 )
 @click.option("--overwrite", is_flag=True, help="Replace an older OUT that pd-apply made, and nothing else.")
 @click.option("--dry-run", is_flag=True, help="Write nothing: say whether it fits, and what to expect of it.")
-@crew_options
+@executor_options
 @work_options
 def apply(
     target: str,
@@ -125,9 +125,9 @@ def apply(
     """
     from paramdelta_hub.application.apply import carry_out
     from paramdelta_hub.application.preview import preview
-    from paramdelta_hub.application.requests import ApplyRequest
-    from paramdelta_hub.application.weights import WeightMap, summands_of
-    from paramdelta_hub.tasks.runner import Crew
+    from paramdelta_hub.application.request import ApplyRequest
+    from paramdelta_hub.application.weights import WeightMap, weighted_deltas
+    from paramdelta_hub.tasks.runner import ExecutorConfig
 
     rules = parse_rules(renames, skips, rule_files)
     if rules.carries:
@@ -138,7 +138,7 @@ def apply(
         raise OptionError("--stream is for threads of one process", remedy="leave out --stream, or --executor")
     request = ApplyRequest(
         target=target,
-        deltas=tuple((str(summand.delta), summand.weight) for summand in summands_of(deltas)),
+        deltas=tuple((str(summand.delta), summand.weight) for summand in weighted_deltas(deltas)),
         weight_map=WeightMap.of(factors).rules,
         renames=rules.renames,
         skips=rules.skips,
@@ -150,7 +150,7 @@ def apply(
         stream=stream,
         force=force,
     )
-    crew, bars = Crew(executor, threads, memory), Bars(quiet or as_json)
+    config, bars = ExecutorConfig(executor, threads, memory), Bars(quiet or as_json)
     if dry_run:
         found = preview(request, output, registry=registry, overwrite=overwrite, progress=bars)
         emit(found.to_json(), preview_text(found), as_json=as_json, quiet=quiet)
@@ -164,12 +164,12 @@ def apply(
         world,
         registry=registry,
         overwrite=overwrite,
-        crew=crew,
+        config=config,
         as_json=as_json,
         quiet=quiet,
     ):
         return
-    report = carry_out(request, output, crew, bars, registry=registry, overwrite=overwrite)
+    report = carry_out(request, output, config, bars, registry=registry, overwrite=overwrite)
     emit(report.to_json(), report_text(report), as_json=as_json, quiet=quiet)
 
 

@@ -18,7 +18,7 @@ from paramdelta_hub.cli.common import (
     tokenizer_option,
     work_options,
 )
-from paramdelta_hub.cli.crew import crew_options, run_share
+from paramdelta_hub.cli.executor_options import executor_options, run_share
 from paramdelta_hub.cli.publish import published_json, published_text
 from paramdelta_hub.errors import OptionError, PublishError, RegistryError, SourceError
 
@@ -56,7 +56,7 @@ pd-extract ./bert ./classifier -o delta --rename '^bert\\.=' --skip '^classifier
 @registry_option
 @publish_options
 @click.option("--overwrite", is_flag=True, help="Replace an older package at DELTA, and nothing else.")
-@crew_options
+@executor_options
 @work_options
 def extract(
     base: str,
@@ -89,13 +89,13 @@ def extract(
 
     BASE and POST are folders in Hugging Face layout, .safetensors files, or Hub ids with @revision.
     """
-    from paramdelta_hub.application.requests import ExtractRequest
     from paramdelta_hub.extraction.extract import Extraction
+    from paramdelta_hub.extraction.request import ExtractRequest
     from paramdelta_hub.outputs.replacing import check_new
     from paramdelta_hub.registry.locate import find_to_publish
     from paramdelta_hub.registry.publish import publish
     from paramdelta_hub.registry.stores.registry import check_options
-    from paramdelta_hub.tasks.runner import Crew, complete
+    from paramdelta_hub.tasks.runner import ExecutorConfig, complete
 
     rules = parse_rules(renames, skips, rule_files, carries)
     if repo is None and (private or create_pr):
@@ -120,7 +120,7 @@ def extract(
         post_tokenizer=post_tokenizer,
         hash_files=hash_files,
     )
-    crew = Crew(executor, threads, memory)
+    config = ExecutorConfig(executor, threads, memory)
     check_new(output, overwrite=overwrite)
     if run_share(
         request,
@@ -129,12 +129,12 @@ def extract(
         world,
         registry=registry,
         overwrite=overwrite,
-        crew=crew,
+        config=config,
         as_json=as_json,
         quiet=quiet,
     ):
         return
-    report = complete(Extraction(request), output, crew, Bars(quiet or as_json), overwrite=overwrite)
+    report = complete(Extraction(request), output, config, Bars(quiet or as_json), overwrite=overwrite)
     told, text = report.to_json(), report_text(report)
     if repo is not None:
         try:

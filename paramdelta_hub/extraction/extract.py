@@ -8,22 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paramdelta_hub.application.companions import check_packable
-from paramdelta_hub.application.requests import ExtractRequest
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, checked_rules
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
+from paramdelta_hub.extraction.companions import check_packable
 from paramdelta_hub.extraction.finalize import assemble, final_names
 from paramdelta_hub.extraction.pairs import Differences, name_trained, pair_up, tokenizer_folder
-from paramdelta_hub.fileio.durable import file_digest, io_errors, write_file
+from paramdelta_hub.extraction.request import ExtractRequest
+from paramdelta_hub.fileio.durable import io_errors, write_file
+from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
 from paramdelta_hub.outputs.replacing import Replacement, check_new, model_places, registry_places
 from paramdelta_hub.package.labels import check_labels
-from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, Rows, parse_manifest
+from paramdelta_hub.tasks.models import DigestTask, Encoded, EncodeTask, Outcome, Task
 from paramdelta_hub.tasks.plan import Plan, cut, planning
 from paramdelta_hub.tasks.progress import Progress
-from paramdelta_hub.tasks.runner import Crew, Executor, Operation, Outcomes, complete
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.runner import Executor, ExecutorConfig, Operation, Outcomes, complete
+from paramdelta_hub.tasks.workspace import Workspace
+from paramdelta_hub.transforms.encode import EncodedTensor
 
 __all__ = ["ExtractReport", "Extraction", "extract"]
 
@@ -130,9 +133,9 @@ def extract(
         post_tokenizer=_text(post_tokenizer),
         hash_files=hash_files,
     )
-    crew = Crew(executor, threads, memory)
+    config = ExecutorConfig(executor, threads, memory)
     check_new(out, overwrite=overwrite)
-    return complete(Extraction(wanted), out, crew, progress or Progress(), overwrite=overwrite)
+    return complete(Extraction(wanted), out, config, progress or Progress(), overwrite=overwrite)
 
 
 class Extraction(Operation[ExtractReport]):
@@ -144,7 +147,7 @@ class Extraction(Operation[ExtractReport]):
         MismatchError: the two don't fit; every misfit is listed.
     """
 
-    what = "extracting"
+    stage = "extracting"
 
     @planning()
     def __init__(self, wanted: ExtractRequest) -> None:
@@ -178,34 +181,29 @@ class Extraction(Operation[ExtractReport]):
         """Only a package is replaced by a package."""
         return Replacement("package", self._inputs)
 
-    def prepare(self, destination: Destination, tasks_at_a_time: int) -> None:
+    def prepare(self, workspace: Workspace, tasks_at_a_time: int) -> None:
         """Check the space that the pieces are expected to take."""
         expected = sum(
-            int(tensor["nbytes"] * EXPECTED_RATIO[tensor["itemsize"]])
+            int(tensor.nbytes * EXPECTED_RATIO[ITEM_SIZES[tensor.dtype]])
             for task in self.plan.tasks
-            if task["kind"] == "encode"
-            for tensor in task["tensors"]
+            if isinstance(task, EncodeTask)
+            for tensor in task.tensors
         )
-        destination.check_space(expected)
+        workspace.check_space(expected)
 
-    def restore(self, destination: Destination, outcomes: Outcomes) -> None:
+    def restore(self, workspace: Workspace, outcomes: Outcomes) -> None:
         """Give pieces back the names that receipts know them by."""
         if len(outcomes) == len(self.plan.tasks):  # else nothing has been renamed yet
-            for piece, shard in final_names([outcomes[number] for number in sorted(outcomes)]).items():
-                if (destination.result / shard).exists() and not (destination.pieces / piece).exists():
-                    os.rename(destination.result / shard, destination.pieces / piece)
-
-    def holds(self, number: int, outcome: dict[str, Any], destination: Destination) -> bool:
-        """Whether the piece is there, to the byte."""
-        piece = outcome.get("piece")
-        path = destination.pieces / str(piece)
-        return piece is None or (path.is_file() and file_digest(path)[0] == outcome["sha256"])
+            for piece, shard in final_names([outcome for _, outcome in sorted(outcomes.items())]).items():
+                if (workspace.result / shard).exists() and not (workspace.pieces / piece).exists():
+                    os.rename(workspace.result / shard, workspace.pieces / piece)
 
     def refuse(self, outcomes: Outcomes) -> None:
         """Raise if values are not finite, or if there is no difference."""
         _refuse_not_finite(outcomes.values())
-        records = [record for outcome in outcomes.values() for record in outcome.get("tensors", ())]
-        if len(outcomes) == len(self.plan.tasks) and not any(r["changed"] or r["rows"] for r in records):
+        encoded = [outcome for outcome in outcomes.values() if isinstance(outcome, Encoded)]
+        records = [record for outcome in encoded for record in outcome.tensors]
+        if len(outcomes) == len(self.plan.tasks) and not any(record.changed or record.rows for record in records):
             remedy = "give the model that was trained as POST, and the one that it was trained from as BASE"
             raise MismatchError(
                 f"post has the same values as base in all {len(records)} tensors: there is no delta to extract",
@@ -213,9 +211,9 @@ class Extraction(Operation[ExtractReport]):
                 remedy=f"{remedy}; or see what --skip leaves out" if self._rules.skips else remedy,
             )
 
-    def finish(self, destination: Destination, outcomes: Outcomes, resumed: int) -> ExtractReport:
+    def finish(self, workspace: Workspace, outcomes: Outcomes, resumed: int) -> ExtractReport:
         """Write the manifest and commit."""
-        ordered = [outcomes[number] for number in range(len(self.plan.tasks))]
+        ordered = [outcome for _, outcome in sorted(outcomes.items())]
         uses = name_trained(self._differences)
         with io_errors("writing the package"):
             manifest = assemble(
@@ -225,15 +223,15 @@ class Extraction(Operation[ExtractReport]):
                 self._differences,
                 self._rules,
                 ordered,
-                destination,
+                workspace,
                 self._labels,
             )
             text = manifest.to_json()
             manifest, digest = parse_manifest(text)  # what we write, we can read
-            write_file(destination.result / MANIFEST_NAME, text)
-        destination.commit()
+            write_file(workspace.result / MANIFEST_NAME, text)
+        workspace.commit()
         return ExtractReport(
-            package=destination.given,
+            package=workspace.given,
             id=digest,
             manifest=manifest,
             nbytes=manifest.nbytes,
@@ -250,36 +248,25 @@ def _text(path: str | Path | None) -> str | None:
 
 def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, wanted: ExtractRequest) -> Plan:
     tensors = [
-        {
-            "name": pair.name,
-            "dtype": pair.base.dtype,
-            "shape": list(pair.base.shape),
-            "itemsize": pair.base.itemsize,
-            "nbytes": pair.base.nbytes,
-            "base": pair.base.view,
-            "post": pair.post.view,
-            "record": {
-                "base_name": pair.base_name,
-                "post_name": pair.post_name,
-                "rows": None
-                if pair.runs is None
-                else {"base": pair.base_rows, "runs": [list(run) for run in pair.runs]},
-            },
-        }
+        EncodedTensor(
+            name=pair.name,
+            dtype=pair.base.dtype,
+            shape=pair.base.shape,
+            base=pair.base.source,
+            post=pair.post.source,
+            base_name=pair.base_name,
+            post_name=pair.post_name,
+            rows=None if pair.runs is None else Rows(base=pair.base_rows, runs=pair.runs),
+        )
         for pair in differences.pairs
     ]
-    tasks: list[dict[str, Any]] = [
-        {
-            "kind": "encode",
-            "bytes": 2 * sum(tensor["nbytes"] for tensor in group),
-            "piece": f"{number:06d}.safetensors",
-            "tensors": group,
-        }
-        for number, group in enumerate(cut(tensors, lambda tensor: int(tensor["nbytes"]), base.nbytes), start=1)
+    groups = cut(tensors, lambda tensor: tensor.nbytes, base.nbytes)
+    tasks: list[Task] = [
+        EncodeTask.of(f"{number:06d}.safetensors", tuple(group)) for number, group in enumerate(groups, start=1)
     ]
     files = {file.path: file for model in (base, post) for file in model.files}
     if wanted.hash_files:
-        tasks += [{"kind": "digest", "bytes": file.header.size, "file": str(path)} for path, file in files.items()]
+        tasks += [DigestTask(str(path), file.header.size) for path, file in files.items()]
     return Plan(
         kind="extract",
         inputs=tuple(file.identity() for file in files.values()),
@@ -288,11 +275,15 @@ def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, wanted: 
     )
 
 
-def _refuse_not_finite(outcomes: Iterable[dict[str, Any]]) -> None:
+def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
     problems = [
-        Mismatch(name, "not-finite", f"base has {base}, post has {post} values that are NaN or infinite")
+        Mismatch(
+            found.name,
+            "not-finite",
+            f"base has {found.counts[0]}, post has {found.counts[1]} values that are NaN or infinite",
+        )
         for outcome in outcomes
-        for name, base, post in outcome.get("not_finite", [])
+        for found in outcome.not_finite
     ]
     if problems:
         raise NotFiniteError(

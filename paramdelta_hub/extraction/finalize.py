@@ -3,42 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from paramdelta_hub import __about__
-from paramdelta_hub.application.companions import config_changes, pack
 from paramdelta_hub.checkpoints.architecture import describe_architecture, describe_source
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.lineage import pack_samples, sample
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import CheckpointError
+from paramdelta_hub.extraction.companions import config_changes, pack
 from paramdelta_hub.extraction.pairs import Differences
 from paramdelta_hub.fileio.durable import file_digest, write_file
 from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.manifest import (
     LINEAGE_NAME,
-    CodecRecord,
     Exactness,
     FileRecord,
     Labels,
     Manifest,
     Omission,
     Rename,
-    Rows,
-    TensorRecord,
     shard_name,
 )
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.models import Digested, Encoded, Outcome
+from paramdelta_hub.tasks.workspace import Workspace
 
 __all__ = ["assemble", "final_names"]
 
 
-def final_names(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def final_names(outcomes: Sequence[Outcome]) -> dict[str, str]:
     """Return what every piece is called in the package, given all outcomes of the plan."""
-    pieces = [outcome["piece"] for outcome in outcomes if outcome.get("piece")]
+    pieces = [outcome.piece.path for outcome in outcomes if isinstance(outcome, Encoded) and outcome.piece]
     return {piece: shard_name(number, len(pieces)) for number, piece in enumerate(pieces, start=1)}
 
 
@@ -48,31 +45,26 @@ def assemble(
     tokenizer: Path | None,
     differences: Differences,
     rules: Rules,
-    outcomes: Sequence[Mapping[str, Any]],
-    destination: Destination,
+    outcomes: Sequence[Outcome],
+    workspace: Workspace,
     labels: Labels,
 ) -> Manifest:
     """Give the pieces their final names, write the lineage file, and return the manifest of it all."""
-    digests = {Path(outcome["file"]): outcome["sha256"] for outcome in outcomes if "file" in outcome}
-    encoded = [outcome for outcome in outcomes if "tensors" in outcome]
-    shards, records = [], []
+    digests = {Path(outcome.file): outcome.sha256 for outcome in outcomes if isinstance(outcome, Digested)}
+    encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
     shard_of = final_names(outcomes)
+    shards = []
     for outcome in encoded:
-        if outcome["piece"]:
-            path = shard_of[outcome["piece"]]
-            os.rename(destination.pieces / outcome["piece"], destination.result / path)
-            shards.append(FileRecord(path=path, size=outcome["size"], sha256=outcome["sha256"]))
-    for outcome in encoded:
-        for record in outcome["tensors"]:
-            shard = shard_of[outcome["piece"]] if record["nbytes"] else None
-            changes = {
-                "shape": tuple(record["shape"]),
-                "rows": record["rows"] and _rows(record["rows"]),
-                "codec": CodecRecord(name=record["codec"], parameters={}),
-                "shard": shard,
-            }
-            records.append(TensorRecord(**{**record, **changes}))
-    lineage = _write_lineage(differences, destination.result)
+        if outcome.piece:
+            path = shard_of[outcome.piece.path]
+            os.rename(workspace.pieces / outcome.piece.path, workspace.result / path)
+            shards.append(outcome.piece.model_copy(update={"path": path}))
+    records = [
+        record.model_copy(update={"shard": shard_of[record.shard]}) if record.shard else record
+        for outcome in encoded
+        for record in outcome.tensors
+    ]
+    lineage = _write_lineage(differences, workspace.result)
     return Manifest(
         format="paramdelta",
         format_version=1,
@@ -96,13 +88,9 @@ def assemble(
         omissions=tuple(Omission.model_validate(omission._asdict()) for omission in differences.omissions),
         shards=tuple(shards),
         lineage=lineage,
-        companions=pack(post, tokenizer, destination.result),
+        companions=pack(post, tokenizer, workspace.result),
         tensors=tuple(records),
     )
-
-
-def _rows(value: dict[str, Any]) -> Rows:
-    return Rows(base=value["base"], runs=tuple(tuple(run) for run in value["runs"]))
 
 
 def _write_lineage(differences: Differences, folder: Path) -> FileRecord:

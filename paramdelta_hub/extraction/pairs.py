@@ -13,7 +13,7 @@ from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logi
 from paramdelta_hub.checkpoints.matching import SKIPPED, LeftOut, Match, match
 from paramdelta_hub.checkpoints.rename_proposals import propose
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_idle, rule_uses
-from paramdelta_hub.checkpoints.tensor_sources import open_view, zeros
+from paramdelta_hub.checkpoints.tensor_sources import Zeros
 from paramdelta_hub.checkpoints.token_rows import arrange, given_up
 from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
@@ -98,7 +98,7 @@ def name_trained(differences: Differences) -> tuple[RuleUse, ...]:
 def _equal_values(base: LogicalTensor, post: LogicalTensor, files: Descriptors) -> bool:
     if (base.dtype, base.shape) != (post.dtype, post.shape):
         return False
-    one, other = open_view(base.view, files), open_view(post.view, files)
+    one, other = base.source.open(files), post.source.open(files)
     for start in range(0, base.elements, CHUNK_ELEMENTS):
         size = min(CHUNK_ELEMENTS, base.elements - start) * base.itemsize
         ours, theirs = scratch("one side", size, np.uint8), scratch("the other side", size, np.uint8)
@@ -206,7 +206,7 @@ def _pair(name: str, found: Match, ours: LogicalModel, theirs: LogicalModel, voc
     post_name = found.pairs[name]
     post, (side, embedding) = theirs.tensors[post_name], found.ties.get(name, ("", ""))
     if name in found.new:
-        base = LogicalTensor(post.dtype, (0, *post.shape[1:]), zeros(post.dtype))
+        base = LogicalTensor(post.dtype, (0, *post.shape[1:]), Zeros(post.dtype))
         runs = (Run(0, None, post.shape[0]),) if post.shape[0] else ()
     else:
         base = ours.tensor(name, found, "base")
@@ -215,7 +215,7 @@ def _pair(name: str, found: Match, ours: LogicalModel, theirs: LogicalModel, voc
             runs = vocabularies.arrange(base.shape[0], post.shape[0])
     return Pair(
         name=name,
-        base=base.arrange(runs),
+        base=base.reorder_rows(runs),
         post=post,
         base_name=embedding if side == "base" else None,
         post_name=None if post_name == name else post_name,

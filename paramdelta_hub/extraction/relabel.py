@@ -18,7 +18,7 @@ from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.materialize import CARD_NAME, file_chunks, put_small, receive
 from paramdelta_hub.registry.publish import read_card
 from paramdelta_hub.tasks.progress import Progress
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.workspace import Workspace
 
 __all__ = ["RelabelReport", "relabel"]
 
@@ -107,7 +107,7 @@ def relabel(
     card = _own_card(read_card(package.path))
     text = manifest.to_json()
     manifest, digest = parse_manifest(text)  # what we write, we can read
-    with Destination(out, may_replace=Replacement("package", places) if overwrite else None) as place:
+    with Workspace(out, may_replace=Replacement("package", places) if overwrite else None) as place:
         place.start_afresh()
         source = package.path
         receive(manifest.files, lambda file: file_chunks(settle(source, file)), place.result, str(source), progress)

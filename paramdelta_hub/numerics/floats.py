@@ -36,7 +36,7 @@ __all__ = [
     "NotFiniteChunkError",
     "Statistics",
     "Wide",
-    "Workspace",
+    "WorkArrays",
     "accumulate",
     "blocks",
     "difference",
@@ -136,7 +136,7 @@ def blocks(elements: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK_ELEMENTS, elements))
 
 
-class Workspace:
+class WorkArrays:
     """This thread's block buffers for one float type: three wide operands and a scratch for integer tricks."""
 
     def __init__(self, kind: Float) -> None:
@@ -231,7 +231,7 @@ def join(kind: Float, delta: Wide, positions: Bits, rest: Bits) -> Wide:
     return delta
 
 
-def unreachable(kind: Float, base: Wide, delta: Wide, post: Wide, post_bits: Bits, work: Workspace) -> Bits:
+def unreachable(kind: Float, base: Wide, delta: Wide, post: Wide, post_bits: Bits, work: WorkArrays) -> Bits:
     """Positions where base + Δ, rounded, is not post to the bit.
 
     Args:

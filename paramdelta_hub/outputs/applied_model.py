@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.tensor_sources import view_of
+from paramdelta_hub.checkpoints.tensor_sources import Stored
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
 from paramdelta_hub.fileio.durable import expand, file_digest, read_small
 from paramdelta_hub.fileio.listing import files_below
@@ -18,7 +18,7 @@ from paramdelta_hub.fileio.names import shown
 from paramdelta_hub.limits import DEFAULT_MEMORY, PROVENANCE_BYTES
 from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.package.provenance import PROVENANCE_NAME, Provenance, parse_provenance
-from paramdelta_hub.tasks.digests import run_over, tensor_digests
+from paramdelta_hub.tasks.digests import tensor_digests
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import workers
 
@@ -143,13 +143,13 @@ def changed_tensors(
     model: Checkpoint, promised: Mapping[str, str], known: set[str], threads: int, progress: Progress
 ) -> list[Mismatch]:
     """Return the tensors whose values have another digest than promised; those that are ``known`` are not read."""
-    tensors = [
+    sources = {
         # As bytes: what is compared is what is stored, whatever its dtype.
-        {"name": name, "dtype": "U8", "nbytes": span.nbytes, "view": {**view_of(file, span), "dtype": "U8"}}
+        name: (Stored(str(file.path), span.start, "U8"), span.nbytes)
         for name, (file, span) in model.tensors.items()
         if name not in known
-    ]
-    found = run_over(tensors, tensor_digests, threads, progress, "comparing tensors")
+    }
+    found = tensor_digests(sources, threads, progress, "comparing tensors")
     return [
         Mismatch(name, "digest", "other values than the provenance's digest promises")
         for name in promised

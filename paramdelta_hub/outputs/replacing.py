@@ -22,6 +22,7 @@ from paramdelta_hub.fileio.listing import shown_names
 from paramdelta_hub.fileio.seal import is_sealed
 from paramdelta_hub.limits import CARD_BYTES, CATALOG_BYTES, PROVENANCE_BYTES
 from paramdelta_hub.outputs.applied_model import changed_tensors
+from paramdelta_hub.outputs.catalog_files import SITE_NAME, SiteFiles
 from paramdelta_hub.package.manifest import LINEAGE_NAME, MANIFEST_NAME
 from paramdelta_hub.package.package import LOCK_NAME, open_package
 from paramdelta_hub.package.provenance import PROVENANCE_NAME, Provenance, parse_provenance
@@ -29,9 +30,8 @@ from paramdelta_hub.registry.locate import chosen
 from paramdelta_hub.registry.lockfile import read_lock
 from paramdelta_hub.registry.names import folder_of, is_repo, is_version
 from paramdelta_hub.registry.reference import parse_reference
-from paramdelta_hub.reports.site import SITE_NAME, SiteFiles
 from paramdelta_hub.tasks.progress import Progress
-from paramdelta_hub.tasks.workspace import Destination, anything
+from paramdelta_hub.tasks.workspace import Workspace, anything
 
 __all__ = [
     "Kind",
@@ -60,7 +60,7 @@ _REMEDY = "choose another name for the output; or look into it, and delete it yo
 
 @dataclass(frozen=True)
 class Replacement:
-    """Judges whether a finished output may be replaced: see :class:`~paramdelta_hub.tasks.workspace.Destination`.
+    """Judges whether a finished output may be replaced: see :class:`~paramdelta_hub.tasks.workspace.Workspace`.
 
     Args:
         kind: what is about to be made, and so the only kind that may be replaced.
@@ -151,14 +151,14 @@ def check_new(out: str | Path, *, overwrite: bool, registry: str | Path | None =
     """
     if not isinstance(overwrite, bool):
         raise OptionError(f"overwrite is True or False, not {overwrite!r}")
-    destination = Destination(Path(out), may_replace=anything if overwrite else None)
-    destination.check()
-    if os.path.lexists(destination.out):
+    workspace = Workspace(Path(out), may_replace=anything if overwrite else None)
+    workspace.check()
+    if os.path.lexists(workspace.out):
         return  # judged when it is known what is to take its place
     inside = [
-        f"a registry, {place}" for _, place in registry_places(registry) if place.resolve() in destination.out.parents
+        f"a registry, {place}" for _, place in registry_places(registry) if place.resolve() in workspace.out.parents
     ]
-    for what in [*inside, *filter(None, [owner_of(destination.out)])]:
+    for what in [*inside, *filter(None, [owner_of(workspace.out)])]:
         raise DestinationError(
             f"can't be made, as it lies inside {what}", where=str(out), remedy="choose another place"
         )

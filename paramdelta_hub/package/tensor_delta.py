@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import PackageError
@@ -17,7 +18,7 @@ from paramdelta_hub.package.chunks import AddedChunk, Layout, decode_added, deco
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.payload import PayloadReader
 
-__all__ = ["DeltaReader", "decoded_nbytes", "delta_chunks", "summand_of"]
+__all__ = ["DeltaReader", "StoredDelta", "decoded_nbytes", "delta_chunks"]
 
 _MOST_PER_BYTE = 64
 """Bytes of weights that a byte of a payload is taken to stand for at most: 50 where 98 % of the weights stayed."""
@@ -28,43 +29,81 @@ def decoded_nbytes(records: Iterable[TensorRecord]) -> int:
     return sum(min(record.elements * record.itemsize, _MOST_PER_BYTE * record.nbytes) for record in records)
 
 
-def summand_of(record: TensorRecord, weight: float, places: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
-    """Return one addend of one tensor as tasks want it: plain JSON."""
-    shard, start = places.get(record.name, (None, 0))
-    return {
-        "name": record.name,
-        "elements": record.elements,
-        "weight": weight,
-        "effect": record.effect,
-        "codec": record.codec.name,
-        "shard": shard,
-        "start": start,
-        "nbytes": record.nbytes,
-        "digest": record.payload_blake3,
-        "counts": [record.remainders, record.exceptions],
-    }
+@dataclass(frozen=True, slots=True)
+class StoredDelta:
+    """Where a package keeps one tensor's delta, and what its manifest promises of it.
+
+    Args:
+        name: the tensor's name in the package.
+        elements: how many it has.
+        effect: ``add`` for the difference of floats, ``replace`` for other values, which are kept whole.
+        codec: the name of the codec; ``zero`` if nothing changed.
+        shard: the path of the file with the payload; None for ``zero``.
+        start: where the payload begins in the shard.
+        nbytes: the size of the payload.
+        digest: the BLAKE3 digest of the payload.
+        remainders: how many elements do not fit the tensor's own dtype.
+        exceptions: how many elements no sum with base reaches.
+    """
+
+    name: str
+    elements: int
+    effect: Literal["add", "replace"]
+    codec: str
+    shard: str | None
+    start: int
+    nbytes: int
+    digest: str | None
+    remainders: int
+    exceptions: int
+
+    @classmethod
+    def of(cls, record: TensorRecord, places: Mapping[str, tuple[str, int]]) -> StoredDelta:
+        """Return where the delta of a manifest's tensor is; ``places`` has each payload's shard and start."""
+        shard, start = places.get(record.name, (None, 0))
+        return cls(
+            name=record.name,
+            elements=record.elements,
+            effect=record.effect,
+            codec=record.codec.name,
+            shard=shard,
+            start=start,
+            nbytes=record.nbytes,
+            digest=record.payload_blake3,
+            remainders=record.remainders,
+            exceptions=record.exceptions,
+        )
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether there is no payload, as nothing changed."""
+        return self.codec == ZERO
 
 
 class DeltaReader:
-    """Reads one tensor's delta chunk by chunk, as :func:`summand_of` tells of it; ``zero`` ones have nothing to read.
+    """Reads one tensor's delta chunk by chunk.
 
-    What is made of the chunks counts only once :meth:`finish` has returned: the payload's digest is checked there.
+    The chunks can be relied on only once :meth:`finish` has returned: it checks the digest of the payload.
+
+    Args:
+        delta: the tensor's delta.
+        dtype: the dtype of the tensor.
+        shards: open files of the package.
+        kernel: does the arithmetic.
     """
 
-    def __init__(self, delta: dict[str, Any], dtype: str, elements: int, shards: Descriptors, kernel: Kernel) -> None:
-        self.weight: float = delta["weight"]
+    def __init__(self, delta: StoredDelta, dtype: str, shards: Descriptors, kernel: Kernel) -> None:
         self._delta, self._kernel = delta, kernel
         self._remainders = self._exceptions = 0
         self._reader: PayloadReader | None = None
-        if delta["codec"] != ZERO:
-            codec, added = codec_named(delta["codec"]), delta["effect"] == "add"
-            self._layout = Layout(codec, dtype, elements, added)
-            self._reader = PayloadReader(
-                shards[delta["shard"]], delta["start"], delta["nbytes"], self._layout, delta["shard"]
-            )
+        if not delta.is_zero:
+            assert delta.shard is not None
+            codec, added = codec_named(delta.codec), delta.effect == "add"
+            self._layout = Layout(codec, dtype, delta.elements, added)
+            self._reader = PayloadReader(shards[delta.shard], delta.start, delta.nbytes, self._layout, delta.shard)
 
     def next_added(self, out: Wide) -> AddedChunk | None:
-        """Decode the next chunk to ``out`` (wide); None where nothing but +0 is added."""
+        """Decode the next chunk to ``out`` (wide); None if the delta is zero."""
         if self._reader is None:
             return None
         with _located(self._delta):
@@ -80,28 +119,30 @@ class DeltaReader:
             decode_replaced(self._layout, self._reader.next_chunk(), out, self._kernel)
 
     def finish(self) -> None:
-        """Check the payload's digest and what was counted in it.
+        """Check the digest of the payload, and the numbers of remainders and exceptions.
 
         Raises:
-            PackageError: not what the manifest promises.
+            PackageError: they are not what the manifest promises.
         """
         if self._reader is None:
             return
-        self._reader.finish(self._delta["digest"], self._delta["name"])
-        if [self._remainders, self._exceptions] != self._delta["counts"]:
-            what = f"tensor {self._delta['name']!r} has other numbers of remainders and exceptions than promised"
-            raise PackageError(what, where=self._delta["shard"])
+        delta = self._delta
+        assert delta.digest is not None
+        self._reader.finish(delta.digest, delta.name)
+        if (self._remainders, self._exceptions) != (delta.remainders, delta.exceptions):
+            what = f"tensor {delta.name!r} has other numbers of remainders and exceptions than promised"
+            raise PackageError(what, where=delta.shard)
 
 
 @contextlib.contextmanager
-def _located(delta: dict[str, Any]) -> Iterator[None]:
+def _located(delta: StoredDelta) -> Iterator[None]:
     """Add shard and tensor to the errors of codecs, which know neither."""
     try:
         yield
     except PackageError as error:
         if error.where is None:
-            error.what = f"tensor {delta['name']!r}: {error.what}"
-            error.where = delta["shard"]
+            error.what = f"tensor {delta.name!r}: {error.what}"
+            error.where = delta.shard
             error.remedy = error.remedy or "the file was damaged or changed; get the package again"
         raise
 
@@ -124,7 +165,7 @@ def delta_chunks(
     Raises:
         PackageError: damaged.
     """
-    reader = DeltaReader(summand_of(record, 1.0, places), record.dtype, record.elements, shards, kernel)
+    reader = DeltaReader(StoredDelta.of(record, places), record.dtype, shards, kernel)
     wide = FLOATS[record.dtype].wide
     for start in range(0, record.elements, CHUNK_ELEMENTS):
         chunk = reader.next_added(scratch(buffer, min(CHUNK_ELEMENTS, record.elements - start), wide))

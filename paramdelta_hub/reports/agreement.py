@@ -129,21 +129,18 @@ def compare_packages(
         labels = ", ".join(package.manifest.name for package in packages)
         raise OptionError("the deltas have no tensor in common", where=labels, remedy="compare deltas of one family")
     places = [package.payload_places() for package in packages]
-    tasks: list[tuple[int, dict[str, Any]]] = [
-        (number, {"bytes": sum(record.nbytes for record in records), "records": records})
-        for number, records in enumerate(shared)
-    ]
+    sizes = [sum(record.nbytes for record in records) for records in shared]
     kernel = kernel_for(sum(map(decoded_nbytes, shared)))
     progress = progress or Progress()
-    progress.start("comparing", sum(task["bytes"] for _, task in tasks))
+    progress.start("comparing", sum(sizes))
 
-    def run(number: int, task: dict[str, Any], stop: Stop) -> tuple[int, list[Agreement]]:
-        found = _compare(task["records"], places, pairs, kernel, stop)
-        progress.advance(task["bytes"])
+    def run(number: int, stop: Stop) -> tuple[int, list[Agreement]]:
+        found = _compare(shared[number], places, pairs, kernel, stop)
+        progress.advance(sizes[number])
         return number, found
 
     try:
-        outcomes = dict(run_tasks(tasks, run, threads or default_threads()))
+        outcomes = dict(run_tasks(range(len(shared)), run, threads or default_threads(), size=sizes.__getitem__))
     finally:
         progress.finish()
     total = [Agreement() for _ in pairs]

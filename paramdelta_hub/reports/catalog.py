@@ -23,7 +23,7 @@ from paramdelta_hub.reports.charts import check_charts
 from paramdelta_hub.reports.site import Entry, site_pages
 from paramdelta_hub.reports.spectra import Spectrum, measure_spectra
 from paramdelta_hub.tasks.progress import Progress
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.workspace import Workspace
 
 __all__ = ["CatalogReport", "catalog"]
 
@@ -90,7 +90,7 @@ def catalog(
     # Of a folder the last name will do: where it lies on this machine is nobody's business.
     wanted = [(_called(model), describe_base(model)) for model in bases]
     hits = [hit for hit in itertools.islice(there.search(query, None, None), limit + 1) if is_repo(hit.repo)]
-    with Destination(Path(out), may_replace=may_replace) as place:
+    with Workspace(Path(out), may_replace=may_replace) as place:
         entries = []
         progress.start("deltas", min(len(hits), limit))
         try:

@@ -10,34 +10,21 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Annotated, Literal
-
-from pydantic import Field
 
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.sizes import human_bytes
-from paramdelta_hub.limits import FILES
+from paramdelta_hub.outputs.catalog_files import SITE_NAME, SiteFiles
 from paramdelta_hub.package.manifest import Manifest
-from paramdelta_hub.package.records import Record, Sha256, Text, at_most
-from paramdelta_hub.registry.names import SITE_NAME
 from paramdelta_hub.registry.protocol import Hit, Version
 from paramdelta_hub.registry.search import Verdict
 from paramdelta_hub.reports.delta_page import delta_sections, footer, relative_change
 from paramdelta_hub.reports.markup import Markup, element, join, link, name, page, table
 from paramdelta_hub.reports.spectra import Spectrum
 
-__all__ = ["SITE_NAME", "Entry", "SiteFiles", "site_pages"]
+__all__ = ["Entry", "site_pages"]
 
 _INDEX = "index.html"
 _DAY = len("2026-01-31")
-
-
-class SiteFiles(Record):
-    """What ``paramdelta_catalog.json`` says."""
-
-    format: Literal["paramdelta-catalog"] = "paramdelta-catalog"
-    format_version: Literal[1] = 1
-    files: Annotated[dict[Text, Sha256], at_most(FILES)] = Field(description="every other file of the site, by name")
 
 
 @dataclass(frozen=True)

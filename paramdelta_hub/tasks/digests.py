@@ -2,67 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
-from paramdelta_hub.application.execute import view_digest
+from paramdelta_hub.checkpoints.tensor_sources import TensorSource, source_digest
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.tasks.executors.threads import Stop, run_tasks
+from paramdelta_hub.tasks.models import Advance
 from paramdelta_hub.tasks.plan import cut
 from paramdelta_hub.tasks.progress import Progress
 
-__all__ = ["Advance", "run_over", "tensor_digests"]
+__all__ = ["HasBytes", "run_over", "tensor_digests"]
 
-Advance = Callable[[int], None]
-T = TypeVar("T")
+
+class HasBytes(Protocol):
+    """Something of a known size."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+
+
+T = TypeVar("T", bound=HasBytes)
+R = TypeVar("R")
 
 
 def run_over(
-    tensors: Sequence[dict[str, Any]],
-    run: Callable[[Sequence[dict[str, Any]], Advance], dict[str, T]],
+    tensors: Sequence[T],
+    run: Callable[[Sequence[T], Advance], Mapping[str, R]],
     threads: int,
     progress: Progress,
     what: str,
-) -> dict[str, T]:
-    """Return what ``run`` returns for the tensors, by name; it is called for groups of them on ``threads`` threads.
+) -> dict[str, R]:
+    """Return what ``run`` returns for the tensors, by name; it is called for groups of them on several threads.
 
     Args:
-        tensors: with a name and ``nbytes``; the rest is up to ``run``.
+        tensors: what to read.
         run: takes a group, and a callback for the bytes that it has handled.
         threads: calls at a time.
         progress: told of those bytes.
-        what: the stage's name.
+        what: the name of the stage.
     """
+    total = sum(tensor.nbytes for tensor in tensors)
+    groups = cut(tensors, lambda tensor: tensor.nbytes, total)
+    found: dict[str, R] = {}
 
-    def size(tensor: dict[str, Any]) -> int:
-        return int(tensor["nbytes"])
-
-    total = sum(map(size, tensors))
-    tasks = [{"bytes": sum(map(size, group)), "tensors": group} for group in cut(list(tensors), size, total)]
-    found: dict[str, T] = {}
-    progress.start(what, total)
-
-    def run_one(_: int, task: dict[str, Any], stop: Stop) -> dict[str, T]:
+    def run_group(group: list[T], stop: Stop) -> Mapping[str, R]:
         def advance(nbytes: int) -> None:
             stop.check()
             progress.advance(nbytes)
 
-        return run(task["tensors"], advance)
+        return run(group, advance)
 
+    progress.start(what, total)
     try:
-        for part in run_tasks(list(enumerate(tasks)), run_one, threads):
+        for part in run_tasks(groups, run_group, threads, size=lambda group: sum(tensor.nbytes for tensor in group)):
             found |= part
     finally:
         progress.finish()
     return found
 
 
-def tensor_digests(tensors: Sequence[dict[str, Any]], advance: Advance) -> dict[str, str]:
-    """Return the digest (hex) of every tensor's values; each has a name, a dtype, ``nbytes`` and a view.
+def tensor_digests(
+    sources: Mapping[str, tuple[TensorSource, int]], threads: int, progress: Progress, what: str
+) -> dict[str, str]:
+    """Return the BLAKE3 digest (hex) of the values of every source.
+
+    Args:
+        sources: by name: each source, and how many elements it has.
+        threads: how many to read at a time.
+        progress: told of the bytes read.
+        what: the name of the stage.
 
     Raises:
         CheckpointError: a file was truncated or can't be read.
     """
-    with Descriptors(CheckpointError) as sources:
-        return {tensor["name"]: view_digest(tensor, sources, advance) for tensor in tensors}
+
+    def digest_all(group: Sequence[_Named], advance: Advance) -> dict[str, str]:
+        with Descriptors(CheckpointError) as files:
+            return {named.name: source_digest(named.source, named.elements, files, advance) for named in group}
+
+    named = [_Named(name, source, elements) for name, (source, elements) in sources.items()]
+    return run_over(named, digest_all, threads, progress, what)
+
+
+class _Named:
+    def __init__(self, name: str, source: TensorSource, elements: int) -> None:
+        self.name, self.source, self.elements = name, source, elements
+        self.nbytes = elements * ITEM_SIZES[source.dtype]

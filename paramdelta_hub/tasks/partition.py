@@ -1,52 +1,52 @@
-"""Whose task is whose: what belongs together, and a rank's share of it, the same on every machine."""
+"""Which tasks are done together, and which rank does them: the same on every machine."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-__all__ = ["lots", "share"]
+__all__ = ["group_by_output_file", "partition"]
 
 
-def lots(written: Sequence[Collection[str]]) -> list[list[int]]:
-    """Group the tasks that write to a common file, ascending; a lot is done on one machine.
+def group_by_output_file(written: Sequence[Collection[str]]) -> list[list[int]]:
+    """Group the tasks that write to a common file, in ascending order; a group is done on one machine.
 
-    Network file systems promise nothing about two machines that write to one file at a time, not even where the
-    ranges do not overlap: a page of the file that both touch is written back whole by each (nfs(5), close-to-open).
+    Network file systems promise nothing about two machines that write to one file at a time, even if the ranges do
+    not overlap: each writes back whole pages of the file (nfs(5), close-to-open).
 
     Args:
         written: for every task, the files that it writes to.
     """
-    lot_of: dict[str, list[int]] = {}
-    found: list[list[int]] = []
+    group_of: dict[str, list[int]] = {}
+    groups: list[list[int]] = []
     for number, files in enumerate(written):
         joined = [number]
-        for other in {id(lot_of[file]): lot_of[file] for file in files if file in lot_of}.values():
-            found.remove(other)
+        for other in {id(group_of[file]): group_of[file] for file in files if file in group_of}.values():
+            groups.remove(other)
             joined += other
         for task in joined:
-            lot_of |= dict.fromkeys(written[task], joined)
-        found.append(joined)
-    return sorted(sorted(lot) for lot in found)
+            group_of |= dict.fromkeys(written[task], joined)
+        groups.append(joined)
+    return sorted(sorted(group) for group in groups)
 
 
-def share(lots: Sequence[Sequence[int]], sizes: Sequence[int], world: int) -> list[list[int]]:
-    """Deal lots to ``world`` ranks: the largest first, each to the rank that has the fewest bytes by then.
+def partition(groups: Sequence[Sequence[int]], sizes: Sequence[int], world: int) -> list[list[int]]:
+    """Divide groups of tasks among ranks: the largest first, each to the rank that has the fewest bytes by then.
 
     The longest rank then has at most 4/3 of what the best division would give it (Graham 1969).
 
     Args:
-        lots: tasks that belong together, as :func:`lots` returns them.
+        groups: tasks that are done together, as :func:`group_by_output_file` returns them.
         sizes: bytes of every task.
         world: how many ranks there are.
 
     Returns:
-        For every rank its tasks, ascending; equal arguments give equal shares.
+        The tasks of every rank, in ascending order; equal arguments give equal results.
     """
-    shares: list[list[int]] = [[] for _ in range(world)]
+    ranks: list[list[int]] = [[] for _ in range(world)]
     filled = [0] * world
-    weighed = [(sum(sizes[task] for task in lot), lot) for lot in lots]
-    for size, lot in sorted(weighed, key=lambda one: (-one[0], one[1])):
+    weighed = [(sum(sizes[task] for task in group), group) for group in groups]
+    for size, group in sorted(weighed, key=lambda one: (-one[0], one[1])):
         rank = min(range(world), key=lambda one: (filled[one], one))
-        shares[rank] += lot
+        ranks[rank] += group
         filled[rank] += size
-    return [sorted(tasks) for tasks in shares]
+    return [sorted(tasks) for tasks in ranks]

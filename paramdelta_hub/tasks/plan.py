@@ -9,54 +9,53 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+from pydantic import TypeAdapter
 
 from paramdelta_hub import __about__
 from paramdelta_hub.errors import DestinationError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.limits import PLAN_BYTES, PLAN_VALUES, TASK_BYTES_MAX, TASK_BYTES_MIN, TASKS_WANTED
+from paramdelta_hub.tasks.models import TASK, Outcome, Task
 
 __all__ = ["Kind", "Plan", "Receipt", "cut", "planning", "read_request", "read_task"]
 
 Kind: TypeAlias = Literal["extract", "apply"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run makes, of which inputs, in which independent pieces.
+    """What one run makes, of which inputs, in which independent tasks.
 
-    ``inputs`` identifies every file read (path, size, time of change), and ``tasks`` hold whatever their kind needs;
-    executors look only at ``task["bytes"]``. Equal tasks on equal inputs have equal outcomes: they make the digest.
-    ``request`` is all that was asked for. What of it shapes no task, such as whose tokenizer lies beside the weights,
-    may be asked for otherwise when an interrupted run goes on.
+    ``inputs`` identifies every file read (path, size, time of change). Equal tasks on equal inputs have equal outcomes:
+    they make the digest. ``request`` is all that was asked for. What of it shapes no task, such as whose tokenizer is
+    beside the weights, may be asked for otherwise when an interrupted run goes on.
     """
 
     kind: Kind
     inputs: tuple[Any, ...]
     request: dict[str, Any]
-    tasks: tuple[dict[str, Any], ...]
+    tasks: tuple[Task, ...]
 
-    def to_json(self) -> bytes:
-        """Return the plan's canonical text, with a task a line, so that a worker parses no more than its own.
+    @cached_property
+    def text(self) -> bytes:
+        """The plan as JSON, with a line for each task, so that a worker parses no more than its own.
 
         The tool's version is part of it: another version starts afresh.
         """
-        return self._text
-
-    @cached_property
-    def _text(self) -> bytes:
         head = {
-            "bytes": self.nbytes,
             "created_by": __about__.CREATED_BY,
-            "kind": self.kind,
             "inputs": self.inputs,
+            "kind": self.kind,
+            "nbytes": self.nbytes,
             "tasks": [],  # the last key, as keys are sorted
         }
         opening = strict_json.canonical(head).removesuffix(_CLOSING)
-        return b"".join(
-            [opening, b"\n", b",\n".join(map(strict_json.canonical, self.tasks)), b"\n" * bool(self.tasks), _CLOSING]
-        )
+        tasks = b",\n".join(map(TASK.dump_json, self.tasks))
+        return b"".join([opening, b"\n", tasks, b"\n" * bool(self.tasks), _CLOSING])
 
     @property
     def request_text(self) -> bytes:
@@ -65,23 +64,23 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the canonical text."""
-        return hashlib.sha256(self._text).hexdigest()
+        """The sha256 of the text."""
+        return hashlib.sha256(self.text).hexdigest()
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of weights that all tasks together read."""
-        return sum(task["bytes"] for task in self.tasks)
+        return sum(task.nbytes for task in self.tasks)
 
 
 _CLOSING = b"]}"
 
 
-def read_task(path: Path, digest: str, number: int) -> tuple[Kind, int, dict[str, Any]]:
-    """Return what kind of plan lies in a file, its bytes, and one of its tasks; the others are not parsed.
+def read_task(path: Path, digest: str, number: int) -> tuple[int, Task]:
+    """Return the bytes that a plan in a file reads in all, and one of its tasks; the others are not parsed.
 
     Raises:
-        DestinationError: the plan there is another than the one of that digest.
+        DestinationError: the plan there has another digest.
         SourceError: the file can't be read.
     """
     text = read_small(path, PLAN_BYTES, SourceError)
@@ -90,9 +89,12 @@ def read_task(path: Path, digest: str, number: int) -> tuple[Kind, int, dict[str
     opening, *lines = text.split(b"\n", number + 2)
     head = _parsed(opening + _CLOSING, path)
     if head["created_by"] != __about__.CREATED_BY:
-        what = f"a plan of {head['created_by']}, which {__about__.CREATED_BY} has no part in"
-        raise DestinationError(what, where=str(path), remedy="install the same version on all machines")
-    return head["kind"], head["bytes"], _parsed(lines[number].removesuffix(b","), path)
+        raise DestinationError(
+            f"the plan was made by {head['created_by']}, and this is {__about__.CREATED_BY}",
+            where=str(path),
+            remedy="install the same version on all machines",
+        )
+    return head["nbytes"], TASK.validate_json(lines[number].removesuffix(b","))
 
 
 def read_request(path: Path) -> tuple[Kind, dict[str, Any]]:
@@ -120,16 +122,24 @@ class Receipt:
 
     plan: str
     task: int
-    outcome: dict[str, Any]
+    outcome: Outcome
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON."""
-        return {"plan": self.plan, "task": self.task, "outcome": self.outcome}
+    @property
+    def text(self) -> bytes:
+        """The receipt as JSON."""
+        return _RECEIPT.dump_json(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Receipt:
-        """Rebuild a receipt."""
-        return cls(value["plan"], value["task"], value["outcome"])
+    def parse(cls, text: bytes) -> Receipt:
+        """Return the receipt in a text.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return _RECEIPT.validate_json(text)
+
+
+_RECEIPT = TypeAdapter(Receipt)
 
 
 @contextlib.contextmanager
@@ -148,13 +158,13 @@ def planning() -> Iterator[None]:
             gc.enable()
 
 
-def cut(items: Iterable[Any], size: Callable[[Any], int], total: int) -> list[list[Any]]:
+def cut(items: Iterable[T], size: Callable[[T], int], total: int) -> list[list[T]]:
     """Group neighbours so that a group has about a 32nd of ``total`` bytes; an item is never cut.
 
     Where to cut depends on the items alone, never on the number of workers: equal inputs give equal tasks.
     """
     wanted = min(max(total // TASKS_WANTED, TASK_BYTES_MIN), TASK_BYTES_MAX)
-    groups: list[list[Any]] = []
+    groups: list[list[T]] = []
     filled = wanted
     for item in items:
         if filled >= wanted or (filled and filled + size(item) > 2 * wanted):

@@ -1,48 +1,51 @@
-"""Running a plan's tasks: on threads or a cluster; what is done is not done again.
+"""Running a plan's tasks: on threads or on a cluster; what is done is not done again.
 
-An :class:`Operation` is an extract or an apply whose plan is made. :func:`complete` carries it to its end; a part of
-its tasks is for :mod:`.sharing`.
+An :class:`Operation` is an extract or an apply whose plan is made. :func:`complete` carries it to its end;
+:mod:`paramdelta_hub.ranks` does a part of its tasks.
 """
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
-from paramdelta_hub.application.tasks import perform, run_task, sync_outcome, written
 from paramdelta_hub.errors import OptionError, ParamdeltaError
-from paramdelta_hub.fileio.durable import io_errors
+from paramdelta_hub.fileio.durable import io_errors, sync_file
 from paramdelta_hub.limits import DEFAULT_MEMORY, WORKER_BYTES
 from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.tasks.executors.ray import Cluster
 from paramdelta_hub.tasks.executors.threads import Stop, default_threads, run_tasks
-from paramdelta_hub.tasks.partition import lots
-from paramdelta_hub.tasks.plan import Plan, Receipt
+from paramdelta_hub.tasks.models import Advance, Outcome
+from paramdelta_hub.tasks.partition import group_by_output_file
+from paramdelta_hub.tasks.plan import Plan, Receipt, read_task
 from paramdelta_hub.tasks.progress import Progress
-from paramdelta_hub.tasks.workspace import Destination, MayReplace
+from paramdelta_hub.tasks.workspace import PLAN_NAME, MayReplace, Workspace
 
 __all__ = [
-    "Crew",
     "Executor",
+    "ExecutorConfig",
     "Operation",
     "Outcomes",
     "complete",
     "execute",
     "intact",
+    "perform",
     "reopen",
     "resume",
     "workers",
 ]
 
 Executor: TypeAlias = Literal["threads", "ray"]
-Outcomes: TypeAlias = "dict[int, dict[str, Any]]"
+Outcomes: TypeAlias = "dict[int, Outcome]"
+"""What came of tasks, by their numbers."""
+RunGroup: TypeAlias = "Callable[[list[int], Stop], list[Outcome]]"
 R = TypeVar("R")
-_ASKED_OF_A_CLUSTER = 256
-"""Lots a cluster is given at a time, unless ``--threads`` says otherwise: it has a queue, by which it grows."""
+_CLUSTER_TASKS = 256
+"""Groups of tasks that a cluster is given at a time, unless ``--threads`` says otherwise: it grows by its queue."""
 
 
 def workers(threads: int | None, memory: int) -> int:
@@ -64,8 +67,8 @@ def workers(threads: int | None, memory: int) -> int:
 
 
 @dataclass(frozen=True)
-class Crew:
-    """Who does the tasks, and how many at a time.
+class ExecutorConfig:
+    """What runs the tasks, and how many at a time.
 
     Args:
         executor: ``threads`` of this process, or ``ray``: the machines of a cluster.
@@ -89,18 +92,18 @@ class Crew:
     def size(self) -> int:
         """Tasks at a time."""
         if self.executor == "ray":
-            return self.threads or _ASKED_OF_A_CLUSTER
+            return self.threads or _CLUSTER_TASKS
         return workers(self.threads, self.memory)
 
 
 class Operation(ABC, Generic[R]):
-    """An extract or an apply: its inputs are opened and found to fit, its plan is made, nothing is written yet."""
+    """An extract or an apply: its inputs are opened and checked, its plan is made, nothing is written yet."""
 
     plan: Plan
-    what: str
-    """The stage's name for the progress."""
+    stage: str
+    """The name of the stage for the progress."""
     fetches: bool = False
-    """Whether tasks share what they fetch: they must run on threads of one process, and begin in the plan's order."""
+    """Whether tasks share what they fetch: they must run on threads of one process, in the order of the plan."""
 
     @property
     @abstractmethod
@@ -108,164 +111,177 @@ class Operation(ABC, Generic[R]):
         """Judges whether a finished output may be replaced by what this makes."""
 
     @abstractmethod
-    def prepare(self, destination: Destination, tasks_at_a_time: int) -> None:
-        """Check the space and make the files that tasks write to; called again, it leaves what they hold alone."""
+    def prepare(self, workspace: Workspace, tasks_at_a_time: int) -> None:
+        """Check the space and make the files that tasks write to; called again, it keeps what they hold."""
 
-    @abstractmethod
-    def holds(self, number: int, outcome: dict[str, Any], destination: Destination) -> bool:
-        """Whether what a receipt speaks of is there, to the byte."""
-
-    def restore(self, destination: Destination, outcomes: Outcomes) -> None:
+    def restore(self, workspace: Workspace, outcomes: Outcomes) -> None:
         """Undo what an interrupted :meth:`finish` of these outcomes has begun."""
 
     def begin(self, todo: Collection[int]) -> None:
         """Get ready to :meth:`run` these tasks."""
 
-    def run(
-        self, number: int, destination: Destination, kernel: Kernel, advance: Callable[[int], None]
-    ) -> dict[str, Any]:
+    def run(self, number: int, workspace: Workspace, kernel: Kernel, advance: Advance) -> Outcome:
         """Do a task on a thread of this process."""
-        return run_task(self.plan.kind, self.plan.tasks[number], destination.books, kernel, advance)
+        return self.plan.tasks[number].run(workspace.work_dir, kernel, advance)
 
     @abstractmethod
     def refuse(self, outcomes: Outcomes) -> None:
         """Raise what tasks have found that makes the result useless."""
 
     @abstractmethod
-    def finish(self, destination: Destination, outcomes: Outcomes, resumed: int) -> R:
+    def finish(self, workspace: Workspace, outcomes: Outcomes, resumed: int) -> R:
         """Write what is left to write, commit, and return the report."""
 
 
-def complete(operation: Operation[R], out: str | Path, crew: Crew, progress: Progress, *, overwrite: bool) -> R:
+def complete(
+    operation: Operation[R], out: str | Path, config: ExecutorConfig, progress: Progress, *, overwrite: bool
+) -> R:
     """Carry an operation to its end: do all tasks that are not done, commit, and return the report."""
-    with Destination(Path(out), may_replace=operation.may_replace if overwrite else None) as destination:
-        outcomes = reopen(operation, destination, crew, progress)
+    with Workspace(Path(out), may_replace=operation.may_replace if overwrite else None) as workspace:
+        outcomes = reopen(operation, workspace, config, progress)
         resumed = len(outcomes)
-        outcomes = execute(operation, destination, outcomes, range(len(operation.plan.tasks)), crew, progress)
+        outcomes = execute(operation, workspace, outcomes, range(len(operation.plan.tasks)), config, progress)
         try:
             operation.refuse(outcomes)
         except ParamdeltaError:
-            destination.clear()  # nothing will come of it, however often it is run again
+            workspace.clear()  # nothing will come of it, however often it is run again
             raise
-        return operation.finish(destination, outcomes, resumed)
+        return operation.finish(workspace, outcomes, resumed)
 
 
-def reopen(operation: Operation[Any], destination: Destination, crew: Crew, progress: Progress) -> Outcomes:
-    """Have the destination ready, alone, and return the outcomes of the tasks that are done, and still hold."""
-    outcomes = resume(operation, destination, crew)
-    with io_errors("going on with an interrupted run"):
-        operation.restore(destination, outcomes)
-    return intact(operation, destination, outcomes, crew, progress)
+def reopen(operation: Operation[Any], workspace: Workspace, config: ExecutorConfig, progress: Progress) -> Outcomes:
+    """Have the workspace ready, alone, and return the outcomes of the tasks that are done, and still hold."""
+    outcomes = resume(operation, workspace, config)
+    with io_errors("resuming an interrupted run"):
+        operation.restore(workspace, outcomes)
+    return intact(operation, workspace, outcomes, config, progress)
 
 
-def resume(operation: Operation[Any], destination: Destination, crew: Crew) -> Outcomes:
-    """Have the destination ready, and return what its receipts claim."""
-    receipts = destination.resume(operation.plan, lambda: operation.prepare(destination, crew.size))
+def resume(operation: Operation[Any], workspace: Workspace, config: ExecutorConfig) -> Outcomes:
+    """Have the workspace ready, and return what its receipts claim."""
+    receipts = workspace.resume(operation.plan, lambda: operation.prepare(workspace, config.size))
     numbers = range(len(operation.plan.tasks))
     return {number: receipt.outcome for number, receipt in receipts.items() if number in numbers}
 
 
 def intact(
-    operation: Operation[Any], destination: Destination, outcomes: Outcomes, crew: Crew, progress: Progress
+    operation: Operation[Any], workspace: Workspace, outcomes: Outcomes, config: ExecutorConfig, progress: Progress
 ) -> Outcomes:
-    """Return the outcomes whose bytes are there; reads them all."""
+    """Return the outcomes whose bytes are there, all of which are read."""
+    tasks = operation.plan.tasks
 
-    def check(number: int, task: dict[str, Any], stop: Stop) -> tuple[int, bool]:
+    def check(number: int, stop: Stop) -> tuple[int, bool]:
         stop.check()
-        held = operation.holds(number, outcomes[number], destination)
-        progress.advance(task["bytes"])
-        return number, held
+        is_done = tasks[number].is_done(outcomes[number], workspace.work_dir)
+        progress.advance(tasks[number].nbytes)
+        return number, is_done
 
-    tasks = [(number, operation.plan.tasks[number]) for number in outcomes]
-    if not tasks:
+    if not outcomes:
         return {}
-    progress.start("checking", sum(task["bytes"] for _, task in tasks))
+    progress.start("checking", sum(tasks[number].nbytes for number in outcomes))
     try:
-        hold = dict(run_tasks(tasks, check, workers(crew.threads, crew.memory)))
+        threads = workers(config.threads, config.memory)
+        done = dict(run_tasks(list(outcomes), check, threads, size=lambda number: tasks[number].nbytes))
     finally:
         progress.finish()
-    return {number: outcome for number, outcome in outcomes.items() if hold[number]}
+    return {number: outcome for number, outcome in outcomes.items() if done[number]}
 
 
 def execute(
     operation: Operation[Any],
-    destination: Destination,
+    workspace: Workspace,
     done: Outcomes,
     numbers: Collection[int],
-    crew: Crew,
+    config: ExecutorConfig,
     progress: Progress,
 ) -> Outcomes:
     """Return the outcomes of tasks, by number: of those that are done, and of the rest, which are done now.
 
-    A receipt is kept of each, once what it speaks of is on disk, unless the outcome spoils the result.
+    A receipt is kept of each, once its bytes are on disk, unless the outcome spoils the result.
 
     Args:
         operation: whose tasks.
-        destination: where they write to.
+        workspace: where they write to.
         done: outcomes of tasks that need not be done.
         numbers: the tasks that are wanted.
-        crew: who does them.
+        config: what runs them.
         progress: told how far the work is.
     """
-    plan = operation.plan
+    tasks = operation.plan.tasks
     outcomes = {number: outcome for number, outcome in done.items() if number in numbers}
     todo = [number for number in numbers if number not in outcomes]
-    progress.start(operation.what, sum(plan.tasks[number]["bytes"] for number in numbers))
-    progress.advance(sum(plan.tasks[number]["bytes"] for number in outcomes))
+    progress.start(operation.stage, sum(tasks[number].nbytes for number in numbers))
+    progress.advance(sum(tasks[number].nbytes for number in outcomes))
     try:
-        with _hired(operation, destination, todo, crew, progress) as (lots_of_tasks, do):
-            units = [
-                (index, {"bytes": sum(plan.tasks[number]["bytes"] for number in lot), "lot": lot})
-                for index, lot in enumerate(lots_of_tasks)
-            ]
+        with _executor(operation, workspace, todo, config, progress) as (groups, run_group):
 
-            def run(_: int, unit: dict[str, Any], stop: Stop) -> dict[int, dict[str, Any]]:
-                with io_errors(operation.what):
-                    return dict(zip(unit["lot"], do(unit["lot"], stop), strict=True))
+            def run(group: list[int], stop: Stop) -> dict[int, Outcome]:
+                with io_errors(operation.stage):
+                    return dict(zip(group, run_group(group, stop), strict=True))
 
-            for found in run_tasks(units, run, crew.size, in_order=operation.fetches):
+            def size(group: list[int]) -> int:
+                return sum(tasks[number].nbytes for number in group)
+
+            for found in run_tasks(groups, run, config.size, size=None if operation.fetches else size):
                 outcomes |= found
                 for number, outcome in found.items():
-                    if "not_finite" not in outcome:
-                        with io_errors(operation.what):
-                            if crew.executor == "threads":  # while the others compute; elsewhere the worker has done it
-                                sync_outcome(plan.kind, outcome, destination.books)
-                        destination.keep(Receipt(plan.digest, number, outcome))
+                    if not outcome.not_finite:
+                        with io_errors(operation.stage):
+                            if config.executor == "threads":  # elsewhere the worker has done it
+                                _sync(outcome, workspace.work_dir)
+                        workspace.keep(Receipt(operation.plan.digest, number, outcome))
     finally:
         progress.finish()
     return {number: outcomes[number] for number in numbers}
 
 
-Do: TypeAlias = "Callable[[list[int], Stop], list[dict[str, Any]]]"
+@contextmanager
+def _executor(
+    operation: Operation[Any], workspace: Workspace, todo: list[int], config: ExecutorConfig, progress: Progress
+) -> Iterator[tuple[list[list[int]], RunGroup]]:
+    """Yield the groups that tasks are done in, and what does a group's tasks, one after another."""
+    plan = operation.plan
+    if config.executor == "ray":
+        groups = group_by_output_file([plan.tasks[number].writes for number in todo])
+        with Cluster(perform, str(workspace.work_dir), plan.digest) as cluster:
+
+            def on_the_cluster(group: list[int], stop: Stop) -> list[Outcome]:
+                outcomes = cluster.run(group, stop)
+                progress.advance(sum(plan.tasks[number].nbytes for number in group))
+                return outcomes
+
+            yield [[todo[index] for index in group] for group in groups], on_the_cluster
+        return
+    operation.begin(todo)
+    kernel = kernel_for(plan.nbytes, wait=plan.kind != "apply")
+
+    def on_this_thread(group: list[int], stop: Stop) -> list[Outcome]:
+        def advance(nbytes: int) -> None:
+            stop.check()
+            progress.advance(nbytes)
+
+        return [operation.run(number, workspace, kernel, advance) for number in group]
+
+    yield [[number] for number in todo], on_this_thread
 
 
-@contextlib.contextmanager
-def _hired(
-    operation: Operation[Any], destination: Destination, todo: list[int], crew: Crew, progress: Progress
-) -> Iterator[tuple[list[list[int]], Do]]:
-    """Have a crew there: yield the lots that tasks are done in, and what does a lot's tasks."""
-    plan, books = operation.plan, str(destination.books)
+def perform(work_dir: str, digest: str, number: int) -> Outcome:
+    """Do one task of the plan in a work folder, on whatever machine; by the return all it wrote is on disk.
 
-    def done(numbers: list[int], outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        progress.advance(sum(plan.tasks[number]["bytes"] for number in numbers))
-        return outcomes
+    Raises:
+        DestinationError: the plan there does not have this digest.
+        SourceError: something can't be read.
+        StorageError: the disk is full or fails.
+    """
+    folder = Path(work_dir)
+    nbytes, task = read_task(folder / PLAN_NAME, digest, number)
+    with io_errors(f"task {number}"):
+        outcome: Outcome = task.run(folder, kernel_for(nbytes), lambda _: None)
+        _sync(outcome, folder)
+    return outcome
 
-    if crew.executor == "ray":
-        by_file = lots([written(plan.kind, plan.tasks[number]) for number in todo])
-        with Cluster(perform, books, plan.digest) as cluster:
-            yield (
-                [[todo[index] for index in lot] for lot in by_file],
-                lambda numbers, stop: done(numbers, cluster.run(numbers, stop)),
-            )
-    else:
-        operation.begin(todo)
-        kernel = kernel_for(plan.nbytes, wait=plan.kind != "apply")
 
-        def on_a_thread(number: int, stop: Stop) -> dict[str, Any]:
-            def advance(nbytes: int) -> None:
-                stop.check()
-                progress.advance(nbytes)
-
-            return operation.run(number, destination, kernel, advance)
-
-        yield [[number] for number in todo], lambda numbers, stop: [on_a_thread(number, stop) for number in numbers]
+def _sync(outcome: Outcome, work_dir: Path) -> None:
+    """Force to disk what a task has written, before its receipt says that it is there."""
+    for path in outcome.paths(work_dir):
+        sync_file(path)

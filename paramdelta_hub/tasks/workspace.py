@@ -51,11 +51,12 @@ from paramdelta_hub.fileio.durable import (
 from paramdelta_hub.fileio.listing import shown_names
 from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.limits import RECEIPT_BYTES
+from paramdelta_hub.tasks.models import PIECES, RESULT
 from paramdelta_hub.tasks.plan import Plan, Receipt
 
-__all__ = ["PIECES", "PLAN_NAME", "RESULT", "Destination", "MayReplace", "anything"]
+__all__ = ["PLAN_NAME", "MayReplace", "Workspace", "anything"]
 
-PLAN_NAME, PIECES, RESULT = "plan.json", "pieces", "result"
+PLAN_NAME = "plan.json"
 _LOCK, _COMMITTING, _REPLACED = "lock", "committing", "replaced"
 _RANK = re.compile(r"(\d{1,9})-of-(\d{1,9})")
 _OURS = re.compile(
@@ -74,7 +75,7 @@ def anything(_: Path) -> None:
     """Let anything be replaced: for as long as it is not known yet what is about to be made, and nothing is."""
 
 
-class Destination:
+class Workspace:
     """Access to ``OUT.partial/`` for the length of a ``with`` block; the block's end releases the lock.
 
     A link at ``out`` is followed: what it leads to is what is made, or replaced.
@@ -94,27 +95,27 @@ class Destination:
         if not str(out).strip() or not os.path.basename(os.path.abspath(out)) or "\0" in str(out):
             raise OptionError("can't be the name of an output folder", where=repr(str(out)))
         self.given, self.out = out, Path(os.path.realpath(expand(out)))
-        self.books = self.out.with_name(self.out.name + ".partial")
-        self.result = self.books / RESULT
-        self.pieces = self.books / PIECES
+        self.work_dir = self.out.with_name(self.out.name + ".partial")
+        self.result = self.work_dir / RESULT
+        self.pieces = self.work_dir / PIECES
         self.may_replace, self._shared = may_replace, shared
         self._lock: int | None = None
 
     @property
     def plan_path(self) -> Path:
         """Where the plan lies."""
-        return self.books / PLAN_NAME
+        return self.work_dir / PLAN_NAME
 
     @property
     def request_path(self) -> Path:
         """Where the request lies."""
-        return self.books / "request.json"
+        return self.work_dir / "request.json"
 
-    def __enter__(self) -> Destination:
+    def __enter__(self) -> Workspace:
         self.check()
         with io_errors("making the output folder"):
             while self._lock is None:
-                make_folders(self.books)
+                make_folders(self.work_dir)
                 self._lock = self._try_lock()
         try:
             with io_errors("going on after an interrupted exchange"), self._alone():
@@ -154,32 +155,32 @@ class Destination:
                     "exists already", where=str(self.given), remedy="choose another name, or give --overwrite"
                 )
             self.may_replace(self.out)
-        self._check_books()
+        self._check_work_dir()
 
-    def _check_books(self) -> None:
+    def _check_work_dir(self) -> None:
         """Refuse a folder ``OUT.partial`` that somebody else made: all that lies in it would be deleted at the end."""
-        if os.path.islink(self.books):
+        if os.path.islink(self.work_dir):
             raise DestinationError(
-                "a link, where the work would lie", where=str(self.books), remedy="remove it, or choose another name"
+                "a link, where the work would lie", where=str(self.work_dir), remedy="remove it, or choose another name"
             )
         try:
-            names = sorted(os.listdir(self.books))
+            names = sorted(os.listdir(self.work_dir))
             if _LOCK not in names:
-                names = sorted(os.listdir(self.books))  # a run that ends just now deletes its lock last
+                names = sorted(os.listdir(self.work_dir))  # a run that ends just now deletes its lock last
         except OSError:
             return  # what is no folder, or can't be read, is told of when the folder is made
         foreign = [name for name in names if not (_OURS.fullmatch(name) and self._may_be_ours(name))]
         if foreign or (names and _LOCK not in names):
             raise DestinationError(
                 f"holds files that are not of an interrupted run: {shown_names(foreign or names)}",
-                where=str(self.books),
+                where=str(self.work_dir),
                 remedy="move that folder elsewhere, or choose another name for the output",
             )
 
     def _may_be_ours(self, name: str) -> bool:
         """Whether what has a name of ours is also of our kind: no link, an empty lock, files and folders as we make."""
         try:
-            about = os.lstat(self.books / name)
+            about = os.lstat(self.work_dir / name)
         except FileNotFoundError:  # of a run that ends just now
             return True
         if stat.S_ISDIR(about.st_mode):
@@ -188,7 +189,7 @@ class Destination:
 
     def _try_lock(self) -> int | None:
         """Return the held lock, or None if the folder was replaced while we waited, so that we must look again."""
-        path = self.books / _LOCK
+        path = self.work_dir / _LOCK
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
@@ -227,8 +228,8 @@ class Destination:
 
     def space(self) -> int:
         """Return how many bytes the result may take, those that an interrupted run has already written among them."""
-        present = sum(file.stat().st_blocks * 512 for file in self.books.rglob("*") if file.is_file())
-        there = next(folder for folder in (self.books, *self.books.parents) if folder.is_dir())
+        present = sum(file.stat().st_blocks * 512 for file in self.work_dir.rglob("*") if file.is_file())
+        there = next(folder for folder in (self.work_dir, *self.work_dir.parents) if folder.is_dir())
         return shutil.disk_usage(there).free + present
 
     def resume(self, plan: Plan, prepare: Callable[[], None] = lambda: None) -> dict[int, Receipt]:
@@ -248,21 +249,21 @@ class Destination:
             if self._shared and self.plan_path.exists():
                 raise DestinationError(
                     "another plan has been begun here: by a rank with another command, other inputs or another version",
-                    where=str(self.books),
+                    where=str(self.work_dir),
                     remedy="give all ranks the same command; to give that plan up, delete the folder",
                 )
-            for torn in self.books.rglob(TEMPORARY):  # a file that was being written when we were killed
+            for torn in self.work_dir.rglob(TEMPORARY):  # a file that was being written when we were killed
                 torn.unlink()
             if not begun and self.plan_path.exists() and self.ranks():
                 raise DestinationError(
                     "ranks have begun another plan here",
-                    where=str(self.books),
+                    where=str(self.work_dir),
                     remedy="let them finish, then commit; to give their work up, delete the folder",
                 )
             if not begun:
                 # The old plan goes first and the new one comes last: where there is a plan, the rest is of its making.
                 self.plan_path.unlink(missing_ok=True)
-                for entry in (self.books / "ranks", self.books / "receipts", self.pieces, self.result):
+                for entry in (self.work_dir / "ranks", self.work_dir / "receipts", self.pieces, self.result):
                     if entry.exists():
                         shutil.rmtree(entry)
                     entry.mkdir()
@@ -270,7 +271,7 @@ class Destination:
             if not agreed:
                 write_file(self.request_path, plan.request_text, durable=False)
             if not begun:
-                write_file(self.plan_path, plan.to_json(), durable=False)
+                write_file(self.plan_path, plan.text, durable=False)
             return self._receipts(plan)
 
     def start_afresh(self) -> None:
@@ -282,7 +283,7 @@ class Destination:
         if self.plan_path.exists():
             raise DestinationError(
                 "the work of another command has been begun here",
-                where=str(self.books),
+                where=str(self.work_dir),
                 remedy="finish it by the same command, or delete the folder",
             )
         with io_errors("preparing the output folder"):
@@ -296,13 +297,13 @@ class Destination:
             DestinationError: another process is writing to it.
             StorageError: the folder can't be made.
         """
-        parent = next(path for path in self.books.parents if os.path.lexists(path))
+        parent = next(path for path in self.work_dir.parents if os.path.lexists(path))
         with io_errors("making the output folder"):
-            if not parent.is_dir() or (os.path.lexists(self.books) and not self.books.is_dir()):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.books))
+            if not parent.is_dir() or (os.path.lexists(self.work_dir) and not self.work_dir.is_dir()):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.work_dir))
             if not os.access(parent, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(parent))
-            if (self.books / _LOCK).exists():
+            if (self.work_dir / _LOCK).exists():
                 self._lock = self._try_lock()
                 self._release()
 
@@ -312,7 +313,7 @@ class Destination:
         if not self._shared:
             yield
             return
-        descriptor = os.open(self.books / "preparing", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(self.work_dir / "preparing", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -322,7 +323,7 @@ class Destination:
     def holds(self, plan: Plan) -> bool:
         """Whether work on just this plan has begun here."""
         path = self.plan_path
-        return self.result.is_dir() and path.is_file() and path.read_bytes() == plan.to_json()
+        return self.result.is_dir() and path.is_file() and path.read_bytes() == plan.text
 
     def _is_asked(self, plan: Plan) -> bool:
         return self.request_path.is_file() and self.request_path.read_bytes() == plan.request_text
@@ -330,20 +331,20 @@ class Destination:
     def enlist(self, rank: int, world: int) -> None:
         """Record that a rank works on the plan."""
         with io_errors("recording the rank"):
-            (self.books / "ranks").mkdir(exist_ok=True)
-            (self.books / "ranks" / f"{rank:05d}-of-{world:05d}").touch()
+            (self.work_dir / "ranks").mkdir(exist_ok=True)
+            (self.work_dir / "ranks" / f"{rank:05d}-of-{world:05d}").touch()
 
     def ranks(self) -> set[tuple[int, int]]:
         """Return every (rank, world) that ever began."""
-        names = (entry.name for entry in (self.books / "ranks").glob("*"))
+        names = (entry.name for entry in (self.work_dir / "ranks").glob("*"))
         return {(int(found[1]), int(found[2])) for name in names if (found := _RANK.fullmatch(name))}
 
     def _receipts(self, plan: Plan) -> dict[int, Receipt]:
         receipts = {}
-        for path in sorted((self.books / "receipts").glob("*.json")):
+        for path in sorted((self.work_dir / "receipts").glob("*.json")):
             try:
-                receipt = Receipt.from_json(strict_json.parse(read_small(path, RECEIPT_BYTES), where=str(path)))
-            except (PackageError, KeyError, TypeError):
+                receipt = Receipt.parse(read_small(path, RECEIPT_BYTES))
+            except (PackageError, ValueError):
                 continue  # torn by a crash of the machine: the task is done again
             if receipt.plan == plan.digest:
                 receipts[receipt.task] = receipt
@@ -351,9 +352,8 @@ class Destination:
 
     def keep(self, receipt: Receipt) -> None:
         """Store a finished task's receipt: a claim, not a fact, since what it speaks of is hashed on resuming."""
-        text = strict_json.compact(receipt.to_json())
         with io_errors("writing a receipt"):
-            write_file(self.books / "receipts" / f"{receipt.task:06d}.json", text, durable=False)
+            write_file(self.work_dir / "receipts" / f"{receipt.task:06d}.json", receipt.text, durable=False)
 
     def commit(self) -> None:
         """Make the result visible under its final name, durably, and remove what only the work needed.
@@ -373,36 +373,36 @@ class Destination:
                 self._replace()
             else:
                 os.rename(self.result, self.out)
-            sync_folder(self.books)
+            sync_folder(self.work_dir)
             sync_folder(self.out.parent)
         self.clear()
 
     def _replace(self) -> None:
         about = os.stat(self.result)
-        write_file(self.books / _COMMITTING, strict_json.compact([about.st_dev, about.st_ino]))
+        write_file(self.work_dir / _COMMITTING, strict_json.compact([about.st_dev, about.st_ino]))
         if not exchange(self.result, self.out):
-            os.rename(self.out, self.books / _REPLACED)
+            os.rename(self.out, self.work_dir / _REPLACED)
             os.rename(self.result, self.out)
 
     def _recover(self) -> None:
         """Make good what a crash in :meth:`_replace` has left: the new one stands, or else the old one does."""
-        if not (self.books / _COMMITTING).exists():
+        if not (self.work_dir / _COMMITTING).exists():
             return
-        if not os.path.lexists(self.out) and (self.books / _REPLACED).exists():
-            os.rename(self.books / _REPLACED, self.out)
+        if not os.path.lexists(self.out) and (self.work_dir / _REPLACED).exists():
+            os.rename(self.work_dir / _REPLACED, self.out)
             sync_folder(self.out.parent)
         if not self._is_new(self.result):
             # The new one has left this place: it stands at ``out``, or did until somebody took it elsewhere. What lies
             # here under its name is the old one, and must not be taken for work that was begun.
-            for name in sorted(set(os.listdir(self.books)) - {_LOCK, _COMMITTING}):
-                _remove(self.books / name)
-        (self.books / _COMMITTING).unlink()
+            for name in sorted(set(os.listdir(self.work_dir)) - {_LOCK, _COMMITTING}):
+                _remove(self.work_dir / name)
+        (self.work_dir / _COMMITTING).unlink()
 
     def _is_new(self, folder: Path) -> bool:
         """Whether a folder is the very one that was about to be put in the place of an older one."""
         try:
             about = os.stat(folder)
-            wanted = strict_json.parse(read_small(self.books / _COMMITTING, RECEIPT_BYTES))
+            wanted = strict_json.parse(read_small(self.work_dir / _COMMITTING, RECEIPT_BYTES))
         except (FileNotFoundError, PackageError):
             return False
         return bool(wanted == [about.st_dev, about.st_ino])
@@ -410,9 +410,9 @@ class Destination:
     def clear(self) -> None:
         """Delete ``OUT.partial/``, which nothing needs any more, its lock last: by that it is known as ours."""
         with contextlib.suppress(OSError):
-            for name in sorted(os.listdir(self.books), key=lambda name: (name == _LOCK, name)):
-                _remove(self.books / name)
-            self.books.rmdir()
+            for name in sorted(os.listdir(self.work_dir), key=lambda name: (name == _LOCK, name)):
+                _remove(self.work_dir / name)
+            self.work_dir.rmdir()
 
 
 def _remove(path: Path) -> None:

@@ -8,26 +8,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from paramdelta_hub.application.execute import read_chunks
-from paramdelta_hub.application.sums import ChunkAdder
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
 from paramdelta_hub.checkpoints.logical import logical_model
-from paramdelta_hub.checkpoints.tensor_sources import View
+from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
 from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package, open_package
-from paramdelta_hub.package.tensor_delta import decoded_nbytes, summand_of
+from paramdelta_hub.package.tensor_delta import StoredDelta, decoded_nbytes
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.signing import trust
-from paramdelta_hub.tasks.digests import Advance, run_over, tensor_digests
+from paramdelta_hub.tasks.digests import run_over, tensor_digests
+from paramdelta_hub.tasks.models import Advance
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import workers
+from paramdelta_hub.transforms.addend import Addend
+from paramdelta_hub.transforms.sum import TensorSum
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -118,9 +120,9 @@ def verify(
     records = package.manifest.tensors
     base_model = open_checkpoint(base) if base is not None else None
     post_model = open_checkpoint(post) if post is not None else None
-    tensors = _summed(package, base_model, places)
     kernel = kernel_for(decoded_nbytes(records))
-    digests = run_over(tensors, partial(_sum_digests, kernel), threads, progress, "decoding and adding")
+    sums = _sums(package, base_model, places)
+    digests = run_over(sums, partial(_sum_digests, kernel), threads, progress, "decoding and adding")
     if base_model is not None:
         found = {name: before for name, (before, _) in digests.items()}
         _refuse_other_model("base", package, base_model, found)
@@ -132,7 +134,11 @@ def verify(
                 remedy="do not use it; report it to whoever made it",
             )
     if post_model is not None:
-        found = run_over(_of_post(package, post_model), tensor_digests, threads, progress, "comparing post")
+        names = {record.name: record.post_name or record.name for record in records}
+        sources = _sources(post_model, names, records, "post")
+        elements = {record.name: record.elements for record in records}
+        of_post = {name: (source, elements[name]) for name, source in sources.items()}
+        found = tensor_digests(of_post, threads, progress, "comparing post")
         _refuse_other_model("post", package, post_model, found)
     return VerifyReport(
         package=package.path,
@@ -188,44 +194,43 @@ def _runs(record: TensorRecord) -> list[slice]:
     return sample_runs(record.name, record.elements)
 
 
-def _summed(package: Package, base: Checkpoint | None, places: Mapping[str, tuple[str, int]]) -> list[dict[str, Any]]:
-    """Return every tensor of the delta with its payload, and where base's values lie if there is a base."""
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """A tensor whose sum is made to be checked: base's values, and its delta."""
+
+    name: str
+    source: TensorSource
+    elements: int
+    addends: tuple[Addend, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * ITEM_SIZES[self.source.dtype]
+
+
+def _sums(package: Package, base: Checkpoint | None, places: Mapping[str, tuple[str, int]]) -> list[_Sum]:
+    """Return the sum of every tensor of the delta with base's values; with zeros, if there is no base."""
     records = package.manifest.tensors
     names = {record.name: record.base_name or record.name for record in records}
-    views = _views(base, names, records, "base") if base else {}
-    tensors = []
+    sources = _sources(base, names, records, "base") if base else {}
+    sums = []
     for record in records:
         if base is None and not record.shard:
             continue  # nothing to decode, and nothing to compare: a line of the manifest must not cost hours
-        weight_one = [summand_of(record, 1.0, places)] if record.shard or record.effect == "add" else []
-        tensors.append(_tensor(record, views.get(record.name), weight_one))
-    return tensors
+        addends = (Addend(StoredDelta.of(record, places), 1.0),) if record.shard or record.effect == "add" else ()
+        sums.append(_Sum(record.name, sources.get(record.name, Zeros(record.dtype)), record.elements, addends))
+    return sums
 
 
-def _of_post(package: Package, post: Checkpoint) -> list[dict[str, Any]]:
-    names = {record.name: record.post_name or record.name for record in package.manifest.tensors}
-    views = _views(post, names, package.manifest.tensors, "post")
-    return [_tensor(record, views[record.name], []) for record in package.manifest.tensors]
-
-
-def _tensor(record: TensorRecord, view: View | None, deltas: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "dtype": record.dtype,
-        "elements": record.elements,
-        "nbytes": record.elements * record.itemsize,
-        "view": view,
-        "deltas": deltas,
-    }
-
-
-def _views(model: Checkpoint, names: Mapping[str, str], records: Sequence[TensorRecord], side: str) -> dict[str, View]:
+def _sources(
+    model: Checkpoint, names: Mapping[str, str], records: Sequence[TensorRecord], side: str
+) -> dict[str, TensorSource]:
     """Return how to read every tensor of the delta in the model, in post's row order.
 
     Raises:
         MismatchError: some are missing, or of another dtype or shape; all of them are listed.
     """
-    views, problems = {}, []
+    sources, problems = {}, []
     tensors = logical_model(model).tensors
     for record in records:
         name = names[record.name]
@@ -240,23 +245,23 @@ def _views(model: Checkpoint, names: Mapping[str, str], records: Sequence[Tensor
             ours, theirs = f"{record.dtype} {list(shape)}", f"{tensor.dtype} {list(tensor.shape)}"
             problems.append(Mismatch(record.name, "shape", f"{side} has {ours}, the model given has {theirs}"))
             continue
-        views[record.name] = tensor.arrange(record.runs if side == "base" else None).view
+        sources[record.name] = tensor.reorder_rows(record.runs if side == "base" else None).source
     if problems:
         raise MismatchError(f"not the {side} of this delta", problems, where=str(model.source.path))
-    return views
+    return sources
 
 
-def _sum_digests(kernel: Kernel, tensors: Sequence[dict[str, Any]], advance: Advance) -> dict[str, tuple[str, str]]:
+def _sum_digests(kernel: Kernel, sums: Sequence[_Sum], advance: Advance) -> dict[str, tuple[str, str]]:
     """Return each tensor's digests of base and of base ⊕ Δ; without base, decode against zeros for the checks alone."""
     digests = {}
-    with Descriptors(CheckpointError) as sources, Descriptors(PackageError) as shards:
-        for tensor in tensors:
-            adder = ChunkAdder(tensor, shards, kernel)
+    with Descriptors(CheckpointError) as files, Descriptors(PackageError) as shards:
+        for each in sums:
             before, after = begin_digest(), begin_digest()
-            for values in read_chunks(tensor, sources):
-                before.update(values.data)
-                after.update(adder.add(values).data)
-                advance(values.size)
-            adder.finish()
-            digests[tensor["name"]] = (before.hexdigest(), after.hexdigest())
+            with TensorSum(each.source.dtype, each.addends, shards, kernel) as total:
+                for values in read_chunks(each.source, each.elements, files):
+                    before.update(values.data)
+                    after.update(total.add(values).data)
+                    advance(values.size)
+                total.finish()
+            digests[each.name] = (before.hexdigest(), after.hexdigest())
     return digests

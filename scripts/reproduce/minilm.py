@@ -41,7 +41,7 @@ def run_minilm(work: Path, results: Path, pairs: dict[str, list[list[str]]]) -> 
 
         def applied(weight: float = weight) -> dict[str, Any]:
             shutil.rmtree(out, ignore_errors=True)
-            report = pd.apply(rohan, pd.Summand(delta, weight), out, threads=1)
+            report = pd.apply(rohan, pd.WeightedDelta(delta, weight), out, threads=1)
             kinship = report.deltas[0].kinship
             found = {"weight": weight, "lineage_correlation": kinship.correlation if kinship else None, **scores(out)}
             shutil.rmtree(out)

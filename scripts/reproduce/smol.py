@@ -84,7 +84,7 @@ class Smol:
         def make() -> dict[str, Any]:
             out = self.models / "sum"
             shutil.rmtree(out, ignore_errors=True)
-            report = pd.apply(self.models / target, pd.Summand(self.models / "delta", weight), out, threads=1)
+            report = pd.apply(self.models / target, pd.WeightedDelta(self.models / "delta", weight), out, threads=1)
             kinship = report.deltas[0].kinship
             about = {"kind": "sum", "target": target, "weights": {"sums": weight}}
             found = {**about, "lineage_correlation": kinship.correlation if kinship else None, **self._scores(out)}

@@ -162,7 +162,7 @@ class Tiny:
         def make() -> dict[str, Any]:
             out = self.models / "sum"
             shutil.rmtree(out, ignore_errors=True)
-            summands = [pd.Summand(self.models / f"delta-{skill}", weight) for skill, weight in weights.items()]
+            summands = [pd.WeightedDelta(self.models / f"delta-{skill}", weight) for skill, weight in weights.items()]
             report = pd.apply(folder or self.models / target, summands, out, force=force, threads=1)
             kinship = report.deltas[0].kinship
             return {

@@ -15,8 +15,8 @@ from safetensors import safe_open
 import paramdelta_hub as pd
 from paramdelta_hub.errors import DestinationError, LineageError, MismatchError, NotFiniteError, OptionError
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
-from paramdelta_hub.package import chunks
 from tests.conftest import Family
+from tests.support.chunks import set_chunk_elements
 from tests.support.models import (
     TORCH,
     WIDE,
@@ -90,7 +90,7 @@ def test_several_chunks(tmp_path: Path, dtype_name: str, elements: int) -> None:
     write_model(tmp_path / "target", {"w": target})
     pd.apply(tmp_path / "target", delta, tmp_path / "out")
     assert_same(read_weights(tmp_path / "out"), {"w": reference(base, post, target)})
-    pd.apply(tmp_path / "target", pd.Summand(delta, -0.5), tmp_path / "half")
+    pd.apply(tmp_path / "target", pd.WeightedDelta(delta, -0.5), tmp_path / "half")
     assert_same(read_weights(tmp_path / "half"), {"w": summed(target, [(base, post, -0.5)])})
 
 
@@ -100,7 +100,7 @@ def test_weights(tmp_path: Path, dtype_name: str, weight: float) -> None:
     delta = extracted(tmp_path, "delta", {"w": base}, {"w": post})
     write_model(tmp_path / "target", {"w": target})
     for name, model in (("target", target), ("delta-base", base)):
-        pd.apply(tmp_path / name, pd.Summand(delta, weight), tmp_path / f"{name}-out")
+        pd.apply(tmp_path / name, pd.WeightedDelta(delta, weight), tmp_path / f"{name}-out")
         assert_same(read_weights(tmp_path / f"{name}-out"), {"w": summed(model, [(base, post, weight)])})
 
 
@@ -117,7 +117,7 @@ def test_a_sum_of_three_is_accumulated_in_order(tmp_path: Path, dtype_name: str)
     write_model(tmp_path / "target", {"w": target})
     results = {}
     for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
-        deltas = [pd.Summand(tmp_path / f"delta{number}", pairs[number][2]) for number in order]
+        deltas = [pd.WeightedDelta(tmp_path / f"delta{number}", pairs[number][2]) for number in order]
         out = tmp_path / f"out{order}"
         report = pd.apply(tmp_path / "target", deltas, out)
         results[order] = read_weights(out)
@@ -141,8 +141,7 @@ def test_the_same_delta_twice_is_two_sums(tmp_path: Path) -> None:
 def test_exceptions_are_for_base_alone(tmp_path: Path, dtype_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk that is base's own gives post, −0 and all; in a chunk with one other element the plain sum stands."""
 
-    for module in (chunks, execute, encode):
-        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 256)
+    set_chunk_elements(monkeypatch, 256)
     base, post, _ = trio(44, TORCH[dtype_name], 1024)
     post[::100] = -0.0
     base[50] = post[50] = -0.0
@@ -165,7 +164,7 @@ def test_exceptions_are_not_used_in_sums_and_weighted_deltas(tmp_path: Path) -> 
     post[::100] = -0.0
     delta = extracted(tmp_path, "delta", {"w": base}, {"w": post})
     for number, weights_of in enumerate(((0.5, 0.5), (1.0, 1.0), (2.0,))):
-        deltas = [pd.Summand(delta, weight) for weight in weights_of]
+        deltas = [pd.WeightedDelta(delta, weight) for weight in weights_of]
         pd.apply(tmp_path / "delta-base", deltas, tmp_path / f"out{number}", force=True)
         expected = summed(base, [(base, post, weight) for weight in weights_of])
         assert_same(read_weights(tmp_path / f"out{number}"), {"w": expected})
@@ -177,7 +176,7 @@ def test_an_unchanged_tensor_adds_zero_of_the_weights_sign(tmp_path: Path, weigh
     base, target = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([-0.0, 0.0, 5.0])
     delta = extracted(tmp_path, "delta", {"w": base, "v": base}, {"w": base, "v": base + 1})
     write_model(tmp_path / "target", {"w": target, "v": base})
-    pd.apply(tmp_path / "target", pd.Summand(delta, weight), tmp_path / "out", force=True)
+    pd.apply(tmp_path / "target", pd.WeightedDelta(delta, weight), tmp_path / "out", force=True)
     result = read_weights(tmp_path / "out")["w"]
     assert to_bits(result).tolist() == to_bits(summed(target, [(base, base, weight)])).tolist()
 
@@ -235,7 +234,7 @@ def test_what_the_delta_does_not_cover_is_kept(tmp_path: Path) -> None:
 def test_report_and_provenance(family: Family, tmp_path: Path) -> None:
     import hashlib
 
-    report = pd.apply(family.target, [pd.Summand(family.delta, 0.5)], tmp_path / "out")
+    report = pd.apply(family.target, [pd.WeightedDelta(family.delta, 0.5)], tmp_path / "out")
     told = json.loads(json.dumps(report.to_json()))
     assert told["is_post"] is False
     assert told["changed_tensors"] + told["kept_tensors"] == len(read_weights(family.target))
@@ -284,7 +283,7 @@ def test_a_sum_that_just_stays_finite(tmp_path: Path, dtype_name: str) -> None:
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, 1e39, -1e300])
 def test_weights_that_are_no_numbers(family: Family, tmp_path: Path, weight: float) -> None:
     with pytest.raises(OptionError):
-        pd.apply(family.target, pd.Summand(family.delta, weight), tmp_path / "out")
+        pd.apply(family.target, pd.WeightedDelta(family.delta, weight), tmp_path / "out")
     with pytest.raises(OptionError):
         pd.WeightMap((("x", weight),))
 

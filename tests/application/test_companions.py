@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import paramdelta_hub as pd
-from paramdelta_hub.application.companions import choose, make_ready
+from paramdelta_hub.application.companions import select_companions, write_companions
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.token_ids import doubtful_ids
 from paramdelta_hub.cli import apply as command
@@ -217,7 +217,7 @@ def test_several_deltas(models: Models) -> None:
         write_model(models.path(name), tuned(weights(1), 5), config={**CONFIG, "hidden_act": "gelu", "eos_token_id": 4})
         put(models.path(name), {"tokenizer.json": words(name), "vocab.json": {}} if name == "other" else {})
         pd.extract(models.path("base"), models.path(name), models.path(f"{name}-delta"), name=name)
-    deltas = [pd.Summand(models.path(f"{name}-delta"), 0.1) for name in ("bare", "other")]
+    deltas = [pd.WeightedDelta(models.path(f"{name}-delta"), 0.1) for name in ("bare", "other")]
     three = [deltas[0], models.path("delta"), deltas[1]]
     report = pd.apply(models.path("target"), three, models.path("out"), force=True).readiness
     assert {file.source for file in report.files if file.path in FROM_POST} == {"delta 1.0.0"}
@@ -226,7 +226,7 @@ def test_several_deltas(models: Models) -> None:
     assert models.json("config.json")["eos_token_id"] == 3
     assert models.json("config.json")["hidden_act"] == "gelu"
     for weight in (-1.0, 0.0):
-        summands = [pd.Summand(models.path("delta"), weight), deltas[1]]
+        summands = [pd.WeightedDelta(models.path("delta"), weight), deltas[1]]
         report = pd.apply(models.path("target"), summands, models.path("out"), overwrite=True).readiness
         assert {file.source for file in report.files if file.path == "tokenizer.json"} == {"other 1.0.0"}
         assert models.json("config.json")["attention_dropout"] == 0.0
@@ -265,13 +265,13 @@ def test_base_and_post_with_the_same_code(models: Models) -> None:
 def test_what_an_interrupted_run_left_is_not_taken_for_a_result(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paramdelta_hub.tasks.workspace import Destination
+    from paramdelta_hub.tasks.workspace import Workspace
 
-    def killed(_: Destination) -> None:
+    def killed(_: Workspace) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Destination, "commit", killed)
+        patched.setattr(Workspace, "commit", killed)
         with pytest.raises(KeyboardInterrupt):
             models.apply()
         with pytest.raises(KeyboardInterrupt):
@@ -355,6 +355,8 @@ def test_a_tokenizer_that_can_not_be_read(models: Models) -> None:
     """It is the target's own affair; without rows to place, nobody else looks into it."""
     put(models.path("target"), {"tokenizer.json": b"[]"})
     models.path("out").mkdir()
-    report = make_ready(choose(open_checkpoint(models.path("target")), [], "target"), models.path("out"))
+    report = write_companions(
+        select_companions(open_checkpoint(models.path("target")), [], "target"), models.path("out")
+    )
     assert report.warnings == ("the tokenizer can't be checked: not a JSON object",)
     assert (models.path("out") / "tokenizer.json").read_bytes() == b"[]"

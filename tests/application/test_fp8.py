@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 import paramdelta_hub as pd
 from paramdelta_hub import cli
-from paramdelta_hub.application.execute import run_apply_task
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from paramdelta_hub.tasks import plan
+from paramdelta_hub.tasks.models import Applied, ApplyTask
 from tests.support.fp8_models import BLOCK, E4M3, E5M2, FP8, dequantized, quantize, spread
 from tests.support.models import assert_same, raw, read_weights, reference, write_model
 
@@ -507,14 +507,16 @@ def test_memory_does_not_grow_with_a_tensor(
     del base, post, codes, scale, stored
     peaks = []
 
-    def measured(*arguments: Any) -> dict[str, Any]:
+    run = ApplyTask.run
+
+    def measured(*arguments: Any) -> Applied:
         tracemalloc.start()
-        outcome = run_apply_task(*arguments)
+        outcome = run(*arguments)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         return outcome
 
-    monkeypatch.setattr("paramdelta_hub.application.tasks.run_apply_task", measured)
+    monkeypatch.setattr(ApplyTask, "run", measured)
     for dtype in ("bfloat16", "float8_e4m3fn"):
         pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / dtype, dtype=dtype, threads=1)
     assert len(peaks) == 2

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paramdelta_hub.application.tasks import run_task
 
 import paramdelta_hub as pd
 from paramdelta_hub import buffers
 from paramdelta_hub.application.apply import Application
-from paramdelta_hub.application.tasks import run_task
 from paramdelta_hub.extraction.extract import Extraction
 from paramdelta_hub.limits import CHUNK_ELEMENTS, NUMBA_FROM_BYTES, WORKER_BYTES
 from paramdelta_hub.numerics.kernels import Kernel, kernel_for
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.workspace import Workspace
 from tests.support.models import write_model
 
 DELTAS = 12
@@ -34,11 +34,11 @@ def held(operation: Extraction | Application, out: Path, kernel: Kernel) -> tupl
     found: list[int] = []
 
     def work() -> None:
-        with Destination(out) as destination:
-            destination.resume(operation.plan, lambda: operation.prepare(destination, 1))
+        with Workspace(out) as workspace:
+            workspace.resume(operation.plan, lambda: operation.prepare(workspace, 1))
             tracemalloc.start()
             for task in operation.plan.tasks:
-                run_task(operation.plan.kind, task, destination.books, kernel, lambda _: None)
+                run_task(operation.plan.kind, task, workspace.work_dir, kernel, lambda _: None)
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         found.extend([sum(buffer.nbytes for buffer in buffers._threads.buffers.values()), peak])

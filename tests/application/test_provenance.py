@@ -60,7 +60,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     family = make_family(root, shards=3)
     (family.post / "chat_template.jinja").write_text("{{ messages }}")
     pd.extract(family.base, family.post, root / "speaking", name="speaking", threads=1)
-    deltas = [pd.Summand(root / "speaking", 0.5), pd.Summand(family.delta, -0.25)]
+    deltas = [pd.WeightedDelta(root / "speaking", 0.5), pd.WeightedDelta(family.delta, -0.25)]
     factors = pd.WeightMap((("mlp", 2.0),))
     pd.apply(
         family.target, deltas, root / "out", weight_map=factors, rules=pd.Rules(skips=("bias",)), threads=1, force=True
@@ -394,7 +394,7 @@ def test_a_bill_of_materials_by_the_library_s_own_check(pinned: pd.ResultReport)
 
 
 def test_both_of_a_result_of_local_models_with_one_delta_twice(family: Family, tmp_path: Path) -> None:
-    deltas = [pd.Summand(family.delta, 0.5), pd.Summand(family.delta, 0.5)]
+    deltas = [pd.WeightedDelta(family.delta, 0.5), pd.WeightedDelta(family.delta, 0.5)]
     pd.apply(family.target, deltas, tmp_path / "out", threads=1, force=True)
     files = [tmp_path / "attest/out.intoto.json", tmp_path / "attest/out.cdx.json"]
     files[0].parent.mkdir()

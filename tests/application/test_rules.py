@@ -1,4 +1,4 @@
-"""Weight maps, renames, skips, carried values, omissions, and the preflight that lists all misfits at once."""
+"""Weight maps, renames, skips, carried values, omissions, and the check_compatibility that lists all misfits at once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_last_matching_pattern_of_a_weight_map_decides() -> None:
 def test_a_weight_map_scales_each_tensors_delta(family: Family, tmp_path: Path) -> None:
     base, post, target = (read_weights(path) for path in (family.base, family.post, family.target))
     weight_map = pd.WeightMap((("layers", 0.5), (r"layers\.1\.mlp", 0.0), ("embed", -1.0)))
-    pd.apply(family.target, pd.Summand(family.delta, 0.5), tmp_path / "out", weight_map=weight_map)
+    pd.apply(family.target, pd.WeightedDelta(family.delta, 0.5), tmp_path / "out", weight_map=weight_map)
     result = read_weights(tmp_path / "out")
     for name in floats(base):
         weight = 0.5 * weight_map.factor(name)
@@ -48,21 +48,21 @@ def test_a_weight_map_scales_each_tensors_delta(family: Family, tmp_path: Path) 
 def test_a_factor_of_one_is_the_plain_sum(family: Family, tmp_path: Path) -> None:
     """0.5 · 2 is 1: exceptions count again, and base becomes post."""
     report = pd.apply(
-        family.base, pd.Summand(family.delta, 0.5), tmp_path / "out", weight_map=pd.WeightMap(((".", 2.0),))
+        family.base, pd.WeightedDelta(family.delta, 0.5), tmp_path / "out", weight_map=pd.WeightMap(((".", 2.0),))
     )
     assert report.is_post
     assert_same(read_weights(tmp_path / "out"), read_weights(family.post))
 
 
 def test_a_weight_of_zero_leaves_everything(family: Family, tmp_path: Path) -> None:
-    report = pd.apply(family.target, pd.Summand(family.delta, 0.0), tmp_path / "out")
+    report = pd.apply(family.target, pd.WeightedDelta(family.delta, 0.0), tmp_path / "out")
     assert report.changed_tensors == 0
     assert_same(read_weights(tmp_path / "out"), read_weights(family.target))
 
 
 @pytest.mark.parametrize(("weight", "carried"), [(1.0, True), (0.1, True), (7.0, True), (0.0, False), (-1.0, False)])
 def test_integers_are_carried_whole_or_not_at_all(family: Family, tmp_path: Path, weight: float, carried: bool) -> None:
-    pd.apply(family.target, pd.Summand(family.delta, weight), tmp_path / "out")
+    pd.apply(family.target, pd.WeightedDelta(family.delta, weight), tmp_path / "out")
     expected = read_weights(family.post if carried else family.target)["model.steps"]
     assert torch.equal(read_weights(tmp_path / "out")["model.steps"], expected)
 

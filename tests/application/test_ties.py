@@ -180,7 +180,7 @@ def test_a_head_that_one_delta_unties_takes_all_of_them(tmp_path: Path, order: t
         write(tmp_path / f"post{number}", post)
         pd.extract(tmp_path / "base", tmp_path / f"post{number}", tmp_path / f"delta{number}")
     weights = (0.5, 0.25)
-    deltas = [pd.Summand(tmp_path / f"delta{number}", weights[number]) for number in order]
+    deltas = [pd.WeightedDelta(tmp_path / f"delta{number}", weights[number]) for number in order]
     report = pd.apply(tmp_path / "target", deltas, tmp_path / "out")
     found = read_weights(tmp_path / "out")
     for name in (EMBEDDING, HEAD):
@@ -285,7 +285,7 @@ def test_a_classifier_is_carried_whole(carried: Path) -> None:
 @pytest.mark.parametrize("weight", [1.0, 0.5, 3.0])
 def test_a_targets_own_classifier_is_replaced(carried: Path, weight: float) -> None:
     post = read_weights(carried / "post")
-    report = pd.apply(carried / "judge", pd.Summand(carried / "delta", weight), carried / "out")
+    report = pd.apply(carried / "judge", pd.WeightedDelta(carried / "delta", weight), carried / "out")
     found = read_weights(carried / "out")
     for name in (CLASSIFIER, CLASSIFIER_BIAS, "score.steps"):
         assert_same({name: found[name]}, {name: post[name]})
@@ -305,11 +305,11 @@ def test_a_classifier_that_is_not_wanted(carried: Path) -> None:
     ]
     for weight, choice, omission in options:
         report = pd.apply(
-            carried / "target", pd.Summand(carried / "delta", weight), carried / "out", overwrite=True, **choice
+            carried / "target", pd.WeightedDelta(carried / "delta", weight), carried / "out", overwrite=True, **choice
         )
         assert name not in read_weights(carried / "out")
         assert omission in report.omissions
-    pd.apply(carried / "judge", pd.Summand(carried / "delta", -1.0), carried / "out", overwrite=True)
+    pd.apply(carried / "judge", pd.WeightedDelta(carried / "delta", -1.0), carried / "out", overwrite=True)
     assert_same({name: read_weights(carried / "out")[name]}, {name: read_weights(carried / "judge")[name]})
 
 
@@ -325,7 +325,7 @@ def test_two_deltas_with_classifiers(carried: Path) -> None:
     """The same one is brought once; two different ones are a conflict; and one's difference is not added to it."""
     out = carried / "out"
     post = read_weights(carried / "post")
-    pd.apply(carried / "target", [pd.Summand(carried / "delta", w) for w in (0.5, 2.0)], out, force=True)
+    pd.apply(carried / "target", [pd.WeightedDelta(carried / "delta", w) for w in (0.5, 2.0)], out, force=True)
     assert_same({"": read_weights(out)[CLASSIFIER]}, {"": post[CLASSIFIER]})
     write(carried / "other", {**classifier(model("o", False), 5), "score.steps": post["score.steps"]})
     rules = pd.Rules(carries=("score",))

@@ -20,9 +20,9 @@ import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.cli import main
 from paramdelta_hub.errors import LineageError, MismatchError, OptionError, StorageError
-from paramdelta_hub.package import chunks
 from paramdelta_hub.tasks import plan
 from tests.checkpoints.test_token_rows import families
+from tests.support.chunks import set_chunk_elements
 from tests.support.models import TORCH, WIDE, assert_same, read_weights, reference, write_model
 from tests.support.stopping import StopsAt
 
@@ -304,8 +304,7 @@ def test_minus_zero_in_brought_rows(
 ) -> None:
     """base ⊕ Δ is post to the bit, though 0 + −0 is +0; on another target it is +0."""
     if chunk:
-        for module in (chunks, execute, encode, row_sums):
-            monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
+        set_chunk_elements(monkeypatch, chunk)
     dtype = TORCH[dtype_name]
     base, post, target = (side(*model, dtype=dtype) for model in (("b", PERMUTED), ("p", ADDED), ("t", WORDS)))
     for name in (EMBEDDING, HEAD):
@@ -324,8 +323,7 @@ def test_minus_zero_in_brought_rows(
 
 def test_many_chunks_and_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that begin and end within rows, and runs that begin and end within chunks."""
-    for module in (chunks, execute, encode, row_sums):
-        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 52)
+    set_chunk_elements(monkeypatch, 52)
     monkeypatch.setattr(plan, "TASK_BYTES_MIN", 1)
     models = side("b", WORDS, 45), side("p", {**PERMUTED, "new": 44}, 50), side("t", PERMUTED, 47)
     trio = Trio(tmp_path, *models, shards=3)
@@ -376,7 +374,7 @@ class Several:
             pd.extract(root / f"base{number}", root / f"post{number}", root / f"delta{number}")
 
     def apply(self, *weights: float, **options: Any) -> torch.Tensor:
-        deltas = [pd.Summand(self.root / f"delta{number}", weight) for number, weight in enumerate(weights)]
+        deltas = [pd.WeightedDelta(self.root / f"delta{number}", weight) for number, weight in enumerate(weights)]
         self.report = pd.apply(self.root / "target", deltas, self.root / "out", overwrite=True, **options)
         return read_weights(self.root / "out")[EMBEDDING]
 

@@ -125,14 +125,14 @@ def test_a_companion_swapped_after_it_was_checked(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = carry(family.delta, "chat_template.jinja", b"good")
-    choose = companions.choose
+    select = companions.select_companions
 
-    def then_swap(*arguments: object, **options: object) -> companions.Choice:
-        choice = choose(*arguments, **options)  # type: ignore[arg-type]
+    def then_swap(*arguments: object, **options: object) -> companions.CompanionSelection:
+        selection = select(*arguments, **options)  # type: ignore[arg-type]
         path.write_bytes(b"evil")
-        return choice
+        return selection
 
-    monkeypatch.setattr("paramdelta_hub.application.inputs.choose", then_swap)
+    monkeypatch.setattr("paramdelta_hub.application.inputs.select_companions", then_swap)
     refusal = apply_is_safe(family.base, family.delta, tmp_path / "out", {})
     assert isinstance(refusal, IntegrityError)
 

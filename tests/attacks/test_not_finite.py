@@ -57,14 +57,14 @@ def test_a_sum_that_overflows(tmp_path: Path, delta: Path) -> None:
 @pytest.mark.parametrize("weight", [2.0, 10.0, -3.0])
 def test_a_weight_that_overflows(tmp_path: Path, delta: Path, weight: float) -> None:
     with pytest.raises(NotFiniteError) as caught:
-        pd.apply(tmp_path / "base", pd.Summand(delta, weight), tmp_path / "out")
+        pd.apply(tmp_path / "base", pd.WeightedDelta(delta, weight), tmp_path / "out")
     assert "w" in {m.location for m in caught.value.mismatches}
     assert "smaller weight" in str(caught.value)
 
 
 def test_infinities_that_meet(tmp_path: Path, delta: Path) -> None:
     """Two deltas whose products overflow with unlike signs make NaN, and that is seen too."""
-    deltas = [pd.Summand(delta, 10.0), pd.Summand(delta, -10.0)]
+    deltas = [pd.WeightedDelta(delta, 10.0), pd.WeightedDelta(delta, -10.0)]
     if next(iter(read_weights(tmp_path / "base").values())).dtype != torch.bfloat16:
         pytest.skip("the wide type holds these products")
     with pytest.raises(NotFiniteError):
@@ -79,5 +79,5 @@ def test_a_refused_run_is_refused_again_and_leaves_no_result(tmp_path: Path, del
     """Nothing that a refused run left behind makes the next one pass."""
     for _ in range(3):
         with pytest.raises(NotFiniteError):
-            pd.apply(tmp_path / "base", pd.Summand(delta, 2.0), tmp_path / "out")
+            pd.apply(tmp_path / "base", pd.WeightedDelta(delta, 2.0), tmp_path / "out")
         assert not (tmp_path / "out").exists()

@@ -198,7 +198,7 @@ def test_references_are_taken_wherever_a_delta_is_named(
     assert run_json("inspect", f"file://{root}/org/delta")["version"] == "1.0.0"
     assert run_json("verify", "org/delta", "--registry", root, "--base", family.base)["exact"] is True
     run("apply", family.target, "org/delta@1.0.0=0.5", "--registry", root, "-o", tmp_path / "half")
-    pd.apply(family.target, pd.Summand(family.delta, 0.5), tmp_path / "expected", threads=1)
+    pd.apply(family.target, pd.WeightedDelta(family.delta, 0.5), tmp_path / "expected", threads=1)
     assert_same(read_weights(tmp_path / "half"), read_weights(tmp_path / "expected"))
     monkeypatch.setenv(REGISTRY_VARIABLE, str(root))
     assert pd.apply(family.base, "org/delta@1.0.0", tmp_path / "post", threads=1).is_post

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from blake3 import blake3
+from paramdelta_hub.application.sums import ChunkAdder
 
 import paramdelta_hub as pd
-from paramdelta_hub.application.sums import ChunkAdder
 from paramdelta_hub.codecs import CODECS
 from paramdelta_hub.errors import CheckpointError, MismatchError, NotFiniteError, OptionError, SourceError
 from paramdelta_hub.fileio.open_files import Descriptors
@@ -21,10 +21,10 @@ from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from paramdelta_hub.numerics import floats
 from paramdelta_hub.numerics.floats import FLOATS, NotFiniteChunkError
 from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
-from paramdelta_hub.package import chunks
 from paramdelta_hub.package.chunks import Layout, decode_added, encode_added
 from paramdelta_hub.package.payload import ShardWriter, check_shard_header
 from tests.numerics.test_floats import finite_bits, pairs, random_bits, special_bits
+from tests.support.chunks import set_chunk_elements
 from tests.support.models import (
     TORCH,
     assert_same,
@@ -93,9 +93,7 @@ def test_sizes_around_chunks(tmp_path: Path, dtype_name: str, elements: int) -> 
 
 def test_chunks_without_change_before_and_after_a_changed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unchanged chunks are held back until one changes; with small chunks, all cases fit in a small tensor."""
-
-    for module in (chunks, execute, encode):
-        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 64)
+    set_chunk_elements(monkeypatch, 64)
     base = torch.randn(64 * 6 + 5, generator=torch.Generator().manual_seed(0)).bfloat16()
     models: dict[str, torch.Tensor] = {}
     for number, changed in enumerate([(), (0,), (2,), (6,), (1, 4), (0, 6), range(7)]):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paramdelta_hub.limits import BLOCK_ELEMENTS
 from paramdelta_hub.numerics import floats
-from paramdelta_hub.numerics.floats import FLOATS, Float, Workspace
+from paramdelta_hub.numerics.floats import FLOATS, Float, WorkArrays
 from tests.support.models import TORCH, WIDE, from_bits, to_bits
 
 SIXTEEN = ("BF16", "F16")
@@ -79,7 +79,7 @@ def take_and_split(
 
 def missed(kind: Float, base: np.ndarray, post: np.ndarray) -> np.ndarray:
     """Run ``unreachable`` block by block, as its callers do."""
-    work, found = Workspace(kind), [np.empty(0, np.intp)]
+    work, found = WorkArrays(kind), [np.empty(0, np.intp)]
     for block in floats.blocks(base.size):
         wide_base, wide_post = widened(kind, base[block]), widened(kind, post[block])
         delta = floats.difference(wide_base, wide_post, np.empty(wide_base.size, kind.wide))

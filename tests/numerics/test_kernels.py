@@ -15,11 +15,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paramdelta_hub.application.sums import ChunkAdder
+from paramdelta_hub.application.tasks import perform
 
 import paramdelta_hub as pd
 from paramdelta_hub import kernels, limits
-from paramdelta_hub.application.sums import ChunkAdder
-from paramdelta_hub.application.tasks import perform
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.extraction.extract import Extraction
 from paramdelta_hub.fileio.open_files import Descriptors
@@ -28,7 +28,7 @@ from paramdelta_hub.numerics.kernels import Kernel, LoadingKernel, kernel_for
 from paramdelta_hub.numerics.kernels.numpy import NumpyKernel, gaps_of, positions_of
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.package.tensor_delta import summand_of
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.workspace import Workspace
 from tests.numerics.test_floats import finite_bits, pairs, random_bits
 from tests.support.models import TORCH, from_bits, to_bits, write_model
 
@@ -291,9 +291,9 @@ def test_a_worker_of_another_process_uses_them_too(
     """It is told nothing but the plan, which says how long the run is."""
     long_runs(monkeypatch)
     operation = Extraction(pd.ExtractRequest(str(models / "base"), str(models / "post")))
-    with Destination(tmp_path / "out") as destination:
+    with Workspace(tmp_path / "out") as destination:
         destination.resume(operation.plan, lambda: operation.prepare(destination, 1))
-        perform(str(destination.books), operation.plan.digest, 0)
+        perform(str(destination.work_dir), operation.plan.digest, 0)
     assert used["subtract"]
 
 

@@ -26,7 +26,7 @@ FORMS: dict[str, Callable[[str], Any]] = {
     "a list of pairs": lambda delta: [(delta, 0.5)],
     "a pair with NumPy's number": lambda delta: (delta, np.float32(0.5)),
     "a text, as on the command line": lambda delta: f"{delta}=0.5",
-    "a Summand": lambda delta: pd.Summand(delta, 0.5),
+    "a WeightedDelta": lambda delta: pd.WeightedDelta(delta, 0.5),
 }
 
 
@@ -82,10 +82,10 @@ def test_everything_else_is_refused_in_words(home: Home, deltas: Any) -> None:
 
 def test_the_limit_of_weights(home: Home) -> None:
     for weight in (LARGEST_WEIGHT, -LARGEST_WEIGHT, 0, 1):
-        assert pd.Summand("delta", weight).weight == weight
+        assert pd.WeightedDelta("delta", weight).weight == weight
     for weight in (math.nextafter(LARGEST_WEIGHT, math.inf), -11):
         with pytest.raises(pd.OptionError, match="limit"):
-            pd.Summand("delta", weight)
+            pd.WeightedDelta("delta", weight)
     with pytest.raises(pd.OptionError, match="weight times factor"):
         pd.apply("target", {"delta": 4.0}, "out", weight_map={"mlp": 4.0}, threads=1)
 

@@ -78,7 +78,7 @@ def share(kind: str, first: str, second: str, out: str, threads: int, rank: int,
         if kind == "extract"
         else pd.ApplyRequest(first, ((second, 1.0),), skips=tuple(skips))
     )
-    pd.do_share(request, out, rank, world, crew=pd.Crew(threads=threads))
+    pd.run_rank(request, out, rank, world, config=pd.ExecutorConfig(threads=threads))
 
 
 def run(request: dict[str, Any], racer: int) -> int:

@@ -45,6 +45,6 @@ def known(error: ParamdeltaError) -> str:
     )
 
 
-def raise_one(books: str, digest: str, number: int) -> dict[str, Any]:
+def raise_one(work_dir: str, digest: str, number: int) -> dict[str, Any]:
     """Fail with error ``number``; after the last, by a programmer's mistake."""
     raise [*every(), ZeroDivisionError("a mistake of the programmer's")][number]

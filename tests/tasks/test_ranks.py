@@ -18,7 +18,7 @@ import paramdelta_hub as pd
 from paramdelta_hub import cli
 from paramdelta_hub.errors import DestinationError, OptionError, SourceError
 from paramdelta_hub.tasks import plan
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.workspace import Workspace
 from tests.conftest import Family, make_family
 from tests.support.models import tuned, weights, write_model
 from tests.tasks.forking import EVERY, Forks, inputs, make_older, tree
@@ -62,7 +62,7 @@ def test_ranks_in_random_order_make_the_same(
     for world in (1, 2, WORLD, 8, 40):
         out = tmp_path / f"out{world}"
         order = source.sample(range(world), world) + source.choices(range(world), k=2)
-        reports = [pd.do_share(request_of, out, rank, world, crew=pd.Crew(threads=2)) for rank in order]
+        reports = [pd.run_rank(request_of, out, rank, world, config=pd.ExecutorConfig(threads=2)) for rank in order]
         first = {report.rank: report for report in reports[:world]}
         assert not out.exists()
         assert all(report.resumed_tasks == report.tasks for report in reports[world:]), "done once is done"
@@ -131,7 +131,7 @@ def test_a_commit_killed_at_every_call(
 
     def ready(out: Path) -> None:
         for rank in range(2):
-            pd.do_share(asked(operation, models), out, rank, 2)
+            pd.run_rank(asked(operation, models), out, rank, 2)
 
     ready(tmp_path / "counted")
     assert forks.ask("commit", tmp_path / "counted", report=str(tmp_path / "calls")) == [0]
@@ -156,7 +156,7 @@ def test_a_commit_says_what_is_missing_and_whom_to_run_again(
     with pytest.raises(DestinationError, match="nothing to commit"):
         pd.commit(out)
     assert not list(tmp_path.glob("out*")), "and it leaves nothing behind"
-    pd.do_share(request_of, out, 1, WORLD)
+    pd.run_rank(request_of, out, 1, WORLD)
     before = tree(tmp_path / "out.partial")
     with pytest.raises(DestinationError) as caught:
         pd.commit(out)
@@ -165,15 +165,15 @@ def test_a_commit_says_what_is_missing_and_whom_to_run_again(
     assert "--rank 1" not in caught.value.what
     assert "run these ranks again" in (caught.value.remedy or "")
     assert tree(tmp_path / "out.partial") == before
-    pd.do_share(request_of, out, 0, WORLD)
-    pd.do_share(request_of, out, 2, WORLD)
+    pd.run_rank(request_of, out, 0, WORLD)
+    pd.run_rank(request_of, out, 2, WORLD)
     receipt = sorted((tmp_path / "out.partial" / "receipts").iterdir())[0]
     receipt.write_text(receipt.read_text()[:-20])
     with pytest.raises(DestinationError, match=r"1 of \d+ tasks") as caught:
         pd.commit(out)
     [named] = [line for line in caught.value.what.splitlines() if "--rank" in line]
     assert "never began" not in named
-    pd.do_share(request_of, out, int(named.split()[2]), WORLD)
+    pd.run_rank(request_of, out, int(named.split()[2]), WORLD)
     pd.commit(out)
     assert tree(out) == expected
 
@@ -195,7 +195,7 @@ def test_what_a_single_run_left_is_committed_too(
     with pytest.raises(DestinationError, match="run the same command again"):
         pd.commit(out)
     for rank in range(2):
-        pd.do_share(request_of, out, rank, 2)
+        pd.run_rank(request_of, out, rank, 2)
     pd.commit(out)
     assert tree(out) == expected
 
@@ -204,7 +204,7 @@ def test_a_run_alone_finishes_what_ranks_began(
     request_of: pd.ExtractRequest, operation: str, models: Family, tmp_path: Path, expected: dict[str, str]
 ) -> None:
     out = tmp_path / "out"
-    done = pd.do_share(request_of, out, 0, 2).tasks
+    done = pd.run_rank(request_of, out, 0, 2).tasks
     assert getattr(pd, operation)(*inputs(operation, models), out).resumed_tasks == done
     assert tree(out) == expected
 
@@ -213,7 +213,7 @@ def test_a_changed_byte_is_found(operation: str, models: Family, tmp_path: Path,
     """On whatever disk it was changed: a receipt is a claim, and a commit reads the bytes."""
     out, request = tmp_path / "out", asked(operation, models)
     for rank in range(2):
-        pd.do_share(request, out, rank, 2)
+        pd.run_rank(request, out, rank, 2)
     where = tmp_path / "out.partial" / ("pieces" if operation == "extract" else "result")
     file = sorted(where.glob("*.safetensors"))[-1]
     content = file.read_bytes()
@@ -221,7 +221,7 @@ def test_a_changed_byte_is_found(operation: str, models: Family, tmp_path: Path,
     with pytest.raises(DestinationError, match="their bytes have changed") as caught:
         pd.commit(out)
     rank = int(caught.value.what.split("--rank ")[1].split()[0])
-    assert pd.do_share(request, out, rank, 2).resumed_tasks < pd.do_share(request, out, rank, 2).resumed_tasks
+    assert pd.run_rank(request, out, rank, 2).resumed_tasks < pd.run_rank(request, out, rank, 2).resumed_tasks
     pd.commit(out)
     assert tree(out) == expected
 
@@ -231,7 +231,7 @@ def test_a_rank_with_another_plan_is_refused(
 ) -> None:
     """All that shapes the result is in the plan, be it done by tasks or by the commit."""
     out, request = tmp_path / "out", asked(operation, models)
-    pd.do_share(request, out, 0, 2)
+    pd.run_rank(request, out, 0, 2)
     before = tree(tmp_path / "out.partial")
     changes: list[dict[str, Any]] = [{"skips": ("norm",)}, {"renames": (("norm", "layer_norm"),), "skips": ("norm",)}]
     changes += (
@@ -241,9 +241,9 @@ def test_a_rank_with_another_plan_is_refused(
     )
     for change in changes:
         with pytest.raises(DestinationError, match="another plan"):
-            pd.do_share(asked(operation, models, **change), out, 1, 2)
+            pd.run_rank(asked(operation, models, **change), out, 1, 2)
     assert tree(tmp_path / "out.partial") == before
-    pd.do_share(request, out, 1, 2)
+    pd.run_rank(request, out, 1, 2)
     pd.commit(out)
     assert tree(out) == expected
 
@@ -253,7 +253,7 @@ def test_what_was_done_serves_a_run_alone_that_asks_for_something_else_beside_th
 ) -> None:
     """``pd-extract`` with another version number, or ``pd-apply`` with other companions: no task is done again."""
     out = tmp_path / "out"
-    done = pd.do_share(asked(operation, models), out, 0, 1).tasks
+    done = pd.run_rank(asked(operation, models), out, 0, 1).tasks
     other = {"version": "2.0.0"} if operation == "extract" else {"companions": "none"}
     assert getattr(pd, operation)(*inputs(operation, models), out, **other).resumed_tasks == done
     getattr(pd, operation)(*inputs(operation, models), tmp_path / "undisturbed", **other)
@@ -265,11 +265,11 @@ def test_inputs_that_change_between_ranks_are_found(operation: str, models: Fami
     own = Family(*(tmp_path / "models" / name for name in ("base", "post", "target", "delta")))
     out, request = tmp_path / "out", asked(operation, own)
     for rank in range(2):
-        pd.do_share(request, out, rank, 2)
+        pd.run_rank(request, out, rank, 2)
     changed = own.post if operation == "extract" else own.target
     write_model(changed, tuned(weights(5), 99), 3, json.loads((changed / "config.json").read_bytes()))
     with pytest.raises(DestinationError, match="another plan"):
-        pd.do_share(request, out, 0, 2)
+        pd.run_rank(request, out, 0, 2)
     with pytest.raises(DestinationError, match="no longer those of the plan"):
         pd.commit(out)
     assert not out.exists()
@@ -279,22 +279,22 @@ def test_ranks_and_others_keep_out_of_each_others_way(
     request_of: pd.ExtractRequest, operation: str, models: Family, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with Destination(out, shared=True), Destination(out, shared=True):
+    with Workspace(out, shared=True), Workspace(out, shared=True):
         for other in (
             lambda: getattr(pd, operation)(*inputs(operation, models), out),
-            lambda: Destination(out).__enter__(),
+            lambda: Workspace(out).__enter__(),
         ):
             with pytest.raises(DestinationError, match="another process"):
                 other()
-        pd.do_share(request_of, out, 0, 2)
+        pd.run_rank(request_of, out, 0, 2)
         with pytest.raises(DestinationError, match="another process"):
             pd.commit(out)
-    with Destination(out), pytest.raises(DestinationError, match="another process"):
-        pd.do_share(request_of, out, 1, 2)
-    pd.do_share(request_of, out, 1, 2)
+    with Workspace(out), pytest.raises(DestinationError, match="another process"):
+        pd.run_rank(request_of, out, 1, 2)
+    pd.run_rank(request_of, out, 1, 2)
     pd.commit(out)
     with pytest.raises(DestinationError, match="exists already"):
-        pd.do_share(request_of, out, 1, 2)
+        pd.run_rank(request_of, out, 1, 2)
     assert not (tmp_path / "out.partial").exists()
 
 
@@ -305,8 +305,8 @@ def test_overwriting(
     old = tree(out)
     for rank in range(2):
         with pytest.raises(DestinationError, match="exists already"):
-            pd.do_share(request_of, out, rank, 2)
-        pd.do_share(request_of, out, rank, 2, overwrite=True)
+            pd.run_rank(request_of, out, rank, 2)
+        pd.run_rank(request_of, out, rank, 2, overwrite=True)
     with pytest.raises(DestinationError, match="exists already"):
         pd.commit(out)
     assert tree(out) == old
@@ -319,10 +319,10 @@ def test_ranks_replace_nothing_that_is_not_ours(request_of: pd.ExtractRequest, t
     out.mkdir()
     (out / "precious").write_text("old")
     with pytest.raises(DestinationError, match="precious"):
-        pd.do_share(request_of, out, 0, 1, overwrite=True)
+        pd.run_rank(request_of, out, 0, 1, overwrite=True)
     assert not (tmp_path / "out.partial").exists()
     (out / "precious").rename(tmp_path / "precious")
-    pd.do_share(request_of, out, 0, 1, overwrite=True)
+    pd.run_rank(request_of, out, 0, 1, overwrite=True)
     (tmp_path / "precious").rename(out / "precious")
     with pytest.raises(DestinationError, match="precious"):
         pd.commit(out, overwrite=True)
@@ -332,9 +332,9 @@ def test_ranks_replace_nothing_that_is_not_ours(request_of: pd.ExtractRequest, t
 def test_no_such_rank(request_of: pd.ExtractRequest, models: Family, tmp_path: Path) -> None:
     for rank, world in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(OptionError, match="no rank"):
-            pd.do_share(request_of, tmp_path / "out", rank, world)
+            pd.run_rank(request_of, tmp_path / "out", rank, world)
     with pytest.raises(OptionError, match="streamed"):
-        pd.do_share(asked("apply", models, stream=True), tmp_path / "out", 0, 2)
+        pd.run_rank(asked("apply", models, stream=True), tmp_path / "out", 0, 2)
     with pytest.raises(OptionError, match="--stream"):
         pd.apply(models.target, models.delta, tmp_path / "out", stream=True, executor="ray")
     assert not list(tmp_path.glob("out*"))
@@ -358,14 +358,14 @@ def test_a_plan_that_is_none(
     request_of: pd.ExtractRequest, tmp_path: Path, spoil: Callable[[bytes], bytes], file: str
 ) -> None:
     out = tmp_path / "out"
-    pd.do_share(request_of, out, 0, 1)
+    pd.run_rank(request_of, out, 0, 1)
     path = tmp_path / "out.partial" / file
     path.write_bytes(spoil(path.read_bytes()))
     before = tree(tmp_path / "out.partial")
     with pytest.raises((SourceError, DestinationError)):
         pd.commit(out)
     with pytest.raises(DestinationError, match="another plan"):
-        pd.do_share(request_of, out, 0, 1)
+        pd.run_rank(request_of, out, 0, 1)
     assert not out.exists()
     assert tree(tmp_path / "out.partial") == before, "what is there is somebody's work"
 

@@ -172,15 +172,15 @@ def test_a_damaged_piece_is_made_again(
 ) -> None:
     """A receipt is believed only as far as the bytes it speaks of still have their digest."""
     total = count_calls(operation, models, forks, tmp_path)
-    out, books = tmp_path / "out", tmp_path / "out.partial"
+    out, work_dir = tmp_path / "out", tmp_path / "out.partial"
     tried = 0
     for number in range(total // 3, total, 5):
         forks.ask(operation, *inputs(operation, models), out, report=str(tmp_path / "x"), kill_at=number)
         if out.exists():
             break
-        files = sorted([*(books / "pieces").iterdir(), *(books / "result").iterdir()])
+        files = sorted([*(work_dir / "pieces").iterdir(), *(work_dir / "result").iterdir()])
         if damage == "receipt":
-            files = sorted((books / "receipts").glob("*.json"))
+            files = sorted((work_dir / "receipts").glob("*.json"))
         if files:
             tried += 1
             file = files[number % len(files)]

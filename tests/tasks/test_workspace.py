@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from paramdelta_hub.errors import DestinationError, StorageError
-from paramdelta_hub.tasks import workspace as destination_module
+from paramdelta_hub.tasks import workspace as workspace_module
 from paramdelta_hub.tasks.plan import Plan, Receipt
-from paramdelta_hub.tasks.workspace import Destination, MayReplace, anything
+from paramdelta_hub.tasks.workspace import MayReplace, Workspace, anything
 from tests.registry.packages import tree
 
 PLAN = Plan("extract", ("a",), {}, ({"bytes": 1}, {"bytes": 2}))
@@ -23,64 +23,64 @@ OTHER = Plan("extract", ("b",), {}, ({"bytes": 1},))
 
 
 def test_the_way_of_a_result(tmp_path: Path) -> None:
-    with Destination(tmp_path / "out") as destination:
-        assert destination.resume(PLAN) == {}
-        (destination.result / "sub").mkdir()
-        (destination.result / "sub" / "file").write_text("x")
+    with Workspace(tmp_path / "out") as workspace:
+        assert workspace.resume(PLAN) == {}
+        (workspace.result / "sub").mkdir()
+        (workspace.result / "sub" / "file").write_text("x")
         assert not (tmp_path / "out").exists()
-        destination.commit()
+        workspace.commit()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "sub" / "file").read_text() == "x"
 
 
 def test_folders_above_are_made(tmp_path: Path) -> None:
-    with Destination(tmp_path / "a" / "b" / "out") as destination:
-        destination.resume(PLAN)
-        destination.commit()
+    with Workspace(tmp_path / "a" / "b" / "out") as workspace:
+        workspace.resume(PLAN)
+        workspace.commit()
     assert (tmp_path / "a" / "b" / "out").is_dir()
 
 
 def test_receipts_are_kept_for_the_same_plan_alone(tmp_path: Path) -> None:
-    with Destination(tmp_path / "out") as destination:
-        destination.resume(PLAN)
+    with Workspace(tmp_path / "out") as workspace:
+        workspace.resume(PLAN)
         for task in (0, 1):
-            destination.keep(Receipt(PLAN.digest, task, {"n": task}))
-        (destination.pieces / "piece").write_text("x")
-    with Destination(tmp_path / "out") as destination:
-        assert destination.resume(PLAN) == {task: Receipt(PLAN.digest, task, {"n": task}) for task in (0, 1)}
-        assert (destination.pieces / "piece").exists()
-    with Destination(tmp_path / "out") as destination:
-        assert destination.resume(OTHER) == {}
-        assert list(destination.pieces.iterdir()) == []
-        destination.keep(Receipt(PLAN.digest, 0, {}))
-    with Destination(tmp_path / "out") as destination:
-        assert destination.resume(OTHER) == {}, "a receipt of another plan does not count"
+            workspace.keep(Receipt(PLAN.digest, task, {"n": task}))
+        (workspace.pieces / "piece").write_text("x")
+    with Workspace(tmp_path / "out") as workspace:
+        assert workspace.resume(PLAN) == {task: Receipt(PLAN.digest, task, {"n": task}) for task in (0, 1)}
+        assert (workspace.pieces / "piece").exists()
+    with Workspace(tmp_path / "out") as workspace:
+        assert workspace.resume(OTHER) == {}
+        assert list(workspace.pieces.iterdir()) == []
+        workspace.keep(Receipt(PLAN.digest, 0, {}))
+    with Workspace(tmp_path / "out") as workspace:
+        assert workspace.resume(OTHER) == {}, "a receipt of another plan does not count"
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b'{"plan": 1}', b"\xff", b'{"plan":"x","task":0,"outcome":{}}', bytes(100)]
 )
 def test_a_torn_receipt_does_not_count(tmp_path: Path, content: bytes) -> None:
-    with Destination(tmp_path / "out") as destination:
-        destination.resume(PLAN)
-        destination.keep(Receipt(PLAN.digest, 0, {}))
+    with Workspace(tmp_path / "out") as workspace:
+        workspace.resume(PLAN)
+        workspace.keep(Receipt(PLAN.digest, 0, {}))
         (tmp_path / "out.partial" / "receipts" / "000001.json").write_bytes(content)
-    with Destination(tmp_path / "out") as destination:
-        assert list(destination.resume(PLAN)) == [0]
+    with Workspace(tmp_path / "out") as workspace:
+        assert list(workspace.resume(PLAN)) == [0]
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to("disk/out")
-    with pytest.raises(DestinationError, match="a link to"), Destination(tmp_path / "out"):
+    with pytest.raises(DestinationError, match="a link to"), Workspace(tmp_path / "out"):
         pytest.fail("it leads nowhere")
     (tmp_path / "disk" / "out").mkdir()
-    with pytest.raises(DestinationError, match="exists already"), Destination(tmp_path / "out"):
+    with pytest.raises(DestinationError, match="exists already"), Workspace(tmp_path / "out"):
         pytest.fail("it is taken")
-    with Destination(tmp_path / "out", may_replace=anything) as destination:
-        destination.resume(PLAN)
-        (destination.result / "new").write_text("new")
-        destination.commit()
+    with Workspace(tmp_path / "out", may_replace=anything) as workspace:
+        workspace.resume(PLAN)
+        (workspace.result / "new").write_text("new")
+        workspace.commit()
     assert (tmp_path / "out").is_symlink()
     assert tree(tmp_path / "disk") == {"out/new": b"new"}
 
@@ -88,40 +88,40 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [os.mkdir, lambda path: Path(path).write_text("x")])
 def test_a_taken_place(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "out")
-    with pytest.raises(DestinationError, match="exists already"), Destination(tmp_path / "out"):
+    with pytest.raises(DestinationError, match="exists already"), Workspace(tmp_path / "out"):
         pytest.fail("it is taken")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
-    with Destination(tmp_path / "out"):
+    with Workspace(tmp_path / "out"):
         for may_replace in (None, anything):
             with (
                 pytest.raises(DestinationError, match="another process"),
-                Destination(tmp_path / "out", may_replace=may_replace),
+                Workspace(tmp_path / "out", may_replace=may_replace),
             ):
                 pytest.fail("it is taken")
-        with Destination(tmp_path / "other"):
+        with Workspace(tmp_path / "other"):
             pass
-    with Destination(tmp_path / "out"):
+    with Workspace(tmp_path / "out"):
         pass
 
 
 def test_the_lock_ends_with_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="any"), Destination(tmp_path / "out"):
+    with pytest.raises(ValueError, match="any"), Workspace(tmp_path / "out"):
         raise ValueError("any")
-    with Destination(tmp_path / "out"):
+    with Workspace(tmp_path / "out"):
         pass
 
 
 def test_the_books_can_not_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError), Destination(tmp_path / "file" / "out"):
+    with pytest.raises(StorageError), Workspace(tmp_path / "file" / "out"):
         pytest.fail("there is no place")
     (tmp_path / "out.partial").write_text("")
-    with pytest.raises(StorageError), Destination(tmp_path / "out"):
+    with pytest.raises(StorageError), Workspace(tmp_path / "out"):
         pytest.fail("there is no place")
-    with pytest.raises(StorageError), Destination(tmp_path / ("x" * 250)):
+    with pytest.raises(StorageError), Workspace(tmp_path / ("x" * 250)):
         pytest.fail("there is no name")
 
 
@@ -140,7 +140,7 @@ def test_a_partial_folder_of_somebody_elses_is_not_touched(tmp_path: Path, names
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"precious")
     before = tree(tmp_path)
-    with pytest.raises(DestinationError, match=r"not of an interrupted run") as caught, Destination(tmp_path / "out"):
+    with pytest.raises(DestinationError, match=r"not of an interrupted run") as caught, Workspace(tmp_path / "out"):
         pytest.fail("not ours")
     assert names[-1] in str(caught.value)
     assert tree(tmp_path) == before
@@ -150,7 +150,7 @@ def test_a_partial_folder_that_is_a_link_is_not_followed(tmp_path: Path) -> None
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "lock").write_text("precious")
     (tmp_path / "out.partial").symlink_to("elsewhere")
-    with pytest.raises(DestinationError, match="a link"), Destination(tmp_path / "out"):
+    with pytest.raises(DestinationError, match="a link"), Workspace(tmp_path / "out"):
         pytest.fail("a link")
     assert (tmp_path / "elsewhere" / "lock").read_text() == "precious"
 
@@ -159,7 +159,7 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "out.partial" / "lock").symlink_to(tmp_path / "victim")
-    with pytest.raises(DestinationError, match="lock"), Destination(tmp_path / "out"):
+    with pytest.raises(DestinationError, match="lock"), Workspace(tmp_path / "out"):
         pytest.fail("a link")
     assert (tmp_path / "victim").read_text() == "precious"
 
@@ -168,7 +168,7 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 def _exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the file system be one that can exchange two folders, or one that can't."""
     if not request.param:
-        monkeypatch.setattr(destination_module, "exchange", lambda *_: False)
+        monkeypatch.setattr(workspace_module, "exchange", lambda *_: False)
 
 
 def with_old(tmp_path: Path) -> Path:
@@ -178,11 +178,11 @@ def with_old(tmp_path: Path) -> Path:
 
 
 def replace(out: Path) -> None:
-    with Destination(out, may_replace=anything) as destination:
-        destination.resume(PLAN)
-        (destination.result / "new").write_text("new")
+    with Workspace(out, may_replace=anything) as workspace:
+        workspace.resume(PLAN)
+        (workspace.result / "new").write_text("new")
         assert tree(out) == {"old": b"old"}
-        destination.commit()
+        workspace.commit()
 
 
 @pytest.mark.usefixtures("_exchange")
@@ -209,16 +209,16 @@ def test_a_crash_in_the_exchange_loses_neither(
     with monkeypatch.context() as patch, contextlib.suppress(DeadError):
         die_at(call, number, when, patch)
         replace(out)
-    with contextlib.suppress(DestinationError), Destination(out, may_replace=again):
+    with contextlib.suppress(DestinationError), Workspace(out, may_replace=again):
         pass
     assert tree(out) in ({"old": b"old"}, {"new": b"new"})
-    with pytest.raises(DestinationError, match="exists already"), Destination(out):
+    with pytest.raises(DestinationError, match="exists already"), Workspace(out):
         pytest.fail("it is taken")
 
 
 def die_at(call: str, number: int, when: str, patch: pytest.MonkeyPatch) -> None:
     """Let the call of this name and number in a commit be the last thing a process does, or the first it does not."""
-    owner: Any = {"rename": os, "clear": Destination}.get(call, destination_module)
+    owner: Any = {"rename": os, "clear": Workspace}.get(call, workspace_module)
     real = getattr(owner, call)
     calls = []
 
@@ -239,14 +239,14 @@ def test_what_a_dead_exchange_left_is_not_taken_for_new_work(tmp_path: Path, mon
     """After it, ``result`` may be the old output: its files must not get into the next one."""
     out = with_old(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Destination, "clear", lambda _: None)
+        patch.setattr(Workspace, "clear", lambda _: None)
         replace(out)
     assert (tmp_path / "out.partial").exists()
-    with Destination(out, may_replace=anything) as destination:
-        destination.resume(PLAN)
-        assert list(destination.result.iterdir()) == []
-        (destination.result / "newer").write_text("newer")
-        destination.commit()
+    with Workspace(out, may_replace=anything) as workspace:
+        workspace.resume(PLAN)
+        assert list(workspace.result.iterdir()) == []
+        (workspace.result / "newer").write_text("newer")
+        workspace.commit()
     assert tree(tmp_path) == {"out/newer": b"newer"}
 
 
@@ -256,66 +256,66 @@ def test_a_new_output_that_was_taken_elsewhere_leaves_no_old_one_behind(
     """Dead after the exchange, the new output moved away: what lies under ``result`` is the old one, and no work."""
     out = with_old(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Destination, "clear", lambda _: None)
+        patch.setattr(Workspace, "clear", lambda _: None)
         replace(out)
     out.rename(tmp_path / "elsewhere")
-    with Destination(out) as destination:
-        destination.resume(PLAN)
-        assert list(destination.result.iterdir()) == []
-        (destination.result / "newer").write_text("newer")
-        destination.commit()
+    with Workspace(out) as workspace:
+        workspace.resume(PLAN)
+        assert list(workspace.result.iterdir()) == []
+        (workspace.result / "newer").write_text("newer")
+        workspace.commit()
     assert tree(out) == {"newer": b"newer"}
     assert tree(tmp_path / "elsewhere") == {"new": b"new"}
 
 
 @pytest.mark.parametrize("what", ["a link in it", "a lock that says something", "a folder by a temporary name"])
 def test_a_partial_folder_that_only_looks_like_ours(tmp_path: Path, what: str) -> None:
-    books = tmp_path / "out.partial"
-    books.mkdir()
+    work_dir = tmp_path / "out.partial"
+    work_dir.mkdir()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "index.html").write_text("precious")
-    (books / "lock").write_text("" if what != "a lock that says something" else "pid 1")
+    (work_dir / "lock").write_text("" if what != "a lock that says something" else "pid 1")
     if what == "a link in it":
-        (books / "result").symlink_to("../thesis")
+        (work_dir / "result").symlink_to("../thesis")
     elif what == "a folder by a temporary name":
-        (books / "tmp_result").mkdir()
-        (books / "tmp_result" / "x").write_text("precious")
+        (work_dir / "tmp_result").mkdir()
+        (work_dir / "tmp_result" / "x").write_text("precious")
     before = tree(tmp_path)
-    with pytest.raises(DestinationError, match="not of an interrupted run"), Destination(tmp_path / "out"):
+    with pytest.raises(DestinationError, match="not of an interrupted run"), Workspace(tmp_path / "out"):
         pytest.fail("not ours")
     assert tree(tmp_path) == before
 
 
 def test_work_of_another_command_is_not_thrown_away(tmp_path: Path) -> None:
-    with Destination(tmp_path / "out", shared=True) as destination:
-        destination.resume(PLAN)
-        destination.enlist(0, 2)
-    with Destination(tmp_path / "out") as destination:
+    with Workspace(tmp_path / "out", shared=True) as workspace:
+        workspace.resume(PLAN)
+        workspace.enlist(0, 2)
+    with Workspace(tmp_path / "out") as workspace:
         with pytest.raises(DestinationError, match="another command"):
-            destination.start_afresh()
+            workspace.start_afresh()
         with pytest.raises(DestinationError, match="ranks have begun another plan"):
-            destination.resume(OTHER)
-        assert destination.resume(PLAN) == {}
+            workspace.resume(OTHER)
+        assert workspace.resume(PLAN) == {}
 
 
 def test_what_appears_while_we_work_is_not_replaced(tmp_path: Path) -> None:
-    with Destination(tmp_path / "out") as destination:
-        destination.resume(PLAN)
+    with Workspace(tmp_path / "out") as workspace:
+        workspace.resume(PLAN)
         with_old(tmp_path)
         with pytest.raises(DestinationError, match="appeared"):
-            destination.commit()
+            workspace.commit()
     assert tree(tmp_path / "out") == {"old": b"old"}
 
 
 def test_space_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
-    with Destination(tmp_path / "out") as destination:
-        destination.resume(PLAN)
-        (destination.pieces / "piece").write_bytes(b"x" * 300_000)
+    with Workspace(tmp_path / "out") as workspace:
+        workspace.resume(PLAN)
+        (workspace.pieces / "piece").write_bytes(b"x" * 300_000)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 50_000, 50_000))  # type: ignore[attr-defined]
-        destination.check_space(340_000)
+        workspace.check_space(340_000)
         with pytest.raises(StorageError, match="are free"):
-            destination.check_space(500_000)
+            workspace.check_space(500_000)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="reads /proc")
@@ -336,14 +336,14 @@ def test_power_loss_everything_is_forced_to_disk_before_the_rename(
         calls.append(f"rename {os.path.relpath(old, tmp_path)} {os.path.relpath(new, tmp_path)}")
         rename(old, new)
 
-    with Destination(tmp_path / "out") as destination:
-        destination.resume(PLAN)
-        (destination.result / "sub").mkdir()
+    with Workspace(tmp_path / "out") as workspace:
+        workspace.resume(PLAN)
+        (workspace.result / "sub").mkdir()
         for name in ("a", "sub/b"):
-            (destination.result / name).write_text(name)
+            (workspace.result / name).write_text(name)
         monkeypatch.setattr(os, "fsync", traced_fsync)
         monkeypatch.setattr(os, "rename", traced_rename)
-        destination.commit()
+        workspace.commit()
     at = calls.index("rename out.partial/result out")
     result = "out.partial/result"
     assert set(calls[:at]) >= {f"file {result}/a", f"file {result}/sub/b", f"folder {result}", f"folder {result}/sub"}

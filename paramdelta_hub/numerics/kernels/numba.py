@@ -44,7 +44,7 @@ def _compile(loop: Callable[..., Any]) -> Any:
 
 
 class NumbaKernel(NumpyKernel):
-    """See :class:`paramdelta_hub.numerics.kernels.Kernel`; what is not BF16, and sums of several deltas, are left to NumPy."""
+    """See :class:`~paramdelta_hub.numerics.kernels.Kernel`; other dtypes, and sums of several deltas, go to NumPy."""
 
     name: ClassVar[str] = "numba"
 

@@ -17,7 +17,7 @@ from paramdelta_hub.numerics.floats import (
     NotFiniteChunkError,
     Statistics,
     Wide,
-    Workspace,
+    WorkArrays,
     accumulate,
     blocks,
 )
@@ -38,7 +38,7 @@ class NumpyKernel:
 
     def subtract(self, kind: Float, base: Bits, post: Bits, symbols: Bits) -> Difference:
         """Δ = post − base of one chunk, split and proven."""
-        work = Workspace(kind)
+        work = WorkArrays(kind)
         counted = Statistics()
         positions, rests, exceptions = [], [], []
         for block in blocks(base.size):
@@ -74,7 +74,7 @@ class NumpyKernel:
 
     def add(self, kind: Float, target: Bits, delta: Wide | None, weight: float, out: Bits) -> int:
         """Target + w·Δ of one chunk, rounded once; how many are not finite."""
-        work = Workspace(kind)
+        work = WorkArrays(kind)
         not_finite = 0
         for block in blocks(target.size):
             total = kind.widen(target[block], work.base[: block.stop - block.start])
@@ -90,7 +90,7 @@ class NumpyKernel:
         for delta, weight in deltas:
             for block in blocks(target.size):
                 _accumulate(kind, total[block], delta, block, weight)
-        work = Workspace(kind)
+        work = WorkArrays(kind)
         return sum(_round(kind, total[block], out[block], work) for block in blocks(target.size))
 
     def look_up(self, palette: Bits | Wide, ranks: Bits, escaped: Bits | Wide, out: Bits | Wide) -> None:
@@ -130,7 +130,7 @@ def _accumulate(kind: Float, total: Wide, delta: Wide | None, block: slice, weig
         accumulate(total, delta[block], weight)
 
 
-def _round(kind: Float, total: Wide, out: Bits, work: Workspace) -> int:
+def _round(kind: Float, total: Wide, out: Bits, work: WorkArrays) -> int:
     """Round a block of sums to ``out``, and return how many are not finite."""
     not_finite = 0 if kind.finite(total) else kind.count_not_finite(total)
     kind.round(total, out, work.scratch)
@@ -138,7 +138,7 @@ def _round(kind: Float, total: Wide, out: Bits, work: Workspace) -> int:
 
 
 def gaps_of(positions: NDArray[Any]) -> Bits:
-    """Return ascending positions as the gaps between them, see :meth:`paramdelta_hub.numerics.kernels.Kernel.spread`."""
+    """Return ascending positions as the gaps between them, see :meth:`~..Kernel.spread`."""
     gaps = np.diff(positions, prepend=-1) - 1
     if positions.size == 0 or int(gaps.max()) < LONG_GAP:
         return gaps.astype(np.uint8)
@@ -150,7 +150,7 @@ def gaps_of(positions: NDArray[Any]) -> Bits:
 
 
 def positions_of(gaps: Bits) -> NDArray[np.int64]:
-    """Return the positions that gaps tell of, see :meth:`paramdelta_hub.numerics.kernels.Kernel.spread`."""
+    """Return the positions that gaps tell of, see :meth:`~..Kernel.spread`."""
     is_end = gaps != LONG_GAP
     positions: NDArray[np.int64] = np.cumsum(gaps.astype(np.int64) + is_end)[is_end] - 1
     return positions

@@ -27,7 +27,7 @@ from paramdelta_hub.package.provenance import PROVENANCE_NAME
 from paramdelta_hub.registry.materialize import EXTRAS, alone_in, file_chunks, put_small, receive
 from paramdelta_hub.registry.names import SITE_NAME
 from paramdelta_hub.tasks.progress import Progress
-from paramdelta_hub.tasks.workspace import Destination
+from paramdelta_hub.tasks.workspace import Workspace
 
 __all__ = ["FolderStore"]
 
@@ -145,10 +145,10 @@ class FolderStore:
         """
         out = self._root / folder
         try:
-            with Destination(out) as place:
-                stage = place.books / package.digest
+            with Workspace(out) as place:
+                stage = place.work_dir / package.digest
                 with io_errors("preparing the publication"):
-                    for other in place.books.iterdir():  # left by somebody who died publishing something else
+                    for other in place.work_dir.iterdir():  # left by somebody who died publishing something else
                         if other.is_dir() and other != stage:
                             shutil.rmtree(other)
                 with alone_in(stage):

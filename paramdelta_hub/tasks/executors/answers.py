@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from paramdelta_hub.errors import Mismatch, ParamdeltaError
+from paramdelta_hub.tasks.models import OUTCOME, Outcome
 
 __all__ = ["ATTEMPTS", "Perform", "answer", "died", "outcome_of"]
 
@@ -21,14 +22,14 @@ class Perform(Protocol):
     __module__: str
     __qualname__: str
 
-    def __call__(self, books: str, digest: str, number: int) -> dict[str, Any]:
-        """Do task ``number`` of the plan in the folder ``books``; return its outcome when all is on disk."""
+    def __call__(self, work_dir: str, digest: str, number: int) -> Outcome:
+        """Do task ``number`` of the plan in the folder ``work_dir``; return its outcome when all is on disk."""
 
 
-def answer(perform: Perform, books: str, digest: str, number: int) -> dict[str, Any]:
+def answer(perform: Perform, work_dir: str, digest: str, number: int) -> dict[str, Any]:
     """Do a task and return its answer; whatever goes wrong is in it."""
     try:
-        return {"outcome": perform(books, digest, number)}
+        return {"outcome": OUTCOME.dump_python(perform(work_dir, digest, number), mode="json")}
     except ParamdeltaError as error:
         names = [cls.__name__ for cls in type(error).__mro__ if issubclass(cls, ParamdeltaError)]
         return {"error": names, "told": vars(error)}
@@ -36,7 +37,7 @@ def answer(perform: Perform, books: str, digest: str, number: int) -> dict[str, 
         return {"error": None, "told": traceback.format_exc()}
 
 
-def outcome_of(answered: dict[str, Any]) -> dict[str, Any]:
+def outcome_of(answered: dict[str, Any]) -> Outcome:
     """Return the outcome in an answer.
 
     Raises:
@@ -45,8 +46,7 @@ def outcome_of(answered: dict[str, Any]) -> dict[str, Any]:
         RuntimeError: a worker's error that is none of ours, with the place in the code where it arose.
     """
     if "outcome" in answered:
-        outcome: dict[str, Any] = answered["outcome"]
-        return outcome
+        return OUTCOME.validate_python(answered["outcome"])
     told = answered["told"]
     if answered["error"] is None:
         raise RuntimeError(f"a worker failed:\n{told}")

@@ -19,6 +19,7 @@ from paramdelta_hub.errors import OptionError, ParamdeltaError
 from paramdelta_hub.fileio.durable import TEMPORARY
 from paramdelta_hub.tasks.executors.answers import ATTEMPTS, Perform, answer, died, outcome_of
 from paramdelta_hub.tasks.executors.threads import Stop
+from paramdelta_hub.tasks.models import Outcome
 
 __all__ = ["Cluster"]
 
@@ -26,7 +27,7 @@ _LOOK_AGAIN = 0.2
 """Seconds after which a thread that waits for Ray looks whether it shall stop."""
 
 
-def _run(perform: Perform, books: str, digest: str, numbers: list[int], stopped: str) -> list[dict[str, Any]]:
+def _run(perform: Perform, work_dir: str, digest: str, numbers: list[int], stopped: str) -> list[dict[str, Any]]:
     """Do tasks on some machine of the cluster; the first that fails is the last, and none begins once we are stopped.
 
     Tasks are not cancelled: Ray (2.60) aborts the process that cancels one at the moment when it ends ("Tried to
@@ -36,7 +37,7 @@ def _run(perform: Perform, books: str, digest: str, numbers: list[int], stopped:
     for number in numbers:
         if os.path.exists(stopped):
             break
-        answers.append(answer(perform, books, digest, number))
+        answers.append(answer(perform, work_dir, digest, number))
         if "outcome" not in answers[-1]:
             break
     return answers
@@ -50,9 +51,9 @@ class Cluster:
         ParamdeltaError: no cluster can be had.
     """
 
-    def __init__(self, perform: Perform, books: str, digest: str) -> None:
-        self._perform, self._books, self._digest = perform, books, digest
-        self._stopped = Path(books, TEMPORARY.replace("*", f"stopped.{uuid.uuid4().hex}"))
+    def __init__(self, perform: Perform, work_dir: str, digest: str) -> None:
+        self._perform, self._work_dir, self._digest = perform, work_dir, digest
+        self._stopped = Path(work_dir, TEMPORARY.replace("*", f"stopped.{uuid.uuid4().hex}"))
         self._started = False
 
     def __enter__(self) -> Cluster:
@@ -80,7 +81,7 @@ class Cluster:
         self._remote = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(_run)
         return self
 
-    def run(self, numbers: list[int], stop: Stop) -> list[dict[str, Any]]:
+    def run(self, numbers: list[int], stop: Stop) -> list[Outcome]:
         """Have some machine do these tasks, one after another, and return their outcomes.
 
         Raises:
@@ -88,7 +89,7 @@ class Cluster:
             Interrupted: ``stop`` was set; those of the tasks that have not begun never will.
         """
         ray = self._ray
-        reference = self._remote.remote(self._perform, self._books, self._digest, numbers, str(self._stopped))
+        reference = self._remote.remote(self._perform, self._work_dir, self._digest, numbers, str(self._stopped))
         try:
             while True:
                 stop.check()

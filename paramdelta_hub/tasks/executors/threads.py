@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 __all__ = ["Interrupted", "Stop", "default_threads", "run_tasks"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: somebody else's error, or Ctrl-C, ended the run
@@ -50,36 +51,36 @@ def default_threads() -> int:
 
 
 def run_tasks(
-    tasks: list[tuple[int, dict[str, Any]]],
-    run: Callable[[int, dict[str, Any], Stop], T],
+    tasks: Sequence[T],
+    run: Callable[[T, Stop], R],
     threads: int,
     *,
-    in_order: bool = False,
-) -> Iterator[T]:
+    size: Callable[[T], int] | None = None,
+) -> Iterator[R]:
     """Run every task and yield what each returned, in the order in which they end.
 
     The first error stops the others and is raised; so does ``Ctrl-C``. Nothing runs on when this returns or raises.
 
     Args:
-        tasks: (number, task); the largest, by ``task["bytes"]``, are begun first, so that no large one is left over.
-        run: called as ``run(number, task, stop)`` on some thread.
+        tasks: what there is to do.
+        run: called as ``run(task, stop)`` on some thread.
         threads: how many run at a time.
-        in_order: begin them in the order given instead.
+        size: the largest are begun first, so that no large one is left over; without it, in the order given.
     """
     stop = Stop()
-    ordered = tasks if in_order else sorted(tasks, key=lambda numbered: -numbered[1]["bytes"])
-    todo: SimpleQueue[tuple[int, dict[str, Any]]] = SimpleQueue()
+    ordered = sorted(tasks, key=size, reverse=True) if size else tasks
+    todo: SimpleQueue[T] = SimpleQueue()
     ended: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
-    for numbered in ordered:
-        todo.put(numbered)
+    for task in ordered:
+        todo.put(task)
 
     def work() -> None:
         with contextlib.suppress(Empty, Interrupted):
             while True:
                 stop.check()
-                number, task = todo.get_nowait()
+                task = todo.get_nowait()
                 try:
-                    ended.put((True, run(number, task, stop)))
+                    ended.put((True, run(task, stop)))
                 except BaseException as error:  # told on the main thread
                     ended.put((False, error))
                     return

@@ -280,7 +280,7 @@ def applied(family: Family, out: Path, **options: Any) -> tuple[str, dict[str, A
 
 def test_an_applied_models_card(family: Family, tmp_path: Path) -> None:
     (family.target / "README.md").write_text("the target's own card: 99 points on some benchmark")
-    card, provenance = applied(family, tmp_path / "out", delta=pd.Summand(family.delta, 0.7))
+    card, provenance = applied(family, tmp_path / "out", delta=pd.WeightedDelta(family.delta, 0.7))
     assert "99 points" not in card
     assert "# target + post-delta" in card
     assert f"- +0.7 × post-delta 1.0.0 (id `{provenance['deltas'][0]['id'][:16]}`): post (a local copy) − base" in card

@@ -32,7 +32,7 @@ def test_a_class_that_is_not_known_here_becomes_the_one_above() -> None:
     class OtherVersionsError(MismatchError):
         kind = "other"
 
-    def perform(books: str, digest: str, number: int) -> dict[str, object]:
+    def perform(work_dir: str, digest: str, number: int) -> dict[str, object]:
         raise OtherVersionsError("what", where="where")
 
     told = answer(perform, "", "", 0)

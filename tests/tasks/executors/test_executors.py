@@ -69,7 +69,7 @@ def test_threads_and_ranks_make_the_same(operation: str, models: Family, tmp_pat
     first, second = map(str, paths)
     request = pd.ExtractRequest(first, second) if operation == "extract" else pd.ApplyRequest(first, ((second, 1.0),))
     for rank in random.Random(1).sample(range(5), 5):
-        pd.do_share(request, tmp_path / "ranks", rank, 5, crew=pd.Crew(threads=1 + rank))
+        pd.run_rank(request, tmp_path / "ranks", rank, 5, config=pd.ExecutorConfig(threads=1 + rank))
     pd.commit(tmp_path / "ranks")
     trees = [tree(folder) for folder in tmp_path.iterdir()]
     assert len(trees) == 4
@@ -94,7 +94,7 @@ def test_no_such_executor(models: Family, tmp_path: Path) -> None:
         pd.apply(models.target, models.delta, tmp_path / "out", executor="dask")  # type: ignore[arg-type]
     for executor in ("threads", "ray"):
         with pytest.raises(OptionError):
-            pd.Crew(executor, threads=0)  # type: ignore[arg-type]
+            pd.ExecutorConfig(executor, threads=0)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -187,7 +187,7 @@ def test_a_lot_ends_with_its_first_failure() -> None:
     """What a machine of a cluster does: a lot's tasks in turn, until one fails."""
     done: list[int] = []
 
-    def perform(books: str, digest: str, number: int) -> dict[str, object]:
+    def perform(work_dir: str, digest: str, number: int) -> dict[str, object]:
         done.append(number)
         if number == 2:
             raise PackageError("broken")
@@ -201,7 +201,7 @@ def test_a_lot_ends_with_its_first_failure() -> None:
 def test_what_waits_when_a_run_is_stopped_is_not_begun(tmp_path: Path) -> None:
     stopped, done = tmp_path / "stopped", []
 
-    def perform(books: str, digest: str, number: int) -> dict[str, object]:
+    def perform(work_dir: str, digest: str, number: int) -> dict[str, object]:
         done.append(number)
         if number == 2:
             stopped.touch()

@@ -11,16 +11,16 @@ from paramdelta_hub.cli.common import Bars, emit, human_bytes
 from paramdelta_hub.errors import OptionError
 
 if TYPE_CHECKING:
-    from paramdelta_hub.ranks import Request, ShareReport
-    from paramdelta_hub.tasks.runner import Crew
+    from paramdelta_hub.ranks import RankReport, Request
+    from paramdelta_hub.tasks.runner import ExecutorConfig
 
-__all__ = ["crew_options", "run_share"]
+__all__ = ["executor_options", "run_share"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def crew_options(function: Callable[P, R]) -> Callable[P, R]:
+def executor_options(function: Callable[P, R]) -> Callable[P, R]:
     """Add ``--executor``, ``--rank`` and ``--world``."""
     function = click.option(
         "--world", type=click.IntRange(min=1), metavar="N", help="How many ranks there are, with --rank."
@@ -48,7 +48,7 @@ def run_share(
     *,
     registry: str | None,
     overwrite: bool,
-    crew: Crew,
+    config: ExecutorConfig,
     as_json: bool,
     quiet: bool,
 ) -> bool:
@@ -57,19 +57,21 @@ def run_share(
     Raises:
         OptionError: only one of the two was given.
     """
-    from paramdelta_hub.ranks import do_share
+    from paramdelta_hub.ranks import run_rank
 
     if rank is None and world is None:
         return False
     if rank is None or world is None:
         raise OptionError("--rank and --world go together", remedy="give both, or neither for the whole work")
     bars = Bars(quiet or as_json)
-    report = do_share(request, output, rank, world, registry=registry, overwrite=overwrite, crew=crew, progress=bars)
+    report = run_rank(
+        request, output, rank, world, registry=registry, overwrite=overwrite, config=config, progress=bars
+    )
     emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
     return True
 
 
-def _text(report: ShareReport) -> str:
+def _text(report: RankReport) -> str:
     kept = f", {report.resumed_tasks} of them before" if report.resumed_tasks else ""
     return "\n".join(
         [

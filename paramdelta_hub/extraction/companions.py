@@ -1,0 +1,52 @@
+"""What a package carries beside the delta: post's tokenizer, templates, settings, and changes of configs."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.companions import CONFIG, FOLDER, GENERATION, carried, read_companion
+from paramdelta_hub.checkpoints.config_merge import describe_change
+from paramdelta_hub.fileio.durable import write_file
+from paramdelta_hub.package.manifest import ConfigChange, FileRecord
+from paramdelta_hub.package.records import ConfigName
+
+__all__ = ["check_packable", "config_changes", "pack"]
+
+
+def config_changes(base: Checkpoint, post: Checkpoint) -> dict[ConfigName, ConfigChange]:
+    """Return what a manifest says of post's configs. A base whose folder has no generation settings has empty ones."""
+    changes: dict[ConfigName, ConfigChange] = {}
+    old, new = base.read_json(CONFIG), post.read_json(CONFIG)
+    if old is not None and new is not None:
+        changes[CONFIG] = describe_change(old, new)
+    new = post.read_json(GENERATION)
+    if new is not None and not base.is_lone_file:
+        changes[GENERATION] = describe_change(base.read_json(GENERATION) or {}, new)
+    return changes
+
+
+def check_packable(base: Checkpoint, post: Checkpoint, tokenizer: Path | None) -> None:
+    """Raise now, before the work, what :func:`pack` and :func:`config_changes` would raise after it."""
+    carried(post, tokenizer)
+    config_changes(base, post)
+
+
+def pack(post: Checkpoint, tokenizer: Path | None, result: Path) -> tuple[FileRecord, ...]:
+    """Copy post's companions into the package being made in ``result``, and return their records.
+
+    Tokenizer and templates may lie in a folder of their own.
+
+    Raises:
+        CheckpointError: one names code, is not JSON where it should be, or is a link out of the folder.
+    """
+    shutil.rmtree(result / FOLDER, ignore_errors=True)  # of an interrupted run
+    records = []
+    for name, path in carried(post, tokenizer).items():
+        content, place = read_companion(path), f"{FOLDER}/{name}"
+        (result / place).parent.mkdir(parents=True, exist_ok=True)
+        write_file(result / place, content)
+        records.append(FileRecord(path=place, size=len(content), sha256=hashlib.sha256(content).hexdigest()))
+    return tuple(records)

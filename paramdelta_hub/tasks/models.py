@@ -1,0 +1,372 @@
+"""What a plan is made of: tasks, each done independently of all others, and what comes of them.
+
+Both are frozen dataclasses: a plan and a receipt keep them as JSON, by :data:`TASK` and :data:`OUTCOME`. A task knows
+how many bytes it reads, which files it reads and writes, and how to do itself. To add a kind of task, write its class
+and its outcome's, and name them in the two unions.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
+
+from paramdelta_hub.checkpoints.tensor_sources import Stored, TensorSource, read_chunks, source_digest
+from paramdelta_hub.errors import CheckpointError, PackageError
+from paramdelta_hub.fileio.digests import begin_digest
+from paramdelta_hub.fileio.direct_writer import Output
+from paramdelta_hub.fileio.durable import TEMPORARY, file_digest
+from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.safetensors import ITEM_SIZES
+from paramdelta_hub.numerics.float8 import Deviation
+from paramdelta_hub.numerics.floats import NotFiniteChunkError
+from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.package.manifest import FileRecord, TensorRecord
+from paramdelta_hub.package.payload import ShardWriter
+from paramdelta_hub.transforms.addend import Addend
+from paramdelta_hub.transforms.encode import EncodedTensor, TensorEncoder
+from paramdelta_hub.transforms.requantize import Quantization, Requantizer
+from paramdelta_hub.transforms.sum import TensorSum
+
+__all__ = [
+    "OUTCOME",
+    "PIECES",
+    "RESULT",
+    "TASK",
+    "Advance",
+    "Applied",
+    "ApplyTask",
+    "DigestTask",
+    "Digested",
+    "EncodeTask",
+    "Encoded",
+    "NotFinite",
+    "Outcome",
+    "OutputSpan",
+    "ResultTensor",
+    "Task",
+]
+
+PIECES, RESULT = "pieces", "result"
+"""Folders of the work folder: shards that get their final names at the end, and what becomes the output."""
+
+Advance: TypeAlias = "Callable[[int], None]"
+"""Called with the number of bytes handled; may raise to stop the task."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotFinite:
+    """A tensor with values that are NaN or infinite: how many, in the result of an apply or in each side of a pair."""
+
+    name: str
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpan:
+    """Where a tensor lies in a file of the result."""
+
+    name: str
+    file: str
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultTensor:
+    """A tensor of the result: what it is made of, and where it goes.
+
+    Args:
+        name: in the result.
+        dtype: of the target's values and of the sum.
+        elements: how many.
+        source: the target's values.
+        outputs: where the result goes; of a tensor that becomes 8-bit floats, the codes and then the scales.
+        addends: what is added.
+        quantization: given if the sum becomes 8-bit floats.
+    """
+
+    name: str
+    dtype: str
+    elements: int
+    source: TensorSource
+    outputs: tuple[OutputSpan, ...]
+    addends: tuple[Addend, ...] = ()
+    quantization: Quantization | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the target's values."""
+        return self.elements * ITEM_SIZES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What an :class:`ApplyTask` has written: the digest of every tensor, and the files they are in."""
+
+    files: tuple[str, ...]
+    digests: dict[str, str]
+    not_finite: tuple[NotFinite, ...] = ()
+    deviations: tuple[Deviation, ...] = ()
+    """What each tensor that became 8-bit floats lost."""
+    kind: Literal["applied"] = "applied"
+
+    def paths(self, folder: Path) -> list[Path]:
+        """Return the files that were written, in the work folder."""
+        return [folder / RESULT / name for name in self.files]
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyTask:
+    """Read tensors of the target, add the deltas, and write them in place in the files of the result."""
+
+    tensors: tuple[ResultTensor, ...]
+    nbytes: int
+    kind: Literal["apply"] = "apply"
+
+    @classmethod
+    def of(cls, tensors: tuple[ResultTensor, ...]) -> ApplyTask:
+        """Return the task of these tensors."""
+        return cls(tensors, sum(tensor.nbytes for tensor in tensors))
+
+    @property
+    def reads(self) -> set[str]:
+        """The target's files that it reads."""
+        found = {file for tensor in self.tensors for file in tensor.source.files}
+        for tensor in self.tensors:
+            for addend in tensor.addends:
+                found.update(addend.placement.target.files if addend.placement else ())
+        return found
+
+    @property
+    def writes(self) -> set[str]:
+        """The files that it writes to; other tasks may write to other parts of them."""
+        return {span.file for tensor in self.tensors for span in tensor.outputs}
+
+    def run(self, folder: Path, kernel: Kernel, advance: Advance) -> Applied:
+        """Do the task.
+
+        Args:
+            folder: the work folder; the files of the result are there, at their final sizes.
+            kernel: does the arithmetic.
+            advance: told of the bytes handled.
+
+        Raises:
+            CheckpointError: a file of the target was truncated or can't be read.
+            PackageError: a payload is damaged.
+        """
+        digests: dict[str, str] = {}
+        not_finite: list[NotFinite] = []
+        deviations: list[Deviation] = []
+        with Descriptors(CheckpointError) as sources, Descriptors(PackageError) as shards, _Outputs(folder) as outputs:
+            for tensor in self.tensors:
+                writers = [_TensorWriter(outputs[span.file], span.start) for span in tensor.outputs]
+                with ExitStack() as scope:
+                    total = scope.enter_context(
+                        TensorSum(tensor.dtype, tensor.addends, shards, kernel, sources=sources, folder=folder)
+                    )
+                    requantizer = None
+                    if tensor.quantization is not None:
+                        requantizer = scope.enter_context(Requantizer(tensor.quantization, folder))
+                    take = requantizer.add if requantizer else writers[0].write
+                    for values in read_chunks(tensor.source, tensor.elements, sources):
+                        summed = total.add(values)
+                        take(summed)
+                        advance(summed.size)
+                    total.finish()
+                    if total.not_finite:
+                        not_finite.append(NotFinite(tensor.name, (total.not_finite,)))
+                    elif requantizer:
+                        for codes in requantizer.codes():
+                            writers[0].write(codes)
+                            advance(0)  # counted already; this is where a task can be stopped
+                        writers[1].write(requantizer.scales)
+                        deviations.append(requantizer.deviation)
+                digests |= {
+                    span.name: writer.digest.hexdigest() for span, writer in zip(tensor.outputs, writers, strict=True)
+                }
+        return Applied(tuple(sorted(self.writes)), digests, tuple(not_finite), tuple(deviations))
+
+    def is_done(self, outcome: Outcome, folder: Path) -> bool:
+        """Whether the work folder holds what the outcome says, to the byte."""
+        with Descriptors(CheckpointError) as files:
+            found = {
+                span.name: source_digest(Stored(str(folder / RESULT / span.file), span.start, "U8"), span.nbytes, files)
+                for tensor in self.tensors
+                for span in tensor.outputs
+            }
+        return isinstance(outcome, Applied) and found == outcome.digests
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What an :class:`EncodeTask` has made: a shard, unless nothing changed, and the records of its tensors.
+
+    Until the shard has its final name, the records name the piece.
+    """
+
+    piece: FileRecord | None
+    tensors: tuple[TensorRecord, ...]
+    not_finite: tuple[NotFinite, ...] = ()
+    kind: Literal["encoded"] = "encoded"
+
+    def paths(self, folder: Path) -> list[Path]:
+        """Return the files that were written, in the work folder."""
+        return [folder / PIECES / self.piece.path] if self.piece else []
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeTask:
+    """Encode the differences of tensors, and write them to one shard."""
+
+    piece: str
+    """The name of the shard, until all are there."""
+    tensors: tuple[EncodedTensor, ...]
+    nbytes: int
+    kind: Literal["encode"] = "encode"
+
+    @classmethod
+    def of(cls, piece: str, tensors: tuple[EncodedTensor, ...]) -> EncodeTask:
+        """Return the task of these tensors."""
+        return cls(piece, tensors, 2 * sum(tensor.nbytes for tensor in tensors))
+
+    @property
+    def reads(self) -> set[str]:
+        """The files of base and post that it reads."""
+        return {file for tensor in self.tensors for side in (tensor.base, tensor.post) for file in side.files}
+
+    @property
+    def writes(self) -> set[str]:
+        """The file that it writes."""
+        return {self.piece}
+
+    def run(self, folder: Path, kernel: Kernel, advance: Advance) -> Encoded:
+        """Do the task; the shard has its name when it is complete.
+
+        Another attempt at the same task, late or at the same time, can't spoil it: each writes a file of its own.
+
+        Raises:
+            CheckpointError: a file of base or post was truncated or can't be read.
+        """
+        attempt = folder / PIECES / TEMPORARY.replace("*", f"{self.piece}.{uuid.uuid4().hex}")
+        shard = ShardWriter(attempt, [tensor.name for tensor in self.tensors])
+        records: list[TensorRecord] = []
+        not_finite: list[NotFinite] = []
+        try:
+            with Descriptors(CheckpointError) as files:
+                for tensor in self.tensors:
+                    encoder = TensorEncoder(tensor, shard.payload(tensor.name), kernel)
+                    try:
+                        records.append(encoder.encode(files, self.piece, advance))
+                    except NotFiniteChunkError as error:
+                        encoder.drop()
+                        not_finite.append(NotFinite(tensor.name, (error.base, error.post)))
+        except BaseException:
+            shard.abort()
+            raise
+        if not_finite:
+            shard.abort()
+            return Encoded(None, (), tuple(not_finite))
+        if not shard.close():
+            return Encoded(None, tuple(records))
+        digest, size = file_digest(attempt)
+        os.replace(attempt, folder / PIECES / self.piece)
+        return Encoded(FileRecord(path=self.piece, size=size, sha256=digest), tuple(records))
+
+    def is_done(self, outcome: Outcome, folder: Path) -> bool:
+        """Whether the work folder holds the shard, to the byte."""
+        if not isinstance(outcome, Encoded):
+            return False
+        path = folder / PIECES / self.piece
+        return outcome.piece is None or (path.is_file() and file_digest(path)[0] == outcome.piece.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Digested:
+    """The sha256 of a file."""
+
+    file: str
+    sha256: str
+    kind: Literal["digested"] = "digested"
+
+    @property
+    def not_finite(self) -> tuple[NotFinite, ...]:
+        """Nothing: no values are looked at."""
+        return ()
+
+    def paths(self, folder: Path) -> list[Path]:
+        """Return the files that were written: none."""
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class DigestTask:
+    """Take the sha256 of a whole weight file."""
+
+    file: str
+    nbytes: int
+    kind: Literal["digest"] = "digest"
+
+    @property
+    def reads(self) -> set[str]:
+        """The file."""
+        return {self.file}
+
+    @property
+    def writes(self) -> set[str]:
+        """Nothing."""
+        return set()
+
+    def run(self, folder: Path, kernel: Kernel, advance: Advance) -> Digested:
+        """Do the task.
+
+        Raises:
+            CheckpointError: the file can't be read.
+        """
+        digest, _ = file_digest(Path(self.file), CheckpointError, follow=True, advance=advance)
+        return Digested(self.file, digest)
+
+    def is_done(self, outcome: Outcome, folder: Path) -> bool:
+        """Whether it is done: nothing was written that could be lost."""
+        return isinstance(outcome, Digested)
+
+
+Task: TypeAlias = Annotated[ApplyTask | EncodeTask | DigestTask, Field(discriminator="kind")]
+Outcome: TypeAlias = Annotated[Applied | Encoded | Digested, Field(discriminator="kind")]
+TASK: TypeAdapter[Task] = TypeAdapter(Task)
+OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+
+
+class _TensorWriter:
+    """Writes one tensor front to back, and takes its digest."""
+
+    def __init__(self, output: Output, start: int) -> None:
+        self._output, self._position = output, start
+        self.digest = begin_digest()
+
+    def write(self, data: NDArray[np.uint8]) -> None:
+        self.digest.update(data.data)
+        self._output.write(data, self._position)
+        self._position += data.size
+
+
+class _Outputs(ExitStack):
+    """The files of the result that a task writes to: each opened once, none created, all finished and closed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._open: dict[str, Output] = {}
+
+    def __getitem__(self, name: str) -> Output:
+        if name not in self._open:
+            self._open[name] = self.enter_context(Output(self._folder / RESULT / name))
+        return self._open[name]
