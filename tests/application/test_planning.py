@@ -9,7 +9,7 @@ import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub.application import apply as operation
-from paramdelta_hub.application.planning import passing_bytes
+from paramdelta_hub.application.planning import temporary_bytes
 from paramdelta_hub.tasks.plan import Plan
 from tests.support.models import write_model
 
@@ -31,12 +31,12 @@ def test_temporary_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def keep(plan: Plan, threads: int) -> int:
         plans.append(plan)
-        asked.append(passing_bytes(plan, threads))
+        asked.append(temporary_bytes(plan, threads))
         return asked[-1]
 
-    monkeypatch.setattr(operation, "passing_bytes", keep)
+    monkeypatch.setattr(operation, "temporary_bytes", keep)
     pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", threads=1)
     assert asked == [4 * 66 * 16]
-    assert passing_bytes(plans[0], 7) == asked[0], "no more tasks at a time than there are"
+    assert temporary_bytes(plans[0], 7) == asked[0], "no more tasks at a time than there are"
     pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "kept", companions="target", threads=1)
     assert asked[1] == asked[0]

@@ -11,7 +11,7 @@ import torch
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalTensor, entries_of, logical_model
 from paramdelta_hub.checkpoints.matching import Match
-from paramdelta_hub.checkpoints.tensor_sources import open_view, zeros
+from paramdelta_hub.checkpoints.tensor_sources import Stored, Zeros
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.numerics.row_runs import Run
@@ -23,7 +23,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def values(tensor: LogicalTensor) -> bytes:
     out = np.empty(tensor.nbytes, np.uint8)
     with Descriptors(CheckpointError) as files:
-        open_view(tensor.view, files).read(0, out)
+        tensor.source.open(files).read(0, out)
     return out.tobytes()
 
 
@@ -49,26 +49,32 @@ def test_what_is_stored_plainly_is_itself(tensors: dict[str, torch.Tensor], tmp_
     for name, tensor in tensors.items():
         found = model.tensors[name]
         assert (found.shape, found.elements, found.itemsize) == (tensor.shape, tensor.numel(), tensor.element_size())
-        assert (found.nbytes, found.view.keys()) == (tensor.nbytes, {"file", "start", "dtype"})
+        assert (found.nbytes, type(found.source)) == (tensor.nbytes, Stored)
         assert values(found) == raw(tensor)
 
 
 def test_rows_in_another_order(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     found = logical_model(open_checkpoint(tmp_path)).tensors[EMBEDDING]
-    assert found.arrange(None) is found
-    moved = found.arrange((Run(0, 4, 2), Run(2, None, 3), Run(5, 0, 1)))
+    assert found.reorder_rows(None) is found
+    moved = found.reorder_rows((Run(0, 4, 2), Run(2, None, 3), Run(5, 0, 1)))
     assert (moved.dtype, moved.shape, moved.nbytes) == ("BF16", (6, 4), 48)
     rows = tensors[EMBEDDING]
     expected = torch.cat([rows[4:6], torch.zeros(3, 4, dtype=rows.dtype), rows[:1]])
     assert values(moved) == raw(expected)
-    longer = found.arrange((Run(0, 0, 6), Run(6, None, 2)))
+    longer = found.reorder_rows((Run(0, 0, 6), Run(6, None, 2)))
     assert (longer.shape, values(longer)) == ((8, 4), raw(rows) + bytes(16))
-    none = found.arrange(())
+    none = found.reorder_rows(())
     assert (none.shape, values(none)) == ((0, 4), b"")
 
 
+def test_rows_are_reordered_once(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    once = logical_model(open_checkpoint(tmp_path)).tensors[EMBEDDING].reorder_rows((Run(0, 1, 5),))
+    with pytest.raises(AssertionError):
+        once.reorder_rows((Run(0, 0, 5),))
+
+
 def test_zeros_are_a_tensor_too() -> None:
-    tensor = LogicalTensor("F32", (0, 2, 3), zeros("F32")).arrange((Run(0, None, 4),))
+    tensor = LogicalTensor("F32", (0, 2, 3), Zeros("F32")).reorder_rows((Run(0, None, 4),))
     assert (tensor.shape, values(tensor)) == ((4, 2, 3), bytes(96))
 
 

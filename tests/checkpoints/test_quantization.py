@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.quantization import BLOCK, Scaled, find_scales, leftovers, refusal
-from paramdelta_hub.checkpoints.tensor_sources import open_view, scaled, view_of
+from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Stored
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.fileio.safetensors import build_header
@@ -36,8 +36,8 @@ def values_of(checkpoint: Checkpoint, its: Scaled) -> torch.Tensor:
     codes, scale = (checkpoint.tensors[name] for name in (its.weight, its.scale))
     bits = np.empty(codes[1].elements, np.uint16)
     with Descriptors(CheckpointError) as files:
-        view = scaled(view_of(*codes), view_of(*scale), its.scale, its.grid)
-        open_view(view, files).read(0, bits.view(np.uint8))
+        source = Dequantized(Stored.of(*codes), Stored.of(*scale), its.scale, its.grid)
+        source.open(files).read(0, bits.view(np.uint8))
     return from_bits(bits, torch.bfloat16).reshape(codes[1].shape)
 
 

@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 import torch
 from blake3 import blake3
-from paramdelta_hub.application.sums import ChunkAdder
 
 import paramdelta_hub as pd
 from paramdelta_hub.codecs import CODECS
-from paramdelta_hub.errors import CheckpointError, MismatchError, NotFiniteError, OptionError, SourceError
+from paramdelta_hub.errors import (
+    CheckpointError,
+    MismatchError,
+    NotFiniteError,
+    OptionError,
+    PackageError,
+    SourceError,
+)
 from paramdelta_hub.fileio.open_files import Descriptors
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from paramdelta_hub.numerics import floats
@@ -23,6 +29,9 @@ from paramdelta_hub.numerics.floats import FLOATS, NotFiniteChunkError
 from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from paramdelta_hub.package.chunks import Layout, decode_added, encode_added
 from paramdelta_hub.package.payload import ShardWriter, check_shard_header
+from paramdelta_hub.package.tensor_delta import StoredDelta
+from paramdelta_hub.transforms.addend import Addend
+from paramdelta_hub.transforms.sum import TensorSum
 from tests.numerics.test_floats import finite_bits, pairs, random_bits, special_bits
 from tests.support.chunks import set_chunk_elements
 from tests.support.models import (
@@ -353,10 +362,8 @@ def test_omissions_are_recorded(tmp_path: Path) -> None:
     assert not {record.name for record in manifest.tensors} & {name for name, _ in found}
 
 
-def chunked_payload(
-    path: Path, name: str, base: list[np.ndarray], post: list[np.ndarray], codec: str
-) -> dict[str, object]:
-    """Write one tensor's payload by the parts an extraction is made of; return it as a task of an apply has it."""
+def chunked_payload(path: Path, name: str, base: list[np.ndarray], post: list[np.ndarray], codec: str) -> StoredDelta:
+    """Write one tensor's payload by the parts an extraction is made of; return where it is."""
     kind, elements = FLOATS[name], sum(part.size for part in base)
     layout = Layout(CODECS[codec], name, elements, added=True)
     shard = ShardWriter(path, ["w"])
@@ -375,32 +382,23 @@ def chunked_payload(
         payload.append(streams)
     nbytes, digest = payload.finish()
     shard.close()
-    return {
-        "name": "w", "weight": 1.0, "effect": "add", "codec": codec, "shard": str(path),
-        "start": check_start(path, nbytes), "nbytes": nbytes, "digest": digest, "counts": counts.tolist(),
-    }  # fmt: skip
+    remainders, exceptions = counts.tolist()
+    start, elements = path.stat().st_size - nbytes, sum(part.size for part in base)
+    return StoredDelta("w", elements, "add", codec, str(path), start, nbytes, digest, remainders, exceptions)
 
 
-def check_start(path: Path, nbytes: int) -> int:
-    return path.stat().st_size - nbytes
-
-
-def added(delta: dict[str, object], name: str, targets: list[np.ndarray]) -> list[np.ndarray]:
-    """Run a payload through ``ChunkAdder`` as an apply does."""
-    from paramdelta_hub.errors import PackageError
-
+def added(delta: StoredDelta, name: str, targets: list[np.ndarray]) -> list[np.ndarray]:
+    """Run a payload through a ``TensorSum`` as an apply does."""
     kind = FLOATS[name]
-    elements = sum(part.size for part in targets)
-    with Descriptors(PackageError) as shards:
-        adder = ChunkAdder({"name": "w", "dtype": name, "elements": elements, "deltas": [delta]}, shards, NumpyKernel())
-        results = [adder.add(part.view(np.uint8).copy()).view(kind.bits).copy() for part in targets]
-        adder.finish()
+    with Descriptors(PackageError) as shards, TensorSum(name, [Addend(delta, 1.0)], shards, NumpyKernel()) as total:
+        results = [total.add(part.view(np.uint8).copy()).view(kind.bits).copy() for part in targets]
+        total.finish()
     return results
 
 
 @pytest.mark.parametrize("codec", ["palette", "planes", "raw"])
 def test_chunks_by_hand(tmp_path: Path, dtype_name: str, codec: str) -> None:
-    """difference → encode → decode → ChunkAdder, on base and on another target."""
+    """difference → encode → decode → TensorSum, on base and on another target."""
     if not CODECS[codec].streams(FLOATS[dtype_name].itemsize):
         pytest.skip("16-bit symbols only")
     base, post = pairs(dtype_name, seed=50, count=30_000)

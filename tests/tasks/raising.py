@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from paramdelta_hub import errors
 from paramdelta_hub.errors import LineageError, Mismatch, MismatchError, ParamdeltaError
 from paramdelta_hub.hub import errors as of_the_hub  # classes of its own
+from paramdelta_hub.tasks.models import Outcome
 
 __all__ = ["every", "of_the_hub", "raise_one"]
 
@@ -45,6 +45,6 @@ def known(error: ParamdeltaError) -> str:
     )
 
 
-def raise_one(work_dir: str, digest: str, number: int) -> dict[str, Any]:
+def raise_one(work_dir: str, digest: str, number: int) -> Outcome:
     """Fail with error ``number``; after the last, by a programmer's mistake."""
     raise [*every(), ZeroDivisionError("a mistake of the programmer's")][number]

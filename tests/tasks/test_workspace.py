@@ -14,12 +14,14 @@ import pytest
 
 from paramdelta_hub.errors import DestinationError, StorageError
 from paramdelta_hub.tasks import workspace as workspace_module
+from paramdelta_hub.tasks.models import Digested, DigestTask
 from paramdelta_hub.tasks.plan import Plan, Receipt
 from paramdelta_hub.tasks.workspace import MayReplace, Workspace, anything
 from tests.registry.packages import tree
 
-PLAN = Plan("extract", ("a",), {}, ({"bytes": 1}, {"bytes": 2}))
-OTHER = Plan("extract", ("b",), {}, ({"bytes": 1},))
+PLAN = Plan("extract", ("a",), {}, (DigestTask("a", 1), DigestTask("a", 2)))
+OTHER = Plan("extract", ("b",), {}, (DigestTask("b", 1),))
+DONE = Digested("a", "0" * 64)
 
 
 def test_the_way_of_a_result(tmp_path: Path) -> None:
@@ -44,15 +46,15 @@ def test_receipts_are_kept_for_the_same_plan_alone(tmp_path: Path) -> None:
     with Workspace(tmp_path / "out") as workspace:
         workspace.resume(PLAN)
         for task in (0, 1):
-            workspace.keep(Receipt(PLAN.digest, task, {"n": task}))
+            workspace.keep(Receipt(PLAN.digest, task, DONE))
         (workspace.pieces / "piece").write_text("x")
     with Workspace(tmp_path / "out") as workspace:
-        assert workspace.resume(PLAN) == {task: Receipt(PLAN.digest, task, {"n": task}) for task in (0, 1)}
+        assert workspace.resume(PLAN) == {task: Receipt(PLAN.digest, task, DONE) for task in (0, 1)}
         assert (workspace.pieces / "piece").exists()
     with Workspace(tmp_path / "out") as workspace:
         assert workspace.resume(OTHER) == {}
         assert list(workspace.pieces.iterdir()) == []
-        workspace.keep(Receipt(PLAN.digest, 0, {}))
+        workspace.keep(Receipt(PLAN.digest, 0, DONE))
     with Workspace(tmp_path / "out") as workspace:
         assert workspace.resume(OTHER) == {}, "a receipt of another plan does not count"
 
@@ -63,7 +65,7 @@ def test_receipts_are_kept_for_the_same_plan_alone(tmp_path: Path) -> None:
 def test_a_torn_receipt_does_not_count(tmp_path: Path, content: bytes) -> None:
     with Workspace(tmp_path / "out") as workspace:
         workspace.resume(PLAN)
-        workspace.keep(Receipt(PLAN.digest, 0, {}))
+        workspace.keep(Receipt(PLAN.digest, 0, DONE))
         (tmp_path / "out.partial" / "receipts" / "000001.json").write_bytes(content)
     with Workspace(tmp_path / "out") as workspace:
         assert list(workspace.resume(PLAN)) == [0]

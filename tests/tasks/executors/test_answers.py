@@ -9,6 +9,7 @@ import pytest
 
 from paramdelta_hub.errors import MismatchError, ParamdeltaError
 from paramdelta_hub.tasks.executors.answers import answer, outcome_of
+from paramdelta_hub.tasks.models import Outcome
 from tests.tasks.raising import every, known, raise_one
 
 NUMBERED = list(enumerate(every()))
@@ -32,7 +33,7 @@ def test_a_class_that_is_not_known_here_becomes_the_one_above() -> None:
     class OtherVersionsError(MismatchError):
         kind = "other"
 
-    def perform(work_dir: str, digest: str, number: int) -> dict[str, object]:
+    def perform(work_dir: str, digest: str, number: int) -> Outcome:
         raise OtherVersionsError("what", where="where")
 
     told = answer(perform, "", "", 0)

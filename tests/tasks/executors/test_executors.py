@@ -23,6 +23,7 @@ from paramdelta_hub.extraction.extract import Extraction
 from paramdelta_hub.fileio.durable import write_file
 from paramdelta_hub.tasks import plan
 from paramdelta_hub.tasks.executors import ray as cluster
+from paramdelta_hub.tasks.models import TASK, Digested
 from paramdelta_hub.tasks.plan import Plan, read_request, read_task
 from tests.conftest import Family
 from tests.support.models import tuned, write_model
@@ -112,14 +113,14 @@ def test_a_task_is_read_as_it_was_planned(models: Family, tmp_path: Path) -> Non
     made = Extraction(pd.ExtractRequest(str(models.base), str(models.post), hash_files=True)).plan
     assert len(made.tasks) > 7
     path = tmp_path / "plan.json"
-    write_file(path, made.to_json())
+    write_file(path, made.text)
     whole = json.loads(path.read_bytes())
     asked = tmp_path / "request.json"
     write_file(asked, made.request_text)
     assert read_request(asked) == ("extract", json.loads(made.request_text)["request"])
     for number, task in enumerate(whole["tasks"]):
-        assert read_task(path, made.digest, number) == ("extract", made.nbytes, task)
-        assert json.loads(json.dumps(made.tasks[number])) == task
+        assert read_task(path, made.digest, number) == (made.nbytes, made.tasks[number])
+        assert TASK.dump_python(made.tasks[number], mode="json") == task
     with pytest.raises(DestinationError, match="another plan"):
         read_task(path, "0" * 64, 0)
     write_file(asked, Plan("apply", (), {"x": 1}, ()).request_text)
@@ -134,7 +135,7 @@ def test_a_worker_of_another_version_takes_no_part(
     models: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Extraction(pd.ExtractRequest(str(models.base), str(models.post))).plan
-    write_file(tmp_path / "plan.json", made.to_json())
+    write_file(tmp_path / "plan.json", made.text)
     monkeypatch.setattr(__about__, "CREATED_BY", "paramdelta-hub 9.9.9")
     with pytest.raises(DestinationError, match="the same version on all machines"):
         read_task(tmp_path / "plan.json", made.digest, 0)
@@ -183,15 +184,15 @@ def test_a_ray_cluster_two_workers_and_one_that_dies(tmp_path: Path) -> None:
     assert not (tmp_path / "damaged").exists()
 
 
-def test_a_lot_ends_with_its_first_failure() -> None:
-    """What a machine of a cluster does: a lot's tasks in turn, until one fails."""
+def test_a_group_ends_with_its_first_failure() -> None:
+    """What a machine of a cluster does: the tasks of a group in turn, until one fails."""
     done: list[int] = []
 
-    def perform(work_dir: str, digest: str, number: int) -> dict[str, object]:
+    def perform(work_dir: str, digest: str, number: int) -> Digested:
         done.append(number)
         if number == 2:
             raise PackageError("broken")
-        return {"number": number}
+        return Digested(str(number), "0" * 64)
 
     answers = cluster._run(perform, "", "", [1, 2, 3], "no such file")
     assert done == [1, 2]
@@ -201,11 +202,11 @@ def test_a_lot_ends_with_its_first_failure() -> None:
 def test_what_waits_when_a_run_is_stopped_is_not_begun(tmp_path: Path) -> None:
     stopped, done = tmp_path / "stopped", []
 
-    def perform(work_dir: str, digest: str, number: int) -> dict[str, object]:
+    def perform(work_dir: str, digest: str, number: int) -> Digested:
         done.append(number)
         if number == 2:
             stopped.touch()
-        return {"number": number}
+        return Digested(str(number), "0" * 64)
 
     assert len(cluster._run(perform, "", "", [1, 2, 3], str(stopped))) == 2
     assert cluster._run(perform, "", "", [4], str(stopped)) == []

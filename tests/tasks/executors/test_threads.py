@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
 
 import pytest
 
@@ -13,30 +12,25 @@ from paramdelta_hub.limits import WORKER_BYTES
 from paramdelta_hub.tasks.executors.threads import Interrupted, Stop, default_threads, run_tasks
 from paramdelta_hub.tasks.runner import workers
 
-Task = dict[str, Any]
-
-
-def tasks(*sizes: int) -> list[tuple[int, Task]]:
-    return [(number, {"bytes": size}) for number, size in enumerate(sizes)]
-
 
 @pytest.mark.parametrize("threads", [0, 1, 2, 7])
 def test_every_task_runs_once(threads: int) -> None:
-    done = sorted(run_tasks(tasks(*range(40)), lambda number, task, stop: (number, task["bytes"]), threads))
-    assert done == [(number, number) for number in range(40)]
+    assert sorted(run_tasks(range(40), lambda number, stop: number, threads)) == list(range(40))
     assert list(run_tasks([], lambda *_: None, threads)) == []
 
 
 def test_the_largest_begin_first() -> None:
     order: list[int] = []
-    list(run_tasks(tasks(3, 9, 1, 7), lambda number, task, stop: order.append(task["bytes"]), 1))
+    list(run_tasks([3, 9, 1, 7], lambda size, stop: order.append(size), 1, size=lambda size: size))
     assert order == [9, 7, 3, 1]
+    list(run_tasks([3, 9, 1, 7], lambda size, stop: order.append(size), 1))
+    assert order[4:] == [3, 9, 1, 7], "in the order given, without a size"
 
 
 def test_no_more_than_so_many_at_a_time() -> None:
     running, most, lock = [0], [0], threading.Lock()
 
-    def work(number: int, task: Task, stop: Stop) -> None:
+    def work(number: int, stop: Stop) -> None:
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
@@ -44,14 +38,14 @@ def test_no_more_than_so_many_at_a_time() -> None:
         with lock:
             running[0] -= 1
 
-    list(run_tasks(tasks(*range(30)), work, 3))
+    list(run_tasks(range(30), work, 3))
     assert most[0] == 3
 
 
 def test_the_first_error_stops_the_others_and_is_raised() -> None:
     started: list[int] = []
 
-    def work(number: int, task: Task, stop: Stop) -> None:
+    def work(number: int, stop: Stop) -> None:
         started.append(number)
         if number == 0:
             raise ValueError("the disk is full")
@@ -60,20 +54,20 @@ def test_the_first_error_stops_the_others_and_is_raised() -> None:
             time.sleep(0.001)
 
     with pytest.raises(ValueError, match="the disk is full"):
-        list(run_tasks(tasks(*range(100, 0, -1)), work, 3))
+        list(run_tasks(range(100), work, 3))
     assert len(started) < 10, "tasks that had not begun never begin"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("paramdelta")]
 
 
 def test_a_consumer_that_stops_listening_stops_the_work() -> None:
-    def work(number: int, task: Task, stop: Stop) -> int:
+    def work(number: int, stop: Stop) -> int:
         if number:
             while True:
                 stop.check()
                 time.sleep(0.001)
         return number
 
-    results = run_tasks(tasks(9, 1, 1), work, 3)
+    results = run_tasks(range(3), work, 3)
     assert next(results) == 0
     results.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("paramdelta")]
