@@ -1,4 +1,4 @@
-"""Weight maps, renames, skips, carried values, omissions, and the check_compatibility that lists all misfits at once."""
+"""Weight maps, renames, skips, carried values, omissions, and the check that lists all misfits at once."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from tests.attacks.outcomes import apply_is_safe
 from tests.attacks.threats import shows
 from tests.conftest import Family
 from tests.support.models import read_weights, tuned, weights, write_model
+from tests.support.sampling import sampled
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
@@ -49,14 +50,9 @@ def flips(delta: Path, step: int) -> Iterator[Path]:
         path.write_bytes(content)
 
 
-def every(step: int) -> pytest.MarkDecorator:
-    """Quick runs try some bytes, slow ones all."""
-    return pytest.mark.parametrize("step", [step, pytest.param(1, marks=pytest.mark.slow)])
-
-
 @shows("tampering", "every byte of every file of a package flipped: verify refuses, but for labels in the manifest, "
        "which give another id")  # fmt: skip
-@every(11)
+@sampled("step", 11, 1)
 def test_verify_refuses_every_flip(rich: Family, step: int) -> None:
     refused = relabelled = 0
     untouched = pd.verify(rich.delta).id
@@ -75,7 +71,7 @@ def test_verify_refuses_every_flip(rich: Family, step: int) -> None:
 
 @shows("tampering", "every byte flipped of a package that was pulled before, or is pulled by its id: refused, without "
        "exception")  # fmt: skip
-@every(11)
+@sampled("step", 11, 1)
 def test_a_pinned_package_refuses_every_flip(rich: Family, tmp_path: Path, step: int) -> None:
     registry = StoreRegistry(tmp_path / "registry")
     version = registry.publish(rich.delta, "org/name", "1.0.0")
@@ -98,7 +94,7 @@ def test_a_pinned_package_refuses_every_flip(rich: Family, tmp_path: Path, step:
 
 @shows("tampering", "every byte of every file flipped: apply refuses, or gives the same weights, on base and on "
        "another target")  # fmt: skip
-@every(23)
+@sampled("step", 23, 1)
 @pytest.mark.parametrize("side", ["base", "target"])
 def test_apply_never_gives_other_weights(small: Family, tmp_path: Path, step: int, side: str) -> None:
     model = small.base if side == "base" else small.target
@@ -127,7 +123,7 @@ DAMAGES = 1500
 
 @shows("tampering", f"{DAMAGES:,} pieces cut out, doubled, zeroed, reversed or overwritten in any file: refused, or "
        "the very same weights")  # fmt: skip
-@pytest.mark.parametrize("rounds", [DAMAGES // 10, pytest.param(DAMAGES, marks=pytest.mark.slow)])
+@sampled("rounds", DAMAGES // 10, DAMAGES)
 def test_larger_damage(rich: Family, tmp_path: Path, rounds: int) -> None:
     pd.apply(rich.target, rich.delta, tmp_path / "expected")
     source, expected, refused = random.Random(rounds), read_weights(tmp_path / "expected"), 0

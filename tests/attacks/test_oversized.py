@@ -20,6 +20,7 @@ from paramdelta_hub.package.manifest import TensorRecord
 from tests.attacks.threats import shows
 from tests.conftest import Family
 from tests.package.test_manifest import parent
+from tests.support.sampling import sampled
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -136,7 +137,7 @@ CASES, SIZE, SECONDS, MEBIBYTES = 20, 5_000_000, 2, 256
     f"{SECONDS} s of one core and {MEBIBYTES} MiB",
 )
 @LINUX
-@pytest.mark.parametrize("size", [SIZE // 10, pytest.param(SIZE, marks=pytest.mark.slow)])
+@sampled("size", SIZE // 10, SIZE)
 @pytest.mark.parametrize("where", MAY_PASS)
 def test_twenty_cases_each(tmp_path: Path, where: str, size: int) -> None:
     results = measure(tmp_path, size, where)

@@ -2,8 +2,8 @@
 
 A package that two programs read differently is how somebody shows one thing to a checker and another to a user. So
 manifests and whole packages are changed at random, with digests that fit, and the product is compared with
-``tests/support/spec_reader.py`` and with the published JSON Schema: both accept or both refuse, and what both accept has the
-same bits.
+``tests/support/spec_reader.py`` and with the published JSON Schema: both accept or both refuse, and what both accept
+has the same bits.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tests.attacks.threats import shows
 from tests.conftest import Family
 from tests.package.test_manifest import mutate
 from tests.support.models import raw, read_weights
+from tests.support.sampling import sampled
 from tests.support.spec_reader import RefusedError, SpecPackage, add, check_manifest, parse_json
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
@@ -45,8 +46,8 @@ SchemaValidator = jsonschema.validators.extend(jsonschema.Draft202012Validator, 
 
 
 def some_of(rounds: int) -> pytest.MarkDecorator:
-    """Quick runs make a tenth of the changes."""
-    return pytest.mark.parametrize("rounds", [rounds // 10, pytest.param(rounds, marks=pytest.mark.slow)])
+    """Make a tenth of the changes, or all."""
+    return sampled("rounds", rounds // 10, rounds)
 
 
 @pytest.fixture(scope="module")

@@ -71,31 +71,31 @@ ELSEWHERE = (
     Figure(
         "path traversal",
         "hostile names of repositories and versions: nothing outside touched",
-        "registry/test_stores.py",
+        "registry/stores/test_stores.py",
         "test_hostile_names_of_repositories_and_versions",
     ),
     Figure(
         "cut downloads, corrupt files",
         "a pull cut at 200 offsets, from a folder and from a bucket: no file gets its name",
-        "registry/test_stores.py",
+        "registry/stores/test_stores.py",
         "test_cut_at_200_offsets",
     ),
     Figure(
         "cut downloads, corrupt files",
         "what comes damaged over HTTP is fetched again, or refused",
-        "registry/test_hub.py",
+        "registry/hub/test_registry.py",
         "test_damage_on_the_way_is_found_and_mended",
     ),
     Figure(
         "downgrade, replaced versions",
         "another content under a pulled version: refused",
-        "registry/test_lock.py",
+        "registry/test_lockfile.py",
         "test_a_version_that_was_replaced_is_refused",
     ),
     Figure(
         "downgrade, replaced versions",
         "a lower version: only if it is named and allowed",
-        "registry/test_lock.py",
+        "registry/test_lockfile.py",
         "test_a_lower_version_only_if_that_is_allowed",
     ),
     Figure(
@@ -119,20 +119,20 @@ ELSEWHERE = (
     Figure(
         "NaN, Inf, overflow",
         "in base or post, for each dtype: no package is made",
-        "operations/test_extract.py",
+        "extraction/test_extract.py",
         "test_what_is_not_finite_is_refused_by_name_and_count",
     ),
     Figure(
         "kill −9, Ctrl-C",
         "extract, apply, publish, pull killed at 200 points each: the rerun gives the same, no partial shows",
         "robustness/test_kills.py",
-        "test_killed_at_200_points",
+        "test_killed_at_many_points",
     ),
     Figure(
         "kill −9, Ctrl-C",
         "Ctrl-C and SIGTERM at some 50 points each: likewise, with the promised exit status",
         "robustness/test_kills.py",
-        "test_signals_at_50_points",
+        "test_signals_at_many_points",
     ),
     Figure(
         "power loss",
@@ -155,20 +155,20 @@ ELSEWHERE = (
     Figure(
         "concurrent writers",
         "50 races of two processes for one version: one wins, the other is told",
-        "registry/test_stores.py",
+        "registry/stores/test_stores.py",
         "test_50_races",
     ),
     Figure(
         "concurrent writers",
         "50 races of three processes for one OUT: one wins, the others are told",
-        "work/test_resume.py",
+        "tasks/test_resume.py",
         "test_races",
     ),
     Figure(
         "Hub errors",
         "200 fault schedules end in success or a typed error",
-        "registry/test_hub.py",
-        "test_two_hundred_schedules_of_faults_end_in_success_or_in_one_of_our_errors",
+        "registry/hub/test_registry.py",
+        "test_schedules_of_faults_end_in_success_or_in_one_of_our_errors",
     ),
 )
 """Figures that tests of other parts produce anyway; paths are below ``tests/``."""

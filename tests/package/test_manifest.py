@@ -19,6 +19,7 @@ from paramdelta_hub.package.manifest import parse_manifest
 from tests.attacks.names import HOSTILE
 from tests.attacks.threats import shows
 from tests.conftest import Family
+from tests.support.sampling import sampled
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -310,7 +311,7 @@ def mutate(value: dict[str, Any], source: random.Random) -> None:
         place[key] = copy.deepcopy(source.choice(odd))
 
 
-@pytest.mark.parametrize("rounds", [300, pytest.param(4000, marks=pytest.mark.slow)])
+@sampled("rounds", 300, 4000)
 def test_mutations_raise_nothing_but_package_errors(value: dict[str, Any], rounds: int) -> None:
     source, accepted = random.Random(rounds), 0
     for _ in range(rounds):
@@ -327,7 +328,7 @@ def test_mutations_raise_nothing_but_package_errors(value: dict[str, Any], round
     assert 0 < accepted < rounds // 2
 
 
-@pytest.mark.parametrize("rounds", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+@sampled("rounds", 500, 10_000)
 def test_edited_text_raises_nothing_but_package_errors(text: bytes, rounds: int) -> None:
     source, refused = random.Random(rounds), 0
     for _ in range(rounds):

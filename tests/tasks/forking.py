@@ -6,14 +6,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import paramdelta_hub as pd
 from tests.conftest import Family
 from tests.support.piped import Piped
+from tests.support.sampling import sampled
 
-EVERY = pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
-"""Quick runs try every fifth call, slow ones every call."""
+EVERY = sampled("step", 7, 1)
+"""Every seventh call, or every one."""
 
 
 class Forks(Piped):

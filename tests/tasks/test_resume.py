@@ -21,6 +21,7 @@ from paramdelta_hub.errors import DestinationError, StorageError
 from paramdelta_hub.tasks import plan
 from tests.conftest import Family, make_family
 from tests.support.models import tuned, weights, write_model
+from tests.support.sampling import sampled
 from tests.tasks.forking import EVERY, Forks, inputs, make_older, tree
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,13 +76,13 @@ def test_killed_at_every_call(
         shutil.rmtree(out)
 
 
-@pytest.mark.slow
+@sampled("rounds", 12, 60)
 def test_killed_again_and_again(
-    operation: str, models: Family, forks: Forks, tmp_path: Path, expected: dict[str, str]
+    operation: str, models: Family, forks: Forks, tmp_path: Path, expected: dict[str, str], rounds: int
 ) -> None:
     """Killed up to five times in a row, each time somewhere else."""
     total, source = count_calls(operation, models, forks, tmp_path), random.Random(1)
-    for _ in range(60):
+    for _ in range(rounds):
         out, deaths = tmp_path / "out", []
         for _ in range(source.randint(2, 5)):
             if not out.exists():

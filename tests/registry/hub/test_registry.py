@@ -21,6 +21,7 @@ from tests.registry.packages import id_of, labelled, tree
 from tests.support.hub import Fault, LoopbackHub, Repository
 from tests.support.hub.client import CallError, Client
 from tests.support.hub.repositories import Blob
+from tests.support.sampling import sampled
 
 TYPED = {"registry", "publish", "integrity", "package"}
 
@@ -296,7 +297,7 @@ def test_of_two_publishers_of_one_version_one_wins_and_the_other_is_told(
     hub: LoopbackHub, client: Client, new_client: Callable[..., Client], repo: str, packages: Packages
 ) -> None:
     second = new_client()
-    for race in range(20):
+    for race in range(8):
         name = f"{repo}-{race}"
         client.begin("publish", package=packages.v1, repo=name, version="1.0.0")
         second.begin("publish", package=packages.other, repo=name, version="1.0.0")
@@ -311,7 +312,7 @@ def test_of_two_publishers_of_equal_content_both_succeed(
     hub: LoopbackHub, client: Client, new_client: Callable[..., Client], repo: str, packages: Packages
 ) -> None:
     second = new_client()
-    for race in range(20):
+    for race in range(8):
         name = f"{repo}-{race}"
         for publisher in (client, second):
             publisher.begin("publish", package=packages.v1, repo=name, version="1.0.0")
@@ -586,12 +587,12 @@ def schedule(seed: int, hub: LoopbackHub, repo: str) -> list[Fault]:
     return [fault() for _ in range(chance.randrange(1, 4))]
 
 
-@pytest.mark.slow
-def test_two_hundred_schedules_of_faults_end_in_success_or_in_one_of_our_errors(
-    hub: LoopbackHub, client: Client, repo: str, packages: Packages, tmp_path: Path
+@sampled("schedules", 30, 200)
+def test_schedules_of_faults_end_in_success_or_in_one_of_our_errors(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages, tmp_path: Path, schedules: int
 ) -> None:
     failed = {"publish": 0, "pull": 0}
-    for seed in range(100):
+    for seed in range(schedules // 2):
         name, copy = f"{repo}-{seed}", tmp_path / str(seed)
         calls: dict[str, dict[str, Any]] = {
             "publish": {"package": packages.v1, "version": "1.0.0"},
@@ -610,15 +611,21 @@ def test_two_hundred_schedules_of_faults_end_in_success_or_in_one_of_our_errors(
         made = hub.repositories[name]
         assert made.tags.keys() == {"1.0.0"}
         holds(copy if seed % 2 else Path(done["path"]), packages.v1)
-    assert min(failed.values()) > 20, failed  # or the faults would not have struck
+    assert min(failed.values()) > schedules // 15, failed  # or the faults would not have struck
 
 
-@pytest.mark.slow
+@sampled("step", 3, 1)
 @pytest.mark.parametrize("call", ["publish", "pull", "pull into a folder"])
 def test_killed_at_every_request_the_same_command_goes_on(
-    hub: LoopbackHub, new_client: Callable[..., Client], repo: str, packages: Packages, tmp_path: Path, call: str
+    hub: LoopbackHub,
+    new_client: Callable[..., Client],
+    repo: str,
+    packages: Packages,
+    tmp_path: Path,
+    call: str,
+    step: int,
 ) -> None:
-    for number in range(1, 40):
+    for number in range(1, 40, step):
         name, home, copy = f"{repo[:40]}-{number}", tmp_path / f"hf{number}", tmp_path / f"copy{number}"
         arguments: dict[str, Any] = {"package": packages.v1, "version": "1.0.0"} if call == "publish" else {}
         arguments |= {"folder": copy} if "folder" in call else {}

@@ -122,7 +122,10 @@ def test_buckets_are_not_made_unasked(endpoint: str, package: Path) -> None:
 
 
 def test_a_server_that_is_not_there(package: Path) -> None:
-    code = "import sys; from paramdelta_hub.registry.stores.registry import StoreRegistry as S; S(sys.argv[1]).versions('a/b')"
+    code = (
+        "import sys; from paramdelta_hub.registry.stores.registry import StoreRegistry;"
+        "StoreRegistry(sys.argv[1]).versions('a/b')"
+    )
     environment = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "hush"}
     done = subprocess.run(
         [sys.executable, "-c", code, "s3://deltas"],
