@@ -1,7 +1,8 @@
 """What can go wrong, what stands against it, and which tests show that: the source of the table in docs/security.md.
 
-A test that produces a figure says so by :func:`shows`, with the numbers it itself uses; ``scripts/make_security.py``
-gathers the figures and writes the table, and ``tests/attacks/test_table.py`` holds the two together.
+A test that produces a figure says so by :func:`shows`, with the numbers it itself uses;
+``scripts/tools/make_tables.py`` gathers the figures and writes the table, and ``tests/attacks/test_table.py`` holds the
+two together.
 """
 
 from __future__ import annotations
@@ -71,31 +72,31 @@ ELSEWHERE = (
     Figure(
         "path traversal",
         "hostile names of repositories and versions: nothing outside touched",
-        "registry/test_stores.py",
+        "registry/stores/test_stores.py",
         "test_hostile_names_of_repositories_and_versions",
     ),
     Figure(
         "cut downloads, corrupt files",
         "a pull cut at 200 offsets, from a folder and from a bucket: no file gets its name",
-        "registry/test_stores.py",
+        "registry/stores/test_stores.py",
         "test_cut_at_200_offsets",
     ),
     Figure(
         "cut downloads, corrupt files",
         "what comes damaged over HTTP is fetched again, or refused",
-        "registry/test_hub.py",
+        "registry/hub/test_registry.py",
         "test_damage_on_the_way_is_found_and_mended",
     ),
     Figure(
         "downgrade, replaced versions",
         "another content under a pulled version: refused",
-        "registry/test_lock.py",
+        "registry/test_lockfile.py",
         "test_a_version_that_was_replaced_is_refused",
     ),
     Figure(
         "downgrade, replaced versions",
         "a lower version: only if it is named and allowed",
-        "registry/test_lock.py",
+        "registry/test_lockfile.py",
         "test_a_lower_version_only_if_that_is_allowed",
     ),
     Figure(
@@ -119,7 +120,7 @@ ELSEWHERE = (
     Figure(
         "NaN, Inf, overflow",
         "in base or post, for each dtype: no package is made",
-        "operations/test_extract.py",
+        "extraction/test_extract.py",
         "test_what_is_not_finite_is_refused_by_name_and_count",
     ),
     Figure(
@@ -155,19 +156,19 @@ ELSEWHERE = (
     Figure(
         "concurrent writers",
         "50 races of two processes for one version: one wins, the other is told",
-        "registry/test_stores.py",
+        "registry/stores/test_stores.py",
         "test_50_races",
     ),
     Figure(
         "concurrent writers",
         "50 races of three processes for one OUT: one wins, the others are told",
-        "work/test_resume.py",
+        "tasks/test_resume.py",
         "test_races",
     ),
     Figure(
         "Hub errors",
         "200 fault schedules end in success or a typed error",
-        "registry/test_hub.py",
+        "registry/hub/test_registry.py",
         "test_two_hundred_schedules_of_faults_end_in_success_or_in_one_of_our_errors",
     ),
 )
