@@ -277,7 +277,7 @@ def main() -> None:
     steady = None
     if arguments.only is None:
         steady = subprocess.Popen(
-            [sys.executable, "-m", "scripts.evidence.soak.steady", arguments.work / "steady", samples], cwd=ROOT
+            [sys.executable, "-m", "scripts.evidence.soak.steady", arguments.work / "steady", samples]
         )
     begun, number = time.monotonic(), arguments.only or 0
     soak = Soak(arguments.work, arguments.seed, hub)
