@@ -81,18 +81,16 @@ def _link(src: Path, dst: Path) -> None:
 
 def _from_pickle(src: Path, dst: Path) -> None:
     """Convert BERT's ``pytorch_model.bin``; tokenizer and config come along."""
-    from convert_pickle import convert
-
-    convert(src, dst)
+    # What it prints goes to stderr, as what pip prints: stdout is the list of folders.
+    subprocess.run([sys.executable, str(ROOT / "scripts/tools/convert_pickle.py"), src, dst], check=True, stdout=2)
 
 
 def _from_chgnet(src: Path, dst: Path) -> None:
     """Convert a training checkpoint of CHGNet; its ``model_args`` become the config."""
     import torch
-    from convert_pickle import convert
 
     (file,) = src.glob("*.pth.tar")
-    convert(file, dst)
+    _from_pickle(file, dst)
     arguments = torch.load(file, map_location="cpu", weights_only=True)["model"]["model_args"]
     (dst / "config.json").write_text(json.dumps({"model_type": "chgnet", **arguments}, indent=2) + "\n")
 

@@ -1,7 +1,7 @@
 """Format 1 is for ever: golden packages are read and applied, by this version and by the specification's own reader.
 
-They were made once by ``scripts/make_golden.py``, which does not overwrite. Nothing is compared with what would be
-written today: libzstd's output differs between versions, what it decodes to does not.
+They were made once by ``scripts/tools/make_golden.py``, which does not overwrite. Nothing is compared with what would
+be written today: libzstd's output differs between versions, what it decodes to does not.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def test_the_id_is_the_manifests_digest(case: Path) -> None:
 
 def test_the_script_does_not_overwrite() -> None:
     before = {path: path.stat().st_mtime_ns for path in GOLDEN.rglob("*")}
-    script = Path(__file__).parent.parent / "scripts" / "make_golden.py"
-    run = subprocess.run([sys.executable, str(script), "bf16"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "scripts.tools.make_golden", "bf16"]
+    root = Path(__file__).parent.parent
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert run.returncode == 1
     assert "refusing to overwrite bf16" in run.stderr
     assert {path: path.stat().st_mtime_ns for path in GOLDEN.rglob("*")} == before

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weights import fetch
 
 import paramdelta_hub as pd
+from scripts.weights import fetch
 
 pytestmark = pytest.mark.weights
 

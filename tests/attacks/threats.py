@@ -1,7 +1,8 @@
 """What can go wrong, what stands against it, and which tests show that: the source of the table in docs/security.md.
 
-A test that produces a figure says so by :func:`shows`, with the numbers it itself uses; ``scripts/make_security.py``
-gathers the figures and writes the table, and ``tests/attacks/test_table.py`` holds the two together.
+A test that produces a figure says so by :func:`shows`, with the numbers it itself uses;
+``scripts/tools/make_tables.py`` gathers the figures and writes the table, and ``tests/attacks/test_table.py`` holds the
+two together.
 """
 
 from __future__ import annotations

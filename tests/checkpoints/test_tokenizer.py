@@ -14,12 +14,12 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-from weights import fetch
 
 from paramdelta_hub.checkpoints import tokens as module
 from paramdelta_hub.checkpoints.token_rows import arrange
 from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, PackageError
+from scripts.weights import fetch
 
 TEXT = ["the quick brown fox", "jumps over the lazy dog", 'a "quoted" [bracket], a \\ and a 😀'] * 20
 TRAINED = {

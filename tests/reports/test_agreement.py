@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from weights import fetch
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import OptionError, PackageError
 from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.reports.agreement import compare_packages
+from scripts.weights import fetch
 from tests.conftest import Family
 from tests.reports.conftest import damaged, dense
 from tests.support.models import read_weights, write_model

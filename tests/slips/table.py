@@ -1,6 +1,6 @@
 """What a slip comes to: the rows of the table in docs/slips.md, each made by a test.
 
-``scripts/make_slips.py`` gathers them, and ``tests/slips/test_table.py`` holds document and tests together.
+``scripts/tools/make_tables.py`` gathers them, and ``tests/slips/test_table.py`` holds document and tests together.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-import make_slips
 import pytest
 
+from scripts.tools.make_tables import ROOT, SLIPS, filled, slips_table
 from tests.slips import table
 from tests.slips.table import AREAS
 
@@ -14,19 +14,18 @@ LEAST = 40
 
 
 def test_the_document_has_the_table_that_the_tests_make() -> None:
-    text = make_slips.DOCUMENT.read_text(encoding="utf-8")
-    assert make_slips.with_table(text) == text, "run scripts/make_slips.py"
+    assert filled(SLIPS) == SLIPS.read_text(encoding="utf-8"), "run python -m scripts.tools.make_tables"
 
 
 def test_every_area_has_slips_and_every_file_is_there() -> None:
-    made = make_slips.make_table()
+    made = slips_table()
     assert re.findall(r"^\| \*\*(.*?)\*\*", made, re.MULTILINE) == list(AREAS)
     assert made.count("\n") - 2 >= LEAST
     for file in re.findall(r"\(\.\./([^)]*)\)", made):
-        assert (make_slips.ROOT / file).is_file()
+        assert (ROOT / file).is_file()
 
 
 def test_an_area_that_nothing_shows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "AREAS", (*AREAS, "a new one"))
     with pytest.raises(ValueError, match="a new one"):
-        make_slips.make_table()
+        slips_table()

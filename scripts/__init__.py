@@ -1,0 +1,1 @@
+"""What develops, measures and demonstrates the package; run from the repository: ``python -m scripts.weights``."""

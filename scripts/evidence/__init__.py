@@ -1,0 +1,1 @@
+"""What backs the claims of the documents: trainings, long runs under faults, estimates, the demo."""

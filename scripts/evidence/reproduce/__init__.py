@@ -1,0 +1,1 @@
+"""Whether deltas transfer, on small trainings: ``python -m scripts.evidence.reproduce``."""

@@ -1,0 +1,1 @@
+"""Random commands under random faults: ``python -m scripts.evidence.soak``."""
