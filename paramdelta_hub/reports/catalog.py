@@ -19,7 +19,6 @@ from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Hit, Registry
 from paramdelta_hub.registry.reference import Reference, open_registry
 from paramdelta_hub.registry.search import Wanted, describe_base, judge
-from paramdelta_hub.reports.charts import check_charts
 from paramdelta_hub.reports.site import Entry, site_pages
 from paramdelta_hub.reports.spectra import Spectrum, measure_spectra
 from paramdelta_hub.tasks.progress import Progress
@@ -75,13 +74,11 @@ def catalog(
         progress: told how far the work is.
 
     Raises:
-        OptionError: the charts' library is not installed.
         CheckpointError: a model of ``bases`` can't be read.
         DestinationError: ``out`` exists, or is being written.
         RegistryError: not reachable, not allowed.
         StorageError: the disk is full or fails.
     """
-    check_charts()
     out, bases = os.path.expanduser(out), [os.path.expanduser(base) for base in bases]
     root = chosen(registry)
     there, progress = open_registry(root), progress or Progress()

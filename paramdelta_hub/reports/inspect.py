@@ -16,10 +16,9 @@ from paramdelta_hub.package.manifest import Manifest, TensorRecord
 from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.reports.agreement import Comparison, compare_packages
-from paramdelta_hub.reports.charts import check_charts
 from paramdelta_hub.reports.comparison_page import comparison_page
 from paramdelta_hub.reports.delta_page import delta_page
-from paramdelta_hub.reports.markup import is_page
+from paramdelta_hub.reports.pages import is_page
 from paramdelta_hub.reports.spectra import Spectrum, measure_spectra
 from paramdelta_hub.tasks.progress import Progress
 
@@ -151,10 +150,8 @@ def check_report(path: str | Path, *, overwrite: bool = False) -> Path:
     """Return where a report can be written, before any work is done for it.
 
     Raises:
-        OptionError: the charts' library is not installed.
         DestinationError: the file exists.
     """
-    check_charts()
     return check_output_file(path, is_page, overwrite=overwrite)
 
 
@@ -170,7 +167,6 @@ def write_report(
         overwrite: replace an older file.
 
     Raises:
-        OptionError: the charts' library is not installed.
         DestinationError: the file exists.
         StorageError: it can't be written.
     """

@@ -1,0 +1,124 @@
+"""Our pages: HTML from the templates of this package, in which every value is escaped.
+
+Only these templates are ever rendered. Chat templates come from strangers; they are copied, and never run.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import re
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from paramdelta_hub.__about__ import __version__
+from paramdelta_hub.fileio.seal import is_sealed, seal
+from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.package.manifest import Source
+from paramdelta_hub.registry.cards.changes import percent
+from paramdelta_hub.registry.cards.markdown import hub_id
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["LISTED", "environment", "figure", "is_page", "render", "share"]
+
+LISTED = 40
+"""Rows of a table of tensors or parts; the manifest has all."""
+
+_BEGIN = b"<!doctype html>\n"
+_NAME_LENGTH = 120
+"""Characters of a name that are shown: the longest in use have about as many."""
+_OUR_ADDRESS = re.compile(
+    r"https://huggingface\.co/[A-Za-z0-9._/@+-]+|(?:\.\./)*[A-Za-z0-9][A-Za-z0-9._/+-]*|#[a-z0-9-]+"
+)
+
+
+def render(template: str, title: str, *, script: str | None = None, **values: Any) -> bytes:
+    """Return a page in one file, which needs nothing from anywhere; its policy forbids every request.
+
+    The policy allows only the style and the script that are in the page, by their sha256.
+
+    Args:
+        template: a file in ``templates/``.
+        title: of the page.
+        script: a file of this package that the page runs.
+        **values: what the template shows.
+    """
+    style, code = _read("style.css"), _read(script) if script else ""
+    policy = [
+        "default-src 'none'",
+        f"style-src '{_hash(style)}'",
+        f"script-src '{_hash(code)}'" if code else "script-src 'none'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    frame = {"title": title, "style": style, "script": code, "policy": "; ".join(policy)}
+    return seal(environment().get_template(template).render(**frame, **values).encode())
+
+
+def is_page(content: bytes) -> bool:
+    """Whether a file is a page that :func:`render` made, not changed by a byte."""
+    return content.startswith(_BEGIN) and is_sealed(content)
+
+
+@functools.cache
+def environment() -> Environment:
+    """Return what renders our templates: it escapes every value, and an unknown name is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # imported here: only pages need it
+
+    made = Environment(
+        loader=PackageLoader(__package__ or ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"address": _address, "bytes": human_bytes, "figure": figure, "percent": percent, "short": _short}
+    made.globals |= {"hub_address": _hub_address, "listed": LISTED, "share": share, "package_version": __version__}
+    return made
+
+
+def _address(address: str) -> str:
+    """Return an address on the Hub or within a site.
+
+    Raises:
+        ValueError: any other address, which would be our mistake.
+    """
+    if not _OUR_ADDRESS.fullmatch(address):
+        raise ValueError(f"not an address of ours: {address!r}")
+    return address
+
+
+def _hub_address(source: Source) -> str | None:
+    """Return the address of a model's commit if the model is on the Hub."""
+    if hub_id(source.name, source.commit) is None:
+        return None
+    return f"https://huggingface.co/{source.name}/tree/{source.commit}"
+
+
+def figure(value: float | None, form: str) -> str:
+    """Return a number in Python's format ``form``, and a dash where there is none."""
+    return "–" if value is None else format(value, form)
+
+
+def share(part: int, whole: int) -> str:
+    """Return a share in percent that is 0% or 100% only where that is exact."""
+    if part in (0, whole):
+        return "0%" if not part else "100%"
+    share = part / whole
+    return "< 0.1%" if share < 0.0005 else "> 99.9%" if share > 0.9995 else f"{share:.1%}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else f"{name[:_NAME_LENGTH]}…"
+
+
+def _read(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
