@@ -1,4 +1,4 @@
-"""Lines, bars and dots as static SVG pictures: a page needs no script, and its classes give them their colors."""
+"""Lines, bars and dots as static SVG pictures. A page needs no script to show them, and defines their colors."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ __all__ = ["Bar", "Pictures", "Series", "bars_chart", "dots_chart", "draw", "lin
 
 _WIDTHS = {"wide": 728, "narrow": 350}
 _BASELINE = 4
-"""From the middle of a line of text down to its baseline."""
+"""The distance in pixels from the middle of a text to its baseline."""
 _GAP = 8
-"""Between a label and what it labels."""
+"""The distance in pixels between a label and what it labels."""
 
 Pictures = dict[str, str]
-"""One picture for wide screens and one for narrow ones; the page shows the one that fits."""
+"""A picture for wide screens and one for narrow screens. The page shows the one that fits."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of a chart, as long as its share of the whole."""
+    """A bar of a chart; its length is a share of the whole."""
 
     label: str
     share: float
     figure: str
-    """The share as it is written at the end of the row."""
+    """The share as text, at the end of the row."""
     title: str
-    """What is shown when the row is pointed at."""
+    """The tooltip of the row."""
     prefix: str = ""
-    """What comes before the label and is never shortened."""
+    """Text before the label that is never shortened."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A value for every layer; None where there is none."""
+    """One value for every layer; None if there is no value."""
 
     label: str
     values: Sequence[float | None]
@@ -49,7 +49,7 @@ def draw(chart: Callable[[int], str]) -> Pictures:
 
 
 def lines_chart(layers: Sequence[str], quiet: Series, strong: Series, description: str, width: int) -> str:
-    """Draw two series of positive values over the layers, on a logarithmic scale; at least one value is given."""
+    """Draw two series of positive values by layer, at least one value in all, on a logarithmic scale."""
     powers = [math.log10(value) for series in (quiet, strong) for value in series.values if value is not None]
     low, high = math.floor(min(powers)), math.ceil(max(powers))
     high = max(high, low + 1)
@@ -116,9 +116,9 @@ def dots_chart(
     description: str,
     width: int,
 ) -> str:
-    """Draw a row for every series: a dot for every layer, on a stem from ``rule``; all rows share one scale.
+    """Draw a row for every series: a dot for every layer, on a stem from ``rule``. All rows have the same scale.
 
-    The scale is ``domain``, or just wide enough for ``rule`` and the values.
+    Without ``domain``, the scale covers ``rule`` and all values.
     """
     values = [value for series in rows for value in series.values if value is not None]
     low, high = domain or (min([rule, *values]), max([rule, *values]))
@@ -179,7 +179,7 @@ def _centers(count: int, start: float, end: float) -> list[float]:
 
 
 def _dot_size(centers: Sequence[float]) -> float:
-    """Return the radius of dots that do not run into each other."""
+    """Return a radius with which dots do not overlap."""
     return min(3.0, max(1.0, (centers[1] - centers[0]) / 3)) if len(centers) > 1 else 3.0
 
 

@@ -11,16 +11,16 @@ from paramdelta_hub.reports.pages import figure, render
 __all__ = ["comparison_page", "pair_labels"]
 
 _OUTSIDE = "rest"
-"""What a chart calls the tensors outside the layers."""
+"""The name of the tensors outside the layers in a chart."""
 
 
 def pair_labels(comparison: Comparison) -> list[str]:
-    """Return a short name for every pair: letters, in the order in which the deltas were given."""
+    """Return a short name for every pair, with letters in the order of the deltas."""
     return [f"{'ABCDEF'[a]} × {'ABCDEF'[b]}" for a, b in comparison.pairs]
 
 
 def comparison_page(comparison: Comparison) -> bytes:
-    """Return the comparison as one self-contained page; equal deltas give equal pages."""
+    """Return the comparison as one self-contained page. Equal deltas give equal pages."""
     title = " · ".join(f"{package.manifest.name} {package.manifest.version}" for package in comparison.packages)
     cosines = _chart(comparison, lambda agreement: agreement.cosine, 0.0, None, "Cosine between the deltas by layer")
     conflicts = _chart(
@@ -54,7 +54,7 @@ def _chart(
     domain: tuple[float, float] | None,
     description: str,
 ) -> Pictures:
-    """Draw one figure of every pair, layer by layer; nothing where no pair has one."""
+    """Draw one figure of every pair, layer by layer. Return nothing if no pair has it."""
     layers = [_OUTSIDE if label.startswith("outside") else label for label, _ in comparison.layers]
     rows = [
         Series(label, [figure_of(agreements[index]) for _, agreements in comparison.layers])

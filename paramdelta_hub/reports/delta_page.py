@@ -19,49 +19,49 @@ from paramdelta_hub.reports.spectra import Spectrum
 __all__ = ["DeltaView", "delta_page", "relative_change", "view_delta"]
 
 _CHARTED_STACKS = 3
-"""Stacks of layers with a chart of their own: text, vision, audio."""
+"""The maximum number of stacks of layers (text, vision, audio) with a chart of their own."""
 
 
 @dataclass(frozen=True)
 class DeltaView:
-    """What ``templates/delta_sections.html.j2`` shows of a delta."""
+    """The values that ``templates/delta_sections.html.j2`` shows of a delta."""
 
     manifest: Manifest
     package_id: str
     spectra: Sequence[Spectrum] | None
     quoted_reference: str
-    """What commands call the delta, quoted for a shell."""
+    """The name of the delta in commands, quoted for a shell."""
     base_id: str
-    """What commands call its base."""
+    """The name of its base in commands."""
     relative_change: str
     modules: Sequence[Part]
     heat_map: Pictures
     stacks: int
-    """Stacks of more than one layer."""
+    """The number of stacks with more than one layer."""
     norms: Mapping[str, Pictures]
-    """Of the first stacks: a chart, or nothing where no norm can be drawn."""
+    """The chart of each of the first stacks; empty if no norm can be drawn."""
     unchanged: Pictures
     directions: Pictures
     codecs: str
     bits: float
-    """Bits per weight."""
+    """The number of bits per weight."""
 
 
 def delta_page(manifest: Manifest, package_id: str, reference: str, spectra: Sequence[Spectrum] | None) -> bytes:
-    """Return the report of a delta as one self-contained page; equal deltas give equal pages.
+    """Return the report of a delta as one self-contained page. Equal deltas give equal pages.
 
     Args:
         manifest: the package's manifest.
         package_id: sha256 of the manifest.
-        reference: what commands call the delta: a folder, or ``org/name@version``.
-        spectra: of sampled matrices; None where no weights were read.
+        reference: the name of the delta in commands: a folder, or ``org/name@version``.
+        spectra: the spectra of sampled matrices; None if no weights were read.
     """
     view = view_delta(manifest, package_id, reference, spectra)
     return render("delta.html.j2", f"{manifest.name} {manifest.version}", delta=view)
 
 
 def view_delta(manifest: Manifest, package_id: str, reference: str, spectra: Sequence[Spectrum] | None) -> DeltaView:
-    """Return what the sections of a report show; the arguments are those of :func:`delta_page`."""
+    """Return the values that a report shows. The arguments are those of :func:`delta_page`."""
     modules = heat_parts(manifest.tensors)
     stacks = _stacks(manifest.tensors)
     codecs = Counter(tensor.codec.name for tensor in manifest.tensors)
@@ -85,7 +85,7 @@ def view_delta(manifest: Manifest, package_id: str, reference: str, spectra: Seq
 
 
 def relative_change(manifest: Manifest) -> str:
-    """Return the norm of Δ against that of base, over all added weights, as people read it."""
+    """Return the norm of Δ relative to that of base, over all added weights, as text."""
     added = [tensor for tensor in manifest.tensors if tensor.effect == "add"]
     delta = math.hypot(*(tensor.delta_norm for tensor in added))
     base = math.hypot(*(tensor.base_norm for tensor in added))
@@ -93,7 +93,7 @@ def relative_change(manifest: Manifest) -> str:
 
 
 def _stacks(tensors: Sequence[TensorRecord]) -> dict[str, dict[int, list[TensorRecord]]]:
-    """Return the added tensors of every stack of more than one layer, by layer."""
+    """Return the added tensors, by layer, of every stack with more than one layer."""
     stacks: dict[str, dict[int, list[TensorRecord]]] = defaultdict(lambda: defaultdict(list))
     for tensor in tensors:
         place = place_of(tensor.name)
@@ -114,7 +114,7 @@ def _norms(layers: dict[int, list[TensorRecord]]) -> Pictures:
 
 
 def _drawable(norm: float) -> float | None:
-    """Return a norm that has a place on a logarithmic scale: what did not change has none, nor have lies."""
+    """Return None for a norm with no place on a logarithmic scale, such as zero or a forged huge number."""
     return norm if 1e-300 < norm < 1e300 else None
 
 

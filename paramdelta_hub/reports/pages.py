@@ -1,6 +1,6 @@
-"""Our pages: HTML from the templates of this package, in which every value is escaped.
+"""HTML pages, rendered from the templates of this package. Every value is escaped.
 
-Only these templates are ever rendered. Chat templates come from strangers; they are copied, and never run.
+No other templates are ever rendered. Chat templates come from strangers: they are copied, never run.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 __all__ = ["LISTED", "environment", "figure", "is_page", "render", "share"]
 
 LISTED = 40
-"""Rows of a table of tensors or parts; the manifest has all."""
+"""The maximum number of rows in a table of tensors or parts. The manifest has all of them."""
 
 _BEGIN = b"<!doctype html>\n"
 _NAME_LENGTH = 120
-"""Characters of a name that are shown: the longest in use have about as many."""
+"""The number of characters shown of a name. The longest names in use have about as many."""
 _OUR_ADDRESS = re.compile(
     r"https://huggingface\.co/[A-Za-z0-9._/@+-]+|(?:\.\./)*[A-Za-z0-9][A-Za-z0-9._/+-]*|#[a-z0-9-]+"
 )
 
 
 def render(template: str, title: str, *, script: str | None = None, **values: Any) -> bytes:
-    """Return a page in one file, which needs nothing from anywhere; its policy forbids every request.
+    """Return a self-contained page with a seal. Its content security policy forbids every request.
 
-    The policy allows only the style and the script that are in the page, by their sha256.
+    The policy allows only the style and the script in the page, by their sha256.
 
     Args:
-        template: a file in ``templates/``.
-        title: of the page.
-        script: a file of this package that the page runs.
-        **values: what the template shows.
+        template: the name of a file in ``templates/``.
+        title: the title of the page.
+        script: the name of a script in this package that the page runs.
+        **values: the values that the template uses.
     """
     style, code = _read("style.css"), _read(script) if script else ""
     policy = [
@@ -59,14 +59,14 @@ def render(template: str, title: str, *, script: str | None = None, **values: An
 
 
 def is_page(content: bytes) -> bool:
-    """Whether a file is a page that :func:`render` made, not changed by a byte."""
+    """Whether a file is a page from :func:`render` that was not edited."""
     return content.startswith(_BEGIN) and is_sealed(content)
 
 
 @functools.cache
 def environment() -> Environment:
-    """Return what renders our templates: it escapes every value, and an unknown name is an error."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # imported here: only pages need it
+    """Return the Jinja environment of our templates. It escapes every value; an unknown name is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # only pages need it
 
     made = Environment(
         loader=PackageLoader(__package__ or ""),
@@ -82,30 +82,30 @@ def environment() -> Environment:
 
 
 def _address(address: str) -> str:
-    """Return an address on the Hub or within a site.
+    """Return the address if it is on the Hub or within the site.
 
     Raises:
-        ValueError: any other address, which would be our mistake.
+        ValueError: it is another address, which is a bug of ours.
     """
     if not _OUR_ADDRESS.fullmatch(address):
-        raise ValueError(f"not an address of ours: {address!r}")
+        raise ValueError(f"not an allowed address: {address!r}")
     return address
 
 
 def _hub_address(source: Source) -> str | None:
-    """Return the address of a model's commit if the model is on the Hub."""
+    """Return the address of a model's commit, or None if the model is not on the Hub."""
     if hub_id(source.name, source.commit) is None:
         return None
     return f"https://huggingface.co/{source.name}/tree/{source.commit}"
 
 
 def figure(value: float | None, form: str) -> str:
-    """Return a number in Python's format ``form``, and a dash where there is none."""
+    """Return a number in Python's format ``form``, or a dash if there is none."""
     return "–" if value is None else format(value, form)
 
 
 def share(part: int, whole: int) -> str:
-    """Return a share in percent that is 0% or 100% only where that is exact."""
+    """Return a share in percent. It is 0% or 100% only if that is exact."""
     if part in (0, whole):
         return "0%" if not part else "100%"
     share = part / whole

@@ -41,44 +41,44 @@ class SiteFiles(Record):
 
 @dataclass(frozen=True)
 class Entry:
-    """One delta of the catalog, as far as the registry told."""
+    """A delta in the catalog, with what the registry knows about it."""
 
     hit: Hit
     manifest: Manifest | None = None
-    """Of its newest version; None where that can't be had."""
+    """The manifest of its newest version; None if it can't be read."""
     package_id: str = ""
     problem: str = ""
-    """Why there is no manifest."""
+    """The reason why there is no manifest."""
     reference: str = ""
-    """What commands call its newest version."""
+    """The name of its newest version in commands."""
     versions: tuple[Version, ...] = ()
     verdicts: tuple[tuple[str, Verdict], ...] = ()
-    """(model, whether the delta can be applied to it), for the models that were asked for."""
+    """(model, whether the delta can be applied to it), for the requested models."""
     spectra: tuple[Spectrum, ...] | None = None
 
     @property
     def base(self) -> str:
-        """What it was computed from; empty where that is not known."""
+        """The name of its base; empty if unknown."""
         return self.manifest.base.name if self.manifest else self.hit.base or ""
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of its base's architecture; empty where that is not known."""
+        """The fingerprint of its base's architecture; empty if unknown."""
         return self.manifest.architecture.fingerprint if self.manifest else ""
 
     @property
     def license(self) -> str:
-        """Its license; empty where none is stated."""
+        """Its license; empty if none is stated."""
         return (self.manifest.license if self.manifest else None) or self.hit.license or ""
 
     @property
     def path(self) -> str:
-        """Where its report lies within the site."""
+        """The path of its report within the site."""
         return f"deltas/{self.hit.repo}/{_INDEX}"
 
     @property
     def facts(self) -> list[str]:
-        """What the list tells of it in a line."""
+        """The facts about it in the list of deltas."""
         facts = [f"makes {self.manifest.post.name if self.manifest else self.hit.post or 'an unknown model'}"]
         if self.manifest:
             facts.append(f"changes weights by {relative_change(self.manifest)}")
@@ -93,7 +93,7 @@ class Entry:
 
     @property
     def search_words(self) -> str:
-        """What the list's search field looks in."""
+        """The text that the search field searches."""
         architecture = self.manifest.architecture if self.manifest else None
         classes = (*architecture.classes, architecture.model_type or "") if architecture else ()
         words = (self.hit.repo, self.hit.title, self.base, self.hit.post or "", self.license, *classes)
@@ -101,13 +101,13 @@ class Entry:
 
 
 def site_pages(title: str, entries: Sequence[Entry]) -> Iterator[tuple[str, bytes]]:
-    """Yield every file of the site, the list of files last: its path, and its content.
+    """Yield the path and the content of every file of the site, the list of files last.
 
     Equal entries give equal files.
 
     Args:
-        title: what the site is called.
-        entries: the deltas, whose repositories are safe as paths.
+        title: the title of the site.
+        entries: the deltas. Their repository names must be safe as paths.
     """
     files = {}
     for path, content in _pages(title, entries):

@@ -1,7 +1,7 @@
-"""The parts of our SVG pictures: escaped text that fits, the axis of layers, and the picture around them.
+"""Helpers for SVG pictures: escaped text that fits, the axis of layers, and the SVG document.
 
-Colors are classes, which a page defines for light and for dark. Nothing here can tell which font will be used, so text
-is measured generously.
+Colors are CSS classes, which a page defines for light and dark mode. The reader's font is unknown, so the estimated
+width of text is generous.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from html import escape
 __all__ = ["TEXT_HEIGHT", "layer_axis", "picture", "shorten", "text", "text_width", "titled"]
 
 TEXT_HEIGHT = 12
-"""Font size in pixels."""
+"""The font size in pixels."""
 
 
 def text_width(words: str) -> float:
-    """Return how many pixels a text may need in a system's sans-serif font."""
+    """Return the number of pixels that a text may need in a sans-serif font."""
     return TEXT_HEIGHT * sum(map(_letter_width, words))
 
 
 def shorten(label: str, room: float) -> str:
-    """Return a label that needs at most ``room`` pixels; the first parts of a dotted name go first."""
+    """Shorten a label to at most ``room`` pixels, at the start of a dotted name, which says least."""
     cut = label
     while text_width(cut) > room and "." in cut.rstrip("."):
         cut = "…" + cut.removeprefix("…").partition(".")[2]
@@ -40,12 +40,12 @@ def text(x: float, y: float, words: str, *, anchor: str = "start", soft: bool = 
 
 
 def titled(shapes: str, title: str) -> str:
-    """Return shapes that show ``title`` when they are pointed at."""
+    """Return shapes that have ``title`` as their tooltip."""
     return f"<g><title>{escape(title)}</title>{shapes}</g>"
 
 
 def layer_axis(labels: Sequence[str], centers: Sequence[float], y: float, end: float) -> list[str]:
-    """Label the layers at their centers, equally spaced: the first, and then as many as have room before ``end``."""
+    """Label the layers at their equally spaced centers: the first one, and as many others as fit before ``end``."""
     step = centers[1] - centers[0] if len(centers) > 1 else math.inf
     every = max(1, math.ceil((max(map(text_width, labels)) + 12) / step))
     return [text(0, y, "layer", soft=True)] + [
@@ -57,15 +57,15 @@ def layer_axis(labels: Sequence[str], centers: Sequence[float], y: float, end: f
 def picture(
     shapes: Iterable[str], width: float, height: float, description: str, *, margin: int = 0, style: str = ""
 ) -> str:
-    """Return a picture with its description for readers who can't see it.
+    """Return an SVG document with a description for screen readers.
 
     Args:
-        shapes: SVG elements, their text escaped.
-        width: in pixels, without margins.
-        height: in pixels, without margins.
-        description: becomes the picture's accessible name.
-        margin: empty pixels on every side.
-        style: what comes before the shapes: a picture outside a page brings its own colors.
+        shapes: SVG elements, with their text escaped.
+        width: the width in pixels, without margins.
+        height: the height in pixels, without margins.
+        description: the accessible name of the picture.
+        margin: the number of empty pixels on every side.
+        style: elements before the shapes. A picture outside a page defines its own colors.
     """
     full_width, full_height = width + 2 * margin, height + 2 * margin
     size = f'width="{full_width:g}" height="{full_height:g}"'
@@ -75,7 +75,7 @@ def picture(
 
 
 def _letter_width(letter: str) -> float:
-    """Return a letter's width as a share of the font size."""
+    """Return the width of a letter relative to the font size."""
     if unicodedata.combining(letter):
         return 0.0
     if unicodedata.east_asian_width(letter) in "WF":
