@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paramdelta_hub.reports
+from paramdelta_hub.reports import pages
 from paramdelta_hub.reports.pages import environment, figure, render
 from tests.reports.hostile import HOSTILE, Tags
 
@@ -72,6 +73,14 @@ def test_a_template_can_not_forget_to_escape(template: Path) -> None:
     for value in re.findall(r'(?:href|src|action)="([^"#]*)"', re.sub(r"\{%.*?%\}", "", text)):
         assert value.endswith("|address }}"), value
     assert not re.search(r"\bon\w+=|style=|javascript:", text)
+
+
+def test_only_files_of_the_package_are_rendered_and_all_values_escaped() -> None:
+    made = environment()
+    assert isinstance(made.loader, jinja2.PackageLoader)
+    assert made.autoescape is True
+    assert made.undefined is jinja2.StrictUndefined
+    assert not re.search(r"from_string|Template\(", Path(pages.__file__).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", ["../style.css", "/etc/passwd", "chat_template.jinja", "x\x00"])
