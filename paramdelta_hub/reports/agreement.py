@@ -1,7 +1,7 @@
-"""Do deltas get into each other's way? Cosines between them, and how often they move a weight to opposite sides.
+"""Conflicts between deltas: their cosines, and how often they move a weight in opposite directions.
 
 Deltas of unrelated tasks are nearly orthogonal (Param∆, arXiv 2504.21023, §5), and about half of their signs differ;
-many more opposite signs mean that a sum of the two undoes a part of each (TIES-Merging, arXiv 2306.01708).
+with many more opposite signs, a sum of the two cancels a part of each (TIES-Merging, arXiv 2306.01708).
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ __all__ = ["Agreement", "Comparison", "compare_packages"]
 
 @dataclass
 class Agreement:
-    """Sums over two deltas' elements, from which follow their cosine and the share of opposite signs."""
+    """Sums over the elements of two deltas, for their cosine and their share of opposite signs."""
 
     dot: float = 0.0
     first: float = 0.0
-    """Σ a², and below Σ b²."""
+    """Σ a²."""
     second: float = 0.0
+    """Σ b²."""
     both: int = 0
-    """Elements that both move."""
+    """The number of elements that both change."""
     opposed: int = 0
-    """Of these, those that they move to opposite sides."""
+    """The number of elements that they change in opposite directions."""
 
     def add(self, other: Agreement) -> None:
         """Add another tensor's sums."""
@@ -53,13 +54,13 @@ class Agreement:
 
     @property
     def cosine(self) -> float | None:
-        """None where one of the two moves nothing, or the sums overflow."""
+        """The cosine; None if one of the two changes nothing, or the sums overflow."""
         norm = math.sqrt(self.first) * math.sqrt(self.second)
         return self.dot / norm if norm and math.isfinite(norm) and math.isfinite(self.dot) else None
 
     @property
     def conflict(self) -> float | None:
-        """The share of opposite signs among the elements that both move; None where there are none."""
+        """The share of opposite signs among the elements that both change; None if there are none."""
         return self.opposed / self.both if self.both else None
 
     def to_json(self) -> dict[str, Any]:
@@ -69,20 +70,20 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How several deltas go together, over the tensors that all of them have."""
+    """The agreement of several deltas, over the tensors that all of them have."""
 
     packages: tuple[Package, ...]
     pairs: tuple[tuple[int, int], ...]
-    """Which two of the packages each of the agreements below is about."""
+    """The two packages, by number, of each agreement below."""
     total: tuple[Agreement, ...]
     layers: tuple[tuple[str, tuple[Agreement, ...]], ...]
-    """The same for every layer, in order; last what lies outside the layers."""
+    """The agreements in every layer, in order; the tensors outside the layers come last."""
     tensors: int
     elements: int
     left_out: tuple[tuple[str, str], ...]
-    """(tensor, why) of those that were not compared."""
+    """(tensor, reason) of the tensors that were not compared."""
     same_base: int
-    """Tensors whose values in base are the same for all deltas."""
+    """The number of tensors whose base is the same for all deltas."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable report."""
@@ -113,13 +114,13 @@ class _Layer:
 def compare_packages(
     packages: Sequence[Package], *, threads: int | None = None, progress: Progress | None = None
 ) -> Comparison:
-    """Compare the deltas of two to six packages, tensor by tensor, a chunk of each in memory for every thread.
+    """Compare two to six deltas tensor by tensor. Every thread holds one chunk of each in memory.
 
-    Tensors are paired by name. Those that are not added, or whose shapes or rows differ, are left out and listed.
+    Tensors are paired by name. Tensors that are not added, or whose shapes or rows differ, are left out and listed.
 
     Raises:
-        OptionError: fewer than two packages, or too many; or they have no tensor in common.
-        PackageError: one is not whole, or damaged.
+        OptionError: fewer than two packages, too many, or no tensor in common.
+        PackageError: a package is incomplete or damaged.
     """
     if not 2 <= len(packages) <= COMPARED_DELTAS:
         raise OptionError(f"{len(packages)} deltas can't be compared", remedy=f"give two to {COMPARED_DELTAS}")
@@ -169,7 +170,7 @@ def compare_packages(
 def _shared(
     sides: Sequence[dict[str, TensorRecord]],
 ) -> tuple[list[tuple[TensorRecord, ...]], list[tuple[str, str]]]:
-    """Return every delta's record of each tensor that can be compared, and why the others can't."""
+    """Return the records of each tensor that can be compared, and the reasons why the others can't."""
     shared, left_out = [], []
     for name in dict.fromkeys(itertools.chain.from_iterable(sides)):
         records = tuple(side[name] for side in sides if name in side)
@@ -180,7 +181,7 @@ def _shared(
         elif len({record.shape for record in records}) > 1:
             left_out.append((name, "of different shapes"))
         elif len({record.rows for record in records}) > 1:
-            left_out.append((name, "its rows belong to different tokens"))
+            left_out.append((name, "rows of different tokens"))
         else:
             shared.append(records)
     return shared, left_out
@@ -193,7 +194,7 @@ def _compare(
     kernel: Kernel,
     stop: Stop,
 ) -> list[Agreement]:
-    """Return the sums of every pair over one tensor. A delta without a payload is zero, and is not read."""
+    """Return the sums of every pair over one tensor. A delta without a payload is zero and is not read."""
     found = [Agreement() for _ in pairs]
     with Descriptors(PackageError) as shards:
         streams = {
@@ -208,9 +209,9 @@ def _compare(
 
 
 def _add_chunk(chunks: dict[int, Wide], found: Sequence[Agreement], pairs: Sequence[tuple[int, int]]) -> None:
-    """Add one chunk to the sums, by blocks that stay in cache, in float64: no product underflows there.
+    """Add one chunk to the sums, in blocks that stay in the cache, and in float64, where no product underflows.
 
-    Sums are NumPy's own and not BLAS's: its threads would wait for each other, and for ours, 40 times as long.
+    NumPy's own sums are used instead of BLAS: its threads wait for each other and for ours, and take 40 times as long.
     """
     size = next(iter(chunks.values())).size
     for block in blocks(size):

@@ -1,234 +1,190 @@
-"""Charts by Vega-Lite, drawn while the page is made: what a page holds are static SVG pictures, and no program.
-
-So a page needs no script, a tenth of the bytes that the library would take in it, and a reader's browser runs nothing.
-Colours are left to the page: the charts are drawn in colours that stand for its classes. The library runs in this
-process (V8 inside the wheel of vl-convert), is given data and no addresses, and may fetch nothing.
-"""
+"""Lines, bars and dots as static SVG pictures. A page needs no script to show them, and defines their colors."""
 
 from __future__ import annotations
 
-import importlib.util
+import itertools
 import math
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from paramdelta_hub.errors import OptionError
-from paramdelta_hub.reports.markup import Markup, element
+from paramdelta_hub.registry.cards.svg import layer_axis, picture, shorten, text, text_width, titled
 
-__all__ = ["WIDTHS", "bars_chart", "check_charts", "dots_chart", "figure", "lines_chart"]
+__all__ = ["Bar", "Pictures", "Series", "bars_chart", "dots_chart", "draw", "lines_chart"]
 
-WIDTHS = {"wide": 728, "narrow": 350}
-"""Pixels of the two pictures of every chart; the page shows the one that fits."""
+_WIDTHS = {"wide": 728, "narrow": 350}
+_BASELINE = 4
+"""The distance in pixels from the middle of a text to its baseline."""
+_GAP = 8
+"""The distance in pixels between a label and what it labels."""
 
-_CLASSES = {
-    "#000001": "ink",
-    "#000002": "line",
-    "#000003": "bar",
-    "#000004": "quiet",
-    "#000005": "trace",
-    "#000006": "quiet-line",
-    "#000007": "mark",
-    "#000008": "soft",
-}
-_COLOURS = {name: colour for colour, name in _CLASSES.items()}
-_SVG = "{http://www.w3.org/2000/svg}"
-_TAGS = {f"{_SVG}{tag}" for tag in ("svg", "g", "path", "line", "rect", "text", "tspan")}
-_ATTRIBUTES = """
-d transform x y x1 x2 y1 y2 dx dy width height viewBox fill stroke stroke-width stroke-dasharray stroke-linecap
-stroke-miterlimit opacity fill-opacity stroke-opacity text-anchor font-size aria-hidden display
-"""
-_KEPT = frozenset(_ATTRIBUTES.split())
-"""Attributes taken over from a drawing: those of shapes and words."""
-
-_LABEL_LETTERS = 30
-_LETTER = 6.6
-"""Width of a letter of 12 pixels: generous for all systems' fonts, which the library can't measure."""
-
-Values = Sequence[Mapping[str, Any]]
+Pictures = dict[str, str]
+"""A picture for wide screens and one for narrow screens. The page shows the one that fits."""
 
 
-def check_charts() -> None:
-    """Check that charts can be drawn, before any work is done for them.
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a chart; its length is a share of the whole."""
 
-    Raises:
-        OptionError: the library is not installed.
-    """
-    if importlib.util.find_spec("vl_convert") is None:
-        raise OptionError(
-            "reports need a package that is not installed: vl-convert-python",
-            remedy="pip install 'paramdelta-hub[report]'",
-        )
-
-
-def figure(pictures: Iterable[tuple[str, Markup]], caption: str, *more: Markup) -> Markup:
-    """Return a figure of one picture for every width, of which the page shows one."""
-    shown = [element("div", picture, class_=kind) for kind, picture in pictures]
-    return element("figure", shown, element("figcaption", caption), *more)
+    label: str
+    share: float
+    figure: str
+    """The share as text, at the end of the row."""
+    title: str
+    """The tooltip of the row."""
+    prefix: str = ""
+    """Text before the label that is never shortened."""
 
 
-def lines_chart(values: Values, x: str, y: str, what: str, labels: tuple[str, str], width: int) -> Markup:
-    """Draw two lines over ``x`` on a logarithmic scale: the field ``kind`` is one of the two ``labels``; not empty."""
-    first, second = labels
-    powers = [math.log10(value[y]) for value in values]
+@dataclass(frozen=True)
+class Series:
+    """One value for every layer; None if there is no value."""
+
+    label: str
+    values: Sequence[float | None]
+
+
+def draw(chart: Callable[[int], str]) -> Pictures:
+    """Draw a chart, given as a function of its width in pixels, for wide and for narrow screens."""
+    return {screen: chart(width) for screen, width in _WIDTHS.items()}
+
+
+def lines_chart(layers: Sequence[str], quiet: Series, strong: Series, description: str, width: int) -> str:
+    """Draw two series of positive values by layer, at least one value in all, on a logarithmic scale."""
+    powers = [math.log10(value) for series in (quiet, strong) for value in series.values if value is not None]
     low, high = math.floor(min(powers)), math.ceil(max(powers))
-    decades = [10.0**power for power in range(low, high + 1, 1 + (high - low) // 6)]
-    colour = {
-        "field": "kind",
-        "type": "nominal",
-        "scale": {"domain": [first, second], "range": [_COLOURS["quiet-line"], _COLOURS["trace"]]},
-        "legend": {"title": None, "orient": "top", "symbolType": "stroke", "symbolStrokeWidth": 3},
-    }
-    encoding = {
-        "x": {"field": x, "type": "quantitative", "title": x, "scale": {"nice": False}, "axis": {"tickMinStep": 1}},
-        "y": {
-            "field": y,
-            "type": "quantitative",
-            "title": None,
-            "scale": {"type": "log", "domain": [10.0**low, 10.0 ** max(high, low + 1)]},
-            "axis": {"values": decades, "format": "~g"},
-        },
-        "color": colour,
-    }
-    mark = {"type": "line", "strokeWidth": 2, "point": False}
-    size = {"width": width, "height": 180, "autosize": {"type": "fit", "contains": "padding"}}
-    return _draw({**size, "data": {"values": list(values)}, "mark": mark, "encoding": encoding}, what)
+    high = max(high, low + 1)
+    top, height = 30.0, 150.0
+    ticks = {power: f"{10.0**power:g}" for power in range(low, high + 1, 1 + (high - low) // 6)}
+    start = max(map(text_width, ["layer", *ticks.values()])) + _GAP
+
+    def y(value: float) -> float:
+        return top + height * (high - math.log10(value)) / (high - low)
+
+    shapes = _legend(((quiet.label, "quiet"), (strong.label, "bar")), start)
+    for power, label in ticks.items():
+        shapes += _grid_line(y(10.0**power), label, start, width)
+    centers = _centers(len(layers), start, width)
+    for series, fill, stroke in ((quiet, "quiet", "quiet-line"), (strong, "bar", "trace")):
+        points = [(layer, center, value) for layer, center, value in zip(layers, centers, series.values, strict=True)]
+        for drawn, run in itertools.groupby(points, key=lambda point: point[2] is not None):
+            if not drawn:
+                continue
+            places = [(layer, x, value) for layer, x, value in run if value is not None]
+            path = " ".join(f"{x:.1f},{y(value):.1f}" for _, x, value in places)
+            shapes.append(f'<polyline class="{stroke}" points="{path}" fill="none" stroke-width="2"/>')
+            shapes += [
+                _dot(x, y(value), fill, _dot_size(centers), f"{series.label}, layer {layer}: {value:.4g}")
+                for layer, x, value in places
+            ]
+    shapes += layer_axis(layers, centers, top + height + 20, width)
+    return picture(shapes, width, top + height + 26, description)
 
 
-def bars_chart(values: Values, what: str, title: str, width: int) -> Markup:
-    """Draw a bar for every ``label``, as long as its ``share`` of one, with its ``figure`` at the right."""
-    values = _labelled(values, width)
-    room = int(max((len(value["label"]) for value in values), default=0) * _LETTER) + 8
-    y = {
-        "field": "label",
-        "type": "nominal",
-        "sort": None,
-        "title": None,
-        "axis": {"labelLimit": 400, "ticks": False, "domain": False, "labelPadding": 8, "minExtent": room},
-    }
-    x = {
-        "field": "share",
-        "type": "quantitative",
-        "title": title,
-        "scale": {"domain": [0, 1]},
-        "axis": {"format": "~%", "tickCount": 5},
-    }
-    bars = {
-        "mark": {"type": "bar", "color": _COLOURS["bar"], "height": 12},
-        "encoding": {"x": x, "y": y, "description": {"field": "says"}},
-    }
-    figures = {
-        "mark": {"type": "text", "color": _COLOURS["ink"], "align": "left", "dx": 8, "fontSize": 12},
-        "encoding": {"x": {"value": "width"}, "y": y, "text": {"field": "figure"}},
-    }
-    # A step a row does not go with fitting a width, so what labels and figures need is taken off by hand.
-    size = {"width": width - room - 60, "height": {"step": 22}}
-    return _draw({**size, "data": {"values": values}, "layer": [bars, figures]}, what)
+def bars_chart(bars: Sequence[Bar], axis_title: str, description: str, width: int) -> str:
+    """Draw a bar for every row, on a scale from 0 to 100 %."""
+    row, thickness = 22, 12
+    labels = [bar.prefix + shorten(bar.label, width * 0.5 - text_width(bar.prefix)) for bar in bars]
+    start = max(map(text_width, ["0%", *labels])) + _GAP
+    end = width - max(map(text_width, ["100%", *(bar.figure for bar in bars)])) - _GAP
+    shapes = []
+    for index, (bar, label) in enumerate(zip(bars, labels, strict=True)):
+        middle = (index + 0.5) * row
+        y = middle - thickness / 2
+        place = f'x="{start:.1f}" y="{y:g}" height="{thickness}" rx="2"'
+        length = (end - start) * min(max(bar.share, 0.0), 1.0)
+        track = f'<rect class="none" {place} width="{end - start:.1f}"/>'
+        filled = f'<rect class="bar" {place} width="{length:.1f}"/>' if length else ""
+        shapes += [
+            text(start - _GAP, middle + _BASELINE, label, anchor="end", soft=True),
+            titled(track + filled, bar.title),
+            text(end + _GAP, middle + _BASELINE, bar.figure),
+        ]
+    y = len(bars) * row + 16
+    ticks = (0, 20, 40, 60, 80, 100) if end - start > 300 else (0, 50, 100)
+    shapes += [text(start + (end - start) * tick / 100, y, f"{tick}%", anchor="middle", soft=True) for tick in ticks]
+    half = text_width(axis_title) / 2
+    center = min(max((start + end) / 2, half), width - half)
+    shapes.append(text(center, y + 18, axis_title, anchor="middle", soft=True))
+    return picture(shapes, width, y + 24, description)
 
 
 def dots_chart(
-    values: Values, what: str, title: str, rule: float, width: int, domain: tuple[float, float] | None
-) -> Markup:
-    """Draw ``value`` of every ``layer`` as a dot on a bar from ``rule``, in a row for each ``pair``, on one scale."""
-    y = {
-        "field": "value",
-        "type": "quantitative",
-        "title": None,
-        "axis": {"tickCount": 3, "format": "~g"},
-        "scale": {"domain": list(domain)} if domain else {"zero": True},
-    }
-    layer_axis = {"labelAngle": 0, "labelOverlap": True, "ticks": False}
-    x = {"field": "layer", "type": "ordinal", "sort": None, "title": title, "axis": layer_axis}
-    bars = {
-        "mark": {"type": "bar", "size": 2, "color": _COLOURS["quiet"]},
-        "encoding": {"x": x, "y": y, "y2": {"datum": rule}},
-    }
-    dots = {
-        "mark": {"type": "point", "filled": True, "size": 30, "opacity": 1, "color": _COLOURS["bar"]},
-        "encoding": {"x": x, "y": y, "description": {"field": "says"}},
-    }
-    line = {"mark": {"type": "rule", "color": _COLOURS["mark"]}, "encoding": {"y": {"datum": rule}}}
-    header = {"title": None, "labelAngle": 0, "labelAnchor": "start", "labelAlign": "left", "labelOrient": "top"}
-    spec = {
-        "data": {"values": list(values)},
-        "facet": {"row": {"field": "pair", "type": "nominal", "sort": None, "header": header}},
-        "spec": {"layer": [bars, line, dots], "width": width - 60, "height": 72},
-        "spacing": 14,
-    }
-    return _draw(spec, what)
+    layers: Sequence[str],
+    rows: Sequence[Series],
+    rule: float,
+    domain: tuple[float, float] | None,
+    description: str,
+    width: int,
+) -> str:
+    """Draw a row for every series: a dot for every layer, on a stem from ``rule``. All rows have the same scale.
 
-
-def _labelled(values: Values, width: int) -> list[dict[str, Any]]:
-    """Shorten labels to what fits, and keep them apart where that makes two alike."""
-    letters = min(_LABEL_LETTERS, int(width * 0.4 / _LETTER))
-    seen: dict[str, int] = {}
-    found = []
-    for value in values:
-        text = str(value["label"])
-        cut = text if len(text) <= letters else f"…{text[len(text) - letters + 1 :]}"
-        seen[cut] = seen.get(cut, 0) + 1
-        found.append({**value, "label": cut + "\u200b" * (seen[cut] - 1)})
-    return found
-
-
-def _draw(spec: dict[str, Any], what: str) -> Markup:
-    """Return a chart as markup whose only colours are the page's.
-
-    Raises:
-        OptionError: the library is not installed.
+    Without ``domain``, the scale covers ``rule`` and all values.
     """
-    check_charts()
-    import vl_convert
+    values = [value for series in rows for value in series.values if value is not None]
+    low, high = domain or (min([rule, *values]), max([rule, *values]))
+    if high - low < 1e-9:
+        high = low + 1
+    ticks = _ticks(low, high)
+    labels = [f"{tick:g}".replace("-", "−") for tick in ticks]
+    start = max(map(text_width, ["layer", *labels])) + _GAP
+    centers = _centers(len(layers), start, width)
+    head, height, gap = 26, 64, 16
+    shapes = []
+    for index, series in enumerate(rows):
+        top = index * (head + height + gap) + head
 
-    return _themed(vl_convert.vegalite_to_svg({**spec, "config": _config()}, allowed_base_urls=[]), what)
+        def y(value: float, top: int = top) -> float:
+            return top + height * (high - value) / (high - low)
 
-
-def _config() -> dict[str, Any]:
-    axis = {
-        "labelColor": _COLOURS["soft"],
-        "titleColor": _COLOURS["soft"],
-        "titleFontWeight": "normal",
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-        "domainColor": _COLOURS["line"],
-        "tickColor": _COLOURS["line"],
-        "gridColor": _COLOURS["line"],
-    }
-    legend = {"labelFontSize": 12, "labelColor": _COLOURS["ink"]}
-    return {
-        "background": None,
-        "padding": 4,
-        "view": {"stroke": None},
-        "axis": axis,
-        "axisX": {"grid": False},
-        "axisY": {"domain": False, "ticks": False},
-        "legend": legend,
-        "header": {"labelFontSize": 12, "labelColor": _COLOURS["ink"]},
-    }
-
-
-def _themed(text: str, what: str) -> Markup:
-    """Take over of a drawing only what shapes and words need, and put classes for its colours.
-
-    The drawing comes from a library, so what is not expected in it is a fault, and stops here rather than in a page.
-    """
-    root = ElementTree.fromstring(text)
-    for node in list(root.iter()):
-        if node.tag not in _TAGS:
-            raise ValueError(f"a drawing with a {node.tag!r} in it")
-        label = node.get("aria-label") if node.get("role") == "graphics-symbol" else None
-        classes = [_CLASSES[value] for key in ("fill", "stroke") if (value := node.get(key, "")) in _CLASSES]
-        node.attrib = {key: value for key, value in node.attrib.items() if key in _KEPT and _draws(key, value)}
-        if classes:
-            node.set("class", " ".join(classes))
-        if label and node.tag == f"{_SVG}path":
-            ElementTree.SubElement(node, f"{_SVG}title").text = label
-    root.set("role", "img")
-    root.set("aria-label", what)
-    ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
+        shapes.append(text(start, top - 12, series.label))
+        for tick, label in zip(ticks, labels, strict=True):
+            shapes += _grid_line(y(tick), label, start, width)
+        shapes.append(_line(start, y(rule), width, y(rule), "mark", 1.5))
+        for layer, x, value in zip(layers, centers, series.values, strict=True):
+            if value is not None:
+                title = f"{series.label}, layer {layer}: {value:.4g}"
+                shapes.append(_line(x, y(rule), x, y(value), "quiet-line", 2))
+                shapes.append(_dot(x, y(value), "bar", _dot_size(centers), title))
+    bottom = len(rows) * (head + height + gap) - gap
+    shapes += layer_axis(layers, centers, bottom + 20, width)
+    return picture(shapes, width, bottom + 26, description)
 
 
-def _draws(key: str, value: str) -> bool:
-    """Whether an attribute can do no more than draw: no address, and no colour, for which there are classes."""
-    return value in ("none", "transparent") if key in ("fill", "stroke") else ":" not in value and "url" not in value
+def _legend(entries: Sequence[tuple[str, str]], x: float) -> list[str]:
+    shapes = []
+    for label, fill in entries:
+        shapes.append(f'<rect class="{fill}" x="{x:.1f}" y="8" width="16" height="3" rx="1"/>')
+        shapes.append(text(x + 22, 14, label))
+        x += 22 + text_width(label) + 18
+    return shapes
+
+
+def _grid_line(y: float, label: str, start: float, width: float) -> Iterator[str]:
+    yield text(start - _GAP, y + _BASELINE, label, anchor="end", soft=True)
+    yield _line(start, y, width, y, "line", 1)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, stroke: str, thickness: float) -> str:
+    place = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line class="{stroke}" {place} stroke-width="{thickness:g}"/>'
+
+
+def _dot(x: float, y: float, fill: str, radius: float, title: str) -> str:
+    return titled(f'<circle class="{fill}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>', title)
+
+
+def _centers(count: int, start: float, end: float) -> list[float]:
+    """Return the middles of ``count`` equal columns."""
+    return [start + (column + 0.5) * (end - start) / count for column in range(count)]
+
+
+def _dot_size(centers: Sequence[float]) -> float:
+    """Return a radius with which dots do not overlap."""
+    return min(3.0, max(1.0, (centers[1] - centers[0]) / 3)) if len(centers) > 1 else 3.0
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return two to five round numbers, equally spaced, from ``low`` to ``high``."""
+    step = 10.0 ** math.floor(math.log10((high - low) / 2))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 4)
+    return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]

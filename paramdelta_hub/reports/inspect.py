@@ -1,4 +1,4 @@
-"""Inspect: what a package is, from its manifest; compare: how several go together, from their weights."""
+"""Inspect a package, by its manifest, and compare several packages, by their weights."""
 
 from __future__ import annotations
 
@@ -16,41 +16,40 @@ from paramdelta_hub.package.manifest import Manifest, TensorRecord
 from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.reports.agreement import Comparison, compare_packages
-from paramdelta_hub.reports.charts import check_charts
 from paramdelta_hub.reports.comparison_page import comparison_page
 from paramdelta_hub.reports.delta_page import delta_page
-from paramdelta_hub.reports.markup import is_page
+from paramdelta_hub.reports.pages import is_page
 from paramdelta_hub.reports.spectra import Spectrum, measure_spectra
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["InspectReport", "check_report", "compare", "inspect", "relative_change", "write_report"]
 
-SAMPLED = 16
-"""Matrices whose effective rank a report tells, unless asked for more: they take a few seconds."""
+DEFAULT_SAMPLES = 16
+"""The number of matrices whose effective rank a report shows by default. They take a few seconds."""
 
 
 @dataclass(frozen=True)
 class InspectReport:
-    """A package at a glance."""
+    """What a package is."""
 
     package: Path
     id: str
     manifest: Manifest
     spectra: tuple[Spectrum, ...] | None = None
-    """Of sampled matrices; None where no weights were read."""
+    """The spectra of sampled matrices; None if no weights were read."""
 
     @property
     def nbytes(self) -> int:
-        """Size of the package without its manifest."""
+        """The size of the package without its manifest."""
         return self.manifest.nbytes
 
     @property
     def model_nbytes(self) -> int:
-        """Size of the full model's tensors that the delta covers."""
+        """The size of the full model's tensors that the delta covers."""
         return self.manifest.model_nbytes
 
     def most_changed(self, count: int) -> Sequence[TensorRecord]:
-        """Return the tensors with the largest |Δ| relative to |base|, the largest first, without unchanged ones."""
+        """Return the changed tensors with the largest |Δ| relative to |base|, the largest first."""
         changed = [tensor for tensor in self.manifest.tensors if tensor.delta_norm > 0]
         return sorted(changed, key=lambda tensor: (-relative_change(tensor), tensor.name))[:count]
 
@@ -91,32 +90,32 @@ class InspectReport:
 
 
 def relative_change(tensor: TensorRecord) -> float:
-    """Return |Δ| / |base|, infinite where base is zero."""
+    """Return |Δ| / |base|; infinite if base is zero."""
     return tensor.delta_norm / tensor.base_norm if tensor.base_norm else float("inf")
 
 
 def inspect(delta: str | Path, *, registry: str | Path | None = None, samples: int | None = 0) -> InspectReport:
     """Describe the package ``delta``, a folder or ``org/name[@version]`` in a registry.
 
-    By default its weights are neither fetched nor read. A bare ``org/name`` lies in ``registry``, a folder or a bucket;
-    by default in what PARAMDELTA_REGISTRY names, else on the Hub.
+    By default its weights are neither fetched nor read.
 
     Args:
         delta: the package.
-        registry: where a bare ``org/name`` lies.
-        samples: matrices to decode for their effective rank; None: sixteen if the weights are on this machine.
+        registry: the folder or bucket of a bare ``org/name``; by default PARAMDELTA_REGISTRY, or else the Hub.
+        samples: the number of matrices to decode for their effective rank. None decodes sixteen if the weights are on
+            this machine.
 
     Raises:
-        OptionError: more samples than make sense.
-        PackageError: not a package, or a manifest that breaks the format; a sampled tensor is damaged.
-        RegistryError: the delta can't be had from its registry.
+        OptionError: too many samples.
+        PackageError: not a package, the manifest breaks the format, or a sampled tensor is damaged.
+        RegistryError: the delta can't be fetched from its registry.
     """
     if not 0 <= (samples or 0) <= SPECTRUM_MATRICES:
         raise OptionError(f"{samples} matrices can't be sampled", remedy=f"give 0 to {SPECTRUM_MATRICES}")
     package = open_package(locate_delta(delta, registry, part="package" if samples else "manifest"))
     if samples is None:
         here = all(os.path.lexists(package.path / file.path) for file in package.manifest.shards)
-        samples = SAMPLED if here else 0
+        samples = DEFAULT_SAMPLES if here else 0
     spectra = tuple(measure_spectra(package, samples)) if samples else None
     return InspectReport(package.path, package.digest, package.manifest, spectra)
 
@@ -128,49 +127,46 @@ def compare(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Compare two to six deltas: cosines between them, and how often they move a weight to opposite sides.
+    """Compare two to six deltas: their cosines, and how often they move a weight in opposite directions.
 
-    Their weights are streamed: every thread holds a chunk of each.
+    The weights are streamed: every thread holds one chunk of each delta.
 
     Args:
         deltas: folders, or ``org/name[@version]`` in a registry, which are pulled.
-        registry: where a bare ``org/name`` lies; by default what PARAMDELTA_REGISTRY names, else the Hub.
-        threads: tensors at a time; by default as many as there are processors.
-        progress: told how far the work is.
+        registry: the folder or bucket of a bare ``org/name``; by default PARAMDELTA_REGISTRY, or else the Hub.
+        threads: the number of tensors compared at a time; by default the number of processors.
+        progress: receives the progress of the work.
 
     Raises:
-        OptionError: too few or too many, or they have no tensor in common.
+        OptionError: too few or too many deltas, or no tensor in common.
         PackageError: not a package, or damaged.
-        RegistryError: one can't be had from its registry.
+        RegistryError: a delta can't be fetched from its registry.
     """
     packages: list[Package] = [open_package(locate_delta(delta, registry, progress=progress)) for delta in deltas]
     return compare_packages(packages, threads=threads, progress=progress)
 
 
 def check_report(path: str | Path, *, overwrite: bool = False) -> Path:
-    """Return where a report can be written, before any work is done for it.
+    """Return the path of a report, checked before the report is made.
 
     Raises:
-        OptionError: the charts' library is not installed.
         DestinationError: the file exists.
     """
-    check_charts()
     return check_output_file(path, is_page, overwrite=overwrite)
 
 
 def write_report(
     report: InspectReport | Comparison, path: str | Path, *, reference: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Write a report as one self-contained page of HTML, whole or not at all; equal reports give equal pages.
+    """Write a report as one self-contained HTML page, whole or not at all. Equal reports give equal pages.
 
     Args:
-        report: what :func:`inspect` or :func:`compare` returned.
-        path: the file to make.
-        reference: what the page's commands call the delta; by default the package's folder.
-        overwrite: replace an older file.
+        report: the result of :func:`inspect` or :func:`compare`.
+        path: the file to write.
+        reference: the name of the delta in the page's commands; by default the package's folder.
+        overwrite: whether to replace an older report.
 
     Raises:
-        OptionError: the charts' library is not installed.
         DestinationError: the file exists.
         StorageError: it can't be written.
     """

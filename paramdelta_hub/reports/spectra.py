@@ -1,7 +1,7 @@
-"""How many directions a delta uses: the effective rank of a few of its matrices, estimated from a part of each.
+"""The effective rank of a few matrices of a delta, estimated from a part of each.
 
 The effective rank is the exponential of the entropy of the singular values, taken as shares of their sum (Roy and
-Vetterli, 2007): 1 where one direction has all, the number of rows where all have the same.
+Vetterli, 2007): 1 if one direction has all, the number of rows if all directions have the same.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from paramdelta_hub.registry.cards.changes import place_of
 
 __all__ = ["Spectrum", "choose", "effective_rank", "measure_spectra"]
 
-_LEAST_SIDE = 8
-"""A matrix with fewer rows or columns has no rank worth telling."""
+_MIN_SIDE = 8
+"""The minimum number of rows and columns. The rank of a smaller matrix says nothing."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What the singular values of a part of one tensor's Δ say."""
+    """A summary of the singular values of a part of one tensor's Δ."""
 
     name: str
     shape: tuple[int, int]
     rows: int
-    """Rows and columns drawn; the ranks below can't exceed the smaller."""
+    """The number of sampled rows, and below of columns. The ranks can't exceed the smaller number."""
     columns: int
     effective_rank: float
     noise_rank: float
-    """The same of independent Gaussian numbers in a matrix of that size."""
+    """The effective rank of independent Gaussian numbers in a matrix of that size."""
     most: int
-    """How many directions hold nine tenths of the squared norm."""
+    """The number of directions that hold nine tenths of the squared norm."""
 
     @property
     def share(self) -> float:
@@ -53,10 +53,10 @@ class Spectrum:
 
 
 def choose(tensors: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
-    """Return up to ``count`` changed matrices: of every kind of module one, then two, …, spread over the layers."""
+    """Return up to ``count`` changed matrices, equally many of every kind of module, spread over the layers."""
     kinds: dict[tuple[str, str], list[TensorRecord]] = defaultdict(list)
     for tensor in tensors:
-        is_matrix = len(tensor.shape) == 2 and min(tensor.shape) >= _LEAST_SIDE
+        is_matrix = len(tensor.shape) == 2 and min(tensor.shape) >= _MIN_SIDE
         if tensor.effect == "add" and tensor.changed and tensor.shard and is_matrix:
             place = place_of(tensor.name, fine=True)
             kinds[place.stack, place.module].append(tensor)
@@ -71,10 +71,10 @@ def choose(tensors: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
 
 
 def measure_spectra(package: Package, count: int) -> list[Spectrum]:
-    """Decode up to ``count`` matrices of a package, one chunk in memory at a time, and return what their Δ looks like.
+    """Decode up to ``count`` matrices of a package, one chunk in memory at a time, and return their spectra.
 
-    Of each, up to 256 rows and 256 columns are kept, drawn by a digest of its name; the whole payload is decoded and
-    its digest checked.
+    Up to 256 rows and 256 columns of each are kept, selected by a digest of its name. The whole payload is decoded,
+    and its digest checked.
 
     Raises:
         PackageError: not a whole package, or damaged.
@@ -87,10 +87,10 @@ def measure_spectra(package: Package, count: int) -> list[Spectrum]:
         for record in records:
             values = _sample(record, places, shards, kernel)
             if not np.isfinite(values).all():
-                continue  # a delta may overflow although base and post are finite; it has no singular values
+                continue  # a delta can overflow although base and post are finite; it has no singular values
             singular = np.linalg.svd(values, compute_uv=False)
             if singular[0] == 0.0:
-                continue  # what changed lies outside the sample
+                continue  # all changes are outside the sample
             energy = np.cumsum(np.square(singular / singular[0]))
             most = int(np.searchsorted(energy, 0.9 * energy[-1])) + 1
             rows, columns = values.shape
@@ -101,7 +101,7 @@ def measure_spectra(package: Package, count: int) -> list[Spectrum]:
 
 
 def effective_rank(singular: NDArray[np.floating[Any]]) -> float:
-    """Return exp(−Σ p ln p) with p the singular values (not all zero) as shares of their sum."""
+    """Return exp(−Σ p ln p), where p are the singular values (not all zero) as shares of their sum."""
     shares = singular / singular[0]
     shares = shares[shares > 0.0] / shares.sum()
     return float(np.exp(-np.sum(shares * np.log(shares))))
@@ -114,7 +114,7 @@ def _noise_rank(rows: int, columns: int) -> float:
 
 
 def _spread(items: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
-    """Return ``count`` of the items, as far apart as they can be."""
+    """Return ``count`` of the items, as far apart as possible."""
     if len(items) <= count:
         return list(items)
     if count == 1:
@@ -125,7 +125,7 @@ def _spread(items: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
 def _sample(
     record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: Descriptors, kernel: Kernel
 ) -> NDArray[np.float64]:
-    """Return the drawn rows and columns of a matrix's Δ."""
+    """Return the selected rows and columns of a matrix's Δ."""
     rows, columns = (
         _draw(f"{axis} {record.name}", size) for axis, size in zip(("rows", "columns"), record.shape, strict=True)
     )
@@ -140,9 +140,9 @@ def _sample(
 
 
 def _draw(seed: str, size: int) -> NDArray[np.int64]:
-    """Return up to 256 of the numbers below ``size``, ascending: the same on every machine and with every NumPy.
+    """Return up to 256 of the numbers below ``size``, ascending, equal on every machine and with every NumPy.
 
-    One is drawn from each of 256 equal stretches, so that no part of the matrix is missed.
+    One is selected from each of 256 equal stretches, so that no part of the matrix is missed.
     """
     if size <= SPECTRUM_SIDE:
         return np.arange(size)

@@ -64,6 +64,10 @@ METHODS = {
 KEYWORDS = {"shell", "trust_remote_code", "allow_pickle", "weights_only", "pickle_module"}
 
 
+RENDERER = "paramdelta_hub/reports/pages.py"
+"""The one module that renders templates: those in ``reports/templates``, and no others."""
+
+
 def offences(source: str) -> list[str]:
     """Return what in a module could run, or unpickle, what somebody else wrote."""
     found = []
@@ -99,7 +103,8 @@ def test_the_look_at_the_sources_finds(source: str) -> None:
        f"({len(BAD)} ways are known to be found)")  # fmt: skip
 @pytest.mark.parametrize("module", SOURCES)
 def test_our_own_sources(module: str) -> None:
-    assert offences((ROOT / module).read_text(encoding="utf-8")) == []
+    allowed = ["jinja2", "jinja2"] if module == RENDERER else []
+    assert offences((ROOT / module).read_text(encoding="utf-8")) == allowed
 
 
 _WATCHED = """

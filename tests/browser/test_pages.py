@@ -113,7 +113,7 @@ def test_the_policy_stops_what_would_get_in_all_the_same(pages: dict[str, Path],
     hurt = (
         "<script>document.title = 'owned'</script><img src='https://evil.example/x.png' onerror=\"document.title='o'\">"
     )
-    (tmp_path / "hurt.html").write_text(page.replace("<main>", f"<main>{hurt}"))
+    (tmp_path / "hurt.html").write_text(page.replace('<main id="content">', f'<main id="content">{hurt}'))
     shown = show(tmp_path / "hurt.html")
     assert shown.page.title() == "post-delta 1.0.0"
     assert any("Content Security Policy" in complaint for complaint in shown.complaints)

@@ -57,17 +57,6 @@ def test_what_makes_no_sense_is_refused(family: Family, tmp_path: Path) -> None:
     run("inspect", family.delta, tmp_path, code=3)
 
 
-def test_without_the_library_the_remedy_comes_first(
-    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "vl_convert", None)
-    for arguments in (("inspect", family.delta, "--html", tmp_path / "r"), ("catalog", tmp_path, "-o", tmp_path / "s")):
-        failed = run(*arguments, code=2)
-        assert "pip install 'paramdelta-hub[report]'" in failed.stderr
-    assert run("inspect", family.delta).exit_code == 0
-    assert not (tmp_path / "s.partial").exists()
-
-
 def test_a_catalog_of_a_folder(family: Family, tmp_path: Path) -> None:
     run("publish", family.delta, tmp_path / "registry/org/delta", "-q")
     text = run("catalog", tmp_path / "registry", "-o", tmp_path / "site").stdout
