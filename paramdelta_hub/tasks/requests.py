@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -34,7 +33,7 @@ class Request:
         Raises:
             OptionError: one is not; the message names it, and what it can be.
         """
-        for name, adapter in _adapters(self.__class__).items():
+        for name, adapter in _adapters(type(self)).items():
             value = getattr(self, name)
             try:
                 adapter.validate_python(value, strict=True)
@@ -42,11 +41,15 @@ class Request:
                 raise OptionError(f"{name}: {error.errors()[0]['msg']}, not {value!r}") from None
 
 
-@cache
-def _adapters(kind: type[Any]) -> dict[str, TypeAdapter[Any]]:
-    """Return what checks each field; made once, so that no request has annotations evaluated again."""
-    types = get_type_hints(kind)
-    return {field.name: TypeAdapter(types[field.name]) for field in fields(kind)}
+_ADAPTERS: dict[type[Request], dict[str, TypeAdapter[Any]]] = {}
+"""What checks each field; made once, so that no request has its annotations evaluated again."""
+
+
+def _adapters(kind: type[Request]) -> dict[str, TypeAdapter[Any]]:
+    if kind not in _ADAPTERS:
+        types = get_type_hints(kind)
+        _ADAPTERS[kind] = {field.name: TypeAdapter(types[field.name]) for field in fields(kind)}
+    return _ADAPTERS[kind]
 
 
 def request_of(kind: type[T], fields: Mapping[str, Any], where: str) -> T:
