@@ -1,1 +1,1 @@
-"""Files: read without surprises, written so that a crash leaves nothing half-done; names, JSON and headers by strict rules."""
+"""Files: strict reading of names, JSON and headers, and writing that survives a crash."""

@@ -19,7 +19,7 @@ from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.limits import FILES
 from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.package.records import Record, Sha256, Text, at_most
-from paramdelta_hub.registry.names import SITE_NAME
+from paramdelta_hub.registry.artifacts import SITE_NAME
 from paramdelta_hub.registry.protocol import Hit, Version
 from paramdelta_hub.registry.search import Verdict
 from paramdelta_hub.reports.delta_page import delta_sections, footer, relative_change

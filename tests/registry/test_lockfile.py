@@ -70,7 +70,7 @@ def test_it_names_everything(registry: StoreRegistry, tmp_path: Path) -> None:
 def test_a_later_version_if_it_is_named(registry: StoreRegistry, tmp_path: Path) -> None:
     out = tmp_path / "copy"
     registry.pull(REPO, "1.0.0", out)
-    with pytest.raises(DestinationError, match=r"holds 1\.0\.0; the newest is 2\.0\.0") as caught:
+    with pytest.raises(DestinationError, match=r"holds 1\.0\.0; the newest version is 2\.0\.0") as caught:
         registry.pull(REPO, None, out)
     assert f"{REPO}@2.0.0" in str(caught.value)
     holds(out, tmp_path / "1.0.0")

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import OptionError, RegistryError
-from paramdelta_hub.registry.names import check_repo, is_repo, is_version, newest, precedence
+from paramdelta_hub.registry.names import check_repo, is_repo
 from paramdelta_hub.registry.reference import Reference, open_registry, parse_reference
 from paramdelta_hub.registry.stores.registry import StoreRegistry
+from paramdelta_hub.registry.versions import is_version, newest, precedence
 from tests.attacks.names import HOSTILE
 
 ID = "0123456789abcdef" * 4

@@ -1,7 +1,7 @@
 """The heat map of a delta: how much each kind of module changed in each layer, as a static SVG picture.
 
-Drawn by hand and not by a chart library, because every publication makes one. In a page, its colours are the page's
-(classes ``none``, ``h1`` … ``h8``, ``new``); as a file of its own it brings them along, on a light ground.
+It is drawn without a chart library, because every publication needs one. In a page, the colors come from the page
+(classes ``none``, ``h1`` … ``h8``, ``new``). A file of its own includes them, on a light background.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from paramdelta_hub.registry.cards.changes import Part, parts, percent
 __all__ = ["HEAT", "heat_map", "heat_parts"]
 
 HEAT = ("#e4ebfb", "#c3d2f6", "#9fb7ef", "#7899e4", "#547bd6", "#385fc0", "#2547a0", "#17317a")
-"""The eight steps, least change first, on a light ground."""
+"""The eight steps on a light background, the smallest change first."""
 
 _ROW, _GAP, _TEXT = 20, 1, 12
 _LETTER = 0.6
-"""Width of a letter against the height of the text: generous for the sans-serif fonts of all systems."""
+"""The width of a letter relative to the text height, large enough for the sans-serif fonts of all systems."""
 _FEWEST_PIXELS = 9
-"""Width of the narrowest column: neighbouring layers of deeper models share one."""
+"""The minimum width of a column. In deeper models, neighboring layers share a column."""
 _STYLE = (
     "<style>text{font:12px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#1d1f26}"
     ".none{fill:#f1f0ed}.new{fill:#6b6f7a}.soft{fill:#5d6069}"
-    + "".join(f".h{step}{{fill:{colour}}}" for step, colour in enumerate(HEAT, 1))
+    + "".join(f".h{step}{{fill:{color}}}" for step, color in enumerate(HEAT, 1))
     + '</style><rect width="100%" height="100%" rx="6" fill="#fff"/>'
 )
 
 
 def heat_parts(tensors: Iterable[TensorRecord]) -> list[Part]:
-    """Return the rows of a heat map: every kind of module, or coarser parts where those would be too many."""
+    """Return the rows of a heat map: every kind of module, or coarser parts if these are too many."""
     records = [tensor for tensor in tensors if tensor.effect == "add"]
     fine = parts(records, fine=True)
     rows = fine if len(fine) <= HEAT_MAP_ROWS else parts(records)
-    # What lies outside the layers comes last: embeddings, final norm, head.
+    # Embeddings, final norm and head come last.
     return [part for part in rows if part.layers] + [part for part in rows if not part.layers]
 
 
 def heat_map(rows: Sequence[Part], width: int = 720, *, alone: bool = False) -> str:
-    """Return the picture of ``rows``, ``width`` pixels wide: a cell for every layer, the darker the more it changed.
+    """Return the picture of ``rows``: a cell for every layer, darker for a larger change.
 
-    All cells share one scale, from zero to the largest change; a few that stand out by far do not stretch it: then it
-    ends at three times the change that nine of ten cells stay below, and says so. Names come from strangers and are
+    All cells have the same scale, from zero to the largest change. A few outliers do not stretch it: the scale ends at
+    three times the change that nine of ten cells stay below, and the legend says so. Names come from strangers and are
     escaped.
 
     Args:
-        rows: as of :func:`heat_parts`; of more than fit, the rest is counted.
-        width: of the picture.
-        alone: make it a file of its own, with colours and a ground; else a part of a page.
+        rows: the result of :func:`heat_parts`. Rows that do not fit are only counted.
+        width: the width of the picture in pixels.
+        alone: whether it is a file of its own, with colors and background, or part of a page.
     """
     shown, left = rows[:HEAT_MAP_ROWS], len(rows) - HEAT_MAP_ROWS
     longest = max((len(part.label) for part in shown), default=0)
@@ -63,12 +63,12 @@ def heat_map(rows: Sequence[Part], width: int = 720, *, alone: bool = False) -> 
     groups = [
         numbers[index * len(numbers) // columns : (index + 1) * len(numbers) // columns] for index in range(columns)
     ]
-    top = _top([change for part in shown for change in _changes(part)])
+    top = _scale_end([change for part in shown for change in _changes(part)])
     cell = (end - start) / max(columns, 1)
     lines = []
     for row, part in enumerate(shown):
         y = row * _ROW
-        lines.append(f'<text x="0" y="{y + 14}">{escape(_cut(part.label, letters))}</text>')
+        lines.append(f'<text x="0" y="{y + 14}">{escape(_shorten(part.label, letters))}</text>')
         by_number = dict(part.layers)
         for column, group in enumerate(groups if part.layers else ()):
             present = [by_number[number] for number in group if number in by_number]
@@ -86,23 +86,23 @@ def heat_map(rows: Sequence[Part], width: int = 720, *, alone: bool = False) -> 
         lines += _axis(groups, start, cell, height)
         height += 18
     lines += _legend(width, height + 8, top, shown)
-    return _picture(lines, width, height + 8 + _ROW, _described(shown), alone=alone)
+    return _picture(lines, width, height + 8 + _ROW, _description(shown), alone=alone)
 
 
 def _changes(part: Part) -> list[float]:
     return [change for _, change in part.layers] if part.layers else [part.change]
 
 
-def _top(changes: Sequence[float]) -> float:
-    """Return the change from which on cells have the darkest colour."""
+def _scale_end(changes: Sequence[float]) -> float:
+    """Return the smallest change with the darkest color."""
     finite = sorted(change for change in changes if change and math.isfinite(change))
     if not finite:
         return 0.0
     return min(finite[-1], 3 * finite[(len(finite) - 1) * 9 // 10])
 
 
-def _step(change: float, top: float) -> str:
-    """Return the class of a cell."""
+def _css_class(change: float, top: float) -> str:
+    """Return the CSS class of a cell."""
     if not change:
         return "none"
     if math.isinf(change):
@@ -111,14 +111,14 @@ def _step(change: float, top: float) -> str:
 
 
 def _cell(x: float, y: int, width: float, change: float, top: float, what: str, alone: bool) -> str:
-    # In an image nobody can point at a cell.
+    # An image shows no tooltips.
     inside = "/>" if alone else f"><title>{escape(what)}: {percent(change)}</title></rect>"
     place = f'x="{x:.1f}" y="{y}" width="{max(width - _GAP, 1):.1f}" height="{_ROW - _GAP}"'
-    return f'<rect class="{_step(change, top)}" {place}{inside}'
+    return f'<rect class="{_css_class(change, top)}" {place}{inside}'
 
 
 def _axis(groups: Sequence[Sequence[int]], start: float, cell: float, y: int) -> list[str]:
-    """Number the layers: the first, and then as many as have room."""
+    """Label the layers: the first one, and as many others as fit."""
     room = max(len(str(group[0])) for group in groups) * _TEXT * _LETTER + 12
     every = max(1, math.ceil(room / cell))
     lines = [f'<text class="soft" x="0" y="{y + 13}">layer</text>']
@@ -145,23 +145,23 @@ def _legend(width: int, y: int, top: float, rows: Sequence[Part]) -> list[str]:
         lines.append(f'<text class="soft" x="{x + len(HEAT) * swatch + 6:.1f}" y="{y + 13}">{most}</text>')
     left = 0.0
     for kind, says in (("none", "unchanged"), ("new", "base is zero")):
-        if any(_step(change, top) == kind for change in changes):
+        if any(_css_class(change, top) == kind for change in changes):
             lines.append(f'<rect class="{kind}" x="{left:.1f}" y="{y + 2}" width="13" height="13"/>')
             lines.append(f'<text class="soft" x="{left + 18:.1f}" y="{y + 13}">{says}</text>')
             left += 18 + len(says) * _TEXT * _LETTER + 14
     return lines
 
 
-def _described(rows: Sequence[Part]) -> str:
-    """Return what the picture shows, for those who can't see it."""
+def _description(rows: Sequence[Part]) -> str:
+    """Return a description of the picture for screen readers."""
     if not rows:
         return "Heat map without rows: no weights are added."
     most = max(rows, key=lambda part: part.change)
     return f"Heat map of relative change by module and layer. Most changed: {most.label}, {percent(most.change)}."
 
 
-def _cut(label: str, letters: int) -> str:
-    """Shorten a label: what comes first in it tells least."""
+def _shorten(label: str, letters: int) -> str:
+    """Shorten a label at its start, which says least."""
     cut = label
     while len(cut) > letters and "." in cut:
         cut = "…" + cut.removeprefix("…").partition(".")[2]
