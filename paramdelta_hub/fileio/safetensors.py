@@ -97,7 +97,7 @@ def read_header(path: Path, error: type[SourceError] = CheckpointError, *, follo
         prefix = read(_LENGTH_BYTES)
         if len(prefix) < _LENGTH_BYTES:
             raise error(
-                f"truncated: a file of {size} bytes can't be a safetensors file",
+                f"truncated: {size} bytes are not a safetensors file",
                 where=where,
                 remedy="get the file again",
             )

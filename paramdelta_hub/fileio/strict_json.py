@@ -1,6 +1,6 @@
 """Strict JSON: no duplicate keys, no NaN, no numbers that overflow, bounded depth (RFC 8259 §4, §6, §9).
 
-Every text has one meaning. Python's ``json`` accepts all of the above, and pydantic's strict mode most of them.
+Every text has one meaning. Python's ``json`` checks none of these rules, and pydantic's strict mode only a few.
 """
 
 from __future__ import annotations

@@ -131,11 +131,8 @@ def _translate(
 
     of_model = issubclass(kind, CheckpointError)
     repository = where.partition("@")[0]
-    # The status may be in a cause: of "not in the cache" after a HEAD request, or of "error while uploading".
-    status = _status(problem)
-    if is_a(HFValidationError) and not _is_valid_name(
-        repository
-    ):  # otherwise the server's answer holds an invalid name
+    # With a valid name it is the server's answer that holds an invalid one.
+    if is_a(HFValidationError) and not _is_valid_name(repository):
         return OptionError(f"not a repository id: {_first_line(problem)}", where=where, remedy="write org/name")
     if is_a(GatedRepoError):
         page = f"{endpoint()}/{repository}" if "/" in repository else "the Hub"
@@ -157,17 +154,8 @@ def _translate(
             return kind(what, where=where, remedy="check the path, or unset HF_HUB_OFFLINE")
         what = "this needs the Hub, but HF_HUB_OFFLINE is set"
         return kind(what, where=where, remedy="unset HF_HUB_OFFLINE")
-    if status in (409, 412):
-        return (kind if of_model else StaleError)(
-            "somebody else changed the repository first", where=where, remedy=_RETRY
-        )
-    if found := (_STATUS_MESSAGES_FOR_MODELS.get(status or 0) if of_model else None) or _STATUS_MESSAGES.get(
-        status or 0
-    ):
-        return kind(f"{found[0]} ({status})", where=where, remedy=found[1] + _retry_after(problem))
-    if status is not None:
-        what = "the Hub has an internal error" if status >= 500 else "the Hub refuses this"
-        return kind(f"{what} ({status}: {_first_line(problem)})", where=where, remedy=_RETRY)
+    if error := _translate_status(problem, where, kind):
+        return error
     if isinstance(problem, LocalEntryNotFoundError):
         what = "the Hub can't be reached, and the cache is incomplete"
         if of_model:
@@ -176,6 +164,28 @@ def _translate(
     root = list(_causes(problem))[-1]
     what = f"the connection to the Hub failed ({type(root).__name__}: {_first_line(root)})"
     return kind(what, where=where, remedy=f"check the connection, then {_RETRY}")
+
+
+def _translate_status(
+    problem: Exception, where: str, kind: type[CheckpointError] | type[RegistryError]
+) -> CheckpointError | RegistryError | None:
+    """Return the error for an HTTP status, if there is one in the chain of causes.
+
+    A failed HEAD request becomes the cause of "not in the cache", and a failed upload that of "error while uploading".
+    """
+    status = _status(problem)
+    if status is None:
+        return None
+    of_model = issubclass(kind, CheckpointError)
+    if status in (409, 412):
+        conflict = kind if of_model else StaleError
+        return conflict("somebody else changed the repository first", where=where, remedy=_RETRY)
+    messages = {**_STATUS_MESSAGES, **_STATUS_MESSAGES_FOR_MODELS} if of_model else _STATUS_MESSAGES
+    if status in messages:
+        what, remedy = messages[status]
+        return kind(f"{what} ({status})", where=where, remedy=remedy + _retry_after(problem))
+    what = "the Hub has an internal error" if status >= 500 else "the Hub refuses this"
+    return kind(f"{what} ({status}: {_first_line(problem)})", where=where, remedy=_RETRY)
 
 
 def _causes(problem: BaseException | None, *, contexts: bool = False) -> Iterator[BaseException]:

@@ -73,9 +73,7 @@ def publish(
     for wanted in (version, reference.revision):
         check_version(manifest.version, wanted, str(package.path))
     key = read_private_key(expand(sign)) if sign is not None else None
-    extras = {CARD_NAME: _card(package, target, reference).encode()}
-    if key is not None:
-        extras[SIGNATURE_NAME] = _signature(package, reference.repo, key)
+    extras = _extras(package, target, reference, key)
     notes = _compare_license(target, reference.repo, manifest)
     published = target.publish(
         package.path,
@@ -93,14 +91,16 @@ def publish(
     return replace(published, notes=notes if published.uploaded else ())
 
 
-def _card(package: Package, target: Registry, reference: Reference) -> str:
-    """Return the card to publish. It keeps what the author wrote."""
+def _extras(package: Package, target: Registry, reference: Reference, key: PrivateKey | None) -> dict[str, bytes]:
+    """Return the card, which keeps what the author wrote, and the signature if there is a key, by file name."""
     manifest, on_hub = package.manifest, reference.root is None
     existing = read_card(package.path) or ""
     if not own_words(existing):
         existing = target.card(reference.repo) or existing
     licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
-    return delta_card(manifest, package.digest, reference.repo, existing, licenses=licenses, on_hub=on_hub)
+    card = delta_card(manifest, package.digest, reference.repo, existing, licenses=licenses, on_hub=on_hub)
+    signature = {} if key is None else {SIGNATURE_NAME: _signature(package, reference.repo, key)}
+    return {CARD_NAME: card.encode(), **signature}
 
 
 def _signature(package: Package, repo: str, key: PrivateKey) -> bytes:
