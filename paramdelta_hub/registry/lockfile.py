@@ -212,7 +212,7 @@ def _check_version_change(folder: Path, held: Lock, lock: Lock, named: bool, all
     if held.version == lock.version:
         raise IntegrityError(
             f"{lock.repo} {lock.version} had the id {held.id[:16]}… when it was pulled before, and now has"
-            f" {lock.id[:16]}…; a published version must never change",
+            f" {lock.id[:16]}…; a published version is never replaced",
             where=where,
             remedy="ask the publisher what happened; if you trust the new one, pull it into another folder",
         )

@@ -62,8 +62,7 @@ def publish(
             read; or model-signing is not installed.
         SourceError: the key can't be read.
         PackageError: the folder is not a package, or is damaged.
-        PublishError: the version exists with other content or without this signature, or somebody else published it
-            first.
+        PublishError: the version exists with other content or without this signature.
         RegistryError: not reachable, not allowed, …
     """
     path_exists(expand(delta), PackageError)  # a folder that can't be read is not reported as missing

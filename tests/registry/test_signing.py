@@ -479,7 +479,7 @@ def test_a_registry_that_goes_back_is_noticed(
             pd.pull(reference, copy, registry=root, require_signature=True)
     other = altered(shared_family.delta, tmp_path / "other", "1.1.0")
     pd.publish(other, REPO, registry=root, sign=acme)
-    with pytest.raises(pd.IntegrityError, match="a version is never replaced"):
+    with pytest.raises(pd.IntegrityError, match="never replaced"):
         pd.pull(f"{REPO}@1.1.0", copy, registry=root, require_signature=True)
     assert tree(copy) == held
 

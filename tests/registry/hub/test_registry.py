@@ -116,7 +116,7 @@ def test_a_version_is_never_replaced(hub: LoopbackHub, client: Client, repo: str
     before = dict(hub.repositories[repo].tags), hub.repositories[repo].head
     fails(
         "publish",
-        "a version is never replaced",
+        "a published version is never replaced",
         lambda: client("publish", package=packages.other, repo=repo, version="1.0.0"),
     )
     assert (hub.repositories[repo].tags, hub.repositories[repo].head) == before
@@ -285,7 +285,7 @@ def test_what_the_hub_did_not_keep_is_not_tagged(
         made.commits[made.head.id] = replace(made.head, files=kept)
 
     hub.faults = [Fault("intrude", "GET .*/revision/.*blobs", act=lose)]
-    fails("registry", "not tagged", lambda: client("publish", package=packages.v1, repo=repo, version="1.0.0"))
+    fails("registry", "no tag was created", lambda: client("publish", package=packages.v1, repo=repo, version="1.0.0"))
     assert not hub.repositories[repo].tags
     client("publish", package=packages.v1, repo=repo, version="1.0.0")
     assert client("pull", repo=repo)["version"] == "1.0.0"
