@@ -196,7 +196,7 @@ def _parse_bundle(signature: bytes, where: str) -> _Statement:
         } if is_repo(unquote(name)) and is_id(digest) and is_id(fingerprint):
             return _Statement(fingerprint, digest, unquote(name))
     raise SignatureError(
-        "the signature does not have the required form: manifest.json alone, for one repository",
+        "the signature must cover manifest.json alone, for one repository",
         where=where,
         remedy="sign with pd-publish --sign, or as described in docs/signing.md",
     )

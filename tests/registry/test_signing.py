@@ -149,7 +149,7 @@ def test_published_signed_and_pulled_by_who_trusts_the_key(root: Path, acme: Pat
     assert "signed    by acme.pem (sha256 " in told
     told = run("verify", tmp_path / "copy", "--trusted-key", public_of(acme)).stdout
     assert "sig   by acme.pub.pem" in told
-    assert f"to be {REPO}" in told
+    assert f"for {REPO}" in told
     assert pd.verify(tmp_path / "copy", threads=1).signed_by is None, "nobody asked"
 
 
@@ -273,12 +273,12 @@ def test_what_the_key_signed_otherwise_is_no_signature_of_the_package(
     content, trust = (package / "manifest.json").read_bytes(), trusting(acme)
     ignoring = hashing.Config().set_ignored_paths(paths=[Path("manifest.json")])
     for signature in (by_library(package, acme), by_library(package, acme, ignoring)):
-        with pytest.raises(pd.SignatureError, match=r"over manifest\.json alone"):
+        with pytest.raises(pd.SignatureError, match=r"manifest\.json alone"):
             trust.check(content, signature, "here")
     alone = tmp_path / "instruct"  # the manifest alone, but for no repository
     alone.mkdir()
     shutil.copy(package / "manifest.json", alone)
-    with pytest.raises(pd.SignatureError, match="for a repository"):
+    with pytest.raises(pd.SignatureError, match="for one repository"):
         trust.check(content, by_library(alone, acme), "here")
 
 
@@ -372,8 +372,8 @@ def test_a_key_can_be_trusted_for_one_organisation_alone(
     assert pd.pull(REPO, registry=root, require_signature=True).signed_by
     evil = labelled(lying(root), tmp_path / "evil", "3.0.0")
     pd.publish(evil, REPO, registry=root, sign=mallory)
-    refused("trust for mallory alone", "pull", root / REPO, "--require-signature")
-    refused("trust for mallory alone", "verify", lying(root, "3.0.0"), "--require-signature")
+    refused("trust only for mallory", "pull", root / REPO, "--require-signature")
+    refused("trust only for mallory", "verify", lying(root, "3.0.0"), "--require-signature")
     pd.publish(evil, "mallory/instruct", registry=root, sign=mallory)
     assert pd.pull("mallory/instruct", registry=root, require_signature=True).signed_by
     believe(home, mallory)  # for all
@@ -427,7 +427,7 @@ def test_keys_that_are_none(keys: Path, acme: Path, tmp_path: Path) -> None:
                 read()
             assert "openssl" in str(caught.value.remedy)
     for path, words in {
-        acme: "a private key, where a public one is needed",
+        acme: "a private key; a public key is needed",
         tmp_path / "rubbish.pem": "not a public key",
         tmp_path / "long.pem": "70000 bytes",
         tmp_path / "missing.pem": "can't be opened",

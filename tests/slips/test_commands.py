@@ -147,7 +147,7 @@ SLIPS = (
         "a report over a text", "refused", "inspect delta --html thesis/chapter.tex", "not a report by paramdelta"
     ),
     overwrite(
-        "a report over one that was edited", "refused", "inspect delta --html edited-report.html", "edited since"
+        "a report over one that was edited", "refused", "inspect delta --html edited-report.html", "or was edited"
     ),
     overwrite(
         "a statement over a text",
