@@ -69,7 +69,7 @@ def test_an_old_version_for_a_new_one(served: Path, tmp_path: Path) -> None:
     shutil.rmtree(served / "2.0.0")
     with pytest.raises(DestinationError, match=r"holds 2\.0\.0"):
         registry.pull(REPO, None, copy)
-    with pytest.raises(DestinationError, match=r"later than 1\.0\.0"):
+    with pytest.raises(DestinationError, match=r"newer than 1\.0\.0"):
         registry.pull(REPO, "1.0.0", copy)
     assert tree(copy) == before
 
