@@ -15,7 +15,8 @@ from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manif
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN, YOURS_END, own_words, split
 from paramdelta_hub.registry.locate import locate_delta
-from paramdelta_hub.registry.materialize import CARD_NAME, file_chunks, put_small, receive
+from paramdelta_hub.registry.materialize import CARD_NAME, file_chunks, receive
+from paramdelta_hub.registry.materialize import write_if_changed as put_small
 from paramdelta_hub.registry.publish import read_card
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.workspace import Workspace

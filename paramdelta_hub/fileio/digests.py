@@ -1,8 +1,8 @@
-"""What names bytes: sha256 for files, as the Hub and everybody's tools have it; BLAKE3 for values and payloads.
+"""Digests: sha256 for files, as the Hub and all tools use it; BLAKE3 for values and payloads.
 
-Values are hashed wherever weights pass, so that digest is a part of the speed: here sha256 takes 1.8 GB/s of a core,
-BLAKE3 6.4, and on a processor without instructions for sha256 the distance is larger. Both are cryptographic, of 256
-bits: nobody finds other values that have a given digest.
+Values are hashed whenever weights are read or written, so the digest matters for speed. On one core, sha256 reaches
+1.8 GB/s here and BLAKE3 6.4 GB/s. Without processor instructions for sha256, the difference is larger. Both are
+cryptographic digests of 256 bits: nobody can find other values with a given digest.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ __all__ = ["ValuesDigest", "begin_digest", "check_digest", "values_digest"]
 
 
 class ValuesDigest(Protocol):
-    """A BLAKE3 digest that is being made of values, front to back."""
+    """An incremental BLAKE3 digest of values, from front to back."""
 
     def update(self, values: memoryview | bytes, /) -> object:
-        """Take the next bytes."""
+        """Add the next bytes."""
 
     def hexdigest(self) -> str:
-        """Return the digest of what was taken so far, 64 hexadecimal digits."""
+        """Return the digest of all bytes so far, as 64 hexadecimal digits."""
 
 
 def begin_digest() -> ValuesDigest:
-    """Begin the digest of values, or of a payload, that come piece by piece."""
+    """Start the digest of values, or of a payload, that arrive in pieces."""
     return blake3.blake3()
 
 
 def values_digest(values: NDArray[np.uint8]) -> bytes:
-    """Return the 32 bytes of the digest of values that are here as a whole, little-endian and in C order."""
+    """Return the digest (32 bytes) of complete values, little-endian and in C order."""
     return blake3.blake3(values.data).digest()
 
 
@@ -42,11 +42,11 @@ def check_digest(found: str, promised: str, what: str, where: str | None = None)
     """Compare two digests.
 
     Raises:
-        IntegrityError: they differ.
+        IntegrityError: the digests differ.
     """
     if found != promised:
         raise IntegrityError(
-            f"{what} has the digest {found[:16]}…, the manifest promises {promised[:16]}…",
+            f"{what} has the digest {found[:16]}…, but the manifest promises {promised[:16]}…",
             where=where,
             remedy="the file was damaged or changed; get the package again",
         )

@@ -1,12 +1,13 @@
-"""Writing a large file that exists already at its final size: past the page cache, while the next bytes are computed.
+"""Writing a large file of known size past the page cache, while the next bytes are computed.
 
-A write through the page cache costs a copy, a page of memory for each 4 KiB, and a second pass by the kernel when the
-page goes to disk; and it drives out of memory what is read next. Written directly (``O_DIRECT``), 2.4 GB take 0.13 s
-of processor instead of 0.6 s and more, and an apply an eighth less time. Whoever loads the result reads it from disk.
-So smaller files, which may well be loaded at once, go the usual way, as do all on systems that know no other.
+A write through the page cache costs a copy, a page of memory for each 4 KiB, and later work of the kernel to write the
+page to disk. It also evicts data that will be read next. Written directly (``O_DIRECT``), 2.4 GB take 0.13 s of CPU
+time instead of more than 0.6 s, and an apply takes an eighth less time. Readers of the result then read it from disk.
+So smaller files, which may well be read at once, are written in the usual way. The same holds for systems without
+``O_DIRECT``.
 
-Direct writes begin and end on multiples of 4 KiB, in memory and in the file. What sticks out at both ends of a run goes
-through the page cache; runs of several writers may meet within a page.
+Direct writes begin and end at multiples of 4 KiB, in memory and in the file. The rest at both ends of a run goes
+through the page cache. The runs of several writers may meet within a page.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ Bytes = NDArray[np.uint8]
 
 
 class Output:
-    """Writes runs of bytes, front to back each, to a file that is there; used within ``with``, by one thread.
+    """Writes runs of bytes, each from front to back, to an existing file. Use it in a ``with`` block, in one thread.
 
-    All that was given is with the system when ``with`` ends without an error; it is not forced to disk.
+    When the block ends without an error, the system has all bytes. They are not forced to disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,11 +52,11 @@ class Output:
         self._writer = ThreadPoolExecutor(1, "writer") if self._direct is not None else None
         self._written: deque[Future[None]] = deque()
         self._buffers: deque[Bytes] = deque([np.empty(0, np.uint8)] * _BUFFERS)
-        self._end = -1  # where the run so far ends; the bytes since the last page's begin wait in the rest
+        self._end = -1  # the end of the current run; the bytes of its last, partial page are in _rest
         self._rest: Bytes = np.empty(0, np.uint8)
 
     def write(self, data: Bytes, offset: int) -> None:
-        """Write ``data`` at ``offset``; the memory may be used again at once.
+        """Write ``data`` at ``offset``. The caller may reuse its memory at once.
 
         Raises:
             OSError: this write, or an earlier one, failed.
@@ -83,14 +84,14 @@ class Output:
             self._written.append(self._writer.submit(self._write_pages, buffer[:whole], offset - held))
 
     def _buffer(self, size: int) -> Bytes:
-        """Return memory that begins on a page: of the buffers the one that was written longest ago."""
+        """Return page-aligned memory: the buffer that was written longest ago."""
         if self._buffers[0].size < size:
             memory = np.empty(size + _PAGE, np.uint8)
             self._buffers[0] = memory[-memory.ctypes.data % _PAGE :]
         return self._buffers[0][:size]
 
     def _write_pages(self, pages: Bytes, offset: int) -> None:
-        """Write whole pages directly, and what a short write leaves, or where that can't be done, the usual way."""
+        """Write whole pages directly. The rest of a short write, or all if that fails, is written in the usual way."""
         assert self._direct is not None
         view: memoryview[Any] = pages.data
         try:
@@ -103,7 +104,7 @@ class Output:
         write_exactly(self._descriptor, view, offset)
 
     def _end_run(self) -> None:
-        """Write what of the last page is there."""
+        """Write the partial last page of the run."""
         if self._rest.size:
             write_exactly(self._descriptor, self._rest, self._end - self._rest.size)
             self._rest = self._rest[:0]

@@ -1,8 +1,13 @@
-"""Reading without surprises and writing that survives a crash.
+"""Reading only regular files, and writing that survives a crash.
 
-The argument for crash safety, in the order of calls: every file is written under a name nobody reads, its bytes are
-forced to disk (fsync), then the folders that name it, then one rename makes the whole visible, then the folder above
-is forced to disk. A crash before the rename leaves nothing visible; after it, everything is there.
+Why a crash does no harm, in the order of calls:
+
+1. Every file is written under a name that nobody reads.
+2. Its bytes are forced to disk (fsync), and then the folders that contain it.
+3. One rename makes everything visible.
+4. The folder above is forced to disk.
+
+A crash before the rename leaves nothing visible. After it, everything is there.
 """
 
 from __future__ import annotations
@@ -45,29 +50,29 @@ __all__ = [
 
 
 TEMPORARY = ".*.tmp"
-"""The names under which small files are written; only a killed process leaves one behind."""
+"""The pattern of temporary names of small files. Only a killed process leaves such a file behind."""
 _LONGEST_NAME = 255
-"""Bytes of a file's name, on every file system in use."""
+"""The limit of a file's name in bytes, on all common file systems."""
 
 
 def storage_error(doing: str, error: OSError) -> StorageError:
-    """Return the error of ours for one of the system's: what was being done, and what helps."""
+    """Return our error for an OSError, with what was being done and a remedy."""
     remedy = {
-        errno.ENOSPC: "free some space, then run the same command again: it goes on where it stopped",
-        errno.EDQUOT: "the quota is used up; free some space, then run the same command again",
+        errno.ENOSPC: "free some space, then run the same command again to resume",
+        errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again to resume",
         errno.EROFS: "the file system is read-only; write elsewhere",
         errno.EACCES: "check the permissions",
         errno.ENAMETOOLONG: "choose a shorter path",
         **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOENT, errno.ENOTDIR), "check the path"),
-        errno.EIO: "the disk reports an I/O error; check it, then run the same command again",
-    }.get(error.errno or 0, "run the same command again: it goes on where it stopped")
+        errno.EIO: "the disk reported an I/O error; check it, then run the same command again",
+    }.get(error.errno or 0, "run the same command again to resume")
     what = f"{doing} failed: {error.strerror or error}"
     return StorageError(what, where=os.fsdecode(error.filename or "") or None, remedy=remedy)
 
 
 @contextlib.contextmanager
 def io_errors(doing: str) -> Iterator[None]:
-    """Turn an OSError into a StorageError that says what was being done and what helps."""
+    """Turn an OSError into a StorageError that says what was being done, with a remedy."""
     try:
         yield
     except OSError as error:
@@ -75,17 +80,17 @@ def io_errors(doing: str) -> Iterator[None]:
 
 
 def open_regular(path: Path, error: type[SourceError] = PackageError, *, follow: bool = False) -> int:
-    """Open ``path`` for reading and return the descriptor: regular files only, symbolic links only if ``follow``.
+    """Open a regular file for reading and return its descriptor. Symbolic links are refused unless ``follow`` is True.
 
     Raises:
-        SourceError: (as ``error``) missing, a link, a folder, a device, a FIFO, or not readable.
+        SourceError: (as ``error``) the file is missing, not readable, or not a regular file.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags)
     except OSError as problem:
         if problem.errno == errno.ELOOP:
-            raise error("a symbolic link, where only files are read", where=str(path)) from None
+            raise error("symbolic links are not allowed here", where=str(path)) from None
         raise error(f"can't be opened: {problem.strerror}", where=str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -94,12 +99,12 @@ def open_regular(path: Path, error: type[SourceError] = PackageError, *, follow:
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
-    """Return a path as the user means it: ``~`` at its start is the home folder, also where no shell has seen it."""
+    """Return a path with ``~`` at its start replaced by the home folder, as a shell does."""
     return Path(os.path.expanduser(path))
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder at ``path``; False also for what no file system takes as a path."""
+    """Whether there is a folder at ``path``; False also if the text is not a valid path."""
     try:
         return path.is_dir()
     except (OSError, ValueError):  # too long, a zero byte
@@ -107,7 +112,7 @@ def is_folder(path: Path) -> bool:
 
 
 def read_exactly(descriptor: int, buffer: NDArray[Any], offset: int, error: type[SourceError], where: str) -> None:
-    """Fill ``buffer`` (uint8) from ``offset`` by pread: unlike a mapped file, a truncated one is an error, not a crash.
+    """Fill ``buffer`` (uint8) from ``offset`` with pread. A truncated file is an error, not a crash as with mmap.
 
     Raises:
         SourceError: (as ``error``) the file ends before the buffer is full, or the disk fails.
@@ -123,28 +128,28 @@ def read_exactly(descriptor: int, buffer: NDArray[Any], offset: int, error: type
         view, offset = view[got:], offset + got
 
 
-def read_small(path: Path, most: int, error: type[SourceError] = PackageError, *, follow: bool = False) -> bytes:
-    """Return the whole content of a file of at most ``most`` bytes.
+def read_small(path: Path, limit: int, error: type[SourceError] = PackageError, *, follow: bool = False) -> bytes:
+    """Return the content of a file of at most ``limit`` bytes.
 
     Raises:
-        SourceError: (as ``error``) larger, or whatever :func:`open_regular` refuses, or the disk fails.
+        SourceError: (as ``error``) the file is larger, :func:`open_regular` refuses it, or the disk fails.
     """
     descriptor = open_regular(path, error, follow=follow)
     with os.fdopen(descriptor, "rb") as file:
         size = os.fstat(descriptor).st_size
-        if size > most:
-            raise error(f"{size} bytes, where at most {most} make sense", where=str(path))
+        if size > limit:
+            raise error(f"the file has {size} bytes; the limit is {limit}", where=str(path))
         try:
             content = file.read(size + 1)
         except OSError as problem:
             raise error(f"reading failed: {problem.strerror}", where=str(path)) from problem
     if len(content) != size:
-        raise error("changes while being read", where=str(path))
+        raise error("the file changed while it was read", where=str(path))
     return content
 
 
 def write_exactly(descriptor: int, data: Any, offset: int) -> None:
-    """Write all of ``data`` (a buffer of bytes) at ``offset``; short writes are continued."""
+    """Write all of ``data`` (a buffer of bytes) at ``offset``. Short writes are continued."""
     view = memoryview(data).cast("B")
     while len(view):
         written = os.pwrite(descriptor, view, offset)
@@ -152,7 +157,7 @@ def write_exactly(descriptor: int, data: Any, offset: int) -> None:
 
 
 def allocate(path: Path, size: int) -> None:
-    """Create ``path`` with ``size`` bytes of disk reserved, so that a full disk is found now and not half-way."""
+    """Create ``path`` and reserve ``size`` bytes of disk, so that a full disk is noticed at once."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         if hasattr(os, "posix_fallocate") and size:
@@ -167,10 +172,10 @@ def allocate(path: Path, size: int) -> None:
 
 
 def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write a small file whole or not at all: a temporary name, fsync, rename over ``path``, fsync of the folder.
+    """Write a small file atomically: a temporary name, fsync, rename to ``path``, fsync of the folder.
 
-    Without ``durable`` the two fsyncs are left out: enough for what a crash of the machine may lose or tear, because
-    its reader checks it.
+    Without ``durable`` both fsyncs are omitted. This is enough if the reader checks the content, because a crash of the
+    machine may then lose or damage the file.
     """
     temporary = path.with_name(TEMPORARY.replace("*", f"{path.name}.{os.getpid()}"))
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -180,7 +185,7 @@ def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
             os.fsync(descriptor)
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):  # an interrupt came when it had its name already
+        with contextlib.suppress(FileNotFoundError):  # an interrupt arrived after the rename
             os.unlink(temporary)
         raise
     finally:
@@ -190,34 +195,34 @@ def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 
 def make_folders(folder: Path) -> None:
-    """Make a folder and those above it that are missing, each forced to disk by name before the next is made in it.
+    """Create a folder and its missing parents. Each is forced to disk before the next one is created in it.
 
     Raises:
-        OSError: it can't be made, or is there and no folder; nothing is made where a file in it would have a path that
-            is longer than the system allows.
+        OSError: it can't be created, or is not a folder. Nothing is created if the path of a file in the folder would
+            be too long for the system.
     """
     try:
         (folder / ("x" * _LONGEST_NAME)).lstat()
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise OSError(error.errno, error.strerror, str(folder)) from None
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    with contextlib.suppress(PermissionError):  # may be of a run that died before it came to this; or anybody's
-        sync_folder(there.parent)
-    for path in reversed([folder, *folder.parents][: len(folder.parts) - len(there.parts)]):
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    with contextlib.suppress(PermissionError):  # a killed run may have created it without the sync
+        sync_folder(existing.parent)
+    for path in reversed([folder, *folder.parents][: len(folder.parts) - len(existing.parts)]):
         path.mkdir(exist_ok=True)
         sync_folder(path.parent)
-    folder.mkdir(exist_ok=True)  # an error, if it is no folder
+    folder.mkdir(exist_ok=True)  # raises if it is not a folder
 
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places in one step, by Linux's renameat2; False where system or file system can't.
+    """Exchange two paths atomically with Linux's renameat2; False if the system does not support it.
 
     Raises:
-        OSError: it can, and it failed.
+        OSError: the system supports it, and it failed.
     """
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
@@ -231,7 +236,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def sync_file(path: Path) -> None:
-    """Force what has been written of a file so far to disk."""
+    """Force a file's content to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -240,7 +245,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to disk; a rename or a new file is not durable before this."""
+    """Force a folder's entries to disk. A rename or a new file is not durable before this."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -263,10 +268,10 @@ def file_digest(
     follow: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[str, int]:
-    """Return the sha256 (hex) and the size of a file's content, reading it once through one reused buffer.
+    """Return the sha256 (hex) and the size of a file. It is read once, through one reused buffer.
 
     Raises:
-        SourceError: (as ``error``) what :func:`open_regular` refuses, or the disk fails.
+        SourceError: (as ``error``) :func:`open_regular` refuses the file, or the disk fails.
     """
     descriptor = open_regular(path, error, follow=follow)
     digest, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(COPY_BYTES))

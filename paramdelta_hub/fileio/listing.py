@@ -1,4 +1,4 @@
-"""What lies in a folder that should hold nothing but what somebody vouches for."""
+"""Listing a folder that should hold only known files."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from paramdelta_hub.limits import NAME_DEPTH
 
 __all__ = ["files_below", "shown_names"]
 
-_LEFT_BEHIND = {".git", ".cache", ".gitattributes", ".gitignore"}
-"""By git and by the Hub's client, directly in the folder; they mean nothing here."""
-_WRITTEN_NOW = re.compile(r"\.(README\.md|manifest\.json\.sig|paramdelta\.lock)\.[0-9]+\.tmp")
-"""What lies beside a package's listed files is called so while it is being written, and when that was broken off."""
+_TOOL_FILES = {".git", ".cache", ".gitattributes", ".gitignore"}
+"""Files of git and of the Hub's client, at the top of the folder. They are ignored."""
+_TEMPORARY_FILES = re.compile(r"\.(README\.md|manifest\.json\.sig|paramdelta\.lock)\.[0-9]+\.tmp")
+"""Temporary names of the files that a manifest does not list. A killed run leaves such files behind."""
 
 
 def files_below(top: Path) -> list[str]:
-    """Return every file, link to a folder, and too deep folder below ``top``, by name, sorted; none is followed.
+    """Return the names of all files below ``top``, sorted, with links to folders and folders that are too deep.
 
-    How deep a stranger's folders go must not matter: deeper ones than any listed name can reach are not entered.
+    Links are not followed. A folder that is deeper than any listed name can be is not entered, so a stranger's nesting
+    does no harm.
     """
     found = []
     for at, folders, files in os.walk(top):
         within = Path(at).relative_to(top)
         if not within.parts:
-            folders[:] = [name for name in folders if name not in _LEFT_BEHIND]
-            files = [name for name in files if name not in _LEFT_BEHIND and not _WRITTEN_NOW.fullmatch(name)]
+            folders[:] = [name for name in folders if name not in _TOOL_FILES]
+            files = [name for name in files if name not in _TOOL_FILES and not _TEMPORARY_FILES.fullmatch(name)]
         is_deep = len(within.parts) + 1 == NAME_DEPTH
         odd = {name for name in folders if is_deep or os.path.islink(os.path.join(at, name))}
         folders[:] = [name for name in folders if name not in odd]
@@ -36,7 +37,7 @@ def files_below(top: Path) -> list[str]:
     return sorted(found)
 
 
-def shown_names(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names of a list for a message, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(shown(name) for name in names[:most]) + more
+def shown_names(names: Sequence[str], limit: int = 5) -> str:
+    """Return the first names of a list for a message, and the number of the others."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(shown(name) for name in names[:limit]) + more

@@ -1,4 +1,4 @@
-"""Names that are safe to join to a folder, on every system, whatever a stranger wrote."""
+"""Checking names from strangers: file names that are safe on every system, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.ASCII |
 
 
 def is_clear(text: str) -> bool:
-    """Whether a text shows as what it is: no control, format or surrogate characters, no line separators."""
+    """Whether a text has no hidden characters: no control, format or surrogate characters, no line separators."""
     if text.isascii():
         return text.isprintable()
     return not any(unicodedata.category(character) in _HIDDEN for character in text)
 
 
 def shown(text: str) -> str:
-    """Return a stranger's text as a line can hold it: what would not show as what it is, as escapes."""
+    """Return a stranger's text in a form that is safe to print on a line, with escapes for hidden characters."""
     return text if is_clear(text) else repr(text)[1:-1]
 
 
 def check_file_name(name: str, error: type[SourceError] = PackageError) -> str:
-    """Return ``name`` if it is a relative path that can only name a file inside the folder it is joined to.
+    """Return ``name`` if it is a relative path that always stays inside the folder that it is joined to.
 
-    One to four components of ``[A-Za-z0-9._-]``, none beginning with a dot or ending in one, none a device name of
-    Windows. This admits every name that models and packages use, and no ``..``, no drive, no stream, no control
-    character, and nothing that two file systems could read differently.
+    It has one to four components of ``[A-Za-z0-9._-]``. None of them begins or ends with a dot, or is a device name of
+    Windows. This allows every name that models and packages use. It excludes ``..``, drives, streams, control
+    characters, and everything that two file systems could read differently.
 
     Raises:
         SourceError: (as ``error``) any other name.
@@ -53,10 +53,10 @@ def check_file_name(name: str, error: type[SourceError] = PackageError) -> str:
 
 
 def check_file_names(names: Iterable[str], error: type[SourceError] = PackageError) -> None:
-    """Check every name, and that no two are the same file where case does not count.
+    """Check every name, and that no two names differ only in case.
 
     Raises:
-        SourceError: (as ``error``) an unsafe name, or two that collide.
+        SourceError: (as ``error``) a name is unsafe, or two names collide.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -68,15 +68,14 @@ def check_file_names(names: Iterable[str], error: type[SourceError] = PackageErr
 
 
 def check_tensor_name(name: str, error: type[SourceError] = PackageError) -> str:
-    """Return ``name`` if it is not empty, not over-long, and shows as what it is; tensor names never become paths.
+    """Return ``name`` if it is not empty, not too long, and without hidden characters. It is never used as a path.
 
-    Refused are control, format and surrogate characters and line separators (Unicode Cc, Cf, Cs, Zl, Zp): what could
-    hide in, or rewrite, the line of a terminal or a log.
+    Control, format and surrogate characters and line separators (Unicode Cc, Cf, Cs, Zl, Zp) are refused, because they
+    could hide in a line of a terminal or a log, or rewrite it.
 
     Raises:
         SourceError: (as ``error``) any other name.
     """
-    is_clear = (name.isascii() and name.isprintable()) or not any(unicodedata.category(c) in _HIDDEN for c in name)
-    if not name or not is_clear or len(name.encode("utf-8", "surrogatepass")) > TENSOR_NAME_BYTES:
+    if not name or not is_clear(name) or len(name.encode("utf-8", "surrogatepass")) > TENSOR_NAME_BYTES:
         raise error(f"unsafe tensor name {name[:200]!r}")
     return name

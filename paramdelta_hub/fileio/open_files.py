@@ -1,4 +1,4 @@
-"""Open files of one task: each opened once, all closed at its end."""
+"""The open files of one task. Each is opened once, and all are closed at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Descriptors"]
 
 
 class Descriptors:
-    """A dictionary of read-only descriptors by path, opened at first use; regular files only."""
+    """A dictionary of read-only descriptors by path, opened at first use. Only regular files are opened."""
 
     def __init__(self, error: type[SourceError]) -> None:
         self._error = error
@@ -31,7 +31,7 @@ class Descriptors:
         """Fill ``out`` (uint8) with a file's bytes from ``position``.
 
         Raises:
-            SourceError: (as the error this was made with) truncated, or can't be read.
+            SourceError: (as the class given to the constructor) the file is truncated, or can't be read.
         """
         read_exactly(self[path], out, position, self._error, path)
 

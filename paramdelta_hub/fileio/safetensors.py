@@ -1,14 +1,14 @@
-"""safetensors headers, read and written by our own strict rules.
+"""safetensors headers, read and written by strict rules.
 
 A file is ``u64 length | JSON header | data``, all little-endian. The safetensors library (0.8) accepts duplicate
-keys, unknown fields and names such as ``../../etc/passwd``; we refuse those too. What we accept, it accepts.
+keys, unknown fields and names such as ``../../etc/passwd``. We refuse them. It accepts everything that we accept.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -28,38 +28,38 @@ ITEM_SIZES = {
     "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
-"""Bytes of an element by safetensors dtype."""
+"""The size of an element in bytes, by safetensors dtype."""
 
 _NARROW = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
-"""Types of less than a byte: they hold quantized weights only, of which no sums are made."""
+"""Types of less than a byte. They only hold quantized weights, which can't be added."""
 
 DISCRETE = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
-"""Types that hold counts, indices and truth values: a delta carries them whole."""
+"""Types of counts, indices and truth values. A delta stores such tensors whole."""
 
 _LENGTH_BYTES = 8
 _FIELDS = frozenset({"dtype", "shape", "data_offsets"})
 
 
 class Sized:
-    """What a dtype and a shape tell of a tensor."""
+    """The sizes that follow from a tensor's dtype and shape."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def elements(self) -> int:
-        """How many elements the shape has; 1 for a scalar."""
+        """The number of elements; 1 for a scalar."""
         return math.prod(self.shape)
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an element."""
+        """The size of an element in bytes."""
         return ITEM_SIZES[self.dtype]
 
 
 @dataclass(frozen=True)
 class TensorSpan(Sized):
-    """Where a tensor lies: dtype, shape, and its bytes' place counted from the start of the file."""
+    """The dtype, shape and position of a tensor. The position counts from the start of the file."""
 
     name: str
     dtype: str
@@ -70,7 +70,7 @@ class TensorSpan(Sized):
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: tensors in the order of their data, the metadata, and where the data begins and ends."""
+    """A checked header: the tensors in the order of their data, the metadata, and the limits of the data."""
 
     tensors: tuple[TensorSpan, ...]
     metadata: Mapping[str, str]
@@ -79,10 +79,10 @@ class Header:
 
 
 def read_header(path: Path, error: type[SourceError] = CheckpointError, *, follow: bool = False) -> Header:
-    """Read and check the header of a regular file, or, with ``follow``, of what a link leads to; no weights are read.
+    """Read and check the header of a regular file. Links are refused unless ``follow`` is True. No weights are read.
 
     Raises:
-        SourceError: (as ``error``) naming the file and the one rule it breaks, or the disk fails.
+        SourceError: (as ``error``) the header breaks a rule, which the message names; or the disk fails.
     """
     where = str(path)
     with os.fdopen(open_regular(path, error, follow=follow), "rb") as file:
@@ -96,7 +96,11 @@ def read_header(path: Path, error: type[SourceError] = CheckpointError, *, follo
 
         prefix = read(_LENGTH_BYTES)
         if len(prefix) < _LENGTH_BYTES:
-            raise error(f"truncated: {size} bytes are no safetensors file", where=where, remedy="get the file again")
+            raise error(
+                f"truncated: {size} bytes are not a safetensors file",
+                where=where,
+                remedy="get the file again",
+            )
         length = int.from_bytes(prefix, "little")
         if prefix[:4] == b"GGUF":
             raise error("a GGUF file, not safetensors", where=where, remedy=GGUF_REMEDY)
@@ -118,11 +122,12 @@ GGUF_REMEDY = "GGUF is quantized; use the 16- or 32-bit safetensors release of t
 def check_header(text: bytes, file_size: int, error: type[SourceError] = CheckpointError, where: str = "") -> Header:
     """Check a header's JSON text against the size of its file.
 
-    The rules: every entry is a tensor of a known dtype with a shape whose product fits its bytes; the tensors' bytes
-    fill the data area from its start to the end of the file with neither hole nor overlap; metadata is text.
+    - Every entry is a tensor with a known dtype, and its shape matches its number of bytes.
+    - The tensors fill the data area from its start to the end of the file, without holes and overlaps.
+    - The metadata is a map of strings.
 
     Raises:
-        SourceError: (as ``error``) naming the file and the rule.
+        SourceError: (as ``error``) the header breaks a rule, which the message names.
     """
 
     def refuse(what: str, remedy: str | None = None) -> NoReturn:
@@ -141,50 +146,53 @@ def check_header(text: bytes, file_size: int, error: type[SourceError] = Checkpo
     if len(entries) > TENSORS:
         refuse(f"{len(entries)} tensors are too many")
     data_start = _LENGTH_BYTES + len(text)
-    data_bytes = file_size - data_start
     spans = []
-    # A quarter of a million tensors are checked before one model of 1.3 TB is applied: what is said of a tensor that
-    # breaks a rule is put into words only then.
     for name, entry in entries.items():
         check_tensor_name(name, error)
-        if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-            refuse(f"tensor {name!r} has no or other fields than dtype, shape and data_offsets")
-        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
-            if isinstance(dtype, str) and dtype in _NARROW:
-                refuse(
-                    f"tensor {name!r} is {dtype}: weights quantized to less than a byte, of which no sums are made",
-                    "use the 16-bit release that it was made from",
-                )
-            refuse(f"tensor {name!r} has the unknown dtype {dtype!r}")
-        elements = _elements(shape)
-        if elements is None:
-            refuse(f"tensor {name!r} has an impossible shape")
-        if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_offset, offsets))):
-            refuse(f"tensor {name!r} has impossible data_offsets")
-        begin, end = offsets
-        needed = elements * ITEM_SIZES[dtype]
-        if end - begin != needed:
-            refuse(f"tensor {name!r} spans {end - begin} bytes; its shape and dtype need {needed}")
-        if end > data_bytes:
+        span = _span(name, entry, data_start, refuse)
+        if span.start + span.nbytes > file_size:
             refuse(
-                f"truncated: tensor {name!r} ends at byte {data_start + end}, the file at {file_size}",
+                f"truncated: tensor {name!r} ends at byte {span.start + span.nbytes}, the file at {file_size}",
                 "get the file again",
             )
-        spans.append(TensorSpan(name, dtype, tuple(shape), data_start + begin, needed))
+        spans.append(span)
     spans.sort(key=lambda span: (span.start, span.nbytes))
     position = data_start
     for span in spans:
         if span.start != position:
-            refuse(f"a hole or an overlap lies before tensor {span.name!r}")
+            refuse(f"there is a hole or an overlap before tensor {span.name!r}")
         position += span.nbytes
     if position != file_size:
         refuse(f"{file_size - position} bytes follow the last tensor")
     return Header(tuple(spans), metadata or {}, data_start, file_size)
 
 
+def _span(name: str, entry: object, data_start: int, refuse: Callable[..., NoReturn]) -> TensorSpan:
+    """Check the entry of a tensor. Messages are only built for errors: headers can have 250,000 entries."""
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        refuse(f"tensor {name!r} must have exactly the fields dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+        if isinstance(dtype, str) and dtype in _NARROW:
+            refuse(
+                f"tensor {name!r} is {dtype}, which is quantized to less than a byte and can't be added",
+                "use the 16-bit release that it was made from",
+            )
+        refuse(f"tensor {name!r} has the unknown dtype {dtype!r}")
+    elements = _elements(shape)
+    if elements is None:
+        refuse(f"tensor {name!r} has an impossible shape")
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_offset, offsets))):
+        refuse(f"tensor {name!r} has impossible data_offsets")
+    begin, end = offsets
+    needed = elements * ITEM_SIZES[dtype]
+    if end - begin != needed:
+        refuse(f"tensor {name!r} spans {end - begin} bytes; its shape and dtype need {needed}")
+    return TensorSpan(name, dtype, tuple(shape), data_start + begin, needed)
+
+
 def _elements(shape: object) -> int | None:
-    """Return how many elements a shape has that a stranger wrote; None if it is none."""
+    """Return the number of elements of a stranger's shape; None if it is not a valid shape."""
     if not isinstance(shape, list) or len(shape) > TENSOR_RANK:
         return None
     elements = 1
@@ -202,12 +210,13 @@ def _is_offset(value: object) -> bool:
 def build_header(
     tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str], least: int = 0
 ) -> bytes:
-    """Return length and header for tensors laid one after another, padded with spaces to 8 and to ``least`` bytes.
+    """Return the length and the header of a file whose tensors follow each other without gaps.
 
     Args:
         tensors: (name, dtype, shape, bytes) in the order of their data.
         metadata: written as ``__metadata__`` unless empty.
-        least: bytes the result has at least, to keep a place reserved before the sizes are known.
+        least: the minimum size of the result in bytes, to reserve space before the sizes are known. The header is
+            padded with spaces, always to a multiple of 8.
     """
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0

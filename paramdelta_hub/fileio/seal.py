@@ -1,6 +1,6 @@
-"""A last line by which we know a text of ours again: whether it is just what we wrote, or has been edited since.
+"""A seal: a last line that tells whether a generated text was edited.
 
-Model cards and reports are files that people edit. Before one is replaced, its seal tells whether anybody did.
+People edit model cards and reports. Before one is replaced, its seal shows whether anybody did.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _FOUND = re.compile(re.escape(_SEAL).replace(r"\{\}", "([0-9a-f]{64})").encode()
 
 
 def seal(text: bytes) -> bytes:
-    """Return an HTML or Markdown text with its seal, a comment, as its last line."""
+    """Return an HTML or Markdown text with its seal as the last line, in a comment."""
     return text + _SEAL.format(hashlib.sha256(text).hexdigest()).encode()
 
 
 def is_sealed(content: bytes) -> bool:
-    """Whether a file holds a text of ours, not changed by a byte."""
+    """Whether a file holds a text with a valid seal, unchanged."""
     found = _FOUND.search(content)
     return bool(found and hashlib.sha256(content[: found.start()]).hexdigest() == found[1].decode())

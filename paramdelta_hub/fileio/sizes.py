@@ -1,4 +1,4 @@
-"""Sizes as people read them."""
+"""Sizes in human-readable form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["human_bytes"]
 
 
 def human_bytes(count: int) -> str:
-    """Return a size with three digits: ``43.3 MB``. Powers of 1000, as model files are listed on the Hub."""
+    """Return a size with three digits, such as ``43.3 MB``. Units are powers of 1000, as on the Hub."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5:

@@ -1,4 +1,4 @@
-"""Symbolic links: refused in what strangers send, but for the Hub cache's own, which never leave the cache."""
+"""Symbolic links: refused in files from strangers, except the links of the Hub's cache, which stay in the cache."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["settle"]
 
 
 def settle(folder: Path, name: str, error: type[SourceError] = PackageError) -> Path:
-    """Return the real path of a listed file, which lies in ``folder`` itself or among the blobs of its Hub cache.
+    """Return the real path of a listed file. It must be inside ``folder``, or among the blobs of the Hub's cache.
 
-    The cache keeps ``models--org--name/snapshots/<commit>/…`` as links to ``models--org--name/blobs/<digest>``, or to
-    ``blobs/xx/<digest>``, which all its repositories share. Any other link, also in the middle of a path, could make us
-    read, hash or copy a file that the sender never had.
+    In the cache, the files in ``models--org--name/snapshots/<commit>/`` are links to
+    ``models--org--name/blobs/<digest>``, or to ``blobs/xx/<digest>``, which all repositories share. Any other link,
+    also in the middle of a path, could make us read, hash or copy a private file.
 
     Raises:
-        SourceError: (as ``error``) a link to anywhere else.
+        SourceError: (as ``error``) a link leads to any other place.
     """
     inside = os.path.realpath(folder)
     real = os.path.realpath(os.path.join(inside, name))
@@ -32,4 +32,4 @@ def settle(folder: Path, name: str, error: type[SourceError] = PackageError) -> 
         is_shared = os.path.dirname(above) == shared and digest.startswith(os.path.basename(above))
         if above == own or (is_shared and os.path.basename(repository).startswith("models--")):
             return Path(real)
-    raise error("a symbolic link, where only files are read", where=str(folder / name))
+    raise error("symbolic links are not allowed here", where=str(folder / name))

@@ -1,1 +1,1 @@
-"""The Hugging Face Hub, as models and the registry both see it."""
+"""The client of the Hugging Face Hub, used for models and for the registry."""

@@ -1,4 +1,4 @@
-"""The Hub's client, made on demand."""
+"""The Hub's client, created on demand."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ __all__ = ["connect", "is_offline"]
 
 
 def connect() -> HfApi:
-    """Return the Hub's client; HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are honored.
+    """Return the Hub's client. It honors HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE.
 
-    Imported here and not above: it takes a third of a second, and most commands have no use for it.
+    The import takes a third of a second, and most commands don't need it. So it is done here.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    # A package's files may be links into its own repository's blobs only (see format.links), and not into a store that
-    # all repositories share. The client reads this as it downloads; older ones don't know it.
+    # A package's files may only be links to the blobs of its own repository (see fileio.symlinks), not to blobs that
+    # all repositories share. The client reads this setting during a download. Older releases ignore it.
     constants.HF_HUB_DISABLE_SHARED_BLOBS = True
     return HfApi(library_name="paramdelta-hub", library_version=__version__)
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE is set: then only the cache is asked."""
+    """Whether HF_HUB_OFFLINE is set, so that only the cache is used."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)

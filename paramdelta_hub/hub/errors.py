@@ -1,4 +1,4 @@
-"""Whatever the Hub's client raises, told in our words: one translator for models and for the registry."""
+"""Translating the errors of the Hub's client into ours: one translator for models and for the registry."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from paramdelta_hub.fileio.durable import storage_error
 
 __all__ = ["MissingError", "StaleError", "endpoint", "translate_hub_errors"]
 
-_OF_THE_DISK = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
-_OF_A_FILE = {errno.EACCES, errno.EPERM}
-"""Of the disk too, but only with a file's name: a socket can be refused as well."""
-_NATIVE = re.compile(r"\(os error (\d+)\)")
-"""How hf-xet, which is compiled, tells what the system said."""
-_AGAIN = "run the command again"
+_DISK_ERRNOS = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
+_FILE_ERRNOS = {errno.EACCES, errno.EPERM}
+"""Errors of the disk too, but only with a file name: a socket can raise them as well."""
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""The form in which hf-xet, which is written in Rust, reports errors of the system."""
+_RETRY = "run the command again"
 _LOGIN = "set HF_TOKEN or run `hf auth login`"
-_STATUSES: dict[int, tuple[str, str]] = {
-    401: ("the Hub does not accept the token, or asks for one", f"{_LOGIN}; a token can expire or be revoked"),
-    402: ("the Hub asks for a payment", "see the billing settings of the account on the Hub"),
-    403: ("the Hub does not allow this", "use a token with the right to write here, or propose it: --create-pr"),
-    404: ("the Hub has no such thing", "check the spelling; `pd-versions` lists what is there"),
-    408: ("the Hub took too long to answer", _AGAIN),
-    413: ("too large for the Hub", "extract again with smaller shards"),
-    429: ("too many requests, says the Hub", "wait a while, then run the command again; a token allows more"),
+_STATUS_MESSAGES: dict[int, tuple[str, str]] = {
+    401: ("the Hub does not accept the token, or needs one", f"{_LOGIN}; a token can expire or be revoked"),
+    402: ("the Hub requires a payment", "see the billing settings of the account on the Hub"),
+    403: ("the Hub does not allow this", "use a token with write access, or open a pull request with --create-pr"),
+    404: ("the Hub did not find it", "check the spelling; `pd-versions` lists what is there"),
+    408: ("the Hub took too long to answer", _RETRY),
+    413: ("a file is too large for the Hub", "extract again with smaller shards"),
+    429: ("too many requests to the Hub", "wait a while, then run the command again; with a token the limit is higher"),
 }  # fmt: skip
-"""What an HTTP status means to whoever ran the command, and what helps."""
-_FOR_MODELS: dict[int, tuple[str, str]] = {
-    403: ("the Hub does not allow this", f"use a token with the right to read it: {_LOGIN}"),
-    404: ("the Hub has no such thing", "check the spelling"),
+"""The message and the remedy for each HTTP status."""
+_STATUS_MESSAGES_FOR_MODELS: dict[int, tuple[str, str]] = {
+    403: ("the Hub does not allow this", f"use a token with read access: {_LOGIN}"),
+    404: ("the Hub did not find it", "check the spelling"),
 }
-"""Where a model is read, and not a delta published."""
+"""The same, where a model is read."""
 
 
 class MissingError(RegistryError):
-    """The Hub has no such repository, or none that this token may see."""
+    """The Hub has no such repository, or this token may not see it."""
 
 
 class StaleError(RegistryError):
-    """Somebody else was faster: the commit that ours was made on is no longer the newest, or the tag is there."""
+    """Somebody else was faster: the parent commit is no longer the newest, or the tag exists."""
 
 
 def endpoint() -> str:
-    """Return the Hub's address, which HF_ENDPOINT may name, without a name and a password in it."""
+    """Return the Hub's address (see HF_ENDPOINT), without a user name and password."""
     from huggingface_hub import constants
 
     return re.sub(r"//[^/]*@", "//", constants.ENDPOINT)
@@ -57,20 +57,20 @@ def endpoint() -> str:
 def translate_hub_errors(
     where: str, kind: type[CheckpointError] | type[RegistryError] = RegistryError
 ) -> Iterator[None]:
-    """Tell whatever the client raises within as an error about ``where``, with what helps.
+    """Turn every exception of the client into an error about ``where``, with a remedy.
 
-    Wrap single calls of the client and nothing of ours: a client speaks to a foreign server through several libraries,
-    and what they raise on a broken answer is not listed anywhere.
+    Wrap only single calls of the client, and none of our own code. The client uses several libraries, and nobody
+    documents what they raise on a broken answer. So all exceptions are caught.
 
     Args:
         where: the repository, perhaps with a revision: ``org/name@1.0.0``.
-        kind: what to raise: CheckpointError where a model is wanted, RegistryError where a delta is.
+        kind: CheckpointError for models, RegistryError for deltas.
 
     Raises:
-        StorageError: the disk is full or fails, where the client keeps what it gets.
-        OptionError: the Hub takes no such name of a repository.
-        MissingError: no such repository, where ``kind`` is RegistryError.
-        StaleError: 409 or 412, likewise.
+        StorageError: the disk of the client's cache is full or fails.
+        OptionError: the name of the repository is not valid.
+        MissingError: there is no such repository (if ``kind`` is RegistryError).
+        StaleError: status 409 or 412 (if ``kind`` is RegistryError).
         ParamdeltaError: (as ``kind``) anything else.
     """
     try:
@@ -78,31 +78,31 @@ def translate_hub_errors(
     except ParamdeltaError:
         raise
     except Exception as problem:
-        raise _of_the_disk(problem) or _translate(problem, where, kind) from problem
+        raise _disk_error(problem) or _translate(problem, where, kind) from problem
 
 
-def _of_the_disk(problem: Exception) -> StorageError | None:
-    """Return what the disk did, wherever in the chain of causes it hides."""
-    for link in _chain(problem, contexts=True):
+def _disk_error(problem: Exception) -> StorageError | None:
+    """Return an error of the disk, if there is one anywhere in the chain of causes."""
+    for link in _causes(problem, contexts=True):
         if isinstance(link, OSError) and (
-            link.errno in _OF_THE_DISK or (link.errno in _OF_A_FILE and link.filename is not None)
+            link.errno in _DISK_ERRNOS or (link.errno in _FILE_ERRNOS and link.filename is not None)
         ):
-            return _full(link)
-        if found := _NATIVE.search(str(link)):
+            return _storage_error(link)
+        if found := _OS_ERROR.search(str(link)):
             number = int(found[1])
-            if number in _OF_THE_DISK:
-                return _full(OSError(number, os.strerror(number)))
+            if number in _DISK_ERRNOS:
+                return _storage_error(OSError(number, os.strerror(number)))
     return None
 
 
-def _full(error: OSError) -> StorageError:
-    told = storage_error("keeping what the Hub sent", error)
-    told.remedy = f"{told.remedy}; HF_HOME can name a folder on another disk"
-    return told
+def _storage_error(error: OSError) -> StorageError:
+    translated = storage_error("storing a download from the Hub", error)
+    translated.remedy = f"{translated.remedy}; HF_HOME can name a folder on another disk"
+    return translated
 
 
-def _is_name(repository: str) -> bool:
-    """Whether the client itself takes a name of a repository."""
+def _is_valid_name(repository: str) -> bool:
+    """Whether the client accepts a repository name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
@@ -127,53 +127,69 @@ def _translate(
     )
 
     def is_a(raised: type[Exception]) -> bool:
-        return any(isinstance(link, raised) for link in _chain(problem))
+        return any(isinstance(link, raised) for link in _causes(problem))
 
     of_model = issubclass(kind, CheckpointError)
     repository = where.partition("@")[0]
-    # An answer to HEAD hides as the cause of "not in the cache", a failed upload as that of "error while uploading".
-    status = _status(problem)
-    if is_a(HFValidationError) and not _is_name(repository):  # else it is the server that named what can't be
-        return OptionError(f"not a repository id: {_line(problem)}", where=where, remedy="give org/name")
+    # With a valid name it is the server's answer that holds an invalid one.
+    if is_a(HFValidationError) and not _is_valid_name(repository):
+        return OptionError(f"not a repository id: {_first_line(problem)}", where=where, remedy="write org/name")
     if is_a(GatedRepoError):
         page = f"{endpoint()}/{repository}" if "/" in repository else "the Hub"
-        return kind("a gated repository", where=where, remedy=f"accept its terms on {page}, then {_LOGIN}")
+        return kind("the repository is gated", where=where, remedy=f"accept its terms on {page}, then {_LOGIN}")
     if is_a(RevisionNotFoundError):
         what = "the repository has no such revision" if of_model else "no such version, tag or commit"
         remedy = "check the spelling" if of_model else "`pd-versions` lists what is there"
         return kind(what, where=where, remedy=remedy)
     if is_a(RepositoryNotFoundError):
-        remedy = f"check the spelling; for a private repository {_LOGIN}"
+        remedy = f"check the spelling; for a private repository, {_LOGIN}"
         if of_model:
             return kind("no such folder here and no such repository on the Hub", where=where, remedy=remedy)
         return MissingError("no such repository on the Hub, or a private one", where=where, remedy=remedy)
     if is_a(LocalTokenNotFoundError):
-        return kind("the Hub asks for a token, and there is none", where=where, remedy=_LOGIN)
+        return kind("the Hub needs a token, and there is none", where=where, remedy=_LOGIN)
     if is_a(OfflineModeIsEnabled):
         if of_model:
             what = "no such folder here, and not in the Hub's cache; HF_HUB_OFFLINE is set"
             return kind(what, where=where, remedy="check the path, or unset HF_HUB_OFFLINE")
-        what = "HF_HUB_OFFLINE is set, and this needs the Hub"
+        what = "this needs the Hub, but HF_HUB_OFFLINE is set"
         return kind(what, where=where, remedy="unset HF_HUB_OFFLINE")
-    if status in (409, 412):
-        return (kind if of_model else StaleError)("somebody else was faster", where=where, remedy=_AGAIN)
-    if found := (_FOR_MODELS.get(status or 0) if of_model else None) or _STATUSES.get(status or 0):
-        return kind(f"{found[0]} ({status})", where=where, remedy=found[1] + _wait(problem))
-    if status is not None:
-        what = "the Hub has trouble" if status >= 500 else "the Hub refuses"
-        return kind(f"{what} ({status}: {_line(problem)})", where=where, remedy=_AGAIN)
+    if error := _translate_status(problem, where, kind):
+        return error
     if isinstance(problem, LocalEntryNotFoundError):
-        what = "the Hub can't be reached, and the cache has not all of it"
+        what = "the Hub can't be reached, and the cache is incomplete"
         if of_model:
             what = f"no such folder here, {what}"
-        return kind(what, where=where, remedy=f"check the spelling and the connection, then {_AGAIN}")
-    root = list(_chain(problem))[-1]
-    what = f"talking to the Hub failed ({type(root).__name__}: {_line(root)})"
-    return kind(what, where=where, remedy=f"check the connection, then {_AGAIN}")
+        return kind(what, where=where, remedy=f"check the spelling and the connection, then {_RETRY}")
+    root = list(_causes(problem))[-1]
+    what = f"the connection to the Hub failed ({type(root).__name__}: {_first_line(root)})"
+    return kind(what, where=where, remedy=f"check the connection, then {_RETRY}")
 
 
-def _chain(problem: BaseException | None, *, contexts: bool = False) -> Iterator[BaseException]:
-    """Yield an error and its causes; with ``contexts`` also what it was raised in the middle of."""
+def _translate_status(
+    problem: Exception, where: str, kind: type[CheckpointError] | type[RegistryError]
+) -> CheckpointError | RegistryError | None:
+    """Return the error for an HTTP status, if there is one in the chain of causes.
+
+    A failed HEAD request becomes the cause of "not in the cache", and a failed upload that of "error while uploading".
+    """
+    status = _status(problem)
+    if status is None:
+        return None
+    of_model = issubclass(kind, CheckpointError)
+    if status in (409, 412):
+        conflict = kind if of_model else StaleError
+        return conflict("somebody else changed the repository first", where=where, remedy=_RETRY)
+    messages = {**_STATUS_MESSAGES, **_STATUS_MESSAGES_FOR_MODELS} if of_model else _STATUS_MESSAGES
+    if status in messages:
+        what, remedy = messages[status]
+        return kind(f"{what} ({status})", where=where, remedy=remedy + _retry_after(problem))
+    what = "the Hub has an internal error" if status >= 500 else "the Hub refuses this"
+    return kind(f"{what} ({status}: {_first_line(problem)})", where=where, remedy=_RETRY)
+
+
+def _causes(problem: BaseException | None, *, contexts: bool = False) -> Iterator[BaseException]:
+    """Yield an error and its causes; with ``contexts`` also the errors that were being handled."""
     for _ in range(16):
         if problem is None:
             return
@@ -183,7 +199,7 @@ def _chain(problem: BaseException | None, *, contexts: bool = False) -> Iterator
 
 
 def _response(problem: Exception) -> Any:
-    return next((found for link in _chain(problem) if (found := getattr(link, "response", None)) is not None), None)
+    return next((found for link in _causes(problem) if (found := getattr(link, "response", None)) is not None), None)
 
 
 def _status(problem: Exception) -> int | None:
@@ -191,12 +207,12 @@ def _status(problem: Exception) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _wait(problem: Exception) -> str:
+def _retry_after(problem: Exception) -> str:
     seconds = str(getattr(_response(problem), "headers", {}).get("Retry-After", ""))
-    return f" (the Hub asks for {seconds} s)" if seconds.isdigit() and seconds != "0" else ""
+    return f" (the Hub asks for a wait of {seconds} s)" if seconds.isdigit() and seconds != "0" else ""
 
 
-def _line(problem: BaseException) -> str:
-    """Return the first line of a foreign message, short, and with nothing in it that moves a cursor."""
+def _first_line(problem: BaseException) -> str:
+    """Return the first line of a foreign message: short, and without control characters."""
     text = next((line.strip() for line in str(problem).splitlines() if line.strip()), "no reason given")
     return "".join(character if character.isprintable() else "?" for character in text)[:200]

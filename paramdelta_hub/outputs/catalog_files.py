@@ -8,7 +8,7 @@ from pydantic import Field
 
 from paramdelta_hub.limits import FILES
 from paramdelta_hub.package.records import Record, Sha256, Text, at_most
-from paramdelta_hub.registry.names import SITE_NAME
+from paramdelta_hub.registry.artifacts import SITE_NAME
 
 __all__ = ["SITE_NAME", "SiteFiles"]
 

@@ -1,8 +1,8 @@
-"""What ``--overwrite`` may replace: what we made, of the same kind, as we made it, with nothing else beside it.
+"""What ``--overwrite`` may replace: an output of the same kind that paramdelta made, unchanged, and nothing else.
 
-One rule for every command. A folder is judged by what is in it: it must carry our own mark of that kind (a manifest, a
-provenance, a catalog's list of files), and every file in it must be one that the mark tells of, unchanged. And whatever
-is in it, it must stand apart from what the command reads, and from the places where people work.
+All commands follow the same rule. A folder must hold the file that lists the output's content: a manifest, a
+provenance, or a catalog's list of files. Every file in the folder must be listed there, and unchanged. In any case, the
+folder must be apart from what the command reads, and from the places where people work.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkp
 from paramdelta_hub.errors import DestinationError, OptionError, SourceError
 from paramdelta_hub.fileio.durable import expand, file_digest, io_errors, read_small
 from paramdelta_hub.fileio.listing import shown_names
+from paramdelta_hub.fileio.paths import relation
 from paramdelta_hub.fileio.seal import is_sealed
 from paramdelta_hub.limits import CARD_BYTES, CATALOG_BYTES, PROVENANCE_BYTES
 from paramdelta_hub.outputs.applied_model import changed_tensors
 from paramdelta_hub.outputs.catalog_files import SITE_NAME, SiteFiles
-from paramdelta_hub.package.manifest import LINEAGE_NAME, MANIFEST_NAME
+from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import LOCK_NAME, open_package
 from paramdelta_hub.package.provenance import PROVENANCE_NAME, Provenance, parse_provenance
-from paramdelta_hub.registry.locate import chosen
+from paramdelta_hub.registry.artifacts import artifact_in
+from paramdelta_hub.registry.locate import local_registries, registry_root
 from paramdelta_hub.registry.lockfile import read_lock
-from paramdelta_hub.registry.names import folder_of, is_repo, is_version
+from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.reference import parse_reference
+from paramdelta_hub.registry.versions import is_version
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.workspace import Workspace, anything
 
@@ -45,60 +48,55 @@ __all__ = [
 ]
 
 Kind = Literal["package", "model", "catalog"]
-_CALLED: dict[Kind, str] = {
+_KIND_NAMES: dict[Kind, str] = {
     "package": "a delta package",
     "model": "a model that pd-apply made",
     "catalog": "a catalog that pd-catalog made",
 }
-_MARKS = {
-    (MANIFEST_NAME, LINEAGE_NAME): "a delta package",
-    (PROVENANCE_NAME,): "a model that pd-apply made",
-    (SITE_NAME,): "a catalog",
-}
-_REMEDY = "choose another name for the output; or look into it, and delete it yourself"
+_REMEDY = "choose another name for the output, or check what is there and delete it yourself"
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """Judges whether a finished output may be replaced: see :class:`~paramdelta_hub.tasks.workspace.Workspace`.
+    """Decides whether a finished output may be replaced; see :class:`~paramdelta_hub.tasks.workspace.Workspace`.
 
     Args:
-        kind: what is about to be made, and so the only kind that may be replaced.
-        apart_from: what it must not equal, contain or lie inside, the command's inputs and registries, each with what
-            to call it.
+        kind: the kind of the new output. Only an output of this kind may be replaced.
+        apart_from: the command's inputs and registries, each with its name for messages. The output must not equal,
+            contain or lie inside any of them.
     """
 
     kind: Kind
     apart_from: Sequence[tuple[str, Path]] = ()
 
     def __call__(self, out: Path) -> None:
-        """Check a finished output, all links in its path resolved.
+        """Check that an existing output may be replaced. All links in its path are resolved.
 
         Raises:
-            DestinationError: it must not be replaced; the message says why, and names the first foreign files.
+            DestinationError: it must not be replaced. The message says why, and names the first foreign files.
         """
         check_apart(out, self.apart_from)
         if not out.is_dir():
-            raise DestinationError("a file, where a folder is to be replaced", where=str(out), remedy=_REMEDY)
+            raise DestinationError("only a folder can be replaced, and this is a file", where=str(out), remedy=_REMEDY)
         if _is_published(out):
             raise DestinationError(
-                "a published version, in a registry that is a folder: it is never replaced",
+                "this is a published version in a registry; it is never replaced",
                 where=str(out),
                 remedy="choose another place, then publish it as the next version",
             )
-        with io_errors("looking at what is to be replaced"):
+        with io_errors("checking the old output"):
             if not os.listdir(out):
                 return
             try:
                 foreign = list(_FOREIGN[self.kind](out))
             except SourceError as error:
                 place = f"{Path(error.where).name}: " if error.where and Path(error.where) != out else ""
-                what = f"not replaced, as it is not {_CALLED[self.kind]} ({place}{error.what})"
+                what = f"not replaced, because it is not {_KIND_NAMES[self.kind]} ({place}{error.what})"
                 names = shown_names(sorted(os.listdir(out)))
                 raise DestinationError(f"{what}; it holds {names}", where=str(out), remedy=_REMEDY) from None
         if foreign:
             raise DestinationError(
-                f"not replaced, as it holds files that are not ours, or not as we made them: {shown_names(foreign)}",
+                f"not replaced, because it holds files that were added or changed: {shown_names(foreign)}",
                 where=str(out),
                 remedy="move them elsewhere, or choose another name for the output",
             )
@@ -107,87 +105,86 @@ class Replacement:
 def check_output_file(
     file: str | Path, is_ours: Callable[[bytes], bool], *, overwrite: bool, beside: bool = False
 ) -> Path:
-    """Return where a report is to be written, every link resolved, if nothing is lost by it.
+    """Return the path at which a report may be written without loss, with all links resolved.
 
     Args:
-        file: its path, as the user gave it.
-        is_ours: whether a content is a report of ours.
-        overwrite: whether the user wants an older one replaced.
-        beside: whether it may lie in an output of ours: people put statements there, and no library loads them.
+        file: the path that the user gave.
+        is_ours: whether a content is a report that paramdelta made.
+        overwrite: whether an existing report may be replaced.
+        beside: whether the report may be inside an output of ours, as statements may: no library loads them.
 
     Raises:
-        DestinationError: there is a file, and it is not to be replaced or is none of ours; or a folder.
+        DestinationError: the file exists and must not be replaced, or it is a folder.
     """
     if not str(file).strip():
-        raise OptionError("an empty name of a file")
+        raise OptionError("the file name is empty")
     path = Path(os.path.realpath(expand(file)))
     if not beside and (owner := owner_of(path)):
         raise DestinationError(
-            f"can't be written, as it lies inside {owner}", where=str(file), remedy="choose another place"
+            f"can't be written, because it lies inside {owner}", where=str(file), remedy="choose another place"
         )
     if not os.path.lexists(path):
         return path
     if not overwrite:
-        raise DestinationError("exists already", where=str(file), remedy="choose another name, or give --overwrite")
+        raise DestinationError(
+            "the file exists already", where=str(file), remedy="choose another name, or add --overwrite"
+        )
     try:
         ours = is_ours(read_small(path, PROVENANCE_BYTES))
-    except SourceError:  # a folder, a device, not readable, or far too large for a report
+    except SourceError:  # a folder, a device, not readable, or too large for a report
         ours = False
     if not ours:
         raise DestinationError(
-            "not replaced, as it is no report that paramdelta made, or was edited since",
+            "not replaced, because it is not a report by paramdelta, or was edited",
             where=str(file),
-            remedy="choose another name; or look into it, and delete it yourself",
+            remedy="choose another name, or check the file and delete it yourself",
         )
     return path
 
 
 def check_new(out: str | Path, *, overwrite: bool, registry: str | Path | None = None) -> None:
-    """Check, before anything is read or fetched, that an output can come where it is wanted.
+    """Check, before anything is read or fetched, that an output can be made at ``out``.
 
     Raises:
         OptionError: ``overwrite`` is neither True nor False.
-        DestinationError: the place is taken, or lies inside an output of ours or a registry, which it would spoil.
+        DestinationError: something is there, or the place is inside a registry or an output, which it would break.
     """
     if not isinstance(overwrite, bool):
-        raise OptionError(f"overwrite is True or False, not {overwrite!r}")
+        raise OptionError(f"overwrite must be True or False, not {overwrite!r}")
     workspace = Workspace(Path(out), may_replace=anything if overwrite else None)
     workspace.check()
     if os.path.lexists(workspace.out):
-        return  # judged when it is known what is to take its place
-    inside = [
-        f"a registry, {place}" for _, place in registry_places(registry) if place.resolve() in workspace.out.parents
-    ]
-    for what in [*inside, *filter(None, [owner_of(workspace.out)])]:
+        return  # judged by Replacement, once the new output's kind and inputs are known
+    registries = [place for _, place in registry_places(registry) if relation(workspace.out, place) == "lies inside"]
+    owner = f"a registry, {registries[0]}" if registries else owner_of(workspace.out)
+    if owner:
         raise DestinationError(
-            f"can't be made, as it lies inside {what}", where=str(out), remedy="choose another place"
+            f"can't be made, because it lies inside {owner}", where=str(out), remedy="choose another place"
         )
 
 
 def model_places(what: str, model: Checkpoint) -> list[tuple[str, Path]]:
-    """Return where a model lies: its folder, or file, and the folders that its weight files are linked from."""
+    """Return the places of a model: its folder or file, and the folders that its weight files are links to."""
     linked = sorted({file.path.parent for file in model.files} - {Path(os.path.realpath(model.folder))})
     return [(what, model.source.path), *((f"the folder of the weights of {what}", folder) for folder in linked)]
 
 
 def registry_places(registry: str | Path | None, deltas: Sequence[str] = ()) -> list[tuple[str, Path]]:
-    """Return the registries on this machine that are in use: the one chosen, and those that deltas are named in."""
-    roots = [chosen(registry), *(found.root for delta in deltas if (found := parse_reference(delta)))]
-    folders = [folder for root in roots if root is not None and (folder := folder_of(root)) is not None]
-    return [("a registry", Path(folder)) for folder in folders if folder != os.sep]  # everything lies inside that one
+    """Return the registries in use on this machine: the configured one, and those of the named deltas."""
+    roots = [registry_root(registry), *(found.root for delta in deltas if (found := parse_reference(delta)))]
+    return [("a registry", Path(folder)) for folder in local_registries(*roots)]
 
 
 def owner_of(path: Path) -> str | None:
-    """Return in words which output of ours, or registry, a path lies inside; None: in none. One more file spoils it."""
+    """Return which output of ours, or registry, a path lies inside, in words; None if in none."""
     for folder in path.parents:
-        for mark, what in _MARKS.items():
-            if all(os.path.isfile(folder / name) for name in mark):
-                return f"{what}, {folder}"
+        if kind := artifact_in(folder):
+            return f"{kind}, {folder}"
     return f"a registry, {path.parents[2]}" if len(path.parents) > 2 and _has_versions(path.parent) else None
 
 
 def _has_versions(folder: Path) -> bool:
-    """Whether a folder is a repository of a registry: it holds published versions."""
+    """Whether a folder is a repository in a registry, with published versions."""
     try:
         return any(is_version(name) and os.path.isfile(folder / name / MANIFEST_NAME) for name in os.listdir(folder))
     except OSError:
@@ -195,28 +192,25 @@ def _has_versions(folder: Path) -> bool:
 
 
 def check_apart(out: str | Path, apart_from: Sequence[tuple[str, Path]]) -> None:
-    """Check that an output neither equals nor contains where people work, and has nothing to do with these places.
+    """Check that an output is apart from these places, and neither equals nor contains where people work.
 
     Raises:
-        DestinationError: it is, contains or lies inside one.
+        DestinationError: it is, contains or lies inside one of them.
     """
     out = Path(os.path.realpath(expand(out)))
-    around = [("the working folder", Path.cwd()), ("the home folder", expand("~"))]
-    for what, path in [*around, *apart_from]:
-        place = Path(os.path.realpath(path))
-        if out == place:
-            how = f"is {what}"
-        elif out in place.parents:
-            how = f"contains {what}, {place}"
-        elif place in out.parents and (what, path) in apart_from:
-            how = f"lies inside {what}, {place}"
-        else:
+    may_contain_it = [("the working folder", Path.cwd()), ("the home folder", expand("~"))]
+    for what, path in [*may_contain_it, *apart_from]:
+        how = relation(out, path)
+        if how is None or (how == "lies inside" and (what, path) in may_contain_it):
             continue
-        raise DestinationError(f"can't be the output, as it {how}", where=str(out), remedy="choose another place")
+        place = "" if how == "is" else f", {os.path.realpath(path)}"
+        raise DestinationError(
+            f"can't be the output, because it {how} {what}{place}", where=str(out), remedy="choose another place"
+        )
 
 
 def _is_published(out: Path) -> bool:
-    """Whether a folder is ``ROOT/org/name/VERSION`` with a card, as only a registry has it."""
+    """Whether a folder is ``ROOT/org/name/VERSION`` with a card, as in a registry."""
     repo = f"{out.parent.parent.name}/{out.parent.name}"
     return is_version(out.name) and is_repo(repo) and (out / MANIFEST_NAME).exists() and (out / "README.md").exists()
 
@@ -262,9 +256,9 @@ def _foreign_in_model(out: Path) -> Iterator[str]:
 
 
 def _changed_weights(model: Checkpoint, provenance: Provenance, mark: int) -> Iterator[str]:
-    """Yield the weight files that hold something else than the provenance tells of.
+    """Yield the weight files whose content is not what the provenance says.
 
-    Values are compared only in files that were written after the provenance, as by a training that saved over ours.
+    Values are compared only in files that are newer than the provenance, as after a training that saved over them.
     """
     newer = set()
     for file in model.files:
@@ -274,7 +268,7 @@ def _changed_weights(model: Checkpoint, provenance: Provenance, mark: int) -> It
             for span, tensor in zip(file.header.tensors, promised, strict=True)
         ):
             yield file.name
-        elif _touched(file.path) >= mark:
+        elif _written_at(file.path) >= mark:
             newer.add(file.name)
     if newer:
         untouched = {name for name, (file, _) in model.tensors.items() if file.name not in newer}
@@ -304,12 +298,12 @@ _FOREIGN: Mapping[Kind, Callable[[Path], Iterator[str]]] = {
 
 
 def _names(out: Path) -> Iterator[str]:
-    """Yield every file below a folder, and every link, sorted; empty folders hold nothing that could be lost."""
+    """Yield every file and link below a folder, sorted. Empty folders are left out: they hold nothing to lose."""
     for at, folders, files in os.walk(out):
         folders.sort()
         links = [name for name in folders if os.path.islink(os.path.join(at, name))]
         within = Path(at).relative_to(out)
-        if within.parts == (".cache", "huggingface"):  # what the Hub's client leaves in a folder that it downloads to
+        if within.parts == (".cache", "huggingface"):  # huggingface_hub leaves these in a folder that it downloads to
             folders[:] = [name for name in folders if name != "download"]
             files = [name for name in files if name not in (".gitignore", "CACHEDIR.TAG")]
         for name in sorted([*files, *links]):
@@ -317,11 +311,11 @@ def _names(out: Path) -> Iterator[str]:
 
 
 def _is_changed(path: Path, size: int, sha256: str, mark: int) -> bool:
-    """Whether a file is not the listed one. Digests are taken of what was written after ``mark`` alone."""
-    return os.stat(path).st_size != size or (_touched(path) >= mark and file_digest(path)[0] != sha256)
+    """Whether a file differs from the listed one. Only files written after ``mark`` are hashed."""
+    return os.stat(path).st_size != size or (_written_at(path) >= mark and file_digest(path)[0] != sha256)
 
 
-def _touched(path: Path) -> int:
-    """Return when a file was last written, or came to its name, in ns: of two times, one can't be set back by hand."""
+def _written_at(path: Path) -> int:
+    """Return when a file was last written or renamed, in ns. The change time can't be set back by hand."""
     status = os.stat(path)
     return max(status.st_mtime_ns, status.st_ctime_ns)

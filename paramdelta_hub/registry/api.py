@@ -1,4 +1,4 @@
-"""What else is asked of registries: pull, versions, search, link."""
+"""The functions of the Python API that use registries: pull, versions, search, link."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from paramdelta_hub.checkpoints.prediction import Prediction, predict
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.errors import DestinationError, OptionError, RegistryError, SourceError
 from paramdelta_hub.fileio.durable import expand
+from paramdelta_hub.fileio.paths import relation
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.registry.hub.links import Linked, Role
-from paramdelta_hub.registry.hub.links import link as _link
-from paramdelta_hub.registry.locate import chosen, find, hint_at_folder
-from paramdelta_hub.registry.names import folder_of
+from paramdelta_hub.registry.hub.links import link as link_on_hub
+from paramdelta_hub.registry.locate import find_delta, hint_at_folder, local_registries, registry_root
 from paramdelta_hub.registry.protocol import Hit, Part, Pulled, Registry, Version
 from paramdelta_hub.registry.reference import open_registry
-from paramdelta_hub.registry.search import Found, describe_base
-from paramdelta_hub.registry.search import find as _search
+from paramdelta_hub.registry.search import Found, describe_base, search_registry
 from paramdelta_hub.registry.signing import trust
 from paramdelta_hub.tasks.progress import Progress
 
@@ -40,33 +39,33 @@ def pull(
     trusted_keys: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> Pulled:
-    """Fetch a version of a delta; the size and sha256 of every file are checked. A killed pull goes on when repeated.
+    """Fetch a version of a delta, and check the size and sha256 of every file. A killed pull can be run again.
 
     Args:
-        delta: ``org/name[@version|@commit]``, or a folder or URL that ends so; without a revision, the newest version.
+        delta: ``org/name[@version|@commit]``, or a folder or URL that ends in it. Without a revision: the newest.
         folder: where to; by default the registry's cache.
-        registry: where a bare ``org/name`` lies; by default what PARAMDELTA_REGISTRY names, else the Hub.
+        registry: the registry of a bare ``org/name``; by default the one in PARAMDELTA_REGISTRY, or the Hub.
         part: the whole package; or the manifest, alone or with the companions, the samples, or both (``evidence``).
-        allow_downgrade: let a version that is named take the place of a higher one in ``folder``.
-        require_signature: refuse what is not signed, for that repository, by a key of the user's configuration; by
-            default as PARAMDELTA_REQUIRE_SIGNATURE says.
-        trusted_keys: files of public keys by one of which it must be signed, instead.
-        progress: told how far the work is.
+        allow_downgrade: whether a version that you name may replace a higher one in ``folder``.
+        require_signature: whether the delta must be signed for its repository by one of your configured keys; by
+            default PARAMDELTA_REQUIRE_SIGNATURE decides.
+        trusted_keys: files of public keys. The delta must be signed by one of them; configured keys do not count.
+        progress: receives the progress of the work.
 
     Raises:
-        OptionError: a reference that can't be one; a signature is required, and no key is trusted.
-        SignatureError: not signed so.
-        RegistryError: it is not there, not allowed, or not reachable.
-        IntegrityError: what came is not what its manifest promises.
+        OptionError: the reference is not valid; or a signature is required, and no key is trusted.
+        SignatureError: the delta is not signed as required.
+        RegistryError: it does not exist, is not allowed, or is not reachable.
+        IntegrityError: a file is not what the manifest promises.
         DestinationError: the folder holds something else, or files that you have changed; or it is your home folder,
-            or a registry, or within one.
+            or a registry, or inside one.
     """
-    there, reference = find(delta, registry)
+    source, reference = find_delta(delta, registry)
     target = None if folder is None else expand(folder)
     if target is not None:
-        _check_target(target, [root for root in (reference.root, chosen(registry)) if root is not None])
+        _check_target(target, local_registries(reference.root, registry_root(registry)))
     with hint_at_folder(delta, reference):
-        return there.pull(
+        return source.pull(
             reference.repo,
             reference.revision,
             target,
@@ -77,23 +76,22 @@ def pull(
         )
 
 
-def _check_target(target: Path, roots: Sequence[str]) -> None:
-    """Check that a copy does not come where it would be mixed up with a registry, or with all that a user has.
+def _check_target(target: Path, registries: Sequence[str]) -> None:
+    """Check that a copy will not be mixed with a registry, or with everything in the home folder.
+
+    This is not the rule for other outputs, which may not be the working folder either: people do pull into that.
 
     Raises:
-        DestinationError: it would.
+        DestinationError: it would be.
     """
-    real = os.path.realpath(target)
-    if real == os.path.realpath(os.path.expanduser("~")):
-        raise DestinationError("your home folder", where=str(target), remedy="name a folder of its own for the copy")
-    for root in filter(None, map(folder_of, roots)):
-        registry = os.path.realpath(root)
-        if registry == os.sep:  # everything is within it
-            continue
-        if os.path.commonpath([real, registry]) in (real, registry):
-            how = "is" if real == registry else "lies in" if len(real) > len(registry) else "contains"
+    if relation(target, "~") == "is":
+        raise DestinationError("this is your home folder", where=str(target), remedy="name a separate folder")
+    for registry in registries:
+        if how := relation(target, registry):
             raise DestinationError(
-                f"{how} the registry {registry}", where=str(target), remedy="choose a folder outside of it"
+                f"the folder {how} the registry {os.path.realpath(registry)}",
+                where=str(target),
+                remedy="choose a folder outside the registry",
             )
 
 
@@ -101,43 +99,43 @@ def versions(delta: str, *, registry: str | Path | None = None) -> list[Version]
     """Return all versions of a delta, the newest first by semantic version.
 
     Raises:
-        OptionError: a name that can't be one.
-        RegistryError: it is not there, not allowed, or not reachable.
+        OptionError: the name is not valid.
+        RegistryError: the delta does not exist, is not allowed, or is not reachable.
     """
-    there, reference = find(delta, registry)
+    source, reference = find_delta(delta, registry)
     with hint_at_folder(delta, reference):
-        found = there.versions(reference.repo)
+        found = source.versions(reference.repo)
     if not found:
         raise RegistryError("no version is published", where=delta, remedy="check the spelling, and --registry")
     return found
 
 
 def search(query: str | None = None, *, base: str | None = None, registry: str | Path | None = None) -> Iterator[Found]:
-    """Yield deltas, each judged by whether it fits ``base``; lazily, page by page.
+    """Yield deltas page by page, each with a judgement of whether it fits ``base``.
 
     Args:
-        query: looked for in names and titles.
-        base: the model that the delta is for, a folder or ``org/name[@revision]``; its headers are read, and a few
-            values: of every delta that fits, the lineage samples are fetched for a prediction.
-        registry: a folder or an fsspec URL; by default what PARAMDELTA_REGISTRY names, else the Hub.
+        query: text to find in names and titles.
+        base: the model that the delta is for: a folder, or ``org/name[@revision]``. Its headers are read. For a
+            prediction, the samples of every delta that fits are fetched, and compared with a few values of the model.
+        registry: a folder or an fsspec URL; by default the one in PARAMDELTA_REGISTRY, or the Hub.
 
     Raises:
         CheckpointError: base can't be read.
         RegistryError: not allowed, or not reachable.
     """
-    there = open_registry(chosen(registry))
+    source = open_registry(registry_root(registry))
     wanted = None if base is None else describe_base(base)
-    for one in _search(there, query, wanted):
-        if wanted and wanted.model and one.judgement in ("same base", "kin", "fits"):
-            yield replace(one, prediction=_predict(there, one.hit, wanted.model, wanted.values))
+    for found in search_registry(source, query, wanted):
+        if wanted and wanted.model and found.judgement in ("same base", "kin", "fits"):
+            yield replace(found, prediction=_predict(source, found.hit, wanted.model, wanted.values))
         else:
-            yield one
+            yield found
 
 
-def _predict(there: Registry, hit: Hit, model: LogicalModel, remote: Files | None) -> Prediction | None:
-    """Compare a hit's samples with the model's values; a hit that can't be compared is shown without."""
+def _predict(registry: Registry, hit: Hit, model: LogicalModel, remote: Files | None) -> Prediction | None:
+    """Compare a hit's samples with the model's values; None if that is not possible."""
     try:
-        pulled = there.pull(hit.repo, hit.pullable, part="lineage", trust=trust())
+        pulled = registry.pull(hit.repo, hit.pullable, part="lineage", trust=trust())
         package = open_package(pulled.path)
         samples = unpack_samples(package.read_lineage(), f"{hit.repo}@{pulled.version}")
         records = package.records
@@ -162,25 +160,25 @@ def link(
 ) -> Linked:
     """Name a delta on the card of a model on the Hub: its base, its post, or a model that it was applied to.
 
-    Doing it again changes nothing.
+    Running it again changes nothing.
 
     Args:
         delta: the delta's repository on the Hub, ``org/name``.
         repo: the model whose card is to name it.
-        role: what the model is to the delta; by default as the delta's manifest says, ``result`` for any other.
-        create_pr: propose it by a pull request; by default only where the repository is somebody else's.
-        dry_run: change nothing, return the difference.
-        message: of the commit or pull request.
+        role: what the model is to the delta; by default as the delta's manifest says, and ``result`` for other models.
+        create_pr: whether to open a pull request; by default only if the repository belongs to somebody else.
+        dry_run: change nothing, and return the diff.
+        message: the title of the commit or pull request.
 
     Raises:
         OptionError: the delta is not on the Hub.
-        RegistryError: not there, not allowed, or not reachable.
+        RegistryError: it does not exist, is not allowed, or is not reachable.
     """
-    there, reference = find(delta)
+    source, reference = find_delta(delta)
     if reference.root is not None:
-        raise OptionError("only deltas on the Hub can be linked", where=delta, remedy="publish it there first")
+        raise OptionError("only deltas on the Hub can be linked", where=delta, remedy="publish it on the Hub first")
     if role is None:
-        manifest = open_package(there.pull(reference.repo, reference.revision, part="manifest").path).manifest
+        manifest = open_package(source.pull(reference.repo, reference.revision, part="manifest").path).manifest
         roles: dict[str, Role] = {manifest.post.name: "post", manifest.base.name: "base"}
         role = roles.get(repo, "result")
-    return _link(repo, reference.repo, role, create_pr=create_pr, dry_run=dry_run, message=message)
+    return link_on_hub(repo, reference.repo, role, create_pr=create_pr, dry_run=dry_run, message=message)

@@ -1,8 +1,8 @@
-"""Keys of elliptic curves in PEM files: those that the user trusts, and the one that the user signs with.
+"""Elliptic-curve keys in PEM files: the keys that the user trusts, and the key that the user signs with.
 
-Trusted keys are the user's, never a package's: files and folders named in PARAMDELTA_TRUSTED_KEYS, or the folder
-``~/.config/paramdelta/trusted_keys``, in which ``*.pem`` is trusted for every repository, and ``ORG/*.pem`` for those
-of ORG alone.
+Trusted keys come from the user, never from a package: from the files and folders in PARAMDELTA_TRUSTED_KEYS, or else
+from ``~/.config/paramdelta/trusted_keys``. In a folder, ``*.pem`` is trusted for every repository, and ``ORG/*.pem``
+only for the repositories of ORG.
 """
 
 from __future__ import annotations
@@ -26,69 +26,69 @@ __all__ = [
     "PrivateKey",
     "PublicKey",
     "configured_keys",
-    "need_libraries",
     "read_private_key",
     "read_public_key",
+    "require_model_signing",
 ]
 
 _CURVES = {"secp256r1", "secp384r1", "secp521r1"}
-"""Those that Sigstore's bundles know, and model-signing takes."""
-_HOW_TO_MAKE = "make one by `openssl ecparam -name prime256v1 -genkey -noout -out key.pem`"
-_PUBLIC_HALF = "write its public half by `openssl ec -in key.pem -pubout -out key.pub.pem`"
+"""The curves that Sigstore bundles and model-signing support."""
+_HOW_TO_MAKE = "make one with `openssl ecparam -name prime256v1 -genkey -noout -out key.pem`"
+_PUBLIC_HALF = "write its public half with `openssl ec -in key.pem -pubout -out key.pub.pem`"
 
 
 @dataclass(frozen=True)
 class PublicKey:
-    """A public key, and whose packages it may sign."""
+    """A public key, and the organization whose packages it may sign."""
 
     path: Path
     org: str | None
-    """None: everybody's."""
+    """None: every organization."""
     pem: bytes
     fingerprint: str
-    """sha256 of the PEM text, as signatures name it."""
+    """sha256 of the PEM text. Signatures name keys by it."""
 
 
 @dataclass(frozen=True)
 class PrivateKey:
-    """A private key, which stays in its file."""
+    """A private key. It stays in its file."""
 
     path: Path
     public: PublicKey
     password: bytes | None
-    """None: the file is not encrypted."""
+    """None if the file is not encrypted."""
 
 
 def read_public_key(path: Path, org: str | None = None) -> PublicKey:
     """Return the public key of a PEM file.
 
     Raises:
-        SourceError: it can't be read, or is none of a curve that signatures are made with.
+        SourceError: it can't be read, or its curve is not supported.
         OptionError: model-signing is not installed.
     """
-    need_libraries()
+    require_model_signing()
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     content = read_small(path, KEY_BYTES, SourceError, follow=True)
     try:
         key = load_pem_public_key(content)
-    except Exception:  # ValueError for most, UnsupportedAlgorithm and others for some
-        what = "a private key, where a public one is needed" if b"PRIVATE KEY" in content else "no public key in PEM"
+    except Exception:  # ValueError, UnsupportedAlgorithm and others
+        what = "a private key; a public key is needed" if b"PRIVATE KEY" in content else "not a public key in PEM"
         raise SourceError(what, where=str(path), remedy=_PUBLIC_HALF) from None
     if not isinstance(key, EllipticCurvePublicKey):
-        raise _other_kind(path)
+        raise _unsupported_key(path)
     return _public(key, path, org)
 
 
 def read_private_key(path: Path) -> PrivateKey:
-    """Return the private key of a PEM file; PARAMDELTA_KEY_PASSWORD opens an encrypted one.
+    """Return the private key of a PEM file. PARAMDELTA_KEY_PASSWORD decrypts an encrypted one.
 
     Raises:
-        SourceError: it can't be read or opened, or is none of a curve that signatures are made with.
+        SourceError: it can't be read or decrypted, or its curve is not supported.
         OptionError: model-signing is not installed.
     """
-    need_libraries()
+    require_model_signing()
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -97,37 +97,37 @@ def read_private_key(path: Path) -> PrivateKey:
     if b"ENCRYPTED" in content:
         password = os.environ.get(PASSWORD_VARIABLE, "").encode()
         if not password:
-            raise SourceError("an encrypted key", where=str(path), remedy=f"set {PASSWORD_VARIABLE}")
+            raise SourceError("the key is encrypted", where=str(path), remedy=f"set {PASSWORD_VARIABLE}")
     try:
         key = load_pem_private_key(content, password)
     except Exception:  # as above
-        what = f"no private key that {PASSWORD_VARIABLE} opens" if password else "no private key in PEM"
+        what = f"{PASSWORD_VARIABLE} does not decrypt this key" if password else "not a private key in PEM"
         raise SourceError(what, where=str(path), remedy=_HOW_TO_MAKE) from None
     if not isinstance(key, EllipticCurvePrivateKey):
-        raise _other_kind(path)
+        raise _unsupported_key(path)
     return PrivateKey(path, _public(key.public_key(), path, None), password)
 
 
 def configured_keys() -> tuple[PublicKey, ...]:
-    """Return the keys of the user's configuration, at least one.
+    """Return the user's configured keys, at least one.
 
     Raises:
-        OptionError: there is none; or model-signing is not installed.
-        SourceError: one can't be read: better no answer than one that leaves out a key.
+        OptionError: there is no key; or model-signing is not installed.
+        SourceError: a key can't be read. No key is skipped silently.
     """
-    places = _places()
-    found = tuple(read_public_key(path, org) for place in places for path, org in _keys_in(place))
+    paths = _key_paths()
+    found = tuple(read_public_key(path, org) for place in paths for path, org in _keys_in(place))
     if not found:
         raise OptionError(
-            "a signature is required, and no key is trusted",
-            where=os.pathsep.join(map(str, places)),
-            remedy=f"put public keys (*.pem) there, or name them in {KEYS_VARIABLE}, or by --trusted-key",
+            "a signature is required, but there is no trusted key",
+            where=os.pathsep.join(map(str, paths)),
+            remedy=f"put public keys (*.pem) there, or name them with {KEYS_VARIABLE} or --trusted-key",
         )
     return found
 
 
-def need_libraries() -> None:
-    """Import what signatures stand on: here and not above, since it takes a second.
+def require_model_signing() -> None:
+    """Import model-signing. It takes a second, so it is imported on demand.
 
     Raises:
         OptionError: it is not installed.
@@ -142,7 +142,7 @@ def need_libraries() -> None:
         ) from None
 
 
-def _places() -> list[Path]:
+def _key_paths() -> list[Path]:
     if named := os.environ.get(KEYS_VARIABLE):
         return [Path(name).expanduser() for name in named.split(os.pathsep) if name]
     home = os.environ.get("XDG_CONFIG_HOME", "")
@@ -151,7 +151,7 @@ def _places() -> list[Path]:
 
 
 def _keys_in(place: Path) -> Iterator[tuple[Path, str | None]]:
-    """Yield the keys of a file or folder, and the organisation for which each is trusted."""
+    """Yield the key files at a path, each with the organization that it is trusted for."""
     if not place.is_dir():
         if os.path.lexists(place):
             yield place, None
@@ -166,10 +166,10 @@ def _public(key: EllipticCurvePublicKey, path: Path, org: str | None) -> PublicK
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     if key.curve.name not in _CURVES:
-        raise _other_kind(path)
+        raise _unsupported_key(path)
     pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return PublicKey(path, org, pem, hashlib.sha256(pem).hexdigest())
 
 
-def _other_kind(path: Path) -> SourceError:
-    return SourceError("no key of the curves P-256, P-384 or P-521", where=str(path), remedy=_HOW_TO_MAKE)
+def _unsupported_key(path: Path) -> SourceError:
+    return SourceError("the key must be on the curve P-256, P-384 or P-521", where=str(path), remedy=_HOW_TO_MAKE)

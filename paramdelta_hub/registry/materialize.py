@@ -1,7 +1,7 @@
-"""A package's files brought into a folder: each is whole and checked before it has its name, the manifest comes last.
+"""Writing a package's files into a folder: each file is complete and checked before it gets its name.
 
-So a folder with a manifest holds what that manifest promises; and after a death at any moment the files that are there
-are right ones, which are kept when the same is asked for again.
+The manifest is written last, so a folder with a manifest holds what that manifest promises. If the process is killed,
+the files that are already there are intact. A rerun keeps them.
 """
 
 from __future__ import annotations
@@ -38,58 +38,61 @@ __all__ = [
     "CARD_NAME",
     "EXTRAS",
     "SIGNATURE_NAME",
-    "alone_in",
-    "check_space",
+    "check_free_space",
+    "exclusive_dir",
     "file_chunks",
-    "is_right",
-    "put_small",
+    "is_intact",
     "read_extras",
     "receive",
+    "write_if_changed",
 ]
 
 CARD_NAME, SIGNATURE_NAME = "README.md", "manifest.json.sig"
 EXTRAS = {CARD_NAME: CARD_BYTES, SIGNATURE_NAME: SIGNATURE_BYTES}
-"""What goes with a package though its manifest does not list it, and how many bytes each may have."""
-_UNFINISHED = ".received.tmp"
+"""Files that belong to a package although its manifest does not list them, with the size limit of each in bytes."""
+_TEMPORARY_NAME = ".received.tmp"
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Make ``folder`` if need be, and hold it for the length of a ``with`` block; others who want it wait.
+def exclusive_dir(folder: Path) -> Iterator[None]:
+    """Create ``folder`` if needed and lock it for the ``with`` block. Other processes that want the lock wait.
 
-    What a killed process left half-written in it, under names of ours, is removed.
+    Temporary files that a killed process left in it are removed.
+
+    The lock is ``flock`` on the folder itself. ``filelock`` was considered: it needs a file of its own, which it would
+    leave in the user's folder.
 
     Raises:
-        StorageError: it can't be made.
+        StorageError: the folder can't be created or locked.
     """
-    with io_errors("making the folder"):
+    with io_errors("creating the folder"):
         make_folders(folder)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with io_errors("locking the folder"):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # of the folder itself: nothing is left behind, also by kill -9
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # the system releases it, also after kill -9
             for name in (LOCK_NAME, MANIFEST_NAME, *EXTRAS):
-                for torn in folder.glob(TEMPORARY.replace("*", f"{name}.*")):  # written when a process was killed
-                    torn.unlink()
+                for leftover in folder.glob(TEMPORARY.replace("*", f"{name}.*")):
+                    leftover.unlink()
         yield
     finally:
         os.close(descriptor)
 
 
 def read_extras(folder: Path, given: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
-    """Return what goes with the package in a folder: what is given, else what lies there, by name.
+    """Return the card and the signature of a package, by file name: the given ones, otherwise those in its folder.
 
     Raises:
-        PackageError: one is too large, or what lies there is no regular file.
+        PackageError: one is too large, or is not a regular file.
     """
     found = {}
-    for name, most in EXTRAS.items():
+    for name, limit in EXTRAS.items():
         if given is not None and name in given:
-            if len(given[name]) > most:
-                raise PackageError(f"{name} has {len(given[name])} bytes; the limit is {most}", where=str(folder))
+            if len(given[name]) > limit:
+                raise PackageError(f"{name} has {len(given[name])} bytes; the limit is {limit}", where=str(folder))
             found[name] = given[name]
         elif os.path.lexists(folder / name):
-            found[name] = read_small(settle(folder, name), most)
+            found[name] = read_small(settle(folder, name), limit)
     return found
 
 
@@ -100,34 +103,36 @@ def receive(
     where: str,
     progress: Progress | None = None,
 ) -> int:
-    """Bring every file into ``folder`` and force it to disk; return how many bytes came, those kept not counted.
+    """Write every file into ``folder``, force it to disk, and return the number of bytes written.
+
+    Intact files that are already there are kept. They do not count.
 
     Args:
-        files: what is wanted.
-        chunks: gives a file's content by its name, piece by piece.
-        folder: nobody else may write to it; see :func:`alone_in`.
+        files: the files that the folder must hold.
+        chunks: returns a file's content by its name, in pieces.
+        folder: nobody else may write to it; see :func:`exclusive_dir`.
         where: the files' origin, for messages.
-        progress: is told of every byte that comes.
+        progress: receives the number of bytes as they arrive.
 
     Raises:
-        IntegrityError: a file is longer, shorter or other than promised; it does not get its name.
-        PackageError: the folder has a symbolic link where a file is to be.
-        StorageError: the disk is too small, or fails.
+        IntegrityError: a file is not what the manifest promises. It does not get its name.
+        PackageError: a symbolic link stands where a file belongs.
+        StorageError: the disk is full or fails.
     """
     progress = progress or Progress()
-    temporary = folder / _UNFINISHED
+    temporary = folder / _TEMPORARY_NAME
     with io_errors("preparing the folder"):
         temporary.unlink(missing_ok=True)
-        # settle() here too: a link where a file is to be is no file to replace, but an error.
-        missing = [file for file in files if settle(folder, file.path) and not is_right(folder, file)]
+        # settle() raises where a symbolic link stands in a file's place: a link is never replaced.
+        missing = [file for file in files if settle(folder, file.path) and not is_intact(folder, file)]
         needed = sum(file.size for file in missing)
-        check_space(folder, needed)
+        check_free_space(folder, needed)
     progress.start("files", needed)
     try:
         with io_errors("writing"):
             for file in missing:
                 _receive_one(file, chunks(file.path), temporary, settle(folder, file.path), where, progress)
-            # Also where nothing is missing: whoever put it there may have died before it had this done.
+            # Also if nothing was missing: the process that wrote the files may have been killed before this step.
             for parent in {(folder / file.path).parent for file in files} | {folder}:
                 sync_folder(parent)
     finally:
@@ -135,8 +140,8 @@ def receive(
     return needed
 
 
-def is_right(folder: Path, file: FileRecord) -> bool:
-    """Whether a folder holds a listed file with the promised bytes already."""
+def is_intact(folder: Path, file: FileRecord) -> bool:
+    """Whether a folder holds a listed file with the promised content."""
     try:
         path = settle(folder, file.path)
         return path.stat().st_size == file.size and file_digest(path)[0] == file.sha256
@@ -144,16 +149,18 @@ def is_right(folder: Path, file: FileRecord) -> bool:
         return False
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Check that a folder, which need not exist yet, has room: also what stops a manifest that promises too much.
+def check_free_space(folder: Path, needed: int) -> None:
+    """Check that the disk of a folder has enough free space. The folder may not exist yet.
+
+    This also stops a manifest that lists absurd sizes.
 
     Raises:
-        StorageError: it has not.
+        StorageError: there is not enough space.
     """
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if needed > (free := shutil.disk_usage(there).free):
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if needed > (free := shutil.disk_usage(existing).free):
         raise StorageError(
-            f"needs {human_bytes(needed)}; {human_bytes(free)} are free",
+            f"needs {human_bytes(needed)}, but only {human_bytes(free)} are free",
             where=str(folder),
             remedy="free some space, or choose another disk",
         )
@@ -176,7 +183,7 @@ def _receive_one(
             raise IntegrityError(
                 f"the file {file.path!r} ends after {size} of {file.size} bytes",
                 where=where,
-                remedy="run the same command again; if it stays so, the package must be published again",
+                remedy="run the same command again; if the error stays, the package must be published again",
             )
         check_digest(digest.hexdigest(), file.sha256, f"the file {file.path!r}", where)
         os.fsync(descriptor)
@@ -189,8 +196,10 @@ def _receive_one(
         os.close(descriptor)
 
 
-def put_small(path: Path, content: bytes | None) -> int:
-    """Make ``path`` hold ``content`` (None: not be there), whole or not at all; return how many bytes were new.
+def write_if_changed(path: Path, content: bytes | None) -> int:
+    """Write ``content`` to ``path`` unless it is there already; return the number of bytes written.
+
+    The write is atomic. If ``content`` is None, the file is removed.
 
     Raises:
         StorageError: the disk fails.
@@ -206,7 +215,7 @@ def put_small(path: Path, content: bytes | None) -> int:
 
 
 def file_chunks(path: Path) -> Iterator[bytes]:
-    """Yield the content of a regular file, piece by piece.
+    """Yield the content of a regular file in pieces.
 
     Raises:
         PackageError: missing, not a regular file, or the disk fails.

@@ -1,28 +1,28 @@
-"""What a registry is. Two implementations: :mod:`.hub` (``org/name``) and :mod:`.stores` (a folder, any fsspec URL)."""
+"""The interface of a registry. It has two implementations: :mod:`.hub` and :mod:`.stores` (a folder or fsspec URL)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.package.records import FileRecord
-from paramdelta_hub.registry.names import is_version
 from paramdelta_hub.registry.signing import Trust
+from paramdelta_hub.registry.versions import is_version
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["HIGHER_VERSION", "Hit", "Part", "Published", "Pulled", "Registry", "Version", "files_of"]
 
 HIGHER_VERSION = "publish yours as a higher version: paramdelta relabel DELTA -o NEW --version …"
-"""The remedy where a version is there with other content: what is published is never replaced."""
+"""The remedy if a version exists with other content: a published version is never replaced."""
 Part = Literal["package", "companions", "manifest", "lineage", "evidence"]
-"""What to pull: everything; the manifest alone, or with the companions, the lineage file, or both."""
+"""What to pull: everything; or the manifest, alone or with the companions, the lineage file, or both."""
 
 
 def files_of(manifest: Manifest, part: Part) -> tuple[FileRecord, ...]:
-    """Return the files that a part has beside the manifest."""
+    """Return the files that a part has in addition to the manifest."""
     if part == "package":
         return manifest.files
     companions = manifest.companions if part in ("companions", "evidence") else ()
@@ -31,21 +31,21 @@ def files_of(manifest: Manifest, part: Part) -> tuple[FileRecord, ...]:
 
 @dataclass(frozen=True)
 class Version:
-    """One published version of a delta. A version is never replaced."""
+    """One published version of a delta. It is never replaced."""
 
     version: str
     """Semantic version, as in the manifest."""
     revision: str
-    """What pins it: the commit on the Hub, the package's id elsewhere."""
+    """What pins the version: the commit on the Hub, the package's id elsewhere."""
     id: str | None
-    """sha256 of its manifest, where it is known without a download."""
+    """sha256 of its manifest, if it is known without a download."""
     created: str | None
-    """ISO 8601, UTC, where the registry keeps it."""
+    """ISO 8601, UTC, if the registry records it."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a publication made, or found there already."""
+    """The result of a publication."""
 
     repo: str
     version: str
@@ -53,15 +53,15 @@ class Published:
     id: str
     url: str
     uploaded: bool
-    """False: just this content was there already, and nothing was done."""
+    """False if the same content was published before, so nothing was done."""
     pull_request: str | None = None
     notes: tuple[str, ...] = ()
-    """What the publisher may not have meant, such as a license that is gone."""
+    """What the publisher may not have intended, such as a missing license."""
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """A package, or the part of it that was asked for, as it lies on disk now, every file checked."""
+    """A pulled package, or the requested part of it, on disk. Every file is checked."""
 
     path: Path
     repo: str
@@ -69,14 +69,14 @@ class Pulled:
     revision: str
     id: str
     downloaded: int
-    """Bytes that were not there before."""
+    """The number of bytes that were not there before."""
     signed_by: str | None = None
-    """Which trusted key its signature holds good for; None where no signature was asked for."""
+    """The trusted key that signed it; None if no signature was required."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A delta that a search found, as the registry describes it; judged in :mod:`.search`."""
+    """A delta that a search found, as the registry describes it; see :mod:`.search` for the verdict."""
 
     repo: str
     title: str
@@ -85,19 +85,19 @@ class Hit:
     base: str | None
     post: str | None
     fingerprint: str | None
-    """Of base's architecture."""
+    """The fingerprint of base's architecture."""
     nbytes: int | None
     license: str | None
     created: str | None
 
     @property
     def pullable(self) -> str | None:
-        """The version that it claims, if it can be one; else the newest is meant."""
+        """The version to pull: the one that the card claims, if it is valid; None stands for the newest."""
         return self.version if self.version and is_version(self.version) else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable record."""
-        return dict(self.__dict__)
+        return asdict(self)
 
 
 class Registry(Protocol):
@@ -116,24 +116,24 @@ class Registry(Protocol):
         notes: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Published:
-        """Publish a package whole or not at all; equal content again is no error and does nothing.
+        """Publish a package completely or not at all. Publishing the same content again does nothing.
 
-        Before anything is sent, ``progress`` is told where to and who will see it. The package's folder is only read.
+        Before the upload, ``progress`` is told where the package goes and who can see it. The folder is only read.
 
         Args:
-            package: the folder.
+            package: the package's folder.
             repo: ``org/name``.
-            version: the manifest's.
-            extras: the model card and the signature to go with it, by their names in
-                :data:`~paramdelta_hub.registry.materialize.EXTRAS`; what is not given is taken from the folder.
-            private: make a new repository on the Hub private.
-            create_pr: propose it there by a pull request.
-            message: of the commit there.
-            notes: what ``progress`` is told, too, once it is known that something is to be sent.
-            progress: told where the package goes, and how far the work is.
+            version: the manifest's version.
+            extras: the model card and the signature, by their names in
+                :data:`~paramdelta_hub.registry.materialize.EXTRAS`; by default those in the folder.
+            private: whether a new repository on the Hub is private.
+            create_pr: whether to open a pull request on the Hub.
+            message: the title of the commit on the Hub.
+            notes: texts for ``progress``, if something will be uploaded.
+            progress: receives the destination and the progress of the work.
 
         Raises:
-            PublishError: the version is there with other content, or somebody else was faster; nothing is replaced.
+            PublishError: the version exists with other content, or somebody else published it first.
             RegistryError: not allowed, not reachable, …
         """
 
@@ -148,15 +148,15 @@ class Registry(Protocol):
         trust: Trust | None = None,
         progress: Progress | None = None,
     ) -> Pulled:
-        """Fetch a version (the newest if None) into ``folder``, or a cache; every file's size and sha256 is checked.
+        """Fetch a version (by default the newest) into ``folder``, or into a cache, and check every file.
 
-        A folder that holds another version is changed only if the new one was named, and to a lower one only with
-        ``allow_downgrade``. With ``trust``, the manifest must be signed, for this repository, by one of its keys; that
-        is checked before anything is written.
+        A folder that holds another version is changed only if the user named the new one; to a lower version only with
+        ``allow_downgrade``. With ``trust``, the manifest must be signed for this repository by one of its keys. This is
+        checked before anything is written.
 
         Raises:
-            SignatureError: not signed so.
-            IntegrityError: what came is not what the manifest promises.
+            SignatureError: the manifest is not signed as demanded.
+            IntegrityError: a file is not what the manifest promises.
             DestinationError: the folder holds something else.
             RegistryError: no such repository or version, not allowed, not reachable, …
         """
@@ -165,7 +165,7 @@ class Registry(Protocol):
         """Return all versions, the newest first by semantic version."""
 
     def card(self, repo: str) -> str | None:
-        """Return the model card of the newest version, or None where nothing is published, or no card with it."""
+        """Return the model card of the newest version, or None if there is no version or no card."""
 
     def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
-        """Yield deltas; ``query`` is looked for in names and titles, ``base`` and ``fingerprint`` must be equal."""
+        """Yield deltas with ``query`` in their name or title, and with this ``base`` and ``fingerprint``."""

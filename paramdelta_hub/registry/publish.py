@@ -1,4 +1,4 @@
-"""Publish: a package, with its card and perhaps a signature, as a version that nobody can replace."""
+"""Publishing a package, with its card and perhaps a signature, as a version that nobody can replace."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from paramdelta_hub.registry.cards.markdown import hub_id, own_words
 from paramdelta_hub.registry.keys import PrivateKey, read_private_key
 from paramdelta_hub.registry.locate import find_to_publish
 from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME
-from paramdelta_hub.registry.names import check_version
 from paramdelta_hub.registry.protocol import Published, Registry
-from paramdelta_hub.registry.signing import Trust, read_manifest, read_signature
-from paramdelta_hub.registry.signing import sign as signature_of
+from paramdelta_hub.registry.reference import Reference
+from paramdelta_hub.registry.signing import Trust, read_manifest, read_signature, sign_manifest
+from paramdelta_hub.registry.versions import check_version
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["publish", "read_card"]
@@ -40,51 +40,41 @@ def publish(
     sign: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Published:
-    """Publish the package in the folder ``delta`` whole or not at all; equal content again does nothing.
+    """Publish the package in the folder ``delta`` completely or not at all. Publishing it again does nothing.
 
-    The folder is only read. A new model card, made from the manifest, goes with the package: it has what the author
-    wrote in the folder's README.md or else, between the markers, in the card published before.
+    The folder is only read. A new model card is made from the manifest. It keeps what the author wrote: in the folder's
+    README.md, or otherwise between the markers of the card that was published before.
 
     Args:
         delta: the package's folder.
-        repo: ``org/name``, or a folder or URL that ends so; ``hf://org/name`` is always the Hub.
-        version: must be the manifest's, if given: a package can't change its version, which is part of its id.
-        registry: a folder or an fsspec URL in which a bare ``org/name`` lies; by default what PARAMDELTA_REGISTRY
-            names, else the Hub.
-        private: make a new repository on the Hub private.
-        create_pr: propose it there by a pull request.
-        message: of the commit there.
-        sign: a private key in PEM (P-256, P-384 or P-521), PARAMDELTA_KEY_PASSWORD its password if it has one: the
-            manifest is signed with it, for this repository.
-        progress: told where the package goes before anything is sent, and how far the work is.
+        repo: ``org/name``, or a folder or URL that ends in it; ``hf://org/name`` is always the Hub.
+        version: must be the manifest's version, if given. The version is part of a package's id.
+        registry: the folder or fsspec URL of a bare ``org/name``; by default that of PARAMDELTA_REGISTRY, or the Hub.
+        private: whether a new repository on the Hub is private.
+        create_pr: whether to open a pull request on the Hub.
+        message: the title of the commit on the Hub.
+        sign: a private key in PEM (P-256, P-384 or P-521) that signs the manifest for this repository.
+            PARAMDELTA_KEY_PASSWORD is its password, if it has one.
+        progress: receives the destination before the upload, and the progress of the work.
 
     Raises:
-        OptionError: a version or a name that can't be; a name that begins like a folder here; a card whose
-            metadata can't be read; no model-signing here.
+        OptionError: a version or a name is not valid; ``org`` is also a local folder; the card's metadata can't be
+            read; or model-signing is not installed.
         SourceError: the key can't be read.
-        PackageError: not a package, or damaged.
-        PublishError: the version is there with other content, or without this signature, or somebody else was faster.
+        PackageError: the folder is not a package, or is damaged.
+        PublishError: the version exists with other content or without this signature.
         RegistryError: not reachable, not allowed, …
     """
-    path_exists(expand(delta), PackageError)  # a folder that can't be read is not told as one that is missing
+    path_exists(expand(delta), PackageError)  # a folder that can't be read is not reported as missing
     package = open_package(expand(delta))
     manifest = package.manifest
-    there, reference = find_to_publish(repo, registry)
-    progress = progress or Progress()
+    target, reference = find_to_publish(repo, registry)
     for wanted in (version, reference.revision):
         check_version(manifest.version, wanted, str(package.path))
     key = read_private_key(expand(sign)) if sign is not None else None
-    on_hub = reference.root is None
-    existing = read_card(package.path) or ""
-    if not own_words(existing):
-        existing = there.card(reference.repo) or existing  # what its author wrote must not be lost
-    licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
-    card = delta_card(manifest, package.digest, reference.repo, existing, licenses=licenses, on_hub=on_hub)
-    extras = {CARD_NAME: card.encode()}
-    if key is not None:
-        extras[SIGNATURE_NAME] = _signature(package, reference.repo, key)
-    notes = _compare_license(there, reference.repo, manifest)
-    published = there.publish(
+    extras = _extras(package, target, reference, key)
+    notes = _compare_license(target, reference.repo, manifest)
+    published = target.publish(
         package.path,
         reference.repo,
         manifest.version,
@@ -93,29 +83,41 @@ def publish(
         create_pr=create_pr,
         message=message,
         notes=notes,
-        progress=progress,
+        progress=progress or Progress(),
     )
     if key is not None and not (published.uploaded or published.pull_request):
-        _check_signed(there, published, key)
+        _check_signed(target, published, key)
     return replace(published, notes=notes if published.uploaded else ())
 
 
+def _extras(package: Package, target: Registry, reference: Reference, key: PrivateKey | None) -> dict[str, bytes]:
+    """Return the card, which keeps what the author wrote, and the signature if there is a key, by file name."""
+    manifest, on_hub = package.manifest, reference.root is None
+    existing = read_card(package.path) or ""
+    if not own_words(existing):
+        existing = target.card(reference.repo) or existing
+    licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
+    card = delta_card(manifest, package.digest, reference.repo, existing, licenses=licenses, on_hub=on_hub)
+    signature = {} if key is None else {SIGNATURE_NAME: _signature(package, reference.repo, key)}
+    return {CARD_NAME: card.encode(), **signature}
+
+
 def _signature(package: Package, repo: str, key: PrivateKey) -> bytes:
-    """Return a signature for this repository: the folder's, if it is of this key, else a new one."""
-    manifest, lying = read_manifest(package), read_signature(package.path)
+    """Return a signature for this repository: the one in the folder if it is by this key, or a new one."""
+    manifest, existing = read_manifest(package), read_signature(package.path)
     try:
-        Trust((key.public,)).check(manifest, lying, str(package.path), repo)
+        Trust((key.public,)).check(manifest, existing, str(package.path), repo)
     except SignatureError:
-        lying = None
-    return lying or signature_of(manifest, repo, key)
+        existing = None
+    return existing or sign_manifest(manifest, repo, key)
 
 
-def _compare_license(there: Registry, repo: str, manifest: Manifest) -> tuple[str, ...]:
-    """Return what there is to say where the newest version has a license, and this one none or another."""
+def _compare_license(registry: Registry, repo: str, manifest: Manifest) -> tuple[str, ...]:
+    """Return a note if the license differs from that of the newest published version."""
     try:
-        before = open_package(there.pull(repo, None, part="manifest").path).manifest
+        before = open_package(registry.pull(repo, None, part="manifest").path).manifest
     except (RegistryError, SourceError):
-        return ()  # nothing published yet, or nothing that can be read
+        return ()  # nothing is published yet, or it can't be read
     same = before.license is None or before.license.casefold() == (manifest.license or "").casefold()
     if same or before.version == manifest.version:
         return ()
@@ -123,25 +125,25 @@ def _compare_license(there: Registry, repo: str, manifest: Manifest) -> tuple[st
     return (f"the license changes: version {before.version} has {before.license}, {manifest.version} {now}",)
 
 
-def _check_signed(there: Registry, published: Published, key: PrivateKey) -> None:
-    """Check that what was published before has a signature of this key: none can be added to it.
+def _check_signed(registry: Registry, published: Published, key: PrivateKey) -> None:
+    """Check that a version that was published before is signed by this key. A signature can't be added later.
 
     Raises:
-        PublishError: it has not.
+        PublishError: it is not.
     """
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            there.pull(published.repo, published.version, Path(scratch), part="manifest", trust=Trust((key.public,)))
+            registry.pull(published.repo, published.version, Path(scratch), part="manifest", trust=Trust((key.public,)))
     except SignatureError as error:
         raise PublishError(
             f"version {published.version} was published before without this signature ({error.what})",
             where=published.url,
-            remedy="what is published never changes: sign the next version",
+            remedy="a published version never changes; sign the next version",
         ) from None
 
 
 def read_card(folder: Path) -> str | None:
-    """Return the model card that lies in a package's folder, or None if there is none.
+    """Return the model card in a package's folder, or None if there is none.
 
     Raises:
         PackageError: too large, or not UTF-8.
@@ -156,13 +158,13 @@ def read_card(folder: Path) -> str | None:
 
 
 def _license(source: Source) -> str | None:
-    """Return what the card of base or post says, if that is on the Hub and can be asked."""
+    """Return the license on the card of base or post; None if the card is not on the Hub or can't be read."""
     if (repo := hub_id(source.name, source.commit)) is None:
         return None
     try:
         with translate_hub_errors(repo):
             data = connect().model_info(repo, revision=source.commit).card_data
     except RegistryError:
-        return None  # gated, gone, or out of reach: the card then says that it does not know
+        return None  # gated, deleted or not reachable: the card then says "Not stated"
     name = data.get("license") if data else None
     return name if isinstance(name, str) else None

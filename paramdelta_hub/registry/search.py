@@ -1,4 +1,4 @@
-"""Finding deltas for a model, and judging every one that is found; headers are read, weights are not."""
+"""Finding deltas for a model, and judging each of them. Headers are read, weights are not."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Hit, Registry
 
-__all__ = ["Found", "Judgement", "Verdict", "Wanted", "describe_base", "find", "judge"]
+__all__ = ["Found", "Judgement", "Verdict", "Wanted", "describe_base", "judge", "search_registry"]
 
 Judgement = Literal["same base", "kin", "fits", "does not fit", "unknown"]
 
 
 class Wanted(NamedTuple):
-    """The model that a delta is looked for."""
+    """The model for which deltas are searched."""
 
     name: str | None
-    """On the Hub; None for a local folder."""
+    """Its name on the Hub; None for a local folder."""
     fingerprint: str | None
     relatives: frozenset[str]
-    """What its card names as its base models."""
+    """The base models that its card names."""
     model: LogicalModel | None = None
     values: Files | None = None
-    """Reads the model's files, where they are not on this machine."""
+    """Reads the model's files if they are not on this machine."""
 
 
 class Verdict(NamedTuple):
-    """Whether a delta can be applied, as far as cards and headers tell, and why."""
+    """Whether a delta can be applied, judged by cards and headers, and why."""
 
     judgement: Judgement
     reason: str
@@ -45,13 +45,13 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """A hit with its verdict."""
+    """A search result with its verdict."""
 
     hit: Hit
     judgement: Judgement
     reason: str
     prediction: Prediction | None = None
-    """What to expect of it on the model; None where it does not fit, or was not asked for."""
+    """The expected effect on the model; None if the delta does not fit, or no model was named."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable record."""
@@ -62,17 +62,17 @@ class Found:
 
 
 def describe_base(model: str | Path) -> Wanted:
-    """Return what a search for deltas of a model needs: of a local one, or one on the Hub (``org/name[@revision]``).
+    """Return what a search needs to know about a model: a local one, or one on the Hub (``org/name[@revision]``).
 
-    On the Hub, the headers are read by Range requests: some 100 kB of every weight file.
+    On the Hub, the headers are read by Range requests, about 100 kB of every weight file.
 
     Raises:
-        CheckpointError: no such model, or none whose headers can be read.
+        CheckpointError: there is no such model, or its headers can't be read.
     """
     if path_exists(expand(model)) or not is_repo(str(model).partition("@")[0]):
         checkpoint = open_checkpoint(model)
-        on_the_hub = checkpoint.source.name if checkpoint.source.commit else None
-        return Wanted(on_the_hub, _fingerprint(checkpoint), frozenset(), logical_model(checkpoint))
+        hub_name = checkpoint.source.name if checkpoint.source.commit else None
+        return Wanted(hub_name, _fingerprint(checkpoint), frozenset(), logical_model(checkpoint))
     remote = open_remote(str(model), Path(str(model)), tokenizers=False)
     name, identity = remote.checkpoint.source.name, _fingerprint(remote.checkpoint)
     return Wanted(name, identity, remote.bases, logical_model(remote.checkpoint), RemoteValues(remote))
@@ -83,40 +83,42 @@ def _fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def judge(hit: Hit, wanted: Wanted) -> Verdict:
-    """Return whether a delta can be applied to the wanted model, as far as its card tells.
+    """Return whether a delta can be applied to the wanted model, judged by its card.
 
-    Only apply itself knows: it compares digests and values. What is judged here is the names and the architecture.
+    Only names and architectures are compared here. The final decision is made by apply, which compares digests and
+    values.
     """
     if hit.fingerprint is None or wanted.fingerprint is None:
         if hit.base is not None and hit.base == wanted.name:
-            return Verdict("unknown", f"made of {hit.base}, but its architecture is not known")
-        return Verdict("unknown", "its architecture is not known")
+            return Verdict("unknown", f"made from {hit.base}, but its architecture is unknown")
+        return Verdict("unknown", "its architecture is unknown")
     if not hit.fingerprint or not wanted.fingerprint.startswith(hit.fingerprint):
-        return Verdict("does not fit", "its base has other tensors or shapes")
+        return Verdict("does not fit", "its base has different tensors or shapes")
     if hit.base is not None and hit.base == wanted.name:
-        return Verdict("same base", f"made of {hit.base}")
+        return Verdict("same base", f"made from {hit.base}")
     if hit.base is not None and hit.base in wanted.relatives:
-        return Verdict("kin", f"made of {hit.base}, which the model's card names as its base")
-    origin = f"made of {hit.base}" if hit.base else "its base is not known"
-    return Verdict("fits", f"equal architecture; {origin}: apply compares the values before it adds")
+        return Verdict("kin", f"made from {hit.base}, which the model's card names as its base")
+    origin = f"made from {hit.base}" if hit.base else "its base is unknown"
+    return Verdict("fits", f"same architecture, {origin}; apply compares the values first")
 
 
-def find(registry: Registry, query: str | None, wanted: Wanted | None) -> Iterator[Found]:
-    """Yield deltas of a registry, each judged: those of the model's architecture first, then those made of it by name.
+def search_registry(registry: Registry, query: str | None, wanted: Wanted | None) -> Iterator[Found]:
+    """Yield deltas of a registry, each with a verdict.
 
-    With a query, those that it finds and that do not fit come last.
+    First come those of the model's architecture, then those whose base has the model's name. With a query, those that
+    match it but do not fit come last.
 
     Args:
-        registry: where to look.
-        query: words to look for; None for all.
-        wanted: the model to apply to; None judges nothing.
+        registry: the registry to search.
+        query: text to find; None finds everything.
+        wanted: the model to apply to; None gives every delta the verdict "unknown".
 
     Raises:
-        RegistryError: not allowed, not reachable.
+        RegistryError: not allowed, or not reachable.
     """
     if wanted is None:
         for hit in registry.search(query, None, None):
-            yield Found(hit, "unknown", "no model was named to judge it for")
+            yield Found(hit, "unknown", "no model was named to compare with")
         return
     shown: set[tuple[str, str]] = set()
     searches: list[tuple[str | None, str | None]] = [(None, wanted.fingerprint)]

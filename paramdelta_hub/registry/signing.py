@@ -1,8 +1,8 @@
-"""Who made a package: a signature over its manifest, made and checked by model-signing, offline.
+"""Signatures over a package's manifest, made and checked offline by model-signing.
 
-``manifest.json.sig`` is a Sigstore bundle (OpenSSF model signing). It signs one file, the manifest, which has the
-sha256 of all others; and one name, that of the repository for which it was made, so that a signed delta can't be passed
-off as another signed delta of the same publisher.
+``manifest.json.sig`` is a Sigstore bundle (OpenSSF model signing). It signs one file, the manifest, which holds the
+sha256 of all other files. It also signs the name of the repository, so one signed delta can't be passed off as another
+one by the same publisher.
 """
 
 from __future__ import annotations
@@ -27,84 +27,85 @@ from paramdelta_hub.fileio.symlinks import settle
 from paramdelta_hub.limits import MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.registry.keys import PrivateKey, PublicKey, configured_keys, need_libraries, read_public_key
+from paramdelta_hub.registry.keys import PrivateKey, PublicKey, configured_keys, read_public_key, require_model_signing
 from paramdelta_hub.registry.materialize import SIGNATURE_NAME
 from paramdelta_hub.registry.names import is_id, is_repo
 
-__all__ = ["Trust", "read_manifest", "read_signature", "sign", "trust"]
+__all__ = ["Trust", "read_manifest", "read_signature", "sign_manifest", "trust"]
 
 
 @dataclass(frozen=True)
 class Trust:
-    """The keys by one of which a package must be signed."""
+    """The trusted keys. A package must be signed by one of them."""
 
     keys: tuple[PublicKey, ...]
 
     def check(self, manifest: bytes, signature: bytes | None, where: str, repo: str | None = None) -> str:
-        """Check the signature of a manifest, offline; return in words which key holds good for it.
+        """Check the signature of a manifest offline; return a description of the key that signed it.
 
         Args:
-            manifest: the very bytes that will be used.
-            signature: what lies beside it; None if nothing does.
+            manifest: the bytes of the manifest that will be used.
+            signature: the content of the signature file; None if there is none.
             where: the package, for messages.
-            repo: the repository it is given out for; None where it lies in a folder of no registry.
+            repo: the repository that the package came from; None for a package in a plain folder.
 
         Raises:
-            SignatureError: unsigned; by a key that is not trusted; over another manifest; for another repository;
-                altered.
+            SignatureError: there is no signature; or it was altered, is by a key that is not trusted, for another
+                manifest or for another repository.
             OptionError: model-signing is not installed.
         """
         if signature is None:
-            raise SignatureError("not signed", where=where, remedy="ask its publisher to sign it, by pd-publish --sign")
-        claim = _claim(signature, where)
-        keys = [key for key in self.keys if key.fingerprint == claim.fingerprint]
+            raise SignatureError(
+                "not signed", where=where, remedy="ask its publisher to sign it with pd-publish --sign"
+            )
+        statement = _parse_bundle(signature, where)
+        keys = [key for key in self.keys if key.fingerprint == statement.fingerprint]
         if not keys:
             raise SignatureError(
-                f"signed by a key that is not among the {len(self.keys)} you trust (sha256 {claim.fingerprint[:16]}…)",
+                f"signed by none of your {len(self.keys)} trusted keys, but by sha256 {statement.fingerprint[:16]}…",
                 where=where,
-                remedy="if you have that key from its owner, and not from where the package is, trust it: pd-verify"
+                remedy="if you have the key from its owner, and not from the place of the package, trust it with"
                 " --trusted-key",
             )
-        if claim.digest != hashlib.sha256(manifest).hexdigest():
+        if statement.digest != hashlib.sha256(manifest).hexdigest():
             raise SignatureError(
-                f"the signature is over another manifest (id {claim.digest[:16]}…)",
+                f"the signature is for another manifest (id {statement.digest[:16]}…)",
                 where=where,
-                remedy="the package was changed after it was signed, or the signature is another package's",
+                remedy="the package was changed after signing, or this signature belongs to another package",
             )
         _verify(manifest, signature, keys[0], where)
-        if repo not in (None, claim.repo):
+        if repo not in (None, statement.repo):
             raise SignatureError(
-                f"signed to be {claim.repo}, and not {repo}",
+                f"signed for {statement.repo}, not for {repo}",
                 where=where,
-                remedy="it may be passed off as another; if it has moved, its publisher must sign it again",
+                remedy="it may be another delta under this name; if it has moved, its publisher must sign it again",
             )
-        org = claim.repo.partition("/")[0]
+        org = statement.repo.partition("/")[0]
         trusted = [key for key in keys if key.org in (None, org)]
         if not trusted:
             raise SignatureError(
-                f"signed to be {claim.repo} by a key that you trust for {keys[0].org} alone: {keys[0].path}",
+                f"signed for {statement.repo} by a key that you trust only for {keys[0].org}: {keys[0].path}",
                 where=where,
-                remedy=f"if it may sign for {org}, too, copy it into the folder {org} beside",
+                remedy=f"if the key may sign for {org} too, copy it into a folder {org} next to its own",
             )
-        return f"{trusted[0].path.name} (sha256 {claim.fingerprint[:16]}…), to be {claim.repo}"
+        return f"{trusted[0].path.name} (sha256 {statement.fingerprint[:16]}…), for {statement.repo}"
 
     def check_package(self, package: Package) -> str:
-        """Check the signature that lies in a package's folder; return what :meth:`check` does.
+        """Check the signature in a package's folder; return what :meth:`check` returns.
 
         Raises:
             SignatureError: see :meth:`check`.
-            PackageError: its files can't be read any more.
+            PackageError: the files can't be read any more.
         """
         return self.check(read_manifest(package), read_signature(package.path), str(package.path))
 
 
 def trust(keys: Sequence[str | Path] = (), *, require: bool | None = None) -> Trust | None:
-    """Return whom a package must be signed by, or None where nobody asks for a signature.
+    """Return the keys that a package must be signed by, or None if no signature is required.
 
     Args:
-        keys: files of public keys, which are then the only trusted ones.
-        require: whether the keys of the user's configuration are to be asked; by default as
-            PARAMDELTA_REQUIRE_SIGNATURE says.
+        keys: files of public keys. If given, these are the only trusted keys.
+        require: whether a signature by a configured key is required; by default PARAMDELTA_REQUIRE_SIGNATURE decides.
 
     Raises:
         SourceError: a key can't be read.
@@ -117,30 +118,31 @@ def trust(keys: Sequence[str | Path] = (), *, require: bool | None = None) -> Tr
     return Trust(configured_keys()) if require else None
 
 
-def sign(manifest: bytes, repo: str, key: PrivateKey) -> bytes:
-    """Return the signature that says: this manifest is that of a version of ``repo``.
+def sign_manifest(manifest: bytes, repo: str, key: PrivateKey) -> bytes:
+    """Return a signature stating that this is the manifest of a version of ``repo``.
 
     Raises:
-        StorageError: no temporary file can be written.
+        StorageError: a temporary file can't be written.
     """
     from model_signing import signing
 
     with io_errors("signing"), tempfile.TemporaryDirectory() as scratch:
-        # model-signing signs a folder, under its own name.
+        # model-signing signs a folder, and the folder's name.
         folder, signature = Path(scratch, quote(repo, safe="")), Path(scratch, SIGNATURE_NAME)
         folder.mkdir()
         (folder / MANIFEST_NAME).write_bytes(manifest)
-        password: Any = key.password  # annotated as text; the library below it takes bytes alone
+        password: Any = key.password  # model-signing declares text, but cryptography needs bytes
         signer = signing.Config().use_elliptic_key_signer(private_key=key.path, password=password)
-        signer.set_hashing_config(_every_file()).sign(folder, signature)
+        signer.set_hashing_config(_hashing_config()).sign(folder, signature)
         return signature.read_bytes()
 
 
 def read_manifest(package: Package) -> bytes:
-    """Return the content of a package's manifest, as it was when the package was opened.
+    """Return the content of a package's manifest, which must be the same as when the package was opened.
 
     Raises:
-        PackageError: it is no more.
+        PackageError: it was deleted.
+        IntegrityError: it was changed.
     """
     content = read_small(settle(package.path, MANIFEST_NAME), MANIFEST_BYTES)
     check_digest(hashlib.sha256(content).hexdigest(), package.digest, f"the file {MANIFEST_NAME!r}", str(package.path))
@@ -148,10 +150,10 @@ def read_manifest(package: Package) -> bytes:
 
 
 def read_signature(folder: Path) -> bytes | None:
-    """Return the signature that lies in a package's folder, or None if there is none.
+    """Return the signature in a package's folder, or None if there is none.
 
     Raises:
-        PackageError: no regular file, or too large.
+        PackageError: it is not a regular file, or too large.
     """
     if not os.path.lexists(folder / SIGNATURE_NAME):
         return None
@@ -159,70 +161,75 @@ def read_signature(folder: Path) -> bytes | None:
 
 
 @dataclass(frozen=True)
-class _Claim:
-    """What a signature says of itself; not to be believed before :func:`_verify`."""
+class _Statement:
+    """What a signature states. It is not to be trusted before :func:`_verify`."""
 
     fingerprint: str
     digest: str
     repo: str
 
 
-def _claim(signature: bytes, where: str) -> _Claim:
-    statement = None
+def _parse_bundle(signature: bytes, where: str) -> _Statement:
+    """Return what a Sigstore bundle states, without checking its signature."""
+    payload_json = None
     try:
         match strict_json.parse(signature):
             case {
                 "verificationMaterial": {"publicKey": {"hint": str(fingerprint)}},
                 "dsseEnvelope": {"payload": str(payload)},
             }:
-                statement = strict_json.parse(base64.b64decode(payload, validate=True))
+                payload_json = strict_json.parse(base64.b64decode(payload, validate=True))
             case {"verificationMaterial": {"certificate": _} | {"x509CertificateChain": _}}:
                 raise SignatureError(
-                    "signed with a certificate, and not with a key",
+                    "signed with a certificate, not with a key",
                     where=where,
-                    remedy="check it by model-signing's own command: see docs/signing.md",
+                    remedy="check it with the command of model-signing, see docs/signing.md",
                 )
     except (PackageError, binascii.Error) as error:
         raise SignatureError(f"the signature can't be read: {error}", where=where) from None
-    match statement:
+    match payload_json:
         case {
             "_type": "https://in-toto.io/Statement/v1",
             "predicateType": "https://model_signing/signature/v1.0",
             "subject": [{"name": str(name)}],
             "predicate": {"resources": [{"name": "manifest.json", "algorithm": "sha256", "digest": str(digest)}]},
         } if is_repo(unquote(name)) and is_id(digest) and is_id(fingerprint):
-            return _Claim(fingerprint, digest, unquote(name))
+            return _Statement(fingerprint, digest, unquote(name))
     raise SignatureError(
-        "the signature is not one over manifest.json alone, for a repository",
+        "the signature must cover manifest.json alone, for one repository",
         where=where,
-        remedy="sign it by pd-publish --sign, or as docs/signing.md says",
+        remedy="sign with pd-publish --sign, or as described in docs/signing.md",
     )
 
 
 def _verify(manifest: bytes, signature: bytes, key: PublicKey, where: str) -> None:
-    """Let model-signing check copies of what was read, so that nobody changes it meanwhile."""
-    need_libraries()
+    """Let model-signing check copies of the bytes that were read, so that nobody can change them meanwhile."""
+    require_model_signing()
     from model_signing import verifying
 
     with io_errors("checking the signature"), tempfile.TemporaryDirectory() as scratch:
-        folder, beside, public = Path(scratch, "package"), Path(scratch, SIGNATURE_NAME), Path(scratch, "key.pem")
+        folder, signature_file, public = (
+            Path(scratch, "package"),
+            Path(scratch, SIGNATURE_NAME),
+            Path(scratch, "key.pem"),
+        )
         folder.mkdir()
         (folder / MANIFEST_NAME).write_bytes(manifest)
-        beside.write_bytes(signature)
+        signature_file.write_bytes(signature)
         public.write_bytes(key.pem)
-        verifier = verifying.Config().use_elliptic_key_verifier(public_key=public).set_hashing_config(_every_file())
+        verifier = verifying.Config().use_elliptic_key_verifier(public_key=public).set_hashing_config(_hashing_config())
         try:
-            verifier.verify(folder, beside)
-        except Exception as problem:  # of four libraries, and what they raise on broken bundles is not listed
+            verifier.verify(folder, signature_file)
+        except Exception as problem:  # from four libraries, which do not document what broken bundles raise
             raise SignatureError(
-                "the signature is not genuine: it was altered, or made without the key that it names",
+                "the signature is not genuine: it was altered, or was not made with the key that it names",
                 where=where,
-                remedy="do not use the package; get it again, and tell its publisher if it stays so",
+                remedy="do not use the package; get it again, and tell its publisher if the error stays",
             ) from problem
 
 
-def _every_file() -> Any:
-    """Return how to hash: every file, also those of git, which model-signing passes over unless told."""
+def _hashing_config() -> Any:
+    """Return the hashing options: every file counts, also git's files, which model-signing ignores by default."""
     from model_signing import hashing
 
     config = hashing.Config().use_file_serialization(hashing_algorithm="sha256")

@@ -14,7 +14,7 @@ from paramdelta_hub.fileio.durable import expand, io_errors
 from paramdelta_hub.limits import CATALOG_DELTAS
 from paramdelta_hub.outputs.replacing import Replacement, check_new, registry_places
 from paramdelta_hub.package.package import Package, open_package
-from paramdelta_hub.registry.locate import chosen
+from paramdelta_hub.registry.locate import registry_root
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Hit, Registry
 from paramdelta_hub.registry.reference import Reference, open_registry
@@ -81,7 +81,7 @@ def catalog(
         StorageError: the disk is full or fails.
     """
     out, bases = os.path.expanduser(out), [os.path.expanduser(base) for base in bases]
-    root = chosen(registry)
+    root = registry_root(registry)
     client, progress = open_registry(root), progress or Progress()
     may_replace = Replacement("catalog", [*registry_places(registry), *_local_models(bases)]) if overwrite else None
     check_new(out, overwrite=overwrite, registry=registry)

@@ -87,7 +87,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "an index that is a list": (write(INDEX, b"[]"), "no weight_map"),
     "an index of nothing": (write(INDEX, b"{}"), "no weight_map"),
     "a weight map of numbers": (write(INDEX, b'{"weight_map":{"a":1}}'), "no weight_map"),
-    "a weight map twice": (write(INDEX, b'{"weight_map":{},"weight_map":{}}'), "stands twice"),
+    "a weight map twice": (write(INDEX, b'{"weight_map":{},"weight_map":{}}'), "occurs twice"),
     "a tensor too many in the index": (index(lambda v: v["weight_map"].update(ghost=FIRST)),
     "disagree about tensor 'ghost'"),
     "a tensor too few": (index(lambda v: v["weight_map"].pop("model.norm.weight")), "disagree"),

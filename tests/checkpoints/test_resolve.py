@@ -158,7 +158,7 @@ def test_a_file_that_may_not_grow_so_far(hub: LoopbackHub, tmp_path: Path) -> No
         timeout=120,
     )
     assert done.returncode == 7, done.stderr
-    assert "keeping what the Hub sent failed" in done.stderr
+    assert "storing a download from the Hub failed" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -173,7 +173,7 @@ def test_an_added_token_takes_its_id_from_the_token_that_had_it(tmp_path: Path) 
         (tokenizer_json([["a", 0.0], []]), "no vocabulary in it"),
         ({"model": []}, "no vocabulary in it"),
         ([], "not a JSON object"),
-        ('{"model": {"vocab": {"a": 0, "a": 1}}}', "stands twice"),
+        ('{"model": {"vocab": {"a": 0, "a": 1}}}', "occurs twice"),
         ('{"model": {"vocab": {"a": 0}, "merges": [["a"', "not JSON"),
         (b"\xff", "not UTF-8"),
         ("[" * 9_000_000, "JSON of more than"),

@@ -37,5 +37,5 @@ def test_the_digest_is_that_of_an_implementation_from_the_paper(size: int, seed:
 
 def test_two_digests_that_differ_are_told_of() -> None:
     check_digest("a" * 64, "a" * 64, "it")
-    with pytest.raises(IntegrityError, match="it has the digest aaaaaaaaaaaaaaaa…, the manifest promises bbbb"):
+    with pytest.raises(IntegrityError, match="it has the digest aaaaaaaaaaaaaaaa…, but the manifest promises bbbb"):
         check_digest("a" * 64, "b" * 64, "it", "somewhere")

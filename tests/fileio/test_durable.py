@@ -107,7 +107,7 @@ def test_read_small(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"12345")
     assert durable.read_small(path, 5) == b"12345"
-    with pytest.raises(PackageError, match="5 bytes, where at most 4 make sense"):
+    with pytest.raises(PackageError, match="5 bytes; the limit is 4"):
         durable.read_small(path, 4)
 
 
@@ -115,7 +115,7 @@ def test_a_sparse_terabyte_is_refused_without_reading_it(tmp_path: Path) -> None
     path = tmp_path / "file"
     with path.open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(PackageError, match="at most 1000 make sense"):
+    with pytest.raises(PackageError, match="the limit is 1000"):
         durable.read_small(path, 1000)
 
 
@@ -275,7 +275,7 @@ def test_write_file_that_fails_leaves_the_old_content_and_no_litter(
     ("number", "words"),
     [
         (errno.ENOSPC, "free some space"), (errno.EDQUOT, "quota"), (errno.EROFS, "read-only"),
-        (errno.EACCES, "permissions"), (errno.EIO, "I/O error"), (errno.EMFILE, "goes on where it stopped"),
+        (errno.EACCES, "permissions"), (errno.EIO, "I/O error"), (errno.EMFILE, "to resume"),
     ],
 )  # fmt: skip
 def test_io_errors_say_what_helps(number: int, words: str) -> None:

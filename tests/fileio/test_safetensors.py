@@ -82,12 +82,12 @@ def test_every_dtype_has_the_size_that_safetensors_gives_it(dtype: str) -> None:
 
 
 BROKEN: dict[str, tuple[bytes, str]] = {
-    "duplicate": (file_of(b'{"a":%s,"a":%s}' % ((json.dumps(entry()).encode(),) * 2)), "stands twice"),
+    "duplicate": (file_of(b'{"a":%s,"a":%s}' % ((json.dumps(entry()).encode(),) * 2)), "occurs twice"),
     "duplicate in a tensor": (
         file_of(b'{"a":{"dtype":"F32","dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}'),
-        "stands twice",
+        "occurs twice",
     ),
-    "duplicate metadata": (file_of(b'{"__metadata__":{},"__metadata__":{}}', 0), "stands twice"),
+    "duplicate metadata": (file_of(b'{"__metadata__":{},"__metadata__":{}}', 0), "occurs twice"),
     "hole": (file_of({"a": entry("F32", (2,), 0, 8), "b": entry("F32", (2,), 16, 24)}), "hole or an overlap"),
     "hole before the first": (file_of({"a": entry("F32", (2,), 16, 24)}), "hole or an overlap"),
     "overlap": (file_of({"a": entry("F32", (4,), 0, 16), "b": entry("F32", (4,), 8, 24)}), "hole or an overlap"),
@@ -118,10 +118,10 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "negative offset": (file_of({"a": entry("F32", (2, 3), -24, 0)}), "impossible data_offsets"),
     "huge offset": (file_of({"a": entry("F32", (2, 3), 2**64 - 24, 2**64)}), "impossible data_offsets|64 bits"),
     "offsets a text": (file_of({"a": {**entry(), "data_offsets": "0-24"}}), "impossible data_offsets"),
-    "missing field": (file_of({"a": {"dtype": "F32", "shape": [2, 3]}}), "no or other fields"),
-    "unknown field": (file_of({"a": entry(stride=[1])}), "no or other fields"),
-    "not an object": (file_of({"a": 7}), "no or other fields"),
-    "null": (file_of({"a": None}), "no or other fields"),
+    "missing field": (file_of({"a": {"dtype": "F32", "shape": [2, 3]}}), "exactly the fields"),
+    "unknown field": (file_of({"a": entry(stride=[1])}), "exactly the fields"),
+    "not an object": (file_of({"a": 7}), "exactly the fields"),
+    "null": (file_of({"a": None}), "exactly the fields"),
     "a list": (file_of([], 0), "begin with"),
     "a number": (file_of(b"7", 0), "begin with"),
     "empty": (file_of(b"", 0), "begin with"),
@@ -352,5 +352,5 @@ def test_a_duplicate_among_many_keys_is_found_in_time(where: str) -> None:
     keys = [keys[0], *keys] if where == "first" else [*keys, keys[-1]]
     text = ("{" + ",".join(f'"{key}":0' for key in keys) + "}").encode()
     start = time.process_time()
-    refused(file_of(text, 0), "stands twice")
+    refused(file_of(text, 0), "occurs twice")
     assert time.process_time() - start < 2

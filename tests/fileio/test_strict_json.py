@@ -57,9 +57,9 @@ def test_what_is_not_json_is_not_written(write: object, value: float) -> None:
 
 
 REFUSED = {
-    b'{"a":1,"a":1}': "'a' stands twice",
-    b'{"a":1,"\\u0061":2}': "'a' stands twice",
-    b'[{"x":{"b":1,"c":2,"b":3}}]': "'b' stands twice",
+    b'{"a":1,"a":1}': "'a' occurs twice",
+    b'{"a":1,"\\u0061":2}': "'a' occurs twice",
+    b'[{"x":{"b":1,"c":2,"b":3}}]': "'b' occurs twice",
     b"NaN": "NaN is not JSON",
     b"[Infinity]": "Infinity is not JSON",
     b'{"a":-Infinity}': "-Infinity is not JSON",

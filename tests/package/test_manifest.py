@@ -229,7 +229,7 @@ def test_several_problems_are_listed_at_once(value: dict[str, Any]) -> None:
 
 def test_duplicate_keys_nan_and_depth(text: bytes) -> None:
     for damaged, match in (
-        (text.replace(b'"license": null', b'"license": null, "license": "mit"'), "stands twice"),
+        (text.replace(b'"license": null', b'"license": null, "license": "mit"'), "occurs twice"),
         (text.replace(b'"patch": {}', b'"patch": {"a": NaN}'), "NaN"),
         (text.replace(b'"patch": {}', b'"patch": {"a": 1e999}'), "overflows"),
         (text.replace(b'"patch": {}', b'"patch": {"a": %s}' % (b"[" * 40 + b"]" * 40)), "nested deeper"),

@@ -34,7 +34,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 from paramdelta_hub.environment import KEYS_VARIABLE, PASSWORD_VARIABLE, REQUIRE_VARIABLE
 from paramdelta_hub.registry.keys import read_private_key, read_public_key
-from paramdelta_hub.registry.signing import Trust, sign
+from paramdelta_hub.registry.signing import Trust, sign_manifest
 from tests.attacks.outcomes import change_manifest
 from tests.conftest import Family
 from tests.registry.packages import altered, id_of, labelled, tree
@@ -149,7 +149,7 @@ def test_published_signed_and_pulled_by_who_trusts_the_key(root: Path, acme: Pat
     assert "signed    by acme.pem (sha256 " in told
     told = run("verify", tmp_path / "copy", "--trusted-key", public_of(acme)).stdout
     assert "sig   by acme.pub.pem" in told
-    assert f"to be {REPO}" in told
+    assert f"for {REPO}" in told
     assert pd.verify(tmp_path / "copy", threads=1).signed_by is None, "nobody asked"
 
 
@@ -170,7 +170,7 @@ def test_every_curve_and_encrypted_keys(
     plain = write_pair(tmp_path, "plain", ec.generate_private_key(curve()))
     assert read_private_key(plain).password is None, "a password that the key does not need is not used"
     content = (package / "manifest.json").read_bytes()
-    assert trusting(plain).check(content, sign(content, REPO, read_private_key(plain)), "here", REPO)
+    assert trusting(plain).check(content, sign_manifest(content, REPO, read_private_key(plain)), "here", REPO)
 
 
 def test_unsigned_is_refused_and_nothing_is_written(
@@ -193,8 +193,8 @@ def test_a_stranger_s_key_is_refused_also_if_it_comes_with_the_package(
     root = tmp_path / "registry"
     pd.publish(package, REPO, registry=root, sign=mallory)
     shutil.copy(public_of(mallory), lying(root) / "trusted_keys.pem")
-    refused("not among the 1 you trust", "pull", root / REPO, "--require-signature")
-    refused("not among the 1 you trust", "verify", lying(root), "--trusted-key", public_of(acme))
+    refused("by none of your 1 trusted keys", "pull", root / REPO, "--require-signature")
+    refused("by none of your 1 trusted keys", "verify", lying(root), "--trusted-key", public_of(acme))
     (lying(root) / "trusted_keys.pem").unlink()
     pd.verify(lying(root), trusted_keys=[public_of(acme), public_of(mallory)], threads=1)
 
@@ -202,15 +202,15 @@ def test_a_stranger_s_key_is_refused_also_if_it_comes_with_the_package(
 def test_a_changed_manifest_is_refused(root: Path, acme: Path, home: Path, tmp_path: Path) -> None:
     believe(home, acme)
     change_manifest(lying(root), lambda manifest: manifest.update(license="none"))
-    refused("over another manifest", "pull", root / REPO, "--require-signature")
-    refused("over another manifest", "verify", lying(root), "--require-signature")
+    refused("for another manifest", "pull", root / REPO, "--require-signature")
+    refused("for another manifest", "verify", lying(root), "--require-signature")
     pd.verify(lying(root), threads=1)  # whole it is, and that is all that a digest can say
 
 
 def test_every_changed_byte_of_a_signature_is_noticed(package: Path, acme: Path) -> None:
     """Or it means nothing: then the answer is the same."""
     content, trust = (package / "manifest.json").read_bytes(), trusting(acme)
-    good = sign(content, REPO, read_private_key(acme))
+    good = sign_manifest(content, REPO, read_private_key(acme))
     said = trust.check(content, good, "here", REPO)
     refusals = 0
     for place in range(0, len(good), 3):
@@ -232,15 +232,15 @@ def test_a_signature_of_another_package_does_not_fit(
     other = altered(shared_family.delta, tmp_path / "other", "2.0.0")
     pd.publish(other, REPO, registry=root, sign=acme)
     shutil.copy(lying(root, "2.0.0") / "manifest.json.sig", lying(root) / "manifest.json.sig")
-    refused("over another manifest", "pull", f"{root}/{REPO}@1.0.0", "--require-signature")
+    refused("for another manifest", "pull", f"{root}/{REPO}@1.0.0", "--require-signature")
 
 
 def test_a_signed_package_can_t_be_passed_off_as_another(root: Path, acme: Path, home: Path, tmp_path: Path) -> None:
     """Both are acme's, both are signed; a registry that is not honest gives one for the other."""
     believe(home, acme)
     shutil.copytree(root / REPO, root / "acme/harmless")
-    refused(f"signed to be {REPO}, and not acme/harmless", "pull", root / "acme/harmless", "--require-signature")
-    refused(f"signed to be {REPO}", "verify", f"{root}/acme/harmless@1.0.0", "--trusted-key", public_of(acme))
+    refused(f"signed for {REPO}, not for acme/harmless", "pull", root / "acme/harmless", "--require-signature")
+    refused(f"signed for {REPO}", "verify", f"{root}/acme/harmless@1.0.0", "--trusted-key", public_of(acme))
     # Published anew there, it is signed for there.
     pd.publish(lying(root), "acme/other", registry=root, sign=acme)
     assert pd.pull("acme/other", registry=root, require_signature=True).signed_by
@@ -253,7 +253,7 @@ def test_a_signature_in_somebody_else_s_name_is_not_genuine(
     place = lying(root) / "manifest.json.sig"
     named = json.loads(place.read_bytes())["verificationMaterial"]
     change_manifest(lying(root), lambda manifest: manifest.update(license="none"))
-    forged = json.loads(sign((lying(root) / "manifest.json").read_bytes(), REPO, read_private_key(mallory)))
+    forged = json.loads(sign_manifest((lying(root) / "manifest.json").read_bytes(), REPO, read_private_key(mallory)))
     place.write_text(json.dumps({**forged, "verificationMaterial": named}))
     refused("not genuine", "pull", root / REPO, "--require-signature")
 
@@ -273,12 +273,12 @@ def test_what_the_key_signed_otherwise_is_no_signature_of_the_package(
     content, trust = (package / "manifest.json").read_bytes(), trusting(acme)
     ignoring = hashing.Config().set_ignored_paths(paths=[Path("manifest.json")])
     for signature in (by_library(package, acme), by_library(package, acme, ignoring)):
-        with pytest.raises(pd.SignatureError, match=r"over manifest\.json alone"):
+        with pytest.raises(pd.SignatureError, match=r"manifest\.json alone"):
             trust.check(content, signature, "here")
     alone = tmp_path / "instruct"  # the manifest alone, but for no repository
     alone.mkdir()
     shutil.copy(package / "manifest.json", alone)
-    with pytest.raises(pd.SignatureError, match="for a repository"):
+    with pytest.raises(pd.SignatureError, match="for one repository"):
         trust.check(content, by_library(alone, acme), "here")
 
 
@@ -325,7 +325,7 @@ def test_other_statements_are_refused_before_their_words_are_shown(
     at: tuple[str | int, ...], value: str, package: Path, acme: Path
 ) -> None:
     content = (package / "manifest.json").read_bytes()
-    bundle = json.loads(sign(content, REPO, read_private_key(acme)))
+    bundle = json.loads(sign_manifest(content, REPO, read_private_key(acme)))
     statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
     node = statement
     for step in at[:-1]:
@@ -372,8 +372,8 @@ def test_a_key_can_be_trusted_for_one_organisation_alone(
     assert pd.pull(REPO, registry=root, require_signature=True).signed_by
     evil = labelled(lying(root), tmp_path / "evil", "3.0.0")
     pd.publish(evil, REPO, registry=root, sign=mallory)
-    refused("trust for mallory alone", "pull", root / REPO, "--require-signature")
-    refused("trust for mallory alone", "verify", lying(root, "3.0.0"), "--require-signature")
+    refused("trust only for mallory", "pull", root / REPO, "--require-signature")
+    refused("trust only for mallory", "verify", lying(root, "3.0.0"), "--require-signature")
     pd.publish(evil, "mallory/instruct", registry=root, sign=mallory)
     assert pd.pull("mallory/instruct", registry=root, require_signature=True).signed_by
     believe(home, mallory)  # for all
@@ -386,13 +386,13 @@ def test_keys_named_in_the_environment_replace_the_configuration_s(
 ) -> None:
     believe(home, acme)
     monkeypatch.setenv(KEYS_VARIABLE, str(public_of(mallory)))
-    refused("not among the 1", "pull", root / REPO, "--require-signature")
+    refused("by none of your 1", "pull", root / REPO, "--require-signature")
     monkeypatch.setenv(KEYS_VARIABLE, os.pathsep.join([str(public_of(mallory)), str(home), "/nowhere"]))
     assert pd.pull(REPO, registry=root, require_signature=True).signed_by
 
 
 def test_no_key_is_trusted(root: Path, home: Path) -> None:
-    refused("no key is trusted", "pull", root / REPO, "--require-signature", code=2, kind="option")
+    refused("there is no trusted key", "pull", root / REPO, "--require-signature", code=2, kind="option")
 
 
 def test_all_commands_can_be_told_to_require_signatures(
@@ -427,14 +427,14 @@ def test_keys_that_are_none(keys: Path, acme: Path, tmp_path: Path) -> None:
                 read()
             assert "openssl" in str(caught.value.remedy)
     for path, words in {
-        acme: "a private key, where a public one is needed",
-        tmp_path / "rubbish.pem": "no public key",
+        acme: "a private key; a public key is needed",
+        tmp_path / "rubbish.pem": "not a public key",
         tmp_path / "long.pem": "70000 bytes",
         tmp_path / "missing.pem": "can't be opened",
     }.items():
         with pytest.raises(pd.SourceError, match=words):
             read_public_key(path)
-    with pytest.raises(pd.SourceError, match="no private key"):
+    with pytest.raises(pd.SourceError, match="not a private key"):
         read_private_key(public_of(acme))
 
 
@@ -479,7 +479,7 @@ def test_a_registry_that_goes_back_is_noticed(
             pd.pull(reference, copy, registry=root, require_signature=True)
     other = altered(shared_family.delta, tmp_path / "other", "1.1.0")
     pd.publish(other, REPO, registry=root, sign=acme)
-    with pytest.raises(pd.IntegrityError, match="a version is never replaced"):
+    with pytest.raises(pd.IntegrityError, match="never replaced"):
         pd.pull(f"{REPO}@1.1.0", copy, registry=root, require_signature=True)
     assert tree(copy) == held
 
@@ -538,7 +538,7 @@ def test_a_signature_that_no_longer_fits_is_made_anew(package: Path, root: Path,
 
 def test_a_key_that_can_t_sign_publishes_nothing(package: Path, acme: Path, tmp_path: Path) -> None:
     refused(
-        "no private key", "publish", package, tmp_path / "r" / REPO, "--sign", public_of(acme), code=3, kind="source"
+        "not a private key", "publish", package, tmp_path / "r" / REPO, "--sign", public_of(acme), code=3, kind="source"
     )
     assert not (tmp_path / "r").exists()
 
@@ -592,7 +592,7 @@ def test_signed_by_the_hub(hub: LoopbackHub, paramdelta: Paramdelta, package: Pa
     hub.add("acme/harmless").add(dict(tree(tmp_path / "copy")))
     code, told = paramdelta("verify", "acme/harmless@main", "--trusted-key", public)
     assert (code, told["error"]["kind"]) == (5, "signature"), told
-    assert "signed to be acme/instruct" in told["error"]["what"]
+    assert "signed for acme/instruct" in told["error"]["what"]
 
 
 def test_unsigned_by_the_hub(paramdelta: Paramdelta, package: Path, acme: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 import paramdelta_hub as pd
 from paramdelta_hub.environment import REGISTRY_VARIABLE
-from paramdelta_hub.registry.locate import chosen
+from paramdelta_hub.registry.locate import registry_root
 from paramdelta_hub.registry.stores.registry import StoreRegistry
 from tests.attacks.outcomes import change_manifest, reseal, shard_of
 from tests.conftest import Family
@@ -123,14 +123,14 @@ def test_a_folder_of_other_things_is_no_registry(
     pd.publish(package, REPO, registry=root)
     (tmp_path / "thesis/part/one").mkdir(parents=True)
     (tmp_path / "thesis/part/one/chapter.tex").touch()
-    absent(str(root / "acme"), "not a registry: it holds instruct")
-    absent(str(package), "not a registry: it holds .*manifest")
-    absent(str(tmp_path / "thesis"), "not a registry: it holds part")
+    absent(str(root / "acme"), "not a registry; it holds instruct")
+    absent(str(package), "not a registry; it holds .*manifest")
+    absent(str(tmp_path / "thesis"), "not a registry; it holds part")
     # A publication that was cut off has left what it takes to go on.
     (tmp_path / "cut" / REPO / "1.0.0.partial").mkdir(parents=True)
     assert list(pd.search(registry=tmp_path / "cut")) == []
     pd.publish(package, REPO, registry=f"memory://shape-{next(NUMBERS)}/registry")
-    absent(f"memory://shape-{next(NUMBERS) - 1}", "not a registry: it holds registry")
+    absent(f"memory://shape-{next(NUMBERS) - 1}", "not a registry; it holds registry")
     notes = Notes()
     pd.publish(package, REPO, registry=tmp_path / "thesis", progress=notes)
     place = f"the folder {tmp_path}/thesis/{REPO} (a folder that holds other things)"
@@ -170,8 +170,8 @@ def test_a_file_in_place_of_the_folder(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
     root = f"{tmp_path}/file{below}"
-    absent(root, "a file, where a registry is a folder")
-    with pytest.raises(pd.RegistryError, match="a file, where a registry is a folder"):
+    absent(root, "a registry must be a folder")
+    with pytest.raises(pd.RegistryError, match="a registry must be a folder"):
         pd.publish(package, REPO, registry=root)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -185,7 +185,7 @@ def test_a_prefix_and_a_bucket_that_are_not_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     root = f"s3://deltas/none-{next(NUMBERS)}"
-    absent(root, "nothing is there")
+    absent(root, "there is nothing")
     absent("s3://detlas/registry", "no such bucket")
     absent("s3://detlas", "no such bucket")
     notes = Notes()
@@ -196,7 +196,7 @@ def test_a_prefix_and_a_bucket_that_are_not_there(
         f"publishing minilm-sre 1.1.0 to {root}/{REPO}",
     ]
     file = f"{root}/{REPO}/1.0.0/manifest.json"
-    absent(file, "a file, where a registry is a folder")
+    absent(file, "a registry must be a folder")
     fsspec.filesystem("s3").mkdir("empty")
     assert list(pd.search(registry="s3://empty")) == []
 
@@ -236,8 +236,8 @@ def test_a_registry_by_its_file_url(tmp_path: Path, package: Path, monkeypatch: 
         assert pd.pull(REPO, registry=url).version == pd.pull(f"{url}/{REPO}").version == "1.0.0"
         assert pd.catalog(url, tmp_path / scheme).deltas == 1
     monkeypatch.setenv(REGISTRY_VARIABLE, "")
-    assert chosen(None) is None
-    assert chosen("/") == chosen("file:///") == "/"
+    assert registry_root(None) is None
+    assert registry_root("/") == registry_root("file:///") == "/"
 
 
 # A folder of the same name as an organization.
@@ -533,7 +533,7 @@ def test_a_failing_disk_is_not_blamed_on_the_hub(
         timeout=120,
     )
     assert done.returncode == 7, done.stderr
-    assert "keeping what the Hub sent failed" in done.stderr
+    assert "storing a download from the Hub failed" in done.stderr
 
 
 # A copy that its owner has changed.
@@ -694,8 +694,8 @@ def test_a_copy_is_not_mixed_up_with_a_registry(root: Path, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(root)
     for out, how in (
-        (root, "is"), (tmp_path / "link", "is"), (root / "acme/copy", "lies in"), (root / "copy", "lies in"),
-        ("link/copy", "lies in"), (tmp_path, "contains"), (".", "contains"),
+        (root, "is"), (tmp_path / "link", "is"), (root / "acme/copy", "lies inside"), (root / "copy", "lies inside"),
+        ("link/copy", "lies inside"), (tmp_path, "contains"), (".", "contains"),
     ):  # fmt: skip
         for delta, registry in ((REPO, root), (f"{root}/{REPO}", None), (f"file://{root}/{REPO}", None)):
             with pytest.raises(pd.DestinationError, match=f"{how} the registry"):
@@ -703,7 +703,7 @@ def test_a_copy_is_not_mixed_up_with_a_registry(root: Path, tmp_path: Path, monk
     monkeypatch.setenv(REGISTRY_VARIABLE, str(root))
     other = StoreRegistry(tmp_path / "other")
     other.publish(tmp_path / "first", REPO, "1.0.0")
-    with pytest.raises(pd.DestinationError, match="lies in the registry"):
+    with pytest.raises(pd.DestinationError, match="lies inside the registry"):
         pd.pull(f"{tmp_path}/other/{REPO}", root / "copy")
     shutil.rmtree(tmp_path / "other")
     assert tree(tmp_path) == before

@@ -61,7 +61,7 @@ def test_an_equal_registry_gives_equal_files(registry: Path, tmp_path: Path) -> 
 def test_deltas_are_judged_for_the_models_asked_for(registry: Path, family: Family, tmp_path: Path) -> None:
     pd.catalog(registry, tmp_path / "site", bases=[str(family.target)], title="Ours")
     index = Tags((tmp_path / "site/index.html").read_bytes())
-    assert "For target: fits — equal architecture" in index.text
+    assert "For target: fits — same architecture" in index.text
     assert index.text.count("Ours") == 2
 
 

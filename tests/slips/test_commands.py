@@ -112,7 +112,10 @@ SLIPS = (
         "is a registry|contains",
     ),
     overwrite(
-        "over a single weight file", "refused", "apply target delta -o model.safetensors", "a file, where a folder"
+        "over a single weight file",
+        "refused",
+        "apply target delta -o model.safetensors",
+        "only a folder can be replaced",
     ),
     overwrite(
         "over a result whose card was edited",
@@ -141,16 +144,16 @@ SLIPS = (
         r"about\.html",
     ),
     overwrite(
-        "a report over a text", "refused", "inspect delta --html thesis/chapter.tex", "no report that paramdelta made"
+        "a report over a text", "refused", "inspect delta --html thesis/chapter.tex", "not a report by paramdelta"
     ),
     overwrite(
-        "a report over one that was edited", "refused", "inspect delta --html edited-report.html", "edited since"
+        "a report over one that was edited", "refused", "inspect delta --html edited-report.html", "or was edited"
     ),
     overwrite(
         "a statement over a text",
         "refused",
         "verify new-model --statement thesis/chapter.tex",
-        "no report that paramdelta made",
+        "not a report by paramdelta",
     ),
     overwrite(
         "relabel onto the package itself",

@@ -1,1 +1,1 @@
-"""Model cards, the pictures and tables in them, and the words by which deltas are found."""
+"""Model cards: their text, tables, pictures and tags."""

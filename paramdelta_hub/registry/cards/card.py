@@ -1,7 +1,7 @@
-"""Model cards: what a delta is and how to use it; what an applied model is made of.
+"""The model cards of deltas and of applied models.
 
-Cards are read by people, and their metadata by the Hub. Manifests come from strangers, so every text of theirs is
-escaped; what an author wrote by hand stays when the rest is written anew.
+People read the text of a card, and the Hub reads its metadata. Manifests come from strangers, so all their texts are
+escaped. When a card is written again, the text and the metadata of its author stay.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from paramdelta_hub.registry.cards.changes import change_table
 from paramdelta_hub.registry.cards.markdown import (
     YOURS_BEGIN,
     YOURS_END,
+    escape_markdown,
     front_matter,
     hub_id,
     model_link,
     own_words,
-    plain,
     split,
 )
 from paramdelta_hub.registry.cards.tags import FACTS_KEY, FINGERPRINT_PREFIX, LIBRARY, TAG, card_facts, fingerprint_tag
 
 __all__ = ["delta_card", "result_card"]
 
-_SHOWN = 10
-"""Lines of a list, such as of tensors left out; the manifest has all."""
+_MAX_LINES = 10
+"""The number of lines of a list, such as the omitted tensors. The manifest has all of them."""
 
 _RESULT_TAG = "paramdelta-result"
-"""On every applied model, which is no delta: :data:`TAG` is for those."""
+"""The tag of every applied model. :data:`TAG` is for deltas only."""
 
 _TASKS = {
     "ForCausalLM": "text-generation",
@@ -47,8 +47,8 @@ _TASKS = {
     "ForImageClassification": "image-classification",
     "ForSpeechSeq2Seq": "automatic-speech-recognition",
 }
-"""``pipeline_tag`` by the end of an architecture's class. ForConditionalGeneration is not among them: it may mean text,
-images or speech."""
+"""``pipeline_tag`` by the last part of the name of a model class. ForConditionalGeneration is missing, because it may
+mean text, images or speech."""
 
 _FORMULA = "    Θ_new = Θ_target + (Θ_post − Θ_base)"
 _SUM = "    Θ = Θ_target + Σ weight · (Θ_post − Θ_base)"
@@ -72,33 +72,35 @@ The arithmetic is that of Param∆ (Cao et al., ICLR 2025); also published as in
 
 def delta_card(
     manifest: Manifest,
-    id: str,  # noqa: A002 - what the package calls it
+    id: str,  # noqa: A002 - the package's own term
     repo: str,
     existing: str | None = None,
     *,
     licenses: tuple[str | None, str | None] = (None, None),
     on_hub: bool = True,
 ) -> str:
-    """Return a delta's card, in which the author's words and metadata from ``existing`` survive.
+    """Return a delta's card. The author's text and metadata in ``existing`` are kept.
+
+    The metadata is read and written by huggingface_hub's ``ModelCard``. This keeps the author's keys, but not comments.
 
     Args:
-        manifest: the package's.
+        manifest: the package's manifest.
         id: sha256 of the manifest.
-        repo: where it is published, ``org/name``.
-        existing: the card that was there before.
-        licenses: of base and of post, where their cards say; the delta inherits post's unless it has its own.
-        on_hub: whether the Hub is where it is published; elsewhere commands need ``--registry``.
+        repo: the repository that it is published in, ``org/name``.
+        existing: the previous card.
+        licenses: the licenses of base and of post, if known. A delta without a license inherits post's.
+        on_hub: whether it is published on the Hub. Otherwise commands need ``--registry``.
 
     Raises:
         OptionError: the existing card's metadata can't be read.
     """
     base, post, words = manifest.base, manifest.post, own_words(existing)
-    names = f"**{plain(base.name)}** to make **{plain(post.name)}**"
+    names = f"**{escape_markdown(base.name)}** to make **{escape_markdown(post.name)}**"
     sections = [
-        f"# {plain(manifest.name)} {manifest.version}",
-        f"A **delta**: what post-training added to {names}, and nothing else. It is no model by itself. Added to its"
-        " own base it gives back post, bit for bit; added to another base of that family, such as the next release, it"
-        f" carries the post-training over, without training:\n\n{_FORMULA}",
+        f"# {escape_markdown(manifest.name)} {manifest.version}",
+        f"This is a **delta**: what post-training added to {names}. It is not a model by itself. Added to its own base,"
+        " it gives back post, bit for bit. Added to another base of the same family, such as the next release, it"
+        f" transfers the post-training, without training:\n\n{_FORMULA}",
         "\n\n".join([YOURS_BEGIN, *([words] if words else []), YOURS_END]),
         f"## Use\n\n{_commands(manifest, repo, on_hub)}",
         f"## Made of\n\n{_sources(manifest)}",
@@ -112,15 +114,15 @@ def delta_card(
 
 
 def result_card(provenance: Mapping[str, Any], manifests: Sequence[Manifest], lines: Iterable[str] = ()) -> str:
-    """Return the card of an applied model: what it is made of, with weights, versions, commits and warnings.
+    """Return the card of an applied model: its sources with weights, versions, commits and warnings.
 
-    Nothing in it depends on time or place, and nothing of the target's own card is in it: this is another model. It
-    ends in a seal, by which an edited card is told from ours.
+    Nothing in it depends on time or place. It takes nothing from the target's own card, because this is another model.
+    It ends with a seal, which shows whether the card was edited.
 
     Args:
-        provenance: what ``paramdelta_provenance.json`` says.
-        manifests: of the deltas, in the provenance's order.
-        lines: what there is to say of the files beside the weights.
+        provenance: the content of ``paramdelta_provenance.json``.
+        manifests: the manifests of the deltas, in the provenance's order.
+        lines: notes about the files other than the weights.
     """
     target, deltas = provenance["target"], provenance["deltas"]
     sources = [(target["name"], target["commit"]), *((m.post.name, m.post.commit) for m in manifests)]
@@ -129,65 +131,66 @@ def result_card(provenance: Mapping[str, Any], manifests: Sequence[Manifest], li
         "base_model_relation": "merge" if any(hub_id(*source) for source in sources) else None,
         "tags": ["merge", _RESULT_TAG],
     }
-    label = plain(target["name"])
+    label = escape_markdown(target["name"])
     parts = [f"- {model_link(target['name'], target['commit'])}"]
-    parts += [_summand(delta, manifest) for delta, manifest in zip(deltas, manifests, strict=True)]
+    parts += [_delta_line(delta, manifest) for delta, manifest in zip(deltas, manifests, strict=True)]
     sections = [
-        f"# {label} + {' + '.join(plain(delta['name']) for delta in deltas)}",
-        f"This model is **{label}** with the difference that post-training made elsewhere added to its weights, by"
-        f" [Paramdelta Hub](https://pypi.org/project/paramdelta-hub/), without training:\n\n{_SUM}",
+        f"# {label} + {' + '.join(escape_markdown(delta['name']) for delta in deltas)}",
+        f"This model is **{label}**. The difference that post-training made in another model was added to its weights"
+        f" by [Paramdelta Hub](https://pypi.org/project/paramdelta-hub/), without training:\n\n{_SUM}",
         "## Made of\n\n" + "\n".join(parts),
     ]
     if provenance["is_post"]:
-        sections.append("The target is the delta's base: this is post, bit for bit.")
+        sections.append("The target is the delta's base, so this is post, bit for bit.")
     options = [
         *(
-            f"the weight of tensors like {rule['pattern']} times {rule['factor']:g}"
+            f"Weight of tensors that match {rule['pattern']}: times {rule['factor']:g}"
             for rule in provenance["weight_map"]
         ),
-        *(f"tensors like {pattern} are the target's" for pattern in provenance["skips"]),
+        *(f"Tensors that match {pattern}: taken from the target" for pattern in provenance["skips"]),
         *provenance["notes"],
         *lines,
     ]
     if options:
-        sections.append("## Notes\n\n" + _list(options))
+        sections.append("## Notes\n\n" + _bullet_list(options))
     sections.append(
         "`paramdelta_provenance.json` has the sha256 of every delta's manifest, and the BLAKE3 digest of every tensor."
-        " The licenses of the target, and of what the deltas were taken of, apply."
+        " The licenses of the target, and of the models that the deltas were made from, apply."
     )
     sections.append(f"## Citation\n\n{_CITATION}")
     return seal((front_matter(data) + "\n" + "\n\n".join(sections) + "\n").encode()).decode()
 
 
-def _summand(delta: Mapping[str, Any], manifest: Manifest) -> str:
+def _delta_line(delta: Mapping[str, Any], manifest: Manifest) -> str:
     kinship = delta["lineage"]
     line = (
-        f"- {delta['weight']:+g} × {plain(delta['name'])} {plain(delta['version'])} (id `{delta['id'][:16]}`):"
+        f"- {delta['weight']:+g} × {escape_markdown(delta['name'])} {escape_markdown(delta['version'])}"
+        f" (id `{delta['id'][:16]}`):"
         f" {model_link(manifest.post.name, manifest.post.commit)}"
         f" − {model_link(manifest.base.name, manifest.base.commit)}"
     )
     if kinship["forced"]:
-        line += ". **Warning**: the target does not descend from that base; this was forced, and may mean nothing"
+        line += ". **Warning**: the target does not descend from that base. This was forced; the result may be useless"
     return line
 
 
-def _list(lines: Sequence[str]) -> str:
-    shown = [f"- {plain(line, 400)}" for line in lines[:_SHOWN]]
-    return "\n".join(shown + [f"- … and {len(lines) - _SHOWN} more"] * (len(lines) > _SHOWN))
+def _bullet_list(lines: Sequence[str]) -> str:
+    shown = [f"- {escape_markdown(line, 400)}" for line in lines[:_MAX_LINES]]
+    return "\n".join(shown + [f"- … and {len(lines) - _MAX_LINES} more"] * (len(lines) > _MAX_LINES))
 
 
 def _metadata(manifest: Manifest, id_: str, existing: str | None, license_name: str | None) -> str:
-    """Return the metadata block: ours, over what the author had; of tags and the task, the author's stay."""
-    # Imported here: it takes a quarter of a second, and only publishing needs it.
+    """Return the metadata block: the author's, with our keys on top. The author's tags and task are kept."""
+    # The import takes a quarter of a second, and only publishing needs it.
     from huggingface_hub import ModelCard, ModelCardData
 
     old: dict[str, Any] = {}
     if block := split(existing or "")[0]:
         try:
             old = dict(vars(ModelCard(block).data))
-        except Exception as error:  # whatever a YAML parser and the client's checks can raise
+        except Exception as error:  # anything that the YAML parser and huggingface_hub's checks raise
             what = f"the card's metadata can't be read: {str(error).splitlines()[0] if str(error) else error!r}"
-            raise OptionError(what, where="README.md", remedy="mend the block between the --- lines") from None
+            raise OptionError(what, where="README.md", remedy="correct the block between the --- lines") from None
     base = hub_id(manifest.base.name, manifest.base.commit)
     known = license_name.lower() if license_name and license_name.lower() in HUB_LICENSES else None
     tags = old.get("tags")
@@ -228,7 +231,7 @@ def _commands(manifest: Manifest, repo: str, on_hub: bool) -> str:
     base = hub_id(manifest.base.name, manifest.base.commit)
     lines = ["pip install paramdelta-hub", f"pd-apply NEW_BASE {reference} -o new-model"]
     lines.append(f"pd-verify {reference} --base {base or 'BASE'}    # proves that base ⊕ Δ is post")
-    note = "" if on_hub else "\n\nWith `--registry`, say in which folder or bucket the registry lies."
+    note = "" if on_hub else "\n\nUse `--registry` to name the folder or bucket of the registry."
     return "\n".join(["```sh", *lines, "```"]) + note
 
 
@@ -241,13 +244,13 @@ def _sources(manifest: Manifest) -> str:
 
 
 def _dtypes(source: Source) -> str:
-    return ", ".join(plain(dtype, 16) for dtype in list(source.dtypes)[:_SHOWN])
+    return ", ".join(escape_markdown(dtype, 16) for dtype in list(source.dtypes)[:_MAX_LINES])
 
 
 def _fit(manifest: Manifest) -> str:
     architecture = manifest.architecture
-    classes = ", ".join(plain(name) for name in architecture.classes[:3]) or "of unknown class"
-    lines = [f"- Architecture: {plain(architecture.model_type or 'unknown type')}, {classes}."]
+    classes = ", ".join(escape_markdown(name) for name in architecture.classes[:3]) or "class unknown"
+    lines = [f"- Architecture: {escape_markdown(architecture.model_type or 'type unknown')}, {classes}."]
     lines.append(f"- Fingerprint of its tensors' names and shapes: `{architecture.fingerprint}`.")
     for side, source in (("base", manifest.base), ("post", manifest.post)):
         if source.tokenizer_sha256:
@@ -256,23 +259,28 @@ def _fit(manifest: Manifest) -> str:
         if tensor.rows is not None:
             new = sum(run.number for run in tensor.runs or () if run.source is None)
             what = (
-                f"{new:,} of {tensor.shape[0]:,} rows are new" if tensor.rows.base else "brought whole; base has none"
+                f"{new:,} of {tensor.shape[0]:,} rows are new"
+                if tensor.rows.base
+                else "stored whole, because base has none"
             )
-            lines.append(f"- {plain(tensor.name)}: {what}.")
-    if len(lines) > 2 * _SHOWN:
-        lines[2 * _SHOWN :] = [f"- … and {len(lines) - 2 * _SHOWN} more tensors with new rows."]
+            lines.append(f"- {escape_markdown(tensor.name)}: {what}.")
+    if len(lines) > 2 * _MAX_LINES:
+        lines[2 * _MAX_LINES :] = [f"- … and {len(lines) - 2 * _MAX_LINES} more tensors with new rows."]
     if manifest.omissions:
-        lines.append(f"- Left out, {len(manifest.omissions)} tensor(s):")
-        shown = [f"{plain(item.name)} ({item.side}): {plain(item.reason)}" for item in manifest.omissions[:_SHOWN]]
+        lines.append(f"- Omitted tensors ({len(manifest.omissions)}):")
+        shown = [
+            f"{escape_markdown(item.name)} ({item.side}): {escape_markdown(item.reason)}"
+            for item in manifest.omissions[:_MAX_LINES]
+        ]
         lines += [f"  - {text}" for text in shown]
-        lines += [f"  - … and {len(manifest.omissions) - _SHOWN} more"] * (len(manifest.omissions) > _SHOWN)
+        lines += [f"  - … and {len(manifest.omissions) - _MAX_LINES} more"] * (len(manifest.omissions) > _MAX_LINES)
     return "\n".join(lines)
 
 
 def _changes(manifest: Manifest, on_hub: bool) -> str:
-    """Return the heat map where it was put beside the card, and in any case the table, which shows everywhere."""
+    """Return the table, which is visible everywhere, and on the Hub also the heat map."""
     picture = f"![Heat map of relative change by module and layer]({PICTURE_NAME})\n\n" if on_hub else ""
-    what = "The size of the change against the size of the weights (Euclidean norms):"
+    what = "Size of the change relative to the size of the weights (Euclidean norms):"
     return f"{what}\n\n{picture}{change_table(manifest.tensors)}"
 
 
@@ -283,24 +291,24 @@ def _exactness(manifest: Manifest, id_: str) -> str:
     against = f", {nbytes / model:.1%} of the full model's {human_bytes(model)}" if model else ""
     return (
         f"- {human_bytes(nbytes)}{against}.\n"
-        f"- Lossless: base ⊕ Δ is post in all {exactness.elements:,} elements, {share:.1%} of which changed; checked"
-        " when it was made.\n"
-        f"- Id (sha256 of its manifest): `{id_}`. Made by {plain(manifest.created_by)}."
+        f"- Lossless: base ⊕ Δ is post in all {exactness.elements:,} elements. {share:.1%} of them changed. This was"
+        " checked when the delta was made.\n"
+        f"- Id (sha256 of its manifest): `{id_}`. Made by {escape_markdown(manifest.created_by)}."
     )
 
 
 def _license_text(own: str | None, base: str | None, post: str | None) -> str:
     lines = []
     if own:
-        lines.append(f"The delta's maker states: {plain(own)}.")
+        lines.append(f"The maker of the delta states: {escape_markdown(own)}.")
     elif post:
-        lines.append(f"Inherited from post: {plain(post)}.")
+        lines.append(f"Inherited from post: {escape_markdown(post)}.")
     else:
-        lines.append("Not stated. What post's and base's licenses demand holds for what is derived of them.")
+        lines.append("Not stated. The licenses of post and base apply to works derived from them.")
     if base and post and base != post:
         lines.append(
-            f"**Warning**: base is under {plain(base)}, post under {plain(post)}. Both may bind you; read both."
+            f"**Warning**: base is under {escape_markdown(base)}, post under {escape_markdown(post)}. Both may apply."
         )
     if own and post and own != post:
-        lines.append(f"**Warning**: post is under {plain(post)}.")
+        lines.append(f"**Warning**: post is under {escape_markdown(post)}.")
     return "\n\n".join(lines)

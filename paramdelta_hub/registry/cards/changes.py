@@ -1,6 +1,6 @@
-"""How much each part of a model changed: the parts, and a Markdown table of them with a bar for every layer.
+"""How much each part of a model changed: the parts, and a Markdown table with a bar for every layer.
 
-The table is plain text, so that it shows wherever a card is read; :mod:`.heatmap` draws the same as a picture.
+The table is plain text, so it is visible everywhere. :mod:`.heatmap` draws the same data as a picture.
 """
 
 from __future__ import annotations
@@ -15,48 +15,48 @@ from typing import NamedTuple
 
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, HEADS
 from paramdelta_hub.package.manifest import TensorRecord
-from paramdelta_hub.registry.cards.markdown import plain
+from paramdelta_hub.registry.cards.markdown import escape_markdown
 
 __all__ = ["Part", "Place", "change_table", "parts", "percent", "place_of"]
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 32
-"""Bars in a row: what a phone shows. Neighbouring layers of deeper models share one."""
+"""The number of bars in a row, as a phone can show. In deeper models, neighboring layers share a bar."""
 _ROWS = 24
-"""Parts that have a row of their own; a model of other conventions may have hundreds."""
+"""The number of parts with a row of their own. Models with unusual names may have hundreds of parts."""
 _LAYER = re.compile(r"(?:(?P<stack>.*?)\.)?(?P<number>[0-9]{1,9})\.(?P<rest>.+)", re.DOTALL)
 _NORM = re.compile(r"norm|^ln(_|\d|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Tensors of one kind, such as the attention of all layers of a stack."""
+    """The tensors of one kind, such as the attention of all layers in a stack."""
 
     label: str
     change: float
-    """|Δ| / |base| over all of them, Euclidean norms; infinite where base is zero or has none."""
+    """|Δ| / |base| over all of them (Euclidean norms); infinite if base is zero or has none of them."""
     layers: tuple[tuple[int, float], ...]
-    """(number, the same of that layer alone), in order; empty for what lies outside the layers."""
+    """(layer number, change of that layer), in order; empty for tensors outside the layers."""
     delta_norm: float = 0.0
     base_norm: float = 0.0
     tensors: tuple[TensorRecord, ...] = ()
 
 
 class Place(NamedTuple):
-    """Where a tensor stands in its model: the first number in its name is its layer."""
+    """The position of a tensor in its model. The first number in its name is its layer."""
 
     stack: str
-    """What stands before the number, or ``layers``; empty for what lies outside the layers."""
+    """The text before the number, or ``layers``; empty for tensors outside the layers."""
     layer: int
     module: str
-    """What follows the number; outside the layers, what the tensor is to the model."""
+    """The text after the number; outside the layers, the role of the tensor."""
 
 
 def parts(tensors: Iterable[TensorRecord], *, fine: bool = False) -> list[Part]:
-    """Group the added tensors by what they are: the kind of module in each stack of layers, embeddings, head, others.
+    """Group the added tensors by kind: the module within each stack of layers, embeddings, head, others.
 
-    ``model.layers.7.self_attn.q_proj.weight`` belongs to ``self_attn`` or, if ``fine``, to ``self_attn.q_proj``. Norms
-    of a stack are one part, unless ``fine``. Parts are in the order of the tensors.
+    ``model.layers.7.self_attn.q_proj.weight`` belongs to ``self_attn``, or with ``fine`` to ``self_attn.q_proj``.
+    Without ``fine``, all norms of a stack are one part. The parts are in the order of the tensors.
     """
     members: dict[tuple[str, str], dict[int, list[TensorRecord]]] = defaultdict(lambda: defaultdict(list))
     for tensor in tensors:
@@ -76,7 +76,7 @@ def parts(tensors: Iterable[TensorRecord], *, fine: bool = False) -> list[Part]:
 def change_table(tensors: Iterable[TensorRecord]) -> str:
     """Return the parts as a Markdown table: name, change, a bar for every layer, and the layer that changed most.
 
-    All bars share one scale, from zero to the largest. Names come from strangers and are escaped.
+    All bars have the same scale, from zero to the largest change. Names come from strangers and are escaped.
     """
     rows = parts(tensors)
     shown, left = rows[:_ROWS], rows[_ROWS:]
@@ -86,7 +86,7 @@ def change_table(tensors: Iterable[TensorRecord]) -> str:
         bars = f"`{_bars([change for _, change in part.layers], top)}`" if len(part.layers) > 1 else ""
         number, most = max(part.layers, key=lambda layer: layer[1], default=(0, 0.0))
         peak = f"layer {number}: {percent(most)}" if len(part.layers) > 1 and most else ""
-        lines.append(f"| {plain(part.label)} | {percent(part.change)} | {bars} | {peak} |")
+        lines.append(f"| {escape_markdown(part.label)} | {percent(part.change)} | {bars} | {peak} |")
     if left:
         least, most = min(part.change for part in left), max(part.change for part in left)
         lines.append(f"| {len(left)} more | {percent(least)} to {percent(most)} | | |")
@@ -94,7 +94,7 @@ def change_table(tensors: Iterable[TensorRecord]) -> str:
 
 
 def place_of(name: str, *, fine: bool = False) -> Place:
-    """Return where the tensor of that name stands; ``fine`` names the very module, with ``*`` for numbers in it."""
+    """Return the position of a tensor by its name. ``fine`` gives the exact module, with ``*`` for numbers in it."""
     found = _LAYER.fullmatch(name)
     path = (found["rest"] if found else name).split(".")
     exact = ".".join("*" if part.isdigit() else part for part in path)
@@ -110,14 +110,14 @@ def place_of(name: str, *, fine: bool = False) -> Place:
 
 
 def percent(change: float) -> str:
-    """Return a change as people read it: ``1.23%``, ``none``, ``new`` where base is zero, ``12.3 ×`` from ten on."""
+    """Format a change: ``1.23%``, ``none``, ``new`` if base is zero, ``12.3 ×`` from a factor of ten."""
     if not change:
         return "none"
     return "new" if math.isinf(change) else f"{change:.2%}" if change < 10 else f"{change:.3g} ×"
 
 
 def _norms(tensors: Iterable[TensorRecord]) -> tuple[float, float]:
-    """Return |Δ| and |base| over all of them, as hypotenuses: a norm of a stranger's manifest may be 1e300."""
+    """Return |Δ| and |base| over all tensors. ``hypot`` does not overflow if a stranger's manifest says 1e300."""
     own = tuple(tensors)
     return math.hypot(*(tensor.delta_norm for tensor in own)), math.hypot(*(tensor.base_norm for tensor in own))
 
@@ -129,7 +129,7 @@ def _ratio(delta: float, base: float) -> float:
 
 
 def _bars(changes: Sequence[float], top: float) -> str:
-    """Return a bar for each, or for as many groups of neighbours as fit: the largest of a group stands for it."""
+    """Return a bar for each layer, or for groups of neighbors if there are many. A group shows its largest change."""
     columns = min(len(changes), _COLUMNS)
     cuts = [index * len(changes) // columns for index in range(columns + 1)]
     return "".join(_bar(max(changes[start:stop]), top) for start, stop in itertools.pairwise(cuts))

@@ -1,4 +1,4 @@
-"""Markdown into which strangers' words can be put, and in which people's own words survive."""
+"""Markdown for cards: escaping text from strangers, and keeping the text of authors."""
 
 from __future__ import annotations
 
@@ -6,63 +6,66 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-__all__ = ["YOURS_BEGIN", "YOURS_END", "front_matter", "hub_id", "model_link", "own_words", "plain", "split"]
+__all__ = ["YOURS_BEGIN", "YOURS_END", "escape_markdown", "front_matter", "hub_id", "model_link", "own_words", "split"]
 
 YOURS_BEGIN, YOURS_END = "<!-- yours:begin -->", "<!-- yours:end -->"
-"""What stands between them is the author's, and is left as it is when the rest is written anew."""
+"""The text between them is the author's. It stays when the rest of the card is written again."""
 
-_KEPT = re.compile(r"[A-Za-z0-9/,()%]|:(?= )|(?<=\S) (?=\S)|(?<=[A-Za-z0-9])[_.'-](?=[A-Za-z0-9])")
-"""What can't open or close anything: within words also marks that begin a list or a rule at the start of a line."""
+_HARMLESS = re.compile(r"[A-Za-z0-9/,()%]|:(?= )|(?<=\S) (?=\S)|(?<=[A-Za-z0-9])[_.'-](?=[A-Za-z0-9])")
+"""Characters without a meaning in Markdown where they stand. Within words, these include marks of lists and rules."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_FRONT = re.compile(r"\A\s*---\r?\n(.*?\r?\n)?---[ \t]*(\r?\n|\Z)", re.DOTALL)
-_SHOWN = 120
+_METADATA_BLOCK = re.compile(r"\A\s*---\r?\n(.*?\r?\n)?---[ \t]*(\r?\n|\Z)", re.DOTALL)
+_MAX_LENGTH = 120
 
 
-def plain(text: str, most: int = _SHOWN) -> str:
-    """Return a stranger's text such that Markdown and HTML show just its characters, cut after ``most`` of them.
+def escape_markdown(text: str, limit: int = _MAX_LENGTH) -> str:
+    """Escape a stranger's text, so that Markdown and HTML show its characters and nothing else.
 
-    All but letters, digits and what is harmless where it stands becomes a character reference, which can't open or
-    close anything.
+    The text is cut after ``limit`` characters. Everything that could have a meaning becomes a character reference.
     """
-    cut = text if len(text) <= most else f"{text[:most]}…"
+    cut = text if len(text) <= limit else f"{text[:limit]}…"
     shown = "".join(
         character
-        if _KEPT.match(cut, index) or (not character.isascii() and character.isprintable())
+        if _HARMLESS.match(cut, index) or (not character.isascii() and character.isprintable())
         else f"&#{ord(character)};"
         for index, character in enumerate(cut)
     )
-    return re.sub(r"(?i)(www)\.", r"\1&#46;", shown)  # else it becomes a link by itself
+    return re.sub(r"(?i)(www)\.", r"\1&#46;", shown)  # otherwise it becomes a link
 
 
 def hub_id(name: str, commit: str | None) -> str | None:
-    """Return ``name`` if it is a model on the Hub: written as one, and with a commit, which local folders have not."""
+    """Return ``name`` if it is a model on the Hub: it has that form, and a commit, which local folders don't have."""
     return name if commit and _HUB_ID.fullmatch(name) else None
 
 
 def model_link(name: str, commit: str | None) -> str:
-    """Return a model's name, linked to the very commit if it is on the Hub; escaped."""
+    """Return a model's escaped name, with a link to the exact commit if the model is on the Hub."""
     if hub_id(name, commit) is None:
-        return f"{plain(name)} (a local copy)" if commit is None else plain(name)
-    return f"[{plain(name)}](https://huggingface.co/{name}/tree/{commit}) at commit `{commit[:12]}`" if commit else ""
+        return f"{escape_markdown(name)} (a local copy)" if commit is None else escape_markdown(name)
+    return (
+        f"[{escape_markdown(name)}](https://huggingface.co/{name}/tree/{commit}) at commit `{commit[:12]}`"
+        if commit
+        else ""
+    )
 
 
 def front_matter(data: Mapping[str, str | Sequence[str] | None]) -> str:
-    """Return a card's metadata block; what is None is left out.
+    """Return a card's metadata block, without the keys whose value is None.
 
-    JSON's strings and lists are YAML as they are, as long as they are ASCII.
+    ASCII strings and lists in JSON are valid YAML. So an apply needs no YAML library, whose import takes time.
     """
     lines = [f"{key}: {json.dumps(value)}" for key, value in data.items() if value is not None]
     return "\n".join(["---", *lines, "---", ""])
 
 
 def split(card: str) -> tuple[str, str]:
-    """Return (metadata block with its fences, the rest) of a card; the first is empty where there is none."""
-    found = _FRONT.match(card)
+    """Return (metadata block with its fences, the rest) of a card. The first is empty if there is no block."""
+    found = _METADATA_BLOCK.match(card)
     return (found[0], card[found.end() :]) if found else ("", card)
 
 
 def own_words(existing: str | None) -> str:
-    """Return what the author wrote in a card: between the markers, or all of it where there are none."""
+    """Return the author's text in a card: the text between the markers, or everything if there are no markers."""
     if not existing:
         return ""
     begin, end = existing.find(YOURS_BEGIN), existing.rfind(YOURS_END)

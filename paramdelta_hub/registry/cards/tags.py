@@ -1,9 +1,8 @@
-"""The words by which deltas are found on the Hub: what a card says, and what a search asks for."""
+"""The tags and metadata by which deltas are found on the Hub: written to cards, and used in searches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from paramdelta_hub.package.manifest import Manifest
 
@@ -17,43 +16,43 @@ __all__ = [
     "base_tag",
     "card_facts",
     "fingerprint_tag",
-    "tagged",
+    "tag_value",
 ]
 
 LIBRARY = "paramdelta-hub"
-"""``library_name`` of every card."""
+"""The ``library_name`` of every card."""
 
 TAG = "paramdelta"
-"""On every delta, and on nothing else: a search for it finds deltas only."""
+"""A tag that every delta has, and nothing else. A search for it finds only deltas."""
 
 FACTS_KEY = "paramdelta"
-"""Key of a card's metadata that holds :func:`card_facts`, so that a search can show them without a download."""
+"""The metadata key of :func:`card_facts`. A search shows these facts without a download."""
 
 FINGERPRINT_PREFIX = "paramdelta-fp-"
 BASE_PREFIX = "base_model:"
-"""The Hub makes these tags itself, of a card's ``base_model``: also ``base_model:adapter:org/name``."""
+"""The Hub derives these tags from a card's ``base_model``, and also ``base_model:adapter:org/name``."""
 
 LICENSE_PREFIX = "license:"
 _DIGITS = 16
 
 
 def fingerprint_tag(fingerprint: str) -> str:
-    """Return the tag of an architecture: 64 bits of its fingerprint, enough to find it; a match is judged in full."""
+    """Return the tag of an architecture: 64 bits of its fingerprint. A match is then compared in full."""
     return FINGERPRINT_PREFIX + fingerprint[:_DIGITS]
 
 
 def base_tag(base: str) -> str:
-    """Return the tag that every repository with ``base_model: base`` has on the Hub."""
+    """Return the tag that the Hub gives every repository with ``base_model: base``."""
     return BASE_PREFIX + base
 
 
-def tagged(tags: Iterable[str], prefix: str) -> str | None:
-    """Return what follows ``prefix`` in the first tag that begins with it and has no further kind before its value."""
+def tag_value(tags: Iterable[str], prefix: str) -> str | None:
+    """Return what follows ``prefix`` in the first tag that begins with it, without tags of the form ``a:b:value``."""
     return next((tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix) and tag.count(":") < 2), None)
 
 
-def card_facts(manifest: Manifest, package_id: str) -> dict[str, Any]:
-    """Return what a card's metadata holds under ``paramdelta``: plain values, to be shown and never to be trusted."""
+def card_facts(manifest: Manifest, package_id: str) -> dict[str, str | int]:
+    """Return the facts of a card's metadata under ``paramdelta``. Readers show them, but never trust them."""
     return {
         "id": package_id,
         "name": manifest.name,

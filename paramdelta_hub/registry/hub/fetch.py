@@ -1,7 +1,7 @@
-"""Reading from the Hub: what a commit holds, and its files, each checked against what vouches for it.
+"""Reading from the Hub: the files of a commit, each checked by digest.
 
-The client compares sizes only. Here a package's files must have the manifest's sha256; the manifest itself, and what no
-manifest lists, must have the digest that git or the large-file storage knows it by.
+``huggingface_hub`` compares sizes only. Here the listed files must have the sha256 that the manifest promises. The
+manifest itself, the card and the signature must have the digest that git or the large-file storage knows them by.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from paramdelta_hub.fileio.symlinks import settle
 from paramdelta_hub.hub.client import is_offline
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.package.manifest import FileRecord
-from paramdelta_hub.registry.materialize import is_right
+from paramdelta_hub.registry.materialize import is_intact
 from paramdelta_hub.registry.names import is_commit, is_id
 from paramdelta_hub.tasks.progress import Progress
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Commit",
     "RemoteFile",
-    "check_announced",
+    "check_remote_files",
     "fetch",
     "fetch_small",
-    "look",
-    "saved",
+    "get_commit",
+    "read_cached",
 ]
 
 
@@ -44,12 +44,12 @@ class RemoteFile:
 
     size: int
     sha256: str | None
-    """Of large files."""
+    """Known for large files."""
     git_digest: str | None
-    """Of the others: the sha1 by which git knows them."""
+    """Known for all other files: the sha1 of git's blob."""
 
-    def holds(self, content: bytes) -> bool:
-        """Whether the file is just this content."""
+    def matches(self, content: bytes) -> bool:
+        """Whether the file has exactly this content."""
         if len(content) != self.size:
             return False
         if self.sha256 is not None:
@@ -59,17 +59,17 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Commit:
-    """What a repository holds at a commit."""
+    """The files of a repository at one commit."""
 
     id: str
     private: bool
     bases: frozenset[str]
-    """The base models that the card names, as it is on the main branch."""
+    """The base models that the card on the main branch names."""
     files: Mapping[str, RemoteFile]
 
 
-def look(api: HfApi, repo: str, revision: str | None = None) -> Commit:
-    """Return the commit that a revision is now, with every file's size and digest; nothing is downloaded.
+def get_commit(api: HfApi, repo: str, revision: str | None = None) -> Commit:
+    """Return the commit that a revision names now, with every file's size and digest. Nothing is downloaded.
 
     Raises:
         MissingError: no such repository.
@@ -90,59 +90,59 @@ def look(api: HfApi, repo: str, revision: str | None = None) -> Commit:
         named = getattr(info.card_data, "base_model", None)
         bases = [named] if isinstance(named, str) else named if isinstance(named, list) else []
     if not is_commit(commit):
-        raise RegistryError("the Hub names no commit", where=where, remedy="run the command again")
+        raise RegistryError("the Hub's answer names no commit", where=where, remedy="run the command again")
     return Commit(commit, bool(info.private), frozenset(base for base in bases if isinstance(base, str)), files)
 
 
-def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, most: int, revision: str | None = None) -> bytes:
-    """Return the content of a file that no manifest vouches for, through the cache; damage is fetched again once.
+def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, revision: str | None = None) -> bytes:
+    """Return the content of a file that no manifest lists. The cache is used; a damaged file is fetched once more.
 
     Args:
         api: the client.
         repo: ``org/name``.
-        name: of the file, which the commit has.
-        commit: where to read it.
-        most: bytes it may have.
-        revision: what the commit was found by; the cache will know it by this name too.
+        name: the file's name. The commit has this file.
+        commit: the commit to read from.
+        limit: the largest size that is accepted, in bytes.
+        revision: the name by which the commit was found. The cache then knows the file by this name too.
 
     Raises:
-        PackageError: larger.
-        IntegrityError: not what the commit says.
-        RegistryError: not allowed, not reachable.
+        PackageError: the file is too large.
+        IntegrityError: the content is not what the commit says.
+        RegistryError: not allowed, or not reachable.
     """
     remote, where = commit.files[name], f"{repo}@{commit.id[:12]}"
-    if remote.size > most:
-        raise PackageError(f"{name}: {remote.size} bytes, where at most {most} make sense", where=where)
-    kept = _cached(repo, name, commit.id)
-    damaged = kept is not None and not remote.holds(_content(kept, most) or b"")
+    if remote.size > limit:
+        raise PackageError(f"{name} has {remote.size} bytes; the limit is {limit}", where=where)
+    cached = _cached_path(repo, name, commit.id)
+    damaged = cached is not None and not remote.matches(_content(cached, limit) or b"")
     for force in (damaged, True):
         path = _download(api, repo, name, revision or commit.id, None, force)
-        if path.parent.name != commit.id:  # the revision has moved since we looked
+        if path.parent.name != commit.id:  # the revision has moved since then
             path = _download(api, repo, name, commit.id, None, force)
-        content = read_small(settle(path.parent, name), most)
-        if remote.holds(content):
+        content = read_small(settle(path.parent, name), limit)
+        if remote.matches(content):
             return content
-    raise IntegrityError(f"{name} came damaged, twice", where=where, remedy="run the command again")
+    raise IntegrityError(f"{name} arrived damaged twice", where=where, remedy="run the command again")
 
 
-def saved(repo: str, name: str, revision: str, most: int) -> tuple[bytes, str] | None:
-    """Return (content, commit) of a small file from the cache, without asking the Hub; None if it is not there whole.
+def read_cached(repo: str, name: str, revision: str, limit: int) -> tuple[bytes, str] | None:
+    """Return (content, commit) of a small file from the cache, without asking the Hub; None if it is not intact there.
 
-    The cache names what it holds by digest, so damage is found.
+    The cache names its files by digest, so damage is detected.
     """
-    path = _cached(repo, name, revision)
-    content = _content(path, most) if path else None
+    path = _cached_path(repo, name, revision)
+    content = _content(path, limit) if path else None
     if path is None or content is None:
         return None
-    known = os.path.basename(os.path.realpath(path))
-    if is_id(known):
-        damaged = hashlib.sha256(content).hexdigest() != known
-    else:  # without symbolic links the cache has it under its own name
-        damaged = is_commit(known) and _git_digest(content) != known
+    digest = os.path.basename(os.path.realpath(path))
+    if is_id(digest):
+        damaged = hashlib.sha256(content).hexdigest() != digest
+    else:  # on systems without symbolic links, the cache keeps the file under its own name
+        damaged = is_commit(digest) and _git_digest(content) != digest
     return None if damaged else (content, path.parent.name)
 
 
-def _cached(repo: str, name: str, revision: str) -> Path | None:
+def _cached_path(repo: str, name: str, revision: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     with translate_hub_errors(repo):
@@ -150,63 +150,63 @@ def _cached(repo: str, name: str, revision: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _content(path: Path, most: int) -> bytes | None:
+def _content(path: Path, limit: int) -> bytes | None:
     try:
-        return read_small(settle(path.parent, path.name), most)
+        return read_small(settle(path.parent, path.name), limit)
     except SourceError:
         return None
 
 
-def check_announced(files: Iterable[FileRecord], commit: Commit, where: str) -> None:
-    """Check that the commit has each listed file as promised, as far as the Hub tells, before anything is downloaded.
+def check_remote_files(files: Iterable[FileRecord], commit: Commit, where: str) -> None:
+    """Check before any download that the commit has each listed file with the promised size and digest.
 
     Raises:
-        IntegrityError: one is missing, or another than the manifest lists.
+        IntegrityError: a file is missing, or differs from what the manifest lists.
     """
     for file in files:
         remote = commit.files.get(file.path)
         if remote is None or remote.size != file.size or remote.sha256 not in (None, file.sha256):
-            what = "missing" if remote is None else "another file than the manifest lists"
+            problem = "is missing" if remote is None else "is not the file that the manifest lists"
             raise IntegrityError(
-                f"{file.path} is {what}",
+                f"{file.path} {problem}",
                 where=where,
-                remedy="the publication is broken; tell its publisher, or take another version",
+                remedy="the published version is broken; tell its publisher, or use another version",
             )
 
 
 def fetch(
     api: HfApi, repo: str, commit: str, file: FileRecord, folder: Path, into: Path | None, progress: Progress
 ) -> None:
-    """Download a listed file and check it; damage is fetched again once.
+    """Download a listed file and check it. A damaged file is downloaded once more.
 
     Args:
         api: the client.
         repo: ``org/name``.
-        commit: whose file it is.
-        file: as the manifest lists it.
-        folder: where it is to be found then: the cache's snapshot, or ``into``.
-        into: a folder; None is the cache.
-        progress: told of bytes as they come.
+        commit: the commit to read from.
+        file: the file as the manifest lists it.
+        folder: where the file will be: the cache's snapshot, or ``into``.
+        into: the folder to download into; None means the cache.
+        progress: receives the number of bytes as they arrive.
 
     Raises:
-        IntegrityError: what came, twice, is not what the manifest promises.
-        RegistryError: not allowed, not reachable.
+        IntegrityError: the file arrived damaged twice.
+        RegistryError: not allowed, or not reachable.
     """
     where = f"{repo}@{commit[:12]}"
     if is_offline():
         raise RegistryError(
-            f"HF_HUB_OFFLINE is set, and {file.path} is not there yet", where=where, remedy="unset HF_HUB_OFFLINE"
+            f"{file.path} is not in the cache, and HF_HUB_OFFLINE is set", where=where, remedy="unset HF_HUB_OFFLINE"
         )
-    # What lies there already is not right, and the client would take it as it is.
+    # An existing file is damaged, as the caller found out. The client would keep it.
     for force in (os.path.lexists(folder / file.path), True):
         _download(api, repo, file.path, commit, into, force, progress)
-        if is_right(folder, file):
+        if is_intact(folder, file):
             sync_file(settle(folder, file.path))
             return
     raise IntegrityError(
-        f"{file.path} came damaged, twice: it has not the sha256 of the manifest",
+        f"{file.path} arrived damaged twice: its sha256 is not the one in the manifest",
         where=where,
-        remedy="run the command again; if it stays so, tell the publisher",
+        remedy="run the command again; if the error stays, tell the publisher",
     )
 
 
@@ -223,7 +223,7 @@ def _download(
     from tqdm import tqdm
 
     class Forward(tqdm):  # type: ignore[type-arg]
-        """Tells our progress what the client tells its bar."""
+        """Forwards the client's progress to ours."""
 
         def __init__(self, *args: Any, **settings: Any) -> None:
             settings.pop("name", None)
@@ -233,7 +233,7 @@ def _download(
             if progress is not None:
                 progress.advance(int(n or 0))
 
-    # Clients before 1.0 have no place for a bar of ours.
+    # huggingface_hub 1.0, the oldest release allowed, has no such parameter.
     bar: Any = {"tqdm_class": Forward} if "tqdm_class" in inspect.signature(hf_hub_download).parameters else {}
     with translate_hub_errors(f"{repo}@{revision[:12] if is_commit(revision) else revision}"):
         return Path(

@@ -1,9 +1,10 @@
-"""Publishing to the Hub: one commit made on the very commit that was looked at, checked there, then tagged.
+"""Publishing to the Hub: one commit on a known parent commit, then a check, then a tag.
 
-The tag is what makes a version: it is made once and never moved. Whoever is interrupted before it runs the command
-again, finds the commit, and only tags. Of two who publish the same version, the tag, which the Hub makes only once,
-decides; the other is told. Of two who publish different versions, the later one's commit is refused as stale and made
-again on the new head.
+The tag makes the version. It is created once and never moved.
+
+- After an interruption before the tag, a rerun finds the commit and only creates the tag.
+- If two people publish the same version, the Hub creates the tag for one of them. The other gets an error.
+- If two people publish different versions, the Hub refuses the later commit as stale. It is made again on the new head.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from paramdelta_hub.limits import MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.package.package import PICTURE_NAME, Package, open_package
 from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
-from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, look
+from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, get_commit
 from paramdelta_hub.registry.materialize import SIGNATURE_NAME, read_extras
-from paramdelta_hub.registry.names import check_version
 from paramdelta_hub.registry.protocol import HIGHER_VERSION, Published
+from paramdelta_hub.registry.versions import check_version
 from paramdelta_hub.tasks.progress import Progress
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-__all__ = ["open_proposal", "publish"]
+__all__ = ["find_pull_request", "publish"]
 
 ATTEMPTS = 6
-"""How often a publication starts again because others commit at the same time."""
+"""How often a publication is tried while others commit at the same time."""
 
 
 def publish(
@@ -48,35 +49,37 @@ def publish(
     notes: Sequence[str] = (),
     progress: Progress,
 ) -> Published:
-    """Publish the package in a folder as a version of a repository, which is made if need be.
+    """Publish the package in a folder as a version of a repository. The repository is created if needed.
 
-    With ``create_pr`` the commit becomes a pull request, and nothing is tagged: once it is merged, publishing again
-    finds the content there and tags it.
+    With ``create_pr`` the commit becomes a pull request without a tag. After it is merged, publish again: this finds
+    the content on the main branch and tags it.
 
     Raises:
         PublishError, RegistryError, OptionError, PackageError: see :meth:`.hub.HubRegistry.publish`.
     """
-    delta = _checked(package, version, progress)
-    beside = read_extras(delta.path, extras)
-    told: list[str] = []
+    delta = _open_checked(package, version, progress)
+    files = read_extras(delta.path, extras)
+    announced = False
 
-    def tell(visibility: str) -> None:
-        if not told:  # once, however often it starts again
-            told.extend([*notes, f"publishing {delta.manifest.name} {version} to {endpoint()}/{repo} ({visibility})"])
-            for note in told:
+    def announce(visibility: str) -> None:
+        nonlocal announced
+        if not announced:  # only once, however many attempts it takes
+            announced = True
+            for note in (*notes, f"publishing {delta.manifest.name} {version} to {endpoint()}/{repo} ({visibility})"):
                 progress.note(note)
 
     title = f"{message or f'Publish {delta.manifest.name}'} ({version}, {delta.digest[:12]})"
     for _ in range(ATTEMPTS):
         try:
-            head = _head(api, repo, private, create_pr, tell)
-            if found := _tagged(api, repo, delta):
-                return found
+            head = _get_or_create_head(api, repo, private, create_pr, announce)
+            if published := _find_tagged(api, repo, delta):
+                return published
             visibility = "private" if head.private else "public"
-            tell(f"{visibility}, by a pull request" if create_pr else visibility)
+            announce(f"{visibility}, by a pull request" if create_pr else visibility)
             if create_pr:
-                return _propose(api, repo, delta, beside, head, title)
-            commit = head.id if _stored(delta, beside, head) else _commit(api, repo, delta, beside, head, title)
+                return _open_pull_request(api, repo, delta, files, head, title)
+            uploaded = _is_uploaded(delta, files, head)
+            commit = head.id if uploaded else _commit(api, repo, delta, files, head, title)
             with translate_hub_errors(repo):
                 api.create_tag(repo, tag=version, revision=commit, tag_message=title)
             return _published(api, repo, delta, commit, uploaded=True)
@@ -87,11 +90,11 @@ def publish(
     )
 
 
-def open_proposal(api: HfApi, repo: str, title: str) -> str | None:
-    """Return the address of an open pull request with just this title, so that a rerun does not open another.
+def find_pull_request(api: HfApi, repo: str, title: str) -> str | None:
+    """Return the URL of an open pull request with exactly this title, so that a rerun does not open a second one.
 
     Raises:
-        RegistryError: not allowed, not reachable.
+        RegistryError: not allowed, or not reachable.
     """
     with translate_hub_errors(repo):
         for found in api.get_repo_discussions(repo, discussion_type="pull_request", discussion_status="open"):
@@ -100,7 +103,7 @@ def open_proposal(api: HfApi, repo: str, title: str) -> str | None:
     return None
 
 
-def _checked(path: Path, version: str, progress: Progress) -> Package:
+def _open_checked(path: Path, version: str, progress: Progress) -> Package:
     delta = open_package(path)
     check_version(delta.manifest.version, version, str(path))
     progress.start("checking", delta.manifest.nbytes)
@@ -111,56 +114,64 @@ def _checked(path: Path, version: str, progress: Progress) -> Package:
     return delta
 
 
-def _head(api: HfApi, repo: str, private: bool, create_pr: bool, tell: Callable[[str], None]) -> Commit:
-    """Return the main branch of the repository, made if need be, which ``tell`` is told before.
+def _get_or_create_head(
+    api: HfApi, repo: str, private: bool, create_pr: bool, announce: Callable[[str], None]
+) -> Commit:
+    """Return the head of the repository's main branch. A missing repository is created, after ``announce`` was called.
 
     Raises:
-        RegistryError: it is public where ``private`` is asked for, or holds a model.
+        RegistryError: the repository is public although ``private`` was asked for, or it holds a model.
     """
     try:
-        head = look(api, repo)
+        head = get_commit(api, repo)
     except MissingError:
         if create_pr:
             raise
-        tell(f"{'private' if private else 'public'}, a new repository")
+        announce(f"{'private' if private else 'public'}, a new repository")
         with translate_hub_errors(repo):
             api.create_repo(repo, private=private, exist_ok=True)
-        head = look(api, repo)
+        head = get_commit(api, repo)
     if private and not head.private:
         raise RegistryError(
-            "exists and is public", where=repo, remedy="make it private in its settings, or choose another name"
+            "the repository exists and is public",
+            where=repo,
+            remedy="make it private in its settings, or choose another name",
         )
     if any(
         name == "config.json" or (name.startswith("model") and name.endswith(".safetensors")) for name in head.files
     ):
         raise RegistryError(
-            "holds a model", where=repo, remedy="give the delta a repository of its own; pd-link makes the two known"
+            "the repository holds a model",
+            where=repo,
+            remedy="give the delta a repository of its own; pd-link links the two",
         )
     return head
 
 
-def _tagged(api: HfApi, repo: str, delta: Package) -> Published | None:
-    """Return the publication if the version has its tag already, on equal content.
+def _find_tagged(api: HfApi, repo: str, delta: Package) -> Published | None:
+    """Return the publication if the tag of this version exists, with the same content.
 
     Raises:
-        PublishError: on other content.
+        PublishError: the tag exists with other content.
     """
     with translate_hub_errors(repo):
         tags = {tag.name for tag in api.list_repo_refs(repo).tags}
     if delta.manifest.version not in tags:
         return None
-    commit = look(api, repo, delta.manifest.version)
-    if not _is_manifest(delta, commit):
-        raise _taken(repo, delta.manifest.version)
+    commit = get_commit(api, repo, delta.manifest.version)
+    if not _has_manifest(delta, commit):
+        raise _version_exists(repo, delta.manifest.version)
     return _published(api, repo, delta, commit.id, uploaded=False)
 
 
-def _propose(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit, title: str) -> Published:
-    if _stored(delta, extras, head):  # merged, and only the tag is missing: nothing left to propose
+def _open_pull_request(
+    api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit, title: str
+) -> Published:
+    if _is_uploaded(delta, extras, head):  # already merged; only the tag is missing
         raise RegistryError(
-            "main holds this content already", where=repo, remedy="publish without --create-pr to tag it"
+            "the main branch holds this content already", where=repo, remedy="publish without --create-pr to tag it"
         )
-    if url := open_proposal(api, repo, title):
+    if url := find_pull_request(api, repo, title):
         return _published(api, repo, delta, head.id, uploaded=False, pull_request=url)
     with translate_hub_errors(repo):
         made = api.create_commit(
@@ -175,7 +186,7 @@ def _propose(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes],
 
 
 def _commit(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit, title: str) -> str:
-    """Commit the package on ``head``, see that the Hub holds what the manifest lists, and return the commit."""
+    """Commit the package on top of ``head``, check that the Hub holds all of it, and return the commit."""
     operations = list(_operations(api, repo, delta, extras, head))
     with translate_hub_errors(repo):
         made = api.create_commit(
@@ -185,12 +196,12 @@ def _commit(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], 
             commit_description=f"Package {delta.digest}",
             parent_commit=head.id,
         )
-    if not _stored(delta, extras, look(api, repo, made.oid)):
+    if not _is_uploaded(delta, extras, get_commit(api, repo, made.oid)):
         raise RegistryError(
-            "the Hub does not hold what was sent, so it was not tagged",
+            "the Hub does not hold what was uploaded, so no tag was created",
             where=f"{repo}@{made.oid[:12]}",
-            remedy="see whether the package was changed meanwhile (pd-verify), or a .gitignore in the repository "
-            "leaves files out, then run the command again",
+            remedy="check the package with pd-verify, and whether a .gitignore in the repository excludes files;"
+            " then run the command again",
         )
     return str(made.oid)
 
@@ -198,10 +209,10 @@ def _commit(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], 
 def _operations(
     api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit
 ) -> Iterator[CommitOperationAdd | CommitOperationDelete]:
-    """Yield what makes ``head`` hold this package: its files, and no file of another version.
+    """Yield the operations that make ``head`` hold this package: add its files, and delete those of another version.
 
     Raises:
-        PublishError: ``head`` is this version with other content, whose publisher has not tagged it yet.
+        PublishError: ``head`` holds this version with other content, which is not tagged yet.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -210,15 +221,15 @@ def _operations(
         yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(settle(delta.path, name)))
     for name, content in extras.items():
         yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-    # Drawn of the manifest here and now: a file in the package's folder could be anything.
+    # Drawn from the manifest. A picture in the package's folder could show anything.
     picture = heat_map(heat_parts(delta.manifest.tensors), alone=True)
     yield CommitOperationAdd(path_in_repo=PICTURE_NAME, path_or_fileobj=picture.encode())
-    before = _manifest_of(api, repo, head)
-    if before is not None:
-        if before.version == delta.manifest.version and not _is_manifest(delta, head):
-            raise _taken(repo, before.version)
-        old = {file.path for file in before.files} | {SIGNATURE_NAME}
-        for name in sorted((old & head.files.keys()) - {*listed, *extras}):
+    old = _manifest_of(api, repo, head)
+    if old is not None:
+        if old.version == delta.manifest.version and not _has_manifest(delta, head):
+            raise _version_exists(repo, old.version)
+        old_names = {file.path for file in old.files} | {SIGNATURE_NAME}
+        for name in sorted((old_names & head.files.keys()) - {*listed, *extras}):
             yield CommitOperationDelete(path_in_repo=name)
 
 
@@ -228,30 +239,30 @@ def _manifest_of(api: HfApi, repo: str, head: Commit) -> Manifest | None:
     try:
         return parse_manifest(fetch_small(api, repo, MANIFEST_NAME, head, MANIFEST_BYTES))[0]
     except PackageError:
-        return None  # nothing of ours to compare with or to remove; what it was stays in the history
+        return None  # not a manifest of ours: nothing to compare or delete
 
 
-def _is_manifest(delta: Package, commit: Commit) -> bool:
-    """Whether the commit's manifest is this package's: which settles all else, as it lists every digest."""
+def _has_manifest(delta: Package, commit: Commit) -> bool:
+    """Whether the commit has this package's manifest. The manifest lists the digests of all other files."""
     remote = commit.files.get(MANIFEST_NAME)
-    return remote is not None and remote.holds(read_small(settle(delta.path, MANIFEST_NAME), MANIFEST_BYTES))
+    return remote is not None and remote.matches(read_small(settle(delta.path, MANIFEST_NAME), MANIFEST_BYTES))
 
 
-def _stored(delta: Package, extras: Mapping[str, bytes], commit: Commit) -> bool:
-    """Whether a commit holds the package whole, and its signature if it has one."""
-    if not _is_manifest(delta, commit) or not all(_holds(delta, file, commit) for file in delta.manifest.files):
+def _is_uploaded(delta: Package, extras: Mapping[str, bytes], commit: Commit) -> bool:
+    """Whether a commit holds all files of the package, and its signature if it has one."""
+    if not _has_manifest(delta, commit) or not all(_has_file(delta, file, commit) for file in delta.manifest.files):
         return False
     signature, remote = extras.get(SIGNATURE_NAME), commit.files.get(SIGNATURE_NAME)
-    return signature is None or (remote is not None and remote.holds(signature))
+    return signature is None or (remote is not None and remote.matches(signature))
 
 
-def _holds(delta: Package, file: FileRecord, commit: Commit) -> bool:
+def _has_file(delta: Package, file: FileRecord, commit: Commit) -> bool:
     remote = commit.files.get(file.path)
     if remote is None or remote.size != file.size:
         return False
     if remote.sha256 is not None:
         return remote.sha256 == file.sha256
-    return remote.holds(read_small(settle(delta.path, file.path), file.size))  # kept by git, so it is small
+    return remote.matches(read_small(settle(delta.path, file.path), file.size))  # kept by git itself, so it is small
 
 
 def _published(
@@ -261,9 +272,9 @@ def _published(
     return Published(repo, version, commit, delta.digest, f"{endpoint()}/{repo}/tree/{version}", uploaded, pull_request)
 
 
-def _taken(repo: str, version: str) -> PublishError:
+def _version_exists(repo: str, version: str) -> PublishError:
     return PublishError(
-        f"version {version} is there with other content; a version is never replaced",
+        f"version {version} exists with other content; a published version is never replaced",
         where=repo,
-        remedy=f"{HIGHER_VERSION}; or pull that version, if it is what you meant",
+        remedy=f"{HIGHER_VERSION}; or pull the published one, if it is what you meant",
     )

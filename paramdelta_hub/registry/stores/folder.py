@@ -1,10 +1,15 @@
-"""A registry that is a folder: ``ROOT/org/name/VERSION/`` is the package itself.
+"""A registry in a folder: ``ROOT/org/name/VERSION/`` is the package itself.
 
-Why a version is never half there, and never replaced: it is put together under another name, where one process at a
-time works (a lock that dies with it), and forced to disk; then one rename makes it visible. The system refuses to
-rename a folder onto one that holds anything, so also somebody who ignores the lock can't be overwritten. A process
-killed before the rename leaves ``VERSION.partial/``, which no reader looks at: publishing the same again keeps what is
-right in it, publishing something else clears it away.
+Why a version is never incomplete, and never replaced:
+
+1. The version is built under another name, ``VERSION.partial/``, by one process at a time. The lock ends with the
+   process.
+2. All files are forced to disk.
+3. One rename makes the version visible. The system refuses to rename a folder onto a folder that is not empty, so even
+   a process that ignores the lock can't overwrite a version.
+
+A process that is killed before the rename leaves ``VERSION.partial/``, which no reader uses. Publishing the same
+package again keeps the intact files in it. Publishing another package removes it.
 """
 
 from __future__ import annotations
@@ -21,38 +26,30 @@ from pathlib import Path
 from paramdelta_hub.errors import DestinationError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import io_errors, read_small, sync_folder
 from paramdelta_hub.fileio.symlinks import settle
-from paramdelta_hub.package.manifest import LINEAGE_NAME, MANIFEST_NAME
+from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.package.provenance import PROVENANCE_NAME
-from paramdelta_hub.registry.materialize import EXTRAS, alone_in, file_chunks, put_small, receive
-from paramdelta_hub.registry.names import SITE_NAME
+from paramdelta_hub.registry.artifacts import artifact_in
+from paramdelta_hub.registry.materialize import EXTRAS, exclusive_dir, file_chunks, receive, write_if_changed
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.workspace import Workspace
 
 __all__ = ["FolderStore"]
 
-_MARKS = (
-    ("a delta package", (MANIFEST_NAME, LINEAGE_NAME)),
-    ("a model that pd-apply made", (PROVENANCE_NAME,)),
-    ("a catalog that pd-catalog made", (SITE_NAME,)),
-)
-"""What is whole as it is, and the files that tell it."""
-
 
 class FolderStore:
-    """Reads and writes below a folder, which need not exist before the first publication."""
+    """Reads and writes below a folder. The first publication creates it."""
 
-    absent = "no such folder"
+    missing = "no such folder"
 
     def __init__(self, root: Path) -> None:
         self._root = Path(os.path.abspath(root))
         self.url = str(self._root)
 
     def exists(self) -> bool:
-        """Whether the folder is there.
+        """Whether the folder exists.
 
         Raises:
-            RegistryError: something else is, or it can't be read.
+            RegistryError: it is not a folder, or can't be read.
         """
         try:
             is_folder = stat.S_ISDIR(os.stat(self._root).st_mode)
@@ -65,33 +62,34 @@ class FolderStore:
                 f"can't be read: {error.strerror}", where=self.url, remedy="check the permissions"
             ) from None
         if not is_folder:
-            raise RegistryError("a file, where a registry is a folder", where=self.url, remedy="name its folder")
+            raise RegistryError(
+                "a registry must be a folder, and this is a file", where=self.url, remedy="name the folder"
+            )
         return True
 
     def check_apart(self, repo: str) -> None:
-        """Check that what is published will not come into something else that we made, which is whole as it is.
+        """Check that the repository is not inside another output of ours, which a new file would break.
 
         Raises:
-            PublishError: the repository is, or lies in, a package, a result or a catalog.
+            PublishError: it is, or is inside, a package, a result or a catalog.
         """
         real = Path(os.path.realpath(self._root / repo))
         for folder in (real, *real.parents):
-            for what, names in _MARKS:
-                if all(os.path.lexists(folder / name) for name in names):
-                    raise PublishError(
-                        f"{folder} is {what}, and publishing into it would break it",
-                        where=f"{self.url}/{repo}",
-                        remedy="choose a folder of its own for the registry",
-                    )
+            if kind := artifact_in(folder):
+                raise PublishError(
+                    f"{folder} is {kind}, and publishing into it would break it",
+                    where=f"{self.url}/{repo}",
+                    remedy="choose a separate folder for the registry",
+                )
 
-    def names(self, folder: str) -> list[str]:
-        """Return what lies in ``folder``, files too; hidden ones not. Nothing where it can't be read."""
+    def list_names(self, folder: str) -> list[str]:
+        """Return the names of the files and folders in ``folder``, without hidden ones; empty if it can't be read."""
         with contextlib.suppress(OSError):
             return sorted(name for name in os.listdir(self._root / folder) if not name.startswith("."))
         return []
 
-    def below(self, folder: str) -> list[str]:
-        """Return the names of the folders in ``folder``; none where there is no such folder.
+    def list_folders(self, folder: str) -> list[str]:
+        """Return the names of the folders in ``folder``; empty if there is no such folder.
 
         Raises:
             RegistryError: it can't be read.
@@ -106,17 +104,17 @@ class FolderStore:
                 f"can't be read: {error.strerror}", where=str(self._root / folder), remedy="check the permissions"
             ) from None
 
-    def read(self, folder: str, name: str, most: int) -> bytes | None:
-        """Return the content of a small file, or None where there is none.
+    def read(self, folder: str, name: str, limit: int) -> bytes | None:
+        """Return the content of a small file, or None if it does not exist.
 
         Raises:
-            PackageError: larger than ``most``, not a regular file, or not readable.
+            PackageError: larger than ``limit``, not a regular file, or not readable.
         """
         path = settle(self._root / folder, name)
-        return read_small(path, most) if os.path.lexists(path) else None
+        return read_small(path, limit) if os.path.lexists(path) else None
 
     def chunks(self, folder: str, name: str) -> Iterator[bytes]:
-        """Yield a file's content piece by piece.
+        """Yield a file's content in pieces.
 
         Raises:
             PackageError: missing, not a regular file, or not readable.
@@ -130,50 +128,61 @@ class FolderStore:
             return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
         return None
 
-    def place(self, folder: str) -> Path | None:
-        """Return where a version lies on this machine."""
+    def local_path(self, folder: str) -> Path | None:
+        """Return the path of a version."""
         return self._root / folder
 
     def put(
-        self, package: Package, folder: str, text: bytes, extras: Mapping[str, bytes], progress: Progress | None
+        self, package: Package, folder: str, manifest: bytes, extras: Mapping[str, bytes], progress: Progress | None
     ) -> None:
-        """Make a version visible, whole or not at all; ``text`` is its manifest, ``extras`` what goes with it.
+        """Publish a version completely or not at all; ``extras`` are its card and its signature.
 
         Raises:
-            PublishError: somebody else is at it or was faster, or the place is taken by something else.
-            StorageError: the disk fails.
+            PublishError: somebody else is publishing it or was faster, or something else has this name.
+            StorageError: the disk is full or fails.
         """
         out = self._root / folder
         try:
-            with Workspace(out) as place:
-                stage = place.work_dir / package.digest
+            with Workspace(out) as workspace:
+                stage = workspace.work_dir / package.digest
                 with io_errors("preparing the publication"):
-                    for other in place.work_dir.iterdir():  # left by somebody who died publishing something else
+                    for (
+                        other
+                    ) in workspace.work_dir.iterdir():  # left by a killed process that published another package
                         if other.is_dir() and other != stage:
                             shutil.rmtree(other)
-                with alone_in(stage):
-                    _fill(stage, package, text, extras, progress)
-                self._show(stage, out)
-                place.clear()
+                with exclusive_dir(stage):
+                    _fill(stage, package, manifest, extras, progress)
+                _rename(stage, out)
+                workspace.clear()
         except DestinationError as error:
             raise PublishError(
-                error.what, where=error.where, remedy="see what is there; what is published is never replaced"
+                error.what, where=error.where, remedy="check what is there; a published version is never replaced"
             ) from None
 
-    def _show(self, stage: Path, out: Path) -> None:
-        with io_errors("publishing"):
-            try:
-                os.rename(stage, out)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    raise
-                raise PublishError("somebody else was faster", where=str(out)) from None
-            sync_folder(out.parent)  # those above it lasted before anything was put into it
+
+def _rename(stage: Path, out: Path) -> None:
+    """Make the finished version visible.
+
+    Raises:
+        PublishError: somebody else was faster.
+        StorageError: the disk fails.
+    """
+    with io_errors("publishing"):
+        try:
+            os.rename(stage, out)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise PublishError("somebody else published it first", where=str(out)) from None
+        sync_folder(out.parent)  # the folders above it were synced before anything was written into them
 
 
-def _fill(stage: Path, package: Package, text: bytes, extras: Mapping[str, bytes], progress: Progress | None) -> None:
+def _fill(
+    stage: Path, package: Package, manifest: bytes, extras: Mapping[str, bytes], progress: Progress | None
+) -> None:
     source = package.path
     receive(package.manifest.files, lambda name: file_chunks(settle(source, name)), stage, str(source), progress)
     for name in EXTRAS:
-        put_small(stage / name, extras.get(name))
-    put_small(stage / MANIFEST_NAME, text)
+        write_if_changed(stage / name, extras.get(name))
+    write_if_changed(stage / MANIFEST_NAME, manifest)

@@ -1,4 +1,4 @@
-"""Registries that are a folder, or lie wherever fsspec reaches: what the two have in common."""
+"""Registries in a folder or in any fsspec store: what the two have in common."""
 
 from __future__ import annotations
 
@@ -16,80 +16,64 @@ from paramdelta_hub.fileio.symlinks import settle
 from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.package.package import Package, open_package
-from paramdelta_hub.registry.lockfile import Lock, pin
-from paramdelta_hub.registry.materialize import (
-    CARD_NAME,
-    EXTRAS,
-    SIGNATURE_NAME,
-    alone_in,
-    put_small,
-    read_extras,
-    receive,
-)
-from paramdelta_hub.registry.names import (
-    check_repo,
-    check_version,
-    folder_of,
-    is_id,
-    is_repo,
-    is_version,
-    newest,
-    precedence,
-)
+from paramdelta_hub.registry.install import Snapshot, install
+from paramdelta_hub.registry.materialize import CARD_NAME, EXTRAS, SIGNATURE_NAME, read_extras, receive
+from paramdelta_hub.registry.names import check_repo, folder_of, is_id, is_repo
 from paramdelta_hub.registry.protocol import HIGHER_VERSION, Hit, Part, Published, Pulled, Version, files_of
 from paramdelta_hub.registry.signing import Trust, read_manifest
 from paramdelta_hub.registry.stores.bucket import BucketStore
 from paramdelta_hub.registry.stores.folder import FolderStore
+from paramdelta_hub.registry.versions import check_version, is_version, newest, newest_first
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["Store", "StoreRegistry", "check_options"]
 
 
 class Store(Protocol):
-    """A tree of files. A version's folder, as the methods take it, is ``org/name/VERSION``."""
+    """A tree of files. The folder of a version is ``org/name/VERSION``, relative to the registry."""
 
     url: str
-    absent: str
-    """What to say where the registry is not there."""
+    missing: str
+    """The message for a registry that does not exist."""
 
     def exists(self) -> bool:
-        """Whether the registry is there; RegistryError where something else is, or nobody can tell."""
+        """Whether the registry exists; RegistryError if something else is there, or nobody can tell."""
 
     def check_apart(self, repo: str) -> None:
-        """Check that publishing breaks nothing else that we made; PublishError where it would."""
+        """Check that publishing does not write into another output of ours; PublishError if it does."""
 
-    def names(self, folder: str) -> list[str]:
-        """Return what lies in ``folder``, files too, hidden ones not."""
+    def list_names(self, folder: str) -> list[str]:
+        """Return the names of the files and folders in ``folder``, without hidden ones."""
 
-    def below(self, folder: str) -> list[str]:
-        """Return the names of the folders in ``folder``; none where there is no such folder."""
+    def list_folders(self, folder: str) -> list[str]:
+        """Return the names of the folders in ``folder``; empty if there is no such folder."""
 
-    def read(self, folder: str, name: str, most: int) -> bytes | None:
-        """Return the content of a small file, or None where there is none."""
+    def read(self, folder: str, name: str, limit: int) -> bytes | None:
+        """Return the content of a small file, or None if it does not exist."""
 
     def chunks(self, folder: str, name: str) -> Iterator[bytes]:
-        """Yield a file's content piece by piece."""
+        """Yield a file's content in pieces."""
 
     def created(self, folder: str) -> str | None:
-        """Return when a version was published, ISO 8601 in UTC, if the store tells."""
+        """Return when a version was published, ISO 8601 in UTC, if the store knows."""
 
-    def place(self, folder: str) -> Path | None:
-        """Return where a version lies on this machine, if it does."""
+    def local_path(self, folder: str) -> Path | None:
+        """Return the path of a version, if the store is on this machine."""
 
     def put(
-        self, package: Package, folder: str, text: bytes, extras: Mapping[str, bytes], progress: Progress | None
+        self, package: Package, folder: str, manifest: bytes, extras: Mapping[str, bytes], progress: Progress | None
     ) -> None:
-        """Make a version visible, whole or not at all; PublishError if somebody else was faster."""
+        """Upload a version completely or not at all; PublishError if somebody else published it first."""
 
 
 class StoreRegistry:
-    """The registry at ``root``, a folder (it need not exist yet) or an fsspec URL.
+    """The registry at ``root``: a folder, which may not exist yet, or an fsspec URL.
 
-    ``ROOT/org/name/VERSION/`` is the package itself, so that a version in a folder can be used by its path.
+    ``ROOT/org/name/VERSION/`` is the package itself, so a version in a local registry can be used by its path.
 
     Raises:
-        OptionError: credentials in the URL.
-        RegistryError: a kind of URL that is unknown, or needs a package which is not installed.
+        OptionError: the URL holds credentials.
+        RegistryError: the kind of URL is unknown, or needs a package that is not installed.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -109,16 +93,16 @@ class StoreRegistry:
         notes: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Published:
-        """Publish a package whole or not at all; equal content again is no error and does nothing.
+        """Publish a package completely or not at all. Publishing the same content again does nothing.
 
-        A registry that is not there is made, and ``progress`` told so. Who may see it is up to the store, and a store
-        keeps no messages: ``message`` goes nowhere. The arguments are those of :meth:`.protocol.Registry.publish`.
+        A missing registry is created; ``progress`` is told. Who can see it is up to the store. Stores keep no messages,
+        so ``message`` is not used. The arguments are those of :meth:`.protocol.Registry.publish`.
 
         Raises:
-            OptionError: not the package's version; or something that only the Hub can do.
-            PackageError: the package is not whole.
-            PublishError: the version is there with other content, or somebody else was faster; nothing is replaced.
-                Or the registry is, or lies in, something else that we made.
+            OptionError: ``version`` is not the package's, or an option works on the Hub only.
+            PackageError: the package is broken.
+            PublishError: the version exists with other content, or somebody else published it first. Or the registry
+                is, or is inside, another output of ours.
             RegistryError: not allowed, not reachable, …
             StorageError: the disk is full or fails.
         """
@@ -127,21 +111,21 @@ class StoreRegistry:
         opened = open_package(Path(package))
         check_version(opened.manifest.version, version, str(package))
         folder = f"{repo}/{version}"
-        there = self._id(folder)
-        uploaded = there is None
+        published_id = self._id(folder)
+        uploaded = published_id is None
         if uploaded:
-            beside = read_extras(opened.path, extras)
+            files = read_extras(opened.path, extras)
             _check_in_place(opened, opened.manifest.files, progress)
-            self._tell(opened, repo, notes, progress or Progress())
+            self._announce(opened, repo, notes, progress or Progress())
             try:
-                self._store.put(opened, folder, read_manifest(opened), beside, progress)
+                self._store.put(opened, folder, read_manifest(opened), files, progress)
             except PublishError:
-                there, uploaded = self._id(folder), False
-                if there is None:
+                published_id, uploaded = self._id(folder), False
+                if published_id is None:
                     raise
-        if not uploaded and there != opened.digest:
+        if not uploaded and published_id != opened.digest:
             raise PublishError(
-                f"{repo} {version} is published already, with other content (id {str(there)[:16]}…)",
+                f"{repo} {version} is published already, with other content (id {str(published_id)[:16]}…)",
                 where=f"{self._store.url}/{folder}",
                 remedy=HIGHER_VERSION,
             )
@@ -158,59 +142,52 @@ class StoreRegistry:
         trust: Trust | None = None,
         progress: Progress | None = None,
     ) -> Pulled:
-        """Fetch a version (the newest if None) into ``folder``, or a cache; every file's size and sha256 is checked.
+        """Fetch a version (by default the newest) into ``folder``, or into a cache.
 
-        What is in ``folder`` already, and right, is kept. Without ``folder``, a version in a registry on this machine
-        is checked and used where it lies; but not with ``trust``, as others could change it after the check.
+        The size and sha256 of every file are checked. Intact files that are already in ``folder`` are kept. Without
+        ``folder``, a version on this machine is checked and used in place. With ``trust`` it is copied nevertheless:
+        others could change it after the check.
 
         Raises:
             SignatureError: see :meth:`.protocol.Registry.pull`.
-            IntegrityError: what came is not what the manifest promises, or what was pulled as this version before.
-            DestinationError: ``folder`` holds something else, or a version that is not to be replaced; see
+            IntegrityError: a file is not what the manifest promises, or the version has changed since an earlier pull.
+            DestinationError: ``folder`` holds something else, or a version that must not be replaced; see
                 :func:`~paramdelta_hub.registry.lockfile.pin`.
             RegistryError: no such repository or version, not allowed, not reachable, …
-            StorageError: the disk is too small, or fails.
+            StorageError: the disk is full or fails.
         """
         found = self._find(check_repo(repo), revision)
         if found is None:
-            raise self._nothing_there(repo, revision)
-        version, text = found
+            raise self._not_found(repo, revision)
+        version, content = found
         source = f"{repo}/{version}"
         where = f"{self._store.url}/{source}"
-        manifest, package_id = self._parse(text, source, version)
+        manifest, package_id = self._parse(content, source, version)
         files = files_of(manifest, part)
         signed_by = None
         if trust is not None:
-            signed_by = trust.check(text, self._store.read(source, SIGNATURE_NAME, SIGNATURE_BYTES), where, repo)
-        place = self._store.place(source)
-        if folder is None and place is not None and trust is None:
-            _check_in_place(Package(place, manifest, package_id), files, progress)
-            return Pulled(place, repo, version, package_id, package_id, 0)
+            signed_by = trust.check(content, self._store.read(source, SIGNATURE_NAME, SIGNATURE_BYTES), where, repo)
+        local = self._store.local_path(source)
+        if folder is None and local is not None and trust is None:
+            _check_in_place(Package(local, manifest, package_id), files, progress)
+            return Pulled(local, repo, version, package_id, package_id, 0)
         out = Path(os.path.abspath(os.path.expanduser(folder or self._cached(source))))
-        beside = self._extras(source) if part == "package" else None
-        lock = Lock.of(manifest, package_id, registry=self._store.url, repo=repo, revision=package_id, extras=beside)
-        with alone_in(out):
-            named = revision is not None
-            yours = [file for file in manifest.companions if file in files and folder is not None]
-            pin(
-                out,
-                lock,
-                named=named,
-                allow_downgrade=allow_downgrade,
-                with_extras=beside is not None,
-                companions=yours,
-            )
-            came = receive(files, lambda name: self._store.chunks(source, name), out, where, progress)
-            if beside is not None:
-                came += sum(put_small(out / name, beside.get(name)) for name in EXTRAS)
-            came += put_small(out / MANIFEST_NAME, text)
-        return Pulled(out, repo, version, package_id, package_id, came, signed_by)
+        extras = self._extras(source) if part == "package" else None
+        written = install(
+            Snapshot(self._store.url, repo, package_id, manifest, content, package_id, extras),
+            out,
+            lambda: receive(files, lambda name: self._store.chunks(source, name), out, where, progress),
+            named=revision is not None,
+            allow_downgrade=allow_downgrade,
+            companions=[file for file in manifest.companions if file in files and folder is not None],
+        )
+        return Pulled(out, repo, version, package_id, package_id, written, signed_by)
 
     def versions(self, repo: str) -> list[Version]:
         """Return all versions, the newest first by semantic version.
 
         Raises:
-            RegistryError: the registry is not there, not allowed, not reachable.
+            RegistryError: the registry does not exist, is not allowed, or is not reachable.
         """
         found = []
         for version in self._names(check_repo(repo)):
@@ -221,23 +198,23 @@ class StoreRegistry:
         return found
 
     def card(self, repo: str) -> str | None:
-        """Return the model card of the newest version, or None where nothing is published, or no card with it.
+        """Return the model card of the newest version, or None if there is no version or no card.
 
         Raises:
-            RegistryError: not UTF-8, not allowed, not reachable.
+            RegistryError: the card is not UTF-8, not allowed, or not reachable.
         """
         found = self._find(check_repo(repo), None)
-        text = found and self._store.read(f"{repo}/{found[0]}", CARD_NAME, CARD_BYTES)
+        content = found and self._store.read(f"{repo}/{found[0]}", CARD_NAME, CARD_BYTES)
         try:
-            return text.decode() if text else None
+            return content.decode() if content else None
         except UnicodeDecodeError:
-            raise RegistryError("its README.md is not UTF-8", where=f"{self._store.url}/{repo}") from None
+            raise RegistryError("README.md is not UTF-8", where=f"{self._store.url}/{repo}") from None
 
     def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
-        """Yield the newest version of every delta that fits, reading manifests only; broken ones are passed over.
+        """Yield the newest version of every delta that matches. Only manifests are read; broken ones are skipped.
 
         Raises:
-            RegistryError: the registry is not there, not allowed, not reachable.
+            RegistryError: the registry does not exist, is not allowed, or is not reachable.
         """
         is_empty = True
         for repo in self._repositories():
@@ -246,17 +223,17 @@ class StoreRegistry:
                 if found is None:
                     continue
                 is_empty = False
-                version, text = found
-                manifest, package_id = self._parse(text, f"{repo}/{version}", version)
+                version, content = found
+                manifest, package_id = self._parse(content, f"{repo}/{version}", version)
             except PackageError:
                 is_empty = False
                 continue
             words = f"{repo}\n{manifest.name}".casefold()
-            made_for = manifest.architecture.fingerprint
+            architecture = manifest.architecture.fingerprint
             if (
                 (query or "").casefold() in words
                 and base in (None, manifest.base.name)
-                and fingerprint in (None, made_for)
+                and fingerprint in (None, architecture)
             ):
                 yield Hit(
                     repo=repo,
@@ -265,7 +242,7 @@ class StoreRegistry:
                     revision=package_id,
                     base=manifest.base.name,
                     post=manifest.post.name,
-                    fingerprint=made_for,
+                    fingerprint=architecture,
                     nbytes=manifest.nbytes,
                     license=manifest.license,
                     created=self._store.created(f"{repo}/{version}"),
@@ -274,73 +251,73 @@ class StoreRegistry:
             self._check_registry()
 
     def _repositories(self) -> Iterator[str]:
-        for org in sorted(self._store.below("")):
+        for org in sorted(self._store.list_folders("")):
             if is_repo(f"{org}/x"):
-                yield from (f"{org}/{name}" for name in sorted(self._store.below(org)) if is_repo(f"{org}/{name}"))
+                yield from (
+                    f"{org}/{name}" for name in sorted(self._store.list_folders(org)) if is_repo(f"{org}/{name}")
+                )
 
     def _names(self, repo: str) -> list[str]:
-        """Return the names of a repository's versions, those perhaps still being published too; the highest first."""
-        names = filter(is_version, self._store.below(repo))
-        return sorted(names, key=lambda name: (precedence(name), name), reverse=True)
+        """Return the names of a repository's versions, the highest first. Some may still be in the making."""
+        return newest_first(filter(is_version, self._store.list_folders(repo)))
 
     def _manifest(self, folder: str) -> bytes | None:
         return self._store.read(folder, MANIFEST_NAME, MANIFEST_BYTES)
 
     def _id(self, folder: str) -> str | None:
-        """Return the id of what is published in ``folder``, or None if nothing is."""
-        text = self._manifest(folder)
-        return None if text is None else hashlib.sha256(text).hexdigest()
+        """Return the id of the version that is published in ``folder``, or None if there is none."""
+        content = self._manifest(folder)
+        return None if content is None else hashlib.sha256(content).hexdigest()
 
     def _find(self, repo: str, revision: str | None) -> tuple[str, bytes] | None:
-        """Return the version that is meant, and its manifest as it lies there; None if there is none."""
-        left = [name for name in self._names(repo) if revision in (None, name) or is_id(revision or "")]
-        while chosen := newest(left):
-            text = self._manifest(f"{repo}/{chosen}")
-            meant = revision in (None, chosen) or (text and hashlib.sha256(text).hexdigest() == revision)
-            if text is not None and meant:
-                return chosen, text
-            left.remove(chosen)
+        """Return the version that ``revision`` names, and the content of its manifest; None if there is none."""
+        candidates = [name for name in self._names(repo) if revision in (None, name) or is_id(revision or "")]
+        while version := newest(candidates):
+            content = self._manifest(f"{repo}/{version}")
+            if content is not None and (revision in (None, version) or hashlib.sha256(content).hexdigest() == revision):
+                return version, content
+            candidates.remove(version)
         return None
 
     def _check_registry(self) -> None:
-        """Raise if there is no registry: asked where nothing was found, so that looking costs no more.
+        """Check that there is a registry. Called only if nothing was found, so that a successful search costs no more.
 
         Raises:
-            RegistryError: nothing is there, or other things are.
+            RegistryError: there is nothing, or something else.
         """
         if not self._store.exists():
             raise RegistryError(
-                f"no registry: {self._store.absent}",
+                f"no registry: {self._store.missing}",
                 where=self._store.url,
-                remedy="check the spelling of the registry; publishing to it makes a new one",
+                remedy="check the spelling of the registry; publishing creates a new one",
             )
         if not self._has_shape():
             raise RegistryError(
-                f"not a registry: it holds {shown_names(self._store.names(''))}",
+                f"not a registry; it holds {shown_names(self._store.list_names(''))}",
                 where=self._store.url,
-                remedy="a delta in a registry is FOLDER/org/name/VERSION: name that FOLDER",
+                remedy="name the FOLDER in which deltas lie as FOLDER/org/name/VERSION",
             )
 
     def _has_shape(self) -> bool:
-        """Whether anything was ever published here, or else nothing lies here but empty folders, as a death leaves."""
-        is_bare = True
+        """Whether this looks like a registry: it has a version, or only empty folders, as a killed run leaves."""
+        is_empty = True
         try:
-            orgs = self._store.below("")
-            is_bare &= set(self._store.names("")) <= set(orgs)
+            orgs = self._store.list_folders("")
+            is_empty &= set(self._store.list_names("")) <= set(orgs)
             for org in orgs:
-                repos = self._store.below(org)
-                is_bare &= set(self._store.names(org)) <= set(repos)
+                repos = self._store.list_folders(org)
+                is_empty &= set(self._store.list_names(org)) <= set(repos)
                 for name in repos:
-                    inside = self._store.names(f"{org}/{name}")
+                    inside = self._store.list_names(f"{org}/{name}")
                     if any(is_version(version.removesuffix(".partial")) for version in inside):
                         return True
-                    is_bare &= not inside
-        except RegistryError:  # what others keep to themselves may be versions
+                    is_empty &= not inside
+        except RegistryError:  # folders that we may not read could hold versions
             return True
-        return is_bare
+        return is_empty
 
-    def _tell(self, package: Package, repo: str, notes: Sequence[str], progress: Progress) -> None:
-        """Say where the package goes, before anything is sent."""
+    def _announce(self, package: Package, repo: str, notes: Sequence[str], progress: Progress) -> None:
+        """Tell ``progress`` where the package will be published, before anything is uploaded."""
         for note in notes:
             progress.note(note)
         url, manifest = self._store.url, package.manifest
@@ -351,53 +328,54 @@ class StoreRegistry:
         to = f"the folder {url}/{repo}" if is_folder else f"{url}/{repo}"
         progress.note(f"publishing {manifest.name} {manifest.version} to {to}{new}")
 
-    def _nothing_there(self, repo: str, revision: str | None) -> RegistryError:
+    def _not_found(self, repo: str, revision: str | None) -> RegistryError:
         self._check_registry()
-        there = [name for name in self._names(repo) if self._manifest(f"{repo}/{name}") is not None]
+        published = [name for name in self._names(repo) if self._manifest(f"{repo}/{name}") is not None]
         return RegistryError(
-            f"has no version {revision}" if there else "no such delta in this registry",
+            f"there is no version {revision}" if published else "no such delta in this registry",
             where=f"{self._store.url}/{repo}",
-            remedy=f"it has {', '.join(there[:10])}" if there else "check the spelling",
+            remedy=f"published versions: {', '.join(published[:10])}" if published else "check the spelling",
         )
 
-    def _parse(self, text: bytes, folder: str, version: str) -> tuple[Manifest, str]:
+    def _parse(self, content: bytes, folder: str, version: str) -> tuple[Manifest, str]:
         where = f"{self._store.url}/{folder}"
-        manifest, package_id = parse_manifest(text, where)
+        manifest, package_id = parse_manifest(content, where)
         if manifest.version != version:
-            raise IntegrityError(f"is published as {version}, and says it is {manifest.version}", where=where)
+            raise IntegrityError(f"published as {version}, but the manifest says {manifest.version}", where=where)
         for file in manifest.companions:
             if file.size > COMPANION_BYTES:
                 raise PackageError(
-                    f"the companion {file.path!r} has {file.size} bytes, which makes no sense", where=where
+                    f"the companion {file.path!r} has {file.size} bytes; the limit is {COMPANION_BYTES}", where=where
                 )
         return manifest, package_id
 
     def _extras(self, folder: str) -> dict[str, bytes]:
-        """Return what lies beside a version and is not listed, by name."""
-        found = {name: self._store.read(folder, name, most) for name, most in EXTRAS.items()}
+        """Return the card and the signature of a version, by file name."""
+        found = {name: self._store.read(folder, name, limit) for name, limit in EXTRAS.items()}
         return {name: content for name, content in found.items() if content is not None}
 
     def _cached(self, source: str) -> Path:
-        """Return where a version is kept that the user gave no folder for: a place for each registry."""
+        """Return the cache folder of a version. Every registry has a cache of its own."""
         home = os.environ.get("XDG_CACHE_HOME", "")
         cache = Path(home) if os.path.isabs(home) else expand("~/.cache")
         return cache / "paramdelta-hub" / hashlib.sha256(self._store.url.encode()).hexdigest()[:16] / source
 
 
 def check_options(*, private: bool, create_pr: bool) -> None:
-    """Check that nothing is asked of a folder or a bucket that only the Hub can do.
+    """Check that no option is used that works on the Hub only.
 
     Raises:
-        OptionError: it is.
+        OptionError: there is one.
     """
     if private or create_pr:
         raise OptionError(
-            "folders and buckets have neither private repositories nor pull requests",
-            remedy="leave the option out, and set access rights where the store has them",
+            "folders and buckets have no private repositories and no pull requests",
+            remedy="remove the option; set access rights in the store itself",
         )
 
 
 def _check_in_place(package: Package, files: tuple[FileRecord, ...], progress: Progress | None) -> None:
+    """Check the size and sha256 of files where they are."""
     progress = progress or Progress()
     progress.start("check", sum(file.size for file in files))
     try:

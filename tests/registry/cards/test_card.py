@@ -25,7 +25,14 @@ from paramdelta_hub.fileio.seal import is_sealed
 from paramdelta_hub.package.manifest import Manifest, Omission
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.registry.cards.card import _TASKS, delta_card, result_card
-from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN, YOURS_END, front_matter, own_words, plain, split
+from paramdelta_hub.registry.cards.markdown import (
+    YOURS_BEGIN,
+    YOURS_END,
+    escape_markdown,
+    front_matter,
+    own_words,
+    split,
+)
 from tests.conftest import Family
 from tests.support.models import read_weights, weights, write_model
 
@@ -258,12 +265,12 @@ def test_a_strangers_manifest_writes_nothing_into_a_card(manifest: Manifest, wor
 
 @given(TEXTS)
 def test_plain_text_shows_just_its_characters(text: str) -> None:
-    inline = MarkdownIt("commonmark", {"html": True}).enable("table").parse(f"x {plain(text)} x")[1]
+    inline = MarkdownIt("commonmark", {"html": True}).enable("table").parse(f"x {escape_markdown(text)} x")[1]
     assert [token.type for token in inline.children or []] == ["text"] * len(inline.children or [])
     shown = "".join(token.content for token in inline.children or [])
     assert shown == f"x {text} x"
-    assert "|" not in plain(text)
-    assert len(plain("a" * 1000)) < 150
+    assert "|" not in escape_markdown(text)
+    assert len(escape_markdown("a" * 1000)) < 150
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.one_of(st.none(), ASCII, st.lists(ASCII))))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import OptionError, SourceError
-from paramdelta_hub.registry.hub.links import BEGIN, END, LINK_KEY, propose
+from paramdelta_hub.registry.hub.links import BEGIN, END, LINK_KEY, add_link
 from tests.registry.hub.test_registry import asked, fails
 from tests.support.hub import Fault, LoopbackHub
 from tests.support.hub.client import Client
@@ -20,21 +20,21 @@ NAMES = st.from_regex(r"[a-z][a-z0-9]{0,8}/[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmat
 
 def after(card: str, *deltas: str) -> str:
     for delta in deltas:
-        card = propose(card, "org/model", delta, "post").after
+        card = add_link(card, "org/model", delta, "post").after
     return card
 
 
 def test_a_section_and_a_key_are_all_that_changes() -> None:
-    proposal = propose(CARD, "org/model", "org/delta", "base")
-    removed = [line for line in proposal.diff.splitlines()[2:] if line.startswith("-")]
-    added = [line[1:] for line in proposal.diff.splitlines()[2:] if line.startswith("+")]
+    edit = add_link(CARD, "org/model", "org/delta", "base")
+    removed = [line for line in edit.diff.splitlines()[2:] if line.startswith("-")]
+    added = [line[1:] for line in edit.diff.splitlines()[2:] if line.startswith("+")]
     assert not removed
     assert added[:2] == [f"{LINK_KEY}:", "- org/delta"]
     assert added[3] == BEGIN
     assert added[-1] == END
     assert any("https://huggingface.co/org/delta" in line for line in added)
-    assert metadata(proposal.after) == {"license": "mit", "tags": ["a"], LINK_KEY: ["org/delta"]}
-    assert proposal.diff.startswith("--- org/model/README.md\n")
+    assert metadata(edit.after) == {"license": "mit", "tags": ["a"], LINK_KEY: ["org/delta"]}
+    assert edit.diff.startswith("--- org/model/README.md\n")
 
 
 def test_several_deltas_share_a_section_in_order() -> None:
@@ -67,7 +67,7 @@ def test_linking_again_changes_nothing_and_all_else_stays(text: str, deltas: lis
     card = f"---\nlicense: mit\n---\n{text}"
     changed = after(card, *deltas)
     assert after(changed, *deltas) == changed
-    assert propose(changed, "org/model", deltas[0], "post").diff == ""
+    assert add_link(changed, "org/model", deltas[0], "post").diff == ""
     assert yaml.safe_load(changed.split("---\n")[1])[LINK_KEY] == sorted(set(deltas))
     assert text.rstrip("\n") in changed
 
@@ -90,13 +90,13 @@ def test_line_ends_stay_what_they_are() -> None:
 )
 def test_cards_that_can_not_be_written_into_are_left_alone(card: str, words: str) -> None:
     with pytest.raises(SourceError, match=words):
-        propose(card, "org/model", "org/delta", "post")
+        add_link(card, "org/model", "org/delta", "post")
 
 
 def test_names_that_make_no_sense() -> None:
     for delta in ("org/model", "delta", "org/a](javascript:x)", "org/a\n- b"):
         with pytest.raises(OptionError):
-            propose(CARD, "org/model", delta, "post")
+            add_link(CARD, "org/model", delta, "post")
 
 
 # On the Hub.

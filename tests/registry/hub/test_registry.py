@@ -117,7 +117,7 @@ def test_a_version_is_never_replaced(hub: LoopbackHub, client: Client, repo: str
     before = dict(hub.repositories[repo].tags), hub.repositories[repo].head
     fails(
         "publish",
-        "a version is never replaced",
+        "a published version is never replaced",
         lambda: client("publish", package=packages.other, repo=repo, version="1.0.0"),
     )
     assert (hub.repositories[repo].tags, hub.repositories[repo].head) == before
@@ -286,7 +286,7 @@ def test_what_the_hub_did_not_keep_is_not_tagged(
         made.commits[made.head.id] = replace(made.head, files=kept)
 
     hub.faults = [Fault("intrude", "GET .*/revision/.*blobs", act=lose)]
-    fails("registry", "not tagged", lambda: client("publish", package=packages.v1, repo=repo, version="1.0.0"))
+    fails("registry", "no tag was created", lambda: client("publish", package=packages.v1, repo=repo, version="1.0.0"))
     assert not hub.repositories[repo].tags
     client("publish", package=packages.v1, repo=repo, version="1.0.0")
     assert client("pull", repo=repo)["version"] == "1.0.0"
@@ -392,7 +392,7 @@ def test_damage_on_the_way_is_found_and_mended(
     published(hub, repo, packages.v1)
     into = {"folder": tmp_path / "copy"} if into_folder else {}
     hub.faults = [Fault("flip", f"GET .*/{name}", 77, times=2)]
-    fails("integrity", "came damaged, twice", lambda: client("pull", repo=repo, **into))
+    fails("integrity", "arrived damaged twice", lambda: client("pull", repo=repo, **into))
     if into_folder:
         assert not (tmp_path / "copy" / "manifest.json").exists()
     hub.faults = [Fault("flip", f"GET .*/{name}", 77), Fault("cut", f"GET .*/{name}", 100)]
@@ -447,7 +447,7 @@ def test_a_manifest_in_the_cache_and_no_shards_offline(
     new_client(home=tmp_path)("pull", repo=repo, revision="1.0.0", part="manifest")
     offline = new_client(home=tmp_path, HF_HUB_OFFLINE="1")
     assert offline("pull", repo=repo, revision="1.0.0", part="manifest")["version"] == "1.0.0"
-    fails("registry", "not there yet", lambda: offline("pull", repo=repo, revision="1.0.0"))
+    fails("registry", "not in the cache", lambda: offline("pull", repo=repo, revision="1.0.0"))
 
 
 def test_a_tag_on_another_version_is_refused(hub: LoopbackHub, client: Client, repo: str, packages: Packages) -> None:
@@ -519,8 +519,8 @@ def test_the_card_goes_with_a_package(
         (408, "run the command again"),
         (418, "418"),
         (429, "wait a while"),
-        (500, "has trouble"),
-        (503, "has trouble"),
+        (500, "internal error"),
+        (503, "internal error"),
     ],
 )
 def test_every_status_is_one_clear_error(

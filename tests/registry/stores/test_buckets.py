@@ -134,7 +134,7 @@ def test_a_server_that_is_not_there(package: Path) -> None:
         check=False,
         env={**os.environ, **environment, "AWS_MAX_ATTEMPTS": "1"},
     )
-    assert "RegistryError: s3://deltas/a/b: the store did not do as asked" in done.stderr
+    assert "RegistryError: s3://deltas/a/b: the request to the store failed" in done.stderr
     assert "hush" not in done.stderr
 
 
@@ -216,7 +216,7 @@ def test_cut_at_every_write(troubled: type[Troubled], package: Path, tmp_path: P
             registry.publish(package, repo, "1.0.0")
         assert bool(registry.versions(repo)) == whole
         if claimed:
-            with pytest.raises(PublishError, match="published already" if whole else "claimed by somebody"):
+            with pytest.raises(PublishError, match="published already" if whole else "has claimed this version"):
                 registry.publish(other, repo, "1.0.0")
             assert registry.publish(package, repo, "1.0.0").uploaded != whole
             assert registry.pull(repo, None, tmp_path / f"copy-{number}").id == id_of(package)
@@ -261,7 +261,7 @@ def test_conflicts_told_in_other_ways(
     monkeypatch.setattr(troubled, "pipe_file", other_words)
     StoreRegistry("troubled://registry").publish(package, REPO, "1.0.0")
     troubled.store.pop(f"/registry/{REPO}/1.0.0/manifest.json")  # as if it were still under way
-    with pytest.raises(PublishError, match="claimed by somebody"):
+    with pytest.raises(PublishError, match="has claimed this version"):
         StoreRegistry("troubled://registry").publish(altered(package, tmp_path / "other"), REPO, "1.0.0")
 
 
@@ -276,7 +276,7 @@ def test_a_claim_that_is_lost_on_the_way(
         put(self, *arguments, **options)
 
     monkeypatch.setattr(troubled, "put_file", late)
-    with pytest.raises(PublishError, match="claimed by somebody"):
+    with pytest.raises(PublishError, match="has claimed this version"):
         StoreRegistry("troubled://registry").publish(package, REPO, "1.0.0")
     assert StoreRegistry("troubled://registry").versions(REPO) == []
 
@@ -285,9 +285,9 @@ def test_a_claim_that_is_lost_on_the_way(
     ("problem", "says"),
     [
         (PermissionError("token=hush"), "not allowed"),
-        (FileNotFoundError("https://host/?signature=hush"), "not there"),
-        (OSError(5, "hush"), "did not do as asked \\(OSError\\)"),
-        (ValueError("hush"), "did not do as asked \\(ValueError\\)"),
+        (FileNotFoundError("https://host/?signature=hush"), "does not exist"),
+        (OSError(5, "hush"), "the request to the store failed \\(OSError\\)"),
+        (ValueError("hush"), "the request to the store failed \\(ValueError\\)"),
     ],
 )
 def test_what_clients_raise_is_told_without_their_words(
