@@ -230,7 +230,7 @@ class Application(Operation[ApplyReport]):
         self._doubts = inputs.there_already()
         fit, packages = inputs.fit, inputs.packages
         self._sums = sums_of(fit, packages, inputs.weights)
-        self._files = lay_out(inputs.model, fit.results, fit.beside)
+        self._files = lay_out(inputs.model, fit.results, fit.colocate_with)
         self.plan = plan_apply(fit, self._files, packages, self._sums, inputs.request.to_json())
         self._pool = FilePool(None, ())
 
@@ -270,7 +270,7 @@ class Application(Operation[ApplyReport]):
         lost = requantization(deviation for outcome in ordered for deviation in outcome.deviations)
         with io_errors("writing the companion files"):
             readiness = write_companions(
-                inputs.choice, result, prefer=wanted.prefer, settled=fit.settled, is_post=exactly_post
+                inputs.choice, result, prefer=wanted.prefer, overrides=fit.config_overrides, is_post=exactly_post
             )
             if model.index is not None:
                 index = index_text(model, list(self._files.values()), fit.results) or read_companion(

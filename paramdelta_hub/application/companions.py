@@ -115,7 +115,7 @@ class CompanionReport:
                 name: {
                     "taken": laid.taken,
                     "kept": laid.kept,
-                    "settled": laid.settled,
+                    "overridden": laid.overridden,
                     "conflicts": [asdict(conflict) for conflict in laid.conflicts],
                 }
                 for name, laid in self.configs.items()
@@ -139,7 +139,7 @@ class CompanionReport:
                 reason: [key for key, other in laid.kept.items() if other == reason] for reason in laid.kept.values()
             }
             lines += [f"{name}: {_some(keys)} as in the target: {reason}" for reason, keys in why.items()]
-            lines += [f"{name}: {_some(laid.settled)} as the tensors are"] if laid.settled else []
+            lines += [f"{name}: {_some(laid.overridden)} as the tensors are"] if laid.overridden else []
             lines += [
                 f"conflict: {name}: {c.key} was {c.base}, is {c.post} in {c.delta} and {c.found} in {c.other}: "
                 f"{c.winner} wins" + (" (else --prefer post)" if c.winner != c.delta else "")
@@ -216,7 +216,7 @@ def write_companions(
     result: Path,
     *,
     prefer: Prefer = "target",
-    settled: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     is_post: bool = False,
 ) -> CompanionReport:
     """Write the chosen companions and the merged configs into ``result``; the same call writes the same bytes.
@@ -225,7 +225,7 @@ def write_companions(
         choice: what :func:`choose` returned.
         result: the folder of the result; JSON, text, template and Python files of an interrupted run are removed.
         prefer: who wins where target and post both changed a key of a config.
-        settled: keys of ``config.json`` that the result's tensors decide.
+        overrides: keys of ``config.json`` that the result's tensors decide.
         is_post: whether the tensors are post's own, so that post's shapes and positions fit them.
 
     Raises:
@@ -253,9 +253,9 @@ def write_companions(
                 exceptions=ALWAYS if is_post or name == GENERATION else {**STRUCTURE, **ALWAYS},
                 prefer=prefer,
                 tokens=_whose_tokens(choice, name),
-                settled=settled if name == CONFIG else None,
+                overrides=overrides if name == CONFIG else None,
             )
-            if laid.taken or laid.settled:
+            if laid.taken or laid.overridden:
                 content = strict_json.pretty(laid.config)
                 source = " + ".join(dict.fromkeys([source, *laid.taken.values()]))
         put(name, source, content)

@@ -91,18 +91,18 @@ class Compatibility:
         return tensors
 
     @property
-    def settled(self) -> dict[str, Any]:
+    def config_overrides(self) -> dict[str, Any]:
         """Keys of ``config.json`` that the result's tensors decide; None: to be left out."""
-        settled: dict[str, Any] = {"tie_word_embeddings": False} if self.ties else {}
+        overrides: dict[str, Any] = {"tie_word_embeddings": False} if self.ties else {}
         for name, placed in self.placed.items():
             if EMBEDDINGS.search(name) and placed.rows != self.tensor(name).shape[0]:
-                settled["vocab_size_per_layer_input" if "per_layer" in name else "vocab_size"] = placed.rows
+                overrides["vocab_size_per_layer_input" if "per_layer" in name else "vocab_size"] = placed.rows
         if self.target.omissions and not self.keeps_fp8:
-            settled |= {"quantization_config": None, "compression_config": None}
-        return settled
+            overrides |= {"quantization_config": None, "compression_config": None}
+        return overrides
 
     @property
-    def beside(self) -> dict[str, str]:
+    def colocate_with(self) -> dict[str, str]:
         """For each tensor of the result that the target has not, one that it has, whose file it shares."""
         last = list(self.target.checkpoint.tensors)[-1:]
         return self.ties | {name: at for name in self.carried if name not in self.target.tensors for at in last}

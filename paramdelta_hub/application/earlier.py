@@ -10,7 +10,7 @@ from paramdelta_hub.checkpoints.logical import LogicalTensor
 from paramdelta_hub.checkpoints.tensor_sources import Files, source_digest
 from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.fileio.durable import read_small
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import KIB, MIB, PROVENANCE_BYTES
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.provenance import PROVENANCE_NAME, Delta, parse_provenance
@@ -48,7 +48,7 @@ def find_earlier(
         return None
     most = _MOST_REMOTE_BYTES if remote else _MOST_BYTES
     tensors = sorted(_changed(fit, number, package, most), key=lambda found: found[1].nbytes)[:_COMPARED]
-    with Descriptors(CheckpointError) as files:
+    with OpenFiles(CheckpointError) as files:
         for promised, tensor in tensors:
             if source_digest(tensor.source, tensor.elements, remote or files) != promised:
                 return None

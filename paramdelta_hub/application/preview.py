@@ -105,7 +105,7 @@ def preview(
     if overwrite and os.path.lexists(workspace.out):
         inputs.may_replace(workspace.out)
     fit = inputs.fit
-    deltas, files = tuple(inputs.kin()), lay_out(inputs.model, fit.results, fit.beside)
+    deltas, files = tuple(inputs.kin()), lay_out(inputs.model, fit.results, fit.colocate_with)
     paired = {name for match in fit.matches for name in match.pairs}
     return Preview(
         out=workspace.given,

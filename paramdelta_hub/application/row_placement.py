@@ -19,7 +19,7 @@ from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, sa
 from paramdelta_hub.errors import MismatchError, PackageError
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.numerics.row_runs import Run
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
@@ -166,7 +166,7 @@ class RowPlanner:
 
 def _check_companions(package: Package) -> None:
     for file in package.manifest.companions:
-        path = settle(package.path, file.path)
+        path = resolve_inside(package.path, file.path)
         check_digest(file_digest(path)[0], file.sha256, f"the file {file.path!r}", str(package.path))
 
 

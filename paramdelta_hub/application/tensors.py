@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.kernels import kernel_for
@@ -42,7 +42,7 @@ def tensors(delta: str | Path, pattern: str = "") -> Iterator[tuple[str, torch.T
     places = package.payload_places()
     wanted = [r for r in package.manifest.tensors if r.effect == "add" and re.search(pattern, r.name)]
     kernel = kernel_for(decoded_nbytes(wanted))
-    with Descriptors(PackageError) as shards:
+    with OpenFiles(PackageError) as shards:
         for record in wanted:
             reader = DeltaReader(StoredDelta.of(record, places), record.dtype, shards, kernel)
             yield record.name, _dense(record, reader)

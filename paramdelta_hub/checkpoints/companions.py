@@ -16,7 +16,7 @@ from paramdelta_hub.errors import CheckpointError, IntegrityError, PackageError,
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.names import check_file_name
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.limits import COMPANION_BYTES, CONFIG_BYTES
 from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.package.package import Package
@@ -87,7 +87,7 @@ def companions(checkpoint: Checkpoint) -> dict[str, Path]:
 def _companions_in(folder: Path) -> dict[str, Path]:
     found = (*folder.iterdir(), *folder.glob("[0-9]*_*/config.json"), *folder.glob("additional_chat_templates/*"))
     names = sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
-    return {name: settle(folder, name, CheckpointError) for name in names if kind_of(name)}
+    return {name: resolve_inside(folder, name, CheckpointError) for name in names if kind_of(name)}
 
 
 def carried(post: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:
@@ -185,7 +185,7 @@ def code_files(target: Checkpoint, configs: Iterable[bytes]) -> dict[str, Path]:
                 where=str(folder),
                 remedy="get the model's Python files too (they are never downloaded unasked), after reading them",
             )
-    return {name: settle(folder, name, CheckpointError) for name in names}
+    return {name: resolve_inside(folder, name, CheckpointError) for name in names}
 
 
 def read_companion(path: Path) -> bytes:

@@ -99,7 +99,7 @@ class LaidOver:
     """Keys that have post's value now, and the delta it comes from."""
     kept: dict[str, str] = field(default_factory=dict)
     """Keys that post changed and that are the target's all the same, and why."""
-    settled: list[str] = field(default_factory=list)
+    overridden: list[str] = field(default_factory=list)
     """Keys that were set to what the result's tensors are."""
     conflicts: list[Conflict] = field(default_factory=list)
 
@@ -158,7 +158,7 @@ def lay_over(
     exceptions: Exceptions,
     prefer: Literal["target", "post"] = "target",
     tokens: int | Literal["target", "merge"] = "merge",
-    settled: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> LaidOver:
     """Return ``target`` with every change laid over it in order; the target's keys stay in their order.
 
@@ -171,7 +171,7 @@ def lay_over(
         prefer: who wins where both changed a key; with ``post``, the last delta does.
         tokens: whose token ids: the number of the delta whose tokenizer the result has, the target's, or merged as
             other keys are.
-        settled: keys that the result's tensors decide; they win over everything, and None deletes. They are set
+        overrides: keys that the result's tensors decide; they win over everything, and None deletes. They are set
             wherever the target has them: at the top, and in the part that describes the language model.
     """
     result = LaidOver(copy.deepcopy(dict(target)))
@@ -179,7 +179,7 @@ def lay_over(
     for number, (label, change) in enumerate(changes):
         rules = exceptions if tokens in (number, "merge") else {**exceptions, **elsewhere}
         _Layer(result, label, rules, tokens == number, prefer).lay(result.config, change.patch, change.reverse)
-    for key, value in (settled or {}).items():
+    for key, value in (overrides or {}).items():
         _settle(result, key, value)
     return result
 
@@ -226,7 +226,7 @@ def _settle(result: LaidOver, key: str, value: Any) -> None:
     for above, node in (places or {"": result.config}).items():
         if not _same(node.get(key), value):
             _put(node, key, value)
-            result.settled.append(above + key)
+            result.overridden.append(above + key)
             for told in (result.kept, result.taken):  # whatever was to become of it before
                 told.pop(above + key, None)
 

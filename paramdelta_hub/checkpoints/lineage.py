@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from paramdelta_hub.checkpoints.logical import LogicalTensor
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.errors import CheckpointError, PackageError
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import build_header, check_header
 from paramdelta_hub.limits import (
     KIN_CORRELATION,
@@ -132,7 +132,7 @@ def compare(
     if len(matrices) > most:
         matrices = [matrices[i * len(matrices) // most] for i in range(most)]
     correlations, equal, distances = [], bool(matrices), {}
-    with Descriptors(CheckpointError) as files:
+    with OpenFiles(CheckpointError) as files:
         if remote:
             step = LINEAGE_RUNS // REMOTE_LINEAGE_RUNS
             with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:

@@ -22,7 +22,7 @@ from typing import Any
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.names import shown
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.limits import SCALE_BYTES
 from paramdelta_hub.numerics.float8 import DECODED, Grid
 from paramdelta_hub.numerics.floats import FLOATS
@@ -129,7 +129,7 @@ def quantization_files(checkpoint: Checkpoint) -> dict[str, Path]:
     """
     if checkpoint.is_lone_file or not (checkpoint.folder / _MODELOPT).is_file():
         return {}
-    return {_MODELOPT: settle(checkpoint.folder, _MODELOPT, CheckpointError)}
+    return {_MODELOPT: resolve_inside(checkpoint.folder, _MODELOPT, CheckpointError)}
 
 
 def _reasons(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:

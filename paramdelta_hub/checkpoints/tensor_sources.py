@@ -41,7 +41,7 @@ __all__ = [
 
 
 class Files(Protocol):
-    """Read access to files by path; on this machine :class:`~paramdelta_hub.fileio.open_files.Descriptors`."""
+    """Read access to files by path; on this machine :class:`~paramdelta_hub.fileio.open_files.OpenFiles`."""
 
     def read(self, path: str, position: int, out: NDArray[Any]) -> None:
         """Fill ``out`` (uint8) with a file's bytes from ``position``.

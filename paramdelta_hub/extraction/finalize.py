@@ -15,7 +15,7 @@ from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.extraction.companions import config_changes, pack
 from paramdelta_hub.extraction.pairs import Differences
 from paramdelta_hub.fileio.durable import file_digest, write_file
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.manifest import (
     LINEAGE_NAME,
@@ -94,7 +94,7 @@ def assemble(
 
 
 def _write_lineage(differences: Differences, folder: Path) -> FileRecord:
-    with Descriptors(CheckpointError) as files:
+    with OpenFiles(CheckpointError) as files:
         samples = {
             pair.name: (pair.base.dtype, sample(pair.name, pair.base, files))
             for pair in differences.pairs

@@ -18,7 +18,7 @@ from paramdelta_hub.checkpoints.token_rows import arrange, given_up
 from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
 from paramdelta_hub.fileio.durable import expand
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.row_runs import Run
 from paramdelta_hub.numerics.scratch import scratch
@@ -86,7 +86,7 @@ def name_trained(differences: Differences) -> tuple[RuleUse, ...]:
     Raises:
         CheckpointError: a file was truncated or can't be read.
     """
-    with Descriptors(CheckpointError) as files:
+    with OpenFiles(CheckpointError) as files:
         trained = {
             name: (name, post_name)
             for name, post_name, base, post in differences.skipped
@@ -95,7 +95,7 @@ def name_trained(differences: Differences) -> tuple[RuleUse, ...]:
     return tuple(use.with_trained(trained) for use in differences.uses)
 
 
-def _equal_values(base: LogicalTensor, post: LogicalTensor, files: Descriptors) -> bool:
+def _equal_values(base: LogicalTensor, post: LogicalTensor, files: OpenFiles) -> bool:
     if (base.dtype, base.shape) != (post.dtype, post.shape):
         return False
     one, other = base.source.open(files), post.source.open(files)

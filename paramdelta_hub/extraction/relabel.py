@@ -8,15 +8,14 @@ from typing import Any
 
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.durable import expand
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.outputs.replacing import Replacement, check_apart, check_new, registry_places
 from paramdelta_hub.package.labels import check_labels
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN, YOURS_END, own_words, split
 from paramdelta_hub.registry.locate import locate_delta
-from paramdelta_hub.registry.materialize import CARD_NAME, file_chunks, receive
-from paramdelta_hub.registry.materialize import write_if_changed as put_small
+from paramdelta_hub.registry.materialize import CARD_NAME, file_chunks, receive, write_if_changed
 from paramdelta_hub.registry.publish import read_card
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.workspace import Workspace
@@ -111,9 +110,11 @@ def relabel(
     with Workspace(out, may_replace=Replacement("package", places) if overwrite else None) as place:
         place.start_afresh()
         source = package.path
-        receive(manifest.files, lambda file: file_chunks(settle(source, file)), place.result, str(source), progress)
-        put_small(place.result / CARD_NAME, None if card is None else card.encode())
-        put_small(place.result / MANIFEST_NAME, text)
+        receive(
+            manifest.files, lambda file: file_chunks(resolve_inside(source, file)), place.result, str(source), progress
+        )
+        write_if_changed(place.result / CARD_NAME, None if card is None else card.encode())
+        write_if_changed(place.result / MANIFEST_NAME, text)
         place.commit()
     return RelabelReport(place.given, digest, manifest, before, package.digest)
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from paramdelta_hub.fileio.durable import write_exactly
 from paramdelta_hub.limits import DIRECT_FROM_BYTES
 
-__all__ = ["Output"]
+__all__ = ["DirectWriter"]
 
 _PAGE = 4096
 _BUFFERS = 3
@@ -36,7 +36,7 @@ _BUFFERS = 3
 Bytes = NDArray[np.uint8]
 
 
-class Output:
+class DirectWriter:
     """Writes runs of bytes, each from front to back, to an existing file. Use it in a ``with`` block, in one thread.
 
     When the block ends without an error, the system has all bytes. They are not forced to disk.
@@ -109,7 +109,7 @@ class Output:
             write_exactly(self._descriptor, self._rest, self._end - self._rest.size)
             self._rest = self._rest[:0]
 
-    def __enter__(self) -> Output:
+    def __enter__(self) -> DirectWriter:
         return self
 
     def __exit__(

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from paramdelta_hub.errors import SourceError
 from paramdelta_hub.fileio.durable import open_regular, read_exactly
 
-__all__ = ["Descriptors"]
+__all__ = ["OpenFiles"]
 
 
-class Descriptors:
+class OpenFiles:
     """A dictionary of read-only descriptors by path, opened at first use. Only regular files are opened."""
 
     def __init__(self, error: type[SourceError]) -> None:
@@ -35,7 +35,7 @@ class Descriptors:
         """
         read_exactly(self[path], out, position, self._error, path)
 
-    def __enter__(self) -> Descriptors:
+    def __enter__(self) -> OpenFiles:
         return self
 
     def __exit__(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from paramdelta_hub.errors import PackageError, SourceError
 
-__all__ = ["settle"]
+__all__ = ["resolve_inside"]
 
 
-def settle(folder: Path, name: str, error: type[SourceError] = PackageError) -> Path:
+def resolve_inside(folder: Path, name: str, error: type[SourceError] = PackageError) -> Path:
     """Return the real path of a listed file. It must be inside ``folder``, or among the blobs of the Hub's cache.
 
     In the cache, the files in ``models--org--name/snapshots/<commit>/`` are links to

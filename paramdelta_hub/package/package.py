@@ -14,7 +14,7 @@ from paramdelta_hub.errors import IntegrityError, PackageError
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest, is_folder, read_small
 from paramdelta_hub.fileio.listing import files_below
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.limits import HEADER_BYTES, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, MANIFEST_BYTES
 from paramdelta_hub.package.manifest import (
     MANIFEST_NAME,
@@ -70,7 +70,7 @@ class Package:
         places = {}
         for shard, records in self.shard_records().items():
             self._check_size(shard, sizes[shard])
-            path = settle(self.path, shard)
+            path = resolve_inside(self.path, shard)
             for name, start in check_shard_header(path, records).items():
                 places[name] = (str(path), start)
         return places
@@ -93,7 +93,7 @@ class Package:
         total = 0
         for file in listed.values():
             self._check_size(file.path, file.size)
-            digest, size = file_digest(settle(self.path, file.path), PackageError, advance=advance)
+            digest, size = file_digest(resolve_inside(self.path, file.path), PackageError, advance=advance)
             check_digest(digest, file.sha256, f"the file {file.path!r}", str(self.path))
             total += size
         return total
@@ -117,13 +117,13 @@ class Package:
         """
         if file.size > most:
             raise PackageError(f"{file.path}: {file.size} bytes, where {most} make sense", where=str(self.path))
-        content = read_small(settle(self.path, file.path), file.size)
+        content = read_small(resolve_inside(self.path, file.path), file.size)
         check_digest(hashlib.sha256(content).hexdigest(), file.sha256, f"the file {file.path!r}", str(self.path))
         return content
 
     def _check_size(self, name: str, promised: int) -> None:
         try:
-            size = os.lstat(settle(self.path, name)).st_size
+            size = os.lstat(resolve_inside(self.path, name)).st_size
         except OSError as error:
             raise PackageError(
                 f"the file {name!r} of the manifest is missing ({error.strerror})",
@@ -154,6 +154,6 @@ def open_package(path: Path) -> Package:
     if not os.path.lexists(path / MANIFEST_NAME):
         hint = "it looks like a model" if (path / "config.json").exists() else "it has no manifest.json"
         raise PackageError(f"not a delta package: {hint}", where=str(path), remedy="pd-extract makes packages")
-    file = settle(path, MANIFEST_NAME)
+    file = resolve_inside(path, MANIFEST_NAME)
     manifest, digest = parse_manifest(read_small(file, MANIFEST_BYTES), str(file))
     return Package(path, manifest, digest)

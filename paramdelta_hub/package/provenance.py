@@ -114,7 +114,7 @@ class Merged(Record):
     kept: Annotated[dict[Words, Words], at_most(FILES)] = Field(
         description="keys that post changed and that are the target's, and why"
     )
-    settled: tuple[Words, ...] = Field(fail_fast=True, description="keys set to what the result's tensors are")
+    overridden: tuple[Words, ...] = Field(fail_fast=True, description="keys set to what the result's tensors are")
     conflicts: tuple[Conflict, ...] = Field(fail_fast=True)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Wide
 from paramdelta_hub.numerics.kernels import Kernel
@@ -92,7 +92,7 @@ class DeltaReader:
         kernel: does the arithmetic.
     """
 
-    def __init__(self, delta: StoredDelta, dtype: str, shards: Descriptors, kernel: Kernel) -> None:
+    def __init__(self, delta: StoredDelta, dtype: str, shards: OpenFiles, kernel: Kernel) -> None:
         self._delta, self._kernel = delta, kernel
         self._remainders = self._exceptions = 0
         self._reader: PayloadReader | None = None
@@ -148,7 +148,7 @@ def _located(delta: StoredDelta) -> Iterator[None]:
 
 
 def delta_chunks(
-    record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: Descriptors, buffer: str, kernel: Kernel
+    record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: OpenFiles, buffer: str, kernel: Kernel
 ) -> Iterator[Wide]:
     """Yield Δ of an added tensor that has a payload, flat and in the wide type, a chunk at a time.
 

@@ -22,7 +22,7 @@ from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest, io_errors, read_small, write_file
 from paramdelta_hub.fileio.listing import shown_names
 from paramdelta_hub.fileio.names import check_file_names
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.limits import FILES, LOCK_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest
 from paramdelta_hub.package.package import LOCK_NAME, open_package
@@ -134,10 +134,10 @@ def pin(
     with io_errors("preparing the folder"):
         if held is not None and held.id != lock.id:
             for name in (MANIFEST_NAME, *EXTRAS, *sorted(held.files.keys() - lock.files.keys())):
-                settle(folder, name).unlink(missing_ok=True)
+                resolve_inside(folder, name).unlink(missing_ok=True)
         elif held is not None:
             for name in sorted(dict(held.extras.items() - lock.extras.items())):
-                settle(folder, name).unlink(missing_ok=True)
+                resolve_inside(folder, name).unlink(missing_ok=True)
         if held != lock:
             write_file(folder / LOCK_NAME, strict_json.pretty(lock.model_dump(mode="json")))
 
@@ -187,7 +187,7 @@ def _check_unchanged(
 def _is_one_of(folder: Path, name: str, digests: tuple[str | None, ...]) -> bool:
     """Whether a file is missing, or has one of these digests."""
     try:
-        return not os.path.lexists(folder / name) or file_digest(settle(folder, name))[0] in digests
+        return not os.path.lexists(folder / name) or file_digest(resolve_inside(folder, name))[0] in digests
     except SourceError:  # a link, a folder, or a file that can't be read
         return False
 
@@ -195,7 +195,7 @@ def _is_one_of(folder: Path, name: str, digests: tuple[str | None, ...]) -> bool
 def _is_edited(folder: Path, file: FileRecord) -> bool:
     """Whether a companion was edited: its content differs, and it is not just truncated."""
     try:
-        path = settle(folder, file.path)
+        path = resolve_inside(folder, file.path)
         return path.stat().st_size >= file.size and file_digest(path)[0] != file.sha256
     except (OSError, SourceError):  # missing, or not a file: the repair reports that
         return False

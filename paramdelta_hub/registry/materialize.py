@@ -28,7 +28,7 @@ from paramdelta_hub.fileio.durable import (
     write_file,
 )
 from paramdelta_hub.fileio.sizes import human_bytes
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord
 from paramdelta_hub.package.package import LOCK_NAME
@@ -92,7 +92,7 @@ def read_extras(folder: Path, given: Mapping[str, bytes] | None = None) -> dict[
                 raise PackageError(f"{name} has {len(given[name])} bytes; the limit is {limit}", where=str(folder))
             found[name] = given[name]
         elif os.path.lexists(folder / name):
-            found[name] = read_small(settle(folder, name), limit)
+            found[name] = read_small(resolve_inside(folder, name), limit)
     return found
 
 
@@ -123,15 +123,15 @@ def receive(
     temporary = folder / _TEMPORARY_NAME
     with io_errors("preparing the folder"):
         temporary.unlink(missing_ok=True)
-        # settle() raises where a symbolic link stands in a file's place: a link is never replaced.
-        missing = [file for file in files if settle(folder, file.path) and not is_intact(folder, file)]
+        # resolve_inside() raises where a symbolic link stands in a file's place: a link is never replaced.
+        missing = [file for file in files if resolve_inside(folder, file.path) and not is_intact(folder, file)]
         needed = sum(file.size for file in missing)
         check_free_space(folder, needed)
     progress.start("files", needed)
     try:
         with io_errors("writing"):
             for file in missing:
-                _receive_one(file, chunks(file.path), temporary, settle(folder, file.path), where, progress)
+                _receive_one(file, chunks(file.path), temporary, resolve_inside(folder, file.path), where, progress)
             # Also if nothing was missing: the process that wrote the files may have been killed before this step.
             for parent in {(folder / file.path).parent for file in files} | {folder}:
                 sync_folder(parent)
@@ -143,7 +143,7 @@ def receive(
 def is_intact(folder: Path, file: FileRecord) -> bool:
     """Whether a folder holds a listed file with the promised content."""
     try:
-        path = settle(folder, file.path)
+        path = resolve_inside(folder, file.path)
         return path.stat().st_size == file.size and file_digest(path)[0] == file.sha256
     except (OSError, SourceError):
         return False

@@ -23,7 +23,7 @@ from paramdelta_hub.errors import PackageError, SignatureError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import expand, io_errors, read_small
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.limits import MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
@@ -144,7 +144,7 @@ def read_manifest(package: Package) -> bytes:
         PackageError: it was deleted.
         IntegrityError: it was changed.
     """
-    content = read_small(settle(package.path, MANIFEST_NAME), MANIFEST_BYTES)
+    content = read_small(resolve_inside(package.path, MANIFEST_NAME), MANIFEST_BYTES)
     check_digest(hashlib.sha256(content).hexdigest(), package.digest, f"the file {MANIFEST_NAME!r}", str(package.path))
     return content
 
@@ -157,7 +157,7 @@ def read_signature(folder: Path) -> bytes | None:
     """
     if not os.path.lexists(folder / SIGNATURE_NAME):
         return None
-    return read_small(settle(folder, SIGNATURE_NAME), SIGNATURE_BYTES)
+    return read_small(resolve_inside(folder, SIGNATURE_NAME), SIGNATURE_BYTES)
 
 
 @dataclass(frozen=True)

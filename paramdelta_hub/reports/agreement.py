@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from paramdelta_hub.errors import OptionError, PackageError
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import COMPARED_DELTAS
 from paramdelta_hub.numerics.floats import Wide, blocks
 from paramdelta_hub.numerics.kernels import Kernel, kernel_for
@@ -196,7 +196,7 @@ def _compare(
 ) -> list[Agreement]:
     """Return the sums of every pair over one tensor. A delta without a payload is zero and is not read."""
     found = [Agreement() for _ in pairs]
-    with Descriptors(PackageError) as shards:
+    with OpenFiles(PackageError) as shards:
         streams = {
             side: delta_chunks(record, places[side], shards, f"compared {side}", kernel)
             for side, record in enumerate(records)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import SPECTRUM_SIDE
 from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.package.manifest import TensorRecord
@@ -83,7 +83,7 @@ def measure_spectra(package: Package, count: int) -> list[Spectrum]:
     places = package.payload_places() if records else {}
     kernel = kernel_for(decoded_nbytes(records))
     found = []
-    with Descriptors(PackageError) as shards:
+    with OpenFiles(PackageError) as shards:
         for record in records:
             values = _sample(record, places, shards, kernel)
             if not np.isfinite(values).all():
@@ -123,7 +123,7 @@ def _spread(items: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
 
 
 def _sample(
-    record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: Descriptors, kernel: Kernel
+    record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: OpenFiles, kernel: Kernel
 ) -> NDArray[np.float64]:
     """Return the selected rows and columns of a matrix's Δ."""
     rows, columns = (

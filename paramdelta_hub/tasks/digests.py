@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, source_digest
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.tasks.executors.threads import Stop, run_tasks
 from paramdelta_hub.tasks.models import Advance
@@ -81,7 +81,7 @@ def tensor_digests(
     """
 
     def digest_all(group: Sequence[_Named], advance: Advance) -> dict[str, str]:
-        with Descriptors(CheckpointError) as files:
+        with OpenFiles(CheckpointError) as files:
             return {named.name: source_digest(named.source, named.elements, files, advance) for named in group}
 
     named = [_Named(name, source, elements) for name, (source, elements) in sources.items()]

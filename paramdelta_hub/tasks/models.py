@@ -22,9 +22,9 @@ from pydantic import Field, TypeAdapter
 from paramdelta_hub.checkpoints.tensor_sources import Stored, TensorSource, read_chunks, source_digest
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.fileio.digests import begin_digest
-from paramdelta_hub.fileio.direct_writer import Output
+from paramdelta_hub.fileio.direct_writer import DirectWriter
 from paramdelta_hub.fileio.durable import TEMPORARY, file_digest
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.numerics.float8 import Deviation
 from paramdelta_hub.numerics.floats import NotFiniteChunkError
@@ -166,7 +166,7 @@ class ApplyTask:
         digests: dict[str, str] = {}
         not_finite: list[NotFinite] = []
         deviations: list[Deviation] = []
-        with Descriptors(CheckpointError) as sources, Descriptors(PackageError) as shards, _Outputs(folder) as outputs:
+        with OpenFiles(CheckpointError) as sources, OpenFiles(PackageError) as shards, _Outputs(folder) as outputs:
             for tensor in self.tensors:
                 writers = [_TensorWriter(outputs[span.file], span.start) for span in tensor.outputs]
                 with ExitStack() as scope:
@@ -197,7 +197,7 @@ class ApplyTask:
 
     def is_done(self, outcome: Outcome, folder: Path) -> bool:
         """Whether the work folder holds what the outcome says, to the byte."""
-        with Descriptors(CheckpointError) as files:
+        with OpenFiles(CheckpointError) as files:
             found = {
                 span.name: source_digest(Stored(str(folder / RESULT / span.file), span.start, "U8"), span.nbytes, files)
                 for tensor in self.tensors
@@ -261,7 +261,7 @@ class EncodeTask:
         records: list[TensorRecord] = []
         not_finite: list[NotFinite] = []
         try:
-            with Descriptors(CheckpointError) as files:
+            with OpenFiles(CheckpointError) as files:
                 for tensor in self.tensors:
                     encoder = TensorEncoder(tensor, shard.payload(tensor.name), kernel)
                     try:
@@ -348,7 +348,7 @@ OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 class _TensorWriter:
     """Writes one tensor front to back, and takes its digest."""
 
-    def __init__(self, output: Output, start: int) -> None:
+    def __init__(self, output: DirectWriter, start: int) -> None:
         self._output, self._position = output, start
         self.digest = begin_digest()
 
@@ -364,9 +364,9 @@ class _Outputs(ExitStack):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder
-        self._open: dict[str, Output] = {}
+        self._open: dict[str, DirectWriter] = {}
 
-    def __getitem__(self, name: str) -> Output:
+    def __getitem__(self, name: str) -> DirectWriter:
         if name not in self._open:
-            self._open[name] = self.enter_context(Output(self._folder / RESULT / name))
+            self._open[name] = self.enter_context(DirectWriter(self._folder / RESULT / name))
         return self._open[name]

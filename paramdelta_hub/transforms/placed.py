@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.durable import read_exactly, write_exactly
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Wide
 from paramdelta_hub.numerics.kernels import Kernel
@@ -53,7 +53,7 @@ class PlacedAddition:
         self,
         addend: Addend,
         dtype: str,
-        shards: Descriptors,
+        shards: OpenFiles,
         sources: Files,
         folder: Path,
         kernel: Kernel,
@@ -76,7 +76,7 @@ class PlacedAddition:
             self._file.close()
             raise
 
-    def _decode(self, addend: Addend, shards: Descriptors, sources: Files | None, kernel: Kernel) -> None:
+    def _decode(self, addend: Addend, shards: OpenFiles, sources: Files | None, kernel: Kernel) -> None:
         """Decode the payload to the file, and find the exceptions that hold for this target."""
         assert addend.placement is not None
         kind, elements = self._kind, addend.delta.elements

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.tensor_sources import Files
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide
 from paramdelta_hub.numerics.kernels import Kernel
@@ -43,7 +43,7 @@ class TensorSum:
         self,
         dtype: str,
         addends: Sequence[Addend],
-        shards: Descriptors,
+        shards: OpenFiles,
         kernel: Kernel,
         *,
         sources: Files | None = None,
@@ -125,7 +125,7 @@ class TensorSum:
 class _InOrder:
     """A delta whose elements are in the order of the result: decoded as the sum is made."""
 
-    def __init__(self, addend: Addend, dtype: str, shards: Descriptors, kernel: Kernel, *, is_post: bool) -> None:
+    def __init__(self, addend: Addend, dtype: str, shards: OpenFiles, kernel: Kernel, *, is_post: bool) -> None:
         self.weight = addend.weight
         self._reader = DeltaReader(addend.delta, dtype, shards, kernel)
         self._is_post = is_post

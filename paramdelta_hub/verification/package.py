@@ -14,7 +14,7 @@ from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
 from paramdelta_hub.fileio.digests import begin_digest
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.numerics.floats import FLOATS
@@ -254,7 +254,7 @@ def _sources(
 def _sum_digests(kernel: Kernel, sums: Sequence[_Sum], advance: Advance) -> dict[str, tuple[str, str]]:
     """Return each tensor's digests of base and of base ⊕ Δ; without base, decode against zeros for the checks alone."""
     digests = {}
-    with Descriptors(CheckpointError) as files, Descriptors(PackageError) as shards:
+    with OpenFiles(CheckpointError) as files, OpenFiles(PackageError) as shards:
         for each in sums:
             before, after = begin_digest(), begin_digest()
             with TensorSum(each.source.dtype, each.addends, shards, kernel) as total:

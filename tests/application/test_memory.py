@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from paramdelta_hub.application.tasks import run_task
 
 import paramdelta_hub as pd
-from paramdelta_hub import buffers
 from paramdelta_hub.application.apply import Application
 from paramdelta_hub.extraction.extract import Extraction
 from paramdelta_hub.limits import CHUNK_ELEMENTS, NUMBA_FROM_BYTES, WORKER_BYTES
+from paramdelta_hub.numerics import scratch
 from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.tasks.workspace import Workspace
 from tests.support.models import write_model
@@ -38,10 +37,10 @@ def held(operation: Extraction | Application, out: Path, kernel: Kernel) -> tupl
             workspace.resume(operation.plan, lambda: operation.prepare(workspace, 1))
             tracemalloc.start()
             for task in operation.plan.tasks:
-                run_task(operation.plan.kind, task, workspace.work_dir, kernel, lambda _: None)
+                task.run(workspace.work_dir, kernel, lambda _: None)
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
-        found.extend([sum(buffer.nbytes for buffer in buffers._threads.buffers.values()), peak])
+        found.extend([sum(buffer.nbytes for buffer in scratch._threads.buffers.values()), peak])
 
     thread = threading.Thread(target=work)
     thread.start()

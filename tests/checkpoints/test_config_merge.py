@@ -256,17 +256,17 @@ def test_what_the_tensors_settle() -> None:
         "text_config": {"vocab_size": 100, "tie_word_embeddings": True},
         "quantization_config": 1,
     }
-    settled = {"vocab_size": 102, "tie_word_embeddings": False, "quantization_config": None, "extra": None}
-    laid = lay_over(target, [], exceptions=BOTH, settled=settled)
+    overrides = {"vocab_size": 102, "tie_word_embeddings": False, "quantization_config": None, "extra": None}
+    laid = lay_over(target, [], exceptions=BOTH, overrides=overrides)
     assert laid.config == {"vocab_size": 102, "text_config": {"vocab_size": 102, "tie_word_embeddings": False}}
-    assert laid.settled == [
+    assert laid.overridden == [
         "vocab_size",
         "text_config.vocab_size",
         "text_config.tie_word_embeddings",
         "quantization_config",
     ]
-    assert lay_over(laid.config, [], exceptions=BOTH, settled=settled).settled == []
-    assert lay_over({}, [], exceptions=BOTH, settled=settled).config == {
+    assert lay_over(laid.config, [], exceptions=BOTH, overrides=overrides).overridden == []
+    assert lay_over({}, [], exceptions=BOTH, overrides=overrides).config == {
         "vocab_size": 102,
         "tie_word_embeddings": False,
     }
@@ -276,9 +276,9 @@ def test_what_the_tensors_settle() -> None:
 def test_a_key_has_one_fate(exceptions: dict[str, Any]) -> None:
     """What the tensors decide is not told as the target's, or as post's, in the same report."""
     changes = [("a delta", describe_change({"vocab_size": 100}, {"vocab_size": 101}))]
-    laid = lay_over({"vocab_size": 100}, changes, exceptions=exceptions, settled={"vocab_size": 102})
+    laid = lay_over({"vocab_size": 100}, changes, exceptions=exceptions, overrides={"vocab_size": 102})
     assert laid.config == {"vocab_size": 102}
-    assert laid.settled == ["vocab_size"]
+    assert laid.overridden == ["vocab_size"]
     assert (laid.kept, laid.taken) == ({}, {})
 
 

@@ -13,7 +13,7 @@ from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.lineage import Kinship, compare, pack_samples, sample, sample_runs, unpack_samples
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.errors import CheckpointError, PackageError
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import (
     KIN_CORRELATION,
     LINEAGE_RUN_LENGTH,
@@ -46,7 +46,7 @@ def test_the_draw_is_part_of_the_format() -> None:
 
 
 def samples(model: Path) -> dict[str, tuple[str, np.ndarray]]:
-    with Descriptors(CheckpointError) as files:
+    with OpenFiles(CheckpointError) as files:
         return {
             name: (tensor.dtype, sample(name, tensor, files))
             for name, tensor in logical_model(open_checkpoint(model)).tensors.items()
@@ -147,7 +147,7 @@ def test_where_every_run_is_a_request_few_are_read(tmp_path: Path) -> None:
     write_model(tmp_path / "tuned", {name: value + 0.1 * torch.randn(value.shape) for name, value in base.items()})
     taken, reads = samples(tmp_path / "base"), []
 
-    class Counted(Descriptors):
+    class Counted(OpenFiles):
         def read(self, path: str, position: int, out: np.ndarray) -> None:
             reads.append((position, out.size))
             super().read(path, position, out)
@@ -162,7 +162,7 @@ def test_where_every_run_is_a_request_few_are_read(tmp_path: Path) -> None:
         assert found.same_values == (name == "base")
         assert found.correlation == pytest.approx(1.0 if name == "base" else 1 / math.sqrt(1.01), abs=1e-3)
     odd = {name: (dtype, values[:-4]) for name, (dtype, values) in taken.items()}
-    with Descriptors(CheckpointError) as files:
+    with OpenFiles(CheckpointError) as files:
         assert compare(odd, tensors, files).correlation is None, "samples that no honest package has"
 
 

@@ -13,7 +13,7 @@ from paramdelta_hub.checkpoints.logical import LogicalTensor, entries_of, logica
 from paramdelta_hub.checkpoints.matching import Match
 from paramdelta_hub.checkpoints.tensor_sources import Stored, Zeros
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.numerics.row_runs import Run
 from tests.support.models import raw, write_model
 
@@ -22,7 +22,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 def values(tensor: LogicalTensor) -> bytes:
     out = np.empty(tensor.nbytes, np.uint8)
-    with Descriptors(CheckpointError) as files:
+    with OpenFiles(CheckpointError) as files:
         tensor.source.open(files).read(0, out)
     return out.tobytes()
 

@@ -17,7 +17,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.quantization import BLOCK, Scaled, find_scales, leftovers, refusal
 from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Stored
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import build_header
 from paramdelta_hub.numerics.float8 import Grid
 from tests.support.fp8_models import E4M3, E5M2, FP8, quantized, spread
@@ -35,7 +35,7 @@ def values_of(checkpoint: Checkpoint, its: Scaled) -> torch.Tensor:
     """What the product makes of a weight: its bytes and its scales', read and multiplied."""
     codes, scale = (checkpoint.tensors[name] for name in (its.weight, its.scale))
     bits = np.empty(codes[1].elements, np.uint16)
-    with Descriptors(CheckpointError) as files:
+    with OpenFiles(CheckpointError) as files:
         source = Dequantized(Stored.of(*codes), Stored.of(*scale), its.scale, its.grid)
         source.open(files).read(0, bits.view(np.uint8))
     return from_bits(bits, torch.bfloat16).reshape(codes[1].shape)
@@ -251,7 +251,7 @@ def test_scales_are_finite_and_above_zero(tmp_path: Path, value: float, dtype: t
     assert values_of(checkpoint, find_scales(checkpoint)["w"]).isfinite().all()
     scale[1, 2] = value
     checkpoint = model(tmp_path / "bad", tensors, FP8)
-    with pytest.raises(CheckpointError, match=r"'w_scale_inv' hold .* finite numbers above 0"):
+    with pytest.raises(CheckpointError, match=r"'w_scale_inv' hold .* finite and above 0"):
         values_of(checkpoint, find_scales(checkpoint)["w"])
 
 

@@ -16,7 +16,7 @@ from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.tensor_sources import Reordered, Stored, TensorSource, Zeros, read_chunks, source_digest
 from paramdelta_hub.checkpoints.token_rows import runs_of
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from tests.support.chunks import set_chunk_elements
 from tests.support.models import raw, write_model
 
@@ -40,7 +40,7 @@ def stored(model: Path, name: str) -> Stored:
 def read(source: TensorSource, start: int, nbytes: int) -> bytes:
     """Read a source, after it has been to a plan and back."""
     out = np.full(nbytes, 0xA5, np.uint8)
-    with Descriptors(CheckpointError) as files:
+    with OpenFiles(CheckpointError) as files:
         SOURCE.validate_json(SOURCE.dump_json(source)).open(files).read(start, out)
     return out.tobytes()
 
@@ -86,7 +86,7 @@ def test_a_whole_source_chunk_by_chunk(model: Path, monkeypatch: pytest.MonkeyPa
     source = Reordered(stored(model, "I64"), runs_of(np.array([4, -1, 3])), WIDTH)
     whole = read(source, 0, 3 * WIDTH * 8)
     advanced: list[int] = []
-    with Descriptors(CheckpointError) as files:
+    with OpenFiles(CheckpointError) as files:
         assert b"".join(chunk.tobytes() for chunk in read_chunks(source, 3 * WIDTH, files)) == whole
         assert source_digest(source, 3 * WIDTH, files, advanced.append) == blake3(whole).hexdigest()
     assert advanced == [56, 56, 8]

@@ -22,7 +22,7 @@ from paramdelta_hub.errors import (
     PackageError,
     SourceError,
 )
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from paramdelta_hub.numerics import floats
 from paramdelta_hub.numerics.floats import FLOATS, NotFiniteChunkError
@@ -390,7 +390,7 @@ def chunked_payload(path: Path, name: str, base: list[np.ndarray], post: list[np
 def added(delta: StoredDelta, name: str, targets: list[np.ndarray]) -> list[np.ndarray]:
     """Run a payload through a ``TensorSum`` as an apply does."""
     kind = FLOATS[name]
-    with Descriptors(PackageError) as shards, TensorSum(name, [Addend(delta, 1.0)], shards, NumpyKernel()) as total:
+    with OpenFiles(PackageError) as shards, TensorSum(name, [Addend(delta, 1.0)], shards, NumpyKernel()) as total:
         results = [total.add(part.view(np.uint8).copy()).view(kind.bits).copy() for part in targets]
         total.finish()
     return results

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_hub.fileio import direct_writer
-from paramdelta_hub.fileio.direct_writer import Output
+from paramdelta_hub.fileio.direct_writer import DirectWriter
 from paramdelta_hub.fileio.durable import allocate
 
 SIZES = st.one_of(st.integers(1, 9000), st.sampled_from([4096, 8192, 12_288, 4095, 4097]))
@@ -54,7 +54,7 @@ def test_runs_of_any_place_and_length(folder: Path, runs: list[tuple[int, list[i
     expected = np.fromfile(path, np.uint8)
     values = np.random.default_rng(position).integers(0, 256, expected.size, np.uint8)
     order.shuffle(placed)
-    with Output(path) as file:
+    with DirectWriter(path) as file:
         for ends in placed:
             expected[ends[0] : ends[-1]] = values[ends[0] : ends[-1]]
             for start, end in itertools.pairwise(ends):
@@ -67,7 +67,7 @@ def test_runs_of_any_place_and_length(folder: Path, runs: list[tuple[int, list[i
 def test_two_writers_meet_within_a_page(folder: Path) -> None:
     filled(folder / "x", 40_000)
     values = np.arange(40_000).astype(np.uint8)
-    with Output(folder / "x") as first, Output(folder / "x") as second:
+    with DirectWriter(folder / "x") as first, DirectWriter(folder / "x") as second:
         second.write(values[17_001:], 17_001)
         first.write(values[:17_001], 0)
     assert np.array_equal(np.fromfile(folder / "x", np.uint8), values)
@@ -112,7 +112,7 @@ def test_what_can_not_be_written_directly_is_written_the_usual_way(
     filled(folder / "x", 50_000)
     monkeypatch.setattr(os, "pwrite", direct_call(make))
     values = np.arange(50_000).astype(np.uint8)
-    with Output(folder / "x") as file:
+    with DirectWriter(folder / "x") as file:
         for start in range(0, 50_000, 10_000):
             file.write(values[start : start + 10_000], start)
     assert np.array_equal(np.fromfile(folder / "x", np.uint8), values)
@@ -127,7 +127,7 @@ def test_a_full_disk_is_told_at_the_latest_at_the_end(
     monkeypatch.setattr(os, "pwrite", direct_call(full))
 
     def write() -> None:
-        with Output(folder / "x") as file:
+        with DirectWriter(folder / "x") as file:
             for number in range(pieces):
                 file.write(np.zeros(8192, np.uint8), 8192 * number)
 
@@ -146,7 +146,7 @@ def test_a_file_system_without_direct_writes(folder: Path, monkeypatch: pytest.M
         return real(path, flags, *rest, **options)
 
     monkeypatch.setattr(os, "open", call)
-    with Output(folder / "x") as file:
+    with DirectWriter(folder / "x") as file:
         file.write(np.ones(10_000, np.uint8), 0)
     assert (folder / "x").read_bytes() == b"\1" * 10_000
 
@@ -156,7 +156,7 @@ def test_an_error_leaves_no_descriptor_open(folder: Path) -> None:
     before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
 
     def fail() -> None:
-        with Output(folder / "x") as file:
+        with DirectWriter(folder / "x") as file:
             file.write(np.ones(9_000, np.uint8), 0)
             raise KeyError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 
 
 def snapshot(cache: Path, target: str) -> Path:
@@ -23,7 +23,7 @@ def snapshot(cache: Path, target: str) -> Path:
 
 @pytest.mark.parametrize("target", ["models--org--name/blobs/0123", "blobs/01/0123"])
 def test_the_caches_own_blobs(tmp_path: Path, target: str) -> None:
-    assert settle(snapshot(tmp_path, target), "weights") == (tmp_path / target).resolve()
+    assert resolve_inside(snapshot(tmp_path, target), "weights") == (tmp_path / target).resolve()
 
 
 def test_a_blob_that_is_itself_a_link_to_a_shared_one(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_blob_that_is_itself_a_link_to_a_shared_one(tmp_path: Path) -> None:
     blob.symlink_to(tmp_path / "blobs" / "01" / "0123")
     (folder / "weights").unlink()
     (folder / "weights").symlink_to(blob)
-    assert settle(folder, "weights") == (tmp_path / "blobs/01/0123").resolve()
+    assert resolve_inside(folder, "weights") == (tmp_path / "blobs/01/0123").resolve()
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_a_blob_that_is_itself_a_link_to_a_shared_one(tmp_path: Path) -> None:
 )
 def test_any_other_link_is_refused(tmp_path: Path, target: str) -> None:
     with pytest.raises(PackageError, match="symbolic link"):
-        settle(snapshot(tmp_path, target), "weights")
+        resolve_inside(snapshot(tmp_path, target), "weights")

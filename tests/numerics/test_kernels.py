@@ -16,18 +16,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paramdelta_hub.application.sums import ChunkAdder
-from paramdelta_hub.application.tasks import perform
 
 import paramdelta_hub as pd
-from paramdelta_hub import kernels, limits
+from paramdelta_hub import limits
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.extraction.extract import Extraction
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
+from paramdelta_hub.numerics import kernels
 from paramdelta_hub.numerics.floats import FLOATS, Difference, Float, NotFiniteChunkError
 from paramdelta_hub.numerics.kernels import Kernel, LoadingKernel, kernel_for
 from paramdelta_hub.numerics.kernels.numpy import NumpyKernel, gaps_of, positions_of
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.package.tensor_delta import summand_of
+from paramdelta_hub.tasks.runner import perform
 from paramdelta_hub.tasks.workspace import Workspace
 from tests.numerics.test_floats import finite_bits, pairs, random_bits
 from tests.support.models import TORCH, from_bits, to_bits, write_model
@@ -333,7 +334,7 @@ def summed(delta: Path, kernel: Kernel) -> bytes:
     package = open_package(delta)
     record = package.records["layers.0.a"]
     assert record.codec.name == "palette"
-    with Descriptors(PackageError) as shards:
+    with OpenFiles(PackageError) as shards:
         summand = summand_of(record, 1.0, package.payload_places())
         task = {"dtype": "BF16", "elements": record.elements, "deltas": [summand]}
         return ChunkAdder(task, shards, kernel).add(np.zeros(2 * record.elements, np.uint8)).tobytes()

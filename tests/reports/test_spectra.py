@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.fileio.open_files import Descriptors
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import SPECTRUM_SIDE
 from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from paramdelta_hub.package.manifest import TensorRecord
@@ -29,7 +29,7 @@ def tensor(name: str, shape: tuple[int, ...] = (16, 16), changed: int = 1, effec
 def test_the_sample_is_the_rows_and_columns_drawn(known: dict[str, Package]) -> None:
     package = known["noise"]
     places = package.payload_places()
-    with Descriptors(PackageError) as shards:
+    with OpenFiles(PackageError) as shards:
         found = _sample(package.records[MATRIX], places, shards, NumpyKernel())
     rows, columns = _draw(f"rows {MATRIX}", ROWS), _draw(f"columns {MATRIX}", COLUMNS)
     assert np.array_equal(found, dense(package)[MATRIX].numpy()[np.ix_(rows, columns)])

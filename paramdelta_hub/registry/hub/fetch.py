@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError
 from paramdelta_hub.fileio.durable import read_small, sync_file
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.hub.client import is_offline
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.package.manifest import FileRecord
@@ -119,7 +119,7 @@ def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, re
         path = _download(api, repo, name, revision or commit.id, None, force)
         if path.parent.name != commit.id:  # the revision has moved since then
             path = _download(api, repo, name, commit.id, None, force)
-        content = read_small(settle(path.parent, name), limit)
+        content = read_small(resolve_inside(path.parent, name), limit)
         if remote.matches(content):
             return content
     raise IntegrityError(f"{name} arrived damaged twice", where=where, remedy="run the command again")
@@ -152,7 +152,7 @@ def _cached_path(repo: str, name: str, revision: str) -> Path | None:
 
 def _content(path: Path, limit: int) -> bytes | None:
     try:
-        return read_small(settle(path.parent, path.name), limit)
+        return read_small(resolve_inside(path.parent, path.name), limit)
     except SourceError:
         return None
 
@@ -201,7 +201,7 @@ def fetch(
     for force in (os.path.lexists(folder / file.path), True):
         _download(api, repo, file.path, commit, into, force, progress)
         if is_intact(folder, file):
-            sync_file(settle(folder, file.path))
+            sync_file(resolve_inside(folder, file.path))
             return
     raise IntegrityError(
         f"{file.path} arrived damaged twice: its sha256 is not the one in the manifest",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from paramdelta_hub.errors import PackageError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import read_small
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.hub.errors import MissingError, StaleError, endpoint, translate_hub_errors
 from paramdelta_hub.limits import MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
@@ -218,7 +218,7 @@ def _operations(
 
     listed = [*(file.path for file in delta.manifest.files), MANIFEST_NAME]
     for name in listed:
-        yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(settle(delta.path, name)))
+        yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(resolve_inside(delta.path, name)))
     for name, content in extras.items():
         yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
     # Drawn from the manifest. A picture in the package's folder could show anything.
@@ -245,7 +245,7 @@ def _manifest_of(api: HfApi, repo: str, head: Commit) -> Manifest | None:
 def _has_manifest(delta: Package, commit: Commit) -> bool:
     """Whether the commit has this package's manifest. The manifest lists the digests of all other files."""
     remote = commit.files.get(MANIFEST_NAME)
-    return remote is not None and remote.matches(read_small(settle(delta.path, MANIFEST_NAME), MANIFEST_BYTES))
+    return remote is not None and remote.matches(read_small(resolve_inside(delta.path, MANIFEST_NAME), MANIFEST_BYTES))
 
 
 def _is_uploaded(delta: Package, extras: Mapping[str, bytes], commit: Commit) -> bool:
@@ -262,7 +262,9 @@ def _has_file(delta: Package, file: FileRecord, commit: Commit) -> bool:
         return False
     if remote.sha256 is not None:
         return remote.sha256 == file.sha256
-    return remote.matches(read_small(settle(delta.path, file.path), file.size))  # kept by git itself, so it is small
+    return remote.matches(
+        read_small(resolve_inside(delta.path, file.path), file.size)
+    )  # kept by git itself, so it is small
 
 
 def _published(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import IntegrityError, RegistryError
 from paramdelta_hub.fileio.names import is_clear
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.hub.client import connect, is_offline
 from paramdelta_hub.hub.errors import MissingError, endpoint, translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
@@ -259,7 +259,7 @@ class HubRegistry:
         """Copy the files that are intact in the cache; return those that are not."""
         snapshot = _snapshot_folder(repo, commit)
         cached = [file for file in files if is_intact(snapshot, file)]
-        receive(cached, lambda name: file_chunks(settle(snapshot, name)), into, str(snapshot))
+        receive(cached, lambda name: file_chunks(resolve_inside(snapshot, name)), into, str(snapshot))
         for file in cached:
             progress.advance(file.size)
         return [file for file in files if file not in cached]

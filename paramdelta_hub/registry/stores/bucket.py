@@ -29,7 +29,7 @@ from typing import Any
 
 from paramdelta_hub.errors import PackageError, ParamdeltaError, PublishError, RegistryError
 from paramdelta_hub.fileio import strict_json
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.limits import COPY_BYTES, KIB, STORE_BLOCK_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
@@ -191,7 +191,7 @@ class BucketStore:
             for file in missing:
                 with self._translate_errors(f"{folder}/{file.path}"):
                     self._store.put_file(
-                        str(settle(package.path, file.path)),
+                        str(resolve_inside(package.path, file.path)),
                         self._path(f"{folder}/{file.path}"),
                         callback=_callback(progress),
                     )

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from paramdelta_hub.errors import DestinationError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import io_errors, read_small, sync_folder
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.registry.artifacts import artifact_in
@@ -110,7 +110,7 @@ class FolderStore:
         Raises:
             PackageError: larger than ``limit``, not a regular file, or not readable.
         """
-        path = settle(self._root / folder, name)
+        path = resolve_inside(self._root / folder, name)
         return read_small(path, limit) if os.path.lexists(path) else None
 
     def chunks(self, folder: str, name: str) -> Iterator[bytes]:
@@ -119,7 +119,7 @@ class FolderStore:
         Raises:
             PackageError: missing, not a regular file, or not readable.
         """
-        return file_chunks(settle(self._root / folder, name))
+        return file_chunks(resolve_inside(self._root / folder, name))
 
     def created(self, folder: str) -> str | None:
         """Return when a version was published, ISO 8601 in UTC."""
@@ -182,7 +182,9 @@ def _fill(
     stage: Path, package: Package, manifest: bytes, extras: Mapping[str, bytes], progress: Progress | None
 ) -> None:
     source = package.path
-    receive(package.manifest.files, lambda name: file_chunks(settle(source, name)), stage, str(source), progress)
+    receive(
+        package.manifest.files, lambda name: file_chunks(resolve_inside(source, name)), stage, str(source), progress
+    )
     for name in EXTRAS:
         write_if_changed(stage / name, extras.get(name))
     write_if_changed(stage / MANIFEST_NAME, manifest)

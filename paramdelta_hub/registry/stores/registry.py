@@ -12,7 +12,7 @@ from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, Pub
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import expand, file_digest
 from paramdelta_hub.fileio.listing import shown_names
-from paramdelta_hub.fileio.symlinks import settle
+from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.package.package import Package, open_package
@@ -383,7 +383,7 @@ def _check_in_place(package: Package, files: tuple[FileRecord, ...], progress: P
             package.check_files(progress.advance)
         else:
             for file in files:
-                digest, _ = file_digest(settle(package.path, file.path), advance=progress.advance)
+                digest, _ = file_digest(resolve_inside(package.path, file.path), advance=progress.advance)
                 check_digest(digest, file.sha256, f"the file {file.path!r}", str(package.path))
     finally:
         progress.finish()
