@@ -20,6 +20,7 @@ from pydantic import Field
 from paramdelta_hub.checkpoints.checkpoint import WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.digests import begin_digest
+from paramdelta_hub.fileio.paths import PathText
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES, TensorSpan
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.float8 import DECODED, Grid, dequantize
@@ -72,7 +73,7 @@ class Stored:
         dtype: as safetensors calls it.
     """
 
-    file: str
+    file: PathText
     start: int
     dtype: str
     kind: Literal["stored"] = "stored"

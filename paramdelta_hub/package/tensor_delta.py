@@ -10,6 +10,7 @@ from typing import Literal
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
+from paramdelta_hub.fileio.paths import PathText
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Wide
 from paramdelta_hub.numerics.kernels import Kernel
@@ -50,7 +51,7 @@ class StoredDelta:
     elements: int
     effect: Literal["add", "replace"]
     codec: str
-    shard: str | None
+    shard: PathText | None
     start: int
     nbytes: int
     digest: str | None

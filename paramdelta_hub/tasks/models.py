@@ -25,6 +25,7 @@ from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.direct_writer import DirectWriter
 from paramdelta_hub.fileio.durable import TEMPORARY, file_digest
 from paramdelta_hub.fileio.open_files import OpenFiles
+from paramdelta_hub.fileio.paths import PathText
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.numerics.float8 import Deviation
 from paramdelta_hub.numerics.floats import NotFiniteChunkError
@@ -75,7 +76,7 @@ class OutputSpan:
     """Where a tensor lies in a file of the result."""
 
     name: str
-    file: str
+    file: PathText
     start: int
     nbytes: int
 
@@ -112,7 +113,7 @@ class ResultTensor:
 class Applied:
     """What an :class:`ApplyTask` has written: the digest of every tensor, and the files they are in."""
 
-    files: tuple[str, ...]
+    files: tuple[PathText, ...]
     digests: dict[str, str]
     not_finite: tuple[NotFinite, ...] = ()
     deviations: tuple[Deviation, ...] = ()
@@ -293,7 +294,7 @@ class EncodeTask:
 class Digested:
     """The sha256 of a file."""
 
-    file: str
+    file: PathText
     sha256: str
     kind: Literal["digested"] = "digested"
 
@@ -311,7 +312,7 @@ class Digested:
 class DigestTask:
     """Take the sha256 of a whole weight file."""
 
-    file: str
+    file: PathText
     nbytes: int
     kind: Literal["digest"] = "digest"
 

@@ -622,7 +622,7 @@ def test_the_same_version_again_takes_no_companion_that_was_edited(root: Path, t
         before = tree(out)
         with pytest.raises(pd.DestinationError, match=f"would be lost: {name}") as caught:
             pd.pull(f"{REPO}@1.0.0", out, registry=root)
-        assert caught.value.remedy == "move them elsewhere, or delete them to have them fetched again"
+        assert caught.value.remedy == "move them elsewhere, or delete them to fetch them again"
         assert tree(out) == before
     pd.pull(f"{REPO}@1.0.0", out, registry=root, part="manifest")
     (out / name).unlink()

@@ -214,8 +214,8 @@ def main() -> None:
         "peak_mb": peak() >> 20,
         "idle_mb": idle >> 20,
         "tasks": len(plan.tasks),
-        "tensors": sum(len(task.get("tensors", ())) for task in plan.tasks),
-        "plan_mb": len(plan.to_json()) >> 20,
+        "tensors": sum(len(getattr(task, "tensors", ())) for task in plan.tasks),
+        "plan_mb": len(plan.text) >> 20,
         "bytes": plan.nbytes,
     }
     print(json.dumps(report))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -66,6 +66,10 @@ class Store(Protocol):
         """Upload a version completely or not at all; PublishError if somebody else published it first."""
 
 
+STORES: dict[str, Callable[[str], Store]] = {}
+"""Stores with URLs of their own, by scheme. All other URLs are opened by fsspec."""
+
+
 class StoreRegistry:
     """The registry at ``root``: a folder, which may not exist yet, or an fsspec URL.
 
@@ -78,7 +82,11 @@ class StoreRegistry:
 
     def __init__(self, root: str | Path) -> None:
         folder = str(root) if isinstance(root, Path) else folder_of(root)
-        self._store: Store = BucketStore(str(root)) if folder is None else FolderStore(expand(folder))
+        if folder is not None:
+            self._store: Store = FolderStore(expand(folder))
+        else:
+            scheme = str(root).partition("://")[0].lower()
+            self._store = STORES.get(scheme, BucketStore)(str(root))
 
     def publish(
         self,
