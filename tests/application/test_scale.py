@@ -16,7 +16,7 @@ from tests.support import deepseek
 
 pytestmark = pytest.mark.slow
 
-SECONDS, MEGABYTES = 60, 1000
+MEGABYTES = 1000
 """Generous bounds, for slow and busy machines; what was measured is printed."""
 
 
@@ -59,16 +59,15 @@ def test_the_files_take_no_disk(models: Path) -> None:
     assert len(open_checkpoint(models / "base").files) == deepseek.FILES
 
 
-def test_an_extraction_is_planned_in_seconds(models: Path) -> None:
+def test_an_extraction_is_planned_in_little_memory(models: Path) -> None:
     report = plan("extract", models / "base", models / "post", models / "new")
     assert report["tensors"] == sum(1 for _ in deepseek.tensors())
     assert report["bytes"] > 2.6e12
     assert report["tasks"] > 100
-    assert report["seconds"] < SECONDS
     assert report["peak_mb"] < MEGABYTES
 
 
-def test_the_published_fp8_weights_are_planned_in_seconds(models: Path) -> None:
+def test_the_published_fp8_weights_are_planned_in_little_memory(models: Path) -> None:
     """Base as it is published, post in bfloat16: a scale in another file than its weight is found, too."""
     layout = list(deepseek.tensors(experts=256, fp8=True))
     base = deepseek.write_headers(models / "fp8", layout, fp8=True)
@@ -78,14 +77,12 @@ def test_the_published_fp8_weights_are_planned_in_seconds(models: Path) -> None:
     assert any(places[name] != places[f"{name}_scale_inv"] for name in scaled)
     report = plan("extract", base, post, models / "new")
     assert report["tensors"] == len(layout) - len(scaled)
-    assert report["seconds"] < SECONDS
     assert report["peak_mb"] < MEGABYTES
 
 
-def test_an_apply_is_planned_in_seconds(models: Path) -> None:
+def test_an_apply_is_planned_in_little_memory(models: Path) -> None:
     report = plan("apply", models / "post", models / "delta", models / "out")
     assert report["tensors"] == sum(1 for _ in deepseek.tensors())
     assert report["bytes"] > 1.3e12
-    assert report["seconds"] < SECONDS
     assert report["peak_mb"] < MEGABYTES
     assert not os.path.lexists(models / "out")

@@ -205,9 +205,10 @@ for path in sys.argv[1:]:
        "one: likewise")  # fmt: skip
 @LINUX
 @pytest.mark.slow
-def test_manifests_with_many_wrong_items(shared_rich: Family, tmp_path: Path) -> None:
+@sampled("step", 6, 1)
+def test_manifests_with_many_wrong_items(shared_rich: Family, tmp_path: Path, step: int) -> None:
     whole = json.loads((shared_rich.delta / "manifest.json").read_bytes())
-    for number, (path, wrong) in enumerate(WRONG.values()):
+    for number, (path, wrong) in enumerate(list(WRONG.values())[::step]):
         (tmp_path / f"{number:02}").write_text(json.dumps(put(whole, path, wrong())))
     done = subprocess.run(
         [sys.executable, "-c", _PARSE, *map(str, sorted(tmp_path.iterdir()))], capture_output=True, text=True,
@@ -215,7 +216,7 @@ def test_manifests_with_many_wrong_items(shared_rich: Family, tmp_path: Path) ->
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    for case, (refused, seconds, mebibytes) in zip(WRONG, results, strict=True):
+    for case, (refused, seconds, mebibytes) in zip(list(WRONG)[::step], results, strict=True):
         assert refused, case
         assert refused < 10_000, "an error of a sensible length"
         assert seconds < 2 * SECONDS, case
