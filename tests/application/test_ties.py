@@ -406,7 +406,7 @@ def test_what_is_carried_is_no_evidence_of_kinship(carried: Path) -> None:
     with pytest.raises(LineageError, match="nothing to compare"):
         pd.apply(carried / "target", carried / "heads", carried / "out")
     report = pd.apply(carried / "target", carried / "heads", carried / "out", force=True)
-    assert report.deltas[0].forced
+    assert report.deltas[0].lineage.forced
     found, target = read_weights(carried / "out"), read_weights(carried / "target")
     assert_same({name: found[name] for name in target}, target)
 

@@ -123,7 +123,7 @@ def test_versions_and_pull(family: Family, root: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     pulled = run_json("pull", f"{root}/org/delta@1.2.0", "-o", tmp_path / "copy")
     assert (pulled["version"], pulled["id"]) == ("1.2.0", pd.inspect(tmp_path / "copy").id)
-    assert pulled["downloaded"] > 0
+    assert pulled["downloaded_nbytes"] > 0
     assert "nothing new" in run("pull", f"{root}/org/delta@1.2.0", "-o", tmp_path / "copy").stdout
     assert run("pull", "org/delta@1.0.0", "--registry", root, "-o", tmp_path / "copy", code=6)
     lower = run("pull", "org/delta@1.0.0", "--registry", root, "-o", tmp_path / "copy", "--allow-downgrade")
@@ -264,7 +264,7 @@ def test_the_python_interface(family: Family, tmp_path: Path) -> None:
     assert [found.version for found in pd.versions("org/delta", registry=root)] == ["1.0.0"]
     assert pd.pull("org/delta", tmp_path / "copy", registry=root).id == published.id
     (found,) = pd.search(base=family.base, registry=root)
-    assert found.hit.repo == "org/delta"
+    assert found.repo == "org/delta"
     with pytest.raises(pd.OptionError, match="only deltas on the Hub"):
         pd.link(f"{root}/org/delta", "org/model")
 
