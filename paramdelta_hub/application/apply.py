@@ -48,7 +48,7 @@ class ApplyReport(Report):
     target: Model
     deltas: tuple[AppliedDelta, ...]
     nbytes: int
-    """Of the weights."""
+    """Of the weight files."""
     is_post: bool
     """Whether the result is post, bit for bit, because the target was base."""
     changed_tensors: int

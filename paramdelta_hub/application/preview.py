@@ -36,7 +36,7 @@ class Preview(Report):
     """Those that a delta has, too, whether it changes them or not."""
     kept_tensors: int
     nbytes: int
-    """Bytes of the result's weights."""
+    """Of the weight files."""
     needed_nbytes: int
     """Bytes that the disk must have for it."""
     free_nbytes: int

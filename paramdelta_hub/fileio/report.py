@@ -29,7 +29,6 @@ class Report(BaseModel):
         frozen=True,
         extra="forbid",
         arbitrary_types_allowed=True,
-        use_attribute_docstrings=True,
         json_schema_serialization_defaults_required=True,
     )
 

@@ -51,7 +51,7 @@ class ResultReport(Report):
     """Whether it is post, bit for bit."""
     tensors: int
     nbytes: int
-    """Of all tensors."""
+    """Of the tensors, without the headers of their files."""
     companions: Companions
     files: tuple[FileRecord, ...] = Field(exclude=True)
     """The weight files, and what lies beside them; empty unless their digests were asked for."""

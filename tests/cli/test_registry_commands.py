@@ -21,6 +21,7 @@ from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN
 from tests.conftest import Family
 from tests.support.hub import Account, Fault, LoopbackHub
 from tests.support.models import assert_same, read_weights
+from tests.support.reports import check_report
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 VERBS = ("publish", "pull", "search", "versions", "link")
@@ -33,7 +34,7 @@ def run(*arguments: str | Path, code: int = 0) -> Result:
 
 
 def run_json(*arguments: str | Path, code: int = 0) -> Any:
-    return json.loads(run(*arguments, "--json", code=code).stdout)
+    return check_report(str(arguments[0]), run(*arguments, "--json", code=code).stdout, failed=code != 0)
 
 
 @pytest.fixture(autouse=True)
@@ -307,7 +308,7 @@ def paramdelta(hub: LoopbackHub, tmp_path: Path) -> Paramdelta:
         )
         assert "Traceback" not in done.stderr, done.stderr
         assert "hf_me" not in done.stdout + done.stderr
-        return done.returncode, json.loads(done.stdout or "null")
+        return done.returncode, check_report(str(arguments[0]), done.stdout, failed=done.returncode != 0)
 
     return call
 
