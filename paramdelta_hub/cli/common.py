@@ -155,9 +155,10 @@ def fail(error: ParamdeltaError) -> NoReturn:
 
 def _tell(error: ParamdeltaError, *, as_json: bool) -> None:
     if as_json:
-        from paramdelta_hub.fileio.report import ErrorReport
+        from paramdelta_hub.fileio.report import ErrorReport, Problem
 
-        emit(ErrorReport.of(error), "", as_json=True, quiet=False)
+        report = ErrorReport(error=Problem.model_validate(error, from_attributes=True))
+        emit(report, "", as_json=True, quiet=False)
     click.echo(f"error: {error}", err=True)
 
 

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from paramdelta_hub.errors import MismatchError, ParamdeltaError
-
-__all__ = ["ErrorReport", "Report", "derived"]
+__all__ = ["ErrorReport", "Problem", "Report", "derived"]
 
 if not TYPE_CHECKING:  # to a type checker, it is a property
 
@@ -47,7 +45,7 @@ class MismatchRecord(Report):
 
 
 class Problem(Report):
-    """What went wrong."""
+    """What went wrong; its fields are the attributes of our errors."""
 
     kind: str
     what: str
@@ -61,17 +59,3 @@ class ErrorReport(Report):
     """What a command prints instead of its report where it fails."""
 
     error: Problem
-
-    @classmethod
-    def of(cls, error: ParamdeltaError) -> ErrorReport:
-        """Return the report of an error."""
-        mismatches = error.mismatches if isinstance(error, MismatchError) else ()
-        return cls(
-            error=Problem(
-                kind=error.kind,
-                what=error.what,
-                where=error.where,
-                remedy=error.remedy,
-                mismatches=tuple(MismatchRecord(**mismatch._asdict()) for mismatch in mismatches),
-            )
-        )

@@ -194,9 +194,12 @@ class Provenance(Record):
 
     @model_validator(mode="after")
     def _coherent(self) -> Provenance:
-        for name in self.tensors:
-            check_tensor_name(name)
-        check_file_names([PROVENANCE_NAME, *(file.path for file in self.companions.files)])
+        try:
+            for name in self.tensors:
+                check_tensor_name(name)
+            check_file_names([PROVENANCE_NAME, *(file.path for file in self.companions.files)])
+        except PackageError as error:
+            raise ValueError(error.what) from None
         return self
 
 
@@ -238,5 +241,3 @@ def provenance_problems(where: str | None = None) -> Iterator[None]:
         yield
     except ValidationError as error:
         raise CheckpointError(f"the provenance breaks its format:{problems(error)}", where=where) from None
-    except PackageError as error:
-        raise CheckpointError(error.what, where=where) from None

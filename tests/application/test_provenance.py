@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +347,7 @@ def pinned(sharded: Path) -> pd.ResultReport:
 
     deltas = [d.model_copy(update={"base": on_hub(d.base), "post": on_hub(d.post)}) for d in provenance.deltas]
     told = provenance.model_copy(update={"target": on_hub(provenance.target), "deltas": tuple(deltas)})
-    return replace(report, provenance=told)
+    return report.model_copy(update={"provenance": told})
 
 
 def test_a_statement_by_the_library_s_own_check(pinned: pd.ResultReport) -> None:
