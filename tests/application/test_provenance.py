@@ -359,8 +359,8 @@ def test_a_statement_by_the_library_s_own_check(pinned: pd.ResultReport) -> None
     value = json.loads(text)
     assert value["predicateType"] == "https://slsa.dev/provenance/v1"
     subjects = {subject["name"]: subject["digest"]["sha256"] for subject in value["subject"]}
-    files = {path.name for path in pinned.folder.iterdir()} - {"README.md"}
-    assert subjects == {name: file_digest(pinned.folder / name)[0] for name in files}
+    files = {path.name for path in pinned.path.iterdir()} - {"README.md"}
+    assert subjects == {name: file_digest(pinned.path / name)[0] for name in files}
     build = value["predicate"]["buildDefinition"]
     assert build["externalParameters"]["weight_map"] == [{"pattern": "mlp", "factor": 2.0}]
     assert [delta["weight"] for delta in build["externalParameters"]["deltas"]] == [0.5, -0.25]
