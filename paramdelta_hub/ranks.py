@@ -6,7 +6,6 @@ rank has done is told by receipts, so that ranks can run in any order, at any ti
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +14,7 @@ from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.errors import DestinationError, OptionError
 from paramdelta_hub.extraction.extract import Extraction, ExtractReport
 from paramdelta_hub.extraction.request import ExtractRequest
+from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.outputs.replacing import check_new
 from paramdelta_hub.tasks.partition import group_by_output_file, partition
 from paramdelta_hub.tasks.plan import Plan, read_request
@@ -30,11 +30,11 @@ _LISTED = 20
 """How many ranks and tasks a message spells out."""
 
 
-@dataclass(frozen=True)
-class RankReport:
+class RankReport(Report):
     """What a rank has done."""
 
-    out: str
+    path: Path
+    """The result's folder, which the commit will make."""
     rank: int
     world: int
     tasks: int
@@ -43,10 +43,6 @@ class RankReport:
     """Those of them that an earlier run of this rank had done."""
     nbytes: int
     """Bytes of weights that they read."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable report."""
-        return asdict(self)
 
 
 def run_rank(
@@ -99,7 +95,7 @@ def run_rank(
         outcomes = execute(operation, workspace, done, mine, config, progress)
         operation.refuse(outcomes)
     nbytes = sum(operation.plan.tasks[number].nbytes for number in mine)
-    return RankReport(str(out), rank, world, len(mine), len(done), nbytes)
+    return RankReport(path=Path(out), rank=rank, world=world, tasks=len(mine), resumed_tasks=len(done), nbytes=nbytes)
 
 
 def commit(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paramdelta_hub.application.companions import CompanionReport, Mode, Prefer, write_companions
 from paramdelta_hub.application.inputs import open_inputs
@@ -25,10 +23,11 @@ from paramdelta_hub.checkpoints.rules import Rules, RuleUse, checked_rules
 from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import io_errors, write_file
+from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.outputs.replacing import check_new
-from paramdelta_hub.package.provenance import parse_provenance
+from paramdelta_hub.package.provenance import Model, parse_provenance, provenance_problems
 from paramdelta_hub.registry.cards.card import result_card
 from paramdelta_hub.tasks.models import Advance, Applied, Outcome
 from paramdelta_hub.tasks.plan import planning
@@ -42,20 +41,20 @@ CARD_NAME = "README.md"
 NOTHING_ADDED = "nothing was added: all weights are 0, or the deltas change nothing here"
 
 
-@dataclass(frozen=True)
-class ApplyReport:
+class ApplyReport(Report):
     """What an apply made."""
 
-    out: Path
-    target: str
+    path: Path
+    target: Model
     deltas: tuple[AppliedDelta, ...]
     nbytes: int
+    """Of the weight files."""
     is_post: bool
     """Whether the result is post, bit for bit, because the target was base."""
     changed_tensors: int
     kept_tensors: int
     """Tensors copied from the target as they are."""
-    readiness: CompanionReport
+    companions: CompanionReport
     """What lies beside the weights, and where it comes from."""
     omissions: tuple[LeftOut, ...]
     notes: tuple[str, ...]
@@ -65,24 +64,7 @@ class ApplyReport:
     requantization: Requantization | None = None
     """What 8-bit weights lost against the sums they were made of; None where there are none."""
     resumed_tasks: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable report."""
-        return {
-            "out": str(self.out),
-            "target": self.target,
-            "deltas": [delta.to_json() for delta in self.deltas],
-            "bytes": self.nbytes,
-            "is_post": self.is_post,
-            "changed_tensors": self.changed_tensors,
-            "kept_tensors": self.kept_tensors,
-            "omissions": [omission._asdict() for omission in self.omissions],
-            "notes": list(self.notes),
-            "rules": [use.to_json() for use in self.rules],
-            "companions": self.readiness.to_json(),
-            "requantization": self.requantization and self.requantization.to_json(),
-            "resumed_tasks": self.resumed_tasks,
-        }
+    """Tasks of an interrupted run that were kept."""
 
 
 def apply(
@@ -268,8 +250,8 @@ class Application(Operation[ApplyReport]):
         notes = (*inputs.doubts, *self._doubts, *([] if self._sums else [NOTHING_ADDED]), *fit.notes)
         exactly_post = is_post(self._applied, fit, digests)
         lost = requantization(deviation for outcome in ordered for deviation in outcome.deviations)
-        with io_errors("writing the companion files"):
-            readiness = write_companions(
+        with io_errors("writing the companion files"), provenance_problems(str(workspace.given)):
+            companions = write_companions(
                 inputs.choice, result, prefer=wanted.prefer, overrides=fit.config_overrides, is_post=exactly_post
             )
             if model.index is not None:
@@ -277,25 +259,32 @@ class Application(Operation[ApplyReport]):
                     (model.folder / INDEX).resolve()
                 )
                 write_file(result / INDEX, index)
-            provenance = provenance_of(fit, self._applied, inputs.weights.by_name, self._rules, digests, exactly_post)
-            provenance["notes"] = list(notes)
-            provenance["companions"] = readiness.to_json()
-            provenance["requantization"] = lost and lost.to_json()
-            text = strict_json.pretty(provenance)
+            provenance = provenance_of(
+                fit,
+                self._applied,
+                inputs.weights.by_name,
+                self._rules,
+                digests,
+                is_post=exactly_post,
+                notes=notes,
+                companions=companions,
+                requantization=lost,
+            )
+            text = strict_json.pretty(provenance.model_dump(mode="json"))
             parse_provenance(text)  # what we write, we can read
             write_file(result / PROVENANCE_NAME, text)
-            card = result_card(provenance, [delta.package.manifest for delta in self._applied], readiness.lines())
+            card = result_card(provenance, [delta.package.manifest for delta in self._applied], companions.lines())
             write_file(result / CARD_NAME, card.encode())
         workspace.commit()
         return ApplyReport(
-            out=workspace.given,
-            target=model.source.name,
+            path=workspace.given,
+            target=provenance.target,
             deltas=tuple(self._applied),
             nbytes=sum(file.size for file in self._files.values()),
             is_post=exactly_post,
             changed_tensors=len(self._sums),
             kept_tensors=sum(name not in self._sums for name in fit.names),
-            readiness=readiness,
+            companions=companions,
             omissions=fit.omissions,
             notes=notes,
             rules=fit.uses,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,7 +27,7 @@ from paramdelta_hub.checkpoints.companions import (
     packaged,
     read_companion,
 )
-from paramdelta_hub.checkpoints.config_merge import ALWAYS, STRUCTURE, LaidOver, lay_over
+from paramdelta_hub.checkpoints.config_merge import ALWAYS, STRUCTURE, lay_over
 from paramdelta_hub.checkpoints.token_ids import doubtful_ids
 from paramdelta_hub.checkpoints.tokenizer import read_vocabulary
 from paramdelta_hub.errors import CheckpointError, OptionError, SourceError
@@ -36,13 +36,13 @@ from paramdelta_hub.fileio.durable import write_file
 from paramdelta_hub.limits import COMPANION_BYTES
 from paramdelta_hub.package.manifest import DATA_SUFFIXES, ConfigChange, FileRecord
 from paramdelta_hub.package.package import Package
+from paramdelta_hub.package.provenance import Companion, Companions, Merged
 from paramdelta_hub.package.records import ConfigName
 
 __all__ = [
     "CompanionReport",
     "CompanionSelection",
     "Mode",
-    "Origin",
     "Prefer",
     "select_companions",
     "write_companions",
@@ -54,17 +54,6 @@ Prefer = Literal["target", "post"]
 _LOOKED_INTO = (CONFIG, GENERATION, "tokenizer_config.json")
 _LISTED = 6
 """How many names or keys a line for people spells out."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """A file of the result: its name, whose it is, and what it holds."""
-
-    path: str
-    source: str
-    """``target``, the label of a delta, or ``target + …`` where deltas changed the target's file."""
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -96,32 +85,8 @@ class CompanionSelection:
         return self.target.folder if number is None else self.packages[number].path / FOLDER
 
 
-@dataclass(frozen=True)
-class CompanionReport:
-    """What a result got beside its weights."""
-
-    mode: Mode
-    files: tuple[Origin, ...]
-    configs: Mapping[str, LaidOver] = field(default_factory=dict)
-    """What became of each config over which changes were laid."""
-    warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable record, which also stands in the provenance file. No time and no path."""
-        return {
-            "mode": self.mode,
-            "files": [asdict(origin) for origin in self.files],
-            "configs": {
-                name: {
-                    "taken": laid.taken,
-                    "kept": laid.kept,
-                    "overridden": laid.overridden,
-                    "conflicts": [asdict(conflict) for conflict in laid.conflicts],
-                }
-                for name, laid in self.configs.items()
-            },
-            "warnings": list(self.warnings),
-        }
+class CompanionReport(Companions):
+    """What a result got beside its weights, as its provenance has it."""
 
     def lines(self) -> list[str]:
         """Return the report for people."""
@@ -233,27 +198,31 @@ def write_companions(
     """
     for path in [path for path in result.rglob("*") if path.suffix in (*DATA_SUFFIXES, ".py") and path.is_file()]:
         path.unlink()
-    origins: list[Origin] = []
+    origins: list[Companion] = []
     parsed: dict[str, dict[str, Any]] = {}
-    configs: dict[str, LaidOver] = {}
+    configs: dict[str, Merged] = {}
 
     def put(name: str, source: str, content: bytes) -> None:
         (result / name).parent.mkdir(exist_ok=True)
         write_file(result / name, content)
-        origins.append(Origin(name, source, len(content), hashlib.sha256(content).hexdigest()))
+        digest = hashlib.sha256(content).hexdigest()
+        origins.append(Companion(path=name, source=source, size=len(content), sha256=digest))
         if name in _LOOKED_INTO:
             parsed[name] = _object(content, name)
 
     for name, path in {**choice.own, **choice.code}.items():
         content, source = read_companion(path), "target"
         if name in (CONFIG, GENERATION):
-            laid = configs[name] = lay_over(
+            laid = lay_over(
                 _object(content, str(path)),
                 [(_label(package), change) for package, change in _changes(choice, name)],
                 exceptions=ALWAYS if is_post or name == GENERATION else {**STRUCTURE, **ALWAYS},
                 prefer=prefer,
                 tokens=_whose_tokens(choice, name),
                 overrides=overrides if name == CONFIG else None,
+            )
+            configs[name] = Merged(
+                taken=laid.taken, kept=laid.kept, overridden=tuple(laid.overridden), conflicts=tuple(laid.conflicts)
             )
             if laid.taken or laid.overridden:
                 content = strict_json.pretty(laid.config)
@@ -264,7 +233,12 @@ def write_companions(
             package = choice.packages[choice.provider or 0]
             put(name, _label(package), package.read_file(file, COMPANION_BYTES))
     origins.sort(key=lambda origin: origin.path)
-    return CompanionReport(choice.mode, tuple(origins), configs, (*choice.warnings, *_doubts(result, origins, parsed)))
+    return CompanionReport(
+        mode=choice.mode,
+        files=tuple(origins),
+        configs=configs,
+        warnings=(*choice.warnings, *_doubts(result, origins, parsed)),
+    )
 
 
 def _changes(choice: CompanionSelection, name: ConfigName) -> list[tuple[Package, ConfigChange]]:
@@ -284,7 +258,7 @@ def _whose_tokens(choice: CompanionSelection, name: ConfigName) -> int | Literal
     return numbers[0] if numbers else "target"
 
 
-def _doubts(result: Path, origins: Iterable[Origin], parsed: Mapping[str, Any]) -> list[str]:
+def _doubts(result: Path, origins: Iterable[Companion], parsed: Mapping[str, Any]) -> list[str]:
     """Return what is odd about the ids at which the result begins and ends."""
     doubts, tokens = [], None
     if any(names_words(origin.path) for origin in origins):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from paramdelta_hub.application.inputs import open_inputs
 from paramdelta_hub.application.output_files import lay_out
@@ -14,8 +13,10 @@ from paramdelta_hub.application.weighted_deltas import AppliedDelta
 from paramdelta_hub.checkpoints.matching import LeftOut
 from paramdelta_hub.checkpoints.rules import RuleUse
 from paramdelta_hub.errors import StorageError
+from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.outputs.replacing import check_new
+from paramdelta_hub.package.provenance import Model
 from paramdelta_hub.tasks.executors.threads import default_threads
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.workspace import Workspace
@@ -23,22 +24,22 @@ from paramdelta_hub.tasks.workspace import Workspace
 __all__ = ["Preview", "preview"]
 
 
-@dataclass(frozen=True)
-class Preview:
+class Preview(Report):
     """What an apply would do."""
 
-    out: Path
-    target: str
+    dry_run: Literal[True] = True
+    path: Path
+    target: Model
     deltas: tuple[AppliedDelta, ...]
     """Each knows its kinship to the target, and what to expect of it."""
     paired_tensors: int
     """Those that a delta has, too, whether it changes them or not."""
     kept_tensors: int
     nbytes: int
-    """Bytes of the result's weights."""
-    needed_bytes: int
+    """Of the weight files."""
+    needed_nbytes: int
     """Bytes that the disk must have for it."""
-    free_bytes: int
+    free_nbytes: int
     """Bytes that are free where the result would lie, with those that an interrupted run has taken there."""
     omissions: tuple[LeftOut, ...]
     notes: tuple[str, ...]
@@ -46,33 +47,20 @@ class Preview:
     """What each rule hits, and which tensors it leaves out although a delta changes them."""
 
     @property
-    def problem(self) -> StorageError | None:
+    def error(self) -> StorageError | None:
         """What would end the real run, although everything fits: too little space. None where it would begin."""
-        if self.needed_bytes <= self.free_bytes:
+        if self.needed_nbytes <= self.free_nbytes:
             return None
         return StorageError(
-            f"needs {human_bytes(self.needed_bytes)}; {human_bytes(self.free_bytes)} are free",
-            where=str(self.out),
+            f"needs {human_bytes(self.needed_nbytes)}; {human_bytes(self.free_nbytes)} are free",
+            where=str(self.path),
             remedy="free some space, or write to another disk",
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable report."""
-        return {
-            "dry_run": True,
-            "out": str(self.out),
-            "target": self.target,
-            "deltas": [{**delta.to_json(), "prediction": delta.prediction.to_json()} for delta in self.deltas],
-            "paired_tensors": self.paired_tensors,
-            "kept_tensors": self.kept_tensors,
-            "bytes": self.nbytes,
-            "needed_bytes": self.needed_bytes,
-            "free_bytes": self.free_bytes,
-            "problem": self.problem and self.problem.what,
-            "omissions": [omission._asdict() for omission in self.omissions],
-            "notes": list(self.notes),
-            "rules": [use.to_json() for use in self.rules],
-        }
+    @derived
+    def problem(self) -> str | None:
+        """What would end the real run."""
+        return self.error.what if self.error else None
 
 
 def preview(
@@ -106,16 +94,17 @@ def preview(
         inputs.may_replace(workspace.out)
     fit = inputs.fit
     deltas, files = tuple(inputs.kin()), lay_out(inputs.model, fit.results, fit.colocate_with)
+    source = inputs.model.source
     paired = {name for match in fit.matches for name in match.pairs}
     return Preview(
-        out=workspace.given,
-        target=inputs.model.source.name,
+        path=workspace.given,
+        target=Model(name=source.name, commit=source.commit),
         deltas=deltas,
         paired_tensors=len(paired),
         kept_tensors=len(fit.results.keys() - paired),
         nbytes=sum(file.size for file in files.values()),
-        needed_bytes=inputs.needed_bytes(files.values(), default_threads()),
-        free_bytes=workspace.space(),
+        needed_nbytes=inputs.needed_bytes(files.values(), default_threads()),
+        free_nbytes=workspace.space(),
         omissions=fit.omissions,
         notes=(*inputs.doubts, *inputs.there_already(), *fit.notes),
         rules=fit.uses,

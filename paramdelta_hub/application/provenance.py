@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from paramdelta_hub import __about__
 from paramdelta_hub.application.compatibility import Compatibility
@@ -12,8 +11,17 @@ from paramdelta_hub.application.weighted_deltas import AppliedDelta
 from paramdelta_hub.application.weights import WeightMap
 from paramdelta_hub.checkpoints.matching import SKIPPED
 from paramdelta_hub.checkpoints.rules import Rules
-from paramdelta_hub.package.manifest import Source
-from paramdelta_hub.package.provenance import PROVENANCE_NAME
+from paramdelta_hub.package.provenance import (
+    PROVENANCE_NAME,
+    Companions,
+    Factor,
+    LeftOut,
+    Model,
+    Provenance,
+    Renaming,
+    Requantized,
+    Tensor,
+)
 
 __all__ = ["PROVENANCE_NAME", "is_post", "provenance_of"]
 
@@ -36,34 +44,31 @@ def provenance_of(
     weight_map: WeightMap,
     rules: Rules,
     digests: dict[str, str],
-    exactly_post: bool,
-) -> dict[str, Any]:
+    *,
+    is_post: bool,
+    notes: Sequence[str],
+    companions: Companions,
+    requantization: Requantized | None,
+) -> Provenance:
     """Return what the result is made of. No time and no path: equal inputs give an equal file."""
     source = fit.target.checkpoint.source
-    return {
-        "format": "paramdelta-provenance",
-        "format_version": 1,
-        "created_by": __about__.CREATED_BY,
-        "target": {"name": source.name, "commit": source.commit},
-        "deltas": [_delta(delta) for delta in applied],
-        "earlier": [delta.model_dump(mode="json") for delta in earlier_deltas(fit.target.checkpoint)],
-        "weight_map": [{"pattern": pattern, "factor": factor} for pattern, factor in weight_map.rules],
-        "renames": [{"pattern": pattern, "replacement": new} for pattern, new in rules.renames],
-        "skips": list(rules.skips),
-        "omissions": [omission._asdict() for omission in fit.omissions],
-        "notes": list(fit.notes),
-        "is_post": exactly_post,
-        "tensors": {
-            name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "blake3": digests[name]}
+    return Provenance(
+        format="paramdelta-provenance",
+        format_version=1,
+        created_by=__about__.CREATED_BY,
+        target=Model(name=source.name, commit=source.commit),
+        deltas=tuple(applied),
+        earlier=earlier_deltas(fit.target.checkpoint),
+        weight_map=tuple(Factor(pattern=pattern, factor=factor) for pattern, factor in weight_map.rules),
+        renames=tuple(Renaming(pattern=pattern, replacement=new) for pattern, new in rules.renames),
+        skips=rules.skips,
+        omissions=tuple(LeftOut(**vars(omission)) for omission in fit.omissions),
+        notes=tuple(notes),
+        is_post=is_post,
+        tensors={
+            name: Tensor(dtype=tensor.dtype, shape=tensor.shape, blake3=digests[name])
             for name, tensor in fit.results.items()
         },
-    }
-
-
-def _delta(delta: AppliedDelta) -> dict[str, Any]:
-    manifest = delta.package.manifest
-    return {**delta.to_json(), "base": _model(manifest.base), "post": _model(manifest.post)}
-
-
-def _model(source: Source) -> dict[str, Any]:
-    return {"name": source.name, "commit": source.commit}
+        companions=companions,
+        requantization=requantization,
+    )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from paramdelta_hub.checkpoints.logical import LogicalModel
 from paramdelta_hub.checkpoints.tensor_sources import Dequantized
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.numerics.float8 import Deviation
 from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.package.provenance import Requantized
 
 __all__ = ["Dtype", "Requantization", "keeps_fp8", "requantization"]
 
@@ -18,20 +18,8 @@ Dtype = Literal["bfloat16", "float8_e4m3fn"]
 """What the weights of an fp8 target can become."""
 
 
-@dataclass(frozen=True)
-class Requantization:
+class Requantization(Requantized):
     """How far requantized weights are from the bf16 sums that they were made of."""
-
-    dtype: Dtype
-    tensors: int
-    rms_error: float
-    """Root-mean-square error over the sums' root mean square, of all requantized tensors together."""
-    largest_error: float
-    """The largest error over the largest magnitude."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable record, which also stands in the provenance file."""
-        return asdict(self)
 
     def __str__(self) -> str:
         return (
@@ -86,4 +74,9 @@ def requantization(deviations: Iterable[Deviation]) -> Requantization | None:
     if not each:
         return None
     total = sum(each, Deviation())
-    return Requantization("float8_e4m3fn", len(each), total.relative, total.largest_relative)
+    return Requantization(
+        dtype="float8_e4m3fn",
+        tensors=len(each),
+        rms_error=total.relative,
+        largest_error=total.largest_relative,
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+
+from pydantic import ConfigDict, Field
 
 from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.application.weights import Weights
@@ -13,46 +13,45 @@ from paramdelta_hub.checkpoints.lineage import Kinship, compare, unpack_samples
 from paramdelta_hub.checkpoints.prediction import Prediction, predict
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.errors import LineageError
+from paramdelta_hub.fileio.report import derived
 from paramdelta_hub.limits import KIN_CORRELATION
 from paramdelta_hub.package.package import Package
+from paramdelta_hub.package.provenance import Delta, Lineage, Model
 from paramdelta_hub.package.tensor_delta import StoredDelta
 from paramdelta_hub.transforms.addend import Addend, RowPlacement
 
 __all__ = ["AppliedDelta", "check_lineage", "sums_of"]
 
 
-@dataclass(frozen=True)
-class AppliedDelta:
-    """What became of one delta."""
+class AppliedDelta(Delta):
+    """A delta that is added, as the provenance has it, and what is known of it here."""
 
-    package: Package
-    weight: float
-    kinship: Kinship
-    forced: bool
-    """Whether it was applied although the target is not kin."""
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    @property
+    package: Package = Field(exclude=True)
+    kinship: Kinship = Field(exclude=True)
+
+    @classmethod
+    def of(cls, package: Package, weight: float, kinship: Kinship) -> AppliedDelta:
+        """Return the record of a package; it is forced where the target is not kin."""
+        manifest = package.manifest
+        return cls(
+            name=manifest.name,
+            version=manifest.version,
+            id=package.digest,
+            content=manifest.content_id,
+            weight=weight,
+            base=Model(name=manifest.base.name, commit=manifest.base.commit),
+            post=Model(name=manifest.post.name, commit=manifest.post.commit),
+            lineage=Lineage(correlation=kinship.correlation, tensors=kinship.tensors, forced=not kinship.is_kin),
+            package=package,
+            kinship=kinship,
+        )
+
+    @derived
     def prediction(self) -> Prediction:
         """What to expect of it, were it applied alone and with weight 1."""
         return predict(self.kinship, self.package.manifest.tensors)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable record, which also stands in the provenance file."""
-        manifest = self.package.manifest
-        return {
-            "name": manifest.name,
-            "version": manifest.version,
-            "id": self.package.digest,
-            "content": manifest.content_id,
-            "weight": self.weight,
-            "base": manifest.base.name,
-            "post": manifest.post.name,
-            "lineage": {
-                "correlation": self.kinship.correlation,
-                "tensors": self.kinship.tensors,
-                "forced": self.forced,
-            },
-        }
 
 
 def check_lineage(
@@ -77,7 +76,7 @@ def check_lineage(
             where=str(fit.target.checkpoint.source.path),
             remedy="on other weights the delta means nothing: choose a target made from its base, or use --force",
         )
-    return AppliedDelta(package, weight, kinship, forced=not kinship.is_kin)
+    return AppliedDelta.of(package, weight, kinship)
 
 
 def sums_of(fit: Compatibility, packages: Sequence[Package], weights: Weights) -> dict[str, list[Addend]]:

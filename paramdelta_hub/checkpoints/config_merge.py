@@ -31,13 +31,13 @@ from pydantic import ValidationError
 
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.package.provenance import Conflict
 from paramdelta_hub.package.records import CODE_KEYS, ConfigChange
 
 __all__ = [
     "ALWAYS",
     "STRUCTURE",
     "TEXT_CONFIGS",
-    "Conflict",
     "LaidOver",
     "apply_patch",
     "describe_change",
@@ -71,23 +71,6 @@ _TOKENS = re.compile(r"\w*_token_ids?|\w*_token_index|(begin_)?suppress_tokens|f
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 """Where models of several kinds of input keep what concerns their tokens."""
 _SHOWN = 120
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """A key that post changed, and somebody else changed otherwise. Values are JSON texts, cut where they are long."""
-
-    key: str
-    """The path of the key, joined by dots."""
-    delta: str
-    """Whose change it is."""
-    base: str
-    post: str
-    found: str
-    """What the target has there, or an earlier delta put there."""
-    other: str
-    """Who changed it otherwise: ``target``, or the label of the earlier delta."""
-    winner: str
 
 
 @dataclass
@@ -215,7 +198,15 @@ class _Layer:
         """Record a conflict; return whether post's value is taken all the same."""
         other = self.result.taken.get(path, "target")
         winner = self.label if self.prefer == "post" else other
-        conflict = Conflict(path, self.label, _shown(base), _shown(post), _shown(found), other, winner)
+        conflict = Conflict(
+            key=path,
+            delta=self.label,
+            base=_shown(base),
+            post=_shown(post),
+            found=_shown(found),
+            other=other,
+            winner=winner,
+        )
         self.result.conflicts.append(conflict)
         return self.prefer == "post"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS, Entry
 from paramdelta_hub.checkpoints.rules import Rules
@@ -24,7 +23,8 @@ SKIPPED = "skipped by rule"
 """Why a tensor was left out that could have been summed."""
 
 
-class LeftOut(NamedTuple):
+@dataclass(frozen=True)
+class LeftOut:
     """A tensor that is not summed although one side has it, and why."""
 
     name: str

@@ -11,15 +11,16 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
 
 from paramdelta_hub.checkpoints.lineage import Kinship
+from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.package.manifest import TensorRecord
 
 __all__ = ["BANDS", "Band", "Prediction", "predict"]
 
 
-class Band(NamedTuple):
+@dataclass(frozen=True)
+class Band:
     """Targets of about one distance, and the share of post's gain that Δ gave them at weight 1."""
 
     correlation: float
@@ -41,36 +42,36 @@ BANDS = (
 """The nearest first. A test holds them equal to ``scripts/evidence/results/reproduce-pairs.json``."""
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(Report):
     """What a target of that distance has got of post's gain, in trainings; as a text, a sentence of it."""
 
-    band: Band | None
-    """None: the target is base, or can't be compared."""
+    measured: Band | None
+    """Targets of that distance, measured. None: the target is base, or can't be compared."""
     is_base: bool
     distance: float | None
     """Mean of ‖target − base‖ over ‖base‖, tensor by tensor, of the samples."""
-    ratio: float | None
+    delta_to_distance: float | None
     """‖Δ‖ over ‖target − base‖, likewise."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable record; shares are of post's gain, 1.0 is all of it."""
-        band = self.band and {name: value for name, value in self.band._asdict().items() if name != "words"}
-        return {"text": str(self), "distance": self.distance, "delta_to_distance": self.ratio, "measured": band}
+    @derived
+    def text(self) -> str:
+        """The same in a sentence."""
+        return str(self)
 
     def __str__(self) -> str:
         if self.is_base:
             return "the target is base: with weight 1 the result is post"
-        if self.band is None:
+        band = self.measured
+        if band is None:
             return "no prediction: nothing could be compared"
-        least, median, most = (round(100 * share) for share in (self.band.least, self.band.median, self.band.most))
+        least, median, most = (round(100 * share) for share in (band.least, band.median, band.most))
         shares = f"{median} %" if least == most else f"{median} % ({least} to {most} %)"
-        number = "one training" if self.band.trainings == 1 else f"{self.band.trainings} trainings"
+        number = "one training" if band.trainings == 1 else f"{band.trainings} trainings"
         where = "" if self.distance is None else f"{_percent(self.distance)} of base's norm away"
-        if self.ratio is not None:
-            where += f", Δ is {self.ratio:.2g} × that"
+        if self.delta_to_distance is not None:
+            where += f", Δ is {self.delta_to_distance:.2g} × that"
         return (
-            f"of what post learned, expect {self.band.words}: at such a distance ({where}) {shares} of the gain "
+            f"of what post learned, expect {band.words}: at such a distance ({where}) {shares} of the gain "
             f"came over in {number} of small models"
         )
 
@@ -97,7 +98,7 @@ def predict(kinship: Kinship, tensors: Iterable[TensorRecord]) -> Prediction:
     band = None
     if kinship.correlation is not None and not kinship.same_values:
         band = next((band for band in BANDS if kinship.correlation >= band.correlation), BANDS[-1])
-    return Prediction(band, kinship.same_values, distance, ratio)
+    return Prediction(measured=band, is_base=kinship.same_values, distance=distance, delta_to_distance=ratio)
 
 
 def _percent(share: float) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.names import shown
@@ -119,7 +119,8 @@ def compiled(pattern: str) -> re.Pattern[str]:
         raise OptionError(f"{pattern!r} is not a regular expression: {error}") from None
 
 
-class RuleUse(NamedTuple):
+@dataclass(frozen=True)
+class RuleUse:
     """What one rule did: how many tensors it hit and, of those that it left out, which training had changed.
 
     Of a weight map's rules, one hits the tensors for which it decides: a later one may match the same.
@@ -139,11 +140,7 @@ class RuleUse(NamedTuple):
         if self.rule != "skip":
             return self
         hit = [name for name, names in skipped.items() if any(re.search(self.pattern, known) for known in names)]
-        return self._replace(trained=tuple(hit))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable record."""
-        return {**self._asdict(), "trained": list(self.trained)}
+        return replace(self, trained=tuple(hit))
 
     def __str__(self) -> str:
         counted = f"{self.tensors:,} tensor{'s' * (self.tensors != 1)}"

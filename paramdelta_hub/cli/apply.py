@@ -153,9 +153,9 @@ def apply(
     config, bars = ExecutorConfig(executor, threads, memory), Bars(quiet or as_json)
     if dry_run:
         found = preview(request, output, registry=registry, overwrite=overwrite, progress=bars)
-        emit(found.to_json(), preview_text(found), as_json=as_json, quiet=quiet)
-        if found.problem:
-            fail(found.problem)
+        emit(found, preview_text(found), as_json=as_json, quiet=quiet)
+        if found.error:
+            fail(found.error)
         return
     if run_share(
         request,
@@ -170,25 +170,22 @@ def apply(
     ):
         return
     report = carry_out(request, output, config, bars, registry=registry, overwrite=overwrite)
-    emit(report.to_json(), report_text(report), as_json=as_json, quiet=quiet)
+    emit(report, report_text(report), as_json=as_json, quiet=quiet)
 
 
 def report_text(report: ApplyReport) -> str:
     """Return the report for people."""
-    lines = [f"{report.target} + Δ → {report.out} ({human_bytes(report.nbytes)})"]
+    lines = [f"{report.target.name} + Δ → {report.path} ({human_bytes(report.nbytes)})"]
     lines += [_delta_text(delta) for delta in report.deltas]
     lines.append(f"  {report.changed_tensors} tensors summed, {report.kept_tensors} kept as the target has them")
     if report.is_post:
-        lines.append(
-            f"  the target is the delta's base: the result is {report.deltas[0].package.manifest.post.name},"
-            " bit for bit"
-        )
+        lines.append(f"  the target is the delta's base: the result is {report.deltas[0].post.name}, bit for bit")
     if report.requantization:
         lines.append(f"  {report.requantization}")
     lines += [f"  {use}" for use in report.rules]
     lines += _omission_lines(report.omissions)
     lines += [f"  {note}" for note in report.notes]
-    lines += [f"  {line}" for line in report.readiness.lines()]
+    lines += [f"  {line}" for line in report.companions.lines()]
     if report.resumed_tasks:
         lines.append(f"  resumed: {report.resumed_tasks} tasks of an interrupted run were kept")
     return "\n".join(lines)
@@ -196,7 +193,7 @@ def report_text(report: ApplyReport) -> str:
 
 def preview_text(found: Preview) -> str:
     """Return what a dry run found, for people."""
-    lines = [f"{found.target} + Δ → {found.out} ({human_bytes(found.nbytes)}): a dry run, nothing is written"]
+    lines = [f"{found.target.name} + Δ → {found.path} ({human_bytes(found.nbytes)}): a dry run, nothing is written"]
     for delta in found.deltas:
         lines += [_delta_text(delta), f"    {delta.prediction}"]
     if len(found.deltas) > 1 or any(delta.weight != 1.0 for delta in found.deltas):
@@ -208,20 +205,20 @@ def preview_text(found: Preview) -> str:
     lines += _omission_lines(found.omissions)
     lines += [f"  {note}" for note in found.notes]
     enough = "NOT enough: " if found.problem else ""
-    lines.append(f"  {enough}{human_bytes(found.needed_bytes)} needed, {human_bytes(found.free_bytes)} free there")
+    lines.append(f"  {enough}{human_bytes(found.needed_nbytes)} needed, {human_bytes(found.free_nbytes)} free there")
     return "\n".join(lines)
 
 
 def _delta_text(delta: AppliedDelta) -> str:
-    manifest, kinship = delta.package.manifest, delta.kinship
+    kinship = delta.kinship
     judged = "same values as base" if kinship.same_values else f"kin to base: {kinship}"
-    if delta.forced:
+    if delta.lineage.forced:
         judged = f"NOT kin, forced: {kinship}"
-    return f"  {delta.weight:+g} × {manifest.name} {manifest.version} ({judged})"
+    return f"  {delta.weight:+g} × {delta.name} {delta.version} ({judged})"
 
 
 def _omission_lines(omissions: Sequence[LeftOut]) -> list[str]:
-    lines = [f"  left out {name} ({side}): {reason}" for name, side, reason in omissions[:_SHOWN_OMISSIONS]]
+    lines = [f"  left out {item.name} ({item.side}): {item.reason}" for item in omissions[:_SHOWN_OMISSIONS]]
     if len(omissions) > _SHOWN_OMISSIONS:  # an fp8 model has a scale for every weight
         lines.append(f"  left out … and {len(omissions) - _SHOWN_OMISSIONS} more (all of them with --json)")
     return lines

@@ -68,13 +68,13 @@ def catalog(
         overwrite=overwrite,
         progress=Bars(quiet),
     )
-    emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+    emit(report, _text(report), as_json=as_json, quiet=quiet)
 
 
 def _text(report: CatalogReport) -> str:
     pages = f"{report.pages:,} page{'s' * (report.pages != 1)}, {human_bytes(report.nbytes)}"
-    lines = [f"{report.deltas:,} delta{'s' * (report.deltas != 1)} → {report.out} ({pages})"]
-    lines += [f"  without a report: {repo}: {why}" for repo, why in report.without_report]
+    lines = [f"{report.listed_deltas:,} delta{'s' * (report.listed_deltas != 1)} → {report.path} ({pages})"]
+    lines += [f"  without a report: {repo}: {why}" for repo, why in report.without_report.items()]
     if report.more:
         lines.append("  the registry has more: --limit")
     return "\n".join(lines)

@@ -31,4 +31,4 @@ def commit(out: str, overwrite: bool, threads: int | None, as_json: bool, quiet:
 
     report = run(out, overwrite=overwrite, threads=threads, progress=Bars(quiet or as_json))
     text = extract_text(report) if isinstance(report, ExtractReport) else apply_text(report)
-    emit(report.to_json(), text, as_json=as_json, quiet=quiet)
+    emit(report, text, as_json=as_json, quiet=quiet)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 import click
 
 from paramdelta_hub.environment import KEYS_VARIABLE, REGISTRY_VARIABLE, REQUIRE_VARIABLE
-from paramdelta_hub.errors import MismatchError, OptionError, ParamdeltaError, SourceError
+from paramdelta_hub.errors import OptionError, ParamdeltaError, SourceError
 from paramdelta_hub.fileio.durable import expand, read_small, storage_error
 from paramdelta_hub.fileio.names import is_clear
 from paramdelta_hub.fileio.sizes import human_bytes
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from paramdelta_hub.checkpoints.rules import Rules
+    from paramdelta_hub.fileio.report import Report
 
 __all__ = [
     "Bars",
@@ -138,10 +139,10 @@ def command(*, examples: str) -> Callable[[Callable[P, None]], click.Command]:
     return decorate
 
 
-def emit(report: dict[str, Any], text: str, *, as_json: bool, quiet: bool) -> None:
+def emit(report: Report, text: str, *, as_json: bool, quiet: bool) -> None:
     """Print a report once, in the form asked for."""
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     elif not quiet:
         click.echo(text)
 
@@ -154,10 +155,10 @@ def fail(error: ParamdeltaError) -> NoReturn:
 
 def _tell(error: ParamdeltaError, *, as_json: bool) -> None:
     if as_json:
-        report: dict[str, Any] = {"kind": error.kind, "what": error.what, "where": error.where, "remedy": error.remedy}
-        if isinstance(error, MismatchError):
-            report["mismatches"] = [mismatch._asdict() for mismatch in error.mismatches]
-        click.echo(json.dumps({"error": report}, indent=2, ensure_ascii=False))
+        from paramdelta_hub.fileio.report import ErrorReport, Problem
+
+        report = ErrorReport(error=Problem.model_validate(error, from_attributes=True))
+        emit(report, "", as_json=True, quiet=False)
     click.echo(f"error: {error}", err=True)
 
 

@@ -67,7 +67,7 @@ def run_share(
     report = run_rank(
         request, output, rank, world, registry=registry, overwrite=overwrite, config=config, progress=bars
     )
-    emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+    emit(report, _text(report), as_json=as_json, quiet=quiet)
     return True
 
 
@@ -76,6 +76,6 @@ def _text(report: RankReport) -> str:
     return "\n".join(
         [
             f"rank {report.rank} of {report.world}: {report.tasks} tasks done{kept} ({human_bytes(report.nbytes)})",
-            f"  when all ranks are done: paramdelta commit {report.out}",
+            f"  when all ranks are done: paramdelta commit {report.path}",
         ]
     )

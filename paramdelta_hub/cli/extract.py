@@ -19,7 +19,7 @@ from paramdelta_hub.cli.common import (
     work_options,
 )
 from paramdelta_hub.cli.executor_options import executor_options, run_share
-from paramdelta_hub.cli.publish import published_json, published_text
+from paramdelta_hub.cli.publish import published_text
 from paramdelta_hub.errors import OptionError, PublishError, RegistryError, SourceError
 
 if TYPE_CHECKING:
@@ -135,11 +135,11 @@ def extract(
     ):
         return
     report = complete(Extraction(request), output, config, Bars(quiet or as_json), overwrite=overwrite)
-    told, text = report.to_json(), report_text(report)
+    text = report_text(report)
     if repo is not None:
         try:
             published = publish(
-                report.package,
+                report.path,
                 repo,
                 registry=registry,
                 private=private,
@@ -150,8 +150,8 @@ def extract(
             remedy = f"the package is whole; when that is mended: pd-publish {output} {repo}"
             error.remedy = f"{error.remedy}; {remedy}" if error.remedy else remedy
             raise
-        told, text = {**told, "published": published_json(published)}, f"{text}\n{published_text(published)}"
-    emit(told, text, as_json=as_json, quiet=quiet)
+        report, text = report.model_copy(update={"published": published}), f"{text}\n{published_text(published)}"
+    emit(report, text, as_json=as_json, quiet=quiet)
 
 
 def _check_publication(
@@ -187,16 +187,16 @@ def _check_publication(
 
 def report_text(report: ExtractReport) -> str:
     """Return the report for people."""
-    exactness = report.manifest.exactness
-    ratio = report.nbytes / report.model_nbytes if report.model_nbytes else 0.0
+    exactness = report.exactness
+    size = f"{human_bytes(report.nbytes)}, {report.ratio or 0.0:.1%} of the model's {human_bytes(report.model_nbytes)}"
     lines = [
-        f"{report.manifest.name} {report.manifest.version} → {report.package}",
+        f"{report.name} {report.version} → {report.path}",
         f"  Δ        {report.manifest.post.name} − {report.manifest.base.name}",
-        f"  size     {human_bytes(report.nbytes)}, {ratio:.1%} of the model's {human_bytes(report.model_nbytes)}",
+        f"  size     {size}",
         f"  exact    base ⊕ Δ == post in all {exactness.elements:,} elements",
     ]
     lines += [f"  rule     {use}" for use in report.rules]
-    lines += [f"  left out {item.name} ({item.side}): {item.reason}" for item in report.manifest.omissions]
+    lines += [f"  left out {item.name} ({item.side}): {item.reason}" for item in report.omissions]
     lines += [f"  {note}" for note in report.notes]
     if report.resumed_tasks:
         lines.append(f"  resumed  {report.resumed_tasks} tasks of an interrupted run were kept")

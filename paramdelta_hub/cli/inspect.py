@@ -64,17 +64,18 @@ def inspect(
     report: InspectReport | Comparison
     if len(deltas) == 1:
         wanted = samples if samples is not None else None if html else 0
-        report = run(deltas[0], registry=registry, samples=wanted)
-        found, text = report.to_json(most_changed=top), _text(report, top)
+        report = run(deltas[0], registry=registry, samples=wanted).model_copy(update={"top": top})
+        text = _text(report)
     else:
         _check_several(deltas, samples)
         report = compare(deltas, registry=registry, threads=threads, progress=Bars(quiet))
-        found, text = report.to_json(), _compared(report, deltas)
+        text = _compared(report, deltas)
     if html:
         reference = deltas[0] if len(deltas) == 1 else None
-        found["html"] = str(write_report(report, html, reference=reference, overwrite=overwrite))
+        written = write_report(report, html, reference=reference, overwrite=overwrite)
+        report = report.model_copy(update={"html": written})
         text += f"\n\nwritten  {html}"
-    emit(found, text, as_json=as_json, quiet=quiet)
+    emit(report, text, as_json=as_json, quiet=quiet)
 
 
 def _check_several(deltas: tuple[str, ...], samples: int | None) -> None:
@@ -98,21 +99,21 @@ def _compared(comparison: Comparison, deltas: tuple[str, ...]) -> str:
         for letter, package, delta in zip("ABCDEF", comparison.packages, deltas, strict=False)
     ]
     lines.append(f"\n{comparison.tensors:,} tensors, {comparison.elements:,} weights in common")
-    if comparison.same_base < comparison.tensors:
-        lines.append(f"of other bases: {comparison.tensors - comparison.same_base:,} of these tensors")
-    if comparison.left_out:
-        names = ", ".join(name for name, _ in comparison.left_out[:3])
-        more = ", …" if len(comparison.left_out) > 3 else ""
-        lines.append(f"left out: {len(comparison.left_out)} ({names}{more})")
+    if comparison.same_base_tensors < comparison.tensors:
+        lines.append(f"of other bases: {comparison.tensors - comparison.same_base_tensors:,} of these tensors")
+    if comparison.omissions:
+        names = ", ".join(omission.name for omission in comparison.omissions[:3])
+        more = ", …" if len(comparison.omissions) > 3 else ""
+        lines.append(f"left out: {len(comparison.omissions)} ({names}{more})")
     rows = [
-        (label, _figure(a.cosine, ".4f"), f"{a.both:,}", _figure(a.conflict, ".1%"))
-        for label, a in zip(labels, comparison.total, strict=True)
+        (label, _figure(a.cosine, ".4f"), f"{a.moved_by_both:,}", _figure(a.opposite_signs, ".1%"))
+        for label, a in zip(labels, comparison.pairs, strict=True)
     ]
     lines += ["", table(("pair", "cosine", "moved by both", "opposite signs"), rows)]
     heads = ("layer", *(f"{label} {what}" for label in labels for what in ("cosine", "opposite")))
     by_layer = [
-        (layer, *(text for a in agreements for text in (_figure(a.cosine, ".4f"), _figure(a.conflict, ".1%"))))
-        for layer, agreements in comparison.layers
+        (layer.layer, *(t for a in layer.pairs for t in (_figure(a.cosine, ".4f"), _figure(a.opposite_signs, ".1%"))))
+        for layer in comparison.layers
     ]
     return "\n".join([*lines, "", table(heads, by_layer)])
 
@@ -121,32 +122,28 @@ def _figure(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _text(report: InspectReport, top: int) -> str:
-    from paramdelta_hub.reports.inspect import relative_change
-
-    manifest, exactness = report.manifest, report.manifest.exactness
-    architecture = manifest.architecture
+def _text(report: InspectReport) -> str:
+    exactness, architecture = report.exactness, report.architecture
     classes = ", ".join(architecture.classes) or "unknown class"
-    unchanged = sum(not tensor.changed for tensor in manifest.tensors)
-    ratio = report.nbytes / report.model_nbytes if report.model_nbytes else 0.0
     share = exactness.changed / exactness.elements if exactness.elements else 0.0
+    size = f"{human_bytes(report.nbytes)}, {report.ratio or 0.0:.1%} of the model's {human_bytes(report.model_nbytes)}"
     lines = [
-        f"{manifest.name} {manifest.version}" + (f" ({manifest.license})" if manifest.license else ""),
+        f"{report.name} {report.version}" + (f" ({report.license})" if report.license else ""),
         f"  id            {report.id}",
-        f"  base          {_source(manifest.base)}",
-        f"  post          {_source(manifest.post)}",
+        f"  base          {_source(report.base)}",
+        f"  post          {_source(report.post)}",
         f"  architecture  {architecture.model_type or 'unknown type'}: {classes}",
         f"  fingerprint   {architecture.fingerprint[:16]}…",
-        f"  size          {human_bytes(report.nbytes)}, {ratio:.1%} of the model's {human_bytes(report.model_nbytes)}",
+        f"  size          {size}",
         f"  exact         base ⊕ Δ == post in all {exactness.elements:,} elements, {share:.1%} of them changed",
-        f"  tensors       {len(manifest.tensors)}, {unchanged} unchanged",
+        f"  tensors       {report.tensors}, {report.unchanged_tensors} unchanged",
     ]
-    lines += [f"  left out      {item.name} ({item.side}): {item.reason}" for item in manifest.omissions]
-    if changed := report.most_changed(top):
+    lines += [f"  left out      {item.name} ({item.side}): {item.reason}" for item in report.omissions]
+    if changed := report.most_changed:
         width = max(len(tensor.name) for tensor in changed)
         lines += ["", f"  {'most changed':<{width}}  |Δ|/|base|  changed  shape"]
         lines += [
-            f"  {tensor.name:<{width}}  {relative_change(tensor):>9.2%}  {tensor.changed / tensor.elements:>7.1%}"
+            f"  {tensor.name:<{width}}  {_or_infinite(tensor.relative_change):>9.2%}  {tensor.changed:>7.1%}"
             f"  {'×'.join(map(str, tensor.shape)) or 'scalar'} {tensor.dtype}"
             for tensor in changed
         ]
@@ -155,6 +152,10 @@ def _text(report: InspectReport, top: int) -> str:
         lines += ["", f"  {'sampled':<{width}}  effective rank  of noise"]
         lines += [f"  {s.name:<{width}}  {s.effective_rank:>14.1f}  {s.noise_rank:>8.1f}" for s in report.spectra]
     return "\n".join(lines)
+
+
+def _or_infinite(change: float | None) -> float:
+    return float("inf") if change is None else change
 
 
 def _source(source: Source) -> str:

@@ -54,7 +54,7 @@ def link(
     from paramdelta_hub.registry.api import link as run
 
     linked = run(delta, model, role=role, create_pr=create_pr, dry_run=dry_run, message=message)
-    emit(linked.to_json(), _text(linked, dry_run), as_json=as_json, quiet=quiet)
+    emit(linked, _text(linked, dry_run), as_json=as_json, quiet=quiet)
 
 
 def _text(linked: Linked, dry_run: bool) -> str:

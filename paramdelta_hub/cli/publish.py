@@ -12,7 +12,7 @@ from paramdelta_hub.environment import PASSWORD_VARIABLE
 if TYPE_CHECKING:
     from paramdelta_hub.registry.protocol import Published
 
-__all__ = ["publish", "published_json", "published_text"]
+__all__ = ["publish", "published_text"]
 
 _EXAMPLES = """
 pd-publish ./delta org/name
@@ -65,12 +65,7 @@ def publish(
         sign=sign,
         progress=Bars(quiet),
     )
-    emit(published_json(published), published_text(published), as_json=as_json, quiet=quiet)
-
-
-def published_json(published: Published) -> dict[str, object]:
-    """Return the machine-readable report."""
-    return dict(vars(published))
+    emit(published, published_text(published), as_json=as_json, quiet=quiet)
 
 
 def published_text(published: Published) -> str:

@@ -60,12 +60,16 @@ def pull(
         trusted_keys=trusted_keys,
         progress=Bars(quiet or as_json),
     )
-    emit({**vars(pulled), "path": str(pulled.path)}, _text(pulled), as_json=as_json, quiet=quiet)
+    emit(pulled, _text(pulled), as_json=as_json, quiet=quiet)
 
 
 def _text(pulled: Pulled) -> str:
     lines = [f"{pulled.repo} {pulled.version} → {pulled.path}"]
-    lines.append(f"  fetched   {human_bytes(pulled.downloaded)}" if pulled.downloaded else "  fetched   nothing new")
+    lines.append(
+        f"  fetched   {human_bytes(pulled.downloaded_nbytes)}"
+        if pulled.downloaded_nbytes
+        else "  fetched   nothing new"
+    )
     lines.append(f"  id        {pulled.id}")
     if pulled.signed_by:
         lines.append(f"  signed    by {pulled.signed_by}")

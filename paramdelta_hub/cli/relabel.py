@@ -56,11 +56,11 @@ def relabel(
         overwrite=overwrite,
         progress=Bars(quiet or as_json),
     )
-    emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+    emit(report, _text(report), as_json=as_json, quiet=quiet)
 
 
 def _text(report: RelabelReport) -> str:
-    lines = [f"{report.manifest.name} {report.manifest.version} → {report.package}"]
+    lines = [f"{report.name} {report.version} → {report.path}"]
     lines += [f"  {label:9} {old or 'not stated'} → {new}" for label, (old, new) in report.changes.items()]
     lines.append(f"  id        {report.id}")
     return "\n".join(lines)

@@ -38,11 +38,12 @@ def search(
     and what to expect of it is said below the table; of a model on the Hub, these come by some 64 small requests.
     """
     from paramdelta_hub.registry.api import search as run
+    from paramdelta_hub.registry.search import SearchReport
 
     hits = list(itertools.islice(run(query, base=base, registry=registry), skip, skip + limit + 1))
     shown, more = hits[:limit], len(hits) > limit
     next_page = skip + limit if more else None
-    report = {"hits": [hit.to_json() for hit in shown], "next_skip": next_page}
+    report = SearchReport(hits=tuple(shown), next_skip=next_page)
     emit(report, _text(shown, base, next_page), as_json=as_json, quiet=quiet)
 
 
@@ -51,15 +52,15 @@ def _text(hits: Sequence[Found], base: str | None, next_page: int | None) -> str
         return "no delta found"
     rows = [
         (
-            found.hit.repo,
-            found.hit.version or "",
-            found.hit.base or "",
-            "" if found.hit.nbytes is None else human_bytes(found.hit.nbytes),
-            found.hit.license or "",
+            found.repo,
+            found.version or "",
+            found.base or "",
+            "" if found.nbytes is None else human_bytes(found.nbytes),
+            found.license or "",
             *((found.judgement, found.reason) if base else ()),
         )
         for found in hits
     ]
     heads = ("delta", "version", "base", "size", "license", *(("judged", "because") if base else ()))
-    expected = [f"{found.hit.repo}: {found.prediction}" for found in hits if found.prediction]
+    expected = [f"{found.repo}: {found.prediction}" for found in hits if found.prediction]
     return "\n".join([table(heads, rows), *expected, *([f"… more: --skip {next_page}"] if next_page else [])])

@@ -75,7 +75,7 @@ def verify(
             place = check_output_file(file, is_ours, overwrite=overwrite, beside=may_lie_beside(expand(file).name))
             with io_errors("writing"):
                 write_file(place, text)
-        emit(result.to_json(), _result_text(result), as_json=as_json, quiet=quiet)
+        emit(result, _result_text(result), as_json=as_json, quiet=quiet)
         return
     _refuse(delta, "no model that pd-apply made", statement_file, bom_file, overwrite)
     report = run(
@@ -89,7 +89,7 @@ def verify(
         memory=memory,
         progress=progress,
     )
-    emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+    emit(report, _text(report), as_json=as_json, quiet=quiet)
 
 
 def _texts(
@@ -124,7 +124,7 @@ def _check_place(folder: Path, file: Path) -> None:
 
 def _text(report: VerifyReport) -> str:
     lines = [
-        f"{report.package}: whole ({report.files} files, {report.tensors} tensors, {report.elements:,} elements)",
+        f"{report.path}: whole ({report.files} files, {report.tensors} tensors, {report.elements:,} elements)",
         f"  id    {report.id}",
     ]
     if report.signed_by:
@@ -140,7 +140,7 @@ def _result_text(report: ResultReport) -> str:
     provenance = report.provenance
     beside = len(provenance.companions.files)
     lines = [
-        f"{report.folder}: as its provenance says ({len(provenance.tensors)} tensors, {human_bytes(report.nbytes)},"
+        f"{report.path}: as its provenance says ({len(provenance.tensors)} tensors, {human_bytes(report.nbytes)},"
         f" {beside} files beside them)",
         f"  target  {provenance.target.name}{_at(provenance.target.commit)}",
     ]

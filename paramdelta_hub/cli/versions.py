@@ -26,9 +26,10 @@ pd-versions ./registry/org/name --json
 def versions(delta: str, registry: str | None, as_json: bool, quiet: bool) -> None:
     """List the versions of DELTA, the newest first."""
     from paramdelta_hub.registry.api import versions as run
+    from paramdelta_hub.registry.protocol import VersionsReport
 
     found = run(delta, registry=registry)
-    emit({"versions": [dict(vars(version)) for version in found]}, _text(found), as_json=as_json, quiet=quiet)
+    emit(VersionsReport(versions=tuple(found)), _text(found), as_json=as_json, quiet=quiet)
 
 
 def _text(found: Sequence[Version]) -> str:

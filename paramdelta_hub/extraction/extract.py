@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, checked_rules
@@ -20,7 +18,9 @@ from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
 from paramdelta_hub.outputs.replacing import Replacement, check_new, model_places, registry_places
 from paramdelta_hub.package.labels import check_labels
-from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, Rows, parse_manifest
+from paramdelta_hub.package.manifest import MANIFEST_NAME, Rows, parse_manifest
+from paramdelta_hub.package.report import PackageReport
+from paramdelta_hub.registry.protocol import Published
 from paramdelta_hub.tasks.models import DigestTask, Encoded, EncodeTask, Outcome, Task
 from paramdelta_hub.tasks.plan import Plan, cut, planning
 from paramdelta_hub.tasks.progress import Progress
@@ -31,42 +31,17 @@ from paramdelta_hub.transforms.encode import EncodedTensor
 __all__ = ["ExtractReport", "Extraction", "extract"]
 
 
-@dataclass(frozen=True)
-class ExtractReport:
+class ExtractReport(PackageReport):
     """What an extraction made."""
 
-    package: Path
-    id: str
-    """sha256 of the manifest."""
-    manifest: Manifest
-    nbytes: int
-    """Size of the package without its manifest."""
-    model_nbytes: int
-    """Size of post's tensors."""
     resumed_tasks: int
+    """Tasks of an interrupted run that were kept."""
     notes: tuple[str, ...] = ()
     """What became of ties, of rows that have no like in base, and of tensors that are carried whole."""
     rules: tuple[RuleUse, ...] = ()
     """What each rule hit, and which trained tensors it left out."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable report."""
-        return {
-            "package": str(self.package),
-            "id": self.id,
-            "name": self.manifest.name,
-            "version": self.manifest.version,
-            "bytes": self.nbytes,
-            "model_bytes": self.model_nbytes,
-            "ratio": self.nbytes / self.model_nbytes if self.model_nbytes else None,
-            "tensors": len(self.manifest.tensors),
-            "exactness": self.manifest.exactness.model_dump(mode="json"),
-            "omissions": [omission.model_dump(mode="json") for omission in self.manifest.omissions],
-            "notes": list(self.notes),
-            "rules": [use.to_json() for use in self.rules],
-            "companions": [file.path for file in self.manifest.companions],
-            "resumed_tasks": self.resumed_tasks,
-        }
+    published: Published | None = None
+    """Where it was published at once, if it was."""
 
 
 def extract(
@@ -231,10 +206,9 @@ class Extraction(Operation[ExtractReport]):
             write_file(workspace.result / MANIFEST_NAME, text)
         workspace.commit()
         return ExtractReport(
-            package=workspace.given,
+            path=workspace.given,
             id=digest,
             manifest=manifest,
-            nbytes=manifest.nbytes,
             model_nbytes=self._post.nbytes,
             resumed_tasks=resumed,
             notes=self._differences.notes,

@@ -85,7 +85,7 @@ def assemble(
         configs=config_changes(base, post),
         given_up=dict(sorted(differences.given_up.items(), key=lambda token: token[1])),
         renames=tuple(Rename(pattern=pattern, replacement=new) for pattern, new in rules.renames),
-        omissions=tuple(Omission.model_validate(omission._asdict()) for omission in differences.omissions),
+        omissions=tuple(Omission(**vars(omission)) for omission in differences.omissions),
         shards=tuple(shards),
         lineage=lineage,
         companions=pack(post, tokenizer, workspace.result),

@@ -181,8 +181,8 @@ def pair_up(
         uses=tuple(uses),
         skipped=tuple(
             (name, renamed[name], ours.tensors[name], theirs.tensors[renamed[name]])
-            for name, side, reason in found.omissions
-            if reason == SKIPPED and side == "both" and name in ours.tensors and name in renamed
+            for name in (item.name for item in found.omissions if item.reason == SKIPPED and item.side == "both")
+            if name in ours.tensors and name in renamed
         ),
     )
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field
 
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.durable import expand
+from paramdelta_hub.fileio.report import derived
 from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.outputs.replacing import Replacement, check_apart, check_new, registry_places
 from paramdelta_hub.package.labels import check_labels
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from paramdelta_hub.package.package import open_package
+from paramdelta_hub.package.report import PackageReport
 from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN, YOURS_END, own_words, split
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.materialize import CARD_NAME, file_chunks, receive, write_if_changed
@@ -23,33 +25,18 @@ from paramdelta_hub.tasks.workspace import Workspace
 __all__ = ["RelabelReport", "relabel"]
 
 
-@dataclass(frozen=True)
-class RelabelReport:
+class RelabelReport(PackageReport):
     """What a relabeling made."""
 
-    package: Path
-    id: str
-    """sha256 of the new manifest."""
-    manifest: Manifest
-    before: Manifest
+    before: Manifest = Field(exclude=True)
     """Of the package that was relabeled."""
     id_before: str
 
-    @property
+    @derived
     def changes(self) -> dict[str, tuple[str | None, str | None]]:
         """Every label that changed: what it was, and what it is."""
         labels = {label: (getattr(self.before, label), getattr(self.manifest, label)) for label in _LABELS}
         return {label: values for label, values in labels.items() if values[0] != values[1]}
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable report."""
-        return {
-            "package": str(self.package),
-            "id": self.id,
-            **{label: getattr(self.manifest, label) for label in _LABELS},
-            "id_before": self.id_before,
-            "changes": {label: list(values) for label, values in self.changes.items()},
-        }
 
 
 _LABELS = ("name", "version", "license")
@@ -116,7 +103,14 @@ def relabel(
         write_if_changed(place.result / CARD_NAME, None if card is None else card.encode())
         write_if_changed(place.result / MANIFEST_NAME, text)
         place.commit()
-    return RelabelReport(place.given, digest, manifest, before, package.digest)
+    return RelabelReport(
+        path=place.given,
+        id=digest,
+        manifest=manifest,
+        model_nbytes=manifest.model_nbytes,
+        before=before,
+        id_before=package.digest,
+    )
 
 
 def _labels_of(name: str | None, version: str | None, license_name: str | None) -> dict[str, str]:

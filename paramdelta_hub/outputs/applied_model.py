@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic import Field
 
 from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.tensor_sources import Stored
@@ -15,9 +16,17 @@ from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
 from paramdelta_hub.fileio.durable import expand, file_digest, read_small
 from paramdelta_hub.fileio.listing import files_below
 from paramdelta_hub.fileio.names import shown
+from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.limits import DEFAULT_MEMORY, PROVENANCE_BYTES
 from paramdelta_hub.package.manifest import FileRecord
-from paramdelta_hub.package.provenance import PROVENANCE_NAME, Provenance, parse_provenance
+from paramdelta_hub.package.provenance import (
+    PROVENANCE_NAME,
+    Companions,
+    Delta,
+    Model,
+    Provenance,
+    parse_provenance,
+)
 from paramdelta_hub.tasks.digests import tensor_digests
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import workers
@@ -29,31 +38,23 @@ _BESIDE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class ResultReport:
+class ResultReport(Report):
     """What was proved of an applied model; a verification that fails raises instead."""
 
-    folder: Path
-    provenance: Provenance
+    path: Path
+    whole: Literal[True] = True
+    provenance: Provenance = Field(exclude=True)
+    created_by: str
+    target: Model
+    deltas: tuple[Delta, ...]
+    is_post: bool
+    """Whether it is post, bit for bit."""
+    tensors: int
     nbytes: int
-    """Of all tensors."""
-    files: tuple[FileRecord, ...]
+    """Of the tensors, without the headers of their files."""
+    companions: Companions
+    files: tuple[FileRecord, ...] = Field(exclude=True)
     """The weight files, and what lies beside them; empty unless their digests were asked for."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable report."""
-        provenance = self.provenance
-        return {
-            "result": str(self.folder),
-            "whole": True,
-            "created_by": provenance.created_by,
-            "target": provenance.target.model_dump(mode="json"),
-            "deltas": [delta.model_dump(mode="json") for delta in provenance.deltas],
-            "is_post": provenance.is_post,
-            "tensors": len(provenance.tensors),
-            "bytes": self.nbytes,
-            "companions": len(provenance.companions.files),
-        }
 
 
 def is_result(path: Path) -> bool:
@@ -121,7 +122,18 @@ def verify_result(
         files = tuple(_files(model, provenance, text, progress))
         if [file.identity() for file in model.files] != before:
             raise CheckpointError("changes while being read", where=str(folder), remedy="run the command again")
-    return ResultReport(folder, provenance, model.nbytes, files)
+    return ResultReport(
+        path=folder,
+        provenance=provenance,
+        created_by=provenance.created_by,
+        target=provenance.target,
+        deltas=provenance.deltas,
+        is_post=provenance.is_post,
+        tensors=len(provenance.tensors),
+        nbytes=model.nbytes,
+        companions=provenance.companions,
+        files=files,
+    )
 
 
 def _misfits(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:

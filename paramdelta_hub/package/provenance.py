@@ -6,6 +6,8 @@ no time and no path: equal inputs give an equal file.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -17,7 +19,6 @@ from paramdelta_hub.limits import FILES, KIB, MANIFEST_VALUES, RENAMES, TENSOR_E
 from paramdelta_hub.package.records import (
     Blake3,
     Count,
-    FileRecord,
     Record,
     SemanticVersion,
     Sha256,
@@ -27,7 +28,24 @@ from paramdelta_hub.package.records import (
     problems,
 )
 
-__all__ = ["PROVENANCE_NAME", "Model", "Provenance", "Tensor", "parse_provenance"]
+__all__ = [
+    "PROVENANCE_NAME",
+    "Companion",
+    "Companions",
+    "Conflict",
+    "Delta",
+    "Factor",
+    "LeftOut",
+    "Lineage",
+    "Merged",
+    "Model",
+    "Provenance",
+    "Renaming",
+    "Requantized",
+    "Tensor",
+    "parse_provenance",
+    "provenance_problems",
+]
 
 PROVENANCE_NAME = "paramdelta_provenance.json"
 
@@ -87,10 +105,13 @@ class LeftOut(Record):
     reason: Words
 
 
-class Companion(FileRecord):
+class Companion(Record):
     """A file beside the weights."""
 
+    path: Text
     source: Words = Field(description="`target`, a delta's name and version, or both where one was laid over the other")
+    size: Count
+    sha256: Sha256
 
 
 class Conflict(Record):
@@ -173,9 +194,12 @@ class Provenance(Record):
 
     @model_validator(mode="after")
     def _coherent(self) -> Provenance:
-        for name in self.tensors:
-            check_tensor_name(name)
-        check_file_names([PROVENANCE_NAME, *(file.path for file in self.companions.files)])
+        try:
+            for name in self.tensors:
+                check_tensor_name(name)
+            check_file_names([PROVENANCE_NAME, *(file.path for file in self.companions.files)])
+        except PackageError as error:
+            raise ValueError(error.what) from None
         return self
 
 
@@ -202,9 +226,18 @@ def parse_provenance(text: bytes, where: str | None = None) -> Provenance:
         if isinstance(table, dict) and len(table) > TENSORS:
             raise CheckpointError(f"the provenance has a table of {len(table)} entries", where=where)
     del value, configs, table
-    try:
+    with provenance_problems(where):
         return Provenance.model_validate_json(text)
+
+
+@contextmanager
+def provenance_problems(where: str | None = None) -> Iterator[None]:
+    """Turn what a model of a provenance refuses into an error of ours.
+
+    Raises:
+        CheckpointError: the format is broken; every problem is listed.
+    """
+    try:
+        yield
     except ValidationError as error:
         raise CheckpointError(f"the provenance breaks its format:{problems(error)}", where=where) from None
-    except PackageError as error:
-        raise CheckpointError(error.what, where=where) from None

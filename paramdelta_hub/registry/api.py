@@ -127,7 +127,7 @@ def search(query: str | None = None, *, base: str | None = None, registry: str |
     wanted = None if base is None else describe_base(base)
     for found in search_registry(source, query, wanted):
         if wanted and wanted.model and found.judgement in ("same base", "kin", "fits"):
-            yield replace(found, prediction=_predict(source, found.hit, wanted.model, wanted.values))
+            yield replace(found, prediction=_predict(source, found, wanted.model, wanted.values))
         else:
             yield found
 

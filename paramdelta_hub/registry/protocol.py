@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
+from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.package.records import FileRecord
 from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.registry.versions import is_version
 from paramdelta_hub.tasks.progress import Progress
 
-__all__ = ["HIGHER_VERSION", "Hit", "Part", "Published", "Pulled", "Registry", "Version", "files_of"]
+__all__ = ["HIGHER_VERSION", "Hit", "Part", "Published", "Pulled", "Registry", "Version", "VersionsReport", "files_of"]
 
 HIGHER_VERSION = "publish yours as a higher version: paramdelta relabel DELTA -o NEW --version …"
 """The remedy if a version exists with other content: a published version is never replaced."""
@@ -43,8 +44,14 @@ class Version:
     """ISO 8601, UTC, if the registry records it."""
 
 
-@dataclass(frozen=True)
-class Published:
+class VersionsReport(Report):
+    """What is published of a delta."""
+
+    versions: tuple[Version, ...]
+    """The newest first."""
+
+
+class Published(Report):
     """The result of a publication."""
 
     repo: str
@@ -55,12 +62,12 @@ class Published:
     uploaded: bool
     """False if the same content was published before, so nothing was done."""
     pull_request: str | None = None
+    """The address of the pull request that proposes it, if it was not published at once."""
     notes: tuple[str, ...] = ()
     """What the publisher may not have intended, such as a missing license."""
 
 
-@dataclass(frozen=True)
-class Pulled:
+class Pulled(Report):
     """A pulled package, or the requested part of it, on disk. Every file is checked."""
 
     path: Path
@@ -68,8 +75,8 @@ class Pulled:
     version: str
     revision: str
     id: str
-    downloaded: int
-    """The number of bytes that were not there before."""
+    downloaded_nbytes: int
+    """The bytes that were not there before."""
     signed_by: str | None = None
     """The trusted key that signed it; None if no signature was required."""
 
@@ -94,10 +101,6 @@ class Hit:
     def pullable(self) -> str | None:
         """The version to pull: the one that the card claims, if it is valid; None stands for the newest."""
         return self.version if self.version and is_version(self.version) else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable record."""
-        return asdict(self)
 
 
 class Registry(Protocol):

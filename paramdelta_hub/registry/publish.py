@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from paramdelta_hub.checkpoints.resolve import path_exists
@@ -87,7 +86,7 @@ def publish(
     )
     if key is not None and not (published.uploaded or published.pull_request):
         _check_signed(target, published, key)
-    return replace(published, notes=notes if published.uploaded else ())
+    return published.model_copy(update={"notes": notes if published.uploaded else ()})
 
 
 def _extras(package: Package, target: Registry, reference: Reference, key: PrivateKey | None) -> dict[str, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from paramdelta_hub.checkpoints.architecture import fingerprint
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -15,10 +15,11 @@ from paramdelta_hub.checkpoints.remote import RemoteValues, open_remote
 from paramdelta_hub.checkpoints.resolve import path_exists
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.fileio.durable import expand
+from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Hit, Registry
 
-__all__ = ["Found", "Judgement", "Verdict", "Wanted", "describe_base", "judge", "search_registry"]
+__all__ = ["Found", "Judgement", "SearchReport", "Verdict", "Wanted", "describe_base", "judge", "search_registry"]
 
 Judgement = Literal["same base", "kin", "fits", "does not fit", "unknown"]
 
@@ -44,21 +45,21 @@ class Verdict(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(Hit):
     """A search result with its verdict."""
 
-    hit: Hit
     judgement: Judgement
     reason: str
     prediction: Prediction | None = None
     """The expected effect on the model; None if the delta does not fit, or no model was named."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable record."""
-        prediction = self.prediction and self.prediction.to_json()
-        return {
-            **self.hit.to_json(), "judgement": self.judgement, "reason": self.reason, "prediction": prediction,
-        }  # fmt: skip
+
+class SearchReport(Report):
+    """A page of search results."""
+
+    hits: tuple[Found, ...]
+    next_skip: int | None
+    """How many hits to skip for the next page; None if there is none."""
 
 
 def describe_base(model: str | Path) -> Wanted:
@@ -118,7 +119,7 @@ def search_registry(registry: Registry, query: str | None, wanted: Wanted | None
     """
     if wanted is None:
         for hit in registry.search(query, None, None):
-            yield Found(hit, "unknown", "no model was named to compare with")
+            yield _found(hit, Verdict("unknown", "no model was named to compare with"))
         return
     shown: set[tuple[str, str]] = set()
     searches: list[tuple[str | None, str | None]] = [(None, wanted.fingerprint)]
@@ -128,4 +129,8 @@ def search_registry(registry: Registry, query: str | None, wanted: Wanted | None
         for hit in registry.search(query, name, architecture):
             if (hit.repo, hit.revision) not in shown:
                 shown.add((hit.repo, hit.revision))
-                yield Found(hit, *judge(hit, wanted))
+                yield _found(hit, judge(hit, wanted))
+
+
+def _found(hit: Hit, verdict: Verdict) -> Found:
+    return Found(**vars(hit), judgement=verdict.judgement, reason=verdict.reason)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
+from paramdelta_hub.checkpoints.matching import LeftOut
 from paramdelta_hub.errors import OptionError, PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
+from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.limits import COMPARED_DELTAS
 from paramdelta_hub.numerics.floats import Wide, blocks
 from paramdelta_hub.numerics.kernels import Kernel, kernel_for
@@ -31,7 +34,7 @@ __all__ = ["Agreement", "Comparison", "compare_packages"]
 
 
 @dataclass
-class Agreement:
+class _Sums:
     """Sums over the elements of two deltas, for their cosine and their share of opposite signs."""
 
     dot: float = 0.0
@@ -44,7 +47,7 @@ class Agreement:
     opposed: int = 0
     """The number of elements that they change in opposite directions."""
 
-    def add(self, other: Agreement) -> None:
+    def add(self, other: _Sums) -> None:
         """Add another tensor's sums."""
         self.dot += other.dot
         self.first += other.first
@@ -52,63 +55,76 @@ class Agreement:
         self.both += other.both
         self.opposed += other.opposed
 
-    @property
-    def cosine(self) -> float | None:
-        """The cosine; None if one of the two changes nothing, or the sums overflow."""
+    def agreement(self, deltas: tuple[int, int]) -> Agreement:
+        """Return what they say of the two deltas."""
         norm = math.sqrt(self.first) * math.sqrt(self.second)
-        return self.dot / norm if norm and math.isfinite(norm) and math.isfinite(self.dot) else None
-
-    @property
-    def conflict(self) -> float | None:
-        """The share of opposite signs among the elements that both change; None if there are none."""
-        return self.opposed / self.both if self.both else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable record."""
-        return {"cosine": self.cosine, "moved_by_both": self.both, "opposite_signs": self.conflict}
+        return Agreement(
+            deltas=deltas,
+            cosine=self.dot / norm if norm and math.isfinite(norm) and math.isfinite(self.dot) else None,
+            moved_by_both=self.both,
+            opposite_signs=self.opposed / self.both if self.both else None,
+        )
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Agreement(Report):
+    """How far two deltas move the same weights the same way."""
+
+    deltas: tuple[int, int]
+    """The numbers of the two, from 0."""
+    cosine: float | None
+    """None if one of the two changes nothing, or the sums overflow."""
+    moved_by_both: int
+    """The number of elements that both change."""
+    opposite_signs: float | None
+    """The share of opposite signs among the elements that both change; None if there are none."""
+
+
+class LayerAgreement(Report):
+    """The agreement of every pair in one layer."""
+
+    layer: str
+    pairs: tuple[Agreement, ...]
+
+
+class ComparedDelta(Report):
+    """One of the deltas that are compared."""
+
+    name: str
+    version: str
+    id: str
+    """sha256 of the manifest."""
+
+
+class Comparison(Report):
     """The agreement of several deltas, over the tensors that all of them have."""
 
-    packages: tuple[Package, ...]
-    pairs: tuple[tuple[int, int], ...]
-    """The two packages, by number, of each agreement below."""
-    total: tuple[Agreement, ...]
-    layers: tuple[tuple[str, tuple[Agreement, ...]], ...]
+    packages: tuple[Package, ...] = Field(exclude=True)
+    pairs: tuple[Agreement, ...]
+    """The agreement of every pair over all tensors."""
+    layers: tuple[LayerAgreement, ...]
     """The agreements in every layer, in order; the tensors outside the layers come last."""
     tensors: int
     elements: int
-    left_out: tuple[tuple[str, str], ...]
-    """(tensor, reason) of the tensors that were not compared."""
-    same_base: int
+    omissions: tuple[LeftOut, ...]
+    """The tensors that were not compared."""
+    same_base_tensors: int
     """The number of tensors whose base is the same for all deltas."""
+    html: Path | None = None
+    """The page that was written, if one was."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable report."""
-
-        def pairs(agreements: Sequence[Agreement]) -> list[dict[str, Any]]:
-            return [{"deltas": list(pair), **a.to_json()} for pair, a in zip(self.pairs, agreements, strict=True)]
-
-        return {
-            "deltas": [
-                {"name": package.manifest.name, "version": package.manifest.version, "id": package.digest}
-                for package in self.packages
-            ],
-            "tensors": self.tensors,
-            "elements": self.elements,
-            "tensors_of_same_base": self.same_base,
-            "pairs": pairs(self.total),
-            "layers": [{"layer": label, "pairs": pairs(agreements)} for label, agreements in self.layers],
-            "left_out": [{"tensor": name, "reason": reason} for name, reason in self.left_out],
-        }
+    @derived
+    def deltas(self) -> tuple[ComparedDelta, ...]:
+        """The deltas, in the order of their numbers."""
+        return tuple(
+            ComparedDelta(name=package.manifest.name, version=package.manifest.version, id=package.digest)
+            for package in self.packages
+        )
 
 
 @dataclass
 class _Layer:
     label: str
-    agreements: list[Agreement] = field(default_factory=list)
+    sums: list[_Sums]
 
 
 def compare_packages(
@@ -135,7 +151,7 @@ def compare_packages(
     progress = progress or Progress()
     progress.start("comparing", sum(sizes))
 
-    def run(number: int, stop: Stop) -> tuple[int, list[Agreement]]:
+    def run(number: int, stop: Stop) -> tuple[int, list[_Sums]]:
         found = _compare(shared[number], places, pairs, kernel, stop)
         progress.advance(sizes[number])
         return number, found
@@ -144,44 +160,47 @@ def compare_packages(
         outcomes = dict(run_tasks(range(len(shared)), run, threads or default_threads(), size=sizes.__getitem__))
     finally:
         progress.finish()
-    total = [Agreement() for _ in pairs]
+    total = [_Sums() for _ in pairs]
     layers: dict[tuple[str, int], _Layer] = {}
     stacks = {place_of(records[0].name).stack for records in shared} - {""}
     for number, records in enumerate(shared):  # in the tensors' order: sums of floats depend on it
         stack, layer, _ = place_of(records[0].name)
         label = ("" if len(stacks) < 2 else f"{stack} ") + str(layer) if stack else "outside the layers"
-        of_layer = layers.setdefault((stack, layer), _Layer(label, [Agreement() for _ in pairs]))
-        for index, agreement in enumerate(outcomes[number]):
-            total[index].add(agreement)
-            of_layer.agreements[index].add(agreement)
+        of_layer = layers.setdefault((stack, layer), _Layer(label, [_Sums() for _ in pairs]))
+        for index, sums in enumerate(outcomes[number]):
+            total[index].add(sums)
+            of_layer.sums[index].add(sums)
+
+    def agreements(sums: Sequence[_Sums]) -> tuple[Agreement, ...]:
+        return tuple(each.agreement(pair) for pair, each in zip(pairs, sums, strict=True))
+
     ordered = sorted(layers, key=lambda key: (key[0] == "", key))
     return Comparison(
         packages=tuple(packages),
-        pairs=pairs,
-        total=tuple(total),
-        layers=tuple((layers[key].label, tuple(layers[key].agreements)) for key in ordered),
+        pairs=agreements(total),
+        layers=tuple(LayerAgreement(layer=layers[key].label, pairs=agreements(layers[key].sums)) for key in ordered),
         tensors=len(shared),
         elements=sum(records[0].elements for records in shared),
-        left_out=tuple(left_out),
-        same_base=sum(len({record.base_blake3 for record in records}) == 1 for records in shared),
+        omissions=tuple(left_out),
+        same_base_tensors=sum(len({record.base_blake3 for record in records}) == 1 for records in shared),
     )
 
 
 def _shared(
     sides: Sequence[dict[str, TensorRecord]],
-) -> tuple[list[tuple[TensorRecord, ...]], list[tuple[str, str]]]:
+) -> tuple[list[tuple[TensorRecord, ...]], list[LeftOut]]:
     """Return the records of each tensor that can be compared, and the reasons why the others can't."""
     shared, left_out = [], []
     for name in dict.fromkeys(itertools.chain.from_iterable(sides)):
         records = tuple(side[name] for side in sides if name in side)
         if len(records) < len(sides):
-            left_out.append((name, "not in all of them"))
+            left_out.append(LeftOut(name, "the deltas", "not in all of them"))
         elif any(record.effect != "add" for record in records):
-            left_out.append((name, "replaced, not added"))
+            left_out.append(LeftOut(name, "the deltas", "replaced, not added"))
         elif len({record.shape for record in records}) > 1:
-            left_out.append((name, "of different shapes"))
+            left_out.append(LeftOut(name, "the deltas", "of different shapes"))
         elif len({record.rows for record in records}) > 1:
-            left_out.append((name, "rows of different tokens"))
+            left_out.append(LeftOut(name, "the deltas", "rows of different tokens"))
         else:
             shared.append(records)
     return shared, left_out
@@ -193,9 +212,9 @@ def _compare(
     pairs: Sequence[tuple[int, int]],
     kernel: Kernel,
     stop: Stop,
-) -> list[Agreement]:
+) -> list[_Sums]:
     """Return the sums of every pair over one tensor. A delta without a payload is zero and is not read."""
-    found = [Agreement() for _ in pairs]
+    found = [_Sums() for _ in pairs]
     with OpenFiles(PackageError) as shards:
         streams = {
             side: delta_chunks(record, places[side], shards, f"compared {side}", kernel)
@@ -208,7 +227,7 @@ def _compare(
     return found
 
 
-def _add_chunk(chunks: dict[int, Wide], found: Sequence[Agreement], pairs: Sequence[tuple[int, int]]) -> None:
+def _add_chunk(chunks: dict[int, Wide], found: Sequence[_Sums], pairs: Sequence[tuple[int, int]]) -> None:
     """Add one chunk to the sums, in blocks that stay in the cache, and in float64, where no product underflows.
 
     NumPy's own sums are used instead of BLAS: its threads wait for each other and for ours, and take 40 times as long.
@@ -223,10 +242,10 @@ def _add_chunk(chunks: dict[int, Wide], found: Sequence[Agreement], pairs: Seque
             for side, chunk in chunks.items():
                 np.copyto(values[side], chunk[block])
                 squares[side] = float(np.square(values[side], out=product).sum())
-            for agreement, (a, b) in zip(found, pairs, strict=True):
-                agreement.first += squares.get(a, 0.0)
-                agreement.second += squares.get(b, 0.0)
+            for sums, (a, b) in zip(found, pairs, strict=True):
+                sums.first += squares.get(a, 0.0)
+                sums.second += squares.get(b, 0.0)
                 if a in values and b in values:
-                    agreement.dot += float(np.multiply(values[a], values[b], out=product).sum())
-                    agreement.both += int(np.count_nonzero(product))
-                    agreement.opposed += int(np.count_nonzero(product < 0.0))
+                    sums.dot += float(np.multiply(values[a], values[b], out=product).sum())
+                    sums.both += int(np.count_nonzero(product))
+                    sums.opposed += int(np.count_nonzero(product < 0.0))

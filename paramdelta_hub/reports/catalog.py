@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from paramdelta_hub.errors import ParamdeltaError
 from paramdelta_hub.fileio.durable import expand, io_errors
+from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.limits import CATALOG_DELTAS
 from paramdelta_hub.outputs.replacing import Replacement, check_new, registry_places
 from paramdelta_hub.package.package import Package, open_package
@@ -27,22 +26,18 @@ from paramdelta_hub.tasks.workspace import Workspace
 __all__ = ["CatalogReport", "catalog"]
 
 
-@dataclass(frozen=True)
-class CatalogReport:
+class CatalogReport(Report):
     """What the site contains."""
 
-    out: Path
-    deltas: int
+    path: Path
+    listed_deltas: int
     pages: int
     nbytes: int
-    without_report: tuple[tuple[str, str], ...]
-    """(delta, reason) of the deltas that are listed without a page, because their manifest can't be read."""
+    """Of all files."""
+    without_report: dict[str, str]
+    """The reasons why deltas, by repository, are listed without a page: their manifest can't be read."""
     more: bool
     """Whether the registry has more deltas than were requested."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable report."""
-        return {**asdict(self), "out": str(self.out), "without_report": dict(self.without_report)}
 
 
 def catalog(
@@ -99,8 +94,14 @@ def catalog(
         place.start_afresh()
         pages, nbytes = _write_site(place.result, title, entries)
         place.commit()
-    without = tuple((entry.hit.repo, entry.problem) for entry in entries if entry.problem)
-    return CatalogReport(place.out, len(entries), pages, nbytes, without, len(hits) > limit)
+    return CatalogReport(
+        path=place.out,
+        listed_deltas=len(entries),
+        pages=pages,
+        nbytes=nbytes,
+        without_report={entry.hit.repo: entry.problem for entry in entries if entry.problem},
+        more=len(hits) > limit,
+    )
 
 
 def _write_site(folder: Path, title: str, entries: Sequence[Entry]) -> tuple[int, int]:

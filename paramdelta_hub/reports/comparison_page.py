@@ -16,7 +16,7 @@ _OUTSIDE = "rest"
 
 def pair_labels(comparison: Comparison) -> list[str]:
     """Return a short name for every pair, with letters in the order of the deltas."""
-    return [f"{'ABCDEF'[a]} × {'ABCDEF'[b]}" for a, b in comparison.pairs]
+    return [f"{'ABCDEF'[a]} × {'ABCDEF'[b]}" for a, b in (pair.deltas for pair in comparison.pairs)]
 
 
 def comparison_page(comparison: Comparison) -> bytes:
@@ -25,15 +25,18 @@ def comparison_page(comparison: Comparison) -> bytes:
     cosines = _chart(comparison, lambda agreement: agreement.cosine, 0.0, None, "Cosine between the deltas by layer")
     conflicts = _chart(
         comparison,
-        lambda agreement: agreement.conflict,
+        lambda agreement: agreement.opposite_signs,
         0.5,
         (0.0, 1.0),
         "Share of opposite signs among weights that both deltas move, by layer",
     )
     labels = pair_labels(comparison)
     layer_rows = [
-        (layer, [text for a in agreements for text in (figure(a.cosine, ".4f"), figure(a.conflict, ".1%"))])
-        for layer, agreements in comparison.layers
+        (
+            layer.layer,
+            [text for a in layer.pairs for text in (figure(a.cosine, ".4f"), figure(a.opposite_signs, ".1%"))],
+        )
+        for layer in comparison.layers
     ]
     return render(
         "comparison.html.j2",
@@ -55,9 +58,9 @@ def _chart(
     description: str,
 ) -> Pictures:
     """Draw one figure of every pair, layer by layer. Return nothing if no pair has it."""
-    layers = [_OUTSIDE if label.startswith("outside") else label for label, _ in comparison.layers]
+    layers = [_OUTSIDE if layer.layer.startswith("outside") else layer.layer for layer in comparison.layers]
     rows = [
-        Series(label, [figure_of(agreements[index]) for _, agreements in comparison.layers])
+        Series(label, [figure_of(layer.pairs[index]) for layer in comparison.layers])
         for index, label in enumerate(pair_labels(comparison))
     ]
     rows = [row for row in rows if any(value is not None for value in row.values)]

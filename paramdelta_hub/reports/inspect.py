@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field
 
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.durable import io_errors, write_file
+from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.limits import SPECTRUM_MATRICES
 from paramdelta_hub.outputs.replacing import check_output_file
-from paramdelta_hub.package.manifest import Manifest, TensorRecord
+from paramdelta_hub.package.manifest import Architecture, ConfigChange, Source, TensorRecord
 from paramdelta_hub.package.package import Package, open_package
+from paramdelta_hub.package.records import ConfigName
+from paramdelta_hub.package.report import PackageReport
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.reports.agreement import Comparison, compare_packages
 from paramdelta_hub.reports.comparison_page import comparison_page
@@ -28,65 +31,72 @@ DEFAULT_SAMPLES = 16
 """The number of matrices whose effective rank a report shows by default. They take a few seconds."""
 
 
-@dataclass(frozen=True)
-class InspectReport:
+class ChangedTensor(Report):
+    """How much a tensor changed."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    relative_change: float | None
+    """|Δ| / |base|; None if base is zero."""
+    changed: float
+    """The share of elements that changed."""
+
+
+class InspectReport(PackageReport):
     """What a package is."""
 
-    package: Path
-    id: str
-    manifest: Manifest
     spectra: tuple[Spectrum, ...] | None = None
     """The spectra of sampled matrices; None if no weights were read."""
+    top: int = Field(default=10, exclude=True)
+    """How many of the most changed tensors are listed."""
+    html: Path | None = None
+    """The page that was written, if one was."""
 
-    @property
-    def nbytes(self) -> int:
-        """The size of the package without its manifest."""
-        return self.manifest.nbytes
+    @derived
+    def created_by(self) -> str:
+        """The program that made it."""
+        return self.manifest.created_by
 
-    @property
-    def model_nbytes(self) -> int:
-        """The size of the full model's tensors that the delta covers."""
-        return self.manifest.model_nbytes
+    @derived
+    def base(self) -> Source:
+        """The model that it was taken from."""
+        return self.manifest.base
 
-    def most_changed(self, count: int) -> Sequence[TensorRecord]:
-        """Return the changed tensors with the largest |Δ| relative to |base|, the largest first."""
+    @derived
+    def post(self) -> Source:
+        """The model that it leads to."""
+        return self.manifest.post
+
+    @derived
+    def architecture(self) -> Architecture:
+        """What a target must look like."""
+        return self.manifest.architecture
+
+    @derived
+    def configs(self) -> dict[ConfigName, ConfigChange]:
+        """What post changed in its configs, by file."""
+        return self.manifest.configs
+
+    @derived
+    def unchanged_tensors(self) -> int:
+        """How many tensors are the same in base and post."""
+        return sum(not tensor.changed for tensor in self.manifest.tensors)
+
+    @derived
+    def most_changed(self) -> tuple[ChangedTensor, ...]:
+        """The changed tensors with the largest |Δ| relative to |base|, the largest first."""
         changed = [tensor for tensor in self.manifest.tensors if tensor.delta_norm > 0]
-        return sorted(changed, key=lambda tensor: (-relative_change(tensor), tensor.name))[:count]
-
-    def to_json(self, most_changed: int = 10) -> dict[str, Any]:
-        """Return the machine-readable report."""
-        manifest = self.manifest
-        return {
-            "package": str(self.package),
-            "id": self.id,
-            "name": manifest.name,
-            "version": manifest.version,
-            "license": manifest.license,
-            "created_by": manifest.created_by,
-            "base": manifest.base.model_dump(mode="json"),
-            "post": manifest.post.model_dump(mode="json"),
-            "architecture": manifest.architecture.model_dump(mode="json"),
-            "exactness": manifest.exactness.model_dump(mode="json"),
-            "tensors": len(manifest.tensors),
-            "unchanged_tensors": sum(not tensor.changed for tensor in manifest.tensors),
-            "omissions": [omission.model_dump(mode="json") for omission in manifest.omissions],
-            "companions": [file.model_dump(mode="json") for file in manifest.companions],
-            "configs": {name: change.model_dump(mode="json") for name, change in manifest.configs.items()},
-            "bytes": self.nbytes,
-            "model_bytes": self.model_nbytes,
-            "ratio": self.nbytes / self.model_nbytes if self.model_nbytes else None,
-            "most_changed": [
-                {
-                    "name": tensor.name,
-                    "shape": list(tensor.shape),
-                    "dtype": tensor.dtype,
-                    "relative_change": None if tensor.base_norm == 0 else relative_change(tensor),
-                    "changed": tensor.changed / tensor.elements if tensor.elements else 0.0,
-                }
-                for tensor in self.most_changed(most_changed)
-            ],
-            "spectra": None if self.spectra is None else [asdict(spectrum) for spectrum in self.spectra],
-        }
+        return tuple(
+            ChangedTensor(
+                name=tensor.name,
+                shape=tensor.shape,
+                dtype=tensor.dtype,
+                relative_change=relative_change(tensor) if tensor.base_norm else None,
+                changed=tensor.changed / tensor.elements if tensor.elements else 0.0,
+            )
+            for tensor in sorted(changed, key=lambda tensor: (-relative_change(tensor), tensor.name))[: self.top]
+        )
 
 
 def relative_change(tensor: TensorRecord) -> float:
@@ -117,7 +127,13 @@ def inspect(delta: str | Path, *, registry: str | Path | None = None, samples: i
         here = all(os.path.lexists(package.path / file.path) for file in package.manifest.shards)
         samples = DEFAULT_SAMPLES if here else 0
     spectra = tuple(measure_spectra(package, samples)) if samples else None
-    return InspectReport(package.path, package.digest, package.manifest, spectra)
+    return InspectReport(
+        path=package.path,
+        id=package.digest,
+        manifest=package.manifest,
+        model_nbytes=package.manifest.model_nbytes,
+        spectra=spectra,
+    )
 
 
 def compare(
@@ -174,7 +190,7 @@ def write_report(
     if isinstance(report, Comparison):
         content = comparison_page(report)
     else:
-        content = delta_page(report.manifest, report.id, reference or str(report.package), report.spectra)
+        content = delta_page(report.manifest, report.id, reference or str(report.path), report.spectra)
     with io_errors("writing the report"):
         write_file(file, content)
     return file

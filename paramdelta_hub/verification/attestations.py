@@ -84,7 +84,7 @@ def bill_of_materials(report: ResultReport) -> bytes:
         from cyclonedx.output import make_outputter
         from cyclonedx.schema import OutputFormat, SchemaVersion
     provenance = report.provenance
-    name = report.folder.resolve().name
+    name = report.path.resolve().name
     ancestors = [_model(model, f"ancestor-{n}") for n, model in enumerate(_ancestors(report), start=1)]
     files = [
         Component(name=file.path, type=ComponentType.FILE, bom_ref=f"file-{n}", hashes=_sha256(file.sha256))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
@@ -15,6 +15,7 @@ from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
 from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.open_files import OpenFiles
+from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.numerics.floats import FLOATS
@@ -36,13 +37,15 @@ __all__ = ["VerifyReport", "verify"]
 Side: TypeAlias = Literal["base", "post"]
 
 
-@dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(Report):
     """What was proved; a verification that fails raises instead."""
 
-    package: Path
+    path: Path
     id: str
+    """sha256 of the manifest."""
+    whole: Literal[True] = True
     files: int
+    """How many files it has, the manifest among them."""
     tensors: int
     elements: int
     checked_base: bool
@@ -52,20 +55,10 @@ class VerifyReport:
     signed_by: str | None = None
     """Which trusted key its signature holds good for; None where no signature was asked for."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable report."""
-        return {
-            "package": str(self.package),
-            "id": self.id,
-            "files": self.files,
-            "tensors": self.tensors,
-            "elements": self.elements,
-            "whole": True,
-            "base_matches": True if self.checked_base else None,
-            "exact": True if self.checked_base else None,
-            "post_matches": True if self.checked_post else None,
-            "signed_by": self.signed_by,
-        }
+    @derived
+    def exact(self) -> Literal[True] | None:
+        """Whether base ⊕ Δ == post, bit for bit; None without base."""
+        return True if self.checked_base else None
 
 
 def verify(
@@ -141,7 +134,7 @@ def verify(
         found = tensor_digests(of_post, threads, progress, "comparing post")
         _refuse_other_model("post", package, post_model, found)
     return VerifyReport(
-        package=package.path,
+        path=package.path,
         id=package.digest,
         files=len(package.manifest.files) + 1,
         tensors=len(records),

@@ -1,4 +1,4 @@
-"""Write ``schemas/*.schema.json`` from the models of a manifest and of a provenance; ``--check`` only compares.
+"""Write ``schemas/*.schema.json`` from the models of manifest, provenance and reports; ``--check`` only compares.
 
 The schemas say what the files look like. Rules that span several fields are in SPEC-v1.md and in the models alone.
 """
@@ -6,14 +6,35 @@ The schemas say what the files look like. Rules that span several fields are in 
 from __future__ import annotations
 
 import argparse
+import ast
+import inspect
+import itertools
 import json
+import re
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
+from paramdelta_hub.application.apply import ApplyReport
+from paramdelta_hub.application.preview import Preview
+from paramdelta_hub.extraction.extract import ExtractReport
+from paramdelta_hub.extraction.relabel import RelabelReport
+from paramdelta_hub.fileio.report import ErrorReport, Report
+from paramdelta_hub.outputs.applied_model import ResultReport
 from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.package.provenance import Provenance
+from paramdelta_hub.ranks import RankReport
+from paramdelta_hub.registry.hub.links import Linked
+from paramdelta_hub.registry.protocol import Published, Pulled, VersionsReport
+from paramdelta_hub.registry.search import SearchReport
+from paramdelta_hub.reports.agreement import Comparison
+from paramdelta_hub.reports.catalog import CatalogReport
+from paramdelta_hub.reports.inspect import InspectReport
+from paramdelta_hub.verification.package import VerifyReport
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 OF: dict[str, tuple[type[BaseModel], str, str]] = {
@@ -29,15 +50,81 @@ OF: dict[str, tuple[type[BaseModel], str, str]] = {
     ),
 }
 
+REPORTS: dict[str, tuple[type[Report], ...]] = {
+    "extract": (ExtractReport, RankReport),
+    "apply": (ApplyReport, Preview, RankReport),
+    "verify": (VerifyReport, ResultReport),
+    "inspect": (InspectReport, Comparison),
+    "relabel": (RelabelReport,),
+    "publish": (Published,),
+    "pull": (Pulled,),
+    "search": (SearchReport,),
+    "versions": (VersionsReport,),
+    "link": (Linked,),
+    "commit": (ExtractReport, ApplyReport),
+    "catalog": (CatalogReport,),
+    "error": (ErrorReport,),
+}
+"""What each command prints with ``--json``, and what any of them prints instead where it fails."""
+_REF = re.compile(r"#/\$defs/(\w+)")
+HEAD = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+
 
 def make_schema(model: type[BaseModel], title: str, description: str) -> bytes:
     """Return a schema's text; equal models give equal bytes."""
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, "description": description}
+    head = {**HEAD, "title": title, "description": description}
     # What is written, not what is read: a default in the models is still a field in the file.
     schema = head | {k: v for k, v in model.model_json_schema().items() if k not in ("title", "description")}
     for record in schema["$defs"].values():
         # Docstrings speak of the implementation; the fields' own descriptions and the specification of the format.
         record.pop("description", None)
+    return _text(schema)
+
+
+def make_reports_schema() -> bytes:
+    """Return the text of the schema of all reports, which has an entry for every command in ``$defs``."""
+    models = dict.fromkeys(model for of_one in REPORTS.values() for model in of_one)
+    refs, made = models_json_schema([(model, "serialization") for model in models])
+    defs = {name: {"anyOf": [refs[model, "serialization"] for model in of_one]} for name, of_one in REPORTS.items()}
+    wanted = list(defs)
+    for name in wanted:  # pydantic also describes what fields hold that stay out of the JSON
+        defs.setdefault(name, made["$defs"].get(name))
+        wanted += set(_REF.findall(json.dumps(defs[name]))) - set(wanted)
+    _describe(defs)
+    return _text(
+        {
+            **HEAD,
+            "title": "Paramdelta reports, version 1",
+            "description": "What each command prints with --json: $defs has an entry by its name, and `error`.",
+            "anyOf": [{"$ref": f"#/$defs/{name}"} for name in REPORTS],
+            "$defs": {name: defs[name] for name in (*REPORTS, *sorted(defs.keys() - REPORTS.keys()))},
+        }
+    )
+
+
+def _describe(defs: dict[str, dict[str, Any]]) -> None:
+    """Add what is written below the fields of a class; pydantic can do so, but takes 0.3 s of every command."""
+    modules = [module for name, module in sorted(sys.modules.items()) if name.startswith("paramdelta_hub.")]
+    classes = {cls.__name__: cls for module in modules for cls in vars(module).values() if isinstance(cls, type)}
+    for name, record in defs.items():
+        for cls in classes[name].__mro__ if name in classes else ():
+            for field, text in _field_docs(cls).items() if cls.__module__.startswith("paramdelta_hub.") else ():
+                if field in record.get("properties", {}):
+                    record["properties"][field].setdefault("description", text)
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    (root,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(root, ast.ClassDef)
+    return {
+        field.target.id: inspect.cleandoc(below.value.value)
+        for field, below in itertools.pairwise(root.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }
+
+
+def _text(schema: dict[str, Any]) -> bytes:
     return (json.dumps(schema, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -45,8 +132,9 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--check", action="store_true", help="write nothing; exit with 1 if one is out of date")
     check = arguments.parse_args().check
-    for name, what in OF.items():
-        path, text = SCHEMAS / name, make_schema(*what)
+    texts = {name: make_schema(*what) for name, what in OF.items()}
+    for name, text in {**texts, "reports-v1.schema.json": make_reports_schema()}.items():
+        path = SCHEMAS / name
         if not check:
             path.write_bytes(text)
         elif not path.exists() or path.read_bytes() != text:

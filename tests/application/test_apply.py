@@ -228,7 +228,7 @@ def test_what_the_delta_does_not_cover_is_kept(tmp_path: Path) -> None:
     report = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
     expected = {name: base[name] if "layers" in name else post[name] for name in base}
     assert_same(read_weights(tmp_path / "out"), expected)
-    assert {name for name, _, _ in report.omissions} == {name for name in base if "layers" in name}
+    assert {omission.name for omission in report.omissions} == {name for name in base if "layers" in name}
 
 
 def test_report_and_provenance(family: Family, tmp_path: Path) -> None:
@@ -316,12 +316,12 @@ def test_kin_and_strangers(family: Family, tmp_path: Path) -> None:
     assert "--force" in str(caught.value)
     assert not (tmp_path / "out").exists()
     report = pd.apply(tmp_path / "stranger", family.delta, tmp_path / "out", force=True)
-    assert report.deltas[0].forced
+    assert report.deltas[0].lineage.forced
     assert (
         json.loads((tmp_path / "out" / "paramdelta_provenance.json").read_bytes())["deltas"][0]["lineage"]["forced"]
         is True
     )
-    assert not pd.apply(family.target, family.delta, tmp_path / "kin", force=True).deltas[0].forced
+    assert not pd.apply(family.target, family.delta, tmp_path / "kin", force=True).deltas[0].lineage.forced
 
 
 def test_another_dtype_is_another_model(family: Family, tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ def test_a_package_carries_posts_files_byte_for_byte(models: Models) -> None:
 
 
 def test_a_result_speaks_as_post_does(models: Models) -> None:
-    report = models.apply().readiness
+    made = models.apply()
+    report = made.companions
     assert models.names == FROM_POST | ALWAYS_THERE | {"generation_config.json", "preprocessor_config.json"}
     for name in FROM_POST:
         assert (models.path("out") / name).read_bytes() == (models.path("post") / name).read_bytes()
@@ -123,12 +124,14 @@ def test_a_result_speaks_as_post_does(models: Models) -> None:
     }
     for file in report.files:
         assert hashlib.sha256((models.path("out") / file.path).read_bytes()).hexdigest() == file.sha256
-    assert models.json("paramdelta_provenance.json")["companions"] == json.loads(json.dumps(report.to_json()))
+    assert models.json("paramdelta_provenance.json")["companions"] == json.loads(
+        json.dumps(made.to_json()["companions"])
+    )
     assert report.warnings == ()
 
 
 def test_the_targets_own(models: Models) -> None:
-    report = models.apply(companions="target").readiness
+    report = models.apply(companions="target").companions
     own = {path.name for path in models.path("target").iterdir()}
     assert models.names == own | ALWAYS_THERE
     for name in own - {"config.json", "model.safetensors"}:
@@ -151,7 +154,7 @@ def test_no_such_mode(models: Models) -> None:
 def test_what_does_not_change_is_copied_as_bytes(models: Models) -> None:
     odd = json.dumps({**CONFIG, "attention_dropout": 0.1, "eos_token_id": 3}, indent=7).encode() + b"\n\n"
     put(models.path("target"), {"config.json": odd})
-    report = models.apply().readiness
+    report = models.apply().companions
     assert (models.path("out") / "config.json").read_bytes() == odd
     assert {file.path: file.source for file in report.files}["config.json"] == "target"
 
@@ -159,10 +162,10 @@ def test_what_does_not_change_is_copied_as_bytes(models: Models) -> None:
 def test_conflicts(models: Models) -> None:
     put(models.path("target"), {"config.json": {**CONFIG, "attention_dropout": 0.3, "eos_token_id": 1}})
     report = models.apply()
-    (conflict,) = report.readiness.configs["config.json"].conflicts
+    (conflict,) = report.companions.configs["config.json"].conflicts
     assert (conflict.key, conflict.base, conflict.post, conflict.found) == ("attention_dropout", "0.0", "0.1", "0.3")
     assert models.json("config.json") == {**CONFIG, "attention_dropout": 0.3, "eos_token_id": 3}, "post's tokenizer's"
-    assert any(line.startswith("conflict: config.json: attention_dropout") for line in report.readiness.lines())
+    assert any(line.startswith("conflict: config.json: attention_dropout") for line in report.companions.lines())
     models.apply(prefer="post", overwrite=True)
     assert models.json("config.json")["attention_dropout"] == 0.1
 
@@ -174,7 +177,7 @@ def test_rope_is_posts_only_where_the_weights_are(models: Models) -> None:
     pd.extract(models.path("base"), models.path("post"), models.path("delta"), name="delta", overwrite=True)
     report = models.apply()
     assert models.json("config.json")["rope_theta"] == 1e4
-    assert "positions" in report.readiness.configs["config.json"].kept["rope_theta"]
+    assert "positions" in report.companions.configs["config.json"].kept["rope_theta"]
     assert models.apply("base", overwrite=True).is_post
     assert models.json("config.json") == json.loads((models.path("post") / "config.json").read_bytes())
 
@@ -184,7 +187,7 @@ def test_a_post_with_a_template_alone(models: Models) -> None:
         (models.path("post") / name).unlink()
     models.extract("alone")
     put(models.path("target"), {"chat_template.json": b"{}"})
-    report = pd.apply(models.path("target"), models.path("alone"), models.path("out")).readiness
+    report = pd.apply(models.path("target"), models.path("alone"), models.path("out")).companions
     sources = {file.path: file.source for file in report.files}
     assert sources["chat_template.jinja"] == "alone 1.0.0"
     assert (
@@ -219,7 +222,7 @@ def test_several_deltas(models: Models) -> None:
         pd.extract(models.path("base"), models.path(name), models.path(f"{name}-delta"), name=name)
     deltas = [pd.WeightedDelta(models.path(f"{name}-delta"), 0.1) for name in ("bare", "other")]
     three = [deltas[0], models.path("delta"), deltas[1]]
-    report = pd.apply(models.path("target"), three, models.path("out"), force=True).readiness
+    report = pd.apply(models.path("target"), three, models.path("out"), force=True).companions
     assert {file.source for file in report.files if file.path in FROM_POST} == {"delta 1.0.0"}
     (warning,) = report.warnings
     assert "other 1.0.0 has other companions, which are not taken: tokenizer.json, vocab.json" in warning
@@ -227,7 +230,7 @@ def test_several_deltas(models: Models) -> None:
     assert models.json("config.json")["hidden_act"] == "gelu"
     for weight in (-1.0, 0.0):
         summands = [pd.WeightedDelta(models.path("delta"), weight), deltas[1]]
-        report = pd.apply(models.path("target"), summands, models.path("out"), overwrite=True).readiness
+        report = pd.apply(models.path("target"), summands, models.path("out"), overwrite=True).companions
         assert {file.source for file in report.files if file.path == "tokenizer.json"} == {"other 1.0.0"}
         assert models.json("config.json")["attention_dropout"] == 0.0
 
@@ -240,7 +243,7 @@ def test_a_target_that_brings_its_own_code(models: Models) -> None:
             models.apply(companions=mode)
         assert "--keep-remote-code-of-target" in str(caught.value.remedy)
     assert not models.path("out").exists()
-    report = models.apply(keep_remote_code_of_target=True).readiness
+    report = models.apply(keep_remote_code_of_target=True).companions
     assert (models.path("out") / "modeling_x.py").read_bytes() == b"raise SystemExit"
     assert models.json("config.json")["auto_map"] == config["auto_map"]
     assert {file.path: file.source for file in report.files}["modeling_x.py"] == "target"
@@ -343,7 +346,7 @@ def test_ends_of_turn(
 
 def test_doubts_are_reported(models: Models) -> None:
     put(models.path("target"), {"generation_config.json": {"eos_token_id": 40, "bos_token_id": 77}})
-    report = models.apply(companions="target").readiness
+    report = models.apply(companions="target").companions
     assert report.warnings == (
         "generation_config.json: bos_token_id 77 has no row among the 48 of the vocabulary",
         "generation_config.json: eos_token_id 40 is not a token of the tokenizer",

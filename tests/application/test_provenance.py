@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +347,7 @@ def pinned(sharded: Path) -> pd.ResultReport:
 
     deltas = [d.model_copy(update={"base": on_hub(d.base), "post": on_hub(d.post)}) for d in provenance.deltas]
     told = provenance.model_copy(update={"target": on_hub(provenance.target), "deltas": tuple(deltas)})
-    return replace(report, provenance=told)
+    return report.model_copy(update={"provenance": told})
 
 
 def test_a_statement_by_the_library_s_own_check(pinned: pd.ResultReport) -> None:
@@ -360,8 +359,8 @@ def test_a_statement_by_the_library_s_own_check(pinned: pd.ResultReport) -> None
     value = json.loads(text)
     assert value["predicateType"] == "https://slsa.dev/provenance/v1"
     subjects = {subject["name"]: subject["digest"]["sha256"] for subject in value["subject"]}
-    files = {path.name for path in pinned.folder.iterdir()} - {"README.md"}
-    assert subjects == {name: file_digest(pinned.folder / name)[0] for name in files}
+    files = {path.name for path in pinned.path.iterdir()} - {"README.md"}
+    assert subjects == {name: file_digest(pinned.path / name)[0] for name in files}
     build = value["predicate"]["buildDefinition"]
     assert build["externalParameters"]["weight_map"] == [{"pattern": "mlp", "factor": 2.0}]
     assert [delta["weight"] for delta in build["externalParameters"]["deltas"]] == [0.5, -0.25]

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
+from paramdelta_hub.checkpoints.matching import LeftOut
 from paramdelta_hub.cli import main
 from paramdelta_hub.errors import LineageError, MismatchError, OptionError, StorageError
 from paramdelta_hub.tasks import plan
@@ -205,7 +206,7 @@ def test_buffers_that_models_compute(tmp_path: Path) -> None:
         manifest = pd.extract(root / "base", root / "post", root / "delta").manifest
         report = pd.apply(root / "target", root / "delta", root / "out")
         omitted: list[tuple[str, str, str]] = [(item.name, item.side, item.reason) for item in manifest.omissions]
-        omitted += [omission for omission in report.omissions if omission[1] == "the target"]
+        omitted += [(item.name, item.side, item.reason) for item in report.omissions if item.side == "the target"]
         side_name = "the target" if holder == "target" else holder
         assert sorted(omitted) == sorted((name, side_name, reason) for name in buffers)
         expected = {name: reference(base[name], post[name], target[name]) for name in base}
@@ -296,12 +297,12 @@ def test_a_targets_own_classifier_is_replaced(carried: Path, weight: float) -> N
 def test_a_classifier_that_is_not_wanted(carried: Path) -> None:
     """Weights that are not above 0 bring nothing, and a skip rule leaves it out; all are told."""
     name = CLASSIFIER
-    not_wanted = (name, "the delta", "brought only with a weight above 0")
-    options: list[tuple[float, dict[str, Any], tuple[str, str, str]]] = [
+    not_wanted = LeftOut(name, "the delta", "brought only with a weight above 0")
+    options: list[tuple[float, dict[str, Any], LeftOut]] = [
         (0.0, {}, not_wanted),
         (-1.0, {}, not_wanted),
         (1.0, {"weight_map": pd.WeightMap((("score", 0.0),))}, not_wanted),
-        (1.0, {"rules": pd.Rules(skips=("score",))}, (name, "the delta", "skipped by rule")),
+        (1.0, {"rules": pd.Rules(skips=("score",))}, LeftOut(name, "the delta", "skipped by rule")),
     ]
     for weight, choice, omission in options:
         report = pd.apply(
@@ -406,7 +407,7 @@ def test_what_is_carried_is_no_evidence_of_kinship(carried: Path) -> None:
     with pytest.raises(LineageError, match="nothing to compare"):
         pd.apply(carried / "target", carried / "heads", carried / "out")
     report = pd.apply(carried / "target", carried / "heads", carried / "out", force=True)
-    assert report.deltas[0].forced
+    assert report.deltas[0].lineage.forced
     found, target = read_weights(carried / "out"), read_weights(carried / "target")
     assert_same({name: found[name] for name in target}, target)
 

@@ -68,9 +68,9 @@ def test_no_file_of_another_kind_gets_out_of_a_package(family: Family, tmp_path:
             refused += 1
         else:
             assert path.suffix in (".json", ".jinja")
-            assert any(name in warning for warning in report.readiness.warnings)
-            assert "target" in {file.source for file in report.readiness.files}
-            for file in report.readiness.files:
+            assert any(name in warning for warning in report.companions.warnings)
+            assert "target" in {file.source for file in report.companions.files}
+            for file in report.companions.files:
                 assert file.source == "target"
         path.unlink()
         assert not list(tmp_path.glob("out*/**/*.py"))

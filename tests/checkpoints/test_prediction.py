@@ -53,12 +53,12 @@ def values(model: Path) -> dict[str, list[list[float]]]:
 def test_distance_and_ratio_are_the_models_own(package: Package, share: float) -> None:
     found = foreseen(package, share)
     assert found.distance == pytest.approx(share, rel=1e-3)
-    assert found.ratio == pytest.approx(0.01 / share, rel=1e-3)
+    assert found.delta_to_distance == pytest.approx(0.01 / share, rel=1e-3)
     assert not found.is_base
 
 
 def test_farther_away_less_is_promised(package: Package) -> None:
-    bands = [foreseen(package, share).band for share in (0.001, 0.05, 0.2, 3.0)]
+    bands = [foreseen(package, share).measured for share in (0.001, 0.05, 0.2, 3.0)]
     assert bands == list(BANDS)
     text = str(foreseen(package, 0.05))
     assert "most of it" in text
@@ -71,7 +71,7 @@ def test_farther_away_less_is_promised(package: Package) -> None:
 def test_base_itself_needs_no_prediction(package: Package) -> None:
     found = foreseen(package, 0.0)
     assert found.is_base
-    assert found.band is None
+    assert found.measured is None
     assert found.to_json()["text"] == "the target is base: with weight 1 the result is post"
 
 
@@ -79,5 +79,5 @@ def test_what_can_not_be_compared_is_not_predicted(package: Package, tmp_path: P
     target = write_model(tmp_path / "odd", {name: torch.full(SHAPE, math.nan) for name in ("a", "b")})
     samples = unpack_samples(package.read_lineage(), "it")
     found = predict(compare(samples, logical_model(open_checkpoint(target)).tensors), package.manifest.tensors)
-    assert (found.band, found.distance, found.ratio) == (None, None, None)
+    assert (found.measured, found.distance, found.delta_to_distance) == (None, None, None)
     assert str(found).startswith("no prediction")

@@ -81,7 +81,7 @@ def test_a_catalog_of_the_hub(family: Family, tmp_path: Path) -> None:
         card = b"---\ntags: [paramdelta]\nparamdelta: {version: ../x, base: '<b>'}\n---\n"
         hub.add("org/claims").add({"README.md": card})
         told = json.loads(command("catalog", "-o", tmp_path / "site", "--json"))
-    assert (told["deltas"], told["pages"]) == (2, 2)
+    assert (told["listed_deltas"], told["pages"]) == (2, 2)
     assert list(told["without_report"]) == ["org/claims"]
     index = Tags((tmp_path / "site/index.html").read_bytes())
     assert all(words in index.text for words in ("org/delta", "org/claims", "No report: ", "Of <b>"))

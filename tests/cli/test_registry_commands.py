@@ -21,6 +21,7 @@ from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN
 from tests.conftest import Family
 from tests.support.hub import Account, Fault, LoopbackHub
 from tests.support.models import assert_same, read_weights
+from tests.support.reports import check_report
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 VERBS = ("publish", "pull", "search", "versions", "link")
@@ -33,7 +34,7 @@ def run(*arguments: str | Path, code: int = 0) -> Result:
 
 
 def run_json(*arguments: str | Path, code: int = 0) -> Any:
-    return json.loads(run(*arguments, "--json", code=code).stdout)
+    return check_report(str(arguments[0]), run(*arguments, "--json", code=code).stdout, failed=code != 0)
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +124,7 @@ def test_versions_and_pull(family: Family, root: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     pulled = run_json("pull", f"{root}/org/delta@1.2.0", "-o", tmp_path / "copy")
     assert (pulled["version"], pulled["id"]) == ("1.2.0", pd.inspect(tmp_path / "copy").id)
-    assert pulled["downloaded"] > 0
+    assert pulled["downloaded_nbytes"] > 0
     assert "nothing new" in run("pull", f"{root}/org/delta@1.2.0", "-o", tmp_path / "copy").stdout
     assert run("pull", "org/delta@1.0.0", "--registry", root, "-o", tmp_path / "copy", code=6)
     lower = run("pull", "org/delta@1.0.0", "--registry", root, "-o", tmp_path / "copy", "--allow-downgrade")
@@ -264,7 +265,7 @@ def test_the_python_interface(family: Family, tmp_path: Path) -> None:
     assert [found.version for found in pd.versions("org/delta", registry=root)] == ["1.0.0"]
     assert pd.pull("org/delta", tmp_path / "copy", registry=root).id == published.id
     (found,) = pd.search(base=family.base, registry=root)
-    assert found.hit.repo == "org/delta"
+    assert found.repo == "org/delta"
     with pytest.raises(pd.OptionError, match="only deltas on the Hub"):
         pd.link(f"{root}/org/delta", "org/model")
 
@@ -307,7 +308,7 @@ def paramdelta(hub: LoopbackHub, tmp_path: Path) -> Paramdelta:
         )
         assert "Traceback" not in done.stderr, done.stderr
         assert "hf_me" not in done.stdout + done.stderr
-        return done.returncode, json.loads(done.stdout or "null")
+        return done.returncode, check_report(str(arguments[0]), done.stdout, failed=done.returncode != 0)
 
     return call
 

@@ -39,7 +39,7 @@ def run(action: str, job: list[str]) -> int:
     try:
         if action == "publish":
             return DONE if registry.publish(Path(job[1]), job[2], job[3]).uploaded else NOTHING_TO_DO
-        return DONE if registry.pull(job[2], job[3], Path(job[1])).downloaded else NOTHING_TO_DO
+        return DONE if registry.pull(job[2], job[3], Path(job[1])).downloaded_nbytes else NOTHING_TO_DO
     except ParamdeltaError as error:
         return error.exit_code
 

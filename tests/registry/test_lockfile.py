@@ -77,7 +77,7 @@ def test_a_later_version_if_it_is_named(registry: StoreRegistry, tmp_path: Path)
     for version in ("1.1.0", "2.0.0"):
         registry.pull(REPO, version, out)
         holds(out, tmp_path / version)
-    assert registry.pull(REPO, None, out).downloaded == 0
+    assert registry.pull(REPO, None, out).downloaded_nbytes == 0
 
 
 def test_a_lower_version_only_if_that_is_allowed(registry: StoreRegistry, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_folder_of_another_delta(registry: StoreRegistry, tmp_path: Path, shar
 
 
 def test_a_copy_made_by_hand_is_taken_over(registry: StoreRegistry, tmp_path: Path) -> None:
-    assert registry.pull(REPO, "1.0.0", tmp_path / "1.0.0").downloaded == 0
+    assert registry.pull(REPO, "1.0.0", tmp_path / "1.0.0").downloaded_nbytes == 0
     holds(tmp_path / "1.0.0", tmp_path / "registry" / REPO / "1.0.0")
     with pytest.raises(DestinationError, match="something else"):
         registry.pull(REPO, "2.0.0", tmp_path / "1.1.0")
@@ -123,7 +123,7 @@ def test_the_same_from_a_mirror(registry: StoreRegistry, tmp_path: Path) -> None
     registry.pull(REPO, "1.0.0", tmp_path / "copy")
     mirror = StoreRegistry(tmp_path / "mirror")
     mirror.publish(tmp_path / "1.0.0", "elsewhere/instruct", "1.0.0")
-    assert mirror.pull("elsewhere/instruct", "1.0.0", tmp_path / "copy").downloaded == 0
+    assert mirror.pull("elsewhere/instruct", "1.0.0", tmp_path / "copy").downloaded_nbytes == 0
     lock = read_lock(tmp_path / "copy")
     assert lock is not None
     assert (lock.registry, lock.repo) == (str(tmp_path / "mirror"), "elsewhere/instruct")

@@ -207,6 +207,6 @@ HIT = Hit("o/d", "t", None, "", "org/base", None, OURS, None, None, None)
     ],
 )
 def test_a_verdict(hit: dict[str, Any], wanted: Wanted, judgement: str) -> None:
-    verdict = judge(Hit(**{**HIT.to_json(), **hit}), wanted)
+    verdict = judge(Hit(**{**vars(HIT), **hit}), wanted)
     assert verdict.judgement == judgement
     assert verdict.reason

@@ -23,21 +23,23 @@ def test_the_sums_are_those_of_the_dense_tensors(known: dict[str, Package], thre
     packages = [known[label] for label in ("noise", "low", "both")]
     found = compare_packages(packages, threads=threads)
     tensors = [dense(package) for package in packages]
-    assert found.pairs == ((0, 1), (0, 2), (1, 2))
-    assert found.tensors == len(tensors[0]) == found.same_base
+    assert tuple(pair.deltas for pair in found.pairs) == ((0, 1), (0, 2), (1, 2))
+    assert found.tensors == len(tensors[0]) == found.same_base_tensors
     assert found.elements == sum(tensor.numel() for tensor in tensors[0].values())
-    for (a, b), total in zip(found.pairs, found.total, strict=True):
+    for total in found.pairs:
+        a, b = total.deltas
         left, right = (torch.cat([tensor.flatten() for tensor in tensors[side].values()]) for side in (a, b))
         assert total.cosine == pytest.approx(float(torch.cosine_similarity(left, right, dim=0)), abs=1e-10)
         both = (left != 0) & (right != 0)
-        assert total.both == int(both.sum())
-        assert total.opposed == int((both & (left.sign() != right.sign())).sum())
-    for label, agreements in found.layers[:3]:
-        name = f"model.layers.{label}.mlp.weight"
-        a, b = (tensors[side][name].flatten() for side in found.pairs[1])
+        assert total.moved_by_both == int(both.sum())
+        opposed = int((both & (left.sign() != right.sign())).sum())
+        assert total.opposite_signs == opposed / total.moved_by_both
+    for layer in found.layers[:3]:
+        name = f"model.layers.{layer.layer}.mlp.weight"
+        a, b = (tensors[side][name].flatten() for side in found.pairs[1].deltas)
         expected = float(torch.cosine_similarity(a, b, dim=0)) if a.any() and b.any() else None
-        assert agreements[1].cosine == (None if expected is None else pytest.approx(expected, abs=1e-10))
-    assert [label for label, _ in found.layers] == ["0", "1", "2", "outside the layers"]
+        assert layer.pairs[1].cosine == (None if expected is None else pytest.approx(expected, abs=1e-10))
+    assert [layer.layer for layer in found.layers] == ["0", "1", "2", "outside the layers"]
 
 
 def test_threads_make_no_difference(known: dict[str, Package]) -> None:
@@ -48,11 +50,11 @@ def test_threads_make_no_difference(known: dict[str, Package]) -> None:
 
 def test_a_delta_against_itself_and_its_opposite(known: dict[str, Package]) -> None:
     found = compare_packages([known["noise"], known["noise"], known["opposite"]])
-    same, opposite, _ = found.total
+    same, opposite, _ = found.pairs
     assert same.cosine == pytest.approx(1.0, abs=1e-10)
-    assert same.conflict == 0.0
+    assert same.opposite_signs == 0.0
     assert opposite.cosine == pytest.approx(-1.0, abs=1e-5), "rounding differs"
-    assert opposite.conflict == pytest.approx(1.0, abs=1e-5)
+    assert opposite.opposite_signs == pytest.approx(1.0, abs=1e-5)
 
 
 def test_what_can_not_be_compared_is_told(family: Family, tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_what_can_not_be_compared_is_told(family: Family, tmp_path: Path) -> Non
         write_model(tmp_path / side, tensors)
     pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", threads=1)
     found = compare_packages([open_package(family.delta), open_package(tmp_path / "delta")])
-    assert dict(found.left_out) == {
+    assert {omission.name: omission.reason for omission in found.omissions} == {
         "model.layers.1.bias": "not in all of them",
         "model.layers.0.mlp.weight": "of different shapes",
         "model.steps": "replaced, not added",
@@ -108,12 +110,15 @@ def test_two_fine_tunes_that_others_trained(tmp_path: Path) -> None:
     for name in ("minilm-sre", "minilm-rohan"):
         pd.extract(base, fetch(name), tmp_path / name)
     found = pd.compare([tmp_path / "minilm-sre", tmp_path / "minilm-rohan"])
-    assert (found.tensors, found.same_base, found.elements) == (103, 103, 22_713_216)
-    *layers, (outside, (rest,)) = found.layers
+    assert (found.tensors, found.same_base_tensors, found.elements) == (103, 103, 22_713_216)
+    *layers, outside = found.layers
+    (rest,) = outside.pairs
     # In the layers as if they were unrelated; nearly every embedding drifted towards zero in both, a little.
     assert len(layers) == 6
-    assert all(abs(agreement.cosine or 1.0) < 0.02 for _, (agreement,) in layers)
-    assert all(agreement.conflict == pytest.approx(0.5, abs=0.01) for _, (agreement,) in layers)
-    assert outside == "outside the layers"
-    assert rest.conflict == pytest.approx(0.035, abs=0.005)
+    assert all(abs(agreement.cosine or 1.0) < 0.02 for layer in layers for agreement in layer.pairs)
+    assert all(
+        agreement.opposite_signs == pytest.approx(0.5, abs=0.01) for layer in layers for agreement in layer.pairs
+    )
+    assert outside.layer == "outside the layers"
+    assert rest.opposite_signs == pytest.approx(0.035, abs=0.005)
     assert pd.inspect(tmp_path / "minilm-sre", samples=4).spectra

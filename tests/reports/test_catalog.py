@@ -31,7 +31,7 @@ def test_every_delta_is_listed_and_has_a_report(registry: Path, tmp_path: Path) 
     site = tree(tmp_path / "site")
     pages = {"index.html", "deltas/alpha/delta/index.html", "deltas/beta/delta/index.html"}
     assert set(site) == {*pages, "paramdelta_catalog.json"}
-    assert (report.deltas, report.pages, report.nbytes) == (2, 3, sum(map(len, site.values())))
+    assert (report.listed_deltas, report.pages, report.nbytes) == (2, 3, sum(map(len, site.values())))
     index = Tags(site["index.html"])
     assert index.addresses == ["#content", "deltas/alpha/delta/index.html", "deltas/beta/delta/index.html"]
     for words in ("alpha/delta", "1.1.0", "2 versions", "license not stated", "2023-11-14", "makes post", "Of base"):
@@ -69,7 +69,7 @@ def test_a_broken_delta_is_told_and_hides_no_other(registry: Path, tmp_path: Pat
     newest = registry / "alpha/delta/1.1.0/manifest.json"
     newest.write_text(newest.read_text().replace('"version": "1.1.0"', '"version": "1.1.1"'))
     report = pd.catalog(registry, tmp_path / "site")
-    assert report.deltas == report.pages - 1
+    assert report.listed_deltas == report.pages - 1
     assert "beta/delta" in (tmp_path / "site/index.html").read_text()
 
 
@@ -100,9 +100,9 @@ def test_a_failure_leaves_no_site(registry: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_queries_limits_and_empty_registries(registry: Path, tmp_path: Path) -> None:
-    assert pd.catalog(registry, tmp_path / "a", query="BETA").deltas == 1
+    assert pd.catalog(registry, tmp_path / "a", query="BETA").listed_deltas == 1
     limited = pd.catalog(registry, tmp_path / "b", limit=1)
-    assert (limited.deltas, limited.more) == (1, True)
+    assert (limited.listed_deltas, limited.more) == (1, True)
     (tmp_path / "nothing").mkdir()
     assert pd.catalog(tmp_path / "nothing", tmp_path / "c").pages == 1
     assert "No delta is published here yet." in (tmp_path / "c/index.html").read_text()

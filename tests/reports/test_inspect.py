@@ -44,7 +44,7 @@ def test_sampled_matrices_are_in_the_report(family: Family) -> None:
 def test_deltas_of_a_registry(registry: Path) -> None:
     assert pd.inspect("org/delta", registry=registry, samples=1).spectra
     found = pd.compare(["org/delta", "org/delta@1.0.0"], registry=registry)
-    assert found.total[0].cosine == pytest.approx(1.0)
+    assert found.pairs[0].cosine == pytest.approx(1.0)
 
 
 def test_a_report_is_written_whole_and_never_over_another_unasked(family: Family, tmp_path: Path) -> None:

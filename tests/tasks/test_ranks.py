@@ -389,7 +389,7 @@ def test_the_commands(operation: str, models: Family, tmp_path: Path, expected: 
     assert "--rank 1 --world 2" in missing.output
     second = run(cli.main, [*command, "--rank", "1", "--world", "2", "--threads", "1", "--json"])
     assert json.loads(second.output) | {"nbytes": 0} == {
-        "out": str(out), "rank": 1, "world": 2, "tasks": json.loads(second.output)["tasks"], "resumed_tasks": 0,
+        "path": str(out), "rank": 1, "world": 2, "tasks": json.loads(second.output)["tasks"], "resumed_tasks": 0,
         "nbytes": 0,
     }  # fmt: skip
     here = os.getcwd()

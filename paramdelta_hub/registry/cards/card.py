@@ -7,7 +7,7 @@ escaped. When a card is written again, the text and the metadata of its author s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from paramdelta_hub.errors import OptionError
@@ -16,6 +16,7 @@ from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.package.labels import HUB_LICENSES
 from paramdelta_hub.package.manifest import Manifest, Source
 from paramdelta_hub.package.package import PICTURE_NAME
+from paramdelta_hub.package.provenance import Delta, Provenance
 from paramdelta_hub.registry.cards.changes import change_table
 from paramdelta_hub.registry.cards.markdown import (
     YOURS_BEGIN,
@@ -113,42 +114,39 @@ def delta_card(
     return _metadata(manifest, id, existing, manifest.license or licenses[1]) + "\n" + "\n\n".join(sections) + "\n"
 
 
-def result_card(provenance: Mapping[str, Any], manifests: Sequence[Manifest], lines: Iterable[str] = ()) -> str:
+def result_card(provenance: Provenance, manifests: Sequence[Manifest], lines: Iterable[str] = ()) -> str:
     """Return the card of an applied model: its sources with weights, versions, commits and warnings.
 
     Nothing in it depends on time or place. It takes nothing from the target's own card, because this is another model.
     It ends with a seal, which shows whether the card was edited.
 
     Args:
-        provenance: the content of ``paramdelta_provenance.json``.
+        provenance: what ``paramdelta_provenance.json`` says.
         manifests: the manifests of the deltas, in the provenance's order.
         lines: notes about the files other than the weights.
     """
-    target, deltas = provenance["target"], provenance["deltas"]
-    sources = [(target["name"], target["commit"]), *((m.post.name, m.post.commit) for m in manifests)]
+    target, deltas = provenance.target, provenance.deltas
+    sources = [(target.name, target.commit), *((m.post.name, m.post.commit) for m in manifests)]
     data = {
         "base_model": list(dict.fromkeys(found for source in sources if (found := hub_id(*source)))) or None,
         "base_model_relation": "merge" if any(hub_id(*source) for source in sources) else None,
         "tags": ["merge", _RESULT_TAG],
     }
-    label = escape_markdown(target["name"])
-    parts = [f"- {model_link(target['name'], target['commit'])}"]
+    label = escape_markdown(target.name)
+    parts = [f"- {model_link(target.name, target.commit)}"]
     parts += [_delta_line(delta, manifest) for delta, manifest in zip(deltas, manifests, strict=True)]
     sections = [
-        f"# {label} + {' + '.join(escape_markdown(delta['name']) for delta in deltas)}",
+        f"# {label} + {' + '.join(escape_markdown(delta.name) for delta in deltas)}",
         f"This model is **{label}**. The difference that post-training made in another model was added to its weights"
         f" by [Paramdelta Hub](https://pypi.org/project/paramdelta-hub/), without training:\n\n{_SUM}",
         "## Made of\n\n" + "\n".join(parts),
     ]
-    if provenance["is_post"]:
+    if provenance.is_post:
         sections.append("The target is the delta's base, so this is post, bit for bit.")
     options = [
-        *(
-            f"Weight of tensors that match {rule['pattern']}: times {rule['factor']:g}"
-            for rule in provenance["weight_map"]
-        ),
-        *(f"Tensors that match {pattern}: taken from the target" for pattern in provenance["skips"]),
-        *provenance["notes"],
+        *(f"Weight of tensors that match {rule.pattern}: times {rule.factor:g}" for rule in provenance.weight_map),
+        *(f"Tensors that match {pattern}: taken from the target" for pattern in provenance.skips),
+        *provenance.notes,
         *lines,
     ]
     if options:
@@ -161,15 +159,14 @@ def result_card(provenance: Mapping[str, Any], manifests: Sequence[Manifest], li
     return seal((front_matter(data) + "\n" + "\n\n".join(sections) + "\n").encode()).decode()
 
 
-def _delta_line(delta: Mapping[str, Any], manifest: Manifest) -> str:
-    kinship = delta["lineage"]
+def _delta_line(delta: Delta, manifest: Manifest) -> str:
     line = (
-        f"- {delta['weight']:+g} × {escape_markdown(delta['name'])} {escape_markdown(delta['version'])}"
-        f" (id `{delta['id'][:16]}`):"
+        f"- {delta.weight:+g} × {escape_markdown(delta.name)} {escape_markdown(delta.version)}"
+        f" (id `{delta.id[:16]}`):"
         f" {model_link(manifest.post.name, manifest.post.commit)}"
         f" − {model_link(manifest.base.name, manifest.base.commit)}"
     )
-    if kinship["forced"]:
+    if delta.lineage.forced:
         line += ". **Warning**: the target does not descend from that base. This was forced; the result may be useless"
     return line
 

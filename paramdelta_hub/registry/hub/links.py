@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from paramdelta_hub.errors import OptionError, RegistryError, SourceError
+from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.errors import StaleError, translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES
@@ -62,8 +63,7 @@ class CardEdit:
         return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-@dataclass(frozen=True)
-class Linked:
+class Linked(Report):
     """The result of linking a delta on a card."""
 
     repo: str
@@ -74,9 +74,10 @@ class Linked:
     """Set if the card was changed by a commit."""
     pull_request: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable record."""
-        return {**asdict(self), "changed": bool(self.diff)}
+    @derived
+    def changed(self) -> bool:
+        """Whether the card did not name the delta before."""
+        return bool(self.diff)
 
 
 def add_link(card: str, repo: str, delta: str, role: Role) -> CardEdit:
@@ -137,10 +138,10 @@ def link(
         except UnicodeDecodeError:
             raise SourceError("the card is not UTF-8", where=repo, remedy="save it as UTF-8 first") from None
         if not edit.diff or dry_run:
-            return Linked(repo, delta, edit.diff)
+            return Linked(repo=repo, delta=delta, diff=edit.diff)
         by_pull_request = not _can_write(api, repo) if create_pr is None else create_pr
         if by_pull_request and (url := find_pull_request(api, repo, title)):
-            return Linked(repo, delta, edit.diff, pull_request=url)
+            return Linked(repo=repo, delta=delta, diff=edit.diff, pull_request=url)
         try:
             return _commit_card(api, edit, head.id, title, by_pull_request)
         except StaleError:
@@ -160,8 +161,8 @@ def _commit_card(api: HfApi, edit: CardEdit, parent: str, title: str, create_pr:
             create_pr=create_pr,
         )
     if create_pr:
-        return Linked(edit.repo, edit.delta, edit.diff, pull_request=made.pr_url)
-    return Linked(edit.repo, edit.delta, edit.diff, commit=made.oid)
+        return Linked(repo=edit.repo, delta=edit.delta, diff=edit.diff, pull_request=made.pr_url)
+    return Linked(repo=edit.repo, delta=edit.delta, diff=edit.diff, commit=made.oid)
 
 
 def _can_write(api: HfApi, repo: str) -> bool:

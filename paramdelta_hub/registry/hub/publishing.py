@@ -271,7 +271,15 @@ def _published(
     api: HfApi, repo: str, delta: Package, commit: str, *, uploaded: bool, pull_request: str | None = None
 ) -> Published:
     version = delta.manifest.version
-    return Published(repo, version, commit, delta.digest, f"{endpoint()}/{repo}/tree/{version}", uploaded, pull_request)
+    return Published(
+        repo=repo,
+        version=version,
+        revision=commit,
+        id=delta.digest,
+        url=f"{endpoint()}/{repo}/tree/{version}",
+        uploaded=uploaded,
+        pull_request=pull_request,
+    )
 
 
 def _version_exists(repo: str, version: str) -> PublishError:

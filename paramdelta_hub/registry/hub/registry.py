@@ -145,7 +145,15 @@ class HubRegistry:
                 allow_downgrade=allow_downgrade,
                 companions=[file for file in manifest.companions if file in files],
             )
-        return Pulled(out, repo, manifest.version, found.commit, package_id, downloaded, signed_by)
+        return Pulled(
+            path=out,
+            repo=repo,
+            version=manifest.version,
+            revision=found.commit,
+            id=package_id,
+            downloaded_nbytes=downloaded,
+            signed_by=signed_by,
+        )
 
     def versions(self, repo: str) -> list[Version]:
         """Return all versions, the newest first by semantic version. Other tags are left out.

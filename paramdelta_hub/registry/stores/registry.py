@@ -137,7 +137,14 @@ class StoreRegistry:
                 where=f"{self._store.url}/{folder}",
                 remedy=HIGHER_VERSION,
             )
-        return Published(repo, version, opened.digest, opened.digest, f"{self._store.url}/{folder}", uploaded)
+        return Published(
+            repo=repo,
+            version=version,
+            revision=opened.digest,
+            id=opened.digest,
+            url=f"{self._store.url}/{folder}",
+            uploaded=uploaded,
+        )
 
     def pull(
         self,
@@ -178,7 +185,9 @@ class StoreRegistry:
         local = self._store.local_path(source)
         if folder is None and local is not None and trust is None:
             _check_in_place(Package(local, manifest, package_id), files, progress)
-            return Pulled(local, repo, version, package_id, package_id, 0)
+            return Pulled(
+                path=local, repo=repo, version=version, revision=package_id, id=package_id, downloaded_nbytes=0
+            )
         out = Path(os.path.abspath(os.path.expanduser(folder or self._cached(source))))
         extras = self._extras(source) if part == "package" else None
         written = install(
@@ -189,7 +198,15 @@ class StoreRegistry:
             allow_downgrade=allow_downgrade,
             companions=[file for file in manifest.companions if file in files and folder is not None],
         )
-        return Pulled(out, repo, version, package_id, package_id, written, signed_by)
+        return Pulled(
+            path=out,
+            repo=repo,
+            version=version,
+            revision=package_id,
+            id=package_id,
+            downloaded_nbytes=written,
+            signed_by=signed_by,
+        )
 
     def versions(self, repo: str) -> list[Version]:
         """Return all versions, the newest first by semantic version.

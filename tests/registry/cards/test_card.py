@@ -24,6 +24,7 @@ from paramdelta_hub.fileio.names import is_clear
 from paramdelta_hub.fileio.seal import is_sealed
 from paramdelta_hub.package.manifest import Manifest, Omission
 from paramdelta_hub.package.package import open_package
+from paramdelta_hub.package.provenance import Delta, Factor, Lineage, Model, Provenance
 from paramdelta_hub.registry.cards.card import _TASKS, delta_card, result_card
 from paramdelta_hub.registry.cards.markdown import (
     YOURS_BEGIN,
@@ -323,26 +324,33 @@ def test_an_applied_models_card_tells_of_post_and_of_force(family: Family, tmp_p
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_strangers_manifest_writes_nothing_into_a_results_card(manifest: Manifest, words: list[str]) -> None:
     evil = hostile(manifest, words)
-    provenance = {
-        "target": {"name": words[0], "commit": None},
-        "deltas": [{"name": evil.name, "version": "1.0.0", "id": "f" * 64, "weight": 1.0, "lineage": {"forced": True}}],
-        "is_post": False,
-        "weight_map": [{"pattern": words[0], "factor": 0.5}],
-        "skips": words,
-        "notes": words,
-    }
+    provenance = provenance_of(
+        target=Model.model_construct(name=words[0], commit=None),
+        deltas=(delta_of(evil.name, weight=1.0, forced=True),),
+        weight_map=(Factor(pattern=words[0], factor=0.5),),
+        skips=tuple(words),
+        notes=tuple(words),
+    )
     card = result_card(provenance, [evil], words)
     check_harmless(card, 0)
     assert sum(kind == "heading_open" for kind in shape(card)) == 4
     assert metadata(card).keys() <= {"base_model", "base_model_relation", "tags"}
 
 
+def provenance_of(**fields: Any) -> Provenance:
+    """Return a provenance that no model has checked, so that its words can be anything."""
+    return Provenance.model_construct(**{"is_post": False, "weight_map": (), "skips": (), "notes": (), **fields})
+
+
+def delta_of(name: str, *, weight: float, forced: bool) -> Delta:
+    lineage = Lineage(correlation=None, tensors=0, forced=forced)
+    return Delta.model_construct(name=name, version="1.0.0", id="f" * 64, weight=weight, lineage=lineage)
+
+
 def test_a_results_card_names_what_is_on_the_hub(manifest: Manifest) -> None:
-    provenance = {
-        "target": {"name": "org/new", "commit": COMMIT},
-        "deltas": [{"name": "d", "version": "1.0.0", "id": "f" * 64, "weight": -1.5, "lineage": {"forced": False}}],
-        "is_post": False, "weight_map": [], "skips": [], "notes": [],
-    }  # fmt: skip
+    provenance = provenance_of(
+        target=Model(name="org/new", commit=COMMIT), deltas=(delta_of("d", weight=-1.5, forced=False),)
+    )
     card = result_card(provenance, [manifest])
     assert metadata(card)["base_model"] == ["org/new", "org/base_instruct"]
     assert metadata(card)["base_model_relation"] == "merge"

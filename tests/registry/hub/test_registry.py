@@ -345,7 +345,7 @@ def test_a_pull_brings_the_newest_version_or_the_one_that_is_named(
         done = client("pull", repo=repo, revision=revision, folder=into)
         assert done["path"] == str(into)
         holds(into, package)
-    assert client("pull", repo=repo)["downloaded"] == 0
+    assert client("pull", repo=repo)["downloaded_nbytes"] == 0
 
 
 def test_a_repository_without_versions_gives_its_main_branch(
@@ -421,7 +421,7 @@ def test_what_the_cache_has_needs_no_network(
         first("pull", repo=repo, revision=revision)
     hub.requests.clear()
     for revision in ("1.0.0", made.tags["1.10.0"]):
-        assert first("pull", repo=repo, revision=revision)["downloaded"] == 0
+        assert first("pull", repo=repo, revision=revision)["downloaded_nbytes"] == 0
     assert not hub.requests
 
     offline = new_client(home=tmp_path / "hf", HF_HUB_OFFLINE="1")

@@ -63,9 +63,9 @@ def test_everything_over_s3(bucket: str, package: Path, tmp_path: Path) -> None:
     pulled = registry.pull(REPO, "1.0.0", tmp_path / "copy")
     assert {name: text for name, text in tree(pulled.path).items() if name != "paramdelta.lock"} == tree(package)
     assert pd.verify(pulled.path).id == pulled.id == id_of(package)
-    assert registry.pull(REPO, "1.0.0", tmp_path / "copy").downloaded == 0
+    assert registry.pull(REPO, "1.0.0", tmp_path / "copy").downloaded_nbytes == 0
     shard_of(tmp_path / "copy").unlink()
-    assert registry.pull(REPO, "1.0.0", tmp_path / "copy").downloaded == shard_of(package).stat().st_size
+    assert registry.pull(REPO, "1.0.0", tmp_path / "copy").downloaded_nbytes == shard_of(package).stat().st_size
 
 
 def test_what_others_publish_is_seen(bucket: str, package: Path, tmp_path: Path) -> None:

@@ -100,12 +100,12 @@ def test_published_and_pulled(root: str, package: Path, tmp_path: Path) -> None:
     pulled = registry.pull(REPO, "1.0.0", tmp_path / "copy")
     assert pulled.path == tmp_path / "copy"
     assert pulled.id == id_of(package)
-    assert pulled.downloaded == sum(map(len, tree(package).values()))
+    assert pulled.downloaded_nbytes == sum(map(len, tree(package).values()))
     lock = json.loads((tmp_path / "copy/paramdelta.lock").read_text())
     assert (lock["repo"], lock["version"], lock["id"]) == (REPO, "1.0.0", id_of(package))
     assert {name: content for name, content in tree(pulled.path).items() if name != "paramdelta.lock"} == tree(package)
     assert pd.verify(pulled.path).id == id_of(package)
-    assert registry.pull(REPO, "1.0.0", tmp_path / "copy").downloaded == 0
+    assert registry.pull(REPO, "1.0.0", tmp_path / "copy").downloaded_nbytes == 0
 
 
 def test_what_is_not_the_packages_stays_at_home(root: str, package: Path, inside: Inside) -> None:
@@ -125,7 +125,7 @@ def test_a_version_in_a_folder_is_a_package(package: Path, tmp_path: Path) -> No
     assert pd.verify(Path(published.url)).id == id_of(package)
     assert os.listdir(tmp_path / "registry" / REPO) == ["1.0.0"]
     pulled = StoreRegistry((tmp_path / "registry").as_uri()).pull(REPO, None)
-    assert (pulled.path, pulled.downloaded) == (tmp_path / "registry" / REPO / "1.0.0", 0)
+    assert (pulled.path, pulled.downloaded_nbytes) == (tmp_path / "registry" / REPO / "1.0.0", 0)
 
 
 def test_equal_content_again_does_nothing(root: str, package: Path, inside: Inside) -> None:
@@ -233,7 +233,7 @@ def test_only_the_part_that_is_asked_for(root: str, package: Path, inside: Insid
     out = tmp_path / "copy"
     registry.pull(REPO, "1.0.0", out, part="manifest")
     assert set(tree(out)) == {"manifest.json", "paramdelta.lock"}
-    assert registry.pull(REPO, "1.0.0", out, part="companions").downloaded == len("{{ messages }}")
+    assert registry.pull(REPO, "1.0.0", out, part="companions").downloaded_nbytes == len("{{ messages }}")
     assert set(tree(out)) == {"manifest.json", "paramdelta.lock", "companions/chat_template.jinja"}
     registry.pull(REPO, "1.0.0", out)
     assert pd.verify(out).id == id_of(package)
@@ -253,7 +253,7 @@ def test_without_a_folder_it_comes_to_a_cache(package: Path, tmp_path: Path, mon
     assert pulled.path.is_relative_to(tmp_path / "cache/paramdelta-hub")
     assert pd.verify(pulled.path).id == id_of(package)
     again = registry.pull(REPO, None)
-    assert (again.path, again.downloaded) == (pulled.path, 0)
+    assert (again.path, again.downloaded_nbytes) == (pulled.path, 0)
     # The store breaks its word; what was pulled as this version once stays what this version is.
     other = altered(package, tmp_path / "other")
     for name, content in tree(other).items():
@@ -343,9 +343,9 @@ def test_pulling_goes_on_file_by_file(root: str, package: Path, inside: Inside, 
         registry.pull(REPO, "1.0.0", tmp_path / "copy")
     inside.write(f"{REPO}/1.0.0/lineage.safetensors", content["lineage.safetensors"])
     rest = sum(len(content[name]) for name in ("lineage.safetensors", "README.md", "manifest.json"))
-    assert registry.pull(REPO, "1.0.0", tmp_path / "copy").downloaded == rest
+    assert registry.pull(REPO, "1.0.0", tmp_path / "copy").downloaded_nbytes == rest
     shard_of(tmp_path / "copy").write_bytes(b"damaged here")
-    assert registry.pull(REPO, "1.0.0", tmp_path / "copy").downloaded == shard_of(package).stat().st_size
+    assert registry.pull(REPO, "1.0.0", tmp_path / "copy").downloaded_nbytes == shard_of(package).stat().st_size
     assert pd.verify(tmp_path / "copy").id == id_of(package)
 
 

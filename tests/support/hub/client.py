@@ -133,7 +133,7 @@ def _calls() -> dict[str, Callable[..., Any]]:
         "search": lambda query=None, base=None, fingerprint=None: list(hub.search(query, base, fingerprint)),
         "card": hub.card,
         "describe_base": lambda model: search.describe_base(model)[:3],
-        "find": lambda query=None, base=None: [found.to_json() for found in operations.search(query, base=base)],
+        "find": lambda query=None, base=None: list(operations.search(query, base=base)),
         "link": links.link,
         "snapshot": lambda repo: huggingface_hub.snapshot_download(repo),
     }
@@ -147,8 +147,12 @@ class _Impatient:
 
 
 def _plain(value: Any) -> Any:
+    from paramdelta_hub.fileio.report import Report
+
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
+    if isinstance(value, Report):
+        return value.to_json()
     if isinstance(value, frozenset):
         return sorted(value)
     return str(value)
