@@ -1,8 +1,8 @@
 """Tensor sources: one tensor's values as the arithmetic wants them, wherever and however they lie in a model's files.
 
 A source is a small frozen dataclass. It says where the values are, goes into a plan as JSON, and opens a reader. Each
-kind is one class here, and :data:`TensorSource` is the union of all of them; nothing else looks at the kind. To read a
-new layout, add its class and name it in the union.
+kind is one class here, and :data:`TensorSource` is the union of all of them. To read a new layout, add its class and
+name it in :data:`PlainSource`.
 
 Readers hand out any range of elements, little-endian, by pread into the caller's buffer.
 """
@@ -31,6 +31,7 @@ from paramdelta_hub.numerics.scratch import scratch
 __all__ = [
     "Dequantized",
     "Files",
+    "PlainSource",
     "Reordered",
     "Stored",
     "TensorSource",
@@ -146,6 +147,10 @@ class Dequantized:
         return _DequantizedValues(self, files)
 
 
+PlainSource: TypeAlias = Stored | Zeros | Dequantized
+"""Every kind of source whose rows are in their own order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reordered:
     """Another source with its rows in another order, such as a vocabulary in another tokenizer's order.
@@ -156,7 +161,7 @@ class Reordered:
         width: elements of a row.
     """
 
-    inner: Annotated[Stored | Zeros | Dequantized, Field(discriminator="kind")]
+    inner: Annotated[PlainSource, Field(discriminator="kind")]
     runs: tuple[Run, ...]
     width: int
     kind: Literal["reordered"] = "reordered"
@@ -176,7 +181,7 @@ class Reordered:
         return _ReorderedValues(self, files)
 
 
-TensorSource: TypeAlias = Annotated[Stored | Zeros | Dequantized | Reordered, Field(discriminator="kind")]
+TensorSource: TypeAlias = Annotated[PlainSource | Reordered, Field(discriminator="kind")]
 """Every kind of source."""
 
 

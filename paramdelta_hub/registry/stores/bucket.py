@@ -33,7 +33,6 @@ from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.limits import COPY_BYTES, KIB, STORE_BLOCK_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.registry.names import check_address
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["BucketStore"]
@@ -55,7 +54,7 @@ class BucketStore:
         # Imported here because registries in folders do not need it.
         from fsspec.core import url_to_fs
 
-        self.url = check_address(url.rstrip("/"))
+        self.url = url.rstrip("/")
         try:
             # No cache of listings, so that new publications are seen at once.
             self._store, path = url_to_fs(self.url, use_listings_cache=False)

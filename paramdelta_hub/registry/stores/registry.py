@@ -18,7 +18,7 @@ from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest,
 from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.registry.install import Snapshot, install
 from paramdelta_hub.registry.materialize import CARD_NAME, EXTRAS, SIGNATURE_NAME, read_extras, receive
-from paramdelta_hub.registry.names import check_repo, folder_of, is_id, is_repo
+from paramdelta_hub.registry.names import check_address, check_repo, folder_of, is_id, is_repo
 from paramdelta_hub.registry.protocol import HIGHER_VERSION, Hit, Part, Published, Pulled, Version, files_of
 from paramdelta_hub.registry.signing import Trust, read_manifest
 from paramdelta_hub.registry.stores.bucket import BucketStore
@@ -85,7 +85,7 @@ class StoreRegistry:
         if folder is not None:
             self._store: Store = FolderStore(expand(folder))
         else:
-            scheme = str(root).partition("://")[0].lower()
+            scheme = check_address(str(root)).partition("://")[0].lower()
             self._store = STORES.get(scheme, BucketStore)(str(root))
 
     def publish(
