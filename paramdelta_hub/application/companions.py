@@ -33,6 +33,7 @@ from paramdelta_hub.checkpoints.tokenizer import read_vocabulary
 from paramdelta_hub.errors import CheckpointError, OptionError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import write_file
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import COMPANION_BYTES
 from paramdelta_hub.package.manifest import DATA_SUFFIXES, ConfigChange, FileRecord
 from paramdelta_hub.package.package import Package
@@ -234,7 +235,7 @@ def write_companions(
     for path in [path for path in result.rglob("*") if path.suffix in (*DATA_SUFFIXES, ".py") and path.is_file()]:
         path.unlink()
     origins: list[Origin] = []
-    parsed: dict[str, dict[str, Any]] = {}
+    parsed: dict[str, JsonObject] = {}
     configs: dict[str, LaidOver] = {}
 
     def put(name: str, source: str, content: bytes) -> None:
@@ -242,13 +243,13 @@ def write_companions(
         write_file(result / name, content)
         origins.append(Origin(name, source, len(content), hashlib.sha256(content).hexdigest()))
         if name in _LOOKED_INTO:
-            parsed[name] = _object(content, name)
+            parsed[name] = _parse(content, name)
 
     for name, path in {**choice.own, **choice.code}.items():
         content, source = read_companion(path), "target"
         if name in (CONFIG, GENERATION):
             laid = configs[name] = lay_over(
-                _object(content, str(path)),
+                _parse(content, str(path)),
                 [(_label(package), change) for package, change in _changes(choice, name)],
                 exceptions=ALWAYS if is_post or name == GENERATION else {**STRUCTURE, **ALWAYS},
                 prefer=prefer,
@@ -297,11 +298,8 @@ def _doubts(result: Path, origins: Iterable[Origin], parsed: Mapping[str, Any]) 
     return doubts + doubtful_ids(config, generation, settings, tokens)
 
 
-def _object(content: bytes, name: str) -> dict[str, Any]:
-    value = strict_json.parse(content, CheckpointError, name, long_integers=True)
-    if not isinstance(value, dict):
-        raise CheckpointError("not a JSON object", where=name)
-    return value
+def _parse(content: bytes, name: str) -> JsonObject:
+    return strict_json.parse_object(content, CheckpointError, name, long_integers=True)
 
 
 def _label(package: Package) -> str:

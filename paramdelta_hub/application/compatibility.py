@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from paramdelta_hub.application.output_files import OutTensor
 from paramdelta_hub.application.row_placement import PlacedRows, RowPlanner
@@ -17,6 +16,7 @@ from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_idle, rule_uses, uses_of_patterns
 from paramdelta_hub.checkpoints.tensor_sources import Stored, Zeros
 from paramdelta_hub.errors import Mismatch, MismatchError
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
 
@@ -91,9 +91,9 @@ class Compatibility:
         return tensors
 
     @property
-    def config_overrides(self) -> dict[str, Any]:
+    def config_overrides(self) -> JsonObject:
         """Keys of ``config.json`` that the result's tensors decide; None: to be left out."""
-        overrides: dict[str, Any] = {"tie_word_embeddings": False} if self.ties else {}
+        overrides: JsonObject = {"tie_word_embeddings": False} if self.ties else {}
         for name, placed in self.placed.items():
             if EMBEDDINGS.search(name) and placed.rows != self.tensor(name).shape[0]:
                 overrides["vocab_size_per_layer_input" if "per_layer" in name else "vocab_size"] = placed.rows

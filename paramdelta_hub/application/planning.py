@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.application.output_files import OutputFile
 from paramdelta_hub.checkpoints.tensor_sources import Dequantized
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.tasks.models import ApplyTask, OutputSpan, ResultTensor
@@ -26,7 +27,7 @@ def plan_apply(
     files: Mapping[str, OutputFile],
     packages: Sequence[Package],
     sums: Sums,
-    request: dict[str, Any],
+    request: JsonObject,
 ) -> Plan:
     """Return the plan that makes the result's files out of a target and deltas that fit it.
 

@@ -17,6 +17,7 @@ from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.names import check_file_name, shown
 from paramdelta_hub.fileio.safetensors import GGUF_REMEDY, Header, TensorSpan, read_header
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import CONFIG_BYTES, FILES, HEADER_BYTES
 
 __all__ = ["INDEX", "WEIGHTS", "Checkpoint", "WeightFile", "assemble", "open_checkpoint", "parse_index", "read_index"]
@@ -42,7 +43,7 @@ class WeightFile:
     start: bytes | None = None
     """All bytes before the data, likewise."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """What tells that the file is still the same, for resuming: its digest if known, or size and time."""
         if self.sha256 is not None:
             return {"file": str(self.path), "sha256": self.sha256}
@@ -65,11 +66,11 @@ class Checkpoint:
         return {span.name: (file, span) for file in self.files for span in file.header.tensors}
 
     @cached_property
-    def config(self) -> dict[str, Any] | None:
+    def config(self) -> JsonObject | None:
         """``config.json``, or None."""
         return self.read_json("config.json")
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> JsonObject | None:
         """Return a JSON object of the model's folder, or None if there is no such file.
 
         Raises:
@@ -79,10 +80,7 @@ class Checkpoint:
         if not path.exists() or self.is_lone_file:
             return None
         text = read_small(path, CONFIG_BYTES, CheckpointError, follow=True)
-        value = strict_json.parse(text, CheckpointError, str(path))
-        if not isinstance(value, dict):
-            raise CheckpointError("not a JSON object", where=str(path))
-        return value
+        return strict_json.parse_object(text, CheckpointError, str(path))
 
     @property
     def is_lone_file(self) -> bool:
@@ -150,7 +148,7 @@ def open_checkpoint(model: str | Path, *, code: bool = False) -> Checkpoint:
     return Checkpoint(source, (_weight_file(found[0], path / found[0]),), None)
 
 
-def read_index(folder: Path) -> tuple[dict[str, Any], list[str]]:
+def read_index(folder: Path) -> tuple[JsonObject, list[str]]:
     """Return ``model.safetensors.index.json`` and the names of the files it speaks of, sorted, all of them safe.
 
     Raises:
@@ -160,7 +158,7 @@ def read_index(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return parse_index(read_small(path, HEADER_BYTES, CheckpointError, follow=True), str(path))
 
 
-def parse_index(text: bytes, where: str) -> tuple[dict[str, Any], list[str]]:
+def parse_index(text: bytes, where: str) -> tuple[JsonObject, list[str]]:
     """Return what :func:`read_index` does, of the file's content.
 
     Raises:
@@ -181,7 +179,7 @@ def parse_index(text: bytes, where: str) -> tuple[dict[str, Any], list[str]]:
     return index, shards
 
 
-def assemble(source: ModelSource, files: Sequence[WeightFile], index: dict[str, Any]) -> Checkpoint:
+def assemble(source: ModelSource, files: Sequence[WeightFile], index: JsonObject) -> Checkpoint:
     """Return a model of several files: every tensor of the index must be in its file, and every tensor of a file in it.
 
     Raises:

@@ -31,6 +31,7 @@ from pydantic import ValidationError
 
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.package.records import CODE_KEYS, ConfigChange
 
 __all__ = [
@@ -94,7 +95,7 @@ class Conflict:
 class LaidOver:
     """A target's config with all changes laid over it, and what became of every key that some post changed."""
 
-    config: dict[str, Any]
+    config: JsonObject
     taken: dict[str, str] = field(default_factory=dict)
     """Keys that have post's value now, and the delta it comes from."""
     kept: dict[str, str] = field(default_factory=dict)
@@ -112,7 +113,7 @@ def merge_patch(old: Any, new: Any, always: re.Pattern[str] | None = None) -> An
     """
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
-    patch: dict[str, Any] = {key: None for key in old if key not in new and old[key] is not None}
+    patch: JsonObject = {key: None for key in old if key not in new and old[key] is not None}
     for key, value in new.items():
         before = old.get(key)
         if isinstance(before, dict) and isinstance(value, dict):
@@ -194,7 +195,7 @@ class _Layer:
     own_tokens: bool
     prefer: Literal["target", "post"]
 
-    def lay(self, node: dict[str, Any], patch: Mapping[str, Any], reverse: Mapping[str, Any], above: str = "") -> None:
+    def lay(self, node: JsonObject, patch: Mapping[str, Any], reverse: Mapping[str, Any], above: str = "") -> None:
         """Change ``node``, an object of the result whose keys' paths begin with ``above``."""
         for key, new in patch.items():
             path, old, found = above + key, reverse.get(key), node.get(key)
@@ -231,7 +232,7 @@ def _settle(result: LaidOver, key: str, value: Any) -> None:
                 told.pop(above + key, None)
 
 
-def _put(node: dict[str, Any], key: str, value: Any) -> None:
+def _put(node: JsonObject, key: str, value: Any) -> None:
     if value is None:
         node.pop(key, None)
     else:

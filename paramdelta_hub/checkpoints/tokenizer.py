@@ -13,6 +13,7 @@ from typing import Any
 from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import file_digest, read_small
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import COMPANION_BYTES, TOKENIZER_VALUES, VOCABULARY_ROWS
 
 __all__ = ["Vocabulary", "read_vocabulary", "same_tokenizer"]
@@ -100,17 +101,16 @@ def read_vocabulary(folder: Path, error: type[SourceError] = CheckpointError) ->
     where = str(path)
     content = read_small(path, COMPANION_BYTES, error, follow=True)
     settings = {
-        file.name: _object(_parse(read_small(file, COMPANION_BYTES, error, follow=True), error, str(file)), error, file)
-        for file in additions
+        file.name: _parse(read_small(file, COMPANION_BYTES, error, follow=True), error, str(file)) for file in additions
     }
     added: list[tuple[object, object]] = []
-    entries: list[dict[str, Any]] = []
+    entries: list[JsonObject] = []
     if path.suffix == ".model":
         tokens = _pieces(content, path, settings.get("tokenizer_config.json", {}), error)
     elif path.name == "vocab.txt":
         tokens = _lines(content, where, error)
     else:
-        value = _object(_parse(_without_merges(content), error, where), error, path)
+        value = _parse(_without_merges(content), error, where)
         if path.name == "vocab.json":
             tokens = _table(value, where, error)
         else:
@@ -131,17 +131,11 @@ def read_vocabulary(folder: Path, error: type[SourceError] = CheckpointError) ->
     return Vocabulary(tokens, where, frozenset(special & tokens.keys()))
 
 
-def _parse(text: bytes, error: type[SourceError], where: str) -> Any:
-    return strict_json.parse(text, error, where, TOKENIZER_VALUES, long_integers=True)
+def _parse(text: bytes, error: type[SourceError], where: str) -> JsonObject:
+    return strict_json.parse_object(text, error, where, TOKENIZER_VALUES, long_integers=True)
 
 
-def _object(value: Any, error: type[SourceError], path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise error("not a JSON object", where=str(path))
-    return value
-
-
-def _objects(value: Any) -> list[dict[str, Any]]:
+def _objects(value: Any) -> list[JsonObject]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
