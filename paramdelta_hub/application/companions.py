@@ -21,14 +21,14 @@ from paramdelta_hub.checkpoints.companions import (
     code_files,
     code_key,
     companions,
+    is_vocabulary_file,
     kind_of,
     may_name_code,
-    names_words,
     packaged,
     read_companion,
 )
-from paramdelta_hub.checkpoints.config_merge import ALWAYS, STRUCTURE, LaidOver, lay_over
-from paramdelta_hub.checkpoints.token_ids import doubtful_ids
+from paramdelta_hub.checkpoints.config_merge import ALWAYS, STRUCTURE, MergedConfig, merge_config
+from paramdelta_hub.checkpoints.token_ids import token_id_warnings
 from paramdelta_hub.checkpoints.tokenizer import read_vocabulary
 from paramdelta_hub.errors import CheckpointError, OptionError, SourceError
 from paramdelta_hub.fileio import strict_json
@@ -88,7 +88,7 @@ class CompanionSelection:
     @property
     def tokenizer_of(self) -> int | None:
         """The number of the delta whose tokenizer the result has; None: the target's, or none at all."""
-        return self.provider if any(names_words(name) for name in self.carried) else None
+        return self.provider if any(is_vocabulary_file(name) for name in self.carried) else None
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -103,7 +103,7 @@ class CompanionReport:
 
     mode: Mode
     files: tuple[Origin, ...]
-    configs: Mapping[str, LaidOver] = field(default_factory=dict)
+    configs: Mapping[str, MergedConfig] = field(default_factory=dict)
     """What became of each config over which changes were laid."""
     warnings: tuple[str, ...] = ()
 
@@ -184,7 +184,7 @@ def select_companions(
                 f"all are those of {_label(packages[provider])}"
             )
     stray = [name for name in taken if kind_of(name) == "tokenizer"]
-    if stray and not any(map(names_words, stray)):
+    if stray and not any(map(is_vocabulary_file, stray)):
         warnings.append(f"not taken, as there is no vocabulary with it: {_some(stray)}")
         taken = {name: file for name, file in taken.items() if name not in stray}
     merged = [GENERATION] if any(GENERATION in package.manifest.configs for package in packages) else []
@@ -236,7 +236,7 @@ def write_companions(
         path.unlink()
     origins: list[Origin] = []
     parsed: dict[str, JsonObject] = {}
-    configs: dict[str, LaidOver] = {}
+    configs: dict[str, MergedConfig] = {}
 
     def put(name: str, source: str, content: bytes) -> None:
         (result / name).parent.mkdir(exist_ok=True)
@@ -248,7 +248,7 @@ def write_companions(
     for name, path in {**choice.own, **choice.code}.items():
         content, source = read_companion(path), "target"
         if name in (CONFIG, GENERATION):
-            laid = configs[name] = lay_over(
+            laid = configs[name] = merge_config(
                 _parse(content, str(path)),
                 [(_label(package), change) for package, change in _changes(choice, name)],
                 exceptions=ALWAYS if is_post or name == GENERATION else {**STRUCTURE, **ALWAYS},
@@ -288,14 +288,14 @@ def _whose_tokens(choice: CompanionSelection, name: ConfigName) -> int | Literal
 def _doubts(result: Path, origins: Iterable[Origin], parsed: Mapping[str, Any]) -> list[str]:
     """Return what is odd about the ids at which the result begins and ends."""
     doubts, tokens = [], None
-    if any(names_words(origin.path) for origin in origins):
+    if any(is_vocabulary_file(origin.path) for origin in origins):
         try:
             vocabulary = read_vocabulary(result)
             tokens = vocabulary.tokens if vocabulary else None
         except SourceError as error:
             doubts.append(f"the tokenizer can't be checked: {error.what}")
     config, generation, settings = (parsed.get(name, {}) for name in _LOOKED_INTO)
-    return doubts + doubtful_ids(config, generation, settings, tokens)
+    return doubts + token_id_warnings(config, generation, settings, tokens)
 
 
 def _parse(content: bytes, name: str) -> JsonObject:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from paramdelta_hub.application.companions import CompanionSelection, select_companions
 from paramdelta_hub.application.compatibility import Compatibility, check_compatibility
-from paramdelta_hub.application.earlier import find_earlier
+from paramdelta_hub.application.earlier import evidence_of_earlier
 from paramdelta_hub.application.output_files import OutputFile
 from paramdelta_hub.application.requantize import keeps_fp8
 from paramdelta_hub.application.request import ApplyRequest
@@ -17,7 +17,7 @@ from paramdelta_hub.application.row_placement import RowPlanner
 from paramdelta_hub.application.weighted_deltas import AppliedDelta, check_lineage
 from paramdelta_hub.application.weights import WeightMap, Weights
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
+from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.quantization import quantization_files
 from paramdelta_hub.checkpoints.remote import RemoteModel, RemoteValues, open_remote
 from paramdelta_hub.checkpoints.tensor_sources import Files
@@ -41,14 +41,13 @@ class Inputs:
     remote: RemoteModel | None
     """The target, where it is streamed."""
     model: Checkpoint
-    logical: LogicalModel
     packages: list[Package]
     weights: Weights
-    choice: CompanionSelection
-    fit: Compatibility
+    companions: CompanionSelection
+    compatibility: Compatibility
     may_replace: Replacement
     """Judges whether a finished output may be replaced: it must stand apart from all of these."""
-    doubts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     """What was forced although it looks like a slip, in words."""
 
     def needed_bytes(self, files: Iterable[OutputFile], tasks_at_a_time: int) -> int:
@@ -56,7 +55,7 @@ class Inputs:
         fetched = sorted(file.header.size for file in self.model.files) if self.remote else []
         return sum(file.size for file in files) + sum(fetched[-tasks_at_a_time - 1 :])
 
-    def there_already(self) -> tuple[str, ...]:
+    def check_earlier(self) -> tuple[str, ...]:
         """Return in words which deltas the target seems to have already, where that is forced.
 
         Raises:
@@ -65,7 +64,7 @@ class Inputs:
         values: Files | None = RemoteValues(self.remote) if self.remote else None
         found = []
         for number, (package, weight) in enumerate(zip(self.packages, self.weights.deltas, strict=True)):
-            if weight and (why := find_earlier(self.fit, number, package, weight, values)):
+            if weight and (why := evidence_of_earlier(self.compatibility, number, package, weight, values)):
                 found.append(f"{package.manifest.name} {package.manifest.version}: {why}")
         if found and not self.request.force:
             raise MismatchError(
@@ -76,7 +75,7 @@ class Inputs:
             )
         return tuple(f"added once more: {why}" for why in found)
 
-    def kin(self) -> list[AppliedDelta]:
+    def check_lineages(self) -> list[AppliedDelta]:
         """Compare every delta's samples with the target's values; with a few of them, where it is streamed.
 
         Raises:
@@ -85,7 +84,7 @@ class Inputs:
         """
         remote = RemoteValues(self.remote) if self.remote else None
         return [
-            check_lineage(self.fit, number, package, weight, self.request.force, remote)
+            check_lineage(self.compatibility, number, package, weight, self.request.force, remote)
             for number, (package, weight) in enumerate(zip(self.packages, self.weights.deltas, strict=True))
         ]
 
@@ -117,36 +116,41 @@ def open_inputs(
     code = request.keep_remote_code_of_target
     remote = open_remote(request.target, pieces, code=code) if request.stream else None
     model = remote.checkpoint if remote else open_checkpoint(request.target, code=code)
-    located = [locate_delta(delta, registry, part=part, progress=progress or Progress()) for delta, _ in request.deltas]
-    packages = [open_package(folder) for folder in located]
-    doubts = _doubled(packages, request.force)
+    folders = [locate_delta(delta, registry, part=part, progress=progress or Progress()) for delta, _ in request.deltas]
+    packages = [open_package(folder) for folder in folders]
+    warnings = _repeated_deltas(packages, request.force)
     deltas = tuple(weight for _, weight in request.deltas)
     added = [number for number, weight in enumerate(deltas) if weight > 0]
-    choice = select_companions(
-        model,
-        [packages[number] for number in added],
-        request.companions,
-        keep_remote_code_of_target=code,
-    )
+    providers = [packages[number] for number in added]
+    companions = select_companions(model, providers, request.companions, keep_remote_code_of_target=code)
     tokenizer = tokenizer_folder(request.target_tokenizer, model)
-    leader = None if choice.tokenizer_of is None else added[choice.tokenizer_of]
+    tokenizer_from = None if companions.tokenizer_of is None else added[companions.tokenizer_of]
     logical, weights = logical_model(model), Weights(deltas, WeightMap(request.weight_map))
     in_fp8 = keeps_fp8(logical, request.dtype)
     if in_fp8:
-        choice = replace(choice, own={**choice.own, **quantization_files(model)})
-    rows = RowPlanner(tokenizer, packages, leader)
-    fit = check_compatibility(logical, packages, request.rules, rows, weights, in_fp8)
-    here = replace(request, deltas=tuple(zip(map(os.fspath, located), deltas, strict=True)))
+        companions = replace(companions, own={**companions.own, **quantization_files(model)})
+    rows = RowPlanner(tokenizer, packages, tokenizer_from)
+    compatibility = check_compatibility(logical, packages, request.rules, rows, weights, in_fp8)
     places = [
         *model_places("the target", model),
-        *(("a delta", folder) for folder in located),
+        *(("a delta", folder) for folder in folders),
         *([("a tokenizer", tokenizer)] if tokenizer else []),
         *registry_places(registry, [delta for delta, _ in request.deltas]),
     ]
-    return Inputs(here, remote, model, logical, packages, weights, choice, fit, Replacement("model", places), doubts)
+    return Inputs(
+        request=replace(request, deltas=tuple(zip(map(os.fspath, folders), deltas, strict=True))),
+        remote=remote,
+        model=model,
+        packages=packages,
+        weights=weights,
+        companions=companions,
+        compatibility=compatibility,
+        may_replace=Replacement("model", places),
+        warnings=warnings,
+    )
 
 
-def _doubled(packages: Sequence[Package], force: bool) -> tuple[str, ...]:
+def _repeated_deltas(packages: Sequence[Package], force: bool) -> tuple[str, ...]:
     """Return in words which deltas are named more than once, under whatever labels, where that is forced.
 
     Raises:

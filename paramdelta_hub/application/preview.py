@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.application.inputs import open_inputs
-from paramdelta_hub.application.output_files import lay_out
+from paramdelta_hub.application.output_files import plan_output_files
 from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.weighted_deltas import AppliedDelta
-from paramdelta_hub.checkpoints.matching import LeftOut
+from paramdelta_hub.checkpoints.matching import OmittedTensor
 from paramdelta_hub.checkpoints.rules import RuleUse
 from paramdelta_hub.errors import StorageError
 from paramdelta_hub.fileio.sizes import human_bytes
@@ -40,7 +40,7 @@ class Preview:
     """Bytes that the disk must have for it."""
     free_bytes: int
     """Bytes that are free where the result would lie, with those that an interrupted run has taken there."""
-    omissions: tuple[LeftOut, ...]
+    omissions: tuple[OmittedTensor, ...]
     notes: tuple[str, ...]
     rules: tuple[RuleUse, ...]
     """What each rule hits, and which tensors it leaves out although a delta changes them."""
@@ -104,19 +104,22 @@ def preview(
     inputs = open_inputs(request, workspace.pieces, registry=registry, part="evidence", progress=progress)
     if overwrite and os.path.lexists(workspace.out):
         inputs.may_replace(workspace.out)
-    fit = inputs.fit
-    deltas, files = tuple(inputs.kin()), lay_out(inputs.model, fit.results, fit.colocate_with)
-    paired = {name for match in fit.matches for name in match.pairs}
+    compatibility = inputs.compatibility
+    deltas, files = (
+        tuple(inputs.check_lineages()),
+        plan_output_files(inputs.model, compatibility.results, compatibility.colocate_with),
+    )
+    paired = {name for match in compatibility.matches for name in match.pairs}
     return Preview(
         out=workspace.given,
         target=inputs.model.source.name,
         deltas=deltas,
         paired_tensors=len(paired),
-        kept_tensors=len(fit.results.keys() - paired),
+        kept_tensors=len(compatibility.results.keys() - paired),
         nbytes=sum(file.size for file in files.values()),
         needed_bytes=inputs.needed_bytes(files.values(), default_threads()),
         free_bytes=workspace.space(),
-        omissions=fit.omissions,
-        notes=(*inputs.doubts, *inputs.there_already(), *fit.notes),
-        rules=fit.uses,
+        omissions=compatibility.omissions,
+        notes=(*inputs.warnings, *inputs.check_earlier(), *compatibility.notes),
+        rules=compatibility.uses,
     )

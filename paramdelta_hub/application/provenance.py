@@ -18,11 +18,11 @@ from paramdelta_hub.package.provenance import PROVENANCE_NAME
 __all__ = ["PROVENANCE_NAME", "is_post", "provenance_of"]
 
 
-def is_post(applied: Sequence[AppliedDelta], fit: Compatibility, digests: dict[str, str]) -> bool:
+def is_post(applied: Sequence[AppliedDelta], compatibility: Compatibility, digests: dict[str, str]) -> bool:
     """Whether every tensor of the delta came out as post's own, by its digest, and post has no others."""
     if len(applied) != 1:
         return False
-    records, pairs = applied[0].package.records, fit.matches[0].pairs
+    records, pairs = applied[0].package.records, compatibility.matches[0].pairs
     if any(omission.reason == SKIPPED for omission in applied[0].package.manifest.omissions):
         return False
     return len(pairs) == len(records) and all(
@@ -31,7 +31,7 @@ def is_post(applied: Sequence[AppliedDelta], fit: Compatibility, digests: dict[s
 
 
 def provenance_of(
-    fit: Compatibility,
+    compatibility: Compatibility,
     applied: Sequence[AppliedDelta],
     weight_map: WeightMap,
     rules: Rules,
@@ -39,23 +39,23 @@ def provenance_of(
     exactly_post: bool,
 ) -> dict[str, Any]:
     """Return what the result is made of. No time and no path: equal inputs give an equal file."""
-    source = fit.target.checkpoint.source
+    source = compatibility.target.checkpoint.source
     return {
         "format": "paramdelta-provenance",
         "format_version": 1,
         "created_by": __about__.CREATED_BY,
         "target": {"name": source.name, "commit": source.commit},
         "deltas": [_delta(delta) for delta in applied],
-        "earlier": [delta.model_dump(mode="json") for delta in earlier_deltas(fit.target.checkpoint)],
+        "earlier": [delta.model_dump(mode="json") for delta in earlier_deltas(compatibility.target.checkpoint)],
         "weight_map": [{"pattern": pattern, "factor": factor} for pattern, factor in weight_map.rules],
         "renames": [{"pattern": pattern, "replacement": new} for pattern, new in rules.renames],
         "skips": list(rules.skips),
-        "omissions": [omission._asdict() for omission in fit.omissions],
-        "notes": list(fit.notes),
+        "omissions": [omission._asdict() for omission in compatibility.omissions],
+        "notes": list(compatibility.notes),
         "is_post": exactly_post,
         "tensors": {
             name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "blake3": digests[name]}
-            for name, tensor in fit.results.items()
+            for name, tensor in compatibility.results.items()
         },
     }
 

@@ -39,7 +39,7 @@ def tensors(delta: str | Path, pattern: str = "") -> Iterator[tuple[str, torch.T
         PackageError: not a package, or damaged; a damaged tensor is never yielded.
     """
     package = open_package(Path(delta))
-    places = package.payload_places()
+    places = package.payload_locations()
     wanted = [r for r in package.manifest.tensors if r.effect == "add" and re.search(pattern, r.name)]
     kernel = kernel_for(decoded_nbytes(wanted))
     with OpenFiles(PackageError) as shards:

@@ -9,7 +9,7 @@ from typing import Any
 
 from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.application.weights import Weights
-from paramdelta_hub.checkpoints.lineage import Kinship, compare, unpack_samples
+from paramdelta_hub.checkpoints.lineage import LineageMatch, compare_samples, unpack_samples
 from paramdelta_hub.checkpoints.prediction import Prediction, predict
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.errors import LineageError
@@ -18,7 +18,7 @@ from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.tensor_delta import StoredDelta
 from paramdelta_hub.transforms.addend import Addend, RowPlacement
 
-__all__ = ["AppliedDelta", "check_lineage", "sums_of"]
+__all__ = ["AppliedDelta", "addends_by_tensor", "check_lineage"]
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class AppliedDelta:
 
     package: Package
     weight: float
-    kinship: Kinship
+    lineage: LineageMatch
     forced: bool
     """Whether it was applied although the target is not kin."""
 
     @property
     def prediction(self) -> Prediction:
         """What to expect of it, were it applied alone and with weight 1."""
-        return predict(self.kinship, self.package.manifest.tensors)
+        return predict(self.lineage, self.package.manifest.tensors)
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable record, which also stands in the provenance file."""
@@ -48,46 +48,48 @@ class AppliedDelta:
             "base": manifest.base.name,
             "post": manifest.post.name,
             "lineage": {
-                "correlation": self.kinship.correlation,
-                "tensors": self.kinship.tensors,
+                "correlation": self.lineage.correlation,
+                "tensors": self.lineage.tensors,
                 "forced": self.forced,
             },
         }
 
 
 def check_lineage(
-    fit: Compatibility, number: int, package: Package, weight: float, force: bool, remote: Files | None = None
+    compatibility: Compatibility, number: int, package: Package, weight: float, force: bool, remote: Files | None = None
 ) -> AppliedDelta:
     """Compare base's samples with the target's values, which ``remote`` reads if given; refuse one that is not kin."""
     samples = unpack_samples(package.read_lineage(), str(package.path / package.manifest.lineage.path))
     tensors = {}
-    for name, theirs in fit.matches[number].pairs.items():
-        placed = fit.placed.get(name)
-        if name in fit.carried or (placed and number not in placed.inverse):
+    for name, target_values in compatibility.matches[number].pairs.items():
+        placed = compatibility.placed.get(name)
+        if name in compatibility.carried or (placed and number not in placed.inverse):
             continue  # nothing of the delta is added to the target's values
-        tensor = fit.tensor(name).reorder_rows(placed.inverse[number] if placed else None)
-        if tensor.shape == package.records[theirs].shape:
-            tensors[theirs] = tensor
-    kinship = compare(samples, tensors, remote)
-    if not kinship.is_kin and not force:
+        tensor = compatibility.tensor(name).reorder_rows(placed.inverse[number] if placed else None)
+        if tensor.shape == package.records[target_values].shape:
+            tensors[target_values] = tensor
+    lineage = compare_samples(samples, tensors, remote)
+    if not lineage.is_related and not force:
         raise LineageError(
-            f"not kin to the delta's base {package.manifest.base.name!r}: {kinship};"
+            f"not kin to the delta's base {package.manifest.base.name!r}: {lineage};"
             f" the minimum is {KIN_CORRELATION:.2f}",
-            float("nan") if kinship.correlation is None else kinship.correlation,
-            where=str(fit.target.checkpoint.source.path),
+            float("nan") if lineage.correlation is None else lineage.correlation,
+            where=str(compatibility.target.checkpoint.source.path),
             remedy="on other weights the delta means nothing: choose a target made from its base, or use --force",
         )
-    return AppliedDelta(package, weight, kinship, forced=not kinship.is_kin)
+    return AppliedDelta(package, weight, lineage, forced=not lineage.is_related)
 
 
-def sums_of(fit: Compatibility, packages: Sequence[Package], weights: Weights) -> dict[str, list[Addend]]:
+def addends_by_tensor(
+    compatibility: Compatibility, packages: Sequence[Package], weights: Weights
+) -> dict[str, list[Addend]]:
     """Return for every tensor that changes what is added to it."""
     sums: dict[str, list[Addend]] = {}
     for number, package in enumerate(packages):
-        records, places = package.records, package.payload_places()
-        for ours, theirs in fit.matches[number].pairs.items():
-            record, carried = records[theirs], fit.carried.get(ours)
-            placed, weight = fit.placed.get(ours), weights.of(number, ours)
+        records, places = package.records, package.payload_locations()
+        for base_values, target_values in compatibility.matches[number].pairs.items():
+            record, carried = records[target_values], compatibility.carried.get(base_values)
+            placed, weight = compatibility.placed.get(base_values), weights.of(number, base_values)
             if carried and carried.number != number:
                 continue
             # What can't be scaled is taken whole with any weight above 0: the delta is wanted, and half an integer or
@@ -101,18 +103,20 @@ def sums_of(fit: Compatibility, packages: Sequence[Package], weights: Weights) -
                 runs = tuple(run if run.whole else run._replace(source=None) for run in runs)
             if (placed or weight == 0.0) and all(run.source is None for run in runs):
                 continue
-            addends = sums.setdefault(ours, [])
+            addends = sums.setdefault(base_values, [])
             if record.effect == "replace" and (addends or record.shard is None):
                 continue
             placement = None
             if placed:
-                in_its_order = fit.tensor(ours).reorder_rows(placed.inverse[number])
+                in_its_order = compatibility.tensor(base_values).reorder_rows(placed.inverse[number])
                 placement = RowPlacement(runs, math.prod(in_its_order.shape[1:]), in_its_order.source)
             addends.append(Addend(StoredDelta.of(record, places), weight, placement))
     # Weights that would become fp8 again only to gain nothing are left as they are, codes and scales.
     unchanged = {
         name
         for name, addends in sums.items()
-        if fit.in_fp8(name) and name not in fit.placed and all(addend.delta.is_zero for addend in addends)
+        if compatibility.in_fp8(name)
+        and name not in compatibility.placed
+        and all(addend.delta.is_zero for addend in addends)
     }
     return {name: addends for name, addends in sums.items() if addends and name not in unchanged}

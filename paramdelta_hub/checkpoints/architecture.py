@@ -13,9 +13,9 @@ from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.durable import file_digest
 from paramdelta_hub.package.manifest import Architecture, Source, SourceFile
 
-__all__ = ["describe_architecture", "describe_source", "fingerprint"]
+__all__ = ["architecture_record", "fingerprint", "source_record"]
 
-_A_SCALE = re.compile(r"(.+)_scale(_inv)?", re.DOTALL)
+_SCALE_NAME = re.compile(r"(.+)_scale(_inv)?", re.DOTALL)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 
 
@@ -28,25 +28,25 @@ def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
     """
     digest, shapes = hashlib.sha256(), dict(tensors)
     for name, shape in sorted(shapes.items()):
-        scaled = _A_SCALE.fullmatch(name)
+        scaled = _SCALE_NAME.fullmatch(name)
         if DERIVED.search(name) or (scaled and scaled[1] in shapes):
             continue
         digest.update(f"{name}\t{'x'.join(map(str, shape))}\n".encode())
     return digest.hexdigest()
 
 
-def describe_architecture(checkpoint: Checkpoint) -> Architecture:
+def architecture_record(checkpoint: Checkpoint) -> Architecture:
     """Return what a target must look like to take a delta of this base."""
     config = checkpoint.config or {}
     model_type, classes = config.get("model_type"), config.get("architectures")
     return Architecture(
-        model_type=model_type if _is_label(model_type) else None,
-        classes=tuple(filter(_is_label, classes))[:64] if isinstance(classes, list) else (),
+        model_type=model_type if _fits_manifest(model_type) else None,
+        classes=tuple(filter(_fits_manifest, classes))[:64] if isinstance(classes, list) else (),
         fingerprint=fingerprint((name, span.shape) for name, (_, span) in checkpoint.tensors.items()),
     )
 
 
-def _is_label(value: object) -> bool:
+def _fits_manifest(value: object) -> bool:
     """Whether a manifest can hold what a config says: other values are none that a model class could have."""
     return isinstance(value, str) and 0 < len(value) <= 1024
 
@@ -58,7 +58,7 @@ def _blob_digest(file: WeightFile) -> str | None:
     return name if is_blob else None
 
 
-def describe_source(checkpoint: Checkpoint, digests: Mapping[Path, str]) -> Source:
+def source_record(checkpoint: Checkpoint, digests: Mapping[Path, str]) -> Source:
     """Return the manifest's record of base or post.
 
     Args:

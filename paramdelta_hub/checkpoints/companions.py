@@ -29,9 +29,9 @@ __all__ = [
     "code_files",
     "code_key",
     "companions",
+    "is_vocabulary_file",
     "kind_of",
     "may_name_code",
-    "names_words",
     "packaged",
     "read_companion",
 ]
@@ -70,7 +70,7 @@ def kind_of(name: str) -> Kind | None:
     return next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(name)), None)
 
 
-def names_words(name: str) -> bool:
+def is_vocabulary_file(name: str) -> bool:
     """Whether a file says which token has which id: without one, there is no tokenizer."""
     return _WORDS.fullmatch(name) is not None
 

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.matching import Entry, Match
-from paramdelta_hub.checkpoints.quantization import find_scales, leftovers, refusal
+from paramdelta_hub.checkpoints.quantization import find_scales, unsupported_reason, unused_tensors
 from paramdelta_hub.checkpoints.roles import vocabulary_tensors
 from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Reordered, Stored, TensorSource
 from paramdelta_hub.fileio.safetensors import Sized
@@ -63,7 +63,7 @@ class LogicalModel:
     tensors: dict[str, LogicalTensor]
     omissions: tuple[tuple[str, str], ...]
     """(name, reason)"""
-    refused: str | None
+    unsupported: str | None
     """Why no sums can be made of these numbers, in a sentence; None if they can."""
 
     @cached_property
@@ -83,19 +83,19 @@ def logical_model(checkpoint: Checkpoint) -> LogicalModel:
     Raises:
         CheckpointError: an 8-bit weight whose scale does not fit it.
     """
-    refused = refusal(checkpoint)
-    quantized = {} if refused else find_scales(checkpoint)
-    aside = leftovers(checkpoint, quantized)
+    unsupported = unsupported_reason(checkpoint)
+    quantized = {} if unsupported else find_scales(checkpoint)
+    omitted = unused_tensors(checkpoint, quantized)
     tensors = {}
     for name, (file, span) in checkpoint.tensors.items():
-        if name in aside:
+        if name in omitted:
             continue
         source: TensorSource = Stored.of(file, span)
         if scaled := quantized.get(name):
             scale = Stored.of(*checkpoint.tensors[scaled.scale])
             source = Dequantized(Stored.of(file, span), scale, scaled.scale, scaled.grid)
         tensors[name] = LogicalTensor(source.dtype, span.shape, source)
-    return LogicalModel(checkpoint, tensors, tuple(aside.items()), refused)
+    return LogicalModel(checkpoint, tensors, tuple(omitted.items()), unsupported)
 
 
 def entries_of(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:

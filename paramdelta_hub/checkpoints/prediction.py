@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from paramdelta_hub.checkpoints.lineage import Kinship
+from paramdelta_hub.checkpoints.lineage import LineageMatch
 from paramdelta_hub.package.manifest import TensorRecord
 
 __all__ = ["BANDS", "Band", "Prediction", "predict"]
@@ -75,29 +75,29 @@ class Prediction:
         )
 
 
-def predict(kinship: Kinship, tensors: Iterable[TensorRecord]) -> Prediction:
+def predict(lineage: LineageMatch, tensors: Iterable[TensorRecord]) -> Prediction:
     """Return what is to be expected of a delta, at weight 1, on a target of this kinship.
 
     Args:
-        kinship: of the target to the delta's base.
+        lineage: of the target to the delta's base.
         tensors: the delta's.
     """
     own = {
         record.name: record.delta_norm / record.base_norm
         for record in tensors
-        if record.name in kinship.distances and record.base_norm and record.delta_norm is not None
+        if record.name in lineage.distances and record.base_norm and record.delta_norm is not None
     }
-    distance = fmean(kinship.distances.values()) if kinship.distances else None
+    distance = fmean(lineage.distances.values()) if lineage.distances else None
     if distance is not None and not math.isfinite(distance):
         distance = None
     ratio = None
     if distance and own:
-        found = fmean(own.values()) / fmean(kinship.distances[name] for name in own)
+        found = fmean(own.values()) / fmean(lineage.distances[name] for name in own)
         ratio = found if math.isfinite(found) else None
     band = None
-    if kinship.correlation is not None and not kinship.same_values:
-        band = next((band for band in BANDS if kinship.correlation >= band.correlation), BANDS[-1])
-    return Prediction(band, kinship.same_values, distance, ratio)
+    if lineage.correlation is not None and not lineage.same_values:
+        band = next((band for band in BANDS if lineage.correlation >= band.correlation), BANDS[-1])
+    return Prediction(band, lineage.same_values, distance, ratio)
 
 
 def _percent(share: float) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.companions import CONFIG, FOLDER, GENERATION, carried, read_companion
-from paramdelta_hub.checkpoints.config_merge import describe_change
+from paramdelta_hub.checkpoints.config_merge import config_change
 from paramdelta_hub.fileio.durable import write_file
 from paramdelta_hub.package.manifest import ConfigChange, FileRecord
 from paramdelta_hub.package.records import ConfigName
 
-__all__ = ["check_packable", "config_changes", "pack"]
+__all__ = ["check_companions", "config_changes", "pack"]
 
 
 def config_changes(base: Checkpoint, post: Checkpoint) -> dict[ConfigName, ConfigChange]:
@@ -21,14 +21,14 @@ def config_changes(base: Checkpoint, post: Checkpoint) -> dict[ConfigName, Confi
     changes: dict[ConfigName, ConfigChange] = {}
     old, new = base.read_json(CONFIG), post.read_json(CONFIG)
     if old is not None and new is not None:
-        changes[CONFIG] = describe_change(old, new)
+        changes[CONFIG] = config_change(old, new)
     new = post.read_json(GENERATION)
     if new is not None and not base.is_lone_file:
-        changes[GENERATION] = describe_change(base.read_json(GENERATION) or {}, new)
+        changes[GENERATION] = config_change(base.read_json(GENERATION) or {}, new)
     return changes
 
 
-def check_packable(base: Checkpoint, post: Checkpoint, tokenizer: Path | None) -> None:
+def check_companions(base: Checkpoint, post: Checkpoint, tokenizer: Path | None) -> None:
     """Raise now, before the work, what :func:`pack` and :func:`config_changes` would raise after it."""
     carried(post, tokenizer)
     config_changes(base, post)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paramdelta_hub import __about__
-from paramdelta_hub.checkpoints.architecture import describe_architecture, describe_source
+from paramdelta_hub.checkpoints.architecture import architecture_record, source_record
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.lineage import pack_samples, sample
 from paramdelta_hub.checkpoints.rules import Rules
@@ -72,9 +72,9 @@ def assemble(
         version=labels.version,
         license=labels.license,
         created_by=__about__.CREATED_BY,
-        base=describe_source(base, digests),
-        post=describe_source(post, digests),
-        architecture=describe_architecture(base),
+        base=source_record(base, digests),
+        post=source_record(post, digests),
+        architecture=architecture_record(base),
         exactness=Exactness(
             exact=True,
             elements=sum(record.elements for record in records),

@@ -22,7 +22,7 @@ from paramdelta_hub.tasks.digests import tensor_digests
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import workers
 
-__all__ = ["ResultReport", "changed_tensors", "is_result", "may_lie_beside", "verify_result"]
+__all__ = ["ResultReport", "changed_tensors", "is_allowed_extra", "is_result", "verify_result"]
 
 _BESIDE = re.compile(
     r"(readme|license|notice|use_policy)(\.(md|txt))?|.+\.(sig|intoto\.jsonl?|cdx\.json)", re.IGNORECASE
@@ -64,7 +64,7 @@ def is_result(path: Path) -> bool:
         return False
 
 
-def may_lie_beside(name: str) -> bool:
+def is_allowed_extra(name: str) -> bool:
     """Whether a file may lie in an applied model although no provenance lists it.
 
     Cards, licenses, signatures, statements and bills of materials may: people add them, and no library loads them.
@@ -171,7 +171,7 @@ def _unlisted(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
     listed = {PROVENANCE_NAME, *(file.name for file in model.files), *(f.path for f in provenance.companions.files)}
     listed |= {INDEX} if model.index is not None else set()
     for name in files_below(model.folder):
-        if name not in listed and not may_lie_beside(name):
+        if name not in listed and not is_allowed_extra(name):
             yield Mismatch(shown(name), "unlisted", "the provenance does not have this file; move it elsewhere")
 
 

@@ -60,7 +60,7 @@ class Package:
                 groups[record.shard].append(record)
         return dict(groups)
 
-    def payload_places(self) -> dict[str, tuple[str, int]]:
+    def payload_locations(self) -> dict[str, tuple[str, int]]:
         """Return each payload's file and its start there, having checked every shard's header and size.
 
         Raises:

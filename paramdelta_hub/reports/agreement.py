@@ -129,7 +129,7 @@ def compare_packages(
     if not shared:
         labels = ", ".join(package.manifest.name for package in packages)
         raise OptionError("the deltas have no tensor in common", where=labels, remedy="compare deltas of one family")
-    places = [package.payload_places() for package in packages]
+    places = [package.payload_locations() for package in packages]
     sizes = [sum(record.nbytes for record in records) for records in shared]
     kernel = kernel_for(sum(map(decoded_nbytes, shared)))
     progress = progress or Progress()

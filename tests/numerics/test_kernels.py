@@ -335,7 +335,7 @@ def summed(delta: Path, kernel: Kernel) -> bytes:
     record = package.records["layers.0.a"]
     assert record.codec.name == "palette"
     with OpenFiles(PackageError) as shards:
-        summand = summand_of(record, 1.0, package.payload_places())
+        summand = summand_of(record, 1.0, package.payload_locations())
         task = {"dtype": "BF16", "elements": record.elements, "deltas": [summand]}
         return ChunkAdder(task, shards, kernel).add(np.zeros(2 * record.elements, np.uint8)).tobytes()
 

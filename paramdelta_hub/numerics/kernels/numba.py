@@ -52,7 +52,7 @@ class NumbaKernel(NumpyKernel):
         """Δ = post − base of one chunk, split and proven."""
         if kind.name != "BF16":
             return super().subtract(kind, base, post, symbols)
-        places, missed = (scratch(name, base.size, np.int32) for name in ("places of rests", "places missed"))
+        positions, missed = (scratch(name, base.size, np.int32) for name in ("places of rests", "places missed"))
         rests = scratch("rests", base.size, np.uint32)
         words = scratch("flags", SLICE // 8, np.uint64)
         flags = words.view(np.uint8)
@@ -60,13 +60,13 @@ class NumbaKernel(NumpyKernel):
         bits = wide.view(np.uint32)
         squares = np.zeros((2, _LANES))
         changed, rest_count, missed_count, finite = _subtract(
-            base, post, symbols, places, rests, missed, flags, words, wide, bits, squares
+            base, post, symbols, positions, rests, missed, flags, words, wide, bits, squares
         )
         if not finite:  # NumPy counts them, or finds that no more than a delta overflows
             return super().subtract(kind, base, post, symbols)
         base_square, delta_square = squares.sum(axis=1).tolist()
         counted = Statistics(changed, rest_count, missed_count, base_square, delta_square)
-        return Difference(symbols, places[:rest_count], rests[:rest_count], missed[:missed_count], counted)
+        return Difference(symbols, positions[:rest_count], rests[:rest_count], missed[:missed_count], counted)
 
     def add(self, kind: Float, target: Bits, delta: Wide | None, weight: float, out: Bits) -> int:
         """Target + w·Δ of one chunk, rounded once; how many are not finite."""
@@ -200,37 +200,33 @@ def _rank(symbols: Any, rank_of: Any, ranks: Any, low: Any, high: Any) -> int:
 
 
 @_compile
+def _add_squares(base: Any, delta: Any, squares: Any) -> None:
+    """Add the squares of a slice of base and of Δ to ``squares``, lane by lane."""
+    for at in range(0, base.size, _LANES):
+        some_base, some_delta = base[at : min(at + _LANES, base.size)], delta[at : min(at + _LANES, base.size)]
+        for lane in range(some_base.size):
+            squares[0, lane] += np.float64(some_base[lane]) * np.float64(some_base[lane])
+            squares[1, lane] += np.float64(some_delta[lane]) * np.float64(some_delta[lane])
+
+
+@_compile
 def _subtract(
-    base: Any,
-    post: Any,
-    symbols: Any,
-    places: Any,
-    rests: Any,
-    missed: Any,
-    flags: Any,
-    words: Any,
-    wide: Any,
-    bits: Any,
-    squares: Any,
+    base: Any,  # bits, uint16
+    post: Any,  # bits, uint16
+    symbols: Any,  # receives the upper half of each float32 delta
+    positions: Any,  # int32; receives the positions of deltas whose lower half is not zero
+    rests: Any,  # uint32; receives those lower halves
+    missed: Any,  # int32; receives the positions where base + Δ, rounded, is not post
+    flags: Any,  # scratch: uint8, 4,096
+    words: Any,  # the same memory as uint64
+    wide: Any,  # scratch: float32, 3 rows of 4,096
+    bits: Any,  # the same memory as uint32
+    squares: Any,  # receives the sums of squares of base and of Δ: two rows of 512 float64
 ) -> tuple[int, int, int, bool]:
     """Take Δ = post − base of BF16, split it, and find where no sum of base and Δ gives post.
 
-    Args:
-        base: bits, uint16.
-        post: bits, uint16.
-        symbols: receives the upper half of each float32 delta.
-        places: receives the positions of deltas whose lower half is not zero; int32, as long as ``base``.
-        rests: receives those lower halves; uint32, likewise.
-        missed: receives the positions where base + Δ, rounded, is not post; int32, likewise.
-        flags: overwritten; uint8, 4,096.
-        words: the same memory as uint64.
-        wide: overwritten; float32, 3 rows of 4,096.
-        bits: the same memory as uint32.
-        squares: receives the sums of squares of base and of Δ; two rows of 512 float64, zeroed here.
-
-    Returns:
-        How many elements differ, how many rests there are, how many positions are missed, and whether all values and
-        deltas are finite; where they are not, the rest is of no use.
+    Return how many elements differ, how many rests there are, how many positions are missed, and whether all values
+    and deltas are finite. If they are not, the rest is of no use.
     """
     changed, rest_count, missed_count = 0, 0, 0
     not_finite = np.uint32(0)
@@ -247,11 +243,7 @@ def _subtract(
         changed += differing
         for i in range(old.size):
             delta[i] = new_wide[i] - old_wide[i]
-        for at in range(0, old.size, _LANES):
-            some_old, some_delta = old_wide[at : min(at + _LANES, old.size)], delta[at : min(at + _LANES, old.size)]
-            for lane in range(some_old.size):
-                squares[0, lane] += np.float64(some_old[lane]) * np.float64(some_old[lane])
-                squares[1, lane] += np.float64(some_delta[lane]) * np.float64(some_delta[lane])
+        _add_squares(old_wide[: old.size], delta[: old.size], squares)
         for i in range(old.size):
             old_wide[i] = old_wide[i] + delta[i]
         bad = np.uint32(0)
@@ -270,7 +262,7 @@ def _subtract(
             if words[word] != 0:  # seldom: a twelfth to a hundredth of the elements have a rest
                 for i in range(word * 8, word * 8 + 8):
                     if flags[i] & 1:
-                        places[rest_count] = start + i
+                        positions[rest_count] = start + i
                         rests[rest_count] = delta_bits[i] & _LOW
                         rest_count += 1
                     if flags[i] & 2:
