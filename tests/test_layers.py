@@ -25,6 +25,7 @@ LAYERS = (
     "package",
     "hub",
     "checkpoints",
+    "transforms",
     "tasks",
     "registry",
     "outputs",

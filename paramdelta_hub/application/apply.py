@@ -169,12 +169,6 @@ def run_apply(
 class Application(Operation[ApplyReport]):
     """An apply whose target and deltas are opened and found to fit, and whose plan is made.
 
-    Args:
-        request: what is wanted.
-        out: the result's folder, beside which the files of a streamed target lie for a while.
-        registry: where a bare ``org/name`` lies.
-        progress: told of deltas that are fetched.
-
     Raises:
         CheckpointError: the target can't be read.
         PackageError: a delta can't be read, or is damaged.

@@ -19,7 +19,7 @@ __all__ = ["earlier_deltas", "evidence_of_earlier"]
 
 _COMPARED = 8
 """Tensors whose digests are compared with post's, the smallest that changed: norms and biases, mostly."""
-_MOST_BYTES, _MOST_REMOTE_BYTES = 64 * MIB, 64 * KIB
+_MAX_BYTES, _MAX_REMOTE_BYTES = 64 * MIB, 64 * KIB
 """Bytes of a compared tensor; where each is a request, fewer."""
 
 
@@ -46,8 +46,8 @@ def evidence_of_earlier(
         return f"the target's {PROVENANCE_NAME} says that it was applied, with a weight of {before:g} in all"
     if weight < 0:
         return None
-    most = _MOST_REMOTE_BYTES if remote else _MOST_BYTES
-    tensors = sorted(_changed(compatibility, number, package, most), key=lambda found: found[1].nbytes)[:_COMPARED]
+    max_bytes = _MAX_REMOTE_BYTES if remote else _MAX_BYTES
+    tensors = sorted(_changed(compatibility, number, package, max_bytes), key=lambda found: found[1].nbytes)[:_COMPARED]
     with OpenFiles(CheckpointError) as files:
         for promised, tensor in tensors:
             if source_digest(tensor.source, tensor.elements, remote or files) != promised:
@@ -58,14 +58,14 @@ def evidence_of_earlier(
 
 
 def _changed(
-    compatibility: Compatibility, number: int, package: Package, most: int
+    compatibility: Compatibility, number: int, package: Package, max_bytes: int
 ) -> Iterator[tuple[str, LogicalTensor]]:
     """Yield (digest of post's values, the target's tensor) where training changed one and both can be compared."""
-    for ours, theirs in compatibility.matches[number].pairs.items():
-        record = package.records[theirs]
-        if record.changed and ours not in compatibility.carried and ours not in compatibility.placed:
-            tensor = compatibility.tensor(ours)
-            if (tensor.dtype, tensor.shape) == (record.dtype, record.shape) and tensor.nbytes <= most:
+    for name, delta_name in compatibility.matches[number].pairs.items():
+        record = package.records[delta_name]
+        if record.changed and name not in compatibility.carried and name not in compatibility.placed:
+            tensor = compatibility.tensor(name)
+            if (tensor.dtype, tensor.shape) == (record.dtype, record.shape) and tensor.nbytes <= max_bytes:
                 yield record.post_blake3, tensor
 
 

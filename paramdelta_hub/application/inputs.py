@@ -99,13 +99,6 @@ def open_inputs(
 ) -> Inputs:
     """Open what a request names, and fit it together; weights are not read.
 
-    Args:
-        request: what is wanted.
-        pieces: where the files of a streamed target lie for a while.
-        registry: where a bare ``org/name`` lies.
-        part: what to fetch of a delta that lies in a registry.
-        progress: told of deltas that are fetched.
-
     Raises:
         OptionError: a delta that is named twice, or a rule that hits nothing.
         CheckpointError: the target can't be read.
@@ -128,7 +121,7 @@ def open_inputs(
     logical, weights = logical_model(model), Weights(deltas, WeightMap(request.weight_map))
     in_fp8 = keeps_fp8(logical, request.dtype)
     if in_fp8:
-        companions = replace(companions, own={**companions.own, **quantization_files(model)})
+        companions = replace(companions, from_target={**companions.from_target, **quantization_files(model)})
     rows = RowPlanner(tokenizer, packages, tokenizer_from)
     compatibility = check_compatibility(logical, packages, request.rules, rows, weights, in_fp8)
     places = [

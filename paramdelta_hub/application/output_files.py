@@ -70,17 +70,17 @@ class OutputFile:
 
 
 def plan_output_files(
-    target: Checkpoint, tensors: Mapping[str, OutTensor], beside: Mapping[str, str]
+    target: Checkpoint, tensors: Mapping[str, OutTensor], colocate_with: Mapping[str, str]
 ) -> dict[str, OutputFile]:
     """Return the result's files by name.
 
     Args:
         target: whose files they are modelled on.
         tensors: all tensors of the result. A tensor of the target that is not among them is left out.
-        beside: for each tensor that the target has not, one that it has: they will lie in one file.
+        colocate_with: for each tensor that the target has not, one that it has: they will lie in one file.
     """
     added: dict[str, list[str]] = {}
-    for name, neighbour in beside.items():
+    for name, neighbour in colocate_with.items():
         added.setdefault(target.tensors[neighbour][0].name, []).append(name)
     files = {}
     for file in target.files:

@@ -29,15 +29,7 @@ def plan_apply(
     sums: Sums,
     request: JsonObject,
 ) -> Plan:
-    """Return the plan that makes the result's files out of a target and deltas that fit it.
-
-    Args:
-        compatibility: the tensors, paired and placed.
-        files: the result's, as laid out.
-        packages: the deltas.
-        sums: what is added to each tensor.
-        request: what was asked for.
-    """
+    """Return the plan that makes the result's files out of a target and deltas that fit it."""
     target, results = compatibility.target.checkpoint, compatibility.results
     spans = {
         name: OutputSpan(name, file.name, start, results[name].nbytes)

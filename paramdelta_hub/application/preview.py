@@ -88,11 +88,11 @@ def preview(
     Whether values are finite is not known before all are read.
 
     Args:
-        request: what is wanted.
+        request: what to apply, and to what.
         out: the result's folder.
-        registry: where a bare ``org/name`` lies; of a delta there, manifest, samples and companions are fetched.
-        overwrite: a finished ``out`` is no obstacle.
-        progress: told of what is fetched.
+        registry: where a bare ``org/name`` is; only manifest, samples and companions of a delta there are downloaded.
+        overwrite: whether the result may replace an older one.
+        progress: is told how far the downloads are.
 
     Raises:
         DestinationError: ``out`` exists.

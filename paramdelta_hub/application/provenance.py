@@ -26,7 +26,7 @@ def is_post(applied: Sequence[AppliedDelta], compatibility: Compatibility, diges
     if any(omission.reason == SKIPPED for omission in applied[0].package.manifest.omissions):
         return False
     return len(pairs) == len(records) and all(
-        digests[ours] == records[theirs].post_blake3 for ours, theirs in pairs.items()
+        digests[name] == records[delta_name].post_blake3 for name, delta_name in pairs.items()
     )
 
 

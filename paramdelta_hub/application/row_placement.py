@@ -65,11 +65,6 @@ class RowPlanner:
         A delta of weight 0 leaves the tensor as it is, and one below 0 brings no rows; but the one whose tokenizer the
         result gets has the rows placed, and brings what the target lacks, whatever its weight.
 
-        Args:
-            target_rows: rows of the target's tensor.
-            records: the tensors that deltas have for it, by the number of the delta.
-            weights: the deltas' weights.
-
         Raises:
             MismatchError: rows that can't be placed.
         """

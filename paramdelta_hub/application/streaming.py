@@ -23,10 +23,10 @@ class FilePool:
         """
         self._model = model
         self._names = {str(file.path): file.name for file in model.checkpoint.files} if model else {}
-        self._wanted = Counter(name for task in tasks for name in self._files_of(task))
+        self._remaining = Counter(name for task in tasks for name in self._files_of(task))
         self._lock = threading.Lock()
         self._fetching = {name: threading.Lock() for name in self._names.values()}
-        self._drop(name for name in self._names.values() if name not in self._wanted)
+        self._drop(name for name in self._names.values() if name not in self._remaining)
 
     @contextmanager
     def hold(self, task: Task) -> Iterator[None]:
@@ -40,8 +40,8 @@ class FilePool:
                 self._model.fetch(name)
         yield
         with self._lock:  # an interrupted task keeps its files: it will be done again
-            self._wanted.subtract(names)
-            done = [name for name in names if not self._wanted[name]]
+            self._remaining.subtract(names)
+            done = [name for name in names if not self._remaining[name]]
         self._drop(done)
 
     def _drop(self, names: Iterable[str]) -> None:

@@ -61,13 +61,13 @@ def check_lineage(
     """Compare base's samples with the target's values, which ``remote`` reads if given; refuse one that is not kin."""
     samples = unpack_samples(package.read_lineage(), str(package.path / package.manifest.lineage.path))
     tensors = {}
-    for name, target_values in compatibility.matches[number].pairs.items():
+    for name, delta_name in compatibility.matches[number].pairs.items():
         placed = compatibility.placed.get(name)
         if name in compatibility.carried or (placed and number not in placed.inverse):
             continue  # nothing of the delta is added to the target's values
         tensor = compatibility.tensor(name).reorder_rows(placed.inverse[number] if placed else None)
-        if tensor.shape == package.records[target_values].shape:
-            tensors[target_values] = tensor
+        if tensor.shape == package.records[delta_name].shape:
+            tensors[delta_name] = tensor
     lineage = compare_samples(samples, tensors, remote)
     if not lineage.is_related and not force:
         raise LineageError(
@@ -86,10 +86,10 @@ def addends_by_tensor(
     """Return for every tensor that changes what is added to it."""
     sums: dict[str, list[Addend]] = {}
     for number, package in enumerate(packages):
-        records, places = package.records, package.payload_locations()
-        for base_values, target_values in compatibility.matches[number].pairs.items():
-            record, carried = records[target_values], compatibility.carried.get(base_values)
-            placed, weight = compatibility.placed.get(base_values), weights.of(number, base_values)
+        records, locations = package.records, package.payload_locations()
+        for name, delta_name in compatibility.matches[number].pairs.items():
+            record, carried = records[delta_name], compatibility.carried.get(name)
+            placed, weight = compatibility.placed.get(name), weights.of(number, name)
             if carried and carried.number != number:
                 continue
             # What can't be scaled is taken whole with any weight above 0: the delta is wanted, and half an integer or
@@ -103,14 +103,14 @@ def addends_by_tensor(
                 runs = tuple(run if run.whole else run._replace(source=None) for run in runs)
             if (placed or weight == 0.0) and all(run.source is None for run in runs):
                 continue
-            addends = sums.setdefault(base_values, [])
+            addends = sums.setdefault(name, [])
             if record.effect == "replace" and (addends or record.shard is None):
                 continue
             placement = None
             if placed:
-                in_its_order = compatibility.tensor(base_values).reorder_rows(placed.inverse[number])
+                in_its_order = compatibility.tensor(name).reorder_rows(placed.inverse[number])
                 placement = RowPlacement(runs, math.prod(in_its_order.shape[1:]), in_its_order.source)
-            addends.append(Addend(StoredDelta.of(record, places), weight, placement))
+            addends.append(Addend(StoredDelta.of(record, locations), weight, placement))
     # Weights that would become fp8 again only to gain nothing are left as they are, codes and scales.
     unchanged = {
         name

@@ -59,12 +59,7 @@ def _blob_digest(file: WeightFile) -> str | None:
 
 
 def source_record(checkpoint: Checkpoint, digests: Mapping[Path, str]) -> Source:
-    """Return the manifest's record of base or post.
-
-    Args:
-        checkpoint: the model.
-        digests: sha256 of weight files by path, as far as they have been taken.
-    """
+    """Return the manifest's record of base or post."""
     return Source(
         name=checkpoint.source.name,
         commit=checkpoint.source.commit,

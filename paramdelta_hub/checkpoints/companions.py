@@ -25,14 +25,14 @@ from paramdelta_hub.package.records import CODE_KEYS
 __all__ = [
     "FOLDER",
     "Kind",
-    "carried",
     "code_files",
     "code_key",
-    "companions",
     "is_vocabulary_file",
     "kind_of",
     "may_name_code",
-    "packaged",
+    "model_companions",
+    "package_companions",
+    "post_companions",
     "read_companion",
 ]
 
@@ -75,7 +75,7 @@ def is_vocabulary_file(name: str) -> bool:
     return _WORDS.fullmatch(name) is not None
 
 
-def companions(checkpoint: Checkpoint) -> dict[str, Path]:
+def model_companions(checkpoint: Checkpoint) -> dict[str, Path]:
     """Return a model's companion files by their names in its folder, sorted; none for a lone weight file.
 
     Raises:
@@ -90,13 +90,13 @@ def _companions_in(folder: Path) -> dict[str, Path]:
     return {name: resolve_inside(folder, name, CheckpointError) for name in names if kind_of(name)}
 
 
-def carried(post: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:
+def post_companions(post: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:
     """Return the companions that a package takes from post, by name; ``tokenizer`` may be a folder of its own.
 
     Raises:
         CheckpointError: one names code, is not JSON, or is a link out of the folder.
     """
-    found = {name: path for name, path in companions(post).items() if kind_of(name) not in ("config", "layout")}
+    found = {name: path for name, path in model_companions(post).items() if kind_of(name) not in ("config", "layout")}
     if tokenizer is not None and (post.is_lone_file or not tokenizer.samefile(post.folder)):
         speech = ("tokenizer", "template")
         found = {name: path for name, path in found.items() if kind_of(name) not in speech}
@@ -113,7 +113,7 @@ def carried(post: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:
     return found
 
 
-def packaged(package: Package) -> tuple[dict[str, FileRecord], list[str]]:
+def package_companions(package: Package) -> tuple[dict[str, FileRecord], list[str]]:
     """Return a package's companions by their names in a model's folder, and the names that are not known here.
 
     Every known one is read, and has the bytes that the manifest promises.

@@ -76,12 +76,7 @@ class Prediction:
 
 
 def predict(lineage: LineageMatch, tensors: Iterable[TensorRecord]) -> Prediction:
-    """Return what is to be expected of a delta, at weight 1, on a target of this kinship.
-
-    Args:
-        lineage: of the target to the delta's base.
-        tensors: the delta's.
-    """
+    """Return what is to be expected of a delta, at weight 1, on a target of this kinship."""
     own = {
         record.name: record.delta_norm / record.base_norm
         for record in tensors

@@ -64,13 +64,7 @@ class Values(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Values that lie one after another in a file.
-
-    Args:
-        file: the path of the file.
-        start: the position of the first byte.
-        dtype: as safetensors calls it.
-    """
+    """Values that lie one after another in a file."""
 
     file: str
     start: int
@@ -182,11 +176,6 @@ TensorSource: TypeAlias = Annotated[Stored | Zeros | Dequantized | Reordered, Fi
 def read_chunks(source: TensorSource, elements: int, files: Files) -> Iterator[NDArray[np.uint8]]:
     """Yield the values of a source, a chunk at a time, as little-endian bytes in this thread's buffer.
 
-    Args:
-        source: what to read.
-        elements: how many elements it has.
-        files: read access to the source's files.
-
     Raises:
         CheckpointError: a file is truncated or can't be read.
     """
@@ -201,12 +190,6 @@ def source_digest(
     source: TensorSource, elements: int, files: Files, advance: Callable[[int], None] = lambda _: None
 ) -> str:
     """Return the BLAKE3 digest (hex) of the values of a source.
-
-    Args:
-        source: what to read.
-        elements: how many elements it has.
-        files: read access to the source's files.
-        advance: called with the number of bytes read.
 
     Raises:
         CheckpointError: a file is truncated or can't be read.

@@ -43,17 +43,6 @@ class Placement:
     is_identity: bool
     """Whether row i of OUT is row i of the target plus row i of the delta, for all rows of all three."""
 
-    @property
-    def whole(self) -> tuple[range, ...]:
-        """The OUT rows that the delta brings whole: base had none, so its row is post's own, not a difference.
-
-        They start from zeros and take the delta with weight 1, also where the target has a row of that name: half of
-        such a row, or its sum with another, would be neither model's.
-        """
-        brought = (row_sources(self.target) < 0) & (row_sources(self.delta) >= 0)
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], brought, [False])).astype(np.int8))).tolist()
-        return tuple(range(first, last) for first, last in zip(edges[::2], edges[1::2], strict=True))
-
     def __str__(self) -> str:
         words = {
             "summed": "summed",

@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.companions import CONFIG, FOLDER, GENERATION, carried, read_companion
+from paramdelta_hub.checkpoints.companions import CONFIG, FOLDER, GENERATION, post_companions, read_companion
 from paramdelta_hub.checkpoints.config_merge import config_change
 from paramdelta_hub.fileio.durable import write_file
 from paramdelta_hub.package.manifest import ConfigChange, FileRecord
 from paramdelta_hub.package.records import ConfigName
 
-__all__ = ["check_companions", "config_changes", "pack"]
+__all__ = ["check_companions", "config_changes", "copy_companions"]
 
 
 def config_changes(base: Checkpoint, post: Checkpoint) -> dict[ConfigName, ConfigChange]:
@@ -29,12 +29,12 @@ def config_changes(base: Checkpoint, post: Checkpoint) -> dict[ConfigName, Confi
 
 
 def check_companions(base: Checkpoint, post: Checkpoint, tokenizer: Path | None) -> None:
-    """Raise now, before the work, what :func:`pack` and :func:`config_changes` would raise after it."""
-    carried(post, tokenizer)
+    """Raise now, before the work, what :func:`copy_companions` and :func:`config_changes` would raise after it."""
+    post_companions(post, tokenizer)
     config_changes(base, post)
 
 
-def pack(post: Checkpoint, tokenizer: Path | None, result: Path) -> tuple[FileRecord, ...]:
+def copy_companions(post: Checkpoint, tokenizer: Path | None, result: Path) -> tuple[FileRecord, ...]:
     """Copy post's companions into the package being made in ``result``, and return their records.
 
     Tokenizer and templates may lie in a folder of their own.
@@ -44,7 +44,7 @@ def pack(post: Checkpoint, tokenizer: Path | None, result: Path) -> tuple[FileRe
     """
     shutil.rmtree(result / FOLDER, ignore_errors=True)  # of an interrupted run
     records = []
-    for name, path in carried(post, tokenizer).items():
+    for name, path in post_companions(post, tokenizer).items():
         content, place = read_companion(path), f"{FOLDER}/{name}"
         (result / place).parent.mkdir(parents=True, exist_ok=True)
         write_file(result / place, content)

@@ -12,7 +12,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, check_rules
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
 from paramdelta_hub.extraction.companions import check_companions
-from paramdelta_hub.extraction.finalize import assemble, final_names
+from paramdelta_hub.extraction.finalize import build_manifest, final_names
 from paramdelta_hub.extraction.pairs import Differences, pair_up, tokenizer_folder, uses_with_trained
 from paramdelta_hub.extraction.request import ExtractRequest
 from paramdelta_hub.fileio.durable import io_errors, write_file
@@ -201,7 +201,7 @@ class Extraction(Operation[ExtractReport]):
         ordered = [outcome for _, outcome in sorted(outcomes.items())]
         uses = uses_with_trained(self._differences)
         with io_errors("writing the package"):
-            manifest = assemble(
+            manifest = build_manifest(
                 self._base,
                 self._post,
                 self._tokenizer,

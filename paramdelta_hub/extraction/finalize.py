@@ -12,7 +12,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.lineage import pack_samples, sample
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.extraction.companions import config_changes, pack
+from paramdelta_hub.extraction.companions import config_changes, copy_companions
 from paramdelta_hub.extraction.pairs import Differences
 from paramdelta_hub.fileio.durable import file_digest, write_file
 from paramdelta_hub.fileio.open_files import OpenFiles
@@ -30,7 +30,7 @@ from paramdelta_hub.package.manifest import (
 from paramdelta_hub.tasks.models import Digested, Encoded, Outcome
 from paramdelta_hub.tasks.workspace import Workspace
 
-__all__ = ["assemble", "final_names"]
+__all__ = ["build_manifest", "final_names"]
 
 
 def final_names(outcomes: Sequence[Outcome]) -> dict[str, str]:
@@ -39,7 +39,7 @@ def final_names(outcomes: Sequence[Outcome]) -> dict[str, str]:
     return {piece: shard_name(number, len(pieces)) for number, piece in enumerate(pieces, start=1)}
 
 
-def assemble(
+def build_manifest(
     base: Checkpoint,
     post: Checkpoint,
     tokenizer: Path | None,
@@ -88,7 +88,7 @@ def assemble(
         omissions=tuple(Omission.model_validate(omission._asdict()) for omission in differences.omissions),
         shards=tuple(shards),
         lineage=lineage,
-        companions=pack(post, tokenizer, workspace.result),
+        companions=copy_companions(post, tokenizer, workspace.result),
         tensors=tuple(records),
     )
 

@@ -122,13 +122,6 @@ def pair_up(
 ) -> Differences:
     """Pair the two models' tensors, or raise with everything that does not fit; only headers are read.
 
-    Args:
-        base: the model post was trained from.
-        post: the post-trained model.
-        rules: renames of post's tensors, skips, and what is carried whole.
-        base_tokenizer: the folder of base's tokenizer, if there is one.
-        post_tokenizer: the same for post.
-
     Raises:
         OptionError: a rule that hits nothing.
         MismatchError: every misfit is listed.

@@ -61,6 +61,11 @@ def values(rows: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(1, 1 << 40, rows).tolist()
 
 
+def whole_rows(placement: Placement) -> list[int]:
+    """Return the rows that the delta brings whole: they start from zeros."""
+    return np.flatnonzero((row_sources(placement.target) < 0) & (row_sources(placement.delta) >= 0)).tolist()
+
+
 def applied(placement: Placement, target: list[int], delta: list[int]) -> list[int]:
     """Compute OUT's rows, one number each."""
     pairs = zip(row_sources(placement.target).tolist(), row_sources(placement.delta).tolist(), strict=True)
@@ -216,7 +221,7 @@ def test_every_row_has_one_fate_and_runs_are_canonical(models: tuple[Model, Mode
     assert sum(counts[outcome] for outcome in ("summed", "brought", "kept", "padding")) == placement.rows
     assert json.loads(json.dumps(counts)) == counts
     out_delta = row_sources(placement.delta).tolist()
-    whole = {row for rows in placement.whole for row in rows}
+    whole = set(whole_rows(placement))
     assert whole == {row for row, source in enumerate(out_delta) if source >= 0 and family.base_row(source) is None}, (
         "a row is brought whole if and only if base had none"
     )
@@ -255,7 +260,7 @@ def test_no_tokenizers_but_tokens_that_moved_are_refused() -> None:
 
 def test_no_tokenizers_and_equal_sizes_still_bring_what_base_lacked() -> None:
     placement = place_rows(4, 4, (Run(0, 0, 3), Run(3, None, 1)), None, vocabulary("abcd"), "post")
-    assert placement.whole == (range(3, 4),)
+    assert whole_rows(placement) == [*range(3, 4)]
     assert not placement.is_identity
     assert placement.counts["brought"] == 1
 
@@ -278,7 +283,7 @@ def test_a_pad_token_added_by_post_is_brought_whole() -> None:
     placement = place_rows(32000, 32001, runs, base, post, "post")
     assert placement.target == (Run(0, 0, 32000), Run(32000, None, 1))
     assert placement.delta == (Run(0, 0, 32001),)
-    assert placement.whole == (range(32000, 32001),)
+    assert whole_rows(placement) == [*range(32000, 32001)]
     assert str(placement) == "32,000 summed, 1 brought by the delta"
     kept = place_rows(32000, 32001, runs, base, post, "target")
     assert kept.target == kept.delta == (Run(0, 0, 32000),)
@@ -305,7 +310,7 @@ def test_a_token_that_post_and_target_both_added_becomes_posts() -> None:
     runs = match_rows(32000, 32001, vocabulary(LLAMA), new)
     for result in ("post", "target"):
         placement = place_rows(32001, 32001, runs, new, new, result)  # type: ignore[arg-type]
-        assert placement.whole == (range(32000, 32001),)
+        assert whole_rows(placement) == [*range(32000, 32001)]
 
 
 def test_padding_is_never_trimmed() -> None:
@@ -336,7 +341,7 @@ def test_rows_padded_to_a_multiple_of_64_by_post_come_along() -> None:
     base, post = vocabulary(LLAMA), vocabulary([*LLAMA, "[PAD]"])
     runs = match_rows(32000, 32064, base, post)
     placement = place_rows(32000, 32064, runs, base, post, "post")
-    assert (placement.rows, placement.whole) == (32064, (range(32000, 32064),))
+    assert (placement.rows, whole_rows(placement)) == (32064, [*range(32000, 32064)])
     assert (placement.counts["brought"], placement.counts["padding"]) == (1, 63)
 
 
@@ -349,7 +354,7 @@ def test_a_reserved_token_that_post_renamed_takes_its_row() -> None:
     runs = match_rows(108, 108, base, post)
     assert runs == (Run(0, 0, 100), Run(100, None, 1), Run(101, 101, 7))
     placement = place_rows(108, 108, runs, base, post, "post", dropped_tokens(base, post))
-    assert placement.whole == (range(100, 101),)
+    assert whole_rows(placement) == [*range(100, 101)]
     assert placement.counts["given up"] == 1
     # A target's own token at that id is another matter.
     target = vocabulary([*RESERVED[:100], "<|mine|>", *RESERVED[101:]])
