@@ -62,18 +62,18 @@ class Inputs:
             MismatchError: it has one, and the request does not force it.
         """
         values: Files | None = RemoteValues(self.remote) if self.remote else None
-        found = []
+        reasons = []
         for number, (package, weight) in enumerate(zip(self.packages, self.weights.deltas, strict=True)):
             if weight and (why := evidence_of_earlier(self.compatibility, number, package, weight, values)):
-                found.append(f"{package.manifest.name} {package.manifest.version}: {why}")
-        if found and not self.request.force:
+                reasons.append(f"{package.manifest.name} {package.manifest.version}: {why}")
+        if reasons and not self.request.force:
             raise MismatchError(
                 "the target has this delta already",
-                [Mismatch("target", "applied before", why) for why in found],
+                [Mismatch("target", "applied before", why) for why in reasons],
                 where=str(self.model.source.path),
                 remedy="apply it to the model that the target was made from; or add it once more with --force",
             )
-        return tuple(f"added once more: {why}" for why in found)
+        return tuple(f"added once more: {why}" for why in reasons)
 
     def check_lineages(self) -> list[AppliedDelta]:
         """Compare every delta's samples with the target's values; with a few of them, where it is streamed.
@@ -153,13 +153,13 @@ def _repeated_deltas(packages: Sequence[Package], force: bool) -> tuple[str, ...
     for package in packages:
         label = f"{package.manifest.name} {package.manifest.version}"
         labels.setdefault(package.manifest.content_id, []).append(label)
-    found = [
+    reasons = [
         f"{names[0]} is named {len(names)} times" + (f", as {', '.join(names[1:])} too" if len(set(names)) > 1 else "")
         for names in labels.values()
         if len(names) > 1
     ]
-    if found and not force:
+    if reasons and not force:
         raise OptionError(
-            "; ".join(found), remedy="name it once, with the weight that you mean; or add it as often with --force"
+            "; ".join(reasons), remedy="name it once, with the weight that you mean; or add it as often with --force"
         )
-    return tuple(found)
+    return tuple(reasons)

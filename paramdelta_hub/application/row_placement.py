@@ -28,7 +28,7 @@ from paramdelta_hub.transforms.addend import PlacedRun
 __all__ = ["PlacedRows", "RowPlanner"]
 
 Rows = NDArray[np.int64]
-Whose: TypeAlias = Literal["post", "target"]
+TokenizerSide: TypeAlias = Literal["post", "target"]
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,12 @@ class RowPlanner:
         )
 
     def _place_delta(
-        self, rows: int, number: int, record: TensorRecord, target: Vocabulary | None, whose: Whose
+        self, rows: int, number: int, record: TensorRecord, target: Vocabulary | None, result_tokenizer: TokenizerSide
     ) -> Placement:
         post = self._vocabulary(number)
         dropped = self._packages[number].manifest.given_up
         try:
-            return place_rows(rows, record.shape[0], record.runs, target, post, whose, dropped)
+            return place_rows(rows, record.shape[0], record.runs, target, post, result_tokenizer, dropped)
         except MismatchError as error:
             if post is None:  # and no option could bring it
                 error.remedy = "extract again with post's tokenizer beside its weights, or --skip the tensor"
@@ -208,7 +208,7 @@ def _placed_runs(added: Rows, whole: NDArray[np.bool_]) -> tuple[PlacedRun, ...]
 
 def _inverse(start: Rows, summed: Rows, delta_rows: int) -> tuple[Run, ...]:
     """Return, for every row of a delta, the target's row that it is a difference to; none for whole rows."""
-    found = np.full(delta_rows, -1, np.int64)
+    sources = np.full(delta_rows, -1, np.int64)
     pairs = (summed >= 0) & (start >= 0)
-    found[summed[pairs]] = start[pairs]
-    return runs_of(found)
+    sources[summed[pairs]] = start[pairs]
+    return runs_of(sources)

@@ -23,7 +23,7 @@ from paramdelta_hub.limits import CONFIG_BYTES, FILES, HEADER_BYTES
 __all__ = ["INDEX", "WEIGHTS", "Checkpoint", "WeightFile", "assemble", "open_checkpoint", "parse_index", "read_index"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_WHAT_TO_GIVE = "give a folder in Hugging Face layout, a .safetensors file, or org/name"
+_MODEL_REMEDY = "give a folder in Hugging Face layout, a .safetensors file, or org/name"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 _PICKLE_REMEDY = (
     "a pickle can run code when it is read, so it is never opened; convert it once, in an environment you trust: "
@@ -132,20 +132,20 @@ def open_checkpoint(model: str | Path, *, code: bool = False) -> Checkpoint:
     names = sorted(entry.name for entry in path.iterdir())
     if INDEX in names:
         return _sharded(source, names)
-    found = [name for name in names if name.endswith(".safetensors")]
-    if WEIGHTS in found:
-        found = [WEIGHTS]
-    if len(found) > 1:
+    weight_files = [name for name in names if name.endswith(".safetensors")]
+    if WEIGHTS in weight_files:
+        weight_files = [WEIGHTS]
+    if len(weight_files) > 1:
         raise CheckpointError(
-            f"{len(found)} safetensors files and no {INDEX} to say how they belong together",
+            f"{len(weight_files)} safetensors files and no {INDEX} to say how they belong together",
             where=str(path),
             remedy="get the index file, or name one file",
         )
-    if found == ["adapter_model.safetensors"]:
+    if weight_files == ["adapter_model.safetensors"]:
         raise CheckpointError("a LoRA adapter, not a model", where=str(path), remedy="merge it into its model first")
-    if not found:
+    if not weight_files:
         raise _no_weights(path, names)
-    return Checkpoint(source, (_weight_file(found[0], path / found[0]),), None)
+    return Checkpoint(source, (_weight_file(weight_files[0], path / weight_files[0]),), None)
 
 
 def read_index(folder: Path) -> tuple[JsonObject, list[str]]:
@@ -217,7 +217,7 @@ def _not_safetensors(path: Path) -> CheckpointError:
         return CheckpointError("a GGUF file, not safetensors", where=where, remedy=GGUF_REMEDY)
     if path.suffix in _PICKLES:
         return CheckpointError("a pickled checkpoint", where=where, remedy=_PICKLE_REMEDY)
-    return CheckpointError("not a .safetensors file", where=where, remedy=_WHAT_TO_GIVE)
+    return CheckpointError("not a .safetensors file", where=where, remedy=_MODEL_REMEDY)
 
 
 def _no_weights(path: Path, names: list[str]) -> CheckpointError:
@@ -225,4 +225,4 @@ def _no_weights(path: Path, names: list[str]) -> CheckpointError:
         if name.endswith(".gguf") or name.endswith(_PICKLES):
             return _not_safetensors(path / name)
     what = "an empty folder" if not names else "no .safetensors file in this folder"
-    return CheckpointError(what, where=str(path), remedy=_WHAT_TO_GIVE)
+    return CheckpointError(what, where=str(path), remedy=_MODEL_REMEDY)

@@ -85,8 +85,8 @@ def model_companions(checkpoint: Checkpoint) -> dict[str, Path]:
 
 
 def _companions_in(folder: Path) -> dict[str, Path]:
-    found = (*folder.iterdir(), *folder.glob("[0-9]*_*/config.json"), *folder.glob("additional_chat_templates/*"))
-    names = sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+    files = (*folder.iterdir(), *folder.glob("[0-9]*_*/config.json"), *folder.glob("additional_chat_templates/*"))
+    names = sorted(path.relative_to(folder).as_posix() for path in files if path.is_file())
     return {name: resolve_inside(folder, name, CheckpointError) for name in names if kind_of(name)}
 
 
@@ -96,12 +96,12 @@ def post_companions(post: Checkpoint, tokenizer: Path | None = None) -> dict[str
     Raises:
         CheckpointError: one names code, is not JSON, or is a link out of the folder.
     """
-    found = {name: path for name, path in model_companions(post).items() if kind_of(name) not in ("config", "layout")}
+    files = {name: path for name, path in model_companions(post).items() if kind_of(name) not in ("config", "layout")}
     if tokenizer is not None and (post.is_lone_file or not tokenizer.samefile(post.folder)):
         speech = ("tokenizer", "template")
-        found = {name: path for name, path in found.items() if kind_of(name) not in speech}
-        found |= {name: path for name, path in _companions_in(tokenizer).items() if kind_of(name) in speech}
-    for name, path in found.items():
+        files = {name: path for name, path in files.items() if kind_of(name) not in speech}
+        files |= {name: path for name, path in _companions_in(tokenizer).items() if kind_of(name) in speech}
+    for name, path in files.items():
         check_file_name(name, CheckpointError)
         if may_name_code(name) and (key := code_key(read_companion(path), str(path))):
             raise CheckpointError(
@@ -110,7 +110,7 @@ def post_companions(post: Checkpoint, tokenizer: Path | None = None) -> dict[str
                 remedy=f"copy post's folder (links to its weights will do), take {key!r} or {name} away there, "
                 "and extract from the copy",
             )
-    return found
+    return files
 
 
 def package_companions(package: Package) -> tuple[dict[str, FileRecord], list[str]]:

@@ -198,27 +198,27 @@ class _Merge:
     def merge(self, node: JsonObject, patch: Mapping[str, Any], reverse: Mapping[str, Any], prefix: str = "") -> None:
         """Change ``node``, an object of the result whose keys' paths begin with ``prefix``."""
         for key, new in patch.items():
-            path, old, found = prefix + key, reverse.get(key), node.get(key)
-            value = None if new is None else apply_patch(found, new)
-            if _equal(found, value) or (_equal(old, value) and not self.takes_token_ids):
+            path, old, current = prefix + key, reverse.get(key), node.get(key)
+            value = None if new is None else apply_patch(current, new)
+            if _equal(current, value) or (_equal(old, value) and not self.takes_token_ids):
                 continue  # the latter is a token id that post did not change
             if why := next((why for why, pattern in self.exceptions.items() if pattern.fullmatch(key)), None):
                 self.result.kept[path] = why
-            elif isinstance(new, dict) and isinstance(found, dict) and (old is None or isinstance(old, dict)):
-                self.merge(found, new, old or {}, f"{path}.")
+            elif isinstance(new, dict) and isinstance(current, dict) and (old is None or isinstance(old, dict)):
+                self.merge(current, new, old or {}, f"{path}.")
             elif (
-                _equal(found, old)
+                _equal(current, old)
                 or (self.takes_token_ids and _TOKENS.fullmatch(key))
-                or self._resolve_conflict(path, old, value, found)
+                or self._resolve_conflict(path, old, value, current)
             ):
                 _set_or_delete(node, key, value)
                 self.result.taken[path] = self.label
 
-    def _resolve_conflict(self, path: str, base: Any, post: Any, found: Any) -> bool:
+    def _resolve_conflict(self, path: str, base: Any, post: Any, current: Any) -> bool:
         """Record a conflict; return whether post's value is taken all the same."""
         other = self.result.taken.get(path, "target")
         winner = self.label if self.prefer == "post" else other
-        conflict = Conflict(path, self.label, _excerpt(base), _excerpt(post), _excerpt(found), other, winner)
+        conflict = Conflict(path, self.label, _excerpt(base), _excerpt(post), _excerpt(current), other, winner)
         self.result.conflicts.append(conflict)
         return self.prefer == "post"
 

@@ -128,9 +128,9 @@ def compare_samples(
     """
     names = [name for name in base if name in target and base[name][1].size]
     matrices = [name for name in names if len(target[name].shape) >= 2] or names
-    most = REMOTE_LINEAGE_TENSORS if remote else LINEAGE_TENSORS
-    if len(matrices) > most:
-        matrices = [matrices[i * len(matrices) // most] for i in range(most)]
+    limit = REMOTE_LINEAGE_TENSORS if remote else LINEAGE_TENSORS
+    if len(matrices) > limit:
+        matrices = [matrices[i * len(matrices) // limit] for i in range(limit)]
     correlations, equal, distances = [], bool(matrices), {}
     with OpenFiles(CheckpointError) as files:
         if remote:

@@ -71,9 +71,9 @@ class LogicalModel:
         """Every tensor as pairing sees it."""
         return entries_of({name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()})
 
-    def tensor(self, name: str, found: Match, side: str) -> LogicalTensor:
+    def tensor(self, name: str, matched: Match, side: str) -> LogicalTensor:
         """Return the tensor that a match calls ``name``: by a tie it may be the embedding."""
-        tied_side, embedding = found.ties.get(name, ("", name))
+        tied_side, embedding = matched.ties.get(name, ("", name))
         return self.tensors[embedding if tied_side == side else name]
 
 

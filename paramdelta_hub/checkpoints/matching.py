@@ -121,15 +121,17 @@ def _find_ties(names: Mapping[str, Entry], others: Mapping[str, Entry]) -> dict[
 
 
 def _compare_entries(name: str, left: Entry, right: Entry, sides: tuple[str, str]) -> list[Mismatch]:
-    found = []
+    mismatches = []
     axes = slice(1 if left.vocabulary and right.vocabulary else 0, None)
     if left.shape[axes] != right.shape[axes] or len(left.shape) != len(right.shape):
-        found.append(Mismatch(name, "shape", f"{sides[0]} has {list(left.shape)}, {sides[1]} has {list(right.shape)}"))
+        mismatches.append(
+            Mismatch(name, "shape", f"{sides[0]} has {list(left.shape)}, {sides[1]} has {list(right.shape)}")
+        )
     if left.dtype != right.dtype:
-        found.append(Mismatch(name, "dtype", f"{sides[0]} has {left.dtype}, {sides[1]} has {right.dtype}"))
+        mismatches.append(Mismatch(name, "dtype", f"{sides[0]} has {left.dtype}, {sides[1]} has {right.dtype}"))
     else:
-        found += _check_dtype(name, left)
-    return found
+        mismatches += _check_dtype(name, left)
+    return mismatches
 
 
 def _check_carried(name: str, entry: Entry) -> list[Mismatch]:

@@ -87,8 +87,8 @@ def predict(lineage: LineageMatch, tensors: Iterable[TensorRecord]) -> Predictio
         distance = None
     ratio = None
     if distance and own:
-        found = fmean(own.values()) / fmean(lineage.distances[name] for name in own)
-        ratio = found if math.isfinite(found) else None
+        value = fmean(own.values()) / fmean(lineage.distances[name] for name in own)
+        ratio = value if math.isfinite(value) else None
     band = None
     if lineage.correlation is not None and not lineage.same_values:
         band = next((band for band in BANDS if lineage.correlation >= band.correlation), BANDS[-1])

@@ -74,7 +74,7 @@ def find_scales(checkpoint: Checkpoint) -> dict[str, ScaledWeight]:
     Raises:
         CheckpointError: a weight without a scale, or a scale whose dtype or shape does not fit it.
     """
-    found, declared = {}, _declared_blocks(checkpoint)
+    scaled_weights, declared = {}, _declared_blocks(checkpoint)
     for name, (file, span) in checkpoint.tensors.items():
         if span.dtype not in DECODED:
             continue
@@ -94,8 +94,8 @@ def find_scales(checkpoint: Checkpoint) -> dict[str, ScaledWeight]:
                 where=where,
                 remedy="get the model again, with the config.json that belongs to it",
             )
-        found[name] = ScaledWeight(name, scale, grid)
-    return found
+        scaled_weights[name] = ScaledWeight(name, scale, grid)
+    return scaled_weights
 
 
 def unused_tensors(checkpoint: Checkpoint, scales: Mapping[str, ScaledWeight]) -> dict[str, str]:
@@ -105,11 +105,11 @@ def unused_tensors(checkpoint: Checkpoint, scales: Mapping[str, ScaledWeight]) -
     """
     if not scales:
         return {}
-    found = {scaled.scale: f"a scale, folded into {scaled.weight!r}" for scaled in scales.values()}
+    unused = {scaled.scale: f"a scale, folded into {scaled.weight!r}" for scaled in scales.values()}
     for name, (_, span) in checkpoint.tensors.items():
         if span.elements == 1 and span.dtype in FLOATS and _OF_ACTIVATIONS.search(name):
-            found[name] = "a scale of activations, which only fp8 inference uses"
-    return found
+            unused[name] = "a scale of activations, which only fp8 inference uses"
+    return unused
 
 
 def unsupported_reason(checkpoint: Checkpoint) -> str | None:

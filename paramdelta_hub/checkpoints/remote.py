@@ -138,13 +138,13 @@ def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: boo
 
 def _lone_file(names: Iterable[str], where: str) -> str:
     """Return the weights of a repository without an index."""
-    found = [name for name in names if name.endswith(".safetensors") and "/" not in name]
-    if WEIGHTS in found:
+    weight_files = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    if WEIGHTS in weight_files:
         return WEIGHTS
-    if len(found) != 1:
-        what = "no safetensors weights" if not found else f"{len(found)} safetensors files and no {INDEX}"
+    if len(weight_files) != 1:
+        what = "no safetensors weights" if not weight_files else f"{len(weight_files)} safetensors files and no {INDEX}"
         raise CheckpointError(what, where=where, remedy=_REMEDY)
-    return check_file_name(found[0], CheckpointError)
+    return check_file_name(weight_files[0], CheckpointError)
 
 
 def read_remote_header(repository: str, revision: str, name: str, size: int) -> bytes:

@@ -245,11 +245,11 @@ def _row_counts(named: Mask, start: Rows, added: Rows) -> dict[str, int]:
 
 
 def _refuse_lost(own: Mapping[str, int], named: Mask, dropped: Mapping[str, int], target: Vocabulary) -> None:
-    found = sorted((row, token) for token, row in own.items() if named[row] and token not in dropped)
-    if found:
+    tokens = sorted((row, token) for token, row in own.items() if named[row] and token not in dropped)
+    if tokens:
         raise MismatchError(
-            f"{len(found)} token(s) that only the target has would be lost: post has others at their ids",
-            [Mismatch(f"token {row}", "token", repr(token[:_SHOWN])) for row, token in found],
+            f"{len(tokens)} token(s) that only the target has would be lost: post has others at their ids",
+            [Mismatch(f"token {row}", "token", repr(token[:_SHOWN])) for row, token in tokens],
             where=target.where,
             remedy="keep the target's tokenizer: --companions target",
         )
@@ -282,11 +282,11 @@ def _check_size(*rows: int) -> None:
 
 def _rows_by_token(names: Vocabulary, rows: int, other: Vocabulary, other_rows: int) -> Rows:
     """For each row that ``names`` names: the row that ``other`` gives that token; −1 where it has none."""
-    found = np.full(rows, -1, np.int64)
+    sources = np.full(rows, -1, np.int64)
     for token, row in names.tokens.items():
         if row < rows and (target_row := other.tokens.get(token, other_rows)) < other_rows:
-            found[row] = target_row
-    return found
+            sources[row] = target_row
+    return sources
 
 
 def _moved(base: Vocabulary, base_rows: int, post: Vocabulary) -> Mask:

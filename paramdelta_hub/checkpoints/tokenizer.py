@@ -144,10 +144,10 @@ def _without_merges(text: bytes) -> bytes:
 
     In JSON, ``"merges"`` before a colon can only be a key. Text that is not JSON stays so, but for what is cut out.
     """
-    found = _MERGES.search(text)
-    if not found:
+    merges = _MERGES.search(text)
+    if not merges:
         return text
-    depth, at = 0, found.end() - 1
+    depth, at = 0, merges.end() - 1
     while item := _PAIR_STRING_OR_MARK.search(text, at):
         mark, at = item.group(), item.end()
         if mark == b'"':  # of a string with escapes
@@ -156,7 +156,7 @@ def _without_merges(text: bytes) -> bytes:
             at = part.end() if part else len(text)
         depth += (mark == b"[") - (mark == b"]")
         if not depth:
-            return text[: found.end()] + text[at - 1 :]
+            return text[: merges.end()] + text[at - 1 :]
     return text
 
 

@@ -106,10 +106,10 @@ def _nearest(text: str) -> list[str]:
 
 def _intended_version(version: str) -> str | None:
     """Return the semantic version that was probably meant: ``1.0`` is 1.0.0, ``v1.2.0`` is 1.2.0."""
-    if not (found := _PARTS.fullmatch(version.strip())):
+    if not (match := _PARTS.fullmatch(version.strip())):
         return None
-    numbers = [str(int(part)) for part in found[1].split(".")]
-    guess = ".".join([*numbers, "0", "0"][:3]) + (found[2] or "")
+    numbers = [str(int(part)) for part in match[1].split(".")]
+    guess = ".".join([*numbers, "0", "0"][:3]) + (match[2] or "")
     return guess if _accepts(_VERSION, guess) else None
 
 

@@ -52,7 +52,7 @@ def statement(report: ResultReport) -> bytes:
         "buildDefinition": {
             "buildType": f"{_HOME}#apply-v1",
             "externalParameters": {**parameters, "deltas": deltas, "companions": provenance.companions.mode},
-            "resolvedDependencies": [found for n, found in enumerate(pinned) if found not in pinned[:n]],
+            "resolvedDependencies": [resource for n, resource in enumerate(pinned) if resource not in pinned[:n]],
         },
         "runDetails": {"builder": {"id": _HOME, "version": {_TOOL: provenance.created_by}}},
     }
