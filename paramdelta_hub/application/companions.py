@@ -1,8 +1,8 @@
-"""Ready to use: what lies beside the weights, in a package and in a result, and where each file of it comes from.
+"""The companion files of a result, and where each of them comes from.
 
-Tokenizer, templates, processors and generation settings are *companions*: a package carries post's, and a result gets
-them (``post``), or the target's (``target``), or none but ``config.json`` (``none``). A tokenizer's files are taken all
-from one side, never mixed, and templates go with the tokenizer they were written for.
+Tokenizer, templates, processors and generation settings are *companions*. A package has those of post. A result gets
+post's (``post``), the target's (``target``), or only ``config.json`` (``none``). The files of a tokenizer all come from
+one side, and templates come with the tokenizer they were written for.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class CompanionSelection:
-    """Which companions a result will get; everything has been read once, and nothing written."""
+    """The companions that a result will get. All of them have been checked; nothing has been written."""
 
     mode: Mode
     target: Checkpoint
@@ -99,7 +99,7 @@ class CompanionSelection:
 
 @dataclass(frozen=True)
 class CompanionReport:
-    """What a result got beside its weights."""
+    """The companions that were written."""
 
     mode: Mode
     files: tuple[Origin, ...]

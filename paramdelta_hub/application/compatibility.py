@@ -1,4 +1,4 @@
-"""Whether deltas fit a target, and how: which tensors go together, where rows go, and what the result will hold."""
+"""Check whether deltas fit a target: match their tensors, place vocabulary rows, and list the result's tensors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CarriedTensor:
 
 @dataclass(frozen=True)
 class Compatibility:
-    """How deltas fit a target: the tensors, paired, and the rows of those whose rows are not all in one order."""
+    """How deltas fit a target: the matched tensors, and where rows go that are not in the same order everywhere."""
 
     target: LogicalModel
     matches: tuple[Match, ...]

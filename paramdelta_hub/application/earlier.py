@@ -1,4 +1,4 @@
-"""Whether a target has a delta already: adding it a second time is a slip, and what comes of it is nobody's model."""
+"""Detect that a target already has a delta. Adding it a second time is almost always a mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an apply opens and fits together before anything is planned: target, deltas, companions, rows."""
+"""Open and check the inputs of an apply: target, deltas, companions and rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["Inputs", "open_inputs"]
 
 @dataclass(frozen=True)
 class Inputs:
-    """A target and deltas that fit one another."""
+    """A target and deltas that fit it."""
 
     request: ApplyRequest
     """Its deltas are folders on this machine."""

@@ -1,4 +1,4 @@
-"""How the result lies on disk: the target's files, tensor order and metadata, and what has to be other."""
+"""The weight files of the result: those of the target, with its tensor order and metadata, changed where needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an apply would do, and what to expect of it: nothing is written, and of a delta no weights are fetched."""
+"""Preview an apply (dry run): nothing is written, and no weights of a delta are downloaded."""
 
 from __future__ import annotations
 

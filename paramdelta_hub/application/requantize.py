@@ -1,4 +1,4 @@
-"""Which dtype the weights of an fp8 target get, and what is lost where they become 8-bit floats again."""
+"""The output dtype of an fp8 target's weights, and the error of quantizing them again."""
 
 from __future__ import annotations
 

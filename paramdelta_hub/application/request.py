@@ -1,4 +1,4 @@
-"""What is asked of an apply."""
+"""The request of an apply."""
 
 from __future__ import annotations
 

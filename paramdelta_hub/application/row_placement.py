@@ -1,7 +1,7 @@
-"""Where the rows of vocabulary tensors go: which of the target's and of each delta's rows make up the result's.
+"""Place the rows of vocabulary tensors: which rows of the target and of each delta make up the result's.
 
-The result's rows must be where the tokenizer that ends up beside them says: post's, of the delta whose companions are
-taken, or the target's.
+The order of the result's rows must be that of the result's tokenizer: post's, of the delta whose companions are used,
+or the target's.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PlacedRows:
 
 
 class RowPlanner:
-    """Places rows by token; vocabularies are read once, and only where tokenizers or sizes differ."""
+    """Places rows by token. Vocabularies are read once, and only if tokenizers or sizes differ."""
 
     def __init__(self, target: Path | None, packages: Sequence[Package], tokenizer_from: int | None) -> None:
         """Take the target's tokenizer folder, and which delta's tokenizer the result gets: None for the target's."""
@@ -168,7 +168,7 @@ def _check_companions(package: Package) -> None:
 
 
 def _row_names(target: Vocabulary | None, post: Vocabulary | None) -> Vocabulary | None:
-    """Return what the result's rows are called: post's names, and the target's own where post has none."""
+    """Return the tokens of the result's rows: post's, and the target's own where post has none."""
     if target is None or post is None:
         return None
     taken = set(post.tokens.values())

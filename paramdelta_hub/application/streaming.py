@@ -1,4 +1,4 @@
-"""Weight files that are fetched when the first task wants them and deleted when the last one is done."""
+"""Download a weight file before the first task that needs it, and delete it after the last."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["FilePool"]
 
 
 class FilePool:
-    """Hands out a remote model's files to tasks; shared between threads. A file is there as long as a task needs it."""
+    """Keeps a remote model's files on disk as long as tasks need them. Threads may share it."""
 
     def __init__(self, model: RemoteModel | None, tasks: Iterable[Task]) -> None:
         """Take the tasks that are still to be done: they tell when a file is needed no more.

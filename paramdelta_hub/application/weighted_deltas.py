@@ -1,4 +1,4 @@
-"""What is added to a target, where the lineage is right: each tensor's deltas and their weights."""
+"""Check the lineage of each delta, and list what is added to each tensor of the target."""
 
 from __future__ import annotations
 

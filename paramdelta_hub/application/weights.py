@@ -1,7 +1,7 @@
-"""How much of each delta is wanted: a weight for all of it, and factors for chosen tensors.
+"""The weights of deltas, and factors for chosen tensors.
 
-Weights come in one way, from the command line and from Python: :func:`weighted_deltas` and :meth:`WeightMap.of` take
-what people write, and refuse what is not clear. A weight that is lost on the way makes a wrong model.
+:func:`weighted_deltas` and :meth:`WeightMap.of` parse what users write, on the command line and in Python, and refuse
+what is ambiguous: a weight that is misread makes a wrong model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a model is, apart from its values: the fingerprint of its architecture, and what its configs changed."""
+"""The fingerprint of a model's architecture, and the manifest's records of a model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
     """Return the identity of an architecture: sha256 over its tensors' names and shapes, sorted by name.
 
-    One line a tensor, ``name TAB 4096x1024 LF``. It can be had from headers alone, also of a model on the Hub. Left out
-    are dtypes, buffers that models compute themselves, and tensors called as another one plus ``_scale`` or
-    ``_scale_inv``, so that an old copy and a new one, in bf16, fp32 or fp8, have the same one.
+    One line per tensor: ``name TAB 4096x1024 LF``. Headers are enough, so a model on the Hub need not be downloaded.
+    Dtypes, buffers that models compute themselves, and scales (the name of another tensor plus ``_scale`` or
+    ``_scale_inv``) are left out, so copies of a model in bf16, fp32 and fp8 have the same fingerprint.
     """
     digest, shapes = hashlib.sha256(), dict(tensors)
     for name, shape in sorted(shapes.items()):
@@ -47,12 +47,12 @@ def architecture_record(checkpoint: Checkpoint) -> Architecture:
 
 
 def _fits_manifest(value: object) -> bool:
-    """Whether a manifest can hold what a config says: other values are none that a model class could have."""
+    """Whether a manifest can hold a config's value. No model class has another kind of name."""
     return isinstance(value, str) and 0 < len(value) <= 1024
 
 
 def _blob_digest(file: WeightFile) -> str | None:
-    """Return the sha256 that the Hub gives a file, if it lies in the Hub cache, which names large blobs by it."""
+    """Return the file's sha256 if it is in the Hub cache, where the names of large blobs are their sha256."""
     name = file.path.name
     is_blob = file.path.parent.name == "blobs" and len(name) == 64 and all(c in "0123456789abcdef" for c in name)
     return name if is_blob else None

@@ -1,4 +1,4 @@
-"""A model's weights as its headers tell them: every tensor, where it lies, and nothing read yet."""
+"""A model's weights as described by its headers: every tensor and its location. No values are read."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class WeightFile:
     path: Path
     header: Header
     sha256: str | None = None
-    """As the Hub tells, where the file itself is still there."""
+    """As reported by the Hub, for a file that has not been downloaded."""
     start: bytes | None = None
-    """All bytes before the data, likewise."""
+    """All bytes before the data, for such a file."""
 
     def identity(self) -> JsonObject:
-        """What tells that the file is still the same, for resuming: its digest if known, or size and time."""
+        """Return what identifies the file for resuming: its digest if known, else size and modification time."""
         if self.sha256 is not None:
             return {"file": str(self.path), "sha256": self.sha256}
         status = os.stat(self.path)
@@ -117,7 +117,7 @@ def open_checkpoint(model: str | Path, *, code: bool = False) -> Checkpoint:
     """Open a model by path or Hub id and read its headers; Python files are downloaded only with ``code``.
 
     Raises:
-        CheckpointError: nothing there, pickled, GGUF, truncated, an index that names what is missing, …
+        CheckpointError: there is no model, it is pickled, GGUF or truncated, or the index names missing files.
     """
     source = resolve(model, code=code)
     path = source.path
@@ -159,7 +159,7 @@ def read_index(folder: Path) -> tuple[JsonObject, list[str]]:
 
 
 def parse_index(text: bytes, where: str) -> tuple[JsonObject, list[str]]:
-    """Return what :func:`read_index` does, of the file's content.
+    """Parse the content of an index; see :func:`read_index`.
 
     Raises:
         CheckpointError: not an index.
@@ -180,10 +180,10 @@ def parse_index(text: bytes, where: str) -> tuple[JsonObject, list[str]]:
 
 
 def assemble(source: ModelSource, files: Sequence[WeightFile], index: JsonObject) -> Checkpoint:
-    """Return a model of several files: every tensor of the index must be in its file, and every tensor of a file in it.
+    """Return a model of several files, after checking that the index and the headers list the same tensors.
 
     Raises:
-        CheckpointError: one is not.
+        CheckpointError: they do not.
     """
     held = {span.name: file.name for file in files for span in file.header.tensors}
     if held != index["weight_map"] or len(held) != sum(len(file.header.tensors) for file in files):

@@ -1,7 +1,7 @@
 """The files beside the weights that make a model usable: configs, tokenizer, templates; by an allow-list, as bytes.
 
-Nothing here runs or renders anything. Files that name code by ``auto_map`` are found out, so that nobody's code comes
-along unasked.
+Nothing here runs code or renders templates. Files that reference code by ``auto_map`` are detected, so that no code is
+copied unless the user asks for it.
 """
 
 from __future__ import annotations
@@ -66,20 +66,20 @@ _CODE = re.compile(r"[A-Za-z_]\w*\.py", re.ASCII)
 
 
 def kind_of(name: str) -> Kind | None:
-    """Return what a file of a model's folder is for, or None where the allow-list does not have it."""
+    """Return the kind of a file in a model's folder, or None if it is not on the allow-list."""
     return next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(name)), None)
 
 
 def is_vocabulary_file(name: str) -> bool:
-    """Whether a file says which token has which id: without one, there is no tokenizer."""
+    """Whether a file maps tokens to ids. Without one, there is no tokenizer."""
     return _WORDS.fullmatch(name) is not None
 
 
 def model_companions(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Return a model's companion files by their names in its folder, sorted; none for a lone weight file.
+    """Return a model's companion files by name, sorted. A single weight file has none.
 
     Raises:
-        CheckpointError: one is a link out of the folder: it would be copied into the result, and published with it.
+        CheckpointError: a file is a link out of the folder. It would be copied into the result and published.
     """
     return {} if checkpoint.is_lone_file else _companions_in(checkpoint.folder)
 

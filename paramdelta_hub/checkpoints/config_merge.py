@@ -1,7 +1,7 @@
-"""What post changed in a config, and how that is laid over a target's: a three-way merge of RFC 7396 patches.
+"""Three-way merge of configs: what post changed against base is applied to the target's, as RFC 7396 patches.
 
-A key takes post's value where post changed it and the target still has what base had. Where the target changed it too,
-that is a conflict: it is reported, and the target wins unless the user says otherwise. These keys are apart:
+A key takes post's value if post changed it and the target still has base's value. If the target changed it too, there
+is a conflict: it is reported, and the target wins unless the user chooses post. Some keys have their own rules:
 
 | keys                                             | whose value       | why                                           |
 |--------------------------------------------------|-------------------|-----------------------------------------------|
@@ -76,7 +76,7 @@ _SHOWN = 120
 
 @dataclass(frozen=True)
 class Conflict:
-    """A key that post changed, and somebody else changed otherwise. Values are JSON texts, cut where they are long."""
+    """A key that post and the target, or post and an earlier delta, changed differently. Values are JSON, shortened."""
 
     key: str
     """The path of the key, joined by dots."""
@@ -93,7 +93,7 @@ class Conflict:
 
 @dataclass
 class MergedConfig:
-    """A target's config with all changes laid over it, and what became of every key that some post changed."""
+    """A target's config after the merge, and the outcome for every key that some post changed."""
 
     config: JsonObject
     taken: dict[str, str] = field(default_factory=dict)
@@ -161,9 +161,9 @@ def merge_config(
     tokens: int | Literal["target", "merge"] = "merge",
     overrides: Mapping[str, Any] | None = None,
 ) -> MergedConfig:
-    """Return ``target`` with every change laid over it in order; the target's keys stay in their order.
+    """Return ``target`` with every change merged into it in order. The target's keys keep their order.
 
-    Laying the same changes over the result changes nothing more.
+    Merging the same changes into the result again changes nothing.
 
     Args:
         target: the target's config, which is left as it is.
@@ -187,7 +187,7 @@ def merge_config(
 
 @dataclass(frozen=True)
 class _Merge:
-    """One delta's change, on its way over the result."""
+    """Merges one delta's change into the result."""
 
     result: MergedConfig
     label: str
@@ -242,7 +242,7 @@ def _set_or_delete(node: JsonObject, key: str, value: Any) -> None:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two values mean the same: 1, 1.0 and true do not, an absent key and a null one do."""
+    """Whether two values are the same JSON. 1, 1.0 and true differ; an absent key equals null."""
     return strict_json.canonical(_without_nulls(one)) == strict_json.canonical(_without_nulls(other))
 
 
@@ -261,6 +261,6 @@ def _without_code(value: Any) -> Any:
 
 
 def _excerpt(value: Any) -> str:
-    """Return a stranger's value as a report can hold it: JSON in ASCII, one line, not too long."""
+    """Return an untrusted value for a report: JSON in ASCII, one line, shortened."""
     text = strict_json.canonical(value).decode()
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

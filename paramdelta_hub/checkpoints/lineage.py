@@ -1,8 +1,8 @@
-"""Lineage: evidence, without base, that a target descends from base or shares its ancestor.
+"""Lineage: evidence that a target descends from base or shares an ancestor with it, without having base.
 
-Models of equal shapes trained apart are uncorrelated; fine-tunes of one ancestor agree almost perfectly. A few values
-of base per tensor, at places derived from the tensor's name, are enough to tell them apart. Measured: MiniLM
-fine-tunes 0.9999, two CHGNet releases of equal shapes −0.001.
+Models of equal shapes that were trained separately are uncorrelated; fine-tunes of one ancestor agree almost perfectly.
+A few values of base per tensor, at positions derived from the tensor's name, are enough to tell the two cases apart.
+Measured: MiniLM fine-tunes 0.9999, two CHGNet releases of equal shapes −0.001.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def unpack_samples(content: bytes, where: str) -> dict[str, tuple[str, NDArray[n
 
 @dataclass(frozen=True)
 class LineageMatch:
-    """How a target relates to base: the mean correlation of the sampled tensors, and whether all values are equal."""
+    """How similar a target is to base: the mean correlation of sampled tensors, and whether all values are equal."""
 
     correlation: float | None
     """None where nothing could be compared: constant or tiny tensors only."""

@@ -1,8 +1,8 @@
-"""A model as arithmetic sees it: every tensor's logical dtype and shape, and the source that yields its values.
+"""Logical tensors: the dtype and shape used for arithmetic, and the source of the values.
 
-Stored and logical tensors are mostly the same. Where they are not: 8-bit floats are read with their scales, as BF16,
-and the scales are no tensors of their own; a tied output head is the embedding (:mod:`.pairing`); a vocabulary may be
-arranged in another one's order (:mod:`.vocabulary`).
+Stored and logical tensors are mostly the same. There are three exceptions: 8-bit floats and their scales are read as
+one BF16 tensor; a tied output head is read from the embedding (:mod:`.matching`); the rows of a vocabulary may be read
+in another order (:mod:`.token_rows`).
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class LogicalTensor(Sized):
 
 @dataclass(frozen=True)
 class LogicalModel:
-    """Every logical tensor by name, in the checkpoint's order, and the stored tensors that are none."""
+    """Every logical tensor by name, in the checkpoint's order, and the stored tensors that are left out."""
 
     checkpoint: Checkpoint
     tensors: dict[str, LogicalTensor]
     omissions: tuple[tuple[str, str], ...]
     """(name, reason)"""
     unsupported: str | None
-    """Why no sums can be made of these numbers, in a sentence; None if they can."""
+    """Why no delta can be added to this model, in a sentence; None if one can."""
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
@@ -72,13 +72,13 @@ class LogicalModel:
         return entries_of({name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()})
 
     def tensor(self, name: str, matched: Match, side: str) -> LogicalTensor:
-        """Return the tensor that a match calls ``name``: by a tie it may be the embedding."""
+        """Return the tensor that a match calls ``name``. For a tied head that is the embedding."""
         tied_side, embedding = matched.ties.get(name, ("", name))
         return self.tensors[embedding if tied_side == side else name]
 
 
 def logical_model(checkpoint: Checkpoint) -> LogicalModel:
-    """Return the logical tensors of a model; nothing is read but its headers, which are there already.
+    """Return the logical tensors of a model, from its headers.
 
     Raises:
         CheckpointError: an 8-bit weight whose scale does not fit it.

@@ -1,4 +1,4 @@
-"""Which tensor goes with which, and every misfit at once, not only the first."""
+"""Match the tensors of two models by name, and report every mismatch, not only the first."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class OmittedTensor(NamedTuple):
 
 @dataclass
 class Match:
-    """The outcome: pairs, ties, what was left out and why, and all that does not fit."""
+    """Pairs, ties, omitted tensors with the reason, and every mismatch."""
 
     pairs: dict[str, str] = field(default_factory=dict)
     """Name → right name; the name is the left side's too, but for ties."""

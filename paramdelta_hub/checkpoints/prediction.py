@@ -1,8 +1,8 @@
-"""What to expect of a delta on a target, from what trainings of known outcome gave at such a distance.
+"""Predict how well a delta transfers to a target, from measured outcomes at similar distances.
 
-Only distance orders the outcomes (``docs/evidence.md``): the correlation of the target's values with base's, which the
-package's lineage samples tell. Sign agreement and the cosine of drift and Δ were measured there too, and are the same
-where everything comes over and where nothing does; so neither is asked for.
+Only the distance predicts the outcome (``docs/evidence.md``): the correlation of the target's values with base's, which
+comes from the package's lineage samples. Sign agreement and the cosine of drift and Δ were measured too. They do not
+differ between complete and failed transfers, so they are not used.
 """
 
 from __future__ import annotations

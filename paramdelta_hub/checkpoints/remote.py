@@ -1,7 +1,7 @@
-"""A model on the Hub, opened by its headers alone: weights are fetched file by file, when they are wanted.
+"""A model on the Hub, opened by its headers. Weight files are downloaded one by one, when they are needed.
 
-Headers come by Range requests, some 100 kB a file, and so do single values; configs and tokenizers as usual, through
-the cache.
+Headers (about 100 kB per file) and single values are read by Range requests. Configs and tokenizers are downloaded to
+the Hub's cache as usual.
 """
 
 from __future__ import annotations

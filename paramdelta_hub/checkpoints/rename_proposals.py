@@ -1,8 +1,8 @@
-"""Prefixes that differ: the rename rule that a user would have to find out, found from names and shapes.
+"""Suggest rename rules for models whose tensor names have different prefixes, from names and shapes.
 
 Model classes wrap one another, and each adds its own prefix: ``bert.``, ``transformer.``, ``model.``,
-``language_model.``. No list of them is kept here, as the next model class brings another: what two sides' names have
-in common at their ends says which prefix stands for which.
+``language_model.``. A list of prefixes would be outdated with the next model class. Instead, names with equal endings
+show which prefix corresponds to which.
 """
 
 from __future__ import annotations

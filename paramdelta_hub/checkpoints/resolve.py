@@ -1,4 +1,4 @@
-"""From what the user typed to files on disk: a folder, a lone file, or a Hub id with ``@revision``."""
+"""Resolve a model name to files on disk: a folder, a single file, or a Hub id with ``@revision``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _IGNORE_PATTERNS = ["original/*", "onnx/*", "openvino/*", "consolidated*.safeten
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model lies, and what to call it in manifests and messages."""
+    """Where a model is, and its name in manifests and messages."""
 
     path: Path
     name: str

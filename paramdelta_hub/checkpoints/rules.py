@@ -1,7 +1,7 @@
-"""Rules by which a user changes what goes with what: renames, skips, carries; and what each of them hit.
+"""Rules of the user that change how tensors are matched: renames, skips and carries; and what each of them hit.
 
-A rule that hits nothing is a slip of the hand (a name misspelled, a prefix forgotten), and what comes of it is not what
-was asked for: it is refused, with the names that come nearest.
+A rule that hits nothing is probably a mistake, such as a misspelled name or a missing prefix. It is refused, and the
+message lists the most similar names.
 """
 
 from __future__ import annotations

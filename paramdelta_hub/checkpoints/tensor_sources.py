@@ -1,10 +1,10 @@
-"""Tensor sources: one tensor's values as the arithmetic wants them, wherever and however they lie in a model's files.
+"""Tensor sources: the values of one tensor in the form the arithmetic needs, however the model's files store them.
 
 A source is a small frozen dataclass. It says where the values are, goes into a plan as JSON, and opens a reader. Each
 kind is one class here, and :data:`TensorSource` is the union of all of them; nothing else looks at the kind. To read a
 new layout, add its class and name it in the union.
 
-Readers hand out any range of elements, little-endian, by pread into the caller's buffer.
+Readers return any range of elements, little-endian, in the caller's buffer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether the ids by which a model begins, ends and pads its text are tokens of the tokenizer that it has."""
+"""Check that a model's begin, end and padding ids are tokens of its tokenizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def token_id_warnings(
     tokenizer: Mapping[str, Any],
     tokens: Mapping[str, int] | None,
 ) -> list[str]:
-    """Return what would make generation go on for ever, or look up a row that is not there; a sentence each.
+    """Return warnings about ids that would make generation never stop, or that have no row in the embedding.
 
     Args:
         config: the result's ``config.json``; its ``vocab_size`` must be what the tensors have.
@@ -46,7 +46,7 @@ def token_id_warnings(
 
 
 def _end_token_warnings(stops: Any, tokenizer: Mapping[str, Any], tokens: Mapping[str, int] | None) -> Iterable[str]:
-    """Say it if the tokenizer's own end of text is none of the ids at which generation stops."""
+    """Yield a warning if generation does not stop at the tokenizer's end-of-text token."""
     token = tokenizer.get("eos_token")
     token = token.get("content") if isinstance(token, Mapping) else token
     if tokens is None or not isinstance(token, str):

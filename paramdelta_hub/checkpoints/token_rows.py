@@ -1,7 +1,7 @@
-"""Rows by token: which row of one model's embedding belongs to which row of another's. Pure; no weights are read.
+"""Match embedding rows by token: which row of one model belongs to which row of another. No weights are read.
 
-A *named* row is one whose id a tokenizer gives to a token; the others are padding. Rows of one name belong together,
-whatever their ids; padding belongs together by position. Nothing is trimmed, and no target token is lost in silence.
+A *named* row is the row of a token; the others are padding. Rows of the same token belong together, whatever their ids;
+padding rows belong together by position. Nothing is trimmed, and no token of the target is dropped silently.
 """
 
 from __future__ import annotations

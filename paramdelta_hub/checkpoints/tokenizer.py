@@ -1,4 +1,4 @@
-"""A tokenizer's tokens and their ids, from its files as data: nothing of it is built or run."""
+"""Read a tokenizer's tokens and ids from its files, without building or running the tokenizer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _QUOTE_OR_ESCAPE = re.compile(rb'"|\\.', re.DOTALL)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer names: no two tokens have one id."""
+    """A tokenizer's tokens and their ids. No two tokens have the same id."""
 
     tokens: Mapping[str, int]
     """Token → id, added tokens included."""
@@ -223,7 +223,7 @@ def _check_id(token: object, row: object, where: str, error: type[SourceError]) 
 def _merge_added(
     tokens: dict[str, int], added: Iterable[tuple[object, object]], where: str, error: type[SourceError]
 ) -> None:
-    """Lay added tokens over a table: each takes its id from the token that had it, if that was not added, too."""
+    """Merge added tokens into a table. Each replaces the token that had its id, unless that one was added too."""
     by_id = {row: token for token, row in tokens.items()}
     new: dict[object, object] = {}
     for token, row in added:

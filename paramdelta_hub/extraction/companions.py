@@ -1,4 +1,4 @@
-"""What a package carries beside the delta: post's tokenizer, templates, settings, and changes of configs."""
+"""The companions of a package: post's tokenizer, templates and settings, and the changes of its configs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def config_changes(base: Checkpoint, post: Checkpoint) -> dict[ConfigName, Confi
 
 
 def check_companions(base: Checkpoint, post: Checkpoint, tokenizer: Path | None) -> None:
-    """Raise now, before the work, what :func:`copy_companions` and :func:`config_changes` would raise after it."""
+    """Raise before the work starts what :func:`copy_companions` and :func:`config_changes` would raise after it."""
     post_companions(post, tokenizer)
     config_changes(base, post)
 

@@ -1,4 +1,4 @@
-"""Extract: Δ = post − base, once, into a package that is proved exact while it is made."""
+"""Extract Δ = post − base into a package. Every element is checked while the package is written."""
 
 from __future__ import annotations
 

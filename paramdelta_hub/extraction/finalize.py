@@ -1,4 +1,4 @@
-"""The end of an extraction: pieces get their final names, and the manifest says what they are."""
+"""The last step of an extraction: name the shards and build the manifest."""
 
 from __future__ import annotations
 

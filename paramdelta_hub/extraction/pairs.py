@@ -1,4 +1,4 @@
-"""What is subtracted from what: the tensors of base and post, paired, with ties and vocabularies settled."""
+"""Match the tensors of base and post, including tied heads and vocabulary rows."""
 
 from __future__ import annotations
 

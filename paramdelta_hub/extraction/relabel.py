@@ -1,4 +1,4 @@
-"""Relabel: a package under another name, version or license, made of a package alone."""
+"""Relabel: copy a package under another name, version or license."""
 
 from __future__ import annotations
 

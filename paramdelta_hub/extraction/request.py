@@ -1,4 +1,4 @@
-"""What is asked of an extract."""
+"""The request of an extract."""
 
 from __future__ import annotations
 

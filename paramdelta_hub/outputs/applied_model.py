@@ -1,4 +1,4 @@
-"""Verify an applied model: is every tensor, and every file beside the weights, what its provenance says?"""
+"""Verify an applied model: compare every tensor and every companion with its provenance."""
 
 from __future__ import annotations
 

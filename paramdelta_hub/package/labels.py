@@ -1,7 +1,6 @@
-"""What people call a delta, checked where they say it: name, version, license.
+"""Check the labels of a new package: name, version and license.
 
-Manifests that come from strangers may hold any license, since what they hold can't be changed; whoever makes a package
-gets a slip of the pen told.
+An existing manifest may state any license, because it can't be changed. A new package must state a known one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One tensor's payload as a stream of chunks: written once, read once, hashed on the way."""
+"""Read and write the payload of one tensor, chunk by chunk, hashing it at the same time."""
 
 from __future__ import annotations
 

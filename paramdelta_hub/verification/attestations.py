@@ -1,7 +1,7 @@
-"""What others' tools read about an applied model: an in-toto statement, and a CycloneDX bill of materials.
+"""Statements about an applied model for other tools: in-toto, and a CycloneDX bill of materials.
 
-Both are made of a verification's report, so that nothing is stated that was not just checked, and neither has a time in
-it: equal models give equal texts. Neither is signed here; a statement can be, with cosign or in-toto's own tools.
+Both are made from a verification's report, so they state only what was just checked. They contain no time, so equal
+models give equal files. They are not signed; sign them with cosign or in-toto's tools.
 """
 
 from __future__ import annotations

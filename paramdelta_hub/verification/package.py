@@ -1,4 +1,4 @@
-"""Verify: is a package whole, signed, does it decode, is it a delta of these models, and is base ⊕ Δ really post?"""
+"""Verify a package: its files, its signature, that it decodes, and that base ⊕ Δ equals post."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Side: TypeAlias = Literal["base", "post"]
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was proved; a verification that fails raises instead."""
+    """What was checked. A failed verification raises instead."""
 
     package: Path
     id: str
