@@ -67,7 +67,7 @@ def test_minilm_new_base_plus_delta_is_the_reference(minilm: tuple[Path, Path, P
     base, post, target, delta = minilm
     applied = pd.apply(target, delta, tmp_path / "out")
     assert not applied.is_post
-    assert applied.deltas[0].lineage.correlation == pytest.approx(1.0, abs=0.001)
+    assert applied.deltas[0].kinship.correlation == pytest.approx(1.0, abs=0.001)
     b, p, t, ours = weights(base), weights(post), weights(target), weights(tmp_path / "out")
     assert list(ours) == list(t)
     wide = torch.float64 if t["pooler.dense.weight"].dtype == torch.float32 else torch.float32
@@ -147,8 +147,8 @@ def test_chgnet_kin_and_not_kin(tmp_path: Path) -> None:
         pd.apply(kin, tmp_path / "delta", tmp_path / "kin")
     applied = pd.apply(kin, tmp_path / "delta", tmp_path / "kin", force=True)
     assert not applied.deltas[0].forced
-    assert applied.deltas[0].lineage.correlation is not None
-    assert applied.deltas[0].lineage.correlation > 0.9
+    assert applied.deltas[0].kinship.correlation is not None
+    assert applied.deltas[0].kinship.correlation > 0.9
 
     # 0.2.0 was trained apart. Where its tensors have other shapes too, that is what is said first …
     with pytest.raises(pd.MismatchError) as caught:

@@ -27,14 +27,14 @@ class AppliedDelta:
 
     package: Package
     weight: float
-    lineage: LineageMatch
+    kinship: LineageMatch
     forced: bool
     """Whether it was applied although the target is not kin."""
 
     @property
     def prediction(self) -> Prediction:
         """What to expect of it, were it applied alone and with weight 1."""
-        return predict(self.lineage, self.package.manifest.tensors)
+        return predict(self.kinship, self.package.manifest.tensors)
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable record, which also stands in the provenance file."""
@@ -48,8 +48,8 @@ class AppliedDelta:
             "base": manifest.base.name,
             "post": manifest.post.name,
             "lineage": {
-                "correlation": self.lineage.correlation,
-                "tensors": self.lineage.tensors,
+                "correlation": self.kinship.correlation,
+                "tensors": self.kinship.tensors,
                 "forced": self.forced,
             },
         }

@@ -213,7 +213,7 @@ def preview_text(found: Preview) -> str:
 
 
 def _delta_text(delta: AppliedDelta) -> str:
-    manifest, lineage = delta.package.manifest, delta.lineage
+    manifest, lineage = delta.package.manifest, delta.kinship
     judged = "same values as base" if lineage.same_values else f"kin to base: {lineage}"
     if delta.forced:
         judged = f"NOT kin, forced: {lineage}"

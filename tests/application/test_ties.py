@@ -93,7 +93,7 @@ def test_every_combination(
     rebuilt = {**post, HEAD: head_of(post)} if has_head else post
     assert_same(read_weights(tmp_path / "rebuilt"), rebuilt)
     assert report.is_post
-    assert report.deltas[0].lineage.same_values
+    assert report.deltas[0].kinship.same_values
     if base_tied:
         assert config_of(tmp_path / "rebuilt")["tie_word_embeddings"] is post_tied
 
@@ -278,7 +278,7 @@ def test_a_classifier_is_carried_whole(carried: Path) -> None:
 
     report = pd.apply(carried / "base", carried / "delta", carried / "rebuilt")
     assert report.is_post
-    assert report.deltas[0].lineage.same_values
+    assert report.deltas[0].kinship.same_values
     assert_same(read_weights(carried / "rebuilt"), post)
 
 

@@ -207,7 +207,7 @@ class Trio:
             expected[name] = torch.cat([expected[name], rest])
         assert_same(self.result(), expected)
         assert report.is_post is (self.base.rows <= self.post.rows)
-        assert report.deltas[0].lineage.same_values
+        assert report.deltas[0].kinship.same_values
 
 
 PERMUTED = {word: (row * 7 + 3) % 40 for row, word in enumerate(WORDS)}
@@ -529,7 +529,7 @@ def test_whole_rows_are_no_evidence_against_kinship(tmp_path: Path) -> None:
     trio = Trio(tmp_path, base, post, target)
     trio.extract()
     for companions in ("post", "target"):
-        assert trio.apply(companions=companions).deltas[0].lineage.same_values
+        assert trio.apply(companions=companions).deltas[0].kinship.same_values
 
 
 def test_an_embedding_does_not_outgrow_its_head(tmp_path: Path) -> None:
@@ -570,7 +570,7 @@ def test_embeddings_that_are_not_wanted_need_no_tokenizers(tmp_path: Path) -> No
     report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", weight_map=weight_map)
     matrix = reference(*(model.tensors[MATRIX] for model in (base, post, target)))
     assert_same(read_weights(tmp_path / "out"), {**target.tensors, MATRIX: matrix})
-    assert report.deltas[0].lineage.tensors == 1
+    assert report.deltas[0].kinship.tensors == 1
     with pytest.raises(MismatchError, match="44 rows in the target, 40 in the delta"):
         pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "other")
 
@@ -640,7 +640,7 @@ def test_kin_are_told_by_token(tmp_path: Path) -> None:
     trio = Trio(tmp_path, side("b", WORDS, width=64), side("p", ADDED, width=64), side("t", PERMUTED, width=64))
     trio.extract()
     for companions in ("post", "target"):
-        correlation = trio.apply(companions=companions).deltas[0].lineage.correlation
+        correlation = trio.apply(companions=companions).deltas[0].kinship.correlation
         assert correlation is not None
         assert correlation > 0.99
     stranger = Side("t", PERMUTED, 40, 64)

@@ -13,7 +13,7 @@ import torch
 
 from paramdelta_hub.checkpoints.architecture import architecture_record, fingerprint
 from paramdelta_hub.checkpoints.checkpoint import INDEX, open_checkpoint
-from paramdelta_hub.checkpoints.companions import companions
+from paramdelta_hub.checkpoints.companions import model_companions
 from paramdelta_hub.checkpoints.resolve import resolve
 from paramdelta_hub.errors import CheckpointError
 from tests.attacks.names import HOSTILE
@@ -39,7 +39,7 @@ def test_one_file(tmp_path: Path) -> None:
     opened = open_checkpoint(tmp_path / "model" / "model.safetensors")
     assert opened.is_lone_file
     assert opened.config is None
-    assert companions(opened) == {}
+    assert model_companions(opened) == {}
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "other.safetensors")
     assert set(open_checkpoint(tmp_path / "model").tensors) == set(weights(0)), "a single file of any name"
 
