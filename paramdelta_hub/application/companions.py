@@ -174,17 +174,15 @@ def select_companions(
     for number, package in enumerate(packages if mode == "post" else ()):
         known, unknown = package_companions(package)
         if unknown:
-            warnings.append(
-                f"{_label(package)} has companions that this version does not know: {_join_limited(unknown)}"
-            )
+            warnings.append(f"{package.label} has companions that this version does not know: {_join_limited(unknown)}")
         if known and provider is None:
             provider, taken = number, known
         elif provider is not None and (
             other := [name for name, file in known.items() if name not in taken or taken[name].sha256 != file.sha256]
         ):
             warnings.append(
-                f"{_label(package)} has other companions, which are not taken: {_join_limited(other)}; "
-                f"all are those of {_label(packages[provider])}"
+                f"{package.label} has other companions, which are not taken: {_join_limited(other)}; "
+                f"all are those of {packages[provider].label}"
             )
     orphaned = [name for name in taken if kind_of(name) == "tokenizer"]
     if orphaned and not any(map(is_vocabulary_file, orphaned)):
@@ -255,7 +253,7 @@ def write_companions(
         if name in (CONFIG, GENERATION):
             merged = configs[name] = merge_config(
                 _parse(content, str(path)),
-                [(_label(package), change) for package, change in _config_changes(selection, name)],
+                [(package.label, change) for package, change in _config_changes(selection, name)],
                 exceptions=ALWAYS if is_post or name == GENERATION else {**STRUCTURE, **ALWAYS},
                 prefer=prefer,
                 tokens=_token_ids_from(selection, name),
@@ -268,7 +266,7 @@ def write_companions(
     for name, file in selection.from_delta.items():
         if name not in configs:
             package = selection.packages[selection.provider or 0]
-            write(name, _label(package), package.read_file(file, COMPANION_BYTES))
+            write(name, package.label, package.read_file(file, COMPANION_BYTES))
     origins.sort(key=lambda origin: origin.path)
     return CompanionReport(
         selection.mode, tuple(origins), configs, (*selection.warnings, *_token_warnings(result, origins, parsed))
@@ -307,10 +305,6 @@ def _token_warnings(result: Path, origins: Iterable[Origin], parsed: Mapping[str
 
 def _parse(content: bytes, name: str) -> JsonObject:
     return strict_json.parse_object(content, CheckpointError, name, long_integers=True)
-
-
-def _label(package: Package) -> str:
-    return f"{package.manifest.name} {package.manifest.version}"
 
 
 def _join_limited(names: Iterable[str]) -> str:

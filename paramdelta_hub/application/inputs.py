@@ -65,7 +65,7 @@ class Inputs:
         reasons = []
         for number, (package, weight) in enumerate(zip(self.packages, self.weights.deltas, strict=True)):
             if weight and (why := evidence_of_earlier(self.compatibility, number, package, weight, values)):
-                reasons.append(f"{package.manifest.name} {package.manifest.version}: {why}")
+                reasons.append(f"{package.label}: {why}")
         if reasons and not self.request.force:
             raise MismatchError(
                 "the target has this delta already",
@@ -151,8 +151,7 @@ def _repeated_deltas(packages: Sequence[Package], force: bool) -> tuple[str, ...
     """
     labels: dict[str, list[str]] = {}
     for package in packages:
-        label = f"{package.manifest.name} {package.manifest.version}"
-        labels.setdefault(package.manifest.content_id, []).append(label)
+        labels.setdefault(package.manifest.content_id, []).append(package.label)
     reasons = [
         f"{names[0]} is named {len(names)} times" + (f", as {', '.join(names[1:])} too" if len(set(names)) > 1 else "")
         for names in labels.values()

@@ -47,6 +47,11 @@ class Package:
     digest: str
     """sha256 of ``manifest.json``: the package's id."""
 
+    @property
+    def label(self) -> str:
+        """Name and version, for messages."""
+        return f"{self.manifest.name} {self.manifest.version}"
+
     @cached_property
     def records(self) -> dict[str, TensorRecord]:
         """Every tensor by name."""
