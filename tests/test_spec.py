@@ -325,7 +325,7 @@ def test_the_reader_refuses(tmp_path: Path, damage: Callable[[Path], object], ru
 
 
 def test_the_reader_is_independent() -> None:
-    source = (ROOT / "tests" / "spec_reader.py").read_text()
+    source = (ROOT / "tests" / "support" / "spec_reader.py").read_text()
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
     assert not imported & {"paramdelta_hub", "blake3", "torch", "safetensors", "pydantic"}
     assert re.findall(r"tests.*", source) == ["tests.support.blake3_numpy import blake3"]
