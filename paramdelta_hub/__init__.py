@@ -10,6 +10,17 @@ Extract Δ = Θ_post − Θ_base once into a small, verifiable package; apply it
     pd.apply("org/new-base", "delta", "new-base-instruct")
     pd.publish("delta", "org/instruct-delta")
     pd.apply("org/new-base", "org/instruct-delta@1.0.0", "new-base-instruct")
+
+Arguments with the same meaning everywhere:
+
+``registry``
+    Where a bare ``org/name`` is: a folder, a bucket, or the Hub. The default is PARAMDELTA_REGISTRY, else the Hub.
+``overwrite``
+    Replace an older output of the same kind. Nothing else is ever replaced (:mod:`.outputs.replacing`).
+``executor``, ``threads``, ``memory``
+    See :class:`ExecutorConfig`.
+``progress``
+    Is told how far the work is.
 """
 
 from __future__ import annotations

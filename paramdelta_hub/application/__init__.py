@@ -1,1 +1,1 @@
-"""Apply: deltas fitted to a target, the sums made tensor by tensor, and a model made of them."""
+"""Apply: check that deltas fit a target, add them tensor by tensor, and write the resulting model."""

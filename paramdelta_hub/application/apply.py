@@ -8,18 +8,18 @@ from pathlib import Path
 
 from paramdelta_hub.application.companions import CompanionReport, Mode, Prefer, write_companions
 from paramdelta_hub.application.inputs import open_inputs
-from paramdelta_hub.application.output_files import index_text, lay_out
+from paramdelta_hub.application.output_files import new_index, plan_output_files
 from paramdelta_hub.application.planning import plan_apply, temporary_bytes
 from paramdelta_hub.application.provenance import PROVENANCE_NAME, is_post, provenance_of
 from paramdelta_hub.application.requantize import Dtype, Requantization, requantization
 from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.streaming import FilePool
-from paramdelta_hub.application.weighted_deltas import AppliedDelta, sums_of
+from paramdelta_hub.application.weighted_deltas import AppliedDelta, addends_by_tensor
 from paramdelta_hub.application.weights import Deltas, Factors, WeightedDelta, WeightMap, weighted_deltas
 from paramdelta_hub.checkpoints.checkpoint import INDEX
 from paramdelta_hub.checkpoints.companions import read_companion
-from paramdelta_hub.checkpoints.matching import LeftOut
-from paramdelta_hub.checkpoints.rules import Rules, RuleUse, checked_rules
+from paramdelta_hub.checkpoints.matching import OmittedTensor
+from paramdelta_hub.checkpoints.rules import Rules, RuleUse, check_rules
 from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import io_errors, write_file
@@ -35,7 +35,7 @@ from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import Executor, ExecutorConfig, Operation, Outcomes, complete
 from paramdelta_hub.tasks.workspace import MayReplace, Workspace
 
-__all__ = ["PROVENANCE_NAME", "Application", "ApplyReport", "WeightMap", "WeightedDelta", "apply", "carry_out"]
+__all__ = ["PROVENANCE_NAME", "Application", "ApplyReport", "WeightMap", "WeightedDelta", "apply", "run_apply"]
 
 CARD_NAME = "README.md"
 NOTHING_ADDED = "nothing was added: all weights are 0, or the deltas change nothing here"
@@ -56,7 +56,7 @@ class ApplyReport(Report):
     """Tensors copied from the target as they are."""
     companions: CompanionReport
     """What lies beside the weights, and where it comes from."""
-    omissions: tuple[LeftOut, ...]
+    omissions: tuple[OmittedTensor, ...]
     notes: tuple[str, ...]
     """What became of ties and of the rows of vocabularies."""
     rules: tuple[RuleUse, ...] = ()
@@ -90,55 +90,25 @@ def apply(
 ) -> ApplyReport:
     """Write ``out`` = target + Σ wᵢΔᵢ with the target's shard layout, tensor order and metadata.
 
-    Sums are made in float32 (float64 for float32 models), in the order of ``deltas``, and rounded once: for one delta
+    Sums are made in float32 (float64 for float32 models), in the order of ``deltas``, and rounded once. With one delta
     of weight 1 the result equals ``((post.float() - base.float()) + target.float()).to(target.dtype)`` bit for bit,
-    and post itself where the target is base. A killed run leaves no ``out``; running it again goes on.
+    and post itself if the target is base. A killed run leaves no ``out``; run it again to resume.
 
-    Args:
-        target: the new base: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
-        deltas: a package's folder or ``org/name[@version]`` in a registry, or several. Each has a weight of 1 unless
-            it is given one: as a pair ``(delta, 0.5)``, in a mapping ``{delta: 0.5}``, as a :class:`WeightedDelta`, or
-            in a text ``"delta=0.5"``.
-        out: the result's folder.
-        weight_map: factors for tensors whose names match a pattern, as a mapping or as pairs; the last match decides;
-            0 leaves a tensor as the target has it.
-        rules: renames (of the deltas' tensors) and skips.
-        dtype: what the weights of an fp8 target become: ``bfloat16`` (by default), or ``float8_e4m3fn`` with fresh
-            scales in the target's own layout; what that costs is measured and reported.
-        companions: whose tokenizer, templates, processors and generation settings lie beside the weights: those of
-            ``post`` (of the first delta that has some), of the ``target``, or ``none`` but ``config.json``.
-        prefer: whose value a config gets where post and the target both changed it.
-        keep_remote_code_of_target: let the target's configs name code, and copy its own Python files.
-        target_tokenizer: the folder of the target's tokenizer, if it does not lie beside the weights: rows of
-            embeddings are matched by token.
-        stream: fetch the files of a target on the Hub one by one, and drop each when it is done with: the disk then
-            holds the result and a few files. Lineage is judged by the first file alone.
-        registry: where a bare ``org/name`` lies: a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else
-            the Hub.
-        force: apply although the target is not kin; recorded in the provenance.
-        overwrite: replace an older result at ``out``; never anything else (:mod:`.replacing`).
-        executor: what does the tasks: ``threads``, or ``ray``: a cluster that sees the same files.
-        threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
-        memory: bytes that all buffers together may take.
-        progress: told how far the work is.
+    A delta has a weight of 1 unless you give one: ``(delta, 0.5)``, ``{delta: 0.5}``, :class:`WeightedDelta` or
+    ``"delta=0.5"``. The arguments from ``target`` to ``stream``, and ``force``, are described at
+    :class:`ApplyRequest`; ``rules`` are its renames and skips. ``executor``, ``threads`` and ``memory`` are described
+    at :class:`ExecutorConfig`, ``registry``, ``overwrite`` and ``progress`` at :mod:`paramdelta_hub`.
 
     Raises:
-        OptionError: a weight, a rule or a choice that can't be used.
-        CheckpointError: the target can't be read.
-        PackageError: a delta can't be read, or is damaged.
-        MismatchError: target and delta don't fit; every misfit is listed.
-        LineageError: the target is not kin to base.
-        NotFiniteError: a value of the target or of the result is NaN or infinite.
-        DestinationError: ``out`` exists, or is being written to.
-        StorageError: the disk is full or fails.
-        RegistryError: a delta can't be had from its registry.
+        ParamdeltaError: OptionError, CheckpointError, PackageError, MismatchError (every mismatch is listed),
+            LineageError, NotFiniteError, DestinationError, StorageError or RegistryError.
     """
-    rules = checked_rules(rules)
+    rules = check_rules(rules)
     if rules.carries:
         raise OptionError("carry rules are for an extraction: a delta has whole what was carried")
-    wanted = ApplyRequest(
+    request = ApplyRequest(
         target=os.fspath(target),
-        deltas=tuple((os.fspath(summand.delta), summand.weight) for summand in weighted_deltas(deltas)),
+        deltas=tuple((os.fspath(each.delta), each.weight) for each in weighted_deltas(deltas)),
         weight_map=WeightMap.of(weight_map).rules,
         renames=rules.renames,
         skips=rules.skips,
@@ -151,11 +121,11 @@ def apply(
         force=force,
     )
     config, progress = ExecutorConfig(executor, threads, memory), progress or Progress()
-    return carry_out(wanted, out, config, progress, registry=registry, overwrite=overwrite)
+    return run_apply(request, out, config, progress, registry=registry, overwrite=overwrite)
 
 
-def carry_out(
-    wanted: ApplyRequest,
+def run_apply(
+    request: ApplyRequest,
     out: str | Path,
     config: ExecutorConfig,
     progress: Progress,
@@ -168,24 +138,18 @@ def carry_out(
     Raises:
         OptionError: a target is to be streamed to other than threads of this process.
     """
-    if wanted.stream and config.executor != "threads":
+    if request.stream and config.executor != "threads":
         raise OptionError(
             f"--stream fetches each file once, for the threads of one process, not for {config.executor}",
             remedy="leave out --stream, or --executor",
         )
     check_new(out, overwrite=overwrite, registry=registry)
-    operation = Application(wanted, out, registry=registry, progress=progress)
+    operation = Application(request, out, registry=registry, progress=progress)
     return complete(operation, out, config, progress, overwrite=overwrite)
 
 
 class Application(Operation[ApplyReport]):
     """An apply whose target and deltas are opened and found to fit, and whose plan is made.
-
-    Args:
-        wanted: what is wanted.
-        out: the result's folder, beside which the files of a streamed target lie for a while.
-        registry: where a bare ``org/name`` lies.
-        progress: told of deltas that are fetched.
 
     Raises:
         CheckpointError: the target can't be read.
@@ -200,20 +164,20 @@ class Application(Operation[ApplyReport]):
     @planning()
     def __init__(
         self,
-        wanted: ApplyRequest,
+        request: ApplyRequest,
         out: str | Path,
         *,
         registry: str | Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        inputs = open_inputs(wanted, Workspace(Path(out)).pieces, registry=registry, progress=progress)
-        self._inputs, self._rules, self.fetches = inputs, wanted.rules, wanted.stream
-        self._applied = inputs.kin()
-        self._doubts = inputs.there_already()
-        fit, packages = inputs.fit, inputs.packages
-        self._sums = sums_of(fit, packages, inputs.weights)
-        self._files = lay_out(inputs.model, fit.results, fit.colocate_with)
-        self.plan = plan_apply(fit, self._files, packages, self._sums, inputs.request.to_json())
+        inputs = open_inputs(request, Workspace(Path(out)).pieces, registry=registry, progress=progress)
+        self._inputs, self._rules, self.fetches = inputs, request.rules, request.stream
+        self._applied = inputs.check_lineages()
+        self._warnings = inputs.check_earlier()
+        compatibility, packages = inputs.compatibility, inputs.packages
+        self._sums = addends_by_tensor(compatibility, packages, inputs.weights)
+        self._files = plan_output_files(inputs.model, compatibility.results, compatibility.colocate_with)
+        self.plan = plan_apply(compatibility, self._files, packages, self._sums, inputs.request.to_json())
         self._pool = FilePool(None, ())
 
     @property
@@ -244,23 +208,27 @@ class Application(Operation[ApplyReport]):
     def finish(self, workspace: Workspace, outcomes: Outcomes, resumed: int) -> ApplyReport:
         """Write what lies beside the weights, and commit."""
         inputs, result = self._inputs, workspace.result
-        fit, wanted, model = inputs.fit, inputs.request, inputs.model
+        compatibility, request, model = inputs.compatibility, inputs.request, inputs.model
         ordered = [outcome for _, outcome in sorted(outcomes.items()) if isinstance(outcome, Applied)]
         digests = {name: digest for outcome in ordered for name, digest in outcome.digests.items()}
-        notes = (*inputs.doubts, *self._doubts, *([] if self._sums else [NOTHING_ADDED]), *fit.notes)
-        exactly_post = is_post(self._applied, fit, digests)
+        notes = (*inputs.warnings, *self._warnings, *([] if self._sums else [NOTHING_ADDED]), *compatibility.notes)
+        exactly_post = is_post(self._applied, compatibility, digests)
         lost = requantization(deviation for outcome in ordered for deviation in outcome.deviations)
         with io_errors("writing the companion files"), provenance_problems(str(workspace.given)):
             companions = write_companions(
-                inputs.choice, result, prefer=wanted.prefer, overrides=fit.config_overrides, is_post=exactly_post
+                inputs.companions,
+                result,
+                prefer=request.prefer,
+                overrides=compatibility.config_overrides,
+                is_post=exactly_post,
             )
             if model.index is not None:
-                index = index_text(model, list(self._files.values()), fit.results) or read_companion(
+                index = new_index(model, list(self._files.values()), compatibility.results) or read_companion(
                     (model.folder / INDEX).resolve()
                 )
                 write_file(result / INDEX, index)
             provenance = provenance_of(
-                fit,
+                compatibility,
                 self._applied,
                 inputs.weights.by_name,
                 self._rules,
@@ -283,11 +251,11 @@ class Application(Operation[ApplyReport]):
             nbytes=sum(file.size for file in self._files.values()),
             is_post=exactly_post,
             changed_tensors=len(self._sums),
-            kept_tensors=sum(name not in self._sums for name in fit.names),
+            kept_tensors=sum(name not in self._sums for name in compatibility.names),
             companions=companions,
-            omissions=fit.omissions,
+            omissions=compatibility.omissions,
             notes=notes,
-            rules=fit.uses,
+            rules=compatibility.uses,
             requantization=lost,
             resumed_tasks=resumed,
         )
@@ -295,9 +263,9 @@ class Application(Operation[ApplyReport]):
 
 def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
     problems = [
-        Mismatch(found.name, "not-finite", f"{found.counts[0]} value(s) of the result would be NaN or infinite")
+        Mismatch(tensor.name, "not-finite", f"{tensor.counts[0]} value(s) of the result would be NaN or infinite")
         for outcome in outcomes
-        for found in outcome.not_finite
+        for tensor in outcome.not_finite
     ]
     if problems:
         raise NotFiniteError(

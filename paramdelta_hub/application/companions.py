@@ -1,8 +1,8 @@
-"""Ready to use: what lies beside the weights, in a package and in a result, and where each file of it comes from.
+"""The companion files of a result, and where each of them comes from.
 
-Tokenizer, templates, processors and generation settings are *companions*: a package carries post's, and a result gets
-them (``post``), or the target's (``target``), or none but ``config.json`` (``none``). A tokenizer's files are taken all
-from one side, never mixed, and templates go with the tokenizer they were written for.
+Tokenizer, templates, processors and generation settings are *companions*. A package has those of post. A result gets
+post's (``post``), the target's (``target``), or only ``config.json`` (``none``). The files of a tokenizer all come from
+one side, and templates come with the tokenizer they were written for.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from paramdelta_hub.checkpoints.companions import (
     GENERATION,
     code_files,
     code_key,
-    companions,
+    is_vocabulary_file,
     kind_of,
     may_name_code,
-    names_words,
-    packaged,
+    model_companions,
+    package_companions,
     read_companion,
 )
-from paramdelta_hub.checkpoints.config_merge import ALWAYS, STRUCTURE, lay_over
-from paramdelta_hub.checkpoints.token_ids import doubtful_ids
+from paramdelta_hub.checkpoints.config_merge import ALWAYS, STRUCTURE, merge_config
+from paramdelta_hub.checkpoints.token_ids import token_id_warnings
 from paramdelta_hub.checkpoints.tokenizer import read_vocabulary
 from paramdelta_hub.errors import CheckpointError, OptionError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import write_file
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import COMPANION_BYTES
 from paramdelta_hub.package.manifest import DATA_SUFFIXES, ConfigChange, FileRecord
 from paramdelta_hub.package.package import Package
@@ -51,23 +52,23 @@ __all__ = [
 Mode = Literal["post", "target", "none"]
 Prefer = Literal["target", "post"]
 
-_LOOKED_INTO = (CONFIG, GENERATION, "tokenizer_config.json")
+_PARSED = (CONFIG, GENERATION, "tokenizer_config.json")
 _LISTED = 6
 """How many names or keys a line for people spells out."""
 
 
 @dataclass(frozen=True)
 class CompanionSelection:
-    """Which companions a result will get; everything has been read once, and nothing written."""
+    """The companions that a result will get. All of them have been checked; nothing has been written."""
 
     mode: Mode
     target: Checkpoint
     packages: tuple[Package, ...]
     provider: int | None
     """The number of the delta whose companions are taken."""
-    own: Mapping[str, Path]
-    """What is taken from the target; generation settings may be in ``carried`` too, and are merged then."""
-    carried: Mapping[str, FileRecord]
+    from_target: Mapping[str, Path]
+    """What is taken from the target; generation settings may be in ``from_delta`` too, and are merged then."""
+    from_delta: Mapping[str, FileRecord]
     """What is taken from the provider."""
     code: Mapping[str, Path]
     """The target's own Python files, where they were asked for."""
@@ -76,7 +77,7 @@ class CompanionSelection:
     @property
     def tokenizer_of(self) -> int | None:
         """The number of the delta whose tokenizer the result has; None: the target's, or none at all."""
-        return self.provider if any(names_words(name) for name in self.carried) else None
+        return self.provider if any(is_vocabulary_file(name) for name in self.from_delta) else None
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -92,23 +93,24 @@ class CompanionReport(Companions):
         """Return the report for people."""
         sources = dict.fromkeys(origin.source for origin in self.files)
         lines = [
-            f"from {source}: {_some(origin.path for origin in self.files if origin.source == source)}"
+            f"from {source}: {_join_limited(origin.path for origin in self.files if origin.source == source)}"
             for source in sources
         ]
-        for name, laid in self.configs.items():
-            whose = {
-                delta: [key for key, taker in laid.taken.items() if taker == delta] for delta in laid.taken.values()
+        for name, merged in self.configs.items():
+            taken_by = {
+                delta: [key for key, taker in merged.taken.items() if taker == delta] for delta in merged.taken.values()
             }
-            lines += [f"{name}: {_some(keys)} as in {delta}" for delta, keys in whose.items()]
-            why = {
-                reason: [key for key, other in laid.kept.items() if other == reason] for reason in laid.kept.values()
+            lines += [f"{name}: {_join_limited(keys)} as in {delta}" for delta, keys in taken_by.items()]
+            kept_by = {
+                reason: [key for key, other in merged.kept.items() if other == reason]
+                for reason in merged.kept.values()
             }
-            lines += [f"{name}: {_some(keys)} as in the target: {reason}" for reason, keys in why.items()]
-            lines += [f"{name}: {_some(laid.overridden)} as the tensors are"] if laid.overridden else []
+            lines += [f"{name}: {_join_limited(keys)} as in the target: {reason}" for reason, keys in kept_by.items()]
+            lines += [f"{name}: {_join_limited(merged.overridden)} as the tensors are"] if merged.overridden else []
             lines += [
                 f"conflict: {name}: {c.key} was {c.base}, is {c.post} in {c.delta} and {c.found} in {c.other}: "
                 f"{c.winner} wins" + (" (else --prefer post)" if c.winner != c.delta else "")
-                for c in laid.conflicts
+                for c in merged.conflicts
             ]
         return lines + [f"warning: {warning}" for warning in self.warnings]
 
@@ -135,49 +137,51 @@ def select_companions(
     taken: dict[str, FileRecord] = {}
     provider, warnings = None, []
     for number, package in enumerate(packages if mode == "post" else ()):
-        known, unknown = packaged(package)
+        known, unknown = package_companions(package)
         if unknown:
-            warnings.append(f"{_label(package)} has companions that this version does not know: {_some(unknown)}")
+            warnings.append(f"{package.label} has companions that this version does not know: {_join_limited(unknown)}")
         if known and provider is None:
             provider, taken = number, known
         elif provider is not None and (
             other := [name for name, file in known.items() if name not in taken or taken[name].sha256 != file.sha256]
         ):
             warnings.append(
-                f"{_label(package)} has other companions, which are not taken: {_some(other)}; "
-                f"all are those of {_label(packages[provider])}"
+                f"{package.label} has other companions, which are not taken: {_join_limited(other)}; "
+                f"all are those of {packages[provider].label}"
             )
-    stray = [name for name in taken if kind_of(name) == "tokenizer"]
-    if stray and not any(map(names_words, stray)):
-        warnings.append(f"not taken, as there is no vocabulary with it: {_some(stray)}")
-        taken = {name: file for name, file in taken.items() if name not in stray}
+    orphaned = [name for name in taken if kind_of(name) == "tokenizer"]
+    if orphaned and not any(map(is_vocabulary_file, orphaned)):
+        warnings.append(f"not taken, as there is no vocabulary with it: {_join_limited(orphaned)}")
+        taken = {name: file for name, file in taken.items() if name not in orphaned}
     merged = [GENERATION] if any(GENERATION in package.manifest.configs for package in packages) else []
-    own = _of_the_target(target, mode, taken.keys() - merged)
-    contents = {name: read_companion(path) for name, path in own.items() if may_name_code(name)}
-    contents = {name: content for name, content in contents.items() if code_key(content, str(own[name]))}
+    from_target = _target_files(target, mode, taken.keys() - merged)
+    contents = {name: read_companion(path) for name, path in from_target.items() if may_name_code(name)}
+    contents = {name: content for name, content in contents.items() if code_key(content, str(from_target[name]))}
     if contents and not keep_remote_code_of_target:
         raise CheckpointError(
-            f"{_some(contents)}: names code to be run when the model is loaded",
+            f"{_join_limited(contents)}: names code to be run when the model is loaded",
             where=str(target.folder),
             remedy="read that code; --keep-remote-code-of-target then copies the target's own Python files along",
         )
-    keeps = keep_remote_code_of_target and not target.is_lone_file
-    code = code_files(target, contents.values()) if keeps else {}
-    return CompanionSelection(mode, target, tuple(packages), provider, own, taken, code, tuple(warnings))
+    keeps_code = keep_remote_code_of_target and not target.is_lone_file
+    code = code_files(target, contents.values()) if keeps_code else {}
+    return CompanionSelection(mode, target, tuple(packages), provider, from_target, taken, code, tuple(warnings))
 
 
-def _of_the_target(target: Checkpoint, mode: Mode, carried: Set[str]) -> dict[str, Path]:
-    """Return what is taken from the target, where files named ``carried`` come from a delta."""
-    own = companions(target)
+def _target_files(target: Checkpoint, mode: Mode, from_delta: Set[str]) -> dict[str, Path]:
+    """Return what is taken from the target, where files named ``from_delta`` come from a delta."""
+    from_target = model_companions(target)
     if mode == "none":
-        return {name: path for name, path in own.items() if name == CONFIG}
-    kinds = {kind_of(name) for name in carried}
+        return {name: path for name, path in from_target.items() if name == CONFIG}
+    kinds = {kind_of(name) for name in from_delta}
     replaced = {"tokenizer", "template"} if "tokenizer" in kinds else {"template"} & kinds
-    return {name: path for name, path in own.items() if kind_of(name) not in replaced and name not in carried}
+    return {
+        name: path for name, path in from_target.items() if kind_of(name) not in replaced and name not in from_delta
+    }
 
 
 def write_companions(
-    choice: CompanionSelection,
+    selection: CompanionSelection,
     result: Path,
     *,
     prefer: Prefer = "target",
@@ -187,7 +191,7 @@ def write_companions(
     """Write the chosen companions and the merged configs into ``result``; the same call writes the same bytes.
 
     Args:
-        choice: what :func:`choose` returned.
+        selection: what :func:`select_companions` returned.
         result: the folder of the result; JSON, text, template and Python files of an interrupted run are removed.
         prefer: who wins where target and post both changed a key of a config.
         overrides: keys of ``config.json`` that the result's tensors decide.
@@ -202,87 +206,83 @@ def write_companions(
     parsed: dict[str, dict[str, Any]] = {}
     configs: dict[str, Merged] = {}
 
-    def put(name: str, source: str, content: bytes) -> None:
+    def write(name: str, source: str, content: bytes) -> None:
         (result / name).parent.mkdir(exist_ok=True)
         write_file(result / name, content)
         digest = hashlib.sha256(content).hexdigest()
         origins.append(Companion(path=name, source=source, size=len(content), sha256=digest))
-        if name in _LOOKED_INTO:
-            parsed[name] = _object(content, name)
+        if name in _PARSED:
+            parsed[name] = _parse(content, name)
 
-    for name, path in {**choice.own, **choice.code}.items():
+    for name, path in {**selection.from_target, **selection.code}.items():
         content, source = read_companion(path), "target"
         if name in (CONFIG, GENERATION):
-            laid = lay_over(
-                _object(content, str(path)),
-                [(_label(package), change) for package, change in _changes(choice, name)],
+            merged = merge_config(
+                _parse(content, str(path)),
+                [(package.label, change) for package, change in _config_changes(selection, name)],
                 exceptions=ALWAYS if is_post or name == GENERATION else {**STRUCTURE, **ALWAYS},
                 prefer=prefer,
-                tokens=_whose_tokens(choice, name),
+                tokens=_token_ids_from(selection, name),
                 overrides=overrides if name == CONFIG else None,
             )
             configs[name] = Merged(
-                taken=laid.taken, kept=laid.kept, overridden=tuple(laid.overridden), conflicts=tuple(laid.conflicts)
+                taken=merged.taken,
+                kept=merged.kept,
+                overridden=tuple(merged.overridden),
+                conflicts=tuple(merged.conflicts),
             )
-            if laid.taken or laid.overridden:
-                content = strict_json.pretty(laid.config)
-                source = " + ".join(dict.fromkeys([source, *laid.taken.values()]))
-        put(name, source, content)
-    for name, file in choice.carried.items():
+            if merged.taken or merged.overridden:
+                content = strict_json.pretty(merged.config)
+                source = " + ".join(dict.fromkeys([source, *merged.taken.values()]))
+        write(name, source, content)
+    for name, file in selection.from_delta.items():
         if name not in configs:
-            package = choice.packages[choice.provider or 0]
-            put(name, _label(package), package.read_file(file, COMPANION_BYTES))
+            package = selection.packages[selection.provider or 0]
+            write(name, package.label, package.read_file(file, COMPANION_BYTES))
     origins.sort(key=lambda origin: origin.path)
     return CompanionReport(
-        mode=choice.mode,
+        mode=selection.mode,
         files=tuple(origins),
         configs=configs,
-        warnings=(*choice.warnings, *_doubts(result, origins, parsed)),
+        warnings=(*selection.warnings, *_token_warnings(result, origins, parsed)),
     )
 
 
-def _changes(choice: CompanionSelection, name: ConfigName) -> list[tuple[Package, ConfigChange]]:
+def _config_changes(selection: CompanionSelection, name: ConfigName) -> list[tuple[Package, ConfigChange]]:
     """Return what is laid over a config of the target. Generation settings are companions, ``config.json`` is not."""
-    if name == GENERATION and choice.mode != "post":
+    if name == GENERATION and selection.mode != "post":
         return []
-    configs = [(package, package.manifest.configs.get(name)) for package in choice.packages]
+    configs = [(package, package.manifest.configs.get(name)) for package in selection.packages]
     return [(package, change) for package, change in configs if change is not None]
 
 
-def _whose_tokens(choice: CompanionSelection, name: ConfigName) -> int | Literal["target", "merge"]:
+def _token_ids_from(selection: CompanionSelection, name: ConfigName) -> int | Literal["target", "merge"]:
     """Return whose token ids a config gets: those of the tokenizer; merged, where post brought none."""
-    if choice.tokenizer_of is None:
-        return "merge" if choice.mode == "post" else "target"
-    owner = choice.packages[choice.tokenizer_of]
-    numbers = [number for number, (package, _) in enumerate(_changes(choice, name)) if package is owner]
+    if selection.tokenizer_of is None:
+        return "merge" if selection.mode == "post" else "target"
+    owner = selection.packages[selection.tokenizer_of]
+    numbers = [number for number, (package, _) in enumerate(_config_changes(selection, name)) if package is owner]
     return numbers[0] if numbers else "target"
 
 
-def _doubts(result: Path, origins: Iterable[Companion], parsed: Mapping[str, Any]) -> list[str]:
+def _token_warnings(result: Path, origins: Iterable[Companion], parsed: Mapping[str, Any]) -> list[str]:
     """Return what is odd about the ids at which the result begins and ends."""
-    doubts, tokens = [], None
-    if any(names_words(origin.path) for origin in origins):
+    warnings, tokens = [], None
+    if any(is_vocabulary_file(origin.path) for origin in origins):
         try:
             vocabulary = read_vocabulary(result)
             tokens = vocabulary.tokens if vocabulary else None
         except SourceError as error:
-            doubts.append(f"the tokenizer can't be checked: {error.what}")
-    config, generation, settings = (parsed.get(name, {}) for name in _LOOKED_INTO)
-    return doubts + doubtful_ids(config, generation, settings, tokens)
+            warnings.append(f"the tokenizer can't be checked: {error.what}")
+    config, generation, settings = (parsed.get(name, {}) for name in _PARSED)
+    return warnings + token_id_warnings(config, generation, settings, tokens)
 
 
-def _object(content: bytes, name: str) -> dict[str, Any]:
-    value = strict_json.parse(content, CheckpointError, name, long_integers=True)
-    if not isinstance(value, dict):
-        raise CheckpointError("not a JSON object", where=name)
-    return value
+def _parse(content: bytes, name: str) -> JsonObject:
+    return strict_json.parse_object(content, CheckpointError, name, long_integers=True)
 
 
-def _label(package: Package) -> str:
-    return f"{package.manifest.name} {package.manifest.version}"
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more
+def _join_limited(names: Iterable[str]) -> str:
+    all_names = list(names)
+    more = f" and {len(all_names) - _LISTED} more" if len(all_names) > _LISTED else ""
+    return ", ".join(all_names[:_LISTED]) + more

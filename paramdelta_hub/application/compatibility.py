@@ -1,44 +1,49 @@
-"""Whether deltas fit a target, and how: which tensors go together, where rows go, and what the result will hold."""
+"""Check whether deltas fit a target: match their tensors, place vocabulary rows, and list the result's tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from paramdelta_hub.application.output_files import OutTensor
 from paramdelta_hub.application.row_placement import PlacedRows, RowPlanner
 from paramdelta_hub.application.weights import Weights
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of
-from paramdelta_hub.checkpoints.matching import LeftOut, Match, match
-from paramdelta_hub.checkpoints.rename_proposals import propose
+from paramdelta_hub.checkpoints.matching import Match, OmittedTensor, match
+from paramdelta_hub.checkpoints.rename_proposals import suggest_renames
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry
-from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_idle, rule_uses, uses_of_patterns
+from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
 from paramdelta_hub.checkpoints.tensor_sources import Stored, Zeros
 from paramdelta_hub.errors import Mismatch, MismatchError
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
 
-__all__ = ["Carried", "Compatibility", "check_compatibility"]
+__all__ = ["CarriedTensor", "Compatibility", "check_compatibility"]
 
 
 @dataclass(frozen=True)
-class Carried:
+class CarriedTensor:
     """A tensor that a delta brings whole: which delta, and the zeros that it is added to."""
 
     number: int
     zeros: LogicalTensor
 
+    @classmethod
+    def of(cls, number: int, record: TensorRecord) -> CarriedTensor:
+        """Return the tensor that delta ``number`` carries."""
+        return cls(number, LogicalTensor(record.dtype, record.shape, Zeros(record.dtype)))
+
 
 @dataclass(frozen=True)
 class Compatibility:
-    """How deltas fit a target: the tensors, paired, and the rows of those whose rows are not all in one order."""
+    """How deltas fit a target: the matched tensors, and where rows go that are not in the same order everywhere."""
 
     target: LogicalModel
     matches: tuple[Match, ...]
     placed: Mapping[str, PlacedRows]
-    carried: Mapping[str, Carried] = field(default_factory=dict)
+    carried: Mapping[str, CarriedTensor] = field(default_factory=dict)
     keeps_fp8: bool = False
     """Whether weights that are 8-bit floats in the target are so in the result."""
     uses: tuple[RuleUse, ...] = ()
@@ -67,9 +72,9 @@ class Compatibility:
         """Heads that the result gets of the target's embedding: head → embedding."""
         return {
             head: embedding
-            for found in self.matches
-            for head, (side, embedding) in found.ties.items()
-            if side == "the target" and head in found.pairs
+            for matched in self.matches
+            for head, (side, embedding) in matched.ties.items()
+            if side == "the target" and head in matched.pairs
         }
 
     @property
@@ -91,9 +96,9 @@ class Compatibility:
         return tensors
 
     @property
-    def config_overrides(self) -> dict[str, Any]:
+    def config_overrides(self) -> JsonObject:
         """Keys of ``config.json`` that the result's tensors decide; None: to be left out."""
-        overrides: dict[str, Any] = {"tie_word_embeddings": False} if self.ties else {}
+        overrides: JsonObject = {"tie_word_embeddings": False} if self.ties else {}
         for name, placed in self.placed.items():
             if EMBEDDINGS.search(name) and placed.rows != self.tensor(name).shape[0]:
                 overrides["vocab_size_per_layer_input" if "per_layer" in name else "vocab_size"] = placed.rows
@@ -108,11 +113,11 @@ class Compatibility:
         return self.ties | {name: at for name in self.carried if name not in self.target.tensors for at in last}
 
     @property
-    def omissions(self) -> tuple[LeftOut, ...]:
+    def omissions(self) -> tuple[OmittedTensor, ...]:
         """Every tensor that is not summed although one side has it."""
-        found = [omission for match in self.matches for omission in match.omissions]
+        omitted = [omission for matched in self.matches for omission in matched.omissions]
         folded = () if self.keeps_fp8 else self.target.omissions
-        return tuple(dict.fromkeys([*found, *(LeftOut(name, "the target", why) for name, why in folded)]))
+        return tuple(dict.fromkeys([*omitted, *(OmittedTensor(name, "the target", why) for name, why in folded)]))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -121,9 +126,9 @@ class Compatibility:
             f"{head}: {side} has no such tensor; its {embedding} serves, untied in the result"
             if side == "the target"
             else f"{head}: {side} ties it to {embedding}, whose delta is added"
-            for found in self.matches
-            for head, (side, embedding) in found.ties.items()
-            if head in found.pairs
+            for matched in self.matches
+            for head, (side, embedding) in matched.ties.items()
+            if head in matched.pairs
         ]
         rows = [f"{name}: rows {placed.row_counts}" for name, placed in self.placed.items()]
         whole = [
@@ -138,7 +143,7 @@ def check_compatibility(
     target: LogicalModel,
     packages: Sequence[Package],
     rules: Rules,
-    placer: RowPlanner,
+    row_planner: RowPlanner,
     weights: Weights,
     keeps_fp8: bool = False,
 ) -> Compatibility:
@@ -146,66 +151,100 @@ def check_compatibility(
 
     Raises:
         OptionError: a rule that hits nothing.
-        MismatchError: every misfit is listed.
+        MismatchError: every mismatch is listed.
     """
-    where = str(target.checkpoint.source.path)
-    remedy = "use a target of base's architecture and dtype, or --rename the delta's names, or --skip tensors"
-    problems = [Mismatch("target", "quantized", target.refused)] if target.refused else []
+    problems = _Problems(
+        "use a target of base's architecture and dtype, or --rename the delta's names, or --skip tensors"
+    )
+    if target.unsupported:
+        problems.found.append(Mismatch("target", "quantized", target.unsupported))
     sides = [_entries(package) for package in packages]
     matches = _matches(target.entries, packages, sides, rules)
     uses = _rule_uses(target, packages, sides, matches, rules, weights)
-    replaced: dict[str, str] = {}
-    carried: dict[str, Carried] = {}
+    for entries, matched in zip(sides, matches, strict=True):
+        if matched.mismatches and (options := suggest_renames(target.entries, entries, rules)):
+            problems.remedy = f"try {options}; what still has no partner, leave out with --skip"
+    carried: dict[str, CarriedTensor] = {}
     vocabularies: dict[str, dict[int, TensorRecord]] = {
         name: {} for name, entry in target.entries.items() if entry.vocabulary
     }
-    for number, (package, entries, found) in enumerate(zip(packages, sides, matches, strict=True)):
-        if found.mismatches and (options := propose(target.entries, entries, rules)):
-            remedy = f"try {options}; what still has no partner, leave out with --skip"
-        problems += found.mismatches
-        for name, theirs in list(found.pairs.items()):
-            record = package.records[theirs]
-            if is_whole := _is_whole(record):
+    replaced: dict[str, str] = {}
+    for number, (package, entries, matched) in enumerate(zip(packages, sides, matches, strict=True)):
+        problems.found += matched.mismatches
+        for name, delta_name in list(matched.pairs.items()):
+            record = package.records[delta_name]
+            if _is_carried(record):
                 if weights.of(number, name) <= 0:
-                    del found.pairs[name]
-                    found.omissions.append(LeftOut(name, "the delta", "brought only with a weight above 0"))
+                    del matched.pairs[name]
+                    reason = "brought only with a weight above 0"
+                    matched.omissions.append(OmittedTensor(name, "the delta", reason))
                     continue
-                carried.setdefault(
-                    name, Carried(number, LogicalTensor(record.dtype, record.shape, Zeros(record.dtype)))
-                )
-            elif entries[theirs].vocabulary or name in vocabularies:
+                carried.setdefault(name, CarriedTensor.of(number, record))
+            elif entries[delta_name].vocabulary or name in vocabularies:
                 vocabularies.setdefault(name, {})[number] = record
-            if not (is_whole or (record.effect == "replace" and record.shard)):
+            if not (_is_carried(record) or (record.effect == "replace" and record.shard)):
                 continue
             if replaced.setdefault(name, record.post_blake3) != record.post_blake3:
-                problems.append(Mismatch(name, "conflict", f"two deltas replace it by different {record.dtype} values"))
-    placed = {}
-    heads = {head: tie[1] for found in matches for head, tie in found.ties.items() if tie[0] == "the target"}
-    misfits = {problem.location for problem in problems}
-    rows_of: dict[int, tuple[str, int]] = {}
-    for name, by_number in vocabularies.items():
-        if name in misfits or name in carried:
-            continue
-        rows = target.tensors[heads.get(name, name)].shape[0]
-        try:
-            its = placer.place(rows, by_number, {number: weights.of(number, name) for number in by_number})
-        except MismatchError as error:
-            problems += [Mismatch(name, "rows", error.what), *error.mismatches]
-            remedy = error.remedy or remedy
-            continue
-        if its is not None:
-            placed[name] = its
-        new = its.rows if its else rows
-        other, others = rows_of.setdefault(rows, (name, new))
-        if new != others:
-            problems.append(Mismatch(name, "rows", f"would be {new} in the result, where {other} has {others}"))
-            remedy = "leave out both or neither with --skip"
+                what = f"two deltas replace it by different {record.dtype} values"
+                problems.found.append(Mismatch(name, "conflict", what))
+    for name in carried:
+        vocabularies.pop(name, None)
+    placed = _place_rows(target, vocabularies, matches, row_planner, weights, problems)
     if keeps_fp8 and (without_scales := list(_without_scales(target, placed, carried))):
-        problems += without_scales
-        remedy = "leave out --dtype: the result's weights are bf16 then"
-    if problems := list(dict.fromkeys(problems)):  # several tensors may lack the same tokens
-        raise MismatchError(f"target and delta differ in {len(problems)} way(s)", problems, where=where, remedy=remedy)
+        problems.found += without_scales
+        problems.remedy = "leave out --dtype: the result's weights are bf16 then"
+    problems.refuse(str(target.checkpoint.source.path))
     return Compatibility(target, tuple(matches), placed, carried, keeps_fp8, tuple(uses))
+
+
+@dataclass
+class _Problems:
+    """Everything that does not fit so far, and what helps against it."""
+
+    remedy: str
+    found: list[Mismatch] = field(default_factory=list)
+
+    def refuse(self, where: str) -> None:
+        if problems := list(dict.fromkeys(self.found)):  # several tensors may lack the same tokens
+            what = f"target and delta differ in {len(problems)} way(s)"
+            raise MismatchError(what, problems, where=where, remedy=self.remedy)
+
+
+def _place_rows(
+    target: LogicalModel,
+    vocabularies: Mapping[str, Mapping[int, TensorRecord]],
+    matches: Sequence[Match],
+    row_planner: RowPlanner,
+    weights: Weights,
+    problems: _Problems,
+) -> dict[str, PlacedRows]:
+    """Return where the rows of vocabulary tensors go, where they move at all; what does not fit is a problem."""
+    placed = {}
+    heads = {head: tie[1] for matched in matches for head, tie in matched.ties.items() if tie[0] == "the target"}
+    mismatched = {problem.location for problem in problems.found}
+    first_with: dict[int, tuple[str, int]] = {}
+    for name, records in vocabularies.items():
+        if name in mismatched:
+            continue
+        target_rows = target.tensors[heads.get(name, name)].shape[0]
+        try:
+            rows = row_planner.place_rows(
+                target_rows, records, {number: weights.of(number, name) for number in records}
+            )
+        except MismatchError as error:
+            problems.found += [Mismatch(name, "rows", error.what), *error.mismatches]
+            problems.remedy = error.remedy or problems.remedy
+            continue
+        if rows is not None:
+            placed[name] = rows
+        new_rows = rows.rows if rows else target_rows
+        # Tensors as long as each other in the target, such as an embedding and its head, must stay so.
+        other, other_rows = first_with.setdefault(target_rows, (name, new_rows))
+        if new_rows != other_rows:
+            what = f"would be {new_rows} in the result, where {other} has {other_rows}"
+            problems.found.append(Mismatch(name, "rows", what))
+            problems.remedy = "leave out both or neither with --skip"
+    return placed
 
 
 def _rule_uses(
@@ -217,11 +256,11 @@ def _rule_uses(
     weights: Weights,
 ) -> list[RuleUse]:
     """Return what each rule hits, or refuse those that hit nothing."""
-    summed = {name for found in matches for name in found.pairs}
+    summed = {name for matched in matches for name in matched.pairs}
     uses = rule_uses(rules, target.entries, sides)
-    uses += uses_of_patterns([pattern for pattern, _ in weights.by_name.rules], summed)
-    theirs = list(dict.fromkeys(name for side in sides for name in side))
-    refuse_idle(uses, {"skip": [*target.entries, *theirs], "rename": theirs, "weight-map": summed})
+    uses += weight_map_uses([pattern for pattern, _ in weights.by_name.rules], summed)
+    delta_names = list(dict.fromkeys(name for side in sides for name in side))
+    refuse_unused(uses, {"skip": [*target.entries, *delta_names], "rename": delta_names, "weight-map": summed})
     if not summed and rules.skips:
         raise MismatchError("the skip rules leave no tensor of any delta", where=str(target.checkpoint.source.path))
     for number in range(len(packages)):
@@ -237,7 +276,7 @@ def _rule_uses(
 
 
 def _without_scales(
-    target: LogicalModel, placed: Mapping[str, PlacedRows], carried: Mapping[str, Carried]
+    target: LogicalModel, placed: Mapping[str, PlacedRows], carried: Mapping[str, CarriedTensor]
 ) -> Iterator[Mismatch]:
     """Yield the 8-bit tensors of the target for which its scales are too few, or too many, in the result."""
     for name, tensor in target.tensors.items():
@@ -248,7 +287,7 @@ def _without_scales(
             yield Mismatch(name, "fp8", what)
 
 
-def _is_whole(record: TensorRecord) -> bool:
+def _is_carried(record: TensorRecord) -> bool:
     """Whether base has no such tensor, so that this is post's own and no difference."""
     return record.rows is not None and record.rows.base == 0
 
@@ -259,7 +298,7 @@ def _entries(package: Package) -> dict[str, Entry]:
     entries = entries_of({name: (record.dtype, record.shape) for name, record in records.items()})
     for name, record in records.items():
         if record.rows is not None:
-            entries[name] = replace(entries[name], vocabulary=not _is_whole(record))
+            entries[name] = replace(entries[name], vocabulary=not _is_carried(record))
     return entries
 
 
@@ -268,20 +307,23 @@ def _matches(
 ) -> list[Match]:
     """Pair with every package. A head that one of them makes the target untie is a tensor for all of them."""
 
-    def paired(left: Mapping[str, Entry]) -> list[Match]:
+    def match_all(left: Mapping[str, Entry]) -> list[Match]:
         matches = []
         for package, entries in zip(packages, sides, strict=True):
             known = [omission.name for omission in package.manifest.omissions]
-            whole = [name for name, record in package.records.items() if _is_whole(record)]
-            matches.append(match(left, entries, rules, ("the target", "the delta"), known, whole))
+            carried = [name for name, record in package.records.items() if _is_carried(record)]
+            matches.append(match(left, entries, rules, ("the target", "the delta"), known, carried))
         return matches
 
-    found = paired(left)
+    matches = match_all(left)
     heads = {
-        head: tie for its in found for head, tie in its.ties.items() if tie[0] == "the target" and head in its.pairs
+        head: tie
+        for matched in matches
+        for head, tie in matched.ties.items()
+        if tie[0] == "the target" and head in matched.pairs
     }
-    if heads and len(found) > 1:
-        found = paired({**left, **{head: left[embedding] for head, (_, embedding) in heads.items()}})
-        for its in found:
-            its.ties = {**{head: tie for head, tie in heads.items() if head in its.pairs}, **its.ties}
-    return found
+    if heads and len(matches) > 1:
+        matches = match_all({**left, **{head: left[embedding] for head, (_, embedding) in heads.items()}})
+        for matched in matches:
+            matched.ties = {**{head: tie for head, tie in heads.items() if head in matched.pairs}, **matched.ties}
+    return matches

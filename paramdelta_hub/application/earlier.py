@@ -1,4 +1,4 @@
-"""Whether a target has a delta already: adding it a second time is a slip, and what comes of it is nobody's model."""
+"""Detect that a target already has a delta. Adding it a second time is almost always a mistake."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from paramdelta_hub.limits import KIB, MIB, PROVENANCE_BYTES
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.provenance import PROVENANCE_NAME, Delta, parse_provenance
 
-__all__ = ["earlier_deltas", "find_earlier"]
+__all__ = ["earlier_deltas", "evidence_of_earlier"]
 
 _COMPARED = 8
 """Tensors whose digests are compared with post's, the smallest that changed: norms and biases, mostly."""
-_MOST_BYTES, _MOST_REMOTE_BYTES = 64 * MIB, 64 * KIB
+_MAX_BYTES, _MAX_REMOTE_BYTES = 64 * MIB, 64 * KIB
 """Bytes of a compared tensor; where each is a request, fewer."""
 
 
-def find_earlier(
-    fit: Compatibility, number: int, package: Package, weight: float, remote: Files | None = None
+def evidence_of_earlier(
+    compatibility: Compatibility, number: int, package: Package, weight: float, remote: Files | None = None
 ) -> str | None:
     """Return in words why the target seems to have a delta already, or None.
 
     It has if its own provenance says so, or if all of the smallest tensors that training had changed are post's.
 
     Args:
-        fit: how the deltas fit the target.
+        compatibility: how the deltas fit the target.
         number: which delta.
         package: its package.
         weight: what it is to be added with; one of the other sign takes back what was added.
@@ -41,13 +41,13 @@ def find_earlier(
         CheckpointError: the target's values can't be read.
     """
     content = package.manifest.content_id
-    before = sum(delta.weight for delta in earlier_deltas(fit.target.checkpoint) if delta.content == content)
+    before = sum(delta.weight for delta in earlier_deltas(compatibility.target.checkpoint) if delta.content == content)
     if before * weight > 0:
         return f"the target's {PROVENANCE_NAME} says that it was applied, with a weight of {before:g} in all"
     if weight < 0:
         return None
-    most = _MOST_REMOTE_BYTES if remote else _MOST_BYTES
-    tensors = sorted(_changed(fit, number, package, most), key=lambda found: found[1].nbytes)[:_COMPARED]
+    max_bytes = _MAX_REMOTE_BYTES if remote else _MAX_BYTES
+    tensors = sorted(_changed(compatibility, number, package, max_bytes), key=lambda found: found[1].nbytes)[:_COMPARED]
     with OpenFiles(CheckpointError) as files:
         for promised, tensor in tensors:
             if source_digest(tensor.source, tensor.elements, remote or files) != promised:
@@ -57,13 +57,15 @@ def find_earlier(
     return f"the target has the values of post, {package.manifest.post.name}, in all {len(tensors)} tensors compared"
 
 
-def _changed(fit: Compatibility, number: int, package: Package, most: int) -> Iterator[tuple[str, LogicalTensor]]:
+def _changed(
+    compatibility: Compatibility, number: int, package: Package, max_bytes: int
+) -> Iterator[tuple[str, LogicalTensor]]:
     """Yield (digest of post's values, the target's tensor) where training changed one and both can be compared."""
-    for ours, theirs in fit.matches[number].pairs.items():
-        record = package.records[theirs]
-        if record.changed and ours not in fit.carried and ours not in fit.placed:
-            tensor = fit.tensor(ours)
-            if (tensor.dtype, tensor.shape) == (record.dtype, record.shape) and tensor.nbytes <= most:
+    for name, delta_name in compatibility.matches[number].pairs.items():
+        record = package.records[delta_name]
+        if record.changed and name not in compatibility.carried and name not in compatibility.placed:
+            tensor = compatibility.tensor(name)
+            if (tensor.dtype, tensor.shape) == (record.dtype, record.shape) and tensor.nbytes <= max_bytes:
                 yield record.post_blake3, tensor
 
 

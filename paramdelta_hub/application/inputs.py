@@ -1,4 +1,4 @@
-"""What an apply opens and fits together before anything is planned: target, deltas, companions, rows."""
+"""Open and check the inputs of an apply: target, deltas, companions and rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from paramdelta_hub.application.companions import CompanionSelection, select_companions
 from paramdelta_hub.application.compatibility import Compatibility, check_compatibility
-from paramdelta_hub.application.earlier import find_earlier
+from paramdelta_hub.application.earlier import evidence_of_earlier
 from paramdelta_hub.application.output_files import OutputFile
 from paramdelta_hub.application.requantize import keeps_fp8
 from paramdelta_hub.application.request import ApplyRequest
@@ -17,7 +17,7 @@ from paramdelta_hub.application.row_placement import RowPlanner
 from paramdelta_hub.application.weighted_deltas import AppliedDelta, check_lineage
 from paramdelta_hub.application.weights import WeightMap, Weights
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
+from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.quantization import quantization_files
 from paramdelta_hub.checkpoints.remote import RemoteModel, RemoteValues, open_remote
 from paramdelta_hub.checkpoints.tensor_sources import Files
@@ -34,21 +34,20 @@ __all__ = ["Inputs", "open_inputs"]
 
 @dataclass(frozen=True)
 class Inputs:
-    """A target and deltas that fit one another."""
+    """A target and deltas that fit it."""
 
     request: ApplyRequest
     """Its deltas are folders on this machine."""
     remote: RemoteModel | None
     """The target, where it is streamed."""
     model: Checkpoint
-    logical: LogicalModel
     packages: list[Package]
     weights: Weights
-    choice: CompanionSelection
-    fit: Compatibility
+    companions: CompanionSelection
+    compatibility: Compatibility
     may_replace: Replacement
     """Judges whether a finished output may be replaced: it must stand apart from all of these."""
-    doubts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     """What was forced although it looks like a slip, in words."""
 
     def needed_bytes(self, files: Iterable[OutputFile], tasks_at_a_time: int) -> int:
@@ -56,27 +55,27 @@ class Inputs:
         fetched = sorted(file.header.size for file in self.model.files) if self.remote else []
         return sum(file.size for file in files) + sum(fetched[-tasks_at_a_time - 1 :])
 
-    def there_already(self) -> tuple[str, ...]:
+    def check_earlier(self) -> tuple[str, ...]:
         """Return in words which deltas the target seems to have already, where that is forced.
 
         Raises:
             MismatchError: it has one, and the request does not force it.
         """
         values: Files | None = RemoteValues(self.remote) if self.remote else None
-        found = []
+        reasons = []
         for number, (package, weight) in enumerate(zip(self.packages, self.weights.deltas, strict=True)):
-            if weight and (why := find_earlier(self.fit, number, package, weight, values)):
-                found.append(f"{package.manifest.name} {package.manifest.version}: {why}")
-        if found and not self.request.force:
+            if weight and (why := evidence_of_earlier(self.compatibility, number, package, weight, values)):
+                reasons.append(f"{package.label}: {why}")
+        if reasons and not self.request.force:
             raise MismatchError(
                 "the target has this delta already",
-                [Mismatch("target", "applied before", why) for why in found],
+                [Mismatch("target", "applied before", why) for why in reasons],
                 where=str(self.model.source.path),
                 remedy="apply it to the model that the target was made from; or add it once more with --force",
             )
-        return tuple(f"added once more: {why}" for why in found)
+        return tuple(f"added once more: {why}" for why in reasons)
 
-    def kin(self) -> list[AppliedDelta]:
+    def check_lineages(self) -> list[AppliedDelta]:
         """Compare every delta's samples with the target's values; with a few of them, where it is streamed.
 
         Raises:
@@ -85,7 +84,7 @@ class Inputs:
         """
         remote = RemoteValues(self.remote) if self.remote else None
         return [
-            check_lineage(self.fit, number, package, weight, self.request.force, remote)
+            check_lineage(self.compatibility, number, package, weight, self.request.force, remote)
             for number, (package, weight) in enumerate(zip(self.packages, self.weights.deltas, strict=True))
         ]
 
@@ -100,13 +99,6 @@ def open_inputs(
 ) -> Inputs:
     """Open what a request names, and fit it together; weights are not read.
 
-    Args:
-        request: what is wanted.
-        pieces: where the files of a streamed target lie for a while.
-        registry: where a bare ``org/name`` lies.
-        part: what to fetch of a delta that lies in a registry.
-        progress: told of deltas that are fetched.
-
     Raises:
         OptionError: a delta that is named twice, or a rule that hits nothing.
         CheckpointError: the target can't be read.
@@ -117,36 +109,41 @@ def open_inputs(
     code = request.keep_remote_code_of_target
     remote = open_remote(request.target, pieces, code=code) if request.stream else None
     model = remote.checkpoint if remote else open_checkpoint(request.target, code=code)
-    located = [locate_delta(delta, registry, part=part, progress=progress or Progress()) for delta, _ in request.deltas]
-    packages = [open_package(folder) for folder in located]
-    doubts = _doubled(packages, request.force)
+    folders = [locate_delta(delta, registry, part=part, progress=progress or Progress()) for delta, _ in request.deltas]
+    packages = [open_package(folder) for folder in folders]
+    warnings = _repeated_deltas(packages, request.force)
     deltas = tuple(weight for _, weight in request.deltas)
     added = [number for number, weight in enumerate(deltas) if weight > 0]
-    choice = select_companions(
-        model,
-        [packages[number] for number in added],
-        request.companions,
-        keep_remote_code_of_target=code,
-    )
+    providers = [packages[number] for number in added]
+    companions = select_companions(model, providers, request.companions, keep_remote_code_of_target=code)
     tokenizer = tokenizer_folder(request.target_tokenizer, model)
-    leader = None if choice.tokenizer_of is None else added[choice.tokenizer_of]
+    tokenizer_from = None if companions.tokenizer_of is None else added[companions.tokenizer_of]
     logical, weights = logical_model(model), Weights(deltas, WeightMap(request.weight_map))
     in_fp8 = keeps_fp8(logical, request.dtype)
     if in_fp8:
-        choice = replace(choice, own={**choice.own, **quantization_files(model)})
-    rows = RowPlanner(tokenizer, packages, leader)
-    fit = check_compatibility(logical, packages, request.rules, rows, weights, in_fp8)
-    here = replace(request, deltas=tuple(zip(map(os.fspath, located), deltas, strict=True)))
+        companions = replace(companions, from_target={**companions.from_target, **quantization_files(model)})
+    rows = RowPlanner(tokenizer, packages, tokenizer_from)
+    compatibility = check_compatibility(logical, packages, request.rules, rows, weights, in_fp8)
     places = [
         *model_places("the target", model),
-        *(("a delta", folder) for folder in located),
+        *(("a delta", folder) for folder in folders),
         *([("a tokenizer", tokenizer)] if tokenizer else []),
         *registry_places(registry, [delta for delta, _ in request.deltas]),
     ]
-    return Inputs(here, remote, model, logical, packages, weights, choice, fit, Replacement("model", places), doubts)
+    return Inputs(
+        request=replace(request, deltas=tuple(zip(map(os.fspath, folders), deltas, strict=True))),
+        remote=remote,
+        model=model,
+        packages=packages,
+        weights=weights,
+        companions=companions,
+        compatibility=compatibility,
+        may_replace=Replacement("model", places),
+        warnings=warnings,
+    )
 
 
-def _doubled(packages: Sequence[Package], force: bool) -> tuple[str, ...]:
+def _repeated_deltas(packages: Sequence[Package], force: bool) -> tuple[str, ...]:
     """Return in words which deltas are named more than once, under whatever labels, where that is forced.
 
     Raises:
@@ -154,15 +151,14 @@ def _doubled(packages: Sequence[Package], force: bool) -> tuple[str, ...]:
     """
     labels: dict[str, list[str]] = {}
     for package in packages:
-        label = f"{package.manifest.name} {package.manifest.version}"
-        labels.setdefault(package.manifest.content_id, []).append(label)
-    found = [
+        labels.setdefault(package.manifest.content_id, []).append(package.label)
+    reasons = [
         f"{names[0]} is named {len(names)} times" + (f", as {', '.join(names[1:])} too" if len(set(names)) > 1 else "")
         for names in labels.values()
         if len(names) > 1
     ]
-    if found and not force:
+    if reasons and not force:
         raise OptionError(
-            "; ".join(found), remedy="name it once, with the weight that you mean; or add it as often with --force"
+            "; ".join(reasons), remedy="name it once, with the weight that you mean; or add it as often with --force"
         )
-    return tuple(found)
+    return tuple(reasons)

@@ -1,4 +1,4 @@
-"""How the result lies on disk: the target's files, tensor order and metadata, and what has to be other."""
+"""The weight files of the result: those of the target, with its tensor order and metadata, changed where needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import allocate, open_regular, read_exactly, write_exactly
 from paramdelta_hub.fileio.safetensors import Sized, build_header
 
-__all__ = ["OutTensor", "OutputFile", "index_text", "lay_out"]
+__all__ = ["OutTensor", "OutputFile", "new_index", "plan_output_files"]
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,18 @@ class OutputFile:
         return header.tobytes()
 
 
-def lay_out(target: Checkpoint, tensors: Mapping[str, OutTensor], beside: Mapping[str, str]) -> dict[str, OutputFile]:
+def plan_output_files(
+    target: Checkpoint, tensors: Mapping[str, OutTensor], colocate_with: Mapping[str, str]
+) -> dict[str, OutputFile]:
     """Return the result's files by name.
 
     Args:
         target: whose files they are modelled on.
         tensors: all tensors of the result. A tensor of the target that is not among them is left out.
-        beside: for each tensor that the target has not, one that it has: they will lie in one file.
+        colocate_with: for each tensor that the target has not, one that it has: they will lie in one file.
     """
     added: dict[str, list[str]] = {}
-    for name, neighbour in beside.items():
+    for name, neighbour in colocate_with.items():
         added.setdefault(target.tensors[neighbour][0].name, []).append(name)
     files = {}
     for file in target.files:
@@ -104,7 +106,7 @@ def _new_file(file: WeightFile, tensors: Mapping[str, OutTensor]) -> OutputFile:
     return OutputFile(file.name, file, header, starts, position)
 
 
-def index_text(target: Checkpoint, files: Sequence[OutputFile], tensors: Mapping[str, OutTensor]) -> bytes | None:
+def new_index(target: Checkpoint, files: Sequence[OutputFile], tensors: Mapping[str, OutTensor]) -> bytes | None:
     """Return a new index, or None where the target's own is right, or where there is none."""
     if target.index is None:
         return None

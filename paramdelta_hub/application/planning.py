@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.application.output_files import OutputFile
 from paramdelta_hub.checkpoints.tensor_sources import Dequantized
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.tasks.models import ApplyTask, OutputSpan, ResultTensor
@@ -22,22 +23,14 @@ Sums: TypeAlias = "Mapping[str, Sequence[Addend]]"
 
 
 def plan_apply(
-    fit: Compatibility,
+    compatibility: Compatibility,
     files: Mapping[str, OutputFile],
     packages: Sequence[Package],
     sums: Sums,
-    request: dict[str, Any],
+    request: JsonObject,
 ) -> Plan:
-    """Return the plan that makes the result's files out of a target and deltas that fit it.
-
-    Args:
-        fit: the tensors, paired and placed.
-        files: the result's, as laid out.
-        packages: the deltas.
-        sums: what is added to each tensor.
-        request: what was asked for.
-    """
-    target, results = fit.target.checkpoint, fit.results
+    """Return the plan that makes the result's files out of a target and deltas that fit it."""
+    target, results = compatibility.target.checkpoint, compatibility.results
     spans = {
         name: OutputSpan(name, file.name, start, results[name].nbytes)
         for file in files.values()
@@ -45,14 +38,16 @@ def plan_apply(
     }
     scales = {
         source.scale_name
-        for name in {*sums, *fit.placed}
-        if fit.in_fp8(name) and isinstance(source := fit.tensor(name).source, Dequantized)
+        for name in {*sums, *compatibility.placed}
+        if compatibility.in_fp8(name) and isinstance(source := compatibility.tensor(name).source, Dequantized)
     }
     tasks = []
     for file in files.values():
         names = [name for name in file.starts if name not in scales]  # those are written with their weights
         for group in cut(names, lambda name: results[name].nbytes, target.nbytes):
-            tasks.append(ApplyTask.of(tuple(_result_tensor(name, fit, spans, sums.get(name, ())) for name in group)))
+            tasks.append(
+                ApplyTask.of(tuple(_result_tensor(name, compatibility, spans, sums.get(name, ())) for name in group))
+            )
     return Plan(
         kind="apply",
         inputs=(*(file.identity() for file in target.files), *(package.digest for package in packages)),
@@ -62,13 +57,13 @@ def plan_apply(
 
 
 def _result_tensor(
-    name: str, fit: Compatibility, spans: Mapping[str, OutputSpan], addends: Sequence[Addend]
+    name: str, compatibility: Compatibility, spans: Mapping[str, OutputSpan], addends: Sequence[Addend]
 ) -> ResultTensor:
-    tensor, placed = fit.source(name, summed=bool(addends)), fit.placed.get(name)
+    tensor, placed = compatibility.source(name, summed=bool(addends)), compatibility.placed.get(name)
     arranged = tensor.reorder_rows(placed.start if placed else None)
     outputs: tuple[OutputSpan, ...] = (spans[name],)
     quantization = None
-    if fit.in_fp8(name) and (addends or placed) and isinstance(tensor.source, Dequantized):
+    if compatibility.in_fp8(name) and (addends or placed) and isinstance(tensor.source, Dequantized):
         outputs = (spans[name], spans[tensor.source.scale_name])
         quantization = Quantization(tensor.source.grid, tensor.source.scale.dtype)
     return ResultTensor(

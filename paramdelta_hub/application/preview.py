@@ -1,4 +1,4 @@
-"""What an apply would do, and what to expect of it: nothing is written, and of a delta no weights are fetched."""
+"""Preview an apply (dry run): nothing is written, and no weights of a delta are downloaded."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from paramdelta_hub.application.inputs import open_inputs
-from paramdelta_hub.application.output_files import lay_out
+from paramdelta_hub.application.output_files import plan_output_files
 from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.weighted_deltas import AppliedDelta
-from paramdelta_hub.checkpoints.matching import LeftOut
+from paramdelta_hub.checkpoints.matching import OmittedTensor
 from paramdelta_hub.checkpoints.rules import RuleUse
 from paramdelta_hub.errors import StorageError
 from paramdelta_hub.fileio.report import Report, derived
@@ -41,7 +41,7 @@ class Preview(Report):
     """Bytes that the disk must have for it."""
     free_nbytes: int
     """Bytes that are free where the result would lie, with those that an interrupted run has taken there."""
-    omissions: tuple[LeftOut, ...]
+    omissions: tuple[OmittedTensor, ...]
     notes: tuple[str, ...]
     rules: tuple[RuleUse, ...]
     """What each rule hits, and which tensors it leaves out although a delta changes them."""
@@ -76,11 +76,11 @@ def preview(
     Whether values are finite is not known before all are read.
 
     Args:
-        request: what is wanted.
+        request: what to apply, and to what.
         out: the result's folder.
-        registry: where a bare ``org/name`` lies; of a delta there, manifest, samples and companions are fetched.
-        overwrite: a finished ``out`` is no obstacle.
-        progress: told of what is fetched.
+        registry: where a bare ``org/name`` is; only manifest, samples and companions of a delta there are downloaded.
+        overwrite: whether the result may replace an older one.
+        progress: is told how far the downloads are.
 
     Raises:
         DestinationError: ``out`` exists.
@@ -92,20 +92,21 @@ def preview(
     inputs = open_inputs(request, workspace.pieces, registry=registry, part="evidence", progress=progress)
     if overwrite and os.path.lexists(workspace.out):
         inputs.may_replace(workspace.out)
-    fit = inputs.fit
-    deltas, files = tuple(inputs.kin()), lay_out(inputs.model, fit.results, fit.colocate_with)
+    compatibility = inputs.compatibility
+    deltas = tuple(inputs.check_lineages())
+    files = plan_output_files(inputs.model, compatibility.results, compatibility.colocate_with)
     source = inputs.model.source
-    paired = {name for match in fit.matches for name in match.pairs}
+    paired = {name for match in compatibility.matches for name in match.pairs}
     return Preview(
         path=workspace.given,
         target=Model(name=source.name, commit=source.commit),
         deltas=deltas,
         paired_tensors=len(paired),
-        kept_tensors=len(fit.results.keys() - paired),
+        kept_tensors=len(compatibility.results.keys() - paired),
         nbytes=sum(file.size for file in files.values()),
         needed_nbytes=inputs.needed_bytes(files.values(), default_threads()),
         free_nbytes=workspace.space(),
-        omissions=fit.omissions,
-        notes=(*inputs.doubts, *inputs.there_already(), *fit.notes),
-        rules=fit.uses,
+        omissions=compatibility.omissions,
+        notes=(*inputs.warnings, *inputs.check_earlier(), *compatibility.notes),
+        rules=compatibility.uses,
     )

@@ -26,20 +26,20 @@ from paramdelta_hub.package.provenance import (
 __all__ = ["PROVENANCE_NAME", "is_post", "provenance_of"]
 
 
-def is_post(applied: Sequence[AppliedDelta], fit: Compatibility, digests: dict[str, str]) -> bool:
+def is_post(applied: Sequence[AppliedDelta], compatibility: Compatibility, digests: dict[str, str]) -> bool:
     """Whether every tensor of the delta came out as post's own, by its digest, and post has no others."""
     if len(applied) != 1:
         return False
-    records, pairs = applied[0].package.records, fit.matches[0].pairs
+    records, pairs = applied[0].package.records, compatibility.matches[0].pairs
     if any(omission.reason == SKIPPED for omission in applied[0].package.manifest.omissions):
         return False
     return len(pairs) == len(records) and all(
-        digests[ours] == records[theirs].post_blake3 for ours, theirs in pairs.items()
+        digests[name] == records[delta_name].post_blake3 for name, delta_name in pairs.items()
     )
 
 
 def provenance_of(
-    fit: Compatibility,
+    compatibility: Compatibility,
     applied: Sequence[AppliedDelta],
     weight_map: WeightMap,
     rules: Rules,
@@ -51,23 +51,23 @@ def provenance_of(
     requantization: Requantized | None,
 ) -> Provenance:
     """Return what the result is made of. No time and no path: equal inputs give an equal file."""
-    source = fit.target.checkpoint.source
+    source = compatibility.target.checkpoint.source
     return Provenance(
         format="paramdelta-provenance",
         format_version=1,
         created_by=__about__.CREATED_BY,
         target=Model(name=source.name, commit=source.commit),
         deltas=tuple(applied),
-        earlier=earlier_deltas(fit.target.checkpoint),
+        earlier=earlier_deltas(compatibility.target.checkpoint),
         weight_map=tuple(Factor(pattern=pattern, factor=factor) for pattern, factor in weight_map.rules),
         renames=tuple(Renaming(pattern=pattern, replacement=new) for pattern, new in rules.renames),
         skips=rules.skips,
-        omissions=tuple(LeftOut(**vars(omission)) for omission in fit.omissions),
+        omissions=tuple(LeftOut(**vars(omission)) for omission in compatibility.omissions),
         notes=tuple(notes),
         is_post=is_post,
         tensors={
             name: Tensor(dtype=tensor.dtype, shape=tensor.shape, blake3=digests[name])
-            for name, tensor in fit.results.items()
+            for name, tensor in compatibility.results.items()
         },
         companions=companions,
         requantization=requantization,

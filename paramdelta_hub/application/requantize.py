@@ -1,4 +1,4 @@
-"""Which dtype the weights of an fp8 target get, and what is lost where they become 8-bit floats again."""
+"""The output dtype of an fp8 target's weights, and the error of quantizing them again."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def keeps_fp8(target: LogicalModel, dtype: Dtype | None) -> bool:
     if dtype not in get_args(Dtype):
         raise OptionError(f"weights can become {' or '.join(get_args(Dtype))}, not {dtype!r}")
     if dtype == "bfloat16":
-        its = sorted({tensor.dtype for tensor in target.tensors.values()} & FLOATS.keys())
-        if its and "BF16" not in its:
+        dtypes = sorted({tensor.dtype for tensor in target.tensors.values()} & FLOATS.keys())
+        if dtypes and "BF16" not in dtypes:
             raise OptionError(
-                f"its weights are {' and '.join(its)}, and so are the result's: only fp8 weights become bf16",
+                f"its weights are {' and '.join(dtypes)}, and so are the result's: only fp8 weights become bf16",
                 where=where,
                 remedy="leave out --dtype, and cast the result",
             )
@@ -59,7 +59,7 @@ def keeps_fp8(target: LogicalModel, dtype: Dtype | None) -> bool:
             where=where,
             remedy="give an fp8 target, or leave out --dtype and quantize the result",
         )
-    if other := next((name for name, its in codes.items() if its != "F8_E4M3"), None):
+    if other := next((name for name, dtypes in codes.items() if dtypes != "F8_E4M3"), None):
         raise OptionError(
             f"tensor {other!r} is {codes[other]}, and sums become F8_E4M3 only",
             where=where,

@@ -1,4 +1,4 @@
-"""What is asked of an apply."""
+"""The request of an apply."""
 
 from __future__ import annotations
 
@@ -17,23 +17,38 @@ __all__ = ["ApplyRequest"]
 
 @dataclass(frozen=True)
 class ApplyRequest(Request):
-    """What :func:`~paramdelta_hub.apply` is asked for; fields as its arguments, deltas as (package, weight)."""
+    """What :func:`~paramdelta_hub.apply` and :func:`~paramdelta_hub.preview` are asked for."""
 
     target: str
+    """The new base: a folder, a ``.safetensors`` file, or ``org/name[@revision]``."""
     deltas: tuple[tuple[str, float], ...]
+    """Packages and their weights. A package is a folder, or ``org/name[@version]`` in a registry."""
     weight_map: tuple[tuple[str, float], ...] = ()
+    """(pattern, factor) for the weights of chosen tensors. The last match decides. With 0 a tensor stays as it is."""
     renames: tuple[tuple[str, str], ...] = ()
+    """(pattern, replacement) for the names of the deltas' tensors."""
     skips: tuple[str, ...] = ()
+    """Patterns of the tensors to leave as they are."""
     dtype: Dtype | None = None
+    """What the weights of an fp8 target become: ``bfloat16`` (the default), or ``float8_e4m3fn`` with new scales in the
+    target's layout. The report says what that costs."""
     companions: Mode = "post"
+    """Where tokenizer, templates, processors and generation settings come from: ``post`` (the first delta that has
+    some), ``target``, or ``none`` for ``config.json`` alone."""
     prefer: Prefer = "target"
+    """Whose value a config gets where post and the target both changed it."""
     keep_remote_code_of_target: bool = False
+    """Keep code references in the target's configs, and copy its Python files."""
     target_tokenizer: str | None = None
+    """The folder of the target's tokenizer, if it is not beside the weights: embedding rows are matched by token."""
     stream: bool = False
+    """Download the files of a target on the Hub one by one, and delete each after use. The disk then needs room for the
+    result and a few files. Lineage is judged by the first file alone."""
     force: bool = False
+    """Apply even if the target is not related to base. The provenance records it."""
 
     def __post_init__(self) -> None:
-        deltas = tuple((os.fspath(summand.delta), summand.weight) for summand in weighted_deltas(self.deltas))
+        deltas = tuple((os.fspath(each.delta), each.weight) for each in weighted_deltas(self.deltas))
         object.__setattr__(self, "deltas", deltas)
         object.__setattr__(self, "weight_map", WeightMap.of(self.weight_map).rules)
         self.check_fields()

@@ -1,7 +1,7 @@
-"""Where the rows of vocabulary tensors go: which of the target's and of each delta's rows make up the result's.
+"""Place the rows of vocabulary tensors: which rows of the target and of each delta make up the result's.
 
-The result's rows must be where the tokenizer that ends up beside them says: post's, of the delta whose companions are
-taken, or the target's.
+The order of the result's rows must be that of the result's tokenizer: post's, of the delta whose companions are used,
+or the target's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.checkpoints.token_rows import Placement, place, row_sources, runs_of
+from paramdelta_hub.checkpoints.token_rows import Placement, place_rows, row_sources, runs_of
 from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import MismatchError, PackageError
 from paramdelta_hub.fileio.digests import check_digest
@@ -28,7 +28,7 @@ from paramdelta_hub.transforms.addend import PlacedRun
 __all__ = ["PlacedRows", "RowPlanner"]
 
 Rows = NDArray[np.int64]
-Whose: TypeAlias = Literal["post", "target"]
+TokenizerSide: TypeAlias = Literal["post", "target"]
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class PlacedRows:
 
 
 class RowPlanner:
-    """Places rows by token; vocabularies are read once, and only where tokenizers or sizes differ."""
+    """Places rows by token. Vocabularies are read once, and only if tokenizers or sizes differ."""
 
-    def __init__(self, target: Path | None, packages: Sequence[Package], leader: int | None) -> None:
+    def __init__(self, target: Path | None, packages: Sequence[Package], tokenizer_from: int | None) -> None:
         """Take the target's tokenizer folder, and which delta's tokenizer the result gets: None for the target's."""
-        self._target, self._packages, self._leader = target, packages, leader
+        self._target, self._packages, self._tokenizer_from = target, packages, tokenizer_from
         self._folders = [package.path / "companions" for package in packages]
         self._same = [target is not None and same_tokenizer(target, folder) for folder in self._folders]
         self._read: dict[int | None, Vocabulary | None] = {}
         self._placed: dict[tuple[object, ...], PlacedRows | None] = {}
 
-    def place(
+    def place_rows(
         self, target_rows: int, records: Mapping[int, TensorRecord], weights: Mapping[int, float]
     ) -> PlacedRows | None:
         """Return where a tensor's rows go; None where row i is row i, for the target and for all deltas.
@@ -65,32 +65,27 @@ class RowPlanner:
         A delta of weight 0 leaves the tensor as it is, and one below 0 brings no rows; but the one whose tokenizer the
         result gets has the rows placed, and brings what the target lacks, whatever its weight.
 
-        Args:
-            target_rows: rows of the target's tensor.
-            records: the tensors that deltas have for it, by the number of the delta.
-            weights: the deltas' weights.
-
         Raises:
             MismatchError: rows that can't be placed.
         """
-        lead = self._leader if self._leader in records else None
-        if lead is None and self._leader is not None:
+        first = self._tokenizer_from if self._tokenizer_from in records else None
+        if first is None and self._tokenizer_from is not None:
             self._check_order(target_rows)
-        records = {number: record for number, record in records.items() if weights[number] or number == lead}
+        records = {number: record for number, record in records.items() if weights[number] or number == first}
         if all(self._is_identity(target_rows, number, record) for number, record in records.items()):
             return None
-        bringing = frozenset(number for number in records if weights[number] > 0 or number == lead)
-        key = (target_rows, bringing, *((number, record.shape[0], record.runs) for number, record in records.items()))
+        carriers = frozenset(number for number in records if weights[number] > 0 or number == first)
+        key = (target_rows, carriers, *((number, record.shape[0], record.runs) for number, record in records.items()))
         if key not in self._placed:
-            self._placed[key] = self._place(target_rows, records, lead, bringing)
+            self._placed[key] = self._place_all(target_rows, records, first, carriers)
         return self._placed[key]
 
     def _check_order(self, target_rows: int) -> None:
         """Refuse a tensor that keeps the target's rows and order, where the result's tokenizer says otherwise."""
-        assert self._leader is not None
-        if self._same[self._leader]:
+        assert self._tokenizer_from is not None
+        if self._same[self._tokenizer_from]:
             return
-        target, post = self._vocabulary(None), self._vocabulary(self._leader)
+        target, post = self._vocabulary(None), self._vocabulary(self._tokenizer_from)
         if target is None or post is None:
             return
         if any(row != target.tokens.get(token, -1) or row >= target_rows for token, row in post.tokens.items()):
@@ -102,21 +97,21 @@ class RowPlanner:
     def _is_identity(self, target_rows: int, number: int, record: TensorRecord) -> bool:
         return record.shape[0] == target_rows and record.runs is None and self._same[number]
 
-    def _place(
-        self, target_rows: int, records: Mapping[int, TensorRecord], lead: int | None, bringing: Collection[int]
+    def _place_all(
+        self, target_rows: int, records: Mapping[int, TensorRecord], first: int | None, carriers: Collection[int]
     ) -> PlacedRows | None:
         placements: dict[int, Placement] = {}
         rows = target_rows
         # Without a tokenizer of post's there is nothing to match by, and the target's need not be readable.
         target = self._vocabulary(None) if any(self._vocabulary(number) for number in records) else None
         start = np.arange(rows)
-        if lead is not None:
-            placements[lead] = self._one(rows, lead, records[lead], target, "post")
-            rows, start = placements[lead].rows, row_sources(placements[lead].target)
-            target = _kept(target, self._vocabulary(lead))
+        if first is not None:
+            placements[first] = self._place_delta(rows, first, records[first], target, "post")
+            rows, start = placements[first].rows, row_sources(placements[first].target)
+            target = _row_names(target, self._vocabulary(first))
         for number, record in records.items():
-            if number != lead:
-                placements[number] = self._one(rows, number, record, target, "target")
+            if number != first:
+                placements[number] = self._place_delta(rows, number, record, target, "target")
         if all(placement.is_identity for placement in placements.values()):
             return None
         added = {number: row_sources(placement.delta) for number, placement in placements.items()}
@@ -129,12 +124,12 @@ class RowPlanner:
         # brings it has it to itself: half of each, or a sum of the two, would be neither's.
         owner = np.full(rows, -1)
         for number in records:
-            if number in bringing:
+            if number in carriers:
                 owner[whole[number] & (owner < 0)] = number
         deltas = {}
         for number in records:
-            own = owner == number
-            deltas[number] = _marked(np.where(own | ((owner < 0) & ~whole[number]), added[number], -1), own)
+            owned = owner == number
+            deltas[number] = _placed_runs(np.where(owned | ((owner < 0) & ~whole[number]), added[number], -1), owned)
         return PlacedRows(
             rows=rows,
             start=runs_of(np.where(owner < 0, start, -1)),
@@ -143,11 +138,13 @@ class RowPlanner:
             row_counts=_row_counts(placements, deltas),
         )
 
-    def _one(self, rows: int, number: int, record: TensorRecord, target: Vocabulary | None, whose: Whose) -> Placement:
+    def _place_delta(
+        self, rows: int, number: int, record: TensorRecord, target: Vocabulary | None, result_tokenizer: TokenizerSide
+    ) -> Placement:
         post = self._vocabulary(number)
-        lost = self._packages[number].manifest.given_up
+        dropped = self._packages[number].manifest.given_up
         try:
-            return place(rows, record.shape[0], record.runs, target, post, whose, lost)
+            return place_rows(rows, record.shape[0], record.runs, target, post, result_tokenizer, dropped)
         except MismatchError as error:
             if post is None:  # and no option could bring it
                 error.remedy = "extract again with post's tokenizer beside its weights, or --skip the tensor"
@@ -170,13 +167,13 @@ def _check_companions(package: Package) -> None:
         check_digest(file_digest(path)[0], file.sha256, f"the file {file.path!r}", str(package.path))
 
 
-def _kept(target: Vocabulary | None, post: Vocabulary | None) -> Vocabulary | None:
-    """Return what the result's rows are called: post's names, and the target's own where post has none."""
+def _row_names(target: Vocabulary | None, post: Vocabulary | None) -> Vocabulary | None:
+    """Return the tokens of the result's rows: post's, and the target's own where post has none."""
     if target is None or post is None:
         return None
     taken = set(post.tokens.values())
-    own = {token: row for token, row in target.tokens.items() if token not in post.tokens and row not in taken}
-    return Vocabulary({**own, **post.tokens}, post.where)
+    owned = {token: row for token, row in target.tokens.items() if token not in post.tokens and row not in taken}
+    return Vocabulary({**owned, **post.tokens}, post.where)
 
 
 def _row_counts(placements: Mapping[int, Placement], deltas: Mapping[int, tuple[PlacedRun, ...]]) -> str:
@@ -193,25 +190,25 @@ def _row_counts(placements: Mapping[int, Placement], deltas: Mapping[int, tuple[
     return "; ".join(words)
 
 
-def _marked(added: Rows, whole: NDArray[np.bool_]) -> tuple[PlacedRun, ...]:
+def _placed_runs(added: Rows, whole: NDArray[np.bool_]) -> tuple[PlacedRun, ...]:
     """Return runs that are whole, or not, throughout."""
     parts = [(run, False) for run in runs_of(np.where(whole, -1, added)) if run.source is not None]
     parts += [(run, True) for run in runs_of(np.where(whole, added, -1)) if run.source is not None]
-    marked: list[PlacedRun] = []
+    runs_so_far: list[PlacedRun] = []
     end = 0
     for run, is_whole in sorted(parts):
         if run.first > end:
-            marked.append(PlacedRun(end, None, run.first - end, whole=False))
-        marked.append(PlacedRun(run.first, run.source, run.number, is_whole))
+            runs_so_far.append(PlacedRun(end, None, run.first - end, whole=False))
+        runs_so_far.append(PlacedRun(run.first, run.source, run.number, is_whole))
         end = run.first + run.number
     if end < len(added):
-        marked.append(PlacedRun(end, None, len(added) - end, whole=False))
-    return tuple(marked)
+        runs_so_far.append(PlacedRun(end, None, len(added) - end, whole=False))
+    return tuple(runs_so_far)
 
 
 def _inverse(start: Rows, summed: Rows, delta_rows: int) -> tuple[Run, ...]:
     """Return, for every row of a delta, the target's row that it is a difference to; none for whole rows."""
-    found = np.full(delta_rows, -1, np.int64)
+    sources = np.full(delta_rows, -1, np.int64)
     pairs = (summed >= 0) & (start >= 0)
-    found[summed[pairs]] = start[pairs]
-    return runs_of(found)
+    sources[summed[pairs]] = start[pairs]
+    return runs_of(sources)

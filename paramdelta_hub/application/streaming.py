@@ -1,4 +1,4 @@
-"""Weight files that are fetched when the first task wants them and deleted when the last one is done."""
+"""Download a weight file before the first task that needs it, and delete it after the last."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["FilePool"]
 
 
 class FilePool:
-    """Hands out a remote model's files to tasks; shared between threads. A file is there as long as a task needs it."""
+    """Keeps a remote model's files on disk as long as tasks need them. Threads may share it."""
 
     def __init__(self, model: RemoteModel | None, tasks: Iterable[Task]) -> None:
         """Take the tasks that are still to be done: they tell when a file is needed no more.
@@ -23,10 +23,10 @@ class FilePool:
         """
         self._model = model
         self._names = {str(file.path): file.name for file in model.checkpoint.files} if model else {}
-        self._wanted = Counter(name for task in tasks for name in self._files_of(task))
+        self._remaining = Counter(name for task in tasks for name in self._files_of(task))
         self._lock = threading.Lock()
         self._fetching = {name: threading.Lock() for name in self._names.values()}
-        self._drop(name for name in self._names.values() if name not in self._wanted)
+        self._drop(name for name in self._names.values() if name not in self._remaining)
 
     @contextmanager
     def hold(self, task: Task) -> Iterator[None]:
@@ -40,8 +40,8 @@ class FilePool:
                 self._model.fetch(name)
         yield
         with self._lock:  # an interrupted task keeps its files: it will be done again
-            self._wanted.subtract(names)
-            done = [name for name in names if not self._wanted[name]]
+            self._remaining.subtract(names)
+            done = [name for name in names if not self._remaining[name]]
         self._drop(done)
 
     def _drop(self, names: Iterable[str]) -> None:

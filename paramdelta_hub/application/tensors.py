@@ -39,12 +39,12 @@ def tensors(delta: str | Path, pattern: str = "") -> Iterator[tuple[str, torch.T
         PackageError: not a package, or damaged; a damaged tensor is never yielded.
     """
     package = open_package(Path(delta))
-    places = package.payload_places()
-    wanted = [r for r in package.manifest.tensors if r.effect == "add" and re.search(pattern, r.name)]
-    kernel = kernel_for(decoded_nbytes(wanted))
+    locations = package.payload_locations()
+    records = [r for r in package.manifest.tensors if r.effect == "add" and re.search(pattern, r.name)]
+    kernel = kernel_for(decoded_nbytes(records))
     with OpenFiles(PackageError) as shards:
-        for record in wanted:
-            reader = DeltaReader(StoredDelta.of(record, places), record.dtype, shards, kernel)
+        for record in records:
+            reader = DeltaReader(StoredDelta.of(record, locations), record.dtype, shards, kernel)
             yield record.name, _dense(record, reader)
 
 

@@ -1,4 +1,4 @@
-"""What is added to a target, where the lineage is right: each tensor's deltas and their weights."""
+"""Check the lineage of each delta, and list what is added to each tensor of the target."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 
 from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.application.weights import Weights
-from paramdelta_hub.checkpoints.lineage import Kinship, compare, unpack_samples
+from paramdelta_hub.checkpoints.lineage import compare_samples, unpack_samples
 from paramdelta_hub.checkpoints.prediction import Prediction, predict
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.errors import LineageError
@@ -20,7 +20,7 @@ from paramdelta_hub.package.provenance import Delta, Lineage, Model
 from paramdelta_hub.package.tensor_delta import StoredDelta
 from paramdelta_hub.transforms.addend import Addend, RowPlacement
 
-__all__ = ["AppliedDelta", "check_lineage", "sums_of"]
+__all__ = ["AppliedDelta", "addends_by_tensor", "check_lineage"]
 
 
 class AppliedDelta(Delta):
@@ -29,10 +29,10 @@ class AppliedDelta(Delta):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     package: Package = Field(exclude=True)
-    kinship: Kinship = Field(exclude=True)
+    kinship: LineageMatch = Field(exclude=True)
 
     @classmethod
-    def of(cls, package: Package, weight: float, kinship: Kinship) -> AppliedDelta:
+    def of(cls, package: Package, weight: float, kinship: LineageMatch) -> AppliedDelta:
         """Return the record of a package; it is forced where the target is not kin."""
         manifest = package.manifest
         return cls(
@@ -55,38 +55,40 @@ class AppliedDelta(Delta):
 
 
 def check_lineage(
-    fit: Compatibility, number: int, package: Package, weight: float, force: bool, remote: Files | None = None
+    compatibility: Compatibility, number: int, package: Package, weight: float, force: bool, remote: Files | None = None
 ) -> AppliedDelta:
     """Compare base's samples with the target's values, which ``remote`` reads if given; refuse one that is not kin."""
     samples = unpack_samples(package.read_lineage(), str(package.path / package.manifest.lineage.path))
     tensors = {}
-    for name, theirs in fit.matches[number].pairs.items():
-        placed = fit.placed.get(name)
-        if name in fit.carried or (placed and number not in placed.inverse):
+    for name, delta_name in compatibility.matches[number].pairs.items():
+        placed = compatibility.placed.get(name)
+        if name in compatibility.carried or (placed and number not in placed.inverse):
             continue  # nothing of the delta is added to the target's values
-        tensor = fit.tensor(name).reorder_rows(placed.inverse[number] if placed else None)
-        if tensor.shape == package.records[theirs].shape:
-            tensors[theirs] = tensor
-    kinship = compare(samples, tensors, remote)
-    if not kinship.is_kin and not force:
+        tensor = compatibility.tensor(name).reorder_rows(placed.inverse[number] if placed else None)
+        if tensor.shape == package.records[delta_name].shape:
+            tensors[delta_name] = tensor
+    lineage = compare_samples(samples, tensors, remote)
+    if not lineage.is_related and not force:
         raise LineageError(
-            f"not kin to the delta's base {package.manifest.base.name!r}: {kinship};"
+            f"not kin to the delta's base {package.manifest.base.name!r}: {lineage};"
             f" the minimum is {KIN_CORRELATION:.2f}",
-            float("nan") if kinship.correlation is None else kinship.correlation,
-            where=str(fit.target.checkpoint.source.path),
+            float("nan") if lineage.correlation is None else lineage.correlation,
+            where=str(compatibility.target.checkpoint.source.path),
             remedy="on other weights the delta means nothing: choose a target made from its base, or use --force",
         )
-    return AppliedDelta.of(package, weight, kinship)
+    return AppliedDelta.of(package, weight, lineage)
 
 
-def sums_of(fit: Compatibility, packages: Sequence[Package], weights: Weights) -> dict[str, list[Addend]]:
+def addends_by_tensor(
+    compatibility: Compatibility, packages: Sequence[Package], weights: Weights
+) -> dict[str, list[Addend]]:
     """Return for every tensor that changes what is added to it."""
     sums: dict[str, list[Addend]] = {}
     for number, package in enumerate(packages):
-        records, places = package.records, package.payload_places()
-        for ours, theirs in fit.matches[number].pairs.items():
-            record, carried = records[theirs], fit.carried.get(ours)
-            placed, weight = fit.placed.get(ours), weights.of(number, ours)
+        records, locations = package.records, package.payload_locations()
+        for name, delta_name in compatibility.matches[number].pairs.items():
+            record, carried = records[delta_name], compatibility.carried.get(name)
+            placed, weight = compatibility.placed.get(name), weights.of(number, name)
             if carried and carried.number != number:
                 continue
             # What can't be scaled is taken whole with any weight above 0: the delta is wanted, and half an integer or
@@ -100,18 +102,20 @@ def sums_of(fit: Compatibility, packages: Sequence[Package], weights: Weights) -
                 runs = tuple(run if run.whole else run._replace(source=None) for run in runs)
             if (placed or weight == 0.0) and all(run.source is None for run in runs):
                 continue
-            addends = sums.setdefault(ours, [])
+            addends = sums.setdefault(name, [])
             if record.effect == "replace" and (addends or record.shard is None):
                 continue
             placement = None
             if placed:
-                in_its_order = fit.tensor(ours).reorder_rows(placed.inverse[number])
+                in_its_order = compatibility.tensor(name).reorder_rows(placed.inverse[number])
                 placement = RowPlacement(runs, math.prod(in_its_order.shape[1:]), in_its_order.source)
-            addends.append(Addend(StoredDelta.of(record, places), weight, placement))
+            addends.append(Addend(StoredDelta.of(record, locations), weight, placement))
     # Weights that would become fp8 again only to gain nothing are left as they are, codes and scales.
     unchanged = {
         name
         for name, addends in sums.items()
-        if fit.in_fp8(name) and name not in fit.placed and all(addend.delta.is_zero for addend in addends)
+        if compatibility.in_fp8(name)
+        and name not in compatibility.placed
+        and all(addend.delta.is_zero for addend in addends)
     }
     return {name: addends for name, addends in sums.items() if addends and name not in unchanged}

@@ -1,7 +1,7 @@
-"""How much of each delta is wanted: a weight for all of it, and factors for chosen tensors.
+"""The weights of deltas, and factors for chosen tensors.
 
-Weights come in one way, from the command line and from Python: :func:`weighted_deltas` and :meth:`WeightMap.of` take
-what people write, and refuse what is not clear. A weight that is lost on the way makes a wrong model.
+:func:`weighted_deltas` and :meth:`WeightMap.of` parse what users write, on the command line and in Python, and refuse
+what is ambiguous: a weight that is misread makes a wrong model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from paramdelta_hub.checkpoints.rules import compiled
+from paramdelta_hub.checkpoints.rules import compile_pattern
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.limits import LARGEST_WEIGHT
 
@@ -44,7 +44,7 @@ def checked_weight(weight: Any, what: str = "weight") -> float:
     return number
 
 
-def _parsed(text: str, what: str) -> float:
+def _parse_weight(text: str, what: str) -> float:
     """Return the weight that a text spells, in digits: Python would take ``0_5`` for five.
 
     Raises:
@@ -95,23 +95,23 @@ def weighted_deltas(deltas: Deltas) -> list[WeightedDelta]:
         OptionError: anything else, no delta at all, or a weight that can't be used.
     """
     if isinstance(deltas, Mapping):
-        found = [WeightedDelta(delta, weight) for delta, weight in deltas.items()]
-    elif _is_one(deltas):
-        found = [_summand(deltas)]
+        parsed = [WeightedDelta(delta, weight) for delta, weight in deltas.items()]
+    elif _is_single(deltas):
+        parsed = [_weighted_delta(deltas)]
     elif isinstance(deltas, tuple) and len(deltas) == 2 and isinstance(deltas[1], str) and _spells_number(deltas[1]):
         raise OptionError(f"the weight {deltas[1]!r} is a text", remedy=f"give a number: ({deltas[0]!r}, {deltas[1]})")
     elif isinstance(deltas, Sequence) and not isinstance(deltas, bytes):
-        found = [_summand(delta) for delta in deltas]
+        parsed = [_weighted_delta(delta) for delta in deltas]
     else:
         raise OptionError(
             f"deltas can't be given as {deltas!r}", remedy="give a list, or a mapping such as {delta: 0.5}"
         )
-    if not found:
+    if not parsed:
         raise OptionError("no delta to apply")
-    return found
+    return parsed
 
 
-def _is_one(value: Any) -> bool:
+def _is_single(value: Any) -> bool:
     return isinstance(value, (str, os.PathLike, WeightedDelta)) or _is_pair(value)
 
 
@@ -133,13 +133,13 @@ def _spells_number(value: Any) -> bool:
     return True
 
 
-def _summand(value: Any) -> WeightedDelta:
+def _weighted_delta(value: Any) -> WeightedDelta:
     if isinstance(value, WeightedDelta):
         return value
     if _is_pair(value):
         return WeightedDelta(*value)
     if isinstance(value, str):
-        return _spelled(value)
+        return _parse_delta(value)
     if isinstance(value, os.PathLike):
         return WeightedDelta(Path(value))
     raise OptionError(
@@ -148,14 +148,14 @@ def _summand(value: Any) -> WeightedDelta:
     )
 
 
-def _spelled(text: str) -> WeightedDelta:
+def _parse_delta(text: str) -> WeightedDelta:
     """Split ``DELTA=WEIGHT``; a folder whose own name holds an ``=`` is still a folder."""
     delta, equals, weight = text.rpartition("=")
     if not equals or os.path.lexists(os.path.expanduser(text)):
         return WeightedDelta(text)
     if not delta:
         raise OptionError(f"{text!r} is not of the form DELTA=WEIGHT")
-    return WeightedDelta(delta, _parsed(weight, text))
+    return WeightedDelta(delta, _parse_weight(weight, text))
 
 
 Factors: TypeAlias = "WeightMap | Mapping[str, float] | Sequence[tuple[str, float] | str]"
@@ -190,7 +190,7 @@ class WeightMap:
         """Return the factor of a tensor."""
         if not self.rules:
             return 1.0
-        return next((factor for pattern, factor in reversed(self.rules) if compiled(pattern).search(name)), 1.0)
+        return next((factor for pattern, factor in reversed(self.rules) if compile_pattern(pattern).search(name)), 1.0)
 
 
 def _rules(factors: Any) -> Iterable[Any]:
@@ -206,12 +206,12 @@ def _factor(rule: Any) -> tuple[str, float]:
         pattern, equals, number = rule.rpartition("=")
         if not equals or not pattern:
             raise OptionError(f"{rule!r} is not of the form REGEX=W")
-        factor: Any = _parsed(number, rule)
+        factor: Any = _parse_weight(number, rule)
     elif isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str):
         pattern, factor = rule
     else:
         raise OptionError(f"a rule of a weight map is a pair of a pattern and a number, not {rule!r}")
-    compiled(pattern)
+    compile_pattern(pattern)
     return pattern, checked_weight(factor, "factor")
 
 

@@ -1,1 +1,1 @@
-"""Models as people have them: folders in Hugging Face layout, lone files, Hub ids. Headers first, weights by pread."""
+"""Model checkpoints: folders in Hugging Face layout, single files, and Hub ids. Only headers are read on opening."""

@@ -1,4 +1,4 @@
-"""What a model is, apart from its values: the fingerprint of its architecture, and what its configs changed."""
+"""The fingerprint of a model's architecture, and the manifest's records of a model."""
 
 from __future__ import annotations
 
@@ -13,58 +13,53 @@ from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.durable import file_digest
 from paramdelta_hub.package.manifest import Architecture, Source, SourceFile
 
-__all__ = ["describe_architecture", "describe_source", "fingerprint"]
+__all__ = ["architecture_record", "fingerprint", "source_record"]
 
-_A_SCALE = re.compile(r"(.+)_scale(_inv)?", re.DOTALL)
+_SCALE_NAME = re.compile(r"(.+)_scale(_inv)?", re.DOTALL)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 
 
 def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
     """Return the identity of an architecture: sha256 over its tensors' names and shapes, sorted by name.
 
-    One line a tensor, ``name TAB 4096x1024 LF``. It can be had from headers alone, also of a model on the Hub. Left out
-    are dtypes, buffers that models compute themselves, and tensors called as another one plus ``_scale`` or
-    ``_scale_inv``, so that an old copy and a new one, in bf16, fp32 or fp8, have the same one.
+    One line per tensor: ``name TAB 4096x1024 LF``. Headers are enough, so a model on the Hub need not be downloaded.
+    Dtypes, buffers that models compute themselves, and scales (the name of another tensor plus ``_scale`` or
+    ``_scale_inv``) are left out, so copies of a model in bf16, fp32 and fp8 have the same fingerprint.
     """
     digest, shapes = hashlib.sha256(), dict(tensors)
     for name, shape in sorted(shapes.items()):
-        scaled = _A_SCALE.fullmatch(name)
+        scaled = _SCALE_NAME.fullmatch(name)
         if DERIVED.search(name) or (scaled and scaled[1] in shapes):
             continue
         digest.update(f"{name}\t{'x'.join(map(str, shape))}\n".encode())
     return digest.hexdigest()
 
 
-def describe_architecture(checkpoint: Checkpoint) -> Architecture:
+def architecture_record(checkpoint: Checkpoint) -> Architecture:
     """Return what a target must look like to take a delta of this base."""
     config = checkpoint.config or {}
     model_type, classes = config.get("model_type"), config.get("architectures")
     return Architecture(
-        model_type=model_type if _is_label(model_type) else None,
-        classes=tuple(filter(_is_label, classes))[:64] if isinstance(classes, list) else (),
+        model_type=model_type if _fits_manifest(model_type) else None,
+        classes=tuple(filter(_fits_manifest, classes))[:64] if isinstance(classes, list) else (),
         fingerprint=fingerprint((name, span.shape) for name, (_, span) in checkpoint.tensors.items()),
     )
 
 
-def _is_label(value: object) -> bool:
-    """Whether a manifest can hold what a config says: other values are none that a model class could have."""
+def _fits_manifest(value: object) -> bool:
+    """Whether a manifest can hold a config's value. No model class has another kind of name."""
     return isinstance(value, str) and 0 < len(value) <= 1024
 
 
 def _blob_digest(file: WeightFile) -> str | None:
-    """Return the sha256 that the Hub gives a file, if it lies in the Hub cache, which names large blobs by it."""
+    """Return the file's sha256 if it is in the Hub cache, where the names of large blobs are their sha256."""
     name = file.path.name
     is_blob = file.path.parent.name == "blobs" and len(name) == 64 and all(c in "0123456789abcdef" for c in name)
     return name if is_blob else None
 
 
-def describe_source(checkpoint: Checkpoint, digests: Mapping[Path, str]) -> Source:
-    """Return the manifest's record of base or post.
-
-    Args:
-        checkpoint: the model.
-        digests: sha256 of weight files by path, as far as they have been taken.
-    """
+def source_record(checkpoint: Checkpoint, digests: Mapping[Path, str]) -> Source:
+    """Return the manifest's record of base or post."""
     return Source(
         name=checkpoint.source.name,
         commit=checkpoint.source.commit,

@@ -1,4 +1,4 @@
-"""A model's weights as its headers tell them: every tensor, where it lies, and nothing read yet."""
+"""A model's weights as described by its headers: every tensor and its location. No values are read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.names import check_file_name, shown
 from paramdelta_hub.fileio.safetensors import GGUF_REMEDY, Header, TensorSpan, read_header
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import CONFIG_BYTES, FILES, HEADER_BYTES
 
 __all__ = ["INDEX", "WEIGHTS", "Checkpoint", "WeightFile", "assemble", "open_checkpoint", "parse_index", "read_index"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_WHAT_TO_GIVE = "give a folder in Hugging Face layout, a .safetensors file, or org/name"
+_MODEL_REMEDY = "give a folder in Hugging Face layout, a .safetensors file, or org/name"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 _PICKLE_REMEDY = (
     "a pickle can run code when it is read, so it is never opened; convert it once, in an environment you trust: "
@@ -38,12 +39,12 @@ class WeightFile:
     path: Path
     header: Header
     sha256: str | None = None
-    """As the Hub tells, where the file itself is still there."""
+    """As reported by the Hub, for a file that has not been downloaded."""
     start: bytes | None = None
-    """All bytes before the data, likewise."""
+    """All bytes before the data, for such a file."""
 
-    def identity(self) -> dict[str, Any]:
-        """What tells that the file is still the same, for resuming: its digest if known, or size and time."""
+    def identity(self) -> JsonObject:
+        """Return what identifies the file for resuming: its digest if known, else size and modification time."""
         if self.sha256 is not None:
             return {"file": str(self.path), "sha256": self.sha256}
         status = os.stat(self.path)
@@ -65,11 +66,11 @@ class Checkpoint:
         return {span.name: (file, span) for file in self.files for span in file.header.tensors}
 
     @cached_property
-    def config(self) -> dict[str, Any] | None:
+    def config(self) -> JsonObject | None:
         """``config.json``, or None."""
         return self.read_json("config.json")
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> JsonObject | None:
         """Return a JSON object of the model's folder, or None if there is no such file.
 
         Raises:
@@ -79,10 +80,7 @@ class Checkpoint:
         if not path.exists() or self.is_lone_file:
             return None
         text = read_small(path, CONFIG_BYTES, CheckpointError, follow=True)
-        value = strict_json.parse(text, CheckpointError, str(path))
-        if not isinstance(value, dict):
-            raise CheckpointError("not a JSON object", where=str(path))
-        return value
+        return strict_json.parse_object(text, CheckpointError, str(path))
 
     @property
     def is_lone_file(self) -> bool:
@@ -119,7 +117,7 @@ def open_checkpoint(model: str | Path, *, code: bool = False) -> Checkpoint:
     """Open a model by path or Hub id and read its headers; Python files are downloaded only with ``code``.
 
     Raises:
-        CheckpointError: nothing there, pickled, GGUF, truncated, an index that names what is missing, …
+        CheckpointError: there is no model, it is pickled, GGUF or truncated, or the index names missing files.
     """
     source = resolve(model, code=code)
     path = source.path
@@ -134,23 +132,23 @@ def open_checkpoint(model: str | Path, *, code: bool = False) -> Checkpoint:
     names = sorted(entry.name for entry in path.iterdir())
     if INDEX in names:
         return _sharded(source, names)
-    found = [name for name in names if name.endswith(".safetensors")]
-    if WEIGHTS in found:
-        found = [WEIGHTS]
-    if len(found) > 1:
+    weight_files = [name for name in names if name.endswith(".safetensors")]
+    if WEIGHTS in weight_files:
+        weight_files = [WEIGHTS]
+    if len(weight_files) > 1:
         raise CheckpointError(
-            f"{len(found)} safetensors files and no {INDEX} to say how they belong together",
+            f"{len(weight_files)} safetensors files and no {INDEX} to say how they belong together",
             where=str(path),
             remedy="get the index file, or name one file",
         )
-    if found == ["adapter_model.safetensors"]:
+    if weight_files == ["adapter_model.safetensors"]:
         raise CheckpointError("a LoRA adapter, not a model", where=str(path), remedy="merge it into its model first")
-    if not found:
+    if not weight_files:
         raise _no_weights(path, names)
-    return Checkpoint(source, (_weight_file(found[0], path / found[0]),), None)
+    return Checkpoint(source, (_weight_file(weight_files[0], path / weight_files[0]),), None)
 
 
-def read_index(folder: Path) -> tuple[dict[str, Any], list[str]]:
+def read_index(folder: Path) -> tuple[JsonObject, list[str]]:
     """Return ``model.safetensors.index.json`` and the names of the files it speaks of, sorted, all of them safe.
 
     Raises:
@@ -160,8 +158,8 @@ def read_index(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return parse_index(read_small(path, HEADER_BYTES, CheckpointError, follow=True), str(path))
 
 
-def parse_index(text: bytes, where: str) -> tuple[dict[str, Any], list[str]]:
-    """Return what :func:`read_index` does, of the file's content.
+def parse_index(text: bytes, where: str) -> tuple[JsonObject, list[str]]:
+    """Parse the content of an index; see :func:`read_index`.
 
     Raises:
         CheckpointError: not an index.
@@ -181,11 +179,11 @@ def parse_index(text: bytes, where: str) -> tuple[dict[str, Any], list[str]]:
     return index, shards
 
 
-def assemble(source: ModelSource, files: Sequence[WeightFile], index: dict[str, Any]) -> Checkpoint:
-    """Return a model of several files: every tensor of the index must be in its file, and every tensor of a file in it.
+def assemble(source: ModelSource, files: Sequence[WeightFile], index: JsonObject) -> Checkpoint:
+    """Return a model of several files, after checking that the index and the headers list the same tensors.
 
     Raises:
-        CheckpointError: one is not.
+        CheckpointError: they do not.
     """
     held = {span.name: file.name for file in files for span in file.header.tensors}
     if held != index["weight_map"] or len(held) != sum(len(file.header.tensors) for file in files):
@@ -219,7 +217,7 @@ def _not_safetensors(path: Path) -> CheckpointError:
         return CheckpointError("a GGUF file, not safetensors", where=where, remedy=GGUF_REMEDY)
     if path.suffix in _PICKLES:
         return CheckpointError("a pickled checkpoint", where=where, remedy=_PICKLE_REMEDY)
-    return CheckpointError("not a .safetensors file", where=where, remedy=_WHAT_TO_GIVE)
+    return CheckpointError("not a .safetensors file", where=where, remedy=_MODEL_REMEDY)
 
 
 def _no_weights(path: Path, names: list[str]) -> CheckpointError:
@@ -227,4 +225,4 @@ def _no_weights(path: Path, names: list[str]) -> CheckpointError:
         if name.endswith(".gguf") or name.endswith(_PICKLES):
             return _not_safetensors(path / name)
     what = "an empty folder" if not names else "no .safetensors file in this folder"
-    return CheckpointError(what, where=str(path), remedy=_WHAT_TO_GIVE)
+    return CheckpointError(what, where=str(path), remedy=_MODEL_REMEDY)

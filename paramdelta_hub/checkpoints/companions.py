@@ -1,7 +1,7 @@
 """The files beside the weights that make a model usable: configs, tokenizer, templates; by an allow-list, as bytes.
 
-Nothing here runs or renders anything. Files that name code by ``auto_map`` are found out, so that nobody's code comes
-along unasked.
+Nothing here runs code or renders templates. Files that reference code by ``auto_map`` are detected, so that no code is
+copied unless the user asks for it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from paramdelta_hub.package.records import CODE_KEYS
 __all__ = [
     "FOLDER",
     "Kind",
-    "carried",
     "code_files",
     "code_key",
-    "companions",
+    "is_vocabulary_file",
     "kind_of",
     "may_name_code",
-    "names_words",
-    "packaged",
+    "model_companions",
+    "package_companions",
+    "post_companions",
     "read_companion",
 ]
 
@@ -66,42 +66,42 @@ _CODE = re.compile(r"[A-Za-z_]\w*\.py", re.ASCII)
 
 
 def kind_of(name: str) -> Kind | None:
-    """Return what a file of a model's folder is for, or None where the allow-list does not have it."""
+    """Return the kind of a file in a model's folder, or None if it is not on the allow-list."""
     return next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(name)), None)
 
 
-def names_words(name: str) -> bool:
-    """Whether a file says which token has which id: without one, there is no tokenizer."""
+def is_vocabulary_file(name: str) -> bool:
+    """Whether a file maps tokens to ids. Without one, there is no tokenizer."""
     return _WORDS.fullmatch(name) is not None
 
 
-def companions(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Return a model's companion files by their names in its folder, sorted; none for a lone weight file.
+def model_companions(checkpoint: Checkpoint) -> dict[str, Path]:
+    """Return a model's companion files by name, sorted. A single weight file has none.
 
     Raises:
-        CheckpointError: one is a link out of the folder: it would be copied into the result, and published with it.
+        CheckpointError: a file is a link out of the folder. It would be copied into the result and published.
     """
     return {} if checkpoint.is_lone_file else _companions_in(checkpoint.folder)
 
 
 def _companions_in(folder: Path) -> dict[str, Path]:
-    found = (*folder.iterdir(), *folder.glob("[0-9]*_*/config.json"), *folder.glob("additional_chat_templates/*"))
-    names = sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+    files = (*folder.iterdir(), *folder.glob("[0-9]*_*/config.json"), *folder.glob("additional_chat_templates/*"))
+    names = sorted(path.relative_to(folder).as_posix() for path in files if path.is_file())
     return {name: resolve_inside(folder, name, CheckpointError) for name in names if kind_of(name)}
 
 
-def carried(post: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:
+def post_companions(post: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:
     """Return the companions that a package takes from post, by name; ``tokenizer`` may be a folder of its own.
 
     Raises:
         CheckpointError: one names code, is not JSON, or is a link out of the folder.
     """
-    found = {name: path for name, path in companions(post).items() if kind_of(name) not in ("config", "layout")}
+    files = {name: path for name, path in model_companions(post).items() if kind_of(name) not in ("config", "layout")}
     if tokenizer is not None and (post.is_lone_file or not tokenizer.samefile(post.folder)):
         speech = ("tokenizer", "template")
-        found = {name: path for name, path in found.items() if kind_of(name) not in speech}
-        found |= {name: path for name, path in _companions_in(tokenizer).items() if kind_of(name) in speech}
-    for name, path in found.items():
+        files = {name: path for name, path in files.items() if kind_of(name) not in speech}
+        files |= {name: path for name, path in _companions_in(tokenizer).items() if kind_of(name) in speech}
+    for name, path in files.items():
         check_file_name(name, CheckpointError)
         if may_name_code(name) and (key := code_key(read_companion(path), str(path))):
             raise CheckpointError(
@@ -110,10 +110,10 @@ def carried(post: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:
                 remedy=f"copy post's folder (links to its weights will do), take {key!r} or {name} away there, "
                 "and extract from the copy",
             )
-    return found
+    return files
 
 
-def packaged(package: Package) -> tuple[dict[str, FileRecord], list[str]]:
+def package_companions(package: Package) -> tuple[dict[str, FileRecord], list[str]]:
     """Return a package's companions by their names in a model's folder, and the names that are not known here.
 
     Every known one is read, and has the bytes that the manifest promises.

@@ -1,7 +1,7 @@
-"""What post changed in a config, and how that is laid over a target's: a three-way merge of RFC 7396 patches.
+"""Three-way merge of configs: what post changed against base is applied to the target's, as RFC 7396 patches.
 
-A key takes post's value where post changed it and the target still has what base had. Where the target changed it too,
-that is a conflict: it is reported, and the target wins unless the user says otherwise. These keys are apart:
+A key takes post's value if post changed it and the target still has base's value. If the target changed it too, there
+is a conflict: it is reported, and the target wins unless the user chooses post. Some keys have their own rules:
 
 | keys                                             | whose value       | why                                           |
 |--------------------------------------------------|-------------------|-----------------------------------------------|
@@ -31,6 +31,7 @@ from pydantic import ValidationError
 
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.package.provenance import Conflict
 from paramdelta_hub.package.records import CODE_KEYS, ConfigChange
 
@@ -38,10 +39,10 @@ __all__ = [
     "ALWAYS",
     "STRUCTURE",
     "TEXT_CONFIGS",
-    "LaidOver",
+    "MergedConfig",
     "apply_patch",
-    "describe_change",
-    "lay_over",
+    "config_change",
+    "merge_config",
     "merge_patch",
 ]
 
@@ -74,10 +75,10 @@ _SHOWN = 120
 
 
 @dataclass
-class LaidOver:
-    """A target's config with all changes laid over it, and what became of every key that some post changed."""
+class MergedConfig:
+    """A target's config after the merge, and the outcome for every key that some post changed."""
 
-    config: dict[str, Any]
+    config: JsonObject
     taken: dict[str, str] = field(default_factory=dict)
     """Keys that have post's value now, and the delta it comes from."""
     kept: dict[str, str] = field(default_factory=dict)
@@ -95,13 +96,13 @@ def merge_patch(old: Any, new: Any, always: re.Pattern[str] | None = None) -> An
     """
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
-    patch: dict[str, Any] = {key: None for key in old if key not in new and old[key] is not None}
+    patch: JsonObject = {key: None for key in old if key not in new and old[key] is not None}
     for key, value in new.items():
         before = old.get(key)
         if isinstance(before, dict) and isinstance(value, dict):
             if inner := merge_patch(before, value, always):
                 patch[key] = inner
-        elif not _same(before, value) or (always and value is not None and always.fullmatch(key)):
+        elif not _equal(before, value) or (always and value is not None and always.fullmatch(key)):
             patch[key] = value
     return patch
 
@@ -119,7 +120,7 @@ def apply_patch(value: Any, patch: Any) -> Any:
     return patched
 
 
-def describe_change(base: Mapping[str, Any], post: Mapping[str, Any]) -> ConfigChange:
+def config_change(base: Mapping[str, Any], post: Mapping[str, Any]) -> ConfigChange:
     """Return the manifest's record of what post changed in a config, without what names code.
 
     Post's token ids are in it even where base has the same: a target with another tokenizer may have others.
@@ -134,7 +135,7 @@ def describe_change(base: Mapping[str, Any], post: Mapping[str, Any]) -> ConfigC
         raise CheckpointError(f"a config that no manifest can hold: {error.errors()[0]['msg']}") from None
 
 
-def lay_over(
+def merge_config(
     target: Mapping[str, Any],
     changes: Sequence[tuple[str, ConfigChange]],
     *,
@@ -142,10 +143,10 @@ def lay_over(
     prefer: Literal["target", "post"] = "target",
     tokens: int | Literal["target", "merge"] = "merge",
     overrides: Mapping[str, Any] | None = None,
-) -> LaidOver:
-    """Return ``target`` with every change laid over it in order; the target's keys stay in their order.
+) -> MergedConfig:
+    """Return ``target`` with every change merged into it in order. The target's keys keep their order.
 
-    Laying the same changes over the result changes nothing more.
+    Merging the same changes into the result again changes nothing.
 
     Args:
         target: the target's config, which is left as it is.
@@ -157,53 +158,55 @@ def lay_over(
         overrides: keys that the result's tensors decide; they win over everything, and None deletes. They are set
             wherever the target has them: at the top, and in the part that describes the language model.
     """
-    result = LaidOver(copy.deepcopy(dict(target)))
+    result = MergedConfig(copy.deepcopy(dict(target)))
     elsewhere = {f"the tokenizer is {'the target' if tokens == 'target' else 'another delta'}'s": _TOKENS}
     for number, (label, change) in enumerate(changes):
         rules = exceptions if tokens in (number, "merge") else {**exceptions, **elsewhere}
-        _Layer(result, label, rules, tokens == number, prefer).lay(result.config, change.patch, change.reverse)
+        _Merge(result, label, rules, tokens == number, prefer).merge(result.config, change.patch, change.reverse)
     for key, value in (overrides or {}).items():
-        _settle(result, key, value)
+        _override(result, key, value)
     return result
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """One delta's change, on its way over the result."""
+class _Merge:
+    """Merges one delta's change into the result."""
 
-    result: LaidOver
+    result: MergedConfig
     label: str
     exceptions: Exceptions
-    own_tokens: bool
+    takes_token_ids: bool
     prefer: Literal["target", "post"]
 
-    def lay(self, node: dict[str, Any], patch: Mapping[str, Any], reverse: Mapping[str, Any], above: str = "") -> None:
-        """Change ``node``, an object of the result whose keys' paths begin with ``above``."""
+    def merge(self, node: JsonObject, patch: Mapping[str, Any], reverse: Mapping[str, Any], prefix: str = "") -> None:
+        """Change ``node``, an object of the result whose keys' paths begin with ``prefix``."""
         for key, new in patch.items():
-            path, old, found = above + key, reverse.get(key), node.get(key)
-            value = None if new is None else apply_patch(found, new)
-            if _same(found, value) or (_same(old, value) and not self.own_tokens):
+            path, old, current = prefix + key, reverse.get(key), node.get(key)
+            value = None if new is None else apply_patch(current, new)
+            if _equal(current, value) or (_equal(old, value) and not self.takes_token_ids):
                 continue  # the latter is a token id that post did not change
             if why := next((why for why, pattern in self.exceptions.items() if pattern.fullmatch(key)), None):
                 self.result.kept[path] = why
-            elif isinstance(new, dict) and isinstance(found, dict) and (old is None or isinstance(old, dict)):
-                self.lay(found, new, old or {}, f"{path}.")
+            elif isinstance(new, dict) and isinstance(current, dict) and (old is None or isinstance(old, dict)):
+                self.merge(current, new, old or {}, f"{path}.")
             elif (
-                _same(found, old) or (self.own_tokens and _TOKENS.fullmatch(key)) or self._wins(path, old, value, found)
+                _equal(current, old)
+                or (self.takes_token_ids and _TOKENS.fullmatch(key))
+                or self._resolve_conflict(path, old, value, current)
             ):
-                _put(node, key, value)
+                _set_or_delete(node, key, value)
                 self.result.taken[path] = self.label
 
-    def _wins(self, path: str, base: Any, post: Any, found: Any) -> bool:
+    def _resolve_conflict(self, path: str, base: Any, post: Any, current: Any) -> bool:
         """Record a conflict; return whether post's value is taken all the same."""
         other = self.result.taken.get(path, "target")
         winner = self.label if self.prefer == "post" else other
         conflict = Conflict(
             key=path,
             delta=self.label,
-            base=_shown(base),
-            post=_shown(post),
-            found=_shown(found),
+            base=_excerpt(base),
+            post=_excerpt(post),
+            found=_excerpt(current),
             other=other,
             winner=winner,
         )
@@ -211,26 +214,26 @@ class _Layer:
         return self.prefer == "post"
 
 
-def _settle(result: LaidOver, key: str, value: Any) -> None:
+def _override(result: MergedConfig, key: str, value: Any) -> None:
     parts = {"": result.config, **{f"{name}.": result.config.get(name) for name in TEXT_CONFIGS}}
-    places = {above: node for above, node in parts.items() if isinstance(node, dict) and key in node}
-    for above, node in (places or {"": result.config}).items():
-        if not _same(node.get(key), value):
-            _put(node, key, value)
-            result.overridden.append(above + key)
-            for told in (result.kept, result.taken):  # whatever was to become of it before
-                told.pop(above + key, None)
+    nodes = {prefix: node for prefix, node in parts.items() if isinstance(node, dict) and key in node}
+    for prefix, node in (nodes or {"": result.config}).items():
+        if not _equal(node.get(key), value):
+            _set_or_delete(node, key, value)
+            result.overridden.append(prefix + key)
+            for record in (result.kept, result.taken):  # whatever was to become of it before
+                record.pop(prefix + key, None)
 
 
-def _put(node: dict[str, Any], key: str, value: Any) -> None:
+def _set_or_delete(node: JsonObject, key: str, value: Any) -> None:
     if value is None:
         node.pop(key, None)
     else:
         node[key] = value
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values mean the same: 1, 1.0 and true do not, an absent key and a null one do."""
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values are the same JSON. 1, 1.0 and true differ; an absent key equals null."""
     return strict_json.canonical(_without_nulls(one)) == strict_json.canonical(_without_nulls(other))
 
 
@@ -248,7 +251,7 @@ def _without_code(value: Any) -> Any:
     return {key: _without_code(inner) for key, inner in value.items() if key not in CODE_KEYS}
 
 
-def _shown(value: Any) -> str:
-    """Return a stranger's value as a report can hold it: JSON in ASCII, one line, not too long."""
+def _excerpt(value: Any) -> str:
+    """Return an untrusted value for a report: JSON in ASCII, one line, shortened."""
     text = strict_json.canonical(value).decode()
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -1,8 +1,8 @@
-"""Lineage: evidence, without base, that a target descends from base or shares its ancestor.
+"""Lineage: evidence that a target descends from base or shares an ancestor with it, without having base.
 
-Models of equal shapes trained apart are uncorrelated; fine-tunes of one ancestor agree almost perfectly. A few values
-of base per tensor, at places derived from the tensor's name, are enough to tell them apart. Measured: MiniLM
-fine-tunes 0.9999, two CHGNet releases of equal shapes −0.001.
+Models of equal shapes that were trained separately are uncorrelated; fine-tunes of one ancestor agree almost perfectly.
+A few values of base per tensor, at positions derived from the tensor's name, are enough to tell the two cases apart.
+Measured: MiniLM fine-tunes 0.9999, two CHGNet releases of equal shapes −0.001.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from paramdelta_hub.limits import (
 )
 from paramdelta_hub.numerics.floats import FLOATS
 
-__all__ = ["Kinship", "compare", "pack_samples", "sample", "sample_runs", "unpack_samples"]
+__all__ = ["LineageMatch", "compare_samples", "pack_samples", "sample", "sample_runs", "unpack_samples"]
 
 _LEAST_VALUES = 32
 _REQUESTS_AT_ONCE = 16
@@ -82,14 +82,14 @@ def unpack_samples(content: bytes, where: str) -> dict[str, tuple[str, NDArray[n
         raise PackageError("the lineage file is truncated", where=where)
     header = check_header(content[8 : 8 + length], len(content), PackageError, where)
     data = np.frombuffer(content, np.uint8)
-    if odd := [span for span in header.tensors if span.dtype not in FLOATS]:
-        raise PackageError(f"the lineage file holds {odd[0].dtype}", where=where)
+    if unknown := [span for span in header.tensors if span.dtype not in FLOATS]:
+        raise PackageError(f"the lineage file holds {unknown[0].dtype}", where=where)
     return {span.name: (span.dtype, data[span.start : span.start + span.nbytes]) for span in header.tensors}
 
 
 @dataclass(frozen=True)
-class Kinship:
-    """How a target relates to base: the mean correlation of the sampled tensors, and whether all values are equal."""
+class LineageMatch:
+    """How similar a target is to base: the mean correlation of sampled tensors, and whether all values are equal."""
 
     correlation: float | None
     """None where nothing could be compared: constant or tiny tensors only."""
@@ -99,7 +99,7 @@ class Kinship:
     """‖target − base‖ over ‖base‖ of each compared tensor's samples; what base has as zeros is left out."""
 
     @property
-    def is_kin(self) -> bool:
+    def is_related(self) -> bool:
         """Whether the target may take the delta."""
         return self.same_values or (self.correlation is not None and self.correlation >= KIN_CORRELATION)
 
@@ -109,9 +109,9 @@ class Kinship:
         return f"mean correlation {self.correlation:.4f} over {self.tensors} tensors"
 
 
-def compare(
+def compare_samples(
     base: Mapping[str, tuple[str, NDArray[np.uint8]]], target: Mapping[str, LogicalTensor], remote: Files | None = None
-) -> Kinship:
+) -> LineageMatch:
     """Correlate base's samples with the target's values at the same places.
 
     Only matrices count where there are any: norms and biases of unrelated models resemble one another. Each tensor
@@ -128,9 +128,9 @@ def compare(
     """
     names = [name for name in base if name in target and base[name][1].size]
     matrices = [name for name in names if len(target[name].shape) >= 2] or names
-    most = REMOTE_LINEAGE_TENSORS if remote else LINEAGE_TENSORS
-    if len(matrices) > most:
-        matrices = [matrices[i * len(matrices) // most] for i in range(most)]
+    limit = REMOTE_LINEAGE_TENSORS if remote else LINEAGE_TENSORS
+    if len(matrices) > limit:
+        matrices = [matrices[i * len(matrices) // limit] for i in range(limit)]
     correlations, equal, distances = [], bool(matrices), {}
     with OpenFiles(CheckpointError) as files:
         if remote:
@@ -139,20 +139,20 @@ def compare(
                 read = list(pool.map(lambda name: sample(name, target[name], remote, step), matrices))
         else:
             step, read = 1, [sample(name, target[name], files) for name in matrices]
-        for name, theirs in zip(matrices, read, strict=True):
-            dtype, ours = base[name]
-            ours = _every(step, ours, target[name].elements)
-            equal = equal and target[name].dtype == dtype and np.array_equal(ours, theirs)
-            of_base, of_target = _values(dtype, ours), _values(target[name].dtype, theirs)
-            correlation = _correlation(of_base, of_target)
+        for name, target_values in zip(matrices, read, strict=True):
+            dtype, base_values = base[name]
+            base_values = _every_nth_run(step, base_values, target[name].elements)
+            equal = equal and target[name].dtype == dtype and np.array_equal(base_values, target_values)
+            base_floats, target_floats = _values(dtype, base_values), _values(target[name].dtype, target_values)
+            correlation = _correlation(base_floats, target_floats)
             if correlation is not None:
                 correlations.append(correlation)
-                distances[name] = float(np.linalg.norm(of_target - of_base) / np.linalg.norm(of_base))
+                distances[name] = float(np.linalg.norm(target_floats - base_floats) / np.linalg.norm(base_floats))
     mean = float(np.mean(correlations)) if correlations else None
-    return Kinship(mean, len(correlations), equal, distances)
+    return LineageMatch(mean, len(correlations), equal, distances)
 
 
-def _every(step: int, samples: NDArray[np.uint8], elements: int) -> NDArray[np.uint8]:
+def _every_nth_run(step: int, samples: NDArray[np.uint8], elements: int) -> NDArray[np.uint8]:
     """Return the samples of every ``step``-th run, of a tensor of so many elements."""
     if step == 1 or elements <= LINEAGE_RUNS * LINEAGE_RUN_LENGTH or samples.size % LINEAGE_RUNS:
         return samples

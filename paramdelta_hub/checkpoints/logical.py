@@ -1,8 +1,8 @@
-"""A model as arithmetic sees it: every tensor's logical dtype and shape, and the source that yields its values.
+"""Logical tensors: the dtype and shape used for arithmetic, and the source of the values.
 
-Stored and logical tensors are mostly the same. Where they are not: 8-bit floats are read with their scales, as BF16,
-and the scales are no tensors of their own; a tied output head is the embedding (:mod:`.pairing`); a vocabulary may be
-arranged in another one's order (:mod:`.vocabulary`).
+Stored and logical tensors are mostly the same. There are three exceptions: 8-bit floats and their scales are read as
+one BF16 tensor; a tied output head is read from the embedding (:mod:`.matching`); the rows of a vocabulary may be read
+in another order (:mod:`.token_rows`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.matching import Entry, Match
-from paramdelta_hub.checkpoints.quantization import find_scales, leftovers, refusal
+from paramdelta_hub.checkpoints.quantization import find_scales, unsupported_reason, unused_tensors
 from paramdelta_hub.checkpoints.roles import vocabulary_tensors
 from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Reordered, Stored, TensorSource
 from paramdelta_hub.fileio.safetensors import Sized
@@ -57,45 +57,45 @@ class LogicalTensor(Sized):
 
 @dataclass(frozen=True)
 class LogicalModel:
-    """Every logical tensor by name, in the checkpoint's order, and the stored tensors that are none."""
+    """Every logical tensor by name, in the checkpoint's order, and the stored tensors that are left out."""
 
     checkpoint: Checkpoint
     tensors: dict[str, LogicalTensor]
     omissions: tuple[tuple[str, str], ...]
     """(name, reason)"""
-    refused: str | None
-    """Why no sums can be made of these numbers, in a sentence; None if they can."""
+    unsupported: str | None
+    """Why no delta can be added to this model, in a sentence; None if one can."""
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """Every tensor as pairing sees it."""
         return entries_of({name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()})
 
-    def tensor(self, name: str, found: Match, side: str) -> LogicalTensor:
-        """Return the tensor that a match calls ``name``: by a tie it may be the embedding."""
-        tied_side, embedding = found.ties.get(name, ("", name))
+    def tensor(self, name: str, matched: Match, side: str) -> LogicalTensor:
+        """Return the tensor that a match calls ``name``. For a tied head that is the embedding."""
+        tied_side, embedding = matched.ties.get(name, ("", name))
         return self.tensors[embedding if tied_side == side else name]
 
 
 def logical_model(checkpoint: Checkpoint) -> LogicalModel:
-    """Return the logical tensors of a model; nothing is read but its headers, which are there already.
+    """Return the logical tensors of a model, from its headers.
 
     Raises:
         CheckpointError: an 8-bit weight whose scale does not fit it.
     """
-    refused = refusal(checkpoint)
-    quantized = {} if refused else find_scales(checkpoint)
-    aside = leftovers(checkpoint, quantized)
+    unsupported = unsupported_reason(checkpoint)
+    quantized = {} if unsupported else find_scales(checkpoint)
+    omitted = unused_tensors(checkpoint, quantized)
     tensors = {}
     for name, (file, span) in checkpoint.tensors.items():
-        if name in aside:
+        if name in omitted:
             continue
         source: TensorSource = Stored.of(file, span)
         if scaled := quantized.get(name):
             scale = Stored.of(*checkpoint.tensors[scaled.scale])
             source = Dequantized(Stored.of(file, span), scale, scaled.scale, scaled.grid)
         tensors[name] = LogicalTensor(source.dtype, span.shape, source)
-    return LogicalModel(checkpoint, tensors, tuple(aside.items()), refused)
+    return LogicalModel(checkpoint, tensors, tuple(omitted.items()), unsupported)
 
 
 def entries_of(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:

@@ -1,4 +1,4 @@
-"""Which tensor goes with which, and every misfit at once, not only the first."""
+"""Match the tensors of two models by name, and report every mismatch, not only the first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.fileio.safetensors import DISCRETE
 from paramdelta_hub.numerics.floats import FLOATS
 
-__all__ = ["SKIPPED", "Entry", "LeftOut", "Match", "match"]
+__all__ = ["SKIPPED", "Entry", "Match", "OmittedTensor", "match"]
 
 DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
 """Buffers that models compute anew when they are built. transformers kept them in checkpoints for a while (until
@@ -24,7 +24,7 @@ SKIPPED = "skipped by rule"
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class OmittedTensor:
     """A tensor that is not summed although one side has it, and why."""
 
     name: str
@@ -34,15 +34,15 @@ class LeftOut:
 
 @dataclass
 class Match:
-    """The outcome: pairs, ties, what was left out and why, and all that does not fit."""
+    """Pairs, ties, omitted tensors with the reason, and every mismatch."""
 
     pairs: dict[str, str] = field(default_factory=dict)
     """Name → right name; the name is the left side's too, but for ties."""
     ties: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Output heads that one side has no tensor for, because its embedding serves: head → (side, embedding)."""
-    new: set[str] = field(default_factory=set)
+    carried: set[str] = field(default_factory=set)
     """Names in ``pairs`` that the left side has not: the right one's tensors are carried whole."""
-    omissions: list[LeftOut] = field(default_factory=list)
+    omissions: list[OmittedTensor] = field(default_factory=list)
     mismatches: list[Mismatch] = field(default_factory=list)
 
 
@@ -52,7 +52,7 @@ def match(
     rules: Rules,
     sides: tuple[str, str],
     known: Sequence[str] = (),
-    whole: Collection[str] = (),
+    carried: Collection[str] = (),
 ) -> Match:
     """Pair the tensors of two sides by name, after renaming the right side's.
 
@@ -62,7 +62,7 @@ def match(
         rules: the user's rules.
         sides: what to call the two, in messages.
         known: left names that may lack a partner, because that has been recorded before.
-        whole: right names that need no partner, because their tensors are no differences.
+        carried: right names that need no partner, because their tensors are no differences.
 
     Returns:
         Pairs, ties, omissions, and every mismatch: missing, extra, other shape, other dtype.
@@ -77,38 +77,38 @@ def match(
             )
         renamed[new] = name
     entries = {new: right[name] for new, name in renamed.items()}
-    own = dict(left)
-    for head, embedding in _tied(left, entries).items():
+    extended = dict(left)
+    for head, embedding in _find_ties(left, entries).items():
         result.ties[head] = (sides[0], embedding)
-        own[head] = left[embedding]
-    for head, embedding in _tied(entries, left).items():
+        extended[head] = left[embedding]
+    for head, embedding in _find_ties(entries, left).items():
         if head not in known:
             result.ties[head] = (sides[1], renamed[embedding])
             renamed[head] = renamed[embedding]
-    left = own
+    left = extended
     for name in [*left, *(name for name in renamed if name not in left)]:
         in_left, in_right = name in left, name in renamed
         side = "both" if in_left and in_right else sides[0] if in_left else sides[1]
         if rules.skips_name(name) or (in_right and rules.skips_name(renamed[name])):
-            result.omissions.append(LeftOut(name, side, SKIPPED))
+            result.omissions.append(OmittedTensor(name, side, SKIPPED))
         elif in_left and in_right:
             result.pairs[name] = renamed[name]
-            result.mismatches += _compare(name, left[name], right[renamed[name]], sides)
-        elif in_right and renamed[name] in whole:
+            result.mismatches += _compare_entries(name, left[name], right[renamed[name]], sides)
+        elif in_right and renamed[name] in carried:
             result.pairs[name] = renamed[name]
-            result.new.add(name)
-            result.mismatches += _carried(name, right[renamed[name]])
+            result.carried.add(name)
+            result.mismatches += _check_carried(name, right[renamed[name]])
         elif DERIVED.search(name):
-            result.omissions.append(LeftOut(name, side, "a buffer that models compute themselves"))
+            result.omissions.append(OmittedTensor(name, side, "a buffer that models compute themselves"))
         elif name in known:
-            result.omissions.append(LeftOut(name, side, "left out when the delta was made"))
+            result.omissions.append(OmittedTensor(name, side, "left out when the delta was made"))
         else:
             other = sides[1] if in_left else sides[0]
             result.mismatches.append(Mismatch(name, "missing", f"{side} has it, {other} does not"))
     return result
 
 
-def _tied(names: Mapping[str, Entry], others: Mapping[str, Entry]) -> dict[str, str]:
+def _find_ties(names: Mapping[str, Entry], others: Mapping[str, Entry]) -> dict[str, str]:
     """Return the heads that others have and for which the one embedding of ``names`` serves: head → embedding.
 
     As the tensors say, not the config, which other tools leave wrong (mergekit#350): no head at all, one embedding.
@@ -120,27 +120,29 @@ def _tied(names: Mapping[str, Entry], others: Mapping[str, Entry]) -> dict[str, 
     return {head: embeddings[0] for head, entry in others.items() if HEADS.search(head) and entry.shape[1:] == width}
 
 
-def _compare(name: str, left: Entry, right: Entry, sides: tuple[str, str]) -> list[Mismatch]:
-    found = []
+def _compare_entries(name: str, left: Entry, right: Entry, sides: tuple[str, str]) -> list[Mismatch]:
+    mismatches = []
     axes = slice(1 if left.vocabulary and right.vocabulary else 0, None)
     if left.shape[axes] != right.shape[axes] or len(left.shape) != len(right.shape):
-        found.append(Mismatch(name, "shape", f"{sides[0]} has {list(left.shape)}, {sides[1]} has {list(right.shape)}"))
+        mismatches.append(
+            Mismatch(name, "shape", f"{sides[0]} has {list(left.shape)}, {sides[1]} has {list(right.shape)}")
+        )
     if left.dtype != right.dtype:
-        found.append(Mismatch(name, "dtype", f"{sides[0]} has {left.dtype}, {sides[1]} has {right.dtype}"))
+        mismatches.append(Mismatch(name, "dtype", f"{sides[0]} has {left.dtype}, {sides[1]} has {right.dtype}"))
     else:
-        found += _unknown(name, left)
-    return found
+        mismatches += _check_dtype(name, left)
+    return mismatches
 
 
-def _carried(name: str, entry: Entry) -> list[Mismatch]:
+def _check_carried(name: str, entry: Entry) -> list[Mismatch]:
     if entry.vocabulary:
         return [Mismatch(name, "carry", "its rows are a vocabulary's, and can't be matched without base's; --skip it")]
     if not entry.shape:
         return [Mismatch(name, "carry", "a single number is not carried; --skip it")]
-    return _unknown(name, entry)
+    return _check_dtype(name, entry)
 
 
-def _unknown(name: str, entry: Entry) -> list[Mismatch]:
+def _check_dtype(name: str, entry: Entry) -> list[Mismatch]:
     if entry.dtype in FLOATS or entry.dtype in DISCRETE:
         return []
     return [Mismatch(name, "dtype", f"no delta is taken of {entry.dtype}; cast it, or --skip it")]

@@ -1,8 +1,8 @@
-"""What to expect of a delta on a target, from what trainings of known outcome gave at such a distance.
+"""Predict how well a delta transfers to a target, from measured outcomes at similar distances.
 
-Only distance orders the outcomes (``docs/evidence.md``): the correlation of the target's values with base's, which the
-package's lineage samples tell. Sign agreement and the cosine of drift and Δ were measured there too, and are the same
-where everything comes over and where nothing does; so neither is asked for.
+Only the distance predicts the outcome (``docs/evidence.md``): the correlation of the target's values with base's, which
+comes from the package's lineage samples. Sign agreement and the cosine of drift and Δ were measured too. They do not
+differ between complete and failed transfers, so they are not used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from paramdelta_hub.checkpoints.lineage import Kinship
+from paramdelta_hub.checkpoints.lineage import LineageMatch
 from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.package.manifest import TensorRecord
 
@@ -76,29 +76,24 @@ class Prediction(Report):
         )
 
 
-def predict(kinship: Kinship, tensors: Iterable[TensorRecord]) -> Prediction:
-    """Return what is to be expected of a delta, at weight 1, on a target of this kinship.
-
-    Args:
-        kinship: of the target to the delta's base.
-        tensors: the delta's.
-    """
+def predict(lineage: LineageMatch, tensors: Iterable[TensorRecord]) -> Prediction:
+    """Return what is to be expected of a delta, at weight 1, on a target of this kinship."""
     own = {
         record.name: record.delta_norm / record.base_norm
         for record in tensors
-        if record.name in kinship.distances and record.base_norm and record.delta_norm is not None
+        if record.name in lineage.distances and record.base_norm and record.delta_norm is not None
     }
-    distance = fmean(kinship.distances.values()) if kinship.distances else None
+    distance = fmean(lineage.distances.values()) if lineage.distances else None
     if distance is not None and not math.isfinite(distance):
         distance = None
     ratio = None
     if distance and own:
-        found = fmean(own.values()) / fmean(kinship.distances[name] for name in own)
-        ratio = found if math.isfinite(found) else None
+        value = fmean(own.values()) / fmean(lineage.distances[name] for name in own)
+        ratio = value if math.isfinite(value) else None
     band = None
-    if kinship.correlation is not None and not kinship.same_values:
-        band = next((band for band in BANDS if kinship.correlation >= band.correlation), BANDS[-1])
-    return Prediction(measured=band, is_base=kinship.same_values, distance=distance, delta_to_distance=ratio)
+    if lineage.correlation is not None and not lineage.same_values:
+        band = next((band for band in BANDS if lineage.correlation >= band.correlation), BANDS[-1])
+    return Prediction(measured=band, is_base=lineage.same_values, distance=distance, delta_to_distance=ratio)
 
 
 def _percent(share: float) -> str:

@@ -27,7 +27,7 @@ from paramdelta_hub.limits import SCALE_BYTES
 from paramdelta_hub.numerics.float8 import DECODED, Grid
 from paramdelta_hub.numerics.floats import FLOATS
 
-__all__ = ["BLOCK", "Scaled", "find_scales", "leftovers", "quantization_files", "refusal"]
+__all__ = ["BLOCK", "ScaledWeight", "find_scales", "quantization_files", "unsupported_reason", "unused_tensors"]
 
 BLOCK = (128, 128)
 """Rows and columns of a block where nothing else is said: DeepSeek-V3's, which engines have kernels for."""
@@ -43,7 +43,7 @@ _METHODS = {
 }  # fmt: skip
 _MODELOPT = "hf_quant_config.json"
 _PACKED = frozenset({"U8", "I8", "I32"})
-_SIGNS = (
+_TENSOR_NAME_SIGNS = (
     (re.compile(r"\.(qweight|qzeros|g_idx)$"), "GPTQ or AWQ"),
     (re.compile(r"\.pre_quant_scale$"), "AWQ"),
     (re.compile(r"\.(nested_)?(absmax|quant_map)$|\.quant_state\.bitsandbytes__"), "bitsandbytes in 4 bits"),
@@ -54,11 +54,11 @@ _SIGNS = (
     (re.compile(r"\.weight\._(data|scale|shift|packed)$"), "Quanto"),
 )
 """What the names of a model's tensors give away, whatever its config says."""
-_A_SCALE = re.compile(r"(^|\.)weight_(scale|scale_inv|scales)$|_proj_scale_inv$")
+_WEIGHT_SCALE = re.compile(r"(^|\.)weight_(scale|scale_inv|scales)$|_proj_scale_inv$")
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScaledWeight:
     """An fp8 weight, its scales, and how they lie over it. The two may lie in different files."""
 
     weight: str
@@ -66,7 +66,7 @@ class Scaled:
     grid: Grid
 
 
-def find_scales(checkpoint: Checkpoint) -> dict[str, Scaled]:
+def find_scales(checkpoint: Checkpoint) -> dict[str, ScaledWeight]:
     """Return every F8_E4M3 and F8_E5M2 weight with its scale, by the weight's name; headers alone are read.
 
     Whether the scales are finite and above zero, who reads them sees.
@@ -74,45 +74,45 @@ def find_scales(checkpoint: Checkpoint) -> dict[str, Scaled]:
     Raises:
         CheckpointError: a weight without a scale, or a scale whose dtype or shape does not fit it.
     """
-    found, declared = {}, _declared_blocks(checkpoint)
+    scaled_weights, declared = {}, _declared_blocks(checkpoint)
     for name, (file, span) in checkpoint.tensors.items():
         if span.dtype not in DECODED:
             continue
         where = str(file.path)
         if (scale := _scale_of(name, checkpoint)) is None:
             raise CheckpointError(f"tensor {name!r} is {span.dtype}, and has no scale", where=where, remedy=_REMEDY)
-        of_scale = checkpoint.tensors[scale][1]
-        if of_scale.dtype not in FLOATS:
-            raise CheckpointError(f"scale {scale!r} is {of_scale.dtype}, not F32, BF16 or F16", where=where)
-        if of_scale.elements * 4 > SCALE_BYTES:
-            raise CheckpointError(f"scale {scale!r} has {of_scale.elements} elements, too many to hold", where=where)
-        grid = _grid(span.shape, of_scale.shape, declared)
+        scale_span = checkpoint.tensors[scale][1]
+        if scale_span.dtype not in FLOATS:
+            raise CheckpointError(f"scale {scale!r} is {scale_span.dtype}, not F32, BF16 or F16", where=where)
+        if scale_span.elements * 4 > SCALE_BYTES:
+            raise CheckpointError(f"scale {scale!r} has {scale_span.elements} elements, too many to hold", where=where)
+        grid = _grid(span.shape, scale_span.shape, declared)
         if grid is None:
             raise CheckpointError(
-                f"scale {scale!r} of shape {list(of_scale.shape)} does not fit tensor {name!r} of shape "
+                f"scale {scale!r} of shape {list(scale_span.shape)} does not fit tensor {name!r} of shape "
                 f"{list(span.shape)} in blocks of {' or '.join(f'{height} × {width}' for height, width in declared)}",
                 where=where,
                 remedy="get the model again, with the config.json that belongs to it",
             )
-        found[name] = Scaled(name, scale, grid)
-    return found
+        scaled_weights[name] = ScaledWeight(name, scale, grid)
+    return scaled_weights
 
 
-def leftovers(checkpoint: Checkpoint, scales: Mapping[str, Scaled]) -> dict[str, str]:
+def unused_tensors(checkpoint: Checkpoint, scales: Mapping[str, ScaledWeight]) -> dict[str, str]:
     """Return the tensors that values in bf16 have no use for, each with the reason; none for a model without fp8.
 
     Those are the scales of weights, and single numbers that scale activations or the key-value cache.
     """
     if not scales:
         return {}
-    found = {scaled.scale: f"a scale, folded into {scaled.weight!r}" for scaled in scales.values()}
+    unused = {scaled.scale: f"a scale, folded into {scaled.weight!r}" for scaled in scales.values()}
     for name, (_, span) in checkpoint.tensors.items():
         if span.elements == 1 and span.dtype in FLOATS and _OF_ACTIVATIONS.search(name):
-            found[name] = "a scale of activations, which only fp8 inference uses"
-    return found
+            unused[name] = "a scale of activations, which only fp8 inference uses"
+    return unused
 
 
-def refusal(checkpoint: Checkpoint) -> str | None:
+def unsupported_reason(checkpoint: Checkpoint) -> str | None:
     """Return in a sentence how a model is quantized and what to use instead, or None for plain and for fp8 weights.
 
     Whether fp8 scales fit their weights is for :func:`find_scales` to say.
@@ -140,7 +140,7 @@ def _reasons(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
             yield f"{where} says that it is quantized by {shown(how)}", _REMEDY
     tensors = {name: span for name, (_, span) in checkpoint.tensors.items()}
     for name, span in tensors.items():
-        if method := next((method for sign, method in _SIGNS if sign.search(name)), None):
+        if method := next((method for sign, method in _TENSOR_NAME_SIGNS if sign.search(name)), None):
             yield f"tensor {name!r} shows that it is quantized by {method}", _REMEDY
         if name.endswith(("_blocks", "_scales")) and span.dtype == "U8":
             yield (
@@ -170,7 +170,7 @@ def _scale_of(weight: str, checkpoint: Checkpoint) -> str | None:
 
 def _orphans(checkpoint: Checkpoint) -> Iterator[str]:
     used = {_scale_of(name, checkpoint) for name, (_, span) in checkpoint.tensors.items() if span.dtype in DECODED}
-    return (name for name in checkpoint.tensors if _A_SCALE.search(name) and name not in used)
+    return (name for name in checkpoint.tensors if _WEIGHT_SCALE.search(name) and name not in used)
 
 
 def _settings(checkpoint: Checkpoint) -> list[tuple[str, Mapping[str, Any]]]:

@@ -1,7 +1,7 @@
-"""A model on the Hub, opened by its headers alone: weights are fetched file by file, when they are wanted.
+"""A model on the Hub, opened by its headers. Weight files are downloaded one by one, when they are needed.
 
-Headers come by Range requests, some 100 kB a file, and so do single values; configs and tokenizers as usual, through
-the cache.
+Headers (about 100 kB per file) and single values are read by Range requests. Configs and tokenizers are downloaded to
+the Hub's cache as usual.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from paramdelta_hub.fileio.safetensors import check_header
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.limits import HEADER_BYTES, KIB
 
-__all__ = ["RemoteModel", "RemoteValues", "open_remote", "read_remote_start"]
+__all__ = ["RemoteModel", "RemoteValues", "open_remote", "read_remote_header"]
 
-_FIRST = 96 * KIB
+_FIRST_BYTES = 96 * KIB
 """Bytes asked for first: nearly every header fits."""
 _REQUESTS_AT_ONCE = 8
 _REMEDY = f"name a model that has {WEIGHTS}, or an index of its files"
@@ -82,7 +82,7 @@ class RemoteValues:
     def __init__(self, model: RemoteModel) -> None:
         self._source = model.checkpoint.source
         self._names = {str(file.path): file.name for file in model.checkpoint.files}
-        self._kept: dict[tuple[str, int, int], bytes] = {}
+        self._cache: dict[tuple[str, int, int], bytes] = {}
 
     def read(self, path: str, position: int, out: NDArray[Any]) -> None:
         """Fill ``out`` (uint8) with a file's bytes from ``position``.
@@ -91,21 +91,15 @@ class RemoteValues:
             CheckpointError: they can't be had.
         """
         key = (path, position, out.size)
-        if key not in self._kept:
+        if key not in self._cache:
             source = self._source
             end = position + out.size
-            self._kept[key] = _range(source.name, str(source.commit), self._names[path], position, end)
-        out[:] = np.frombuffer(self._kept[key], np.uint8)
+            self._cache[key] = _range(source.name, str(source.commit), self._names[path], position, end)
+        out[:] = np.frombuffer(self._cache[key], np.uint8)
 
 
 def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: bool = True) -> RemoteModel:
     """Open ``org/name[@revision]`` without downloading weights; they will be fetched into ``folder``.
-
-    Args:
-        model: the repository.
-        folder: where its weight files would lie; need not exist before one is fetched.
-        code: download Python files, too.
-        tokenizers: download tokenizers and all configs; otherwise no more than what headers are understood by.
 
     Raises:
         CheckpointError: no such repository, not allowed, no safetensors weights in it, or a header that breaks a rule.
@@ -119,8 +113,10 @@ def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: boo
     repository, _, revision = model.partition("@")
     with translate_hub_errors(model, CheckpointError):
         info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
-        named = getattr(info.card_data, "base_model", None)
-    bases = frozenset(base for base in (named if isinstance(named, list) else [named]) if isinstance(base, str))
+        base_models = getattr(info.card_data, "base_model", None)
+    bases = frozenset(
+        base for base in (base_models if isinstance(base_models, list) else [base_models]) if isinstance(base, str)
+    )
     commit = str(info.sha)
     siblings = {file.rfilename: file for file in info.siblings or []}
     source = download(repository, commit, part="companions" if tokenizers else "config", code=code)
@@ -130,7 +126,7 @@ def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: boo
         about = siblings.get(name)
         if about is None or about.lfs is None or not about.size:
             raise CheckpointError(f"the repository has no {name!r}, or no sha256 of it", where=model, remedy=_REMEDY)
-        start = read_remote_start(repository, commit, name, about.size)
+        start = read_remote_header(repository, commit, name, about.size)
         header = check_header(start[8:], about.size, CheckpointError, f"{model}/{name}")
         return WeightFile(name, folder / name, header, about.lfs.sha256, start)
 
@@ -142,22 +138,22 @@ def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: boo
 
 def _lone_file(names: Iterable[str], where: str) -> str:
     """Return the weights of a repository without an index."""
-    found = [name for name in names if name.endswith(".safetensors") and "/" not in name]
-    if WEIGHTS in found:
+    weight_files = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    if WEIGHTS in weight_files:
         return WEIGHTS
-    if len(found) != 1:
-        what = "no safetensors weights" if not found else f"{len(found)} safetensors files and no {INDEX}"
+    if len(weight_files) != 1:
+        what = "no safetensors weights" if not weight_files else f"{len(weight_files)} safetensors files and no {INDEX}"
         raise CheckpointError(what, where=where, remedy=_REMEDY)
-    return check_file_name(found[0], CheckpointError)
+    return check_file_name(weight_files[0], CheckpointError)
 
 
-def read_remote_start(repository: str, revision: str, name: str, size: int) -> bytes:
+def read_remote_header(repository: str, revision: str, name: str, size: int) -> bytes:
     """Return all bytes before the data of a safetensors file on the Hub: the header and its length.
 
     Raises:
         CheckpointError: it can't be had, or is no safetensors file.
     """
-    first = _range(repository, revision, name, 0, min(_FIRST, size))
+    first = _range(repository, revision, name, 0, min(_FIRST_BYTES, size))
     length = int.from_bytes(first[:8], "little")
     if len(first) < 8 or length > min(HEADER_BYTES, size - 8):
         where = f"{repository}@{revision}/{name}"

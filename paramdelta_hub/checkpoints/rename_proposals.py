@@ -1,8 +1,8 @@
-"""Prefixes that differ: the rename rule that a user would have to find out, found from names and shapes.
+"""Suggest rename rules for models whose tensor names have different prefixes, from names and shapes.
 
 Model classes wrap one another, and each adds its own prefix: ``bert.``, ``transformer.``, ``model.``,
-``language_model.``. No list of them is kept here, as the next model class brings another: what two sides' names have
-in common at their ends says which prefix stands for which.
+``language_model.``. A list of prefixes would be outdated with the next model class. Instead, names with equal endings
+show which prefix corresponds to which.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from paramdelta_hub.checkpoints.matching import Entry
 from paramdelta_hub.checkpoints.rules import Rules
 
-__all__ = ["propose"]
+__all__ = ["suggest_renames"]
 
 _SAMPLE = 128
 """Names of which candidates are sought: a prefix that few names have is not a common one."""
@@ -46,7 +46,7 @@ class _Rename(NamedTuple):
         return f"--rename {shlex.quote(f'{self.pattern}={self.replacement}')}"
 
 
-def propose(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules | None = None) -> str | None:
+def suggest_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules | None = None) -> str | None:
     r"""Return the ``--rename`` options that pair many more names of equal shape, and how many; None if there are none.
 
     The options, ready to paste behind those already given, hold for the right side, as all rename rules do:
@@ -58,42 +58,45 @@ def propose(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules 
         rules: what the user has given already.
     """
     rules = rules or Rules()
-    ours = {name: _fit(entry) for name, entry in left.items() if not rules.skips_name(name)}
-    theirs = {
-        renamed: _fit(entry)
+    left_shapes = {name: _comparable_shape(entry) for name, entry in left.items() if not rules.skips_name(name)}
+    right_shapes = {
+        renamed: _comparable_shape(entry)
         for name, entry in right.items()
         if not (rules.skips_name(name) or rules.skips_name(renamed := rules.rename(name)))
     }
-    before = _paired(ours, theirs)
+    before = _count_paired(left_shapes, right_shapes)
     options: list[str] = []
-    while len(options) < _RULES and (best := _best(ours, theirs)):
+    while len(options) < _RULES and (best := _best_rename(left_shapes, right_shapes)):
         options.append(best.option)
         rename = Rules(renames=((best.pattern, best.replacement),)).rename
-        theirs = {rename(name): shape for name, shape in theirs.items()}
+        right_shapes = {rename(name): shape for name, shape in right_shapes.items()}
     if not options:
         return None
-    return f"{' '.join(options)} (pairs {_paired(ours, theirs)} of {len(theirs)} tensors, {before} without)"
+    after = _count_paired(left_shapes, right_shapes)
+    return f"{' '.join(options)} (pairs {after} of {len(right_shapes)} tensors, {before} without)"
 
 
-def _fit(entry: Entry) -> tuple[int, ...]:
+def _comparable_shape(entry: Entry) -> tuple[int, ...]:
     """Return the shape as far as two sides must agree on it; the rows of a vocabulary may differ in number."""
     return (-1, *entry.shape[1:]) if entry.vocabulary else entry.shape
 
 
-def _paired(left: Shapes, right: Shapes) -> int:
+def _count_paired(left: Shapes, right: Shapes) -> int:
     return sum(left.get(name) == shape for name, shape in right.items())
 
 
-def _best(left: Shapes, right: Shapes) -> _Rename | None:
+def _best_rename(left: Shapes, right: Shapes) -> _Rename | None:
     """Return the one rule that pairs most, if it is worth proposing."""
-    lonely = {name: shape for name, shape in left.items() if name not in right}
-    strangers = [name for name in right if name not in left]
-    most = min(len(lonely), len(strangers))
-    if most < _LEAST:
+    unmatched_left = {name: shape for name, shape in left.items() if name not in right}
+    unmatched_right = [name for name in right if name not in left]
+    possible = min(len(unmatched_left), len(unmatched_right))
+    if possible < _LEAST:
         return None
-    found = (_rename(old, new, left, right) for old, new in _candidates(lonely, right, strangers))
-    best = max((rule for rule in found if rule), key=lambda rule: (rule.gain, -len(rule.option)), default=None)
-    return best if best and best.gain >= max(_LEAST, most / _SHARE) else None
+    candidates = (
+        _make_rename(old, new, left, right) for old, new in _candidates(unmatched_left, right, unmatched_right)
+    )
+    best = max((rule for rule in candidates if rule), key=lambda rule: (rule.gain, -len(rule.option)), default=None)
+    return best if best and best.gain >= max(_LEAST, possible / _SHARE) else None
 
 
 def _endings(name: str) -> Iterator[int]:
@@ -106,32 +109,32 @@ def _endings(name: str) -> Iterator[int]:
             return
 
 
-def _candidates(lonely: Shapes, right: Shapes, strangers: list[str]) -> list[tuple[str, str]]:
+def _candidates(unmatched_left: Shapes, right: Shapes, unmatched_right: list[str]) -> list[tuple[str, str]]:
     """Return the likeliest (old, new) prefixes: those that a sample of names, each by its ending, asks for most."""
-    sample = strangers[:: -(-len(strangers) // _SAMPLE)]
-    wanted = {name[at:] for name in sample for at in _endings(name)}
+    sample = unmatched_right[:: -(-len(unmatched_right) // _SAMPLE)]
+    endings = {name[at:] for name in sample for at in _endings(name)}
     index: defaultdict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
-    for name, shape in lonely.items():
+    for name, shape in unmatched_left.items():
         for at in _endings(name):
-            if (ending := name[at:]) in wanted and len(holders := index[ending, shape]) <= _AMBIGUOUS:
+            if (ending := name[at:]) in endings and len(holders := index[ending, shape]) <= _AMBIGUOUS:
                 holders.append(name[:at])
     votes: Counter[tuple[str, str]] = Counter()
     for name in sample:
         for at in _endings(name):
             holders = index.get((name[at:], right[name]), [])
             if len(holders) <= _AMBIGUOUS:
-                votes.update((name[:at], new) for new in holders if _differ(name[:at], new))
+                votes.update((name[:at], new) for new in holders if _is_prefix_change(name[:at], new))
     return [prefixes for prefixes, _ in votes.most_common(_CANDIDATES)]
 
 
-def _differ(old: str, new: str) -> bool:
+def _is_prefix_change(old: str, new: str) -> bool:
     """Whether two prefixes differ in their last component, and by more than a layer's or an expert's number."""
     last, other = (prefix[:-1].rpartition(".")[2] for prefix in (old, new))
     # A replacement that holds an equals sign could not be told from the pattern on the command line.
     return last != other and not (last.isdigit() and other.isdigit()) and "=" not in new
 
 
-def _rename(old: str, new: str, left: Shapes, right: Shapes) -> _Rename | None:
+def _make_rename(old: str, new: str, left: Shapes, right: Shapes) -> _Rename | None:
     """Return the rule that makes ``new`` of ``old`` wherever that pairs more than it parts; None if it is too long."""
     gains: Counter[str] = Counter()
     losses: Counter[str] = Counter()
@@ -145,13 +148,13 @@ def _rename(old: str, new: str, left: Shapes, right: Shapes) -> _Rename | None:
             losses[_head(rest)] += 1
         elif left.get(renamed) == shape:
             gains[_head(rest)] += 1
-    spared = [head for head, lost in losses.items() if lost >= gains[head]]
-    moved = [head for head, gained in gains.items() if gained > losses[head]]
-    looks = (f"(?!{'|'.join(sorted(spared))})", f"(?={'|'.join(sorted(moved))})") if spared else ("",)
+    excluded = [head for head, lost in losses.items() if lost >= gains[head]]
+    included = [head for head, gained in gains.items() if gained > losses[head]]
+    looks = (f"(?!{'|'.join(sorted(excluded))})", f"(?={'|'.join(sorted(included))})") if excluded else ("",)
     pattern = f"^{re.escape(old)}{min(looks, key=len)}"
     if len(pattern) > _LENGTH:
         return None
-    return _Rename(pattern, new.replace("\\", r"\\"), sum(gains[head] - losses[head] for head in moved))
+    return _Rename(pattern, new.replace("\\", r"\\"), sum(gains[head] - losses[head] for head in included))
 
 
 def _head(rest: str) -> str:

@@ -1,4 +1,4 @@
-"""From what the user typed to files on disk: a folder, a lone file, or a Hub id with ``@revision``."""
+"""Resolve a model name to files on disk: a folder, a single file, or a Hub id with ``@revision``."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["ModelSource", "download", "is_hub_id", "path_exists", "resolve"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*/config.json"]
+_ALLOW_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*/config.json"]
 """Files fetched from a Hub repository: weights, configs, tokenizers. Never ``.bin`` or ``.gguf``."""
-_CONFIG = ["config.json", "model.safetensors.index.json"]
+_CONFIG_PATTERNS = ["config.json", "model.safetensors.index.json"]
 """What the headers of weights are understood by."""
-_UNWANTED = ["original/*", "onnx/*", "openvino/*", "consolidated*.safetensors"]
+_IGNORE_PATTERNS = ["original/*", "onnx/*", "openvino/*", "consolidated*.safetensors"]
 """Second copies of the same weights, in other formats or layouts."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model lies, and what to call it in manifests and messages."""
+    """Where a model is, and its name in manifests and messages."""
 
     path: Path
     name: str
@@ -52,7 +52,7 @@ def resolve(model: str | Path, *, code: bool = False) -> ModelSource:
     if path_exists(path):
         # A snapshot folder of the Hub cache, given as a path, is still the commit its name says.
         commit = path.name if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name) else None
-        name = _shown(path.resolve().name) if commit is None else _cached_name(path)
+        name = _printable(path.resolve().name) if commit is None else _cached_name(path)
         return ModelSource(path, name, commit)
     if isinstance(model, Path) or not is_hub_id(text):
         raise CheckpointError(
@@ -89,7 +89,7 @@ def path_exists(path: Path, error: type[SourceError] = CheckpointError) -> bool:
     return True
 
 
-def _shown(name: str) -> str:
+def _printable(name: str) -> str:
     """Return a folder's name as it can stand in a manifest: what does not show, or is no UTF-8, becomes ``?``."""
     return "".join(character if is_clear(character) else "?" for character in name) or "model"
 
@@ -119,8 +119,10 @@ def download(
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    unwanted = _UNWANTED if part == "all" else [*_UNWANTED, "*.safetensors"]
+    ignore_patterns = _IGNORE_PATTERNS if part == "all" else [*_IGNORE_PATTERNS, "*.safetensors"]
     with translate_hub_errors(f"{repository}@{revision}" if revision else repository, CheckpointError):
-        wanted = [*(_CONFIG if part == "config" else _WANTED), *(["*.py"] if code else ())]
-        folder = snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted)
+        allow_patterns = [*(_CONFIG_PATTERNS if part == "config" else _ALLOW_PATTERNS), *(["*.py"] if code else ())]
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
     return ModelSource(Path(folder), repository, Path(folder).name)

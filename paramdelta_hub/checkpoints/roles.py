@@ -1,4 +1,4 @@
-"""What a tensor is to its model, as far as its name and shape tell: token embedding, output head, or neither."""
+"""The role of a tensor in its model, by its name and shape: token embedding, output head, or neither."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OF_THE_VOCABULARY = re.compile(
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor as one side sees it."""
+    """A tensor of one side of a match."""
 
     dtype: str
     shape: tuple[int, ...]

@@ -1,7 +1,7 @@
-"""Rules by which a user changes what goes with what: renames, skips, carries; and what each of them hit.
+"""Rules of the user that change how tensors are matched: renames, skips and carries; and what each of them hit.
 
-A rule that hits nothing is a slip of the hand (a name misspelled, a prefix forgotten), and what comes of it is not what
-was asked for: it is refused, with the names that come nearest.
+A rule that hits nothing is probably a mistake, such as a misspelled name or a missing prefix. It is refused, and the
+message lists the most similar names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.names import shown
 from paramdelta_hub.limits import RENAMES, TENSOR_NAME_BYTES
 
-__all__ = ["RuleUse", "Rules", "checked_rules", "compiled", "refuse_idle", "rule_uses", "uses_of_patterns"]
+__all__ = [
+    "RuleKind",
+    "RuleUse",
+    "Rules",
+    "check_rules",
+    "compile_pattern",
+    "refuse_unused",
+    "rule_uses",
+    "weight_map_uses",
+]
 
 RuleKind = Literal["rename", "skip", "carry", "weight-map"]
 
@@ -42,11 +51,11 @@ class Rules:
     """Of tensors that only post has, those to carry whole; an apply has no use for them."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "renames", tuple(_pair(pair) for pair in _listed(self.renames, "renames")))
-        object.__setattr__(self, "skips", tuple(_text(pattern) for pattern in _listed(self.skips, "skips")))
-        object.__setattr__(self, "carries", tuple(_text(pattern) for pattern in _listed(self.carries, "carries")))
+        object.__setattr__(self, "renames", tuple(_pair(pair) for pair in _as_sequence(self.renames, "renames")))
+        object.__setattr__(self, "skips", tuple(_text(pattern) for pattern in _as_sequence(self.skips, "skips")))
+        object.__setattr__(self, "carries", tuple(_text(pattern) for pattern in _as_sequence(self.carries, "carries")))
         for pattern in (*self.skips, *self.carries, *(pattern for pattern, _ in self.renames)):
-            compiled(pattern)
+            compile_pattern(pattern)
         if len(self.renames) > RENAMES:
             raise OptionError(f"{len(self.renames)} rename rules; the limit is {RENAMES}")
         for pattern, replacement in self.renames:
@@ -73,7 +82,7 @@ class Rules:
         return any(re.search(pattern, text) for pattern in self.carries for text in (name, self.rename(name)))
 
 
-def checked_rules(rules: Any) -> Rules:
+def check_rules(rules: Any) -> Rules:
     """Return the rules that a caller gave: none, for None.
 
     Raises:
@@ -86,7 +95,7 @@ def checked_rules(rules: Any) -> Rules:
     return rules
 
 
-def _listed(value: Any, what: str) -> Iterable[Any]:
+def _as_sequence(value: Any, what: str) -> Iterable[Any]:
     """Refuse a text, of which every letter would be a pattern."""
     if isinstance(value, Mapping):
         return value.items()
@@ -107,7 +116,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
+def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Compile a user's regular expression.
 
     Raises:
@@ -181,18 +190,18 @@ def rule_uses(
     return uses
 
 
-def uses_of_patterns(patterns: Iterable[str], names: Collection[str]) -> list[RuleUse]:
+def weight_map_uses(patterns: Iterable[str], names: Collection[str]) -> list[RuleUse]:
     """Return for how many of the deltas' tensors every pattern of a weight map decides: the last that matches."""
     listed = list(patterns)
     decided = [0] * len(listed)
     for name in names:
-        matching = [number for number, pattern in enumerate(listed) if compiled(pattern).search(name)]
+        matching = [number for number, pattern in enumerate(listed) if compile_pattern(pattern).search(name)]
         if matching:
             decided[matching[-1]] += 1
     return [RuleUse("weight-map", pattern, count) for pattern, count in zip(listed, decided, strict=True)]
 
 
-_IDLE: Mapping[RuleKind, str] = {
+_UNUSED: Mapping[RuleKind, str] = {
     "rename": "changes the name of no tensor",
     "skip": "hits no tensor",
     "carry": "hits no tensor that only post has",
@@ -200,7 +209,7 @@ _IDLE: Mapping[RuleKind, str] = {
 }
 
 
-def refuse_idle(uses: Iterable[RuleUse], names: Mapping[RuleKind, Collection[str]]) -> None:
+def refuse_unused(uses: Iterable[RuleUse], names: Mapping[RuleKind, Collection[str]]) -> None:
     """Refuse rules that hit nothing.
 
     Args:
@@ -210,13 +219,15 @@ def refuse_idle(uses: Iterable[RuleUse], names: Mapping[RuleKind, Collection[str
     Raises:
         OptionError: one hit nothing; all such rules are named, each with the names that come nearest.
     """
-    idle = [use for use in uses if not use.tensors]
-    if not idle:
+    unused = [use for use in uses if not use.tensors]
+    if not unused:
         return
     lines = []
-    for use in idle:
+    for use in unused:
         near = ", ".join(shown(name) for name in _nearest(use.pattern, names.get(use.rule, ())))
-        lines.append(f"--{use.rule} {use.pattern!r} {_IDLE[use.rule]}" + (f"; the nearest are {near}" if near else ""))
+        lines.append(
+            f"--{use.rule} {use.pattern!r} {_UNUSED[use.rule]}" + (f"; the nearest are {near}" if near else "")
+        )
     raise OptionError("\n  - ".join(lines), remedy="correct the pattern, or leave the rule out")
 
 

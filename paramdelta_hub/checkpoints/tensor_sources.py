@@ -1,10 +1,10 @@
-"""Tensor sources: one tensor's values as the arithmetic wants them, wherever and however they lie in a model's files.
+"""Tensor sources: the values of one tensor in the form the arithmetic needs, however the model's files store them.
 
 A source is a small frozen dataclass. It says where the values are, goes into a plan as JSON, and opens a reader. Each
 kind is one class here, and :data:`TensorSource` is the union of all of them. To read a new layout, add its class and
 name it in :data:`PlainSource`.
 
-Readers hand out any range of elements, little-endian, by pread into the caller's buffer.
+Readers return any range of elements, little-endian, in the caller's buffer.
 """
 
 from __future__ import annotations
@@ -66,13 +66,7 @@ class Values(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Values that lie one after another in a file.
-
-    Args:
-        file: the path of the file.
-        start: the position of the first byte.
-        dtype: as safetensors calls it.
-    """
+    """Values that lie one after another in a file."""
 
     file: PathText
     start: int
@@ -188,11 +182,6 @@ TensorSource: TypeAlias = Annotated[PlainSource | Reordered, Field(discriminator
 def read_chunks(source: TensorSource, elements: int, files: Files) -> Iterator[NDArray[np.uint8]]:
     """Yield the values of a source, a chunk at a time, as little-endian bytes in this thread's buffer.
 
-    Args:
-        source: what to read.
-        elements: how many elements it has.
-        files: read access to the source's files.
-
     Raises:
         CheckpointError: a file is truncated or can't be read.
     """
@@ -207,12 +196,6 @@ def source_digest(
     source: TensorSource, elements: int, files: Files, advance: Callable[[int], None] = lambda _: None
 ) -> str:
     """Return the BLAKE3 digest (hex) of the values of a source.
-
-    Args:
-        source: what to read.
-        elements: how many elements it has.
-        files: read access to the source's files.
-        advance: called with the number of bytes read.
 
     Raises:
         CheckpointError: a file is truncated or can't be read.

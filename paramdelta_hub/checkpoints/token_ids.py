@@ -1,4 +1,4 @@
-"""Whether the ids by which a model begins, ends and pads its text are tokens of the tokenizer that it has."""
+"""Check that a model's begin, end and padding ids are tokens of its tokenizer."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from paramdelta_hub.checkpoints.config_merge import TEXT_CONFIGS
 from paramdelta_hub.fileio.names import is_clear
 
-__all__ = ["doubtful_ids"]
+__all__ = ["token_id_warnings"]
 
-_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SHOWN = 60
 
 
-def doubtful_ids(
+def token_id_warnings(
     config: Mapping[str, Any],
     generation: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
     tokens: Mapping[str, int] | None,
 ) -> list[str]:
-    """Return what would make generation go on for ever, or look up a row that is not there; a sentence each.
+    """Return warnings about ids that would make generation never stop, or that have no row in the embedding.
 
     Args:
         config: the result's ``config.json``; its ``vocab_size`` must be what the tensors have.
@@ -31,33 +31,33 @@ def doubtful_ids(
     text = next((part for name in TEXT_CONFIGS if isinstance(part := config.get(name), Mapping)), {})
     rows = config.get("vocab_size", text.get("vocab_size"))
     known = None if tokens is None else set(tokens.values())
-    doubts = []
+    warnings = []
     for file, part in (("config.json", config), ("config.json", text), ("generation_config.json", generation)):
-        for key in _IDS:
-            for number in _listed(part.get(key)):
+        for key in _ID_KEYS:
+            for number in _as_list(part.get(key)):
                 if isinstance(number, bool) or not isinstance(number, int):
-                    doubts.append(f"{file}: {key} is not a number")
+                    warnings.append(f"{file}: {key} is not a number")
                 elif number < 0 or (isinstance(rows, int) and number >= rows):
-                    doubts.append(f"{file}: {key} {number} has no row among the {rows} of the vocabulary")
+                    warnings.append(f"{file}: {key} {number} has no row among the {rows} of the vocabulary")
                 elif known is not None and number not in known:
-                    doubts.append(f"{file}: {key} {number} is not a token of the tokenizer")
-    doubts += _unheard_end({**text, **config, **generation}.get("eos_token_id"), tokenizer, tokens)
-    return list(dict.fromkeys(doubts))
+                    warnings.append(f"{file}: {key} {number} is not a token of the tokenizer")
+    warnings += _end_token_warnings({**text, **config, **generation}.get("eos_token_id"), tokenizer, tokens)
+    return list(dict.fromkeys(warnings))
 
 
-def _unheard_end(stops: Any, tokenizer: Mapping[str, Any], tokens: Mapping[str, int] | None) -> Iterable[str]:
-    """Say it if the tokenizer's own end of text is none of the ids at which generation stops."""
+def _end_token_warnings(stops: Any, tokenizer: Mapping[str, Any], tokens: Mapping[str, int] | None) -> Iterable[str]:
+    """Yield a warning if generation does not stop at the tokenizer's end-of-text token."""
     token = tokenizer.get("eos_token")
     token = token.get("content") if isinstance(token, Mapping) else token
     if tokens is None or not isinstance(token, str):
         return
-    shown = repr(token[:_SHOWN]) if is_clear(token) else ascii(token[:_SHOWN])
+    quoted = repr(token[:_SHOWN]) if is_clear(token) else ascii(token[:_SHOWN])
     if token not in tokens:
-        yield f"tokenizer_config.json: eos_token {shown} is not a token of the tokenizer"
-    elif tokens[token] not in _listed(stops):
-        ids = ", ".join(map(ascii, _listed(stops))) or "no id at all"
-        yield f"generation stops at {ids}, and the tokenizer's eos_token {shown} is {tokens[token]}"
+        yield f"tokenizer_config.json: eos_token {quoted} is not a token of the tokenizer"
+    elif tokens[token] not in _as_list(stops):
+        ids = ", ".join(map(ascii, _as_list(stops))) or "no id at all"
+        yield f"generation stops at {ids}, and the tokenizer's eos_token {quoted} is {tokens[token]}"
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,7 +1,7 @@
-"""Rows by token: which row of one model's embedding belongs to which row of another's. Pure; no weights are read.
+"""Match embedding rows by token: which row of one model belongs to which row of another. No weights are read.
 
-A *named* row is one whose id a tokenizer gives to a token; the others are padding. Rows of one name belong together,
-whatever their ids; padding belongs together by position. Nothing is trimmed, and no target token is lost in silence.
+A *named* row is the row of a token; the others are padding. Rows of the same token belong together, whatever their ids;
+padding rows belong together by position. Nothing is trimmed, and no token of the target is dropped silently.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from paramdelta_hub.errors import Mismatch, MismatchError
 from paramdelta_hub.limits import VOCABULARY_ROWS
 from paramdelta_hub.numerics.row_runs import Run
 
-__all__ = ["Placement", "Run", "arrange", "given_up", "place", "row_sources", "runs_of"]
+__all__ = ["Placement", "Run", "dropped_tokens", "match_rows", "place_rows", "row_sources", "runs_of"]
 
 _SHOWN = 60
 """Characters of a token that a message shows."""
@@ -43,17 +43,6 @@ class Placement:
     is_identity: bool
     """Whether row i of OUT is row i of the target plus row i of the delta, for all rows of all three."""
 
-    @property
-    def whole(self) -> tuple[range, ...]:
-        """The OUT rows that the delta brings whole: base had none, so its row is post's own, not a difference.
-
-        They start from zeros and take the delta with weight 1, also where the target has a row of that name: half of
-        such a row, or its sum with another, would be neither model's.
-        """
-        brought = (row_sources(self.target) < 0) & (row_sources(self.delta) >= 0)
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], brought, [False])).astype(np.int8))).tolist()
-        return tuple(range(first, last) for first, last in zip(edges[::2], edges[1::2], strict=True))
-
     def __str__(self) -> str:
         words = {
             "summed": "summed",
@@ -63,7 +52,7 @@ class Placement:
             "given up": "of the target given up, as the tokenizer has other tokens there",
             "left out": "of the delta left out, as the tokenizer has not their tokens",
         }
-        return ", ".join(f"{self.counts[fate]:,} {text}" for fate, text in words.items() if self.counts[fate])
+        return ", ".join(f"{self.counts[outcome]:,} {text}" for outcome, text in words.items() if self.counts[outcome])
 
 
 def row_sources(runs: Sequence[Run]) -> Rows:
@@ -89,12 +78,14 @@ def runs_of(sources: Rows) -> tuple[Run, ...]:
     )
 
 
-def given_up(base: Vocabulary, post: Vocabulary) -> dict[str, int]:
-    """Return the tokens of base that post no longer has, with base's ids, for :func:`place`. Most often empty."""
+def dropped_tokens(base: Vocabulary, post: Vocabulary) -> dict[str, int]:
+    """Return the tokens of base that post no longer has, with base's ids, for :func:`place_rows`. Most often empty."""
     return {token: row for token, row in base.tokens.items() if token not in post.tokens}
 
 
-def arrange(base_rows: int, post_rows: int, base: Vocabulary | None, post: Vocabulary | None) -> tuple[Run, ...] | None:
+def match_rows(
+    base_rows: int, post_rows: int, base: Vocabulary | None, post: Vocabulary | None
+) -> tuple[Run, ...] | None:
     """Return which base row each of post's rows comes from; None if that is its own, and the sizes are equal.
 
     A row that post names comes from base's row of that name, wherever it is. One that post does not name comes from
@@ -107,7 +98,7 @@ def arrange(base_rows: int, post_rows: int, base: Vocabulary | None, post: Vocab
     if base is None or post is None:
         if base_rows == post_rows:
             return None
-        raise _untold(f"{base_rows} rows in base, {post_rows} in post", {"base": base, "post": post})
+        raise _missing_tokenizers(f"{base_rows} rows in base, {post_rows} in post", {"base": base, "post": post})
     _check_size(base_rows, post_rows)
     sources = _rows_by_token(post, post_rows, base, base_rows)
     here = _identity_rows(min(base_rows, post_rows))
@@ -117,14 +108,14 @@ def arrange(base_rows: int, post_rows: int, base: Vocabulary | None, post: Vocab
     return None if base_rows == post_rows and runs == _identity(post_rows) else runs
 
 
-def place(
+def place_rows(
     target_rows: int,
     delta_rows: int,
     delta_base: tuple[Run, ...] | None,
     target: Vocabulary | None,
     post: Vocabulary | None,
     result: Literal["post", "target"],
-    given_up: Mapping[str, int] | None = None,
+    dropped: Mapping[str, int] | None = None,
 ) -> Placement:
     """Return where OUT's rows come from, when OUT's tokenizer is post's, or the target's.
 
@@ -136,11 +127,11 @@ def place(
     Args:
         target_rows: rows of the target's tensor.
         delta_rows: rows of the delta's, which are post's.
-        delta_base: what :func:`arrange` returned for the delta.
+        delta_base: what :func:`match_rows` returned for the delta.
         target: the target's vocabulary.
         post: post's vocabulary.
         result: whose tokenizer OUT has.
-        given_up: what :func:`given_up` returned for the delta.
+        dropped: what :func:`dropped_tokens` returned for the delta.
 
     Raises:
         MismatchError: no tokenizers where they are needed; a row that post needs is in neither the target nor the
@@ -150,54 +141,54 @@ def place(
         return _by_position(target_rows, delta_rows, delta_base, target, post)
     _check_size(target_rows, delta_rows)
     base_row = _identity_rows(delta_rows) if delta_base is None else row_sources(delta_base)
-    lost = given_up or {}
+    dropped = dropped or {}
     if result == "target":
-        return _in_targets_order(target_rows, base_row, target, post, lost)
-    return _in_posts_order(target_rows, base_row, target, post, lost)
+        return _in_targets_order(target_rows, base_row, target, post, dropped)
+    return _in_posts_order(target_rows, base_row, target, post, dropped)
 
 
 def _in_posts_order(
-    target_rows: int, base_row: Rows, target: Vocabulary, post: Vocabulary, lost: Mapping[str, int]
+    target_rows: int, base_row: Rows, target: Vocabulary, post: Vocabulary, dropped: Mapping[str, int]
 ) -> Placement:
     delta_rows, is_whole = len(base_row), base_row < 0
     needed = np.flatnonzero(_named(post, delta_rows) | is_whole)
     rows = max(target_rows, int(needed[-1]) + 1 if len(needed) else 0)
     n = min(rows, delta_rows)
     is_whole, stays = _resized(is_whole, rows), _resized(base_row == _identity_rows(delta_rows), rows)
-    named, its_row = _named(post, rows), _rows_by_token(post, rows, target, target_rows)
+    named, target_row = _named(post, rows), _rows_by_token(post, rows, target, target_rows)
     has_delta = np.arange(rows) < n
 
     # Reserved and control tokens are renamed from release to release (Llama 3.0 and 3.1 differ so): where the name of
     # one is gone, the row at its place is as good, if that has no name, or a special one, too.
     replaceable = _resized(~_named(target, target_rows) | _special(target, target_rows), rows)
-    renamed = np.flatnonzero(named & has_delta & ~is_whole & (its_row < 0) & _special(post, rows) & replaceable)
-    its_row[renamed] = renamed
+    renamed = np.flatnonzero(named & has_delta & ~is_whole & (target_row < 0) & _special(post, rows) & replaceable)
+    target_row[renamed] = renamed
 
     own = {token: row for token, row in target.tokens.items() if row < target_rows and token not in post.tokens}
-    _refuse_lost({token: row for token, row in own.items() if token not in target.special}, named, lost, target)
-    _refuse_missing(named & has_delta & ~is_whole & (its_row < 0), post, target)
+    _refuse_lost({token: row for token, row in own.items() if token not in target.special}, named, dropped, target)
+    _refuse_missing(named & has_delta & ~is_whole & (target_row < 0), post, target)
     is_own = _mask(own.values(), rows) & ~named
-    is_lost = _mask((row for token, row in own.items() if lost.get(token) == row), rows)
+    is_lost = _mask((row for token, row in own.items() if dropped.get(token) == row), rows)
     target_named = _named(target, rows)
 
     # Named rows first; then, by position, those that post does not name.
     is_whole &= ~is_own
-    by_position = ~is_whole & (np.arange(rows) < target_rows) & (is_own | ~target_named) & ~(named & (its_row >= 0))
-    start = np.where(by_position, np.arange(rows), np.where(named & ~is_whole, its_row, -1))
-    summed = np.where(named, its_row >= 0, by_position & stays & (is_lost | ~is_own))
+    by_position = ~is_whole & (np.arange(rows) < target_rows) & (is_own | ~target_named) & ~(named & (target_row >= 0))
+    start = np.where(by_position, np.arange(rows), np.where(named & ~is_whole, target_row, -1))
+    summed = np.where(named, target_row >= 0, by_position & stays & (is_lost | ~is_own))
     added = np.where(has_delta & (is_whole | summed), np.arange(rows), -1)
-    counts = _fates(named | is_own, start, added)
+    counts = _row_counts(named | is_own, start, added)
     counts["given up"] = sum(bool(named[row]) for row in own.values())
     return _placement(start, added, target_rows, delta_rows, counts)
 
 
 def _in_targets_order(
-    target_rows: int, base_row: Rows, target: Vocabulary, post: Vocabulary, lost: Mapping[str, int]
+    target_rows: int, base_row: Rows, target: Vocabulary, post: Vocabulary, dropped: Mapping[str, int]
 ) -> Placement:
     delta_rows = len(base_row)
     unnamed = ~_named(post, delta_rows) & (base_row == _identity_rows(delta_rows))
     # A row whose name alone is gone from post is still known by base's.
-    kept = {token: row for token, row in lost.items() if row < delta_rows and unnamed[row]}
+    kept = {token: row for token, row in dropped.items() if row < delta_rows and unnamed[row]}
     known = Vocabulary({**post.tokens, **kept}, post.where)
     added = _rows_by_token(target, target_rows, known, delta_rows)
     named = _named(target, target_rows)
@@ -206,7 +197,7 @@ def _in_targets_order(
     start = _identity_rows(target_rows)
     has_delta = np.flatnonzero(added >= 0)
     start[has_delta[base_row[added[has_delta]] < 0]] = -1
-    counts = _fates(named, start, added)
+    counts = _row_counts(named, start, added)
     counts["left out"] = sum(
         row < delta_rows and target.tokens.get(token, target_rows) >= target_rows for token, row in post.tokens.items()
     )
@@ -222,15 +213,17 @@ def _by_position(
 ) -> Placement:
     """Without tokenizers: as many rows are taken to be the same rows, if base and post had them at the same places."""
     if target_rows != delta_rows:
-        raise _untold(f"{target_rows} rows in the target, {delta_rows} in the delta", {"target": target, "post": post})
+        raise _missing_tokenizers(
+            f"{target_rows} rows in the target, {delta_rows} in the delta", {"target": target, "post": post}
+        )
     runs = _identity(delta_rows) if delta_base is None else delta_base
     if any(run.source not in (None, run.first) for run in runs):
-        raise _untold("post has tokens at other ids than base", {"target": target, "post": post})
+        raise _missing_tokenizers("post has tokens at other ids than base", {"target": target, "post": post})
     if runs != _identity(delta_rows):
         _check_size(target_rows, delta_rows)
     start = row_sources(runs)
     added = _identity_rows(delta_rows)
-    return _placement(start, added, target_rows, delta_rows, _fates(np.ones(target_rows, np.bool_), start, added))
+    return _placement(start, added, target_rows, delta_rows, _row_counts(np.ones(target_rows, np.bool_), start, added))
 
 
 def _placement(start: Rows, added: Rows, target_rows: int, delta_rows: int, counts: dict[str, int]) -> Placement:
@@ -239,7 +232,7 @@ def _placement(start: Rows, added: Rows, target_rows: int, delta_rows: int, coun
     return Placement(len(start), target, delta, counts, is_identity)
 
 
-def _fates(named: Mask, start: Rows, added: Rows) -> dict[str, int]:
+def _row_counts(named: Mask, start: Rows, added: Rows) -> dict[str, int]:
     """Count named rows by where they come from; all others, and names that nobody has a row for, are padding."""
     has_start, has_delta = start >= 0, added >= 0
     masks = {
@@ -247,16 +240,16 @@ def _fates(named: Mask, start: Rows, added: Rows) -> dict[str, int]:
         "brought": named & ~has_start & has_delta,
         "kept": named & has_start & ~has_delta,
     }
-    counts = {fate: int(np.count_nonzero(mask)) for fate, mask in masks.items()}
+    counts = {outcome: int(np.count_nonzero(mask)) for outcome, mask in masks.items()}
     return {**counts, "padding": len(start) - sum(counts.values()), "given up": 0, "left out": 0}
 
 
-def _refuse_lost(own: Mapping[str, int], named: Mask, lost: Mapping[str, int], target: Vocabulary) -> None:
-    found = sorted((row, token) for token, row in own.items() if named[row] and token not in lost)
-    if found:
+def _refuse_lost(own: Mapping[str, int], named: Mask, dropped: Mapping[str, int], target: Vocabulary) -> None:
+    tokens = sorted((row, token) for token, row in own.items() if named[row] and token not in dropped)
+    if tokens:
         raise MismatchError(
-            f"{len(found)} token(s) that only the target has would be lost: post has others at their ids",
-            [Mismatch(f"token {row}", "token", repr(token[:_SHOWN])) for row, token in found],
+            f"{len(tokens)} token(s) that only the target has would be lost: post has others at their ids",
+            [Mismatch(f"token {row}", "token", repr(token[:_SHOWN])) for row, token in tokens],
             where=target.where,
             remedy="keep the target's tokenizer: --companions target",
         )
@@ -273,7 +266,7 @@ def _refuse_missing(missing: Mask, post: Vocabulary, target: Vocabulary) -> None
         )
 
 
-def _untold(what: str, vocabularies: Mapping[str, Vocabulary | None]) -> MismatchError:
+def _missing_tokenizers(what: str, vocabularies: Mapping[str, Vocabulary | None]) -> MismatchError:
     """Say which tokenizers are missing, and how to pass them."""
     lacking = [side for side, vocabulary in vocabularies.items() if vocabulary is None]
     return MismatchError(
@@ -289,11 +282,11 @@ def _check_size(*rows: int) -> None:
 
 def _rows_by_token(names: Vocabulary, rows: int, other: Vocabulary, other_rows: int) -> Rows:
     """For each row that ``names`` names: the row that ``other`` gives that token; −1 where it has none."""
-    found = np.full(rows, -1, np.int64)
+    sources = np.full(rows, -1, np.int64)
     for token, row in names.tokens.items():
-        if row < rows and (its_row := other.tokens.get(token, other_rows)) < other_rows:
-            found[row] = its_row
-    return found
+        if row < rows and (target_row := other.tokens.get(token, other_rows)) < other_rows:
+            sources[row] = target_row
+    return sources
 
 
 def _moved(base: Vocabulary, base_rows: int, post: Vocabulary) -> Mask:

@@ -1,4 +1,4 @@
-"""A tokenizer's tokens and their ids, from its files as data: nothing of it is built or run."""
+"""Read a tokenizer's tokens and ids from its files, without building or running the tokenizer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import file_digest, read_small
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import COMPANION_BYTES, TOKENIZER_VALUES, VOCABULARY_ROWS
 
 __all__ = ["Vocabulary", "read_vocabulary", "same_tokenizer"]
@@ -22,7 +23,7 @@ _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bp
 _ADDITIONS = ("added_tokens.json", "tokenizer_config.json")
 """Files that add tokens to those of any other file than ``tokenizer.json``, which holds its own."""
 _SAVE = "save the tokenizer as tokenizer.json: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
-_SHIFTED = re.compile(r"(Pegasus|BigBirdPegasus)Tokenizer(Fast)?")
+_SHIFTED_IDS = re.compile(r"(Pegasus|BigBirdPegasus)Tokenizer(Fast)?")
 """Of the classes that read ``spiece.model``, those whose code shifts its ids to make room for tokens of their own."""
 _MERGES = re.compile(rb'"merges"\s*:\s*\[')
 # No group repeats here: such a pattern would take memory for every character of a hostile string.
@@ -32,7 +33,7 @@ _QUOTE_OR_ESCAPE = re.compile(rb'"|\\.', re.DOTALL)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer names: no two tokens have one id."""
+    """A tokenizer's tokens and their ids. No two tokens have the same id."""
 
     tokens: Mapping[str, int]
     """Token → id, added tokens included."""
@@ -100,22 +101,21 @@ def read_vocabulary(folder: Path, error: type[SourceError] = CheckpointError) ->
     where = str(path)
     content = read_small(path, COMPANION_BYTES, error, follow=True)
     settings = {
-        file.name: _object(_parse(read_small(file, COMPANION_BYTES, error, follow=True), error, str(file)), error, file)
-        for file in additions
+        file.name: _parse(read_small(file, COMPANION_BYTES, error, follow=True), error, str(file)) for file in additions
     }
     added: list[tuple[object, object]] = []
-    entries: list[dict[str, Any]] = []
+    entries: list[JsonObject] = []
     if path.suffix == ".model":
-        tokens = _pieces(content, path, settings.get("tokenizer_config.json", {}), error)
+        tokens = _read_sentencepiece(content, path, settings.get("tokenizer_config.json", {}), error)
     elif path.name == "vocab.txt":
-        tokens = _lines(content, where, error)
+        tokens = _read_lines(content, where, error)
     else:
-        value = _object(_parse(_without_merges(content), error, where), error, path)
+        value = _parse(_without_merges(content), error, where)
         if path.name == "vocab.json":
-            tokens = _table(value, where, error)
+            tokens = _check_table(value, where, error)
         else:
-            tokens = _model(value.get("model"), where, error)
-            entries = _objects(value.get("added_tokens"))
+            tokens = _read_model(value.get("model"), where, error)
+            entries = _dicts_in(value.get("added_tokens"))
             added = [(token.get("content"), token.get("id")) for token in entries]
     added += settings.get("added_tokens.json", {}).items()
     decoder = settings.get("tokenizer_config.json", {}).get("added_tokens_decoder")
@@ -125,23 +125,17 @@ def read_vocabulary(folder: Path, error: type[SourceError] = CheckpointError) ->
             for row, token in decoder.items()
             if isinstance(token, dict)
         ]
-        entries += _objects(list(decoder.values()))
-    _add(tokens, added, where, error)
+        entries += _dicts_in(list(decoder.values()))
+    _merge_added(tokens, added, where, error)
     special = {str(token["content"]) for token in entries if token.get("special") is True and "content" in token}
     return Vocabulary(tokens, where, frozenset(special & tokens.keys()))
 
 
-def _parse(text: bytes, error: type[SourceError], where: str) -> Any:
-    return strict_json.parse(text, error, where, TOKENIZER_VALUES, long_integers=True)
+def _parse(text: bytes, error: type[SourceError], where: str) -> JsonObject:
+    return strict_json.parse_object(text, error, where, TOKENIZER_VALUES, long_integers=True)
 
 
-def _object(value: Any, error: type[SourceError], path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise error("not a JSON object", where=str(path))
-    return value
-
-
-def _objects(value: Any) -> list[dict[str, Any]]:
+def _dicts_in(value: Any) -> list[JsonObject]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
@@ -150,10 +144,10 @@ def _without_merges(text: bytes) -> bytes:
 
     In JSON, ``"merges"`` before a colon can only be a key. Text that is not JSON stays so, but for what is cut out.
     """
-    found = _MERGES.search(text)
-    if not found:
+    merges = _MERGES.search(text)
+    if not merges:
         return text
-    depth, at = 0, found.end() - 1
+    depth, at = 0, merges.end() - 1
     while item := _PAIR_STRING_OR_MARK.search(text, at):
         mark, at = item.group(), item.end()
         if mark == b'"':  # of a string with escapes
@@ -162,34 +156,36 @@ def _without_merges(text: bytes) -> bytes:
             at = part.end() if part else len(text)
         depth += (mark == b"[") - (mark == b"]")
         if not depth:
-            return text[: found.end()] + text[at - 1 :]
+            return text[: merges.end()] + text[at - 1 :]
     return text
 
 
-def _model(model: Any, where: str, error: type[SourceError]) -> dict[str, int]:
+def _read_model(model: Any, where: str, error: type[SourceError]) -> dict[str, int]:
     """Return the table in a ``tokenizer.json``: an object of ids, or Unigram's list of [token, score]."""
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, list) and all(isinstance(item, list) and item for item in vocab):
-        return _table({item[0]: row for row, item in enumerate(vocab) if isinstance(item[0], str)}, where, error)
+        return _check_table({item[0]: row for row, item in enumerate(vocab) if isinstance(item[0], str)}, where, error)
     if isinstance(vocab, dict):
-        return _table(vocab, where, error)
+        return _check_table(vocab, where, error)
     raise error("no vocabulary in it that we can read", where=where)
 
 
-def _lines(content: bytes, where: str, error: type[SourceError]) -> dict[str, int]:
+def _read_lines(content: bytes, where: str, error: type[SourceError]) -> dict[str, int]:
     try:
         text = content.decode()
     except UnicodeDecodeError:
         raise error("not UTF-8", where=where) from None
     # Not splitlines(), which also splits at characters that are tokens.
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-    return _table({token: row for row, token in enumerate(lines)}, where, error)
+    return _check_table({token: row for row, token in enumerate(lines)}, where, error)
 
 
-def _pieces(content: bytes, path: Path, settings: Mapping[str, Any], error: type[SourceError]) -> dict[str, int]:
+def _read_sentencepiece(
+    content: bytes, path: Path, settings: Mapping[str, Any], error: type[SourceError]
+) -> dict[str, int]:
     """Return the pieces of a sentencepiece model, by the ecosystem's library."""
     named = settings.get("tokenizer_class")
-    if path.name == "sentencepiece.bpe.model" or (isinstance(named, str) and _SHIFTED.fullmatch(named)):
+    if path.name == "sentencepiece.bpe.model" or (isinstance(named, str) and _SHIFTED_IDS.fullmatch(named)):
         raise error("a sentencepiece model whose ids its class shifts by code", where=str(path), remedy=_SAVE)
     try:
         from sentencepiece import SentencePieceProcessor
@@ -206,10 +202,10 @@ def _pieces(content: bytes, path: Path, settings: Mapping[str, Any], error: type
     except (RuntimeError, ValueError):
         # Llama 3's original tokenizer.model is one of those: it is tiktoken's.
         raise error("not a sentencepiece model", where=str(path), remedy=_SAVE) from None
-    return _table({piece: row for row, piece in enumerate(pieces)}, str(path), error)
+    return _check_table({piece: row for row, piece in enumerate(pieces)}, str(path), error)
 
 
-def _table(table: Mapping[str, Any], where: str, error: type[SourceError]) -> dict[str, int]:
+def _check_table(table: Mapping[str, Any], where: str, error: type[SourceError]) -> dict[str, int]:
     """Return token → id, every id a small integer that only one token has."""
     by_id: dict[int, str] = {}
     for token, row in table.items():
@@ -224,8 +220,10 @@ def _check_id(token: object, row: object, where: str, error: type[SourceError]) 
         raise error(f"the token {str(token)[:60]!r} has the id {str(row)[:20]!r}", where=where)
 
 
-def _add(tokens: dict[str, int], added: Iterable[tuple[object, object]], where: str, error: type[SourceError]) -> None:
-    """Lay added tokens over a table: each takes its id from the token that had it, if that was not added, too."""
+def _merge_added(
+    tokens: dict[str, int], added: Iterable[tuple[object, object]], where: str, error: type[SourceError]
+) -> None:
+    """Merge added tokens into a table. Each replaces the token that had its id, unless that one was added too."""
     by_id = {row: token for token, row in tokens.items()}
     new: dict[object, object] = {}
     for token, row in added:

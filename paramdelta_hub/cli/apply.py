@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from paramdelta_hub.application.preview import Preview
     from paramdelta_hub.application.requantize import Dtype
     from paramdelta_hub.application.weighted_deltas import AppliedDelta
-    from paramdelta_hub.checkpoints.matching import LeftOut
+    from paramdelta_hub.checkpoints.matching import OmittedTensor
     from paramdelta_hub.tasks.runner import Executor
 
 __all__ = ["apply", "preview_text", "report_text"]
@@ -123,7 +123,7 @@ def apply(
     TARGET is a folder in Hugging Face layout, a .safetensors file, or a Hub id with @revision; a DELTA is a package's
     folder, or org/name[@version] in a registry, with a weight of 1 unless given.
     """
-    from paramdelta_hub.application.apply import carry_out
+    from paramdelta_hub.application.apply import run_apply
     from paramdelta_hub.application.preview import preview
     from paramdelta_hub.application.request import ApplyRequest
     from paramdelta_hub.application.weights import WeightMap, weighted_deltas
@@ -138,7 +138,7 @@ def apply(
         raise OptionError("--stream is for threads of one process", remedy="leave out --stream, or --executor")
     request = ApplyRequest(
         target=target,
-        deltas=tuple((str(summand.delta), summand.weight) for summand in weighted_deltas(deltas)),
+        deltas=tuple((str(each.delta), each.weight) for each in weighted_deltas(deltas)),
         weight_map=WeightMap.of(factors).rules,
         renames=rules.renames,
         skips=rules.skips,
@@ -169,7 +169,7 @@ def apply(
         quiet=quiet,
     ):
         return
-    report = carry_out(request, output, config, bars, registry=registry, overwrite=overwrite)
+    report = run_apply(request, output, config, bars, registry=registry, overwrite=overwrite)
     emit(report, report_text(report), as_json=as_json, quiet=quiet)
 
 
@@ -217,7 +217,7 @@ def _delta_text(delta: AppliedDelta) -> str:
     return f"  {delta.weight:+g} × {delta.name} {delta.version} ({judged})"
 
 
-def _omission_lines(omissions: Sequence[LeftOut]) -> list[str]:
+def _omission_lines(omissions: Sequence[OmittedTensor]) -> list[str]:
     lines = [f"  left out {item.name} ({item.side}): {item.reason}" for item in omissions[:_SHOWN_OMISSIONS]]
     if len(omissions) > _SHOWN_OMISSIONS:  # an fp8 model has a scale for every weight
         lines.append(f"  left out … and {len(omissions) - _SHOWN_OMISSIONS} more (all of them with --json)")

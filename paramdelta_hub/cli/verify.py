@@ -57,7 +57,7 @@ def verify(
     DELTA is a folder, or org/name[@version] in a registry. Or check OUT, a model that pd-apply made: every tensor and
     every file beside the weights against paramdelta_provenance.json.
     """
-    from paramdelta_hub.outputs.applied_model import is_result, may_lie_beside, verify_result
+    from paramdelta_hub.outputs.applied_model import is_allowed_extra, is_result, verify_result
     from paramdelta_hub.outputs.replacing import check_output_file
     from paramdelta_hub.verification.package import verify as run
 
@@ -67,12 +67,12 @@ def verify(
         asked = [(f, make, ours) for f, make, ours in _texts(statement_file, bom_file) if f]
         for file, _, is_ours in asked:
             _check_place(expand(delta), expand(file))
-            check_output_file(file, is_ours, overwrite=overwrite, beside=may_lie_beside(expand(file).name))
+            check_output_file(file, is_ours, overwrite=overwrite, beside=is_allowed_extra(expand(file).name))
         result = verify_result(delta, digest_files=bool(asked), threads=threads, memory=memory, progress=progress)
         # Both are made before one is written: a library may be missing.
         made = [(file, make(result), is_ours) for file, make, is_ours in asked]
         for file, text, is_ours in made:
-            place = check_output_file(file, is_ours, overwrite=overwrite, beside=may_lie_beside(expand(file).name))
+            place = check_output_file(file, is_ours, overwrite=overwrite, beside=is_allowed_extra(expand(file).name))
             with io_errors("writing"):
                 write_file(place, text)
         emit(result, _result_text(result), as_json=as_json, quiet=quiet)
@@ -112,9 +112,9 @@ def _refuse(where: str, what: str, *options: object) -> None:
 
 
 def _check_place(folder: Path, file: Path) -> None:
-    from paramdelta_hub.outputs.applied_model import may_lie_beside
+    from paramdelta_hub.outputs.applied_model import is_allowed_extra
 
-    if file.resolve().is_relative_to(folder.resolve()) and not may_lie_beside(file.name):
+    if file.resolve().is_relative_to(folder.resolve()) and not is_allowed_extra(file.name):
         raise OptionError(
             "can't lie in the model's folder, where nothing may lie that the provenance does not list",
             where=str(file),

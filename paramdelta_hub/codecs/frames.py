@@ -52,10 +52,6 @@ def compress(content: Buffer) -> bytes:
 def content_size(frame: Buffer, most: int) -> int:
     """Return the content size a frame declares, having checked that decoding it is safe.
 
-    Args:
-        frame: one whole frame, or nothing.
-        most: the largest content the caller can take, in bytes.
-
     Raises:
         PackageError: not a frame, or one that breaks a rule named in the message.
     """

@@ -1,1 +1,1 @@
-"""Extract: base and post paired, their difference encoded, and a package made of it."""
+"""Extract: match base and post, encode their difference, and write a package."""

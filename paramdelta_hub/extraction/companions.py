@@ -1,4 +1,4 @@
-"""What a package carries beside the delta: post's tokenizer, templates, settings, and changes of configs."""
+"""The companions of a package: post's tokenizer, templates and settings, and the changes of its configs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.companions import CONFIG, FOLDER, GENERATION, carried, read_companion
-from paramdelta_hub.checkpoints.config_merge import describe_change
+from paramdelta_hub.checkpoints.companions import CONFIG, FOLDER, GENERATION, post_companions, read_companion
+from paramdelta_hub.checkpoints.config_merge import config_change
 from paramdelta_hub.fileio.durable import write_file
 from paramdelta_hub.package.manifest import ConfigChange, FileRecord
 from paramdelta_hub.package.records import ConfigName
 
-__all__ = ["check_packable", "config_changes", "pack"]
+__all__ = ["check_companions", "config_changes", "copy_companions"]
 
 
 def config_changes(base: Checkpoint, post: Checkpoint) -> dict[ConfigName, ConfigChange]:
@@ -21,20 +21,20 @@ def config_changes(base: Checkpoint, post: Checkpoint) -> dict[ConfigName, Confi
     changes: dict[ConfigName, ConfigChange] = {}
     old, new = base.read_json(CONFIG), post.read_json(CONFIG)
     if old is not None and new is not None:
-        changes[CONFIG] = describe_change(old, new)
+        changes[CONFIG] = config_change(old, new)
     new = post.read_json(GENERATION)
     if new is not None and not base.is_lone_file:
-        changes[GENERATION] = describe_change(base.read_json(GENERATION) or {}, new)
+        changes[GENERATION] = config_change(base.read_json(GENERATION) or {}, new)
     return changes
 
 
-def check_packable(base: Checkpoint, post: Checkpoint, tokenizer: Path | None) -> None:
-    """Raise now, before the work, what :func:`pack` and :func:`config_changes` would raise after it."""
-    carried(post, tokenizer)
+def check_companions(base: Checkpoint, post: Checkpoint, tokenizer: Path | None) -> None:
+    """Raise before the work starts what :func:`copy_companions` and :func:`config_changes` would raise after it."""
+    post_companions(post, tokenizer)
     config_changes(base, post)
 
 
-def pack(post: Checkpoint, tokenizer: Path | None, result: Path) -> tuple[FileRecord, ...]:
+def copy_companions(post: Checkpoint, tokenizer: Path | None, result: Path) -> tuple[FileRecord, ...]:
     """Copy post's companions into the package being made in ``result``, and return their records.
 
     Tokenizer and templates may lie in a folder of their own.
@@ -44,7 +44,7 @@ def pack(post: Checkpoint, tokenizer: Path | None, result: Path) -> tuple[FileRe
     """
     shutil.rmtree(result / FOLDER, ignore_errors=True)  # of an interrupted run
     records = []
-    for name, path in carried(post, tokenizer).items():
+    for name, path in post_companions(post, tokenizer).items():
         content, place = read_companion(path), f"{FOLDER}/{name}"
         (result / place).parent.mkdir(parents=True, exist_ok=True)
         write_file(result / place, content)

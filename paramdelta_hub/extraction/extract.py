@@ -1,4 +1,4 @@
-"""Extract: Δ = post − base, once, into a package that is proved exact while it is made."""
+"""Extract Δ = post − base into a package. Every element is checked while the package is written."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.rules import Rules, RuleUse, checked_rules
+from paramdelta_hub.checkpoints.rules import Rules, RuleUse, check_rules
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
-from paramdelta_hub.extraction.companions import check_packable
-from paramdelta_hub.extraction.finalize import assemble, final_names
-from paramdelta_hub.extraction.pairs import Differences, name_trained, pair_up, tokenizer_folder
+from paramdelta_hub.extraction.companions import check_companions
+from paramdelta_hub.extraction.finalize import build_manifest, final_names
+from paramdelta_hub.extraction.pairs import Differences, pair_up, tokenizer_folder, uses_with_trained
 from paramdelta_hub.extraction.request import ExtractRequest
 from paramdelta_hub.fileio.durable import io_errors, write_file
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
@@ -64,38 +64,23 @@ def extract(
 ) -> ExtractReport:
     """Write the delta package ``out`` such that base ⊕ Δ == post, bit for bit, for every element.
 
-    Both models are read once, chunk by chunk; every chunk's sum is checked against post as it is made. A killed run
-    leaves no ``out``; running it again goes on where it stopped.
+    Both models are read once, chunk by chunk, and every chunk's sum is checked against post as it is made. A killed run
+    leaves no ``out``; run it again to resume.
 
-    Args:
-        base: the model post was trained from: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
-        post: the post-trained model, likewise.
-        out: the package's folder.
-        name: what to call the delta; by default after post.
-        version: its semantic version.
-        license: an SPDX expression, or a license name of the Hub.
-        rules: renames (of post's tensors), skips, and which tensors that only post has are carried whole.
-        base_tokenizer: the folder of base's tokenizer, if it does not lie beside the weights: rows of embeddings are
-            matched by token.
-        post_tokenizer: the same for post.
-        hash_files: record the sha256 of local weight files too, at the price of reading both models twice; files
-            from the Hub have theirs, and every tensor always has.
-        overwrite: replace an older package at ``out``; never anything else (:mod:`.replacing`).
-        executor: what does the tasks: ``threads``, or ``ray``: a cluster that sees the same files.
-        threads: tasks at a time; by default as many as there are processors, or as a cluster takes.
-        memory: bytes that all buffers together may take.
-        progress: told how far the work is.
+    The arguments from ``base`` to ``hash_files`` are described at :class:`ExtractRequest`; ``rules`` are its renames,
+    skips and carries. ``executor``, ``threads`` and ``memory`` are described at :class:`ExecutorConfig`, ``overwrite``
+    and ``progress`` at :mod:`paramdelta_hub`.
 
     Raises:
         OptionError: a name, version, license or rule that can't be used.
         CheckpointError: a model can't be read.
-        MismatchError: the two don't fit; every misfit is listed.
+        MismatchError: the two don't fit; every mismatch is listed.
         NotFiniteError: a weight is NaN or infinite.
         DestinationError: ``out`` exists, or is being written to.
         StorageError: the disk is full or fails.
     """
-    rules = checked_rules(rules)
-    wanted = ExtractRequest(
+    rules = check_rules(rules)
+    request = ExtractRequest(
         base=os.fspath(base),
         post=os.fspath(post),
         name=name,
@@ -110,7 +95,7 @@ def extract(
     )
     config = ExecutorConfig(executor, threads, memory)
     check_new(out, overwrite=overwrite)
-    return complete(Extraction(wanted), out, config, progress or Progress(), overwrite=overwrite)
+    return complete(Extraction(request), out, config, progress or Progress(), overwrite=overwrite)
 
 
 class Extraction(Operation[ExtractReport]):
@@ -125,18 +110,18 @@ class Extraction(Operation[ExtractReport]):
     stage = "extracting"
 
     @planning()
-    def __init__(self, wanted: ExtractRequest) -> None:
-        self._rules = wanted.rules
-        first = "delta" if wanted.name is None else wanted.name
-        check_labels(first, wanted.version, wanted.license)  # before anything is read
-        self._base, self._post = open_checkpoint(wanted.base), open_checkpoint(wanted.post)
+    def __init__(self, request: ExtractRequest) -> None:
+        self._rules = request.rules
+        first = "delta" if request.name is None else request.name
+        check_labels(first, request.version, request.license)  # before anything is read
+        self._base, self._post = open_checkpoint(request.base), open_checkpoint(request.post)
         if os.path.realpath(self._base.source.path) == os.path.realpath(self._post.source.path):
             raise OptionError(
-                "BASE and POST are the same model", where=wanted.base, remedy="give the trained model as POST"
+                "BASE and POST are the same model", where=request.base, remedy="give the trained model as POST"
             )
         tokenizers = (
-            tokenizer_folder(wanted.base_tokenizer, self._base),
-            tokenizer_folder(wanted.post_tokenizer, self._post),
+            tokenizer_folder(request.base_tokenizer, self._base),
+            tokenizer_folder(request.post_tokenizer, self._post),
         )
         self._tokenizer = tokenizers[1]
         self._inputs = [
@@ -145,11 +130,11 @@ class Extraction(Operation[ExtractReport]):
             *(("a tokenizer", folder) for folder in tokenizers if folder),
             *registry_places(None),
         ]
-        check_packable(self._base, self._post, self._tokenizer)
-        name = wanted.name or f"{self._post.source.name.rpartition('/')[2]}-delta"
-        self._labels = check_labels(name, wanted.version, wanted.license)
+        check_companions(self._base, self._post, self._tokenizer)
+        name = request.name or f"{self._post.source.name.rpartition('/')[2]}-delta"
+        self._labels = check_labels(name, request.version, request.license)
         self._differences = pair_up(self._base, self._post, self._rules, *tokenizers)
-        self.plan = _plan(self._base, self._post, self._differences, wanted)
+        self.plan = _plan(self._base, self._post, self._differences, request)
 
     @property
     def may_replace(self) -> Replacement:
@@ -189,9 +174,9 @@ class Extraction(Operation[ExtractReport]):
     def finish(self, workspace: Workspace, outcomes: Outcomes, resumed: int) -> ExtractReport:
         """Write the manifest and commit."""
         ordered = [outcome for _, outcome in sorted(outcomes.items())]
-        uses = name_trained(self._differences)
+        uses = uses_with_trained(self._differences)
         with io_errors("writing the package"):
-            manifest = assemble(
+            manifest = build_manifest(
                 self._base,
                 self._post,
                 self._tokenizer,
@@ -220,7 +205,7 @@ def _text(path: str | Path | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
-def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, wanted: ExtractRequest) -> Plan:
+def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, request: ExtractRequest) -> Plan:
     tensors = [
         EncodedTensor(
             name=pair.name,
@@ -239,12 +224,12 @@ def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, wanted: 
         EncodeTask.of(f"{number:06d}.safetensors", tuple(group)) for number, group in enumerate(groups, start=1)
     ]
     files = {file.path: file for model in (base, post) for file in model.files}
-    if wanted.hash_files:
+    if request.hash_files:
         tasks += [DigestTask(str(path), file.header.size) for path, file in files.items()]
     return Plan(
         kind="extract",
         inputs=tuple(file.identity() for file in files.values()),
-        request=wanted.to_json(),
+        request=request.to_json(),
         tasks=tuple(tasks),
     )
 
@@ -252,12 +237,12 @@ def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, wanted: 
 def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
     problems = [
         Mismatch(
-            found.name,
+            tensor.name,
             "not-finite",
-            f"base has {found.counts[0]}, post has {found.counts[1]} values that are NaN or infinite",
+            f"base has {tensor.counts[0]}, post has {tensor.counts[1]} values that are NaN or infinite",
         )
         for outcome in outcomes
-        for found in outcome.not_finite
+        for tensor in outcome.not_finite
     ]
     if problems:
         raise NotFiniteError(

@@ -1,4 +1,4 @@
-"""The end of an extraction: pieces get their final names, and the manifest says what they are."""
+"""The last step of an extraction: name the shards and build the manifest."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paramdelta_hub import __about__
-from paramdelta_hub.checkpoints.architecture import describe_architecture, describe_source
+from paramdelta_hub.checkpoints.architecture import architecture_record, source_record
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.lineage import pack_samples, sample
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.extraction.companions import config_changes, pack
+from paramdelta_hub.extraction.companions import config_changes, copy_companions
 from paramdelta_hub.extraction.pairs import Differences
 from paramdelta_hub.fileio.durable import file_digest, write_file
 from paramdelta_hub.fileio.open_files import OpenFiles
@@ -30,7 +30,7 @@ from paramdelta_hub.package.manifest import (
 from paramdelta_hub.tasks.models import Digested, Encoded, Outcome
 from paramdelta_hub.tasks.workspace import Workspace
 
-__all__ = ["assemble", "final_names"]
+__all__ = ["build_manifest", "final_names"]
 
 
 def final_names(outcomes: Sequence[Outcome]) -> dict[str, str]:
@@ -39,7 +39,7 @@ def final_names(outcomes: Sequence[Outcome]) -> dict[str, str]:
     return {piece: shard_name(number, len(pieces)) for number, piece in enumerate(pieces, start=1)}
 
 
-def assemble(
+def build_manifest(
     base: Checkpoint,
     post: Checkpoint,
     tokenizer: Path | None,
@@ -72,9 +72,9 @@ def assemble(
         version=labels.version,
         license=labels.license,
         created_by=__about__.CREATED_BY,
-        base=describe_source(base, digests),
-        post=describe_source(post, digests),
-        architecture=describe_architecture(base),
+        base=source_record(base, digests),
+        post=source_record(post, digests),
+        architecture=architecture_record(base),
         exactness=Exactness(
             exact=True,
             elements=sum(record.elements for record in records),
@@ -88,7 +88,7 @@ def assemble(
         omissions=tuple(Omission(**vars(omission)) for omission in differences.omissions),
         shards=tuple(shards),
         lineage=lineage,
-        companions=pack(post, tokenizer, workspace.result),
+        companions=copy_companions(post, tokenizer, workspace.result),
         tensors=tuple(records),
     )
 

@@ -1,20 +1,21 @@
-"""What is subtracted from what: the tensors of base and post, paired, with ties and vocabularies settled."""
+"""Match the tensors of base and post, including tied heads and vocabulary rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model
-from paramdelta_hub.checkpoints.matching import SKIPPED, LeftOut, Match, match
-from paramdelta_hub.checkpoints.rename_proposals import propose
-from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_idle, rule_uses
+from paramdelta_hub.checkpoints.matching import SKIPPED, Match, OmittedTensor, match
+from paramdelta_hub.checkpoints.rename_proposals import suggest_renames
+from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses
 from paramdelta_hub.checkpoints.tensor_sources import Zeros
-from paramdelta_hub.checkpoints.token_rows import arrange, given_up
+from paramdelta_hub.checkpoints.token_rows import dropped_tokens, match_rows
 from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
 from paramdelta_hub.fileio.durable import expand
@@ -23,7 +24,7 @@ from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.row_runs import Run
 from paramdelta_hub.numerics.scratch import scratch
 
-__all__ = ["Differences", "Pair", "name_trained", "pair_up", "tokenizer_folder"]
+__all__ = ["Differences", "Pair", "pair_up", "tokenizer_folder", "uses_with_trained"]
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,25 @@ class Pair:
         return f"{self.name}: {'; '.join(words)}" if words else None
 
 
+class SkippedPair(NamedTuple):
+    """A tensor that both models have and a rule skips."""
+
+    name: str
+    post_name: str
+    base: LogicalTensor
+    post: LogicalTensor
+
+
 @dataclass(frozen=True)
 class Differences:
     """All pairs, what was left out, and which tokens of base post no longer has."""
 
     pairs: tuple[Pair, ...]
-    omissions: tuple[LeftOut, ...]
-    """(name, side, reason)"""
+    omissions: tuple[OmittedTensor, ...]
     given_up: Mapping[str, int]
     uses: tuple[RuleUse, ...]
     """What each of the user's rules hit."""
-    skipped: tuple[tuple[str, str, LogicalTensor, LogicalTensor], ...]
-    """(name, post's name, base's tensor, post's) of what both have and a rule leaves out."""
+    skipped: tuple[SkippedPair, ...]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -78,7 +86,7 @@ class Differences:
         return tuple(note for pair in self.pairs if (note := pair.note))
 
 
-def name_trained(differences: Differences) -> tuple[RuleUse, ...]:
+def uses_with_trained(differences: Differences) -> tuple[RuleUse, ...]:
     """Return what each rule hit, with the names of the tensors that it left out although training had changed them.
 
     Both sides are read, until the first difference: a pattern is easily wider than it was meant to be.
@@ -98,13 +106,13 @@ def name_trained(differences: Differences) -> tuple[RuleUse, ...]:
 def _equal_values(base: LogicalTensor, post: LogicalTensor, files: OpenFiles) -> bool:
     if (base.dtype, base.shape) != (post.dtype, post.shape):
         return False
-    one, other = base.source.open(files), post.source.open(files)
+    base_values, post_values = base.source.open(files), post.source.open(files)
     for start in range(0, base.elements, CHUNK_ELEMENTS):
         size = min(CHUNK_ELEMENTS, base.elements - start) * base.itemsize
-        ours, theirs = scratch("one side", size, np.uint8), scratch("the other side", size, np.uint8)
-        one.read(start, ours)
-        other.read(start, theirs)
-        if not np.array_equal(ours, theirs):
+        base_chunk, post_chunk = scratch("one side", size, np.uint8), scratch("the other side", size, np.uint8)
+        base_values.read(start, base_chunk)
+        post_values.read(start, post_chunk)
+        if not np.array_equal(base_chunk, post_chunk):
             return False
     return True
 
@@ -114,76 +122,82 @@ def pair_up(
 ) -> Differences:
     """Pair the two models' tensors, or raise with everything that does not fit; only headers are read.
 
-    Args:
-        base: the model post was trained from.
-        post: the post-trained model.
-        rules: renames of post's tensors, skips, and what is carried whole.
-        base_tokenizer: the folder of base's tokenizer, if there is one.
-        post_tokenizer: the same for post.
-
     Raises:
         OptionError: a rule that hits nothing.
         MismatchError: every misfit is listed.
         CheckpointError: scales or a tokenizer that can't be used.
     """
-    ours, theirs = logical_model(base), logical_model(post)
-    whole = [name for name in theirs.entries if rules.carries_name(name)]
-    found = match(ours.entries, theirs.entries, rules, ("base", "post"), whole=whole)
-    uses = rule_uses(rules, ours.entries, [theirs.entries], found.new)
-    both = [*ours.entries, *theirs.entries]
-    refuse_idle(
-        uses,
-        {
-            "skip": both,
-            "rename": theirs.entries,
-            "carry": [name for name in theirs.entries if rules.rename(name) not in ours.entries],
-        },
+    sides = _Sides(logical_model(base), logical_model(post))
+    base_entries, post_entries = sides.base.entries, sides.post.entries
+    carried = [name for name in post_entries if rules.carries_name(name)]
+    matched = match(base_entries, post_entries, rules, ("base", "post"), carried=carried)
+    uses = rule_uses(rules, base_entries, [post_entries], matched.carried)
+    candidates: dict[RuleKind, list[str]] = {
+        "skip": [*base_entries, *post_entries],
+        "rename": [*post_entries],
+        "carry": [name for name in post_entries if rules.rename(name) not in base_entries],
+    }
+    refuse_unused(uses, candidates)
+    vocabularies = _Vocabularies(base_tokenizer, post_tokenizer)
+    return Differences(
+        pairs=_make_pairs(matched, sides, rules, vocabularies),
+        omissions=(
+            *matched.omissions,
+            *(OmittedTensor(name, "base", reason) for name, reason in sides.base.omissions),
+            *(OmittedTensor(name, "post", reason) for name, reason in sides.post.omissions),
+        ),
+        given_up=vocabularies.dropped_tokens,
+        uses=tuple(uses),
+        skipped=_skipped_pairs(matched, sides, rules) if rules.skips else (),
     )
+
+
+class _Sides(NamedTuple):
+    base: LogicalModel
+    post: LogicalModel
+
+
+def _make_pairs(matched: Match, sides: _Sides, rules: Rules, vocabularies: _Vocabularies) -> tuple[Pair, ...]:
+    """Return a pair for every match, or raise with everything that does not fit."""
+    base, post = sides
+    where = str(post.checkpoint.source.path)
     problems = [
-        Mismatch(side, "quantized", f"{model.checkpoint.source.path}: {model.refused}")
-        for side, model in (("base", ours), ("post", theirs))
-        if model.refused
+        Mismatch(side, "quantized", f"{model.checkpoint.source.path}: {model.unsupported}")
+        for side, model in (("base", base), ("post", post))
+        if model.unsupported
     ]
-    problems += found.mismatches
+    problems += matched.mismatches
     remedy = (
         "give models of one architecture and dtype, or map post's names with --rename, leave out with --skip, "
         "or take what only post has whole, with --carry"
     )
-    if problems and (options := propose(ours.entries, theirs.entries, rules)):
+    if problems and (options := suggest_renames(base.entries, post.entries, rules)):
         remedy = f"try {options}; what still has no partner, leave out with --skip, or --carry what only post has"
-    renamed = {rules.rename(name): name for name in theirs.tensors} if rules.skips else {}
-    vocabularies = _Vocabularies(base_tokenizer, post_tokenizer)
     pairs = []
-    misfits = {mismatch.location for mismatch in found.mismatches}
-    for name in found.pairs:
-        if name in misfits:
+    mismatched = {mismatch.location for mismatch in matched.mismatches}
+    for name in matched.pairs:
+        if name in mismatched:
             continue
         try:
-            pairs.append(_pair(name, found, ours, theirs, vocabularies))
+            pairs.append(_pair(name, matched, sides, vocabularies))
         except MismatchError as error:
             problems.append(Mismatch(name, "rows", error.what))
             remedy = error.remedy or remedy
     if problems:
-        raise MismatchError(
-            f"base and post differ in {len(problems)} way(s)", problems, where=str(post.source.path), remedy=remedy
-        )
+        raise MismatchError(f"base and post differ in {len(problems)} way(s)", problems, where=where, remedy=remedy)
     if not pairs:
         what = "the skip rules leave no tensor" if rules.skips else "base and post have no tensor in common"
-        raise MismatchError(what, where=str(post.source.path))
-    return Differences(
-        pairs=tuple(pairs),
-        omissions=(
-            *found.omissions,
-            *(LeftOut(name, "base", reason) for name, reason in ours.omissions),
-            *(LeftOut(name, "post", reason) for name, reason in theirs.omissions),
-        ),
-        given_up=vocabularies.given_up,
-        uses=tuple(uses),
-        skipped=tuple(
-            (name, renamed[name], ours.tensors[name], theirs.tensors[renamed[name]])
-            for name in (item.name for item in found.omissions if item.reason == SKIPPED and item.side == "both")
-            if name in ours.tensors and name in renamed
-        ),
+        raise MismatchError(what, where=where)
+    return tuple(pairs)
+
+
+def _skipped_pairs(matched: Match, sides: _Sides, rules: Rules) -> tuple[SkippedPair, ...]:
+    """Return the tensors that both models have and a rule skips."""
+    post_names = {rules.rename(name): name for name in sides.post.tensors}
+    return tuple(
+        SkippedPair(name, post_names[name], sides.base.tensors[name], sides.post.tensors[post_names[name]])
+        for name in (item.name for item in matched.omissions if item.reason == SKIPPED and item.side == "both")
+        if name in sides.base.tensors and name in post_names
     )
 
 
@@ -201,18 +215,18 @@ def tokenizer_folder(chosen: str | Path | None, model: Checkpoint) -> Path | Non
     return folder
 
 
-def _pair(name: str, found: Match, ours: LogicalModel, theirs: LogicalModel, vocabularies: _Vocabularies) -> Pair:
+def _pair(name: str, matched: Match, sides: _Sides, vocabularies: _Vocabularies) -> Pair:
     runs: tuple[Run, ...] | None = None
-    post_name = found.pairs[name]
-    post, (side, embedding) = theirs.tensors[post_name], found.ties.get(name, ("", ""))
-    if name in found.new:
+    post_name = matched.pairs[name]
+    post, (side, embedding) = sides.post.tensors[post_name], matched.ties.get(name, ("", ""))
+    if name in matched.carried:
         base = LogicalTensor(post.dtype, (0, *post.shape[1:]), Zeros(post.dtype))
         runs = (Run(0, None, post.shape[0]),) if post.shape[0] else ()
     else:
-        base = ours.tensor(name, found, "base")
-        ours_entry = ours.entries[embedding if side == "base" else name]
-        if ours_entry.vocabulary or theirs.entries[post_name].vocabulary:
-            runs = vocabularies.arrange(base.shape[0], post.shape[0])
+        base = sides.base.tensor(name, matched, "base")
+        base_entry = sides.base.entries[embedding if side == "base" else name]
+        if base_entry.vocabulary or sides.post.entries[post_name].vocabulary:
+            runs = vocabularies.match_rows(base.shape[0], post.shape[0])
     return Pair(
         name=name,
         base=base.reorder_rows(runs),
@@ -232,9 +246,9 @@ class _Vocabularies:
         self._base, self._post = base, post
         self._same = base is not None and post is not None and same_tokenizer(base, post)
         self._read: tuple[Vocabulary | None, Vocabulary | None] | None = None
-        self._arranged: dict[tuple[int, int], tuple[Run, ...] | None] = {}
+        self._runs: dict[tuple[int, int], tuple[Run, ...] | None] = {}
 
-    def arrange(self, base_rows: int, post_rows: int) -> tuple[Run, ...] | None:
+    def match_rows(self, base_rows: int, post_rows: int) -> tuple[Run, ...] | None:
         """Return which of base's rows each of post's belongs to; None where that is its own.
 
         Raises:
@@ -243,15 +257,15 @@ class _Vocabularies:
         if base_rows == post_rows and (self._same or self._base is None or self._post is None):
             return None
         sizes = (base_rows, post_rows)
-        if sizes not in self._arranged:
-            self._arranged[sizes] = arrange(*sizes, *self._vocabularies())
-        return self._arranged[sizes]
+        if sizes not in self._runs:
+            self._runs[sizes] = match_rows(*sizes, *self._vocabularies())
+        return self._runs[sizes]
 
     @property
-    def given_up(self) -> dict[str, int]:
+    def dropped_tokens(self) -> dict[str, int]:
         """Tokens of base that post no longer has."""
         base, post = self._read or (None, None)
-        return given_up(base, post) if base and post else {}
+        return dropped_tokens(base, post) if base and post else {}
 
     def _vocabularies(self) -> tuple[Vocabulary | None, Vocabulary | None]:
         if self._read is None:

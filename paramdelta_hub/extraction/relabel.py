@@ -1,4 +1,4 @@
-"""Relabel: a package under another name, version or license, made of a package alone."""
+"""Relabel: copy a package under another name, version or license."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.outputs.replacing import Replacement, check_apart, check_new, registry_places
 from paramdelta_hub.package.labels import check_labels
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from paramdelta_hub.package.package import open_package
+from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.package.report import PackageReport
 from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN, YOURS_END, own_words, split
 from paramdelta_hub.registry.locate import locate_delta
@@ -77,44 +77,50 @@ def relabel(
         StorageError: the disk is full or fails.
     """
     out = expand(out)
-    _labels_of(name, version, license)  # before anything is fetched
+    labels = _given_labels(name, version, license)  # before anything is fetched
     package = open_package(locate_delta(delta, registry, progress=progress))
-    before = package.manifest
-    manifest = before.model_copy(update=_labels_of(name, version, license))
-    if manifest == before:
-        raise OptionError(
-            "no label would change",
-            where=str(package.path),
-            remedy=f"it is {before.name} {before.version}, license {before.license or 'not stated'}: "
-            "give another --name, --version or --license",
-        )
+    text = _with_labels(package, labels).to_json()
+    manifest, digest = parse_manifest(text)  # what we write, we can read
     places = [("the package that is relabeled", package.path), *registry_places(registry, [str(delta)])]
     check_apart(out, places[:1])
     check_new(out, overwrite=overwrite, registry=registry)
     card = _own_card(read_card(package.path))
-    text = manifest.to_json()
-    manifest, digest = parse_manifest(text)  # what we write, we can read
-    with Workspace(out, may_replace=Replacement("package", places) if overwrite else None) as place:
-        place.start_afresh()
-        source = package.path
-        receive(
-            manifest.files, lambda file: file_chunks(resolve_inside(source, file)), place.result, str(source), progress
-        )
-        write_if_changed(place.result / CARD_NAME, None if card is None else card.encode())
-        write_if_changed(place.result / MANIFEST_NAME, text)
-        place.commit()
+    with Workspace(out, may_replace=Replacement("package", places) if overwrite else None) as workspace:
+        workspace.start_afresh()
+        source, result = package.path, workspace.result
+        receive(manifest.files, lambda file: file_chunks(resolve_inside(source, file)), result, str(source), progress)
+        write_if_changed(result / CARD_NAME, None if card is None else card.encode())
+        write_if_changed(result / MANIFEST_NAME, text)
+        workspace.commit()
     return RelabelReport(
-        path=place.given,
+        path=workspace.given,
         id=digest,
         manifest=manifest,
         model_nbytes=manifest.model_nbytes,
-        before=before,
+        before=package.manifest,
         id_before=package.digest,
     )
 
 
-def _labels_of(name: str | None, version: str | None, license_name: str | None) -> dict[str, str]:
-    """Return the labels that are given, as a manifest states them; what a stranger's manifest has is not judged.
+def _with_labels(package: Package, labels: dict[str, str]) -> Manifest:
+    """Return the package's manifest with other labels.
+
+    Raises:
+        OptionError: it has them already.
+    """
+    manifest = package.manifest
+    if all(getattr(manifest, label) == value for label, value in labels.items()):
+        raise OptionError(
+            "no label would change",
+            where=str(package.path),
+            remedy=f"it is {manifest.name} {manifest.version}, license {manifest.license or 'not stated'}: "
+            "give another --name, --version or --license",
+        )
+    return manifest.model_copy(update=labels)
+
+
+def _given_labels(name: str | None, version: str | None, license_name: str | None) -> dict[str, str]:
+    """Return the labels that are given, as a manifest states them. The labels of the old manifest are not checked.
 
     Raises:
         OptionError: one can't be used.

@@ -1,4 +1,4 @@
-"""What is asked of an extract."""
+"""The request of an extract."""
 
 from __future__ import annotations
 
@@ -13,19 +13,31 @@ __all__ = ["ExtractRequest"]
 
 @dataclass(frozen=True)
 class ExtractRequest(Request):
-    """What :func:`~paramdelta_hub.extract` is asked for; fields as its arguments, rules as tuples."""
+    """What :func:`~paramdelta_hub.extract` is asked for."""
 
     base: str
+    """The model post was trained from: a folder, a ``.safetensors`` file, or ``org/name[@revision]``."""
     post: str
+    """The post-trained model, likewise."""
     name: str | None = None
+    """The name of the delta. The default is made from post's name."""
     version: str = "1.0.0"
+    """Its semantic version."""
     license: str | None = None
+    """An SPDX expression, or a license name of the Hub."""
     renames: tuple[tuple[str, str], ...] = ()
+    """(pattern, replacement) for the names of post's tensors."""
     skips: tuple[str, ...] = ()
+    """Patterns of the tensors to leave out."""
     carries: tuple[str, ...] = ()
+    """Patterns of the tensors that only post has, and that the delta carries whole."""
     base_tokenizer: str | None = None
+    """The folder of base's tokenizer, if it is not beside the weights. Rows of embeddings are matched by token."""
     post_tokenizer: str | None = None
+    """The folder of post's tokenizer, likewise."""
     hash_files: bool = False
+    """Also record the sha256 of local weight files, which reads both models twice. For files from the Hub it is known,
+    and the digest of every tensor is always recorded."""
 
     @property
     def rules(self) -> Rules:

@@ -10,14 +10,17 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
 from paramdelta_hub.errors import PackageError, SourceError
 from paramdelta_hub.limits import JSON_DEPTH, JSON_VALUES
 
-__all__ = ["canonical", "compact", "parse", "pretty"]
+__all__ = ["JsonObject", "canonical", "compact", "parse", "parse_object", "pretty"]
+
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON object whose keys we don't define, such as a model's config."""
 
 _NINETEEN_ZEROS = b"0" * 19
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
@@ -41,7 +44,7 @@ class _Rules:
     def constant(self, name: str) -> NoReturn:
         self.refuse(f"{name} is not JSON")
 
-    def unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(self, pairs: list[tuple[str, Any]]) -> JsonObject:
         found = dict(pairs)
         if len(found) != len(pairs):
             twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -106,6 +109,25 @@ def parse(
             compact(value)
         except UnicodeEncodeError:  # it can't be written again, and other parsers refuse it
             rules.refuse("a JSON string holds a lone surrogate")
+    return value
+
+
+def parse_object(
+    text: bytes,
+    error: type[SourceError] = PackageError,
+    where: str | None = None,
+    limit: int = JSON_VALUES,
+    *,
+    long_integers: bool = False,
+) -> JsonObject:
+    """Parse a JSON object; see :func:`parse`.
+
+    Raises:
+        SourceError: (as ``error``) not strict JSON, or not an object.
+    """
+    value = parse(text, error, where, limit, long_integers=long_integers)
+    if not isinstance(value, dict):
+        raise error("not a JSON object", where=where)
     return value
 
 

@@ -1,4 +1,4 @@
-"""Runs of rows: where each row of a vocabulary tensor comes from, in as few words as can be."""
+"""Runs of rows: a compact list of where each row of a vocabulary tensor comes from."""
 
 from __future__ import annotations
 

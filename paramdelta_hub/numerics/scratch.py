@@ -1,4 +1,4 @@
-"""Reused memory: one set of buffers a thread, because touching fresh memory costs more than the arithmetic.
+"""Reused buffers, one set per thread, because touching fresh memory costs more than the arithmetic.
 
 Fresh pages are zeroed by the kernel at 0.7–1.5 GB/s on common virtual machines; sums run at ten times that.
 """

@@ -1,4 +1,4 @@
-"""Verify an applied model: is every tensor, and every file beside the weights, what its provenance says?"""
+"""Verify an applied model: compare every tensor and every companion with its provenance."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from paramdelta_hub.tasks.digests import tensor_digests
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import workers
 
-__all__ = ["ResultReport", "changed_tensors", "is_result", "may_lie_beside", "verify_result"]
+__all__ = ["ResultReport", "digest_mismatches", "is_allowed_extra", "is_result", "verify_result"]
 
-_BESIDE = re.compile(
+_ALLOWED_EXTRA = re.compile(
     r"(readme|license|notice|use_policy)(\.(md|txt))?|.+\.(sig|intoto\.jsonl?|cdx\.json)", re.IGNORECASE
 )
 
@@ -65,12 +65,12 @@ def is_result(path: Path) -> bool:
         return False
 
 
-def may_lie_beside(name: str) -> bool:
+def is_allowed_extra(name: str) -> bool:
     """Whether a file may lie in an applied model although no provenance lists it.
 
     Cards, licenses, signatures, statements and bills of materials may: people add them, and no library loads them.
     """
-    return _BESIDE.fullmatch(name) is not None
+    return _ALLOWED_EXTRA.fullmatch(name) is not None
 
 
 def verify_result(
@@ -102,14 +102,18 @@ def verify_result(
         raise CheckpointError(
             f"no applied model: there is no {PROVENANCE_NAME}", where=str(result), remedy="pd-apply writes one"
         )
-    place = folder / PROVENANCE_NAME
-    text = read_small(place, PROVENANCE_BYTES, CheckpointError, follow=True)
-    provenance = parse_provenance(text, str(place))
+    path = folder / PROVENANCE_NAME
+    text = read_small(path, PROVENANCE_BYTES, CheckpointError, follow=True)
+    provenance = parse_provenance(text, str(path))
     model = open_checkpoint(folder)
     before = [file.identity() for file in model.files]
-    problems = [*_misfits(model, provenance), *_unlisted(model, provenance), *_changed_companions(folder, provenance)]
+    problems = [
+        *_tensor_mismatches(model, provenance),
+        *_unlisted_files(model, provenance),
+        *_changed_companions(folder, provenance),
+    ]
     promised = {name: tensor.blake3 for name, tensor in provenance.tensors.items()}
-    problems += changed_tensors(model, promised, {problem.location for problem in problems}, threads, progress)
+    problems += digest_mismatches(model, promised, {problem.location for problem in problems}, threads, progress)
     if problems:
         raise MismatchError(
             f"not the model that its provenance tells of: {len(problems)} difference(s)",
@@ -136,7 +140,7 @@ def verify_result(
     )
 
 
-def _misfits(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
+def _tensor_mismatches(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
     """Yield the tensors that the headers show to be missing, more than promised, or of another dtype or shape."""
     for name, promised in provenance.tensors.items():
         if name not in model.tensors:
@@ -144,14 +148,14 @@ def _misfits(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
             continue
         span = model.tensors[name][1]
         if (span.dtype, span.shape) != (promised.dtype, promised.shape):
-            ours, theirs = f"{span.dtype} {list(span.shape)}", f"{promised.dtype} {list(promised.shape)}"
-            yield Mismatch(name, "shape", f"is {ours}, the provenance says {theirs}")
+            actual, promised_text = f"{span.dtype} {list(span.shape)}", f"{promised.dtype} {list(promised.shape)}"
+            yield Mismatch(name, "shape", f"is {actual}, the provenance says {promised_text}")
     for name in model.tensors:
         if name not in provenance.tensors:
             yield Mismatch(name, "unlisted", "the model has it, the provenance has not")
 
 
-def changed_tensors(
+def digest_mismatches(
     model: Checkpoint, promised: Mapping[str, str], known: set[str], threads: int, progress: Progress
 ) -> list[Mismatch]:
     """Return the tensors whose values have another digest than promised; those that are ``known`` are not read."""
@@ -161,11 +165,11 @@ def changed_tensors(
         for name, (file, span) in model.tensors.items()
         if name not in known
     }
-    found = tensor_digests(sources, threads, progress, "comparing tensors")
+    digests = tensor_digests(sources, threads, progress, "comparing tensors")
     return [
         Mismatch(name, "digest", "other values than the provenance's digest promises")
         for name in promised
-        if name in found and found[name] != promised[name]
+        if name in digests and digests[name] != promised[name]
     ]
 
 
@@ -178,12 +182,12 @@ def _changed_companions(folder: Path, provenance: Provenance) -> Iterator[Mismat
             yield Mismatch(file.path, "digest", "another file than the provenance's digest promises")
 
 
-def _unlisted(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
+def _unlisted_files(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
     """Yield the files that nobody promised: a library could take one of them for the model, or for code to run."""
     listed = {PROVENANCE_NAME, *(file.name for file in model.files), *(f.path for f in provenance.companions.files)}
     listed |= {INDEX} if model.index is not None else set()
     for name in files_below(model.folder):
-        if name not in listed and not may_lie_beside(name):
+        if name not in listed and not is_allowed_extra(name):
             yield Mismatch(shown(name), "unlisted", "the provenance does not have this file; move it elsewhere")
 
 

@@ -22,7 +22,7 @@ from paramdelta_hub.fileio.listing import shown_names
 from paramdelta_hub.fileio.paths import relation
 from paramdelta_hub.fileio.seal import is_sealed
 from paramdelta_hub.limits import CARD_BYTES, CATALOG_BYTES, PROVENANCE_BYTES
-from paramdelta_hub.outputs.applied_model import changed_tensors
+from paramdelta_hub.outputs.applied_model import digest_mismatches
 from paramdelta_hub.outputs.catalog_files import SITE_NAME, SiteFiles
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import LOCK_NAME, open_package
@@ -273,7 +273,7 @@ def _changed_weights(model: Checkpoint, provenance: Provenance, mark: int) -> It
     if newer:
         untouched = {name for name, (file, _) in model.tensors.items() if file.name not in newer}
         digests = {name: tensor.blake3 for name, tensor in provenance.tensors.items()}
-        for problem in changed_tensors(model, digests, untouched, 1, Progress()):
+        for problem in digest_mismatches(model, digests, untouched, 1, Progress()):
             yield model.tensors[problem.location][0].name
 
 

@@ -77,7 +77,7 @@ class Layout:
         return self.chunks * self.columns * 4
 
     @property
-    def most_chunk_bytes(self) -> int:
+    def max_chunk_bytes(self) -> int:
         """No chunk needs more than this: every element escaped, with a remainder and an exception, and the frames."""
         wide = 8 if self.symbol.itemsize > 2 else 4
         return CHUNK_ELEMENTS * (2 * self.symbol.itemsize + wide + 3) + 1024 * self.columns
@@ -95,7 +95,7 @@ class Layout:
         lengths = table.view("<u4").reshape(self.chunks, self.columns).astype(np.int64)
         if int(lengths.sum()) + table.nbytes != nbytes:
             raise PackageError("the chunk table does not add up to the payload's size", where=where)
-        if lengths.size and int(lengths.sum(axis=1).max()) > self.most_chunk_bytes:
+        if lengths.size and int(lengths.sum(axis=1).max()) > self.max_chunk_bytes:
             raise PackageError("the chunk table holds an impossibly large chunk", where=where)
         return lengths
 

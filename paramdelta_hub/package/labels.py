@@ -1,7 +1,6 @@
-"""What people call a delta, checked where they say it: name, version, license.
+"""Check the labels of a new package: name, version and license.
 
-Manifests that come from strangers may hold any license, since what they hold can't be changed; whoever makes a package
-gets a slip of the pen told.
+An existing manifest may state any license, because it can't be changed. A new package must state a known one.
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ def check_labels(name: str, version: str, license_name: str | None) -> Labels:
     Raises:
         OptionError: the name can't be used, the version is none, or the license is unknown.
     """
-    if not name.strip() or not _takes(_TEXT, name):
+    if not name.strip() or not _accepts(_TEXT, name):
         raise OptionError(
             f"the name {name[:_SHOWN]!r} can't be used",
             remedy="give one line of 1 to 1024 characters that can be seen, such as --name math-delta",
         )
-    if not _takes(_VERSION, version):
-        meant = _meant(version)
+    if not _accepts(_VERSION, version):
+        intended = _intended_version(version)
         raise OptionError(
-            f"{version[:_SHOWN]!r} is not a semantic version" + (f"; did you mean {meant}?" if meant else ""),
-            remedy=f"versions have three numbers, such as --version {meant or '1.2.0'} (semver.org)",
+            f"{version[:_SHOWN]!r} is not a semantic version" + (f"; did you mean {intended}?" if intended else ""),
+            remedy=f"versions have three numbers, such as --version {intended or '1.2.0'} (semver.org)",
         )
     return Labels(name=name, version=version, license=None if license_name is None else check_license(license_name))
 
@@ -104,16 +103,16 @@ def _nearest(text: str) -> list[str]:
     return exact[:1] or related or difflib.get_close_matches(typed, sorted(HUB_LICENSES), 3, 0.7)
 
 
-def _meant(version: str) -> str | None:
+def _intended_version(version: str) -> str | None:
     """Return the semantic version that was probably meant: ``1.0`` is 1.0.0, ``v1.2.0`` is 1.2.0."""
-    if not (found := _PARTS.fullmatch(version.strip())):
+    if not (match := _PARTS.fullmatch(version.strip())):
         return None
-    numbers = [str(int(part)) for part in found[1].split(".")]
-    guess = ".".join([*numbers, "0", "0"][:3]) + (found[2] or "")
-    return guess if _takes(_VERSION, guess) else None
+    numbers = [str(int(part)) for part in match[1].split(".")]
+    guess = ".".join([*numbers, "0", "0"][:3]) + (match[2] or "")
+    return guess if _accepts(_VERSION, guess) else None
 
 
-def _takes(kind: TypeAdapter[str], value: str) -> bool:
+def _accepts(kind: TypeAdapter[str], value: str) -> bool:
     try:
         kind.validate_python(value)
     except ValidationError:

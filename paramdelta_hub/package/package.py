@@ -47,6 +47,11 @@ class Package:
     digest: str
     """sha256 of ``manifest.json``: the package's id."""
 
+    @property
+    def label(self) -> str:
+        """Name and version, for messages."""
+        return f"{self.manifest.name} {self.manifest.version}"
+
     @cached_property
     def records(self) -> dict[str, TensorRecord]:
         """Every tensor by name."""
@@ -60,20 +65,20 @@ class Package:
                 groups[record.shard].append(record)
         return dict(groups)
 
-    def payload_places(self) -> dict[str, tuple[str, int]]:
+    def payload_locations(self) -> dict[str, tuple[str, int]]:
         """Return each payload's file and its start there, having checked every shard's header and size.
 
         Raises:
             PackageError: a shard is missing, truncated, or disagrees with the manifest.
         """
         sizes = {file.path: file.size for file in self.manifest.shards}
-        places = {}
+        locations = {}
         for shard, records in self.shard_records().items():
             self._check_size(shard, sizes[shard])
             path = resolve_inside(self.path, shard)
             for name, start in check_shard_header(path, records).items():
-                places[name] = (str(path), start)
-        return places
+                locations[name] = (str(path), start)
+        return locations
 
     def check_files(self, advance: Callable[[int], None] = lambda _: None) -> int:
         """Check that every listed file has its promised bytes and that no other file is there; return bytes read.
@@ -106,17 +111,17 @@ class Package:
         """
         file = self.manifest.lineage
         runs = LINEAGE_RUNS * LINEAGE_RUN_LENGTH
-        most = HEADER_BYTES + sum(min(tensor.elements, runs) * tensor.itemsize for tensor in self.manifest.tensors)
-        return self.read_file(file, most)
+        max_bytes = HEADER_BYTES + sum(min(tensor.elements, runs) * tensor.itemsize for tensor in self.manifest.tensors)
+        return self.read_file(file, max_bytes)
 
-    def read_file(self, file: FileRecord, most: int) -> bytes:
-        """Return the content of a listed file of at most ``most`` bytes, checked against its digest.
+    def read_file(self, file: FileRecord, max_bytes: int) -> bytes:
+        """Return the content of a listed file of at most ``max_bytes`` bytes, checked against its digest.
 
         Raises:
             PackageError: missing, too large, or not the promised bytes.
         """
-        if file.size > most:
-            raise PackageError(f"{file.path}: {file.size} bytes, where {most} make sense", where=str(self.path))
+        if file.size > max_bytes:
+            raise PackageError(f"{file.path}: {file.size} bytes, where {max_bytes} make sense", where=str(self.path))
         content = read_small(resolve_inside(self.path, file.path), file.size)
         check_digest(hashlib.sha256(content).hexdigest(), file.sha256, f"the file {file.path!r}", str(self.path))
         return content

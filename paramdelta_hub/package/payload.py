@@ -1,4 +1,4 @@
-"""One tensor's payload as a stream of chunks: written once, read once, hashed on the way."""
+"""Read and write the payload of one tensor, chunk by chunk, hashing it at the same time."""
 
 from __future__ import annotations
 
@@ -146,13 +146,13 @@ def check_shard_header(path: Path, records: list[TensorRecord]) -> dict[str, int
         PackageError: not a valid header, or one that differs from the manifest.
     """
     header = read_header(path, PackageError)
-    found = {span.name: span for span in header.tensors}
+    spans = {span.name: span for span in header.tensors}
     where = str(path)
-    if found.keys() != {record.name for record in records}:
-        odd = sorted(found.keys() ^ {record.name for record in records})[0]
-        raise PackageError(f"the shard and the manifest disagree about tensor {odd!r}", where=where)
+    if spans.keys() != {record.name for record in records}:
+        differing = sorted(spans.keys() ^ {record.name for record in records})[0]
+        raise PackageError(f"the shard and the manifest disagree about tensor {differing!r}", where=where)
     for record in records:
-        span = found[record.name]
+        span = spans[record.name]
         if (span.dtype, span.shape) != (PAYLOAD_DTYPE, (record.nbytes,)):
             raise PackageError(f"the payload of tensor {record.name!r} has another size in the manifest", where=where)
-    return {name: span.start for name, span in found.items()}
+    return {name: span.start for name, span in spans.items()}

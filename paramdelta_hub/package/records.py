@@ -236,5 +236,5 @@ def problems(error: ValidationError) -> str:
     """Return what pydantic found, the first 20 problems, a line each; of very many only how many they are."""
     if error.error_count() > _PROBLEMS:  # to list them takes as much memory again
         return f" {error.error_count():,} problems"
-    found = error.errors(include_input=False, include_url=False)[:20]
-    return "".join(f"\n  - {shown('.'.join(map(str, p['loc']))[:200]) or 'the whole'}: {p['msg']}" for p in found)
+    details = error.errors(include_input=False, include_url=False)[:20]
+    return "".join(f"\n  - {shown('.'.join(map(str, p['loc']))[:200]) or 'the whole'}: {p['msg']}" for p in details)

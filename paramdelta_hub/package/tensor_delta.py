@@ -21,13 +21,13 @@ from paramdelta_hub.package.payload import PayloadReader
 
 __all__ = ["DeltaReader", "StoredDelta", "decoded_nbytes", "delta_chunks"]
 
-_MOST_PER_BYTE = 64
+_MAX_EXPANSION = 64
 """Bytes of weights that a byte of a payload is taken to stand for at most: 50 where 98 % of the weights stayed."""
 
 
 def decoded_nbytes(records: Iterable[TensorRecord]) -> int:
     """Return about how many bytes of weights the payloads of tensors decode to; a mere claim of terabytes is none."""
-    return sum(min(record.elements * record.itemsize, _MOST_PER_BYTE * record.nbytes) for record in records)
+    return sum(min(record.elements * record.itemsize, _MAX_EXPANSION * record.nbytes) for record in records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,9 @@ class StoredDelta:
     exceptions: int
 
     @classmethod
-    def of(cls, record: TensorRecord, places: Mapping[str, tuple[str, int]]) -> StoredDelta:
-        """Return where the delta of a manifest's tensor is; ``places`` has each payload's shard and start."""
-        shard, start = places.get(record.name, (None, 0))
+    def of(cls, record: TensorRecord, locations: Mapping[str, tuple[str, int]]) -> StoredDelta:
+        """Return where the delta of a manifest's tensor is; ``locations`` has each payload's shard and start."""
+        shard, start = locations.get(record.name, (None, 0))
         return cls(
             name=record.name,
             elements=record.elements,
@@ -85,12 +85,6 @@ class DeltaReader:
     """Reads one tensor's delta chunk by chunk.
 
     The chunks can be relied on only once :meth:`finish` has returned: it checks the digest of the payload.
-
-    Args:
-        delta: the tensor's delta.
-        dtype: the dtype of the tensor.
-        shards: open files of the package.
-        kernel: does the arithmetic.
     """
 
     def __init__(self, delta: StoredDelta, dtype: str, shards: OpenFiles, kernel: Kernel) -> None:
@@ -149,7 +143,7 @@ def _located(delta: StoredDelta) -> Iterator[None]:
 
 
 def delta_chunks(
-    record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: OpenFiles, buffer: str, kernel: Kernel
+    record: TensorRecord, locations: Mapping[str, tuple[str, int]], shards: OpenFiles, buffer: str, kernel: Kernel
 ) -> Iterator[Wide]:
     """Yield Δ of an added tensor that has a payload, flat and in the wide type, a chunk at a time.
 
@@ -158,7 +152,7 @@ def delta_chunks(
 
     Args:
         record: the tensor.
-        places: each tensor's shard and its start there.
+        locations: each tensor's shard and its start there.
         shards: open files of the package.
         buffer: a name that no other tensor decoded at the same time uses.
         kernel: does the arithmetic.
@@ -166,7 +160,7 @@ def delta_chunks(
     Raises:
         PackageError: damaged.
     """
-    reader = DeltaReader(StoredDelta.of(record, places), record.dtype, shards, kernel)
+    reader = DeltaReader(StoredDelta.of(record, locations), record.dtype, shards, kernel)
     wide = FLOATS[record.dtype].wide
     for start in range(0, record.elements, CHUNK_ELEMENTS):
         chunk = reader.next_added(scratch(buffer, min(CHUNK_ELEMENTS, record.elements - start), wide))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from paramdelta_hub.checkpoints.lineage import compare, unpack_samples
+from paramdelta_hub.checkpoints.lineage import compare_samples, unpack_samples
 from paramdelta_hub.checkpoints.logical import LogicalModel
 from paramdelta_hub.checkpoints.prediction import Prediction, predict
 from paramdelta_hub.checkpoints.tensor_sources import Files
@@ -144,7 +144,7 @@ def _predict(registry: Registry, hit: Hit, model: LogicalModel, remote: Files | 
             for name, tensor in model.tensors.items()
             if name in records and tensor.shape == records[name].shape and tensor.dtype in FLOATS
         }
-        return predict(compare(samples, tensors, remote), package.manifest.tensors)
+        return predict(compare_samples(samples, tensors, remote), package.manifest.tensors)
     except (SourceError, RegistryError):
         return None
 

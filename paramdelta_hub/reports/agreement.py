@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from paramdelta_hub.checkpoints.matching import LeftOut
+from paramdelta_hub.checkpoints.matching import OmittedTensor
 from paramdelta_hub.errors import OptionError, PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.report import Report, derived
@@ -105,7 +105,7 @@ class Comparison(Report):
     """The agreements in every layer, in order; the tensors outside the layers come last."""
     tensors: int
     elements: int
-    omissions: tuple[LeftOut, ...]
+    omissions: tuple[OmittedTensor, ...]
     """The tensors that were not compared."""
     same_base_tensors: int
     """The number of tensors whose base is the same for all deltas."""
@@ -145,7 +145,7 @@ def compare_packages(
     if not shared:
         labels = ", ".join(package.manifest.name for package in packages)
         raise OptionError("the deltas have no tensor in common", where=labels, remedy="compare deltas of one family")
-    places = [package.payload_places() for package in packages]
+    places = [package.payload_locations() for package in packages]
     sizes = [sum(record.nbytes for record in records) for records in shared]
     kernel = kernel_for(sum(map(decoded_nbytes, shared)))
     progress = progress or Progress()
@@ -188,19 +188,19 @@ def compare_packages(
 
 def _shared(
     sides: Sequence[dict[str, TensorRecord]],
-) -> tuple[list[tuple[TensorRecord, ...]], list[LeftOut]]:
+) -> tuple[list[tuple[TensorRecord, ...]], list[OmittedTensor]]:
     """Return the records of each tensor that can be compared, and the reasons why the others can't."""
     shared, left_out = [], []
     for name in dict.fromkeys(itertools.chain.from_iterable(sides)):
         records = tuple(side[name] for side in sides if name in side)
         if len(records) < len(sides):
-            left_out.append(LeftOut(name, "the deltas", "not in all of them"))
+            left_out.append(OmittedTensor(name, "the deltas", "not in all of them"))
         elif any(record.effect != "add" for record in records):
-            left_out.append(LeftOut(name, "the deltas", "replaced, not added"))
+            left_out.append(OmittedTensor(name, "the deltas", "replaced, not added"))
         elif len({record.shape for record in records}) > 1:
-            left_out.append(LeftOut(name, "the deltas", "of different shapes"))
+            left_out.append(OmittedTensor(name, "the deltas", "of different shapes"))
         elif len({record.rows for record in records}) > 1:
-            left_out.append(LeftOut(name, "the deltas", "rows of different tokens"))
+            left_out.append(OmittedTensor(name, "the deltas", "rows of different tokens"))
         else:
             shared.append(records)
     return shared, left_out

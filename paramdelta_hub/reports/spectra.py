@@ -80,7 +80,7 @@ def measure_spectra(package: Package, count: int) -> list[Spectrum]:
         PackageError: not a whole package, or damaged.
     """
     records = choose(package.manifest.tensors, count)
-    places = package.payload_places() if records else {}
+    places = package.payload_locations() if records else {}
     kernel = kernel_for(decoded_nbytes(records))
     found = []
     with OpenFiles(PackageError) as shards:

@@ -17,6 +17,7 @@ from paramdelta_hub import __about__
 from paramdelta_hub.errors import DestinationError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import PLAN_BYTES, PLAN_VALUES, TASK_BYTES_MAX, TASK_BYTES_MIN, TASKS_WANTED
 from paramdelta_hub.tasks.models import TASK, Outcome, Task
 
@@ -37,7 +38,7 @@ class Plan:
 
     kind: Kind
     inputs: tuple[Any, ...]
-    request: dict[str, Any]
+    request: JsonObject
     tasks: tuple[Task, ...]
 
     @cached_property
@@ -97,7 +98,7 @@ def read_task(path: Path, digest: str, number: int) -> tuple[int, Task]:
     return head["nbytes"], TASK.validate_json(lines[number].removesuffix(b","))
 
 
-def read_request(path: Path) -> tuple[Kind, dict[str, Any]]:
+def read_request(path: Path) -> tuple[Kind, JsonObject]:
     """Return a plan's kind and request from the file that holds its request's text.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Verify: is a package whole, and is it the delta that it says; what others' tools read about an applied model."""
+"""Verify packages, and write statements about applied models for other tools."""

@@ -1,7 +1,7 @@
-"""What others' tools read about an applied model: an in-toto statement, and a CycloneDX bill of materials.
+"""Statements about an applied model for other tools: in-toto, and a CycloneDX bill of materials.
 
-Both are made of a verification's report, so that nothing is stated that was not just checked, and neither has a time in
-it: equal models give equal texts. Neither is signed here; a statement can be, with cosign or in-toto's own tools.
+Both are made from a verification's report, so they state only what was just checked. They contain no time, so equal
+models give equal files. They are not signed; sign them with cosign or in-toto's tools.
 """
 
 from __future__ import annotations
@@ -33,19 +33,16 @@ def statement(report: ResultReport) -> bytes:
     Its subjects are the model's files. A model or delta is among ``resolvedDependencies`` if something pins it: a
     commit on the Hub, a package's id. A target that was a local folder is named, and no more is known of it.
 
-    Args:
-        report: with the digests of files.
-
     Raises:
         OptionError: in-toto-attestation is not installed.
     """
-    with _needed():
+    with _optional_packages():
         from google.protobuf import json_format
         from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
         from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
         from in_toto_attestation.v1.statement import Statement
     provenance = report.provenance
-    told = provenance.model_dump(mode="json", include={"target", "weight_map", "renames", "skips"})
+    parameters = provenance.model_dump(mode="json", include={"target", "weight_map", "renames", "skips"})
     deltas = [{"name": d.name, "version": d.version, "id": d.id, "weight": d.weight} for d in provenance.deltas]
     pinned = [*_pinned(provenance.target)]
     for delta in provenance.deltas:
@@ -54,29 +51,26 @@ def statement(report: ResultReport) -> bytes:
     predicate = {
         "buildDefinition": {
             "buildType": f"{_HOME}#apply-v1",
-            "externalParameters": {**told, "deltas": deltas, "companions": provenance.companions.mode},
-            "resolvedDependencies": [found for n, found in enumerate(pinned) if found not in pinned[:n]],
+            "externalParameters": {**parameters, "deltas": deltas, "companions": provenance.companions.mode},
+            "resolvedDependencies": [resource for n, resource in enumerate(pinned) if resource not in pinned[:n]],
         },
         "runDetails": {"builder": {"id": _HOME, "version": {_TOOL: provenance.created_by}}},
     }
     # By way of the message, which takes no field that the predicate's own definition has not.
     checked = json_format.MessageToDict(json_format.ParseDict(predicate, provenance_pb2.Provenance()))
     subjects = [ResourceDescriptor(name=file.path, digest={"sha256": file.sha256}).pb for file in report.files]
-    made = Statement(subjects, "https://slsa.dev/provenance/v1", checked)
-    made.validate()
-    return str(json_format.MessageToJson(made.pb, indent=2)).encode() + b"\n"
+    document = Statement(subjects, "https://slsa.dev/provenance/v1", checked)
+    document.validate()
+    return str(json_format.MessageToJson(document.pb, indent=2)).encode() + b"\n"
 
 
 def bill_of_materials(report: ResultReport) -> bytes:
     """Return a CycloneDX 1.6 bill of materials, JSON: the model, its files, the target and the deltas it depends on.
 
-    Args:
-        report: with the digests of files.
-
     Raises:
         OptionError: cyclonedx-python-lib is not installed.
     """
-    with _needed():
+    with _optional_packages():
         from cyclonedx.model import Property
         from cyclonedx.model.bom import Bom, BomMetaData
         from cyclonedx.model.component import Component, ComponentType, Pedigree
@@ -112,10 +106,10 @@ def bill_of_materials(report: ResultReport) -> bytes:
     ]
     tool = Component(name=_TOOL, type=ComponentType.APPLICATION, bom_ref="tool", description=provenance.created_by)
     about = BomMetaData(component=result, tools=ToolRepository(components=[tool]))
-    moment: Any = None  # the library would put the present one
-    about.timestamp = moment
-    of_all = hashlib.sha256("\n".join(f"{file.sha256} {file.path}" for file in report.files).encode()).hexdigest()
-    bom = Bom(components=[target, *deltas], metadata=about, serial_number=uuid.uuid5(uuid.NAMESPACE_URL, of_all))
+    no_time: Any = None  # the library would put the present one
+    about.timestamp = no_time
+    files_digest = hashlib.sha256("\n".join(f"{file.sha256} {file.path}" for file in report.files).encode()).hexdigest()
+    bom = Bom(components=[target, *deltas], metadata=about, serial_number=uuid.uuid5(uuid.NAMESPACE_URL, files_digest))
     bom.register_dependency(result, [target, *deltas])
     text = make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=2)
     return text.encode() + b"\n"
@@ -168,8 +162,8 @@ def _model(model: Model, reference: str) -> Component:
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
 
-    where = PackageURL.from_string(_package_url(model)) if model.commit else None
-    return Component(name=model.name, type=ComponentType.MACHINE_LEARNING_MODEL, bom_ref=reference, purl=where)
+    package_url = PackageURL.from_string(_package_url(model)) if model.commit else None
+    return Component(name=model.name, type=ComponentType.MACHINE_LEARNING_MODEL, bom_ref=reference, purl=package_url)
 
 
 def _sha256(digest: str) -> Any:
@@ -179,7 +173,7 @@ def _sha256(digest: str) -> Any:
 
 
 @contextmanager
-def _needed() -> Iterator[None]:
+def _optional_packages() -> Iterator[None]:
     try:
         yield
     except ImportError as error:

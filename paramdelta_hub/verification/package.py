@@ -1,4 +1,4 @@
-"""Verify: is a package whole, signed, does it decode, is it a delta of these models, and is base ⊕ Δ really post?"""
+"""Verify a package: its files, its signature, that it decodes, and that base ⊕ Δ equals post."""
 
 from __future__ import annotations
 
@@ -82,20 +82,18 @@ def verify(
         delta: the package's folder, or ``org/name[@version]`` in a registry.
         base: the model it was taken from: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
         post: the model it leads to, likewise.
-        registry: where a bare ``org/name`` lies: a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else
-            the Hub.
-        require_signature: refuse what is not signed by a key of the user's configuration; by default as
-            PARAMDELTA_REQUIRE_SIGNATURE says.
-        trusted_keys: files of public keys by one of which it must be signed, instead.
-        threads: tasks at a time; by default as many as there are processors.
-        memory: bytes that all buffers together may take.
-        progress: told how far the work is.
+        registry: where a bare ``org/name`` is; see :mod:`paramdelta_hub`.
+        require_signature: refuse a package without a trusted signature; default: PARAMDELTA_REQUIRE_SIGNATURE.
+        trusted_keys: files of public keys to use instead of those of the configuration.
+        threads: how many tasks run at a time. The default is the number of processors.
+        memory: limit for all buffers together, in bytes.
+        progress: is told how far the work is.
 
     Raises:
         PackageError: not a package, damaged, or with a file that its manifest does not list.
         SignatureError: not signed by a trusted key.
         MismatchError: ``base`` or ``post`` is another model than the delta's.
-        VerificationError: all is whole and right, and yet the sum is not post.
+        VerificationError: the sum is not post, although all else is right.
         CheckpointError: a model can't be read.
         RegistryError: the delta can't be had from its registry.
     """
@@ -103,36 +101,16 @@ def verify(
     trusted = trust(trusted_keys, require=require_signature)
     package = open_package(locate_delta(delta, registry, trust=trusted, progress=progress))
     signed_by = trusted.check_package(package) if trusted else None
-    progress.start("checking files", package.manifest.nbytes)
-    try:
-        package.check_files(progress.advance)
-    finally:
-        progress.finish()
-    places = package.payload_places()
-    _check_lineage_file(package)
+    locations = _check_files(package, progress)
     records = package.manifest.tensors
     base_model = open_checkpoint(base) if base is not None else None
     post_model = open_checkpoint(post) if post is not None else None
-    kernel = kernel_for(decoded_nbytes(records))
-    sums = _sums(package, base_model, places)
-    digests = run_over(sums, partial(_sum_digests, kernel), threads, progress, "decoding and adding")
+    decode = partial(_sum_digests, kernel_for(decoded_nbytes(records)))
+    digests = run_over(_sums(package, base_model, locations), decode, threads, progress, "decoding and adding")
     if base_model is not None:
-        found = {name: before for name, (before, _) in digests.items()}
-        _refuse_other_model("base", package, base_model, found)
-        missed = [r.name for r in records if digests[r.name][1] != r.post_blake3]
-        if missed:
-            raise VerificationError(
-                f"base ⊕ Δ is not post in {len(missed)} tensor(s), the first {missed[0]!r}",
-                where=str(package.path),
-                remedy="do not use it; report it to whoever made it",
-            )
+        _check_base(package, base_model, digests)
     if post_model is not None:
-        names = {record.name: record.post_name or record.name for record in records}
-        sources = _sources(post_model, names, records, "post")
-        elements = {record.name: record.elements for record in records}
-        of_post = {name: (source, elements[name]) for name, source in sources.items()}
-        found = tensor_digests(of_post, threads, progress, "comparing post")
-        _refuse_other_model("post", package, post_model, found)
+        _check_post(package, post_model, threads, progress)
     return VerifyReport(
         path=package.path,
         id=package.digest,
@@ -145,18 +123,51 @@ def verify(
     )
 
 
-def _refuse_other_model(side: Side, package: Package, model: Checkpoint, found: Mapping[str, str]) -> None:
+def _check_files(package: Package, progress: Progress) -> dict[str, tuple[str, int]]:
+    """Check the bytes of every file, and return where each payload lies: its shard, and its start there."""
+    progress.start("checking files", package.manifest.nbytes)
+    try:
+        package.check_files(progress.advance)
+    finally:
+        progress.finish()
+    locations = package.payload_locations()
+    _check_lineage_file(package)
+    return locations
+
+
+def _check_base(package: Package, base: Checkpoint, digests: Mapping[str, tuple[str, str]]) -> None:
+    """Check the digests of base's tensors and of base ⊕ Δ against the manifest's."""
+    _refuse_other_model("base", package, base, {name: before for name, (before, _) in digests.items()})
+    wrong = [record.name for record in package.manifest.tensors if digests[record.name][1] != record.post_blake3]
+    if wrong:
+        raise VerificationError(
+            f"base ⊕ Δ is not post in {len(wrong)} tensor(s), the first {wrong[0]!r}",
+            where=str(package.path),
+            remedy="do not use it; report it to whoever made it",
+        )
+
+
+def _check_post(package: Package, post: Checkpoint, threads: int, progress: Progress) -> None:
+    """Check the digests of post's tensors against the manifest's."""
+    records = package.manifest.tensors
+    names = {record.name: record.post_name or record.name for record in records}
+    sources = _sources(post, names, records, "post")
+    sized = {record.name: (sources[record.name], record.elements) for record in records}
+    _refuse_other_model("post", package, post, tensor_digests(sized, threads, progress, "comparing post"))
+
+
+def _refuse_other_model(side: Side, package: Package, model: Checkpoint, digests: Mapping[str, str]) -> None:
     """Refuse a model whose tensors have other digests than the manifest promises of this side; or of both, swapped."""
     promised = {
         "base": {record.name: record.base_blake3 for record in package.manifest.tensors},
         "post": {record.name: record.post_blake3 for record in package.manifest.tensors},
     }
-    wrong = [name for name, digest in promised[side].items() if found[name] != digest]
+    wrong = [name for name, digest in promised[side].items() if digests[name] != digest]
     if not wrong:
         return
     other: Side = "post" if side == "base" else "base"
     where, name = str(model.source.path), getattr(package.manifest, side).name
-    if all(found[name] == digest for name, digest in promised[other].items()):
+    if all(digests[name] == digest for name, digest in promised[other].items()):
         raise MismatchError(
             f"this is the delta's {other}, given as its {side}: base and post are swapped",
             where=where,
@@ -201,7 +212,7 @@ class _Sum:
         return self.elements * ITEM_SIZES[self.source.dtype]
 
 
-def _sums(package: Package, base: Checkpoint | None, places: Mapping[str, tuple[str, int]]) -> list[_Sum]:
+def _sums(package: Package, base: Checkpoint | None, locations: Mapping[str, tuple[str, int]]) -> list[_Sum]:
     """Return the sum of every tensor of the delta with base's values; with zeros, if there is no base."""
     records = package.manifest.tensors
     names = {record.name: record.base_name or record.name for record in records}
@@ -210,7 +221,7 @@ def _sums(package: Package, base: Checkpoint | None, places: Mapping[str, tuple[
     for record in records:
         if base is None and not record.shard:
             continue  # nothing to decode, and nothing to compare: a line of the manifest must not cost hours
-        addends = (Addend(StoredDelta.of(record, places), 1.0),) if record.shard or record.effect == "add" else ()
+        addends = (Addend(StoredDelta.of(record, locations), 1.0),) if record.shard or record.effect == "add" else ()
         sums.append(_Sum(record.name, sources.get(record.name, Zeros(record.dtype)), record.elements, addends))
     return sums
 
@@ -235,8 +246,8 @@ def _sources(
         tensor = tensors[name]
         shape = (record.rows.base, *record.shape[1:]) if record.rows and side == "base" else record.shape
         if (tensor.dtype, tensor.shape) != (record.dtype, shape):
-            ours, theirs = f"{record.dtype} {list(shape)}", f"{tensor.dtype} {list(tensor.shape)}"
-            problems.append(Mismatch(record.name, "shape", f"{side} has {ours}, the model given has {theirs}"))
+            promised, given = f"{record.dtype} {list(shape)}", f"{tensor.dtype} {list(tensor.shape)}"
+            problems.append(Mismatch(record.name, "shape", f"{side} has {promised}, the model given has {given}"))
             continue
         sources[record.name] = tensor.reorder_rows(record.runs if side == "base" else None).source
     if problems:

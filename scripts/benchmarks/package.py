@@ -30,7 +30,7 @@ def anatomy(package: Path) -> dict[str, Any]:
     remainders, exceptions and their digests as they are stored: they make sums faithful on any target.
     """
     opened = open_package(package)
-    places = opened.payload_places()
+    places = opened.payload_locations()
     stored: Counter[str] = Counter()
     entropy, elements, faithful = 0.0, 0, 0
     kernel = kernel_for(opened.manifest.model_nbytes)

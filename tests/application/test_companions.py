@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import paramdelta_hub as pd
 from paramdelta_hub.application.companions import select_companions, write_companions
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.token_ids import doubtful_ids
+from paramdelta_hub.checkpoints.token_ids import token_id_warnings
 from paramdelta_hub.cli import apply as command
 from paramdelta_hub.errors import CheckpointError, OptionError
 from tests.support.models import read_weights, tuned, weights, write_model
@@ -338,10 +338,12 @@ GOOD: dict[str, Any] = {"vocab_size": 4, "eos_token_id": [2, 3], "bos_token_id":
 def test_ends_of_turn(
     config: dict[str, Any], generation: dict[str, Any], tokenizer: dict[str, Any], doubt: str | None
 ) -> None:
-    doubts = doubtful_ids(config, generation, tokenizer, TOKENS)
+    doubts = token_id_warnings(config, generation, tokenizer, TOKENS)
     assert len(doubts) == (doubt is not None)
     assert doubt is None or doubt in doubts[0]
-    assert "token of" not in "".join(doubtful_ids(config, generation, tokenizer, None)), "nothing is known of tokens"
+    assert "token of" not in "".join(token_id_warnings(config, generation, tokenizer, None)), (
+        "nothing is known of tokens"
+    )
 
 
 def test_doubts_are_reported(models: Models) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from paramdelta_hub.checkpoints.architecture import describe_architecture, fingerprint
+from paramdelta_hub.checkpoints.architecture import architecture_record, fingerprint
 from paramdelta_hub.checkpoints.checkpoint import INDEX, open_checkpoint
-from paramdelta_hub.checkpoints.companions import companions
+from paramdelta_hub.checkpoints.companions import model_companions
 from paramdelta_hub.checkpoints.resolve import resolve
 from paramdelta_hub.errors import CheckpointError
 from tests.attacks.names import HOSTILE
@@ -39,7 +39,7 @@ def test_one_file(tmp_path: Path) -> None:
     opened = open_checkpoint(tmp_path / "model" / "model.safetensors")
     assert opened.is_lone_file
     assert opened.config is None
-    assert companions(opened) == {}
+    assert model_companions(opened) == {}
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "other.safetensors")
     assert set(open_checkpoint(tmp_path / "model").tensors) == set(weights(0)), "a single file of any name"
 
@@ -194,11 +194,11 @@ def test_tied_and_untied(tmp_path: Path) -> None:
 
 def test_fingerprints_are_of_names_and_shapes_alone(tmp_path: Path) -> None:
     tensors = weights(0)
-    one = describe_architecture(open_checkpoint(write_model(tmp_path / "one", tensors)))
+    one = architecture_record(open_checkpoint(write_model(tmp_path / "one", tensors)))
     wide = {name: tensor.double() for name, tensor in reversed(list(tensors.items()))}
-    assert describe_architecture(open_checkpoint(write_model(tmp_path / "two", wide, 3))).fingerprint == one.fingerprint
+    assert architecture_record(open_checkpoint(write_model(tmp_path / "two", wide, 3))).fingerprint == one.fingerprint
     other = {**tensors, "model.norm.weight": torch.ones(17)}
-    assert describe_architecture(open_checkpoint(write_model(tmp_path / "three", other))).fingerprint != one.fingerprint
+    assert architecture_record(open_checkpoint(write_model(tmp_path / "three", other))).fingerprint != one.fingerprint
     assert fingerprint([("b", (2, 3)), ("a", ())]) == fingerprint([("a", ()), ("b", (2, 3))])
     assert fingerprint([("a", (1,)), ("b", ())]) != fingerprint([("a", ()), ("b", (1,))])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.companions import carried, code_files, companions, kind_of
+from paramdelta_hub.checkpoints.companions import code_files, kind_of, model_companions, post_companions
 from paramdelta_hub.errors import CheckpointError
 from tests.support.models import weights, write_model
 
@@ -42,9 +42,9 @@ def model_with(path: Path, *names: str, content: bytes = b"{}") -> Path:
 def test_the_allow_list(tmp_path: Path) -> None:
     opened = open_checkpoint(model_with(tmp_path / "model", *CARRIED, *OWN, *NEVER))
     assert len(NEVER) >= 40
-    assert set(companions(opened)) == CARRIED | OWN
-    assert set(carried(opened)) == CARRIED
-    assert list(carried(opened)) == sorted(CARRIED)
+    assert set(model_companions(opened)) == CARRIED | OWN
+    assert set(post_companions(opened)) == CARRIED
+    assert list(post_companions(opened)) == sorted(CARRIED)
 
 
 @pytest.mark.parametrize("name", sorted(NEVER))
@@ -54,7 +54,7 @@ def test_names_of_no_kind(name: str) -> None:
 
 def test_a_lone_file_has_none(tmp_path: Path) -> None:
     opened = open_checkpoint(model_with(tmp_path / "model", *CARRIED) / "model.safetensors")
-    assert companions(opened) == carried(opened) == {}
+    assert model_companions(opened) == post_companions(opened) == {}
 
 
 @pytest.mark.parametrize("goal", ["/etc/passwd", "../secret"])
@@ -66,7 +66,7 @@ def test_a_link_out_of_the_folder(tmp_path: Path, goal: str, name: str) -> None:
     (path / name).parent.mkdir(exist_ok=True)
     (path / name).symlink_to(goal if goal.startswith("/") else tmp_path / "secret")
     with pytest.raises(CheckpointError, match="symbolic link"):
-        companions(open_checkpoint(path))
+        model_companions(open_checkpoint(path))
 
 
 def test_a_folder_of_templates_that_is_a_link(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_folder_of_templates_that_is_a_link(tmp_path: Path) -> None:
     path = model_with(tmp_path / "model")
     (path / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="symbolic link"):
-        companions(open_checkpoint(path))
+        model_companions(open_checkpoint(path))
 
 
 CODE = {"auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}
@@ -90,7 +90,7 @@ CODE = {"auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}
 def test_a_package_takes_nothing_that_names_code(tmp_path: Path, name: str, value: object) -> None:
     path = model_with(tmp_path / "model", name, content=json.dumps(value).encode())
     with pytest.raises(CheckpointError, match="names code") as caught:
-        carried(open_checkpoint(path))
+        post_companions(open_checkpoint(path))
     assert name in str(caught.value.where)
     assert "extract" in str(caught.value.remedy)
 
@@ -100,12 +100,12 @@ def test_words_that_look_like_code_are_words(tmp_path: Path) -> None:
     path = model_with(tmp_path / "model", "vocab.json", "added_tokens.json", content=b'{"auto_map": 3}')
     (path / "tokenizer.json").write_text('{"model": {"vocab": {"auto_map": 3}}}')
     (path / "tokenizer_config.json").write_text('{"auto_map": {}, "eos_token": "auto_map"}')
-    assert "vocab.json" in carried(open_checkpoint(path))
+    assert "vocab.json" in post_companions(open_checkpoint(path))
 
 
 def test_configs_that_are_not_json(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not JSON"):
-        carried(open_checkpoint(model_with(tmp_path / "model", "tokenizer_config.json", content=b"{")))
+        post_companions(open_checkpoint(model_with(tmp_path / "model", "tokenizer_config.json", content=b"{")))
 
 
 def test_the_targets_own_code(tmp_path: Path) -> None:

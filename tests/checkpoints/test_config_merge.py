@@ -14,8 +14,8 @@ from paramdelta_hub.checkpoints.config_merge import (
     ALWAYS,
     STRUCTURE,
     apply_patch,
-    describe_change,
-    lay_over,
+    config_change,
+    merge_config,
     merge_patch,
 )
 from paramdelta_hub.errors import CheckpointError
@@ -84,14 +84,14 @@ def test_a_patch_tells_numbers_apart() -> None:
 
 @given(configs, configs)
 def test_a_change_leads_there_and_back(base: Config, post: Config) -> None:
-    change = describe_change(base, post)
+    change = config_change(base, post)
     assert text(apply_patch(base, change.patch)) == text(post)
     assert text(apply_patch(post, change.reverse)) == text(base)
 
 
 @given(configs, configs)
 def test_a_targets_config_that_is_bases_becomes_posts(base: Config, post: Config) -> None:
-    laid = lay_over(base, [("d", describe_change(base, post))], exceptions={})
+    laid = merge_config(base, [("d", config_change(base, post))], exceptions={})
     assert text(laid.config) == text(post)
     assert not laid.conflicts
     assert not laid.kept
@@ -101,9 +101,9 @@ def test_a_targets_config_that_is_bases_becomes_posts(base: Config, post: Config
 def test_laying_over_twice_is_laying_over_once(
     base: Config, post: Config, target: Config, prefer: Any, tokens: Any
 ) -> None:
-    before, changes = copy.deepcopy(target), [("d", describe_change(base, post))]
-    once = lay_over(target, changes, exceptions=BOTH, prefer=prefer, tokens=tokens)
-    twice = lay_over(once.config, changes, exceptions=BOTH, prefer=prefer, tokens=tokens)
+    before, changes = copy.deepcopy(target), [("d", config_change(base, post))]
+    once = merge_config(target, changes, exceptions=BOTH, prefer=prefer, tokens=tokens)
+    twice = merge_config(once.config, changes, exceptions=BOTH, prefer=prefer, tokens=tokens)
     assert text(twice.config) == text(once.config)
     assert target == before, "the target's own is left as it is"
     assert [key for key in target if key in once.config] == [key for key in once.config if key in target], "in order"
@@ -112,7 +112,7 @@ def test_laying_over_twice_is_laying_over_once(
 @given(configs, configs, configs)
 def test_three_ways_for_every_key(base: Config, post: Config, target: Config) -> None:
     """Top-level keys that are not objects, against the rule as one says it."""
-    result = lay_over(target, [("d", describe_change(base, post))], exceptions={})
+    result = merge_config(target, [("d", config_change(base, post))], exceptions={})
     for key in {*base, *post, *target}:
         values = [plain(side.get(key)) for side in (base, post, target, result.config)]
         if any(isinstance(value, dict) for value in values):
@@ -138,7 +138,7 @@ POST: Config = {
 
 
 def test_what_describes_the_targets_tensors_stays() -> None:
-    laid = lay_over(BASE, [("d", describe_change(BASE, POST))], exceptions=BOTH)
+    laid = merge_config(BASE, [("d", config_change(BASE, POST))], exceptions=BOTH)
     assert set(laid.taken) == {"eos_token_id", "pad_token_id", "attention_dropout", "text_config.use_cache"}
     assert laid.config == {
         **BASE, "eos_token_id": [2, 7], "pad_token_id": 7, "attention_dropout": 0.1,
@@ -152,7 +152,7 @@ def test_what_describes_the_targets_tensors_stays() -> None:
 
 
 def test_where_the_tensors_are_posts_so_are_shapes_and_positions() -> None:
-    laid = lay_over(BASE, [("d", describe_change(BASE, POST))], exceptions=ALWAYS)
+    laid = merge_config(BASE, [("d", config_change(BASE, POST))], exceptions=ALWAYS)
     assert (laid.config["rope_theta"], laid.config["vocab_size"]) == (1e6, 101)
     assert laid.config["torch_dtype"] == "float32"
     assert "auto_map" not in laid.config
@@ -196,33 +196,33 @@ def test_what_post_training_may_change(key: str) -> None:
 
 
 def test_a_conflict_is_told_and_the_target_wins() -> None:
-    change = describe_change({"a": 1, "b": {"c": 1}}, {"a": 2, "b": {"c": 2}})
+    change = config_change({"a": 1, "b": {"c": 1}}, {"a": 2, "b": {"c": 2}})
     target = {"a": 3, "b": {"c": 4}, "d": 5}
-    laid = lay_over(target, [("delta 1.0.0", change)], exceptions=BOTH)
+    laid = merge_config(target, [("delta 1.0.0", change)], exceptions=BOTH)
     assert laid.config == target
     told = [(c.key, c.delta, c.base, c.post, c.found, c.other, c.winner) for c in laid.conflicts]
     assert told == [
         ("a", "delta 1.0.0", "1", "2", "3", "target", "target"),
         ("b.c", "delta 1.0.0", "1", "2", "4", "target", "target"),
     ]
-    laid = lay_over(target, [("delta 1.0.0", change)], exceptions=BOTH, prefer="post")
+    laid = merge_config(target, [("delta 1.0.0", change)], exceptions=BOTH, prefer="post")
     assert laid.config == {"a": 2, "b": {"c": 2}, "d": 5}
     assert [conflict.winner for conflict in laid.conflicts] == ["delta 1.0.0"] * 2
 
 
 def test_what_the_target_has_not_is_a_conflict_too() -> None:
-    laid = lay_over({}, [("d", describe_change({"a": {"b": 1}, "c": 1}, {"a": {"b": 2}, "c": None}))], exceptions={})
+    laid = merge_config({}, [("d", config_change({"a": {"b": 1}, "c": 1}, {"a": {"b": 2}, "c": None}))], exceptions={})
     assert laid.config == {}
     assert [conflict.key for conflict in laid.conflicts] == ["a"], "c is gone from both"
 
 
 def test_two_deltas_that_disagree() -> None:
-    changes = [("one 1.0.0", describe_change({"a": 1}, {"a": 2})), ("two 1.0.0", describe_change({"a": 1}, {"a": 3}))]
-    laid = lay_over({"a": 1}, changes, exceptions={})
+    changes = [("one 1.0.0", config_change({"a": 1}, {"a": 2})), ("two 1.0.0", config_change({"a": 1}, {"a": 3}))]
+    laid = merge_config({"a": 1}, changes, exceptions={})
     assert laid.config == {"a": 2}
     (conflict,) = laid.conflicts
     assert (conflict.other, conflict.winner) == ("one 1.0.0", "one 1.0.0")
-    laid = lay_over({"a": 1}, changes, exceptions={}, prefer="post")
+    laid = merge_config({"a": 1}, changes, exceptions={}, prefer="post")
     assert laid.config == {"a": 3}
     assert laid.taken == {"a": "two 1.0.0"}
 
@@ -241,10 +241,10 @@ def test_token_ids_are_those_of_the_tokenizer(
 ) -> None:
     """Even where post has what base had: a target with another tokenizer has other ids."""
     changes = [
-        ("one 1.0.0", describe_change({"eos_token_id": 7}, {"eos_token_id": 7})),
-        ("two 1.0.0", describe_change({"eos_token_id": 7}, {"eos_token_id": 8})),
+        ("one 1.0.0", config_change({"eos_token_id": 7}, {"eos_token_id": 7})),
+        ("two 1.0.0", config_change({"eos_token_id": 7}, {"eos_token_id": 8})),
     ]
-    laid = lay_over({"eos_token_id": 5}, changes, exceptions={}, tokens=tokens)
+    laid = merge_config({"eos_token_id": 5}, changes, exceptions={}, tokens=tokens)
     assert laid.config == {"eos_token_id": expected}
     assert [conflict.key for conflict in laid.conflicts] == conflicts
     assert list(laid.kept) == kept
@@ -257,7 +257,7 @@ def test_what_the_tensors_settle() -> None:
         "quantization_config": 1,
     }
     overrides = {"vocab_size": 102, "tie_word_embeddings": False, "quantization_config": None, "extra": None}
-    laid = lay_over(target, [], exceptions=BOTH, overrides=overrides)
+    laid = merge_config(target, [], exceptions=BOTH, overrides=overrides)
     assert laid.config == {"vocab_size": 102, "text_config": {"vocab_size": 102, "tie_word_embeddings": False}}
     assert laid.overridden == [
         "vocab_size",
@@ -265,8 +265,8 @@ def test_what_the_tensors_settle() -> None:
         "text_config.tie_word_embeddings",
         "quantization_config",
     ]
-    assert lay_over(laid.config, [], exceptions=BOTH, overrides=overrides).overridden == []
-    assert lay_over({}, [], exceptions=BOTH, overrides=overrides).config == {
+    assert merge_config(laid.config, [], exceptions=BOTH, overrides=overrides).overridden == []
+    assert merge_config({}, [], exceptions=BOTH, overrides=overrides).config == {
         "vocab_size": 102,
         "tie_word_embeddings": False,
     }
@@ -275,8 +275,8 @@ def test_what_the_tensors_settle() -> None:
 @pytest.mark.parametrize("exceptions", [BOTH, {}], ids=["kept", "taken"])
 def test_a_key_has_one_fate(exceptions: dict[str, Any]) -> None:
     """What the tensors decide is not told as the target's, or as post's, in the same report."""
-    changes = [("a delta", describe_change({"vocab_size": 100}, {"vocab_size": 101}))]
-    laid = lay_over({"vocab_size": 100}, changes, exceptions=exceptions, overrides={"vocab_size": 102})
+    changes = [("a delta", config_change({"vocab_size": 100}, {"vocab_size": 101}))]
+    laid = merge_config({"vocab_size": 100}, changes, exceptions=exceptions, overrides={"vocab_size": 102})
     assert laid.config == {"vocab_size": 102}
     assert laid.overridden == ["vocab_size"]
     assert (laid.kept, laid.taken) == ({}, {})
@@ -284,7 +284,7 @@ def test_a_key_has_one_fate(exceptions: dict[str, Any]) -> None:
 
 def test_no_change_names_code() -> None:
     code = {"auto_map": {"AutoModel": "a.B"}, "custom_pipelines": {"x": 1}}
-    change = describe_change({"t": code, **code}, {"t": {**code, "auto_map": 2}, "list": [code], "a": 1})
+    change = config_change({"t": code, **code}, {"t": {**code, "auto_map": 2}, "list": [code], "a": 1})
     assert change.patch == {"list": [{}], "a": 1}
     assert change.reverse == {"list": None, "a": None}
 
@@ -292,12 +292,12 @@ def test_no_change_names_code() -> None:
 @pytest.mark.parametrize("key", ["a\x1b[2J", "a\nb", "\u202eb"])
 def test_a_key_that_can_not_be_printed(key: str) -> None:
     with pytest.raises(CheckpointError, match="control characters"):
-        describe_change({}, {"a": {key: 1}})
+        config_change({}, {"a": {key: 1}})
 
 
 def test_long_values_are_cut_in_reports() -> None:
-    change = describe_change({"a": 1}, {"a": "\x1b" * 500})
-    (conflict,) = lay_over({"a": 2}, [("d", change)], exceptions={}).conflicts
+    change = config_change({"a": 1}, {"a": "\x1b" * 500})
+    (conflict,) = merge_config({"a": 2}, [("d", change)], exceptions={}).conflicts
     assert len(conflict.post) < 130
     assert conflict.post[:-1].isascii()
     assert conflict.post.rstrip("…").isprintable()

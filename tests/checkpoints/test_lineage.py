@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.lineage import Kinship, compare, pack_samples, sample, sample_runs, unpack_samples
+from paramdelta_hub.checkpoints.lineage import (
+    LineageMatch,
+    compare_samples,
+    pack_samples,
+    sample,
+    sample_runs,
+    unpack_samples,
+)
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
@@ -54,8 +61,8 @@ def samples(model: Path) -> dict[str, tuple[str, np.ndarray]]:
         }
 
 
-def kinship(base: Path, target: Path) -> Kinship:
-    return compare(samples(base), logical_model(open_checkpoint(target)).tensors)
+def lineage(base: Path, target: Path) -> LineageMatch:
+    return compare_samples(samples(base), logical_model(open_checkpoint(target)).tensors)
 
 
 def test_samples_are_the_tensors_values(tmp_path: Path) -> None:
@@ -97,18 +104,18 @@ def test_kin_and_strangers(tmp_path: Path) -> None:
     }  # fmt: skip
     for name, tensors in models.items():
         write_model(tmp_path / name, tensors)
-    same = kinship(tmp_path / "base", tmp_path / "base")
+    same = lineage(tmp_path / "base", tmp_path / "base")
     assert same.same_values
     assert same.correlation == pytest.approx(1.0)
-    close, far = kinship(tmp_path / "base", tmp_path / "tuned"), kinship(tmp_path / "base", tmp_path / "far")
-    assert close.is_kin
-    assert far.is_kin
+    close, far = lineage(tmp_path / "base", tmp_path / "tuned"), lineage(tmp_path / "base", tmp_path / "far")
+    assert close.is_related
+    assert far.is_related
     assert not close.same_values
     assert close.correlation is not None
     assert far.correlation is not None
     assert 1 > close.correlation > 0.99 > far.correlation > KIN_CORRELATION
     for name in ("stranger", "negative"):
-        assert not kinship(tmp_path / "base", tmp_path / name).is_kin
+        assert not lineage(tmp_path / "base", tmp_path / name).is_related
 
 
 def test_vectors_do_not_count_where_there_are_matrices(tmp_path: Path) -> None:
@@ -117,8 +124,8 @@ def test_vectors_do_not_count_where_there_are_matrices(tmp_path: Path) -> None:
     noise = [torch.randn(40, 40, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
     for name, matrix in zip(("a", "b"), noise, strict=True):
         write_model(tmp_path / name, {"norm": norm, "w": matrix})
-    found = kinship(tmp_path / "a", tmp_path / "b")
-    assert not found.is_kin
+    found = lineage(tmp_path / "a", tmp_path / "b")
+    assert not found.is_related
     assert found.tensors == 1
 
 
@@ -126,18 +133,18 @@ def test_vectors_do_not_count_where_there_are_matrices(tmp_path: Path) -> None:
 def test_what_can_not_be_compared_is_not_kin(tmp_path: Path, value: float) -> None:
     write_model(tmp_path / "base", {"w": torch.randn(10, 10, generator=torch.Generator().manual_seed(0))})
     write_model(tmp_path / "target", {"w": torch.full((10, 10), value)})
-    found = kinship(tmp_path / "base", tmp_path / "target")
+    found = lineage(tmp_path / "base", tmp_path / "target")
     assert found.correlation is None
-    assert not found.is_kin
+    assert not found.is_related
     assert str(found) == "nothing to compare"
 
 
 def test_tiny_and_constant_models_are_kin_to_themselves_alone(tmp_path: Path) -> None:
     write_model(tmp_path / "base", {"w": torch.ones(3)})
     write_model(tmp_path / "other", {"w": torch.ones(3) * 2})
-    assert kinship(tmp_path / "base", tmp_path / "base").is_kin
-    assert not kinship(tmp_path / "base", tmp_path / "other").is_kin
-    assert not compare({}, logical_model(open_checkpoint(tmp_path / "base")).tensors).is_kin
+    assert lineage(tmp_path / "base", tmp_path / "base").is_related
+    assert not lineage(tmp_path / "base", tmp_path / "other").is_related
+    assert not compare_samples({}, logical_model(open_checkpoint(tmp_path / "base")).tensors).is_related
 
 
 def test_where_every_run_is_a_request_few_are_read(tmp_path: Path) -> None:
@@ -156,14 +163,14 @@ def test_where_every_run_is_a_request_few_are_read(tmp_path: Path) -> None:
         tensors = logical_model(open_checkpoint(tmp_path / name)).tensors
         reads.clear()
         with Counted(CheckpointError) as files:
-            found = compare(taken, tensors, files)
+            found = compare_samples(taken, tensors, files)
         assert found.tensors == REMOTE_LINEAGE_TENSORS
         assert len(set(reads)) == len(reads) <= REMOTE_LINEAGE_TENSORS * REMOTE_LINEAGE_RUNS
         assert found.same_values == (name == "base")
         assert found.correlation == pytest.approx(1.0 if name == "base" else 1 / math.sqrt(1.01), abs=1e-3)
-    odd = {name: (dtype, values[:-4]) for name, (dtype, values) in taken.items()}
+    unknown = {name: (dtype, values[:-4]) for name, (dtype, values) in taken.items()}
     with OpenFiles(CheckpointError) as files:
-        assert compare(odd, tensors, files).correlation is None, "samples that no honest package has"
+        assert compare_samples(unknown, tensors, files).correlation is None, "samples that no honest package has"
 
 
 def test_correlation_is_pearsons(tmp_path: Path) -> None:
@@ -172,5 +179,5 @@ def test_correlation_is_pearsons(tmp_path: Path) -> None:
     write_model(tmp_path / "a", {"w": a})
     write_model(tmp_path / "b", {"w": b})
     expected = np.corrcoef(a.double().reshape(-1), b.double().reshape(-1))[0, 1]
-    assert kinship(tmp_path / "a", tmp_path / "b").correlation == pytest.approx(expected, abs=1e-12)
+    assert lineage(tmp_path / "a", tmp_path / "b").correlation == pytest.approx(expected, abs=1e-12)
     assert raw(a) != raw(b)

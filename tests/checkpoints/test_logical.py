@@ -42,7 +42,7 @@ def tensors(tmp_path: Path) -> dict[str, torch.Tensor]:
 
 def test_what_is_stored_plainly_is_itself(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     model = logical_model(open_checkpoint(tmp_path))
-    assert model.refused is None
+    assert model.unsupported is None
     assert model.omissions == ()
     assert list(model.tensors) == list(open_checkpoint(tmp_path).tensors), "in the checkpoint's order"
     assert model.tensors.keys() == tensors.keys()

@@ -10,7 +10,7 @@ import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.lineage import compare, unpack_samples
+from paramdelta_hub.checkpoints.lineage import compare_samples, unpack_samples
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.prediction import BANDS, Prediction, predict
 from paramdelta_hub.package.package import Package, open_package
@@ -40,7 +40,7 @@ def foreseen(package: Package, share: float) -> Prediction:
         tensors[name] = tensor + away * (share * tensor.norm() / away.norm())
     target = write_model(package.path.parent / f"target-{share}", tensors)
     samples = unpack_samples(package.read_lineage(), "it")
-    return predict(compare(samples, logical_model(open_checkpoint(target)).tensors), package.manifest.tensors)
+    return predict(compare_samples(samples, logical_model(open_checkpoint(target)).tensors), package.manifest.tensors)
 
 
 def values(model: Path) -> dict[str, list[list[float]]]:
@@ -78,6 +78,6 @@ def test_base_itself_needs_no_prediction(package: Package) -> None:
 def test_what_can_not_be_compared_is_not_predicted(package: Package, tmp_path: Path) -> None:
     target = write_model(tmp_path / "odd", {name: torch.full(SHAPE, math.nan) for name in ("a", "b")})
     samples = unpack_samples(package.read_lineage(), "it")
-    found = predict(compare(samples, logical_model(open_checkpoint(target)).tensors), package.manifest.tensors)
+    found = predict(compare_samples(samples, logical_model(open_checkpoint(target)).tensors), package.manifest.tensors)
     assert (found.measured, found.distance, found.delta_to_distance) == (None, None, None)
     assert str(found).startswith("no prediction")

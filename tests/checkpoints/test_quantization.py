@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.quantization import BLOCK, Scaled, find_scales, leftovers, refusal
+from paramdelta_hub.checkpoints.quantization import BLOCK, ScaledWeight, find_scales, unsupported_reason, unused_tensors
 from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Stored
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.open_files import OpenFiles
@@ -31,7 +31,7 @@ def model(path: Path, tensors: Tensors, setting: Any = None, shards: int = 1) ->
     return open_checkpoint(write_model(path, tensors, shards, config))
 
 
-def values_of(checkpoint: Checkpoint, its: Scaled) -> torch.Tensor:
+def values_of(checkpoint: Checkpoint, its: ScaledWeight) -> torch.Tensor:
     """What the product makes of a weight: its bytes and its scales', read and multiplied."""
     codes, scale = (checkpoint.tensors[name] for name in (its.weight, its.scale))
     bits = np.empty(codes[1].elements, np.uint16)
@@ -51,7 +51,7 @@ def test_a_deepseek_checkpoint(tmp_path: Path, shards: int) -> None:
     for seed, (name, shape) in enumerate(shapes.items()):
         tensors |= quantized(name, shape, seed=seed)
     checkpoint = model(tmp_path / "m", tensors, FP8 | {"activation_scheme": "dynamic", "fmt": "e4m3"}, shards)
-    assert refusal(checkpoint) is None
+    assert unsupported_reason(checkpoint) is None
     found = find_scales(checkpoint)
     assert found.keys() == shapes.keys()
     for name, its in found.items():
@@ -60,7 +60,9 @@ def test_a_deepseek_checkpoint(tmp_path: Path, shards: int) -> None:
         assert torch.equal(values_of(checkpoint, its).view(torch.int16), expected.view(torch.int16)), name
     if shards > 1:
         assert any(checkpoint.tensors[a.weight][0] != checkpoint.tensors[a.scale][0] for a in found.values())
-    assert leftovers(checkpoint, found) == {f"{name}_scale_inv": f"a scale, folded into {name!r}" for name in shapes}
+    assert unused_tensors(checkpoint, found) == {
+        f"{name}_scale_inv": f"a scale, folded into {name!r}" for name in shapes
+    }
 
 
 COMPRESSED = {
@@ -101,7 +103,7 @@ def test_one_scale_for(tmp_path: Path, kind: Any, scale_dtype: torch.dtype) -> N
     weight = (torch.randn(*shape, generator=noise) * 100).to(E4M3)
     scale = (torch.rand(scale_shape, generator=noise) + 0.01).to(scale_dtype)
     checkpoint = model(tmp_path / "m", {name: weight, name + ending: scale}, setting)
-    assert refusal(checkpoint) is None
+    assert unsupported_reason(checkpoint) is None
     (its,) = find_scales(checkpoint).values()
     assert its.grid.block == block
     stacked = weight.reshape(its.grid.matrices, its.grid.rows, its.grid.columns)
@@ -121,7 +123,7 @@ def test_e5m2_weights_have_scales_too(tmp_path: Path) -> None:
 def test_a_lone_file_needs_no_config(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m", quantized("w", (200, 130))) / "model.safetensors"
     checkpoint = open_checkpoint(path)
-    assert refusal(checkpoint) is None
+    assert unsupported_reason(checkpoint) is None
     assert find_scales(checkpoint)["w"].grid == Grid(200, 130, (128, 128))
 
 
@@ -132,10 +134,13 @@ def test_plain_models_are_left_alone(tmp_path: Path) -> None:
         "layer.scale": torch.ones(4),
     }  # fmt: skip
     checkpoint = model(tmp_path / "m", tensors)
-    assert refusal(checkpoint) is None
-    assert refusal(open_checkpoint(write_model(tmp_path / "null", tensors, 1, {"quantization_config": None}))) is None
+    assert unsupported_reason(checkpoint) is None
+    assert (
+        unsupported_reason(open_checkpoint(write_model(tmp_path / "null", tensors, 1, {"quantization_config": None})))
+        is None
+    )
     assert find_scales(checkpoint) == {}
-    assert leftovers(checkpoint, {}) == {}
+    assert unused_tensors(checkpoint, {}) == {}
 
 
 def test_scales_of_activations_are_left_out_if_they_are_single_numbers(tmp_path: Path) -> None:
@@ -147,8 +152,8 @@ def test_scales_of_activations_are_left_out_if_they_are_single_numbers(tmp_path:
     others = {"b.input_scale": torch.ones(16), "b.layer_scale": torch.ones(1), "norm.weight": torch.ones(1)}
     tensors = {**quantized("a.weight", (20, 30)), **single, **others}
     checkpoint = model(tmp_path / "m", tensors, FP8)
-    assert refusal(checkpoint) is None
-    found = leftovers(checkpoint, find_scales(checkpoint))
+    assert unsupported_reason(checkpoint) is None
+    found = unused_tensors(checkpoint, find_scales(checkpoint))
     assert found.keys() == {*single, "a.weight_scale_inv"}
     assert {found[name] for name in single} == {"a scale of activations, which only fp8 inference uses"}
 
@@ -209,7 +214,7 @@ REFUSED: list[tuple[str, Tensors, Any]] = [
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: f"{case[0]}-{case[2] is not None}")
 def test_what_is_quantized_in_other_ways_is_refused(tmp_path: Path, case: tuple[str, Tensors, Any]) -> None:
     words, tensors, setting = case
-    sentence = refusal(model(tmp_path / "m", tensors, setting))
+    sentence = unsupported_reason(model(tmp_path / "m", tensors, setting))
     assert sentence is not None
     assert words in sentence
     what_helps = "Mxfp4Config(dequantize=True)" if "MXFP4" in words and setting is None else WHERE_IT_CAME_FROM
@@ -218,18 +223,20 @@ def test_what_is_quantized_in_other_ways_is_refused(tmp_path: Path, case: tuple[
 
 
 def test_a_config_that_says_fp8_of_plain_weights(tmp_path: Path) -> None:
-    sentence = refusal(model(tmp_path / "m", BF16, FP8)) or ""
+    sentence = unsupported_reason(model(tmp_path / "m", BF16, FP8)) or ""
     assert "says that it is quantized to fp8, and no tensor is; take that out of the file" in sentence
 
 
 def test_configs_may_lie_deeper_or_in_another_file(tmp_path: Path) -> None:
     write_model(tmp_path / "inner", BF16, config={"text_config": {"quantization_config": {"quant_method": "awq"}}})
-    assert "its config.json says that it is quantized by AWQ" in (refusal(open_checkpoint(tmp_path / "inner")) or "")
+    assert "its config.json says that it is quantized by AWQ" in (
+        unsupported_reason(open_checkpoint(tmp_path / "inner")) or ""
+    )
     for algorithm, expected in (("FP8", None), ("W4A8_AWQ", "ModelOpt's W4A8_AWQ"), (None, None)):
         checkpoint = model(tmp_path / str(algorithm), GOOD)
         text = json.dumps({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm}})
         (checkpoint.folder / "hf_quant_config.json").write_text(text)
-        sentence = refusal(checkpoint)
+        sentence = unsupported_reason(checkpoint)
         assert (expected in sentence) if expected and sentence else sentence is expected
 
 
@@ -318,7 +325,7 @@ def test_a_strangers_config_meets_a_verdict_not_a_crash(
         setting = {**setting, "quant_method": method}
     checkpoint = model(path, GOOD, setting)
     (path / "config.json").write_text(json.dumps({"quantization_config": setting, "text_config": inner}))
-    assert refusal(checkpoint) is None or "; " in str(refusal(checkpoint))
+    assert unsupported_reason(checkpoint) is None or "; " in str(unsupported_reason(checkpoint))
     try:
         found = ", ".join(find_scales(checkpoint))
     except CheckpointError as error:

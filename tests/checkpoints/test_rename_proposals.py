@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.matching import Entry, match
-from paramdelta_hub.checkpoints.rename_proposals import propose
+from paramdelta_hub.checkpoints.rename_proposals import suggest_renames
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.cli.common import parse_assignment
 from tests.conftest import Family
@@ -89,7 +89,7 @@ def parsed(proposal: str) -> tuple[Rules, int, int, int]:
     ],
 )  # fmt: skip
 def test_common_prefixes_of_model_classes(left: Side, right: Side, options: list[str]) -> None:
-    proposal = propose(left, right)
+    proposal = suggest_renames(left, right)
     assert proposal is not None
     rules, after, of, _ = parsed(proposal)
     assert ["=".join(rename) for rename in rules.renames] == options
@@ -113,7 +113,7 @@ def test_common_prefixes_of_model_classes(left: Side, right: Side, options: list
     ],
 )  # fmt: skip
 def test_nothing_is_proposed_where_prefixes_are_not_what_differs(left: Side, right: Side) -> None:
-    assert propose(left, right) is None
+    assert suggest_renames(left, right) is None
 
 
 COMPONENTS = st.lists(
@@ -128,7 +128,7 @@ def test_a_proposal_keeps_its_word(new: list[str], old: list[str], extra: int, w
     right |= {f"other.{number}.weight": entry(3) for number in range(extra)}
     if with_head:
         left, right = left | HEAD, right | HEAD
-    proposal = propose(left, right)
+    proposal = suggest_renames(left, right)
     if proposal is None:
         # Only where nothing has changed, where a number was exchanged for another, or where "=" would be misread.
         assert old == new or (old[-1:] == new[-1:] == ["0"]) or "k=v" in new
@@ -144,13 +144,15 @@ def test_vocabularies_may_differ_in_size() -> None:
     left, right = decoder("model."), decoder("")
     left["model.embed_tokens.weight"] = Entry("BF16", (90, 8), vocabulary=True)
     right["embed_tokens.weight"] = Entry("BF16", (96, 8), vocabulary=True)
-    assert propose(left, right) == f"--rename '^=model.' (pairs {len(right)} of {len(right)} tensors, 0 without)"
+    assert (
+        suggest_renames(left, right) == f"--rename '^=model.' (pairs {len(right)} of {len(right)} tensors, 0 without)"
+    )
 
 
 def test_rules_already_given_come_first() -> None:
     left, right = encoder("bert.") | HEAD, {f"module.{name}": e for name, e in encoder().items()}
     given_rules = Rules(renames=((r"^module\.", ""),), skips=("^cls", "pooler"))
-    proposal = propose(left, right, given_rules)
+    proposal = suggest_renames(left, right, given_rules)
     assert proposal is not None
     rules, after, of, before = parsed(proposal)
     assert (rules.renames, after, of, before) == ((("^", "bert."),), len(encoder()) - 1, len(encoder()) - 1, 0)
@@ -164,7 +166,7 @@ def test_ninety_thousand_names() -> None:
                 left[f"language_model.model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight"] = entry(4, 8)
     right = {name.replace("language_model.", ""): e for name, e in left.items()}
     start = time.perf_counter()
-    proposal = propose(left, right)
+    proposal = suggest_renames(left, right)
     print(f"{len(left)} names: {time.perf_counter() - start:.2f} s")
     assert proposal == f"--rename '^(?=model\\.)=language_model.' (pairs {len(left)} of {len(left)} tensors, 1 without)"
 

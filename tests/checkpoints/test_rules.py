@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_idle, rule_uses, uses_of_patterns
+from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
 from paramdelta_hub.errors import OptionError
 
 LLAMA = [f"model.layers.{layer}.{part}" for layer in range(40) for part in ("self_attn.q_proj.weight", "mlp.up.weight")]
@@ -52,8 +52,8 @@ def test_a_rule_that_changes_no_name_hits_nothing() -> None:
 
 def test_a_rule_of_a_weight_map_counts_the_tensors_that_it_decides() -> None:
     """The last that matches decides: one before `.*` never does."""
-    assert [use.tensors for use in uses_of_patterns([".*", "mlp", "xyz"], LLAMA)] == [len(LLAMA) - 40, 40, 0]
-    assert [use.tensors for use in uses_of_patterns(["mlp", ".*"], LLAMA)] == [0, len(LLAMA)]
+    assert [use.tensors for use in weight_map_uses([".*", "mlp", "xyz"], LLAMA)] == [len(LLAMA) - 40, 40, 0]
+    assert [use.tensors for use in weight_map_uses(["mlp", ".*"], LLAMA)] == [0, len(LLAMA)]
 
 
 @pytest.mark.parametrize(
@@ -69,26 +69,26 @@ def test_a_rule_of_a_weight_map_counts_the_tensors_that_it_decides() -> None:
 )
 def test_the_nearest_names_are_told(pattern: str, nearest: str) -> None:
     with pytest.raises(OptionError, match=re.escape(nearest)) as caught:
-        refuse_idle([RuleUse("skip", pattern, 0)], {"skip": LLAMA})
+        refuse_unused([RuleUse("skip", pattern, 0)], {"skip": LLAMA})
     assert f"--skip {pattern!r} hits no tensor" in caught.value.what
 
 
 def test_all_idle_rules_are_told_at_once_and_others_not() -> None:
     uses = [RuleUse("skip", "a", 0), RuleUse("rename", "b", 1), RuleUse("weight-map", "c", 0)]
     with pytest.raises(OptionError) as caught:
-        refuse_idle(uses, {})
+        refuse_unused(uses, {})
     assert [word for word in ("--skip 'a'", "--rename", "--weight-map 'c'") if word in caught.value.what] == [
         "--skip 'a'",
         "--weight-map 'c'",
     ]
-    refuse_idle(uses[1:2], {})
+    refuse_unused(uses[1:2], {})
 
 
 def test_many_names_take_no_time_to_speak_of() -> None:
     """91,000 names are of some ten kinds: layers and experts alike are compared once."""
     names = [f"model.layers.{n % 61}.mlp.experts.{n}.up_proj.weight" for n in range(91_000)]
     with pytest.raises(OptionError, match="up_proj"):
-        refuse_idle([RuleUse("skip", "upproj", 0)] * 5, {"skip": names})
+        refuse_unused([RuleUse("skip", "upproj", 0)] * 5, {"skip": names})
 
 
 def test_what_training_had_changed_is_named_by_its_rule() -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from paramdelta_hub.checkpoints.token_rows import (
     Placement,
     Run,
-    arrange,
-    given_up,
-    place,
+    dropped_tokens,
+    match_rows,
+    place_rows,
     row_sources,
     runs_of,
 )
@@ -61,6 +61,11 @@ def values(rows: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(1, 1 << 40, rows).tolist()
 
 
+def whole_rows(placement: Placement) -> list[int]:
+    """Return the rows that the delta brings whole: they start from zeros."""
+    return np.flatnonzero((row_sources(placement.target) < 0) & (row_sources(placement.delta) >= 0)).tolist()
+
+
 def applied(placement: Placement, target: list[int], delta: list[int]) -> list[int]:
     """Compute OUT's rows, one number each."""
     pairs = zip(row_sources(placement.target).tolist(), row_sources(placement.delta).tolist(), strict=True)
@@ -80,7 +85,7 @@ class Family:
         self.target, self.target_rows = target
         self.b, self.p = values(self.base_rows, 1), values(self.post_rows, 2)
         self.t = values(self.target_rows, 3)
-        self.runs = arrange(self.base_rows, self.post_rows, vocabulary(self.base), vocabulary(self.post))
+        self.runs = match_rows(self.base_rows, self.post_rows, vocabulary(self.base), vocabulary(self.post))
         self.delta = extracted(self.b, self.p, self.runs)
 
     def base_row(self, row: int) -> int | None:
@@ -97,15 +102,15 @@ class Family:
         base_row = self.base_row(row)
         return self.p[row] - (0 if base_row is None else self.b[base_row])
 
-    def place(self, result: str) -> Placement:
-        return place(
+    def place_rows(self, result: str) -> Placement:
+        return place_rows(
             self.target_rows,
             self.post_rows,
             self.runs,
             vocabulary(self.target),
             vocabulary(self.post),
             result,  # type: ignore[arg-type]
-            given_up(vocabulary(self.base), vocabulary(self.post)),
+            dropped_tokens(vocabulary(self.base), vocabulary(self.post)),
         )
 
     def has(self, token: str) -> bool:
@@ -166,11 +171,11 @@ def test_rows_by_post_are_what_tokens_say(models: tuple[Model, Model, Model]) ->
     event(expected if isinstance(expected, str) else "placed")
     if isinstance(expected, str):
         with pytest.raises(MismatchError, match=r"would be lost|have no row in the target") as caught:
-            family.place("post")
+            family.place_rows("post")
         assert caught.value.mismatches
         assert caught.value.remedy
         return
-    placement = family.place("post")
+    placement = family.place_rows("post")
     out = applied(placement, family.t, family.delta)
     assert out == [expected.get(row, 0) for row in range(placement.rows)]
     assert not set(expected) - set(range(placement.rows))
@@ -181,7 +186,7 @@ def test_rows_by_post_are_what_tokens_say(models: tuple[Model, Model, Model]) ->
 @given(families())
 def test_rows_by_target_are_what_tokens_say(models: tuple[Model, Model, Model]) -> None:
     family = Family(*models)
-    placement = family.place("target")
+    placement = family.place_rows("target")
     assert placement.rows == family.target_rows
     out = applied(placement, family.t, family.delta)
     assert out == [family.in_targets_order()[row] for row in range(placement.rows)]
@@ -194,7 +199,7 @@ def test_on_its_own_base_a_delta_gives_post(models: tuple[Model, Model, Model]) 
     """Whatever post-training did to the tokenizer; and where base has more rows than post, none is trimmed."""
     base, post, _ = models
     family = Family(base, post, base)
-    placement = family.place("post")
+    placement = family.place_rows("post")
     out = applied(placement, family.t, family.delta)
     assert len(out) == max(family.base_rows, family.post_rows)
     family.t = family.b
@@ -205,7 +210,7 @@ def test_on_its_own_base_a_delta_gives_post(models: tuple[Model, Model, Model]) 
 def test_every_row_has_one_fate_and_runs_are_canonical(models: tuple[Model, Model, Model], result: str) -> None:
     family = Family(*models)
     try:
-        placement = family.place(result)
+        placement = family.place_rows(result)
     except MismatchError:
         return
     check_runs(placement.target, placement.rows, family.target_rows)
@@ -213,10 +218,10 @@ def test_every_row_has_one_fate_and_runs_are_canonical(models: tuple[Model, Mode
     if family.runs is not None:
         check_runs(family.runs, family.post_rows, family.base_rows)
     counts = placement.counts
-    assert sum(counts[fate] for fate in ("summed", "brought", "kept", "padding")) == placement.rows
+    assert sum(counts[outcome] for outcome in ("summed", "brought", "kept", "padding")) == placement.rows
     assert json.loads(json.dumps(counts)) == counts
     out_delta = row_sources(placement.delta).tolist()
-    whole = {row for rows in placement.whole for row in rows}
+    whole = set(whole_rows(placement))
     assert whole == {row for row, source in enumerate(out_delta) if source >= 0 and family.base_row(source) is None}, (
         "a row is brought whole if and only if base had none"
     )
@@ -234,37 +239,37 @@ def test_runs_say_what_the_rows_say_in_the_fewest_words(sources: list[int]) -> N
 
 
 def test_no_tokenizers_and_equal_sizes_leave_rows_where_they_are() -> None:
-    assert arrange(10, 10, None, vocabulary("abc")) is None
-    assert place(10, 10, None, None, None, "post").is_identity
-    assert place(10, 10, None, vocabulary("abc"), None, "target").is_identity
+    assert match_rows(10, 10, None, vocabulary("abc")) is None
+    assert place_rows(10, 10, None, None, None, "post").is_identity
+    assert place_rows(10, 10, None, vocabulary("abc"), None, "target").is_identity
 
 
 def test_no_tokenizers_and_other_sizes_are_refused_with_what_to_pass() -> None:
     with pytest.raises(MismatchError, match="32000 rows in base, 32001 in post") as caught:
-        arrange(32000, 32001, None, vocabulary("abc"))
+        match_rows(32000, 32001, None, vocabulary("abc"))
     assert caught.value.remedy == "say where its tokenizer lies: --base-tokenizer PATH"
     with pytest.raises(MismatchError, match="32000 rows in the target, 32001 in the delta") as caught:
-        place(32000, 32001, None, None, None, "post")
+        place_rows(32000, 32001, None, None, None, "post")
     assert "--target-tokenizer PATH --post-tokenizer PATH" in str(caught.value)
 
 
 def test_no_tokenizers_but_tokens_that_moved_are_refused() -> None:
     with pytest.raises(MismatchError, match="at other ids than base"):
-        place(2, 2, (Run(0, 1, 1), Run(1, 0, 1)), None, vocabulary("ab"), "post")
+        place_rows(2, 2, (Run(0, 1, 1), Run(1, 0, 1)), None, vocabulary("ab"), "post")
 
 
 def test_no_tokenizers_and_equal_sizes_still_bring_what_base_lacked() -> None:
-    placement = place(4, 4, (Run(0, 0, 3), Run(3, None, 1)), None, vocabulary("abcd"), "post")
-    assert placement.whole == (range(3, 4),)
+    placement = place_rows(4, 4, (Run(0, 0, 3), Run(3, None, 1)), None, vocabulary("abcd"), "post")
+    assert whole_rows(placement) == [*range(3, 4)]
     assert not placement.is_identity
     assert placement.counts["brought"] == 1
 
 
 def test_absurdly_many_rows_are_refused_before_they_cost_anything() -> None:
     with pytest.raises(MismatchError, match="at most"):
-        arrange(1 << 40, 1 << 40, vocabulary("ab"), vocabulary("ba"))
+        match_rows(1 << 40, 1 << 40, vocabulary("ab"), vocabulary("ba"))
     with pytest.raises(MismatchError, match="at most"):
-        place(1 << 40, 3, None, vocabulary("ab"), vocabulary("ba"), "post")
+        place_rows(1 << 40, 3, None, vocabulary("ab"), vocabulary("ba"), "post")
 
 
 LLAMA = [f"t{row}" for row in range(32000)]
@@ -273,14 +278,14 @@ LLAMA = [f"t{row}" for row in range(32000)]
 def test_a_pad_token_added_by_post_is_brought_whole() -> None:
     """FastChat#486, #551: 32,000 rows and 32,001; other tools crashed or trimmed."""
     base, post = vocabulary(LLAMA), vocabulary([*LLAMA, "[PAD]"])
-    runs = arrange(32000, 32001, base, post)
+    runs = match_rows(32000, 32001, base, post)
     assert runs == (Run(0, 0, 32000), Run(32000, None, 1))
-    placement = place(32000, 32001, runs, base, post, "post")
+    placement = place_rows(32000, 32001, runs, base, post, "post")
     assert placement.target == (Run(0, 0, 32000), Run(32000, None, 1))
     assert placement.delta == (Run(0, 0, 32001),)
-    assert placement.whole == (range(32000, 32001),)
+    assert whole_rows(placement) == [*range(32000, 32001)]
     assert str(placement) == "32,000 summed, 1 brought by the delta"
-    kept = place(32000, 32001, runs, base, post, "target")
+    kept = place_rows(32000, 32001, runs, base, post, "target")
     assert kept.target == kept.delta == (Run(0, 0, 32000),)
     assert not kept.is_identity  # the delta has a row more
     assert str(kept) == "32,000 summed, 1 of the delta left out, as the tokenizer has not their tokens"
@@ -289,12 +294,12 @@ def test_a_pad_token_added_by_post_is_brought_whole() -> None:
 def test_two_tokens_at_one_new_id_are_not_summed() -> None:
     """Post's [PAD] and the target's <sep> are both 32000: neither may become the other, nor vanish."""
     post, target = vocabulary([*LLAMA, "[PAD]"]), vocabulary([*LLAMA, "<sep>"])
-    runs = arrange(32000, 32001, vocabulary(LLAMA), post)
+    runs = match_rows(32000, 32001, vocabulary(LLAMA), post)
     with pytest.raises(MismatchError, match=r"1 token.* that only the target has would be lost") as caught:
-        place(32001, 32001, runs, target, post, "post")
+        place_rows(32001, 32001, runs, target, post, "post")
     assert [str(mismatch) for mismatch in caught.value.mismatches] == ["token 32000: '<sep>'"]
     assert "--companions target" in str(caught.value)
-    placement = place(32001, 32001, runs, target, post, "target")
+    placement = place_rows(32001, 32001, runs, target, post, "target")
     assert placement.delta == (Run(0, 0, 32000), Run(32000, None, 1))
     assert (placement.counts["kept"], placement.counts["left out"]) == (1, 1)
 
@@ -302,20 +307,20 @@ def test_two_tokens_at_one_new_id_are_not_summed() -> None:
 def test_a_token_that_post_and_target_both_added_becomes_posts() -> None:
     """Half of each would be neither's: the delta's row is whole, as base had none."""
     new = vocabulary([*LLAMA, "[PAD]"])
-    runs = arrange(32000, 32001, vocabulary(LLAMA), new)
+    runs = match_rows(32000, 32001, vocabulary(LLAMA), new)
     for result in ("post", "target"):
-        placement = place(32001, 32001, runs, new, new, result)  # type: ignore[arg-type]
-        assert placement.whole == (range(32000, 32001),)
+        placement = place_rows(32001, 32001, runs, new, new, result)  # type: ignore[arg-type]
+        assert whole_rows(placement) == [*range(32000, 32001)]
 
 
 def test_padding_is_never_trimmed() -> None:
     """mergekit#425: Qwen's tokenizer has 151,646 tokens and its embedding 151,936 rows."""
     base = vocabulary(f"t{row}" for row in range(151646))
     post = vocabulary([*base.tokens, "<tool>"])
-    assert arrange(151936, 151936, base, base) is None
-    runs = arrange(151936, 151936, base, post)
+    assert match_rows(151936, 151936, base, base) is None
+    runs = match_rows(151936, 151936, base, post)
     assert runs == (Run(0, 0, 151646), Run(151646, None, 1), Run(151647, 151647, 289))
-    placement = place(151936, 151936, runs, base, post, "post")
+    placement = place_rows(151936, 151936, runs, base, post, "post")
     assert placement.rows == 151936
     assert placement.counts == {
         "summed": 151646,
@@ -326,17 +331,17 @@ def test_padding_is_never_trimmed() -> None:
         "left out": 0,
     }
     # A post that was trimmed to its tokens leaves the target's padding where it is.
-    trimmed = arrange(151936, 151647, base, post)
-    assert place(151936, 151647, trimmed, base, post, "post").rows == 151936
+    trimmed = match_rows(151936, 151647, base, post)
+    assert place_rows(151936, 151647, trimmed, base, post, "post").rows == 151936
     # A target that was trimmed takes the tokens, not padding that nobody needs.
-    assert place(151646, 151936, runs, base, post, "post").rows == 151647
+    assert place_rows(151646, 151936, runs, base, post, "post").rows == 151647
 
 
 def test_rows_padded_to_a_multiple_of_64_by_post_come_along() -> None:
     base, post = vocabulary(LLAMA), vocabulary([*LLAMA, "[PAD]"])
-    runs = arrange(32000, 32064, base, post)
-    placement = place(32000, 32064, runs, base, post, "post")
-    assert (placement.rows, placement.whole) == (32064, (range(32000, 32064),))
+    runs = match_rows(32000, 32064, base, post)
+    placement = place_rows(32000, 32064, runs, base, post, "post")
+    assert (placement.rows, whole_rows(placement)) == (32064, [*range(32000, 32064)])
     assert (placement.counts["brought"], placement.counts["padding"]) == (1, 63)
 
 
@@ -346,26 +351,26 @@ RESERVED = [*(f"t{row}" for row in range(100)), *(f"<|reserved_{row}|>" for row 
 def test_a_reserved_token_that_post_renamed_takes_its_row() -> None:
     """Llama 3's reserved tokens are there to be renamed: that is no loss of a token of the target."""
     base, post = vocabulary(RESERVED), vocabulary([*RESERVED[:100], "<|im_start|>", *RESERVED[101:]])
-    runs = arrange(108, 108, base, post)
+    runs = match_rows(108, 108, base, post)
     assert runs == (Run(0, 0, 100), Run(100, None, 1), Run(101, 101, 7))
-    placement = place(108, 108, runs, base, post, "post", given_up(base, post))
-    assert placement.whole == (range(100, 101),)
+    placement = place_rows(108, 108, runs, base, post, "post", dropped_tokens(base, post))
+    assert whole_rows(placement) == [*range(100, 101)]
     assert placement.counts["given up"] == 1
     # A target's own token at that id is another matter.
     target = vocabulary([*RESERVED[:100], "<|mine|>", *RESERVED[101:]])
     with pytest.raises(MismatchError, match="would be lost"):
-        place(108, 108, runs, target, post, "post", given_up(base, post))
+        place_rows(108, 108, runs, target, post, "post", dropped_tokens(base, post))
 
 
 def test_a_name_that_post_dropped_does_not_lose_what_it_learned() -> None:
     """The row has no name in post, but is still trained: it belongs to base's, and to the target's of that name."""
     base, post = vocabulary(RESERVED), vocabulary(RESERVED[:100])
-    assert arrange(108, 108, base, post) is None
+    assert match_rows(108, 108, base, post) is None
     for result in ("post", "target"):
-        placement = place(108, 108, None, base, post, result, given_up(base, post))  # type: ignore[arg-type]
+        placement = place_rows(108, 108, None, base, post, result, dropped_tokens(base, post))  # type: ignore[arg-type]
         assert placement.is_identity
     own = vocabulary([*RESERVED[:100], "<|mine|>"])
-    placement = place(108, 108, None, own, post, "post", given_up(base, post))
+    placement = place_rows(108, 108, None, own, post, "post", dropped_tokens(base, post))
     assert row_sources(placement.delta)[100] == -1
     assert placement.counts["kept"] == 1
 
@@ -373,14 +378,14 @@ def test_a_name_that_post_dropped_does_not_lose_what_it_learned() -> None:
 def test_a_dropped_name_counts_only_where_base_had_its_row() -> None:
     base, post = vocabulary([*LLAMA, "<gone>"]), vocabulary(LLAMA)
     target = vocabulary({**post.tokens, "<gone>": 32001})
-    runs = arrange(32002, 32002, base, post)
+    runs = match_rows(32002, 32002, base, post)
     assert runs is None
-    placement = place(32002, 32002, runs, target, post, "post", given_up(base, post))
+    placement = place_rows(32002, 32002, runs, target, post, "post", dropped_tokens(base, post))
     assert row_sources(placement.delta)[[32000, 32001]].tolist() == [32000, -1]  # padding; another place than base's
     # Base's tokenizer has the name, but base's tensor ends before its row: there is nothing to be the difference of.
-    runs = arrange(32000, 32001, base, post)
+    runs = match_rows(32000, 32001, base, post)
     assert runs == (Run(0, 0, 32000), Run(32000, None, 1))
-    placement = place(32001, 32001, runs, base, post, "post", given_up(base, post))
+    placement = place_rows(32001, 32001, runs, base, post, "post", dropped_tokens(base, post))
     assert placement.target == (Run(0, 0, 32001),)
     assert row_sources(placement.delta)[32000] == -1
 
@@ -389,14 +394,14 @@ def test_equal_sizes_and_other_ids_are_matched_by_token() -> None:
     rng = np.random.default_rng(0)
     tables = [vocabulary(np.array(LLAMA)[rng.permutation(32000)].tolist()) for _ in range(3)]
     base, post, target = tables
-    runs = arrange(32000, 32000, base, post)
+    runs = match_rows(32000, 32000, base, post)
     assert runs is not None
     assert all(base.by_id[source] == post.by_id[row] for row, source in enumerate(row_sources(runs).tolist()))
-    placement = place(32000, 32000, runs, target, post, "post")
+    placement = place_rows(32000, 32000, runs, target, post, "post")
     moved = row_sources(placement.target).tolist()
     assert all(target.by_id[source] == post.by_id[row] for row, source in enumerate(moved))
     assert placement.delta == (Run(0, 0, 32000),)
-    placement = place(32000, 32000, runs, target, post, "target")
+    placement = place_rows(32000, 32000, runs, target, post, "target")
     assert placement.target == (Run(0, 0, 32000),)
     added = row_sources(placement.delta).tolist()
     assert all(post.by_id[source] == target.by_id[row] for row, source in enumerate(added))
@@ -405,12 +410,12 @@ def test_equal_sizes_and_other_ids_are_matched_by_token() -> None:
 def test_a_token_that_the_target_lacks_is_named() -> None:
     base, target = vocabulary(LLAMA), vocabulary([*LLAMA[:31990], *"abcdefghij"])
     with pytest.raises(MismatchError, match=r"10 token.*would be lost"):
-        place(32000, 32000, None, target, base, "post")
+        place_rows(32000, 32000, None, target, base, "post")
     short = vocabulary(LLAMA[:31990])
     with pytest.raises(MismatchError, match=r"10 token.*no row in the target") as caught:
-        place(31990, 32000, None, short, base, "post")
+        place_rows(31990, 32000, None, short, base, "post")
     assert str(caught.value.mismatches[0]) == "token 31990: 't31990'"
-    assert place(31990, 32000, None, short, base, "target").counts["left out"] == 10
+    assert place_rows(31990, 32000, None, short, base, "target").counts["left out"] == 10
 
 
 def llama(names: dict[int, str]) -> Vocabulary:
@@ -426,7 +431,7 @@ def test_reserved_tokens_that_a_release_renames() -> None:
     """Llama 3.0's delta on Llama 3.1, the paper's own case: 3.1 named three tokens that 3.0 had in reserve."""
     old = llama({20: "<|begin|>", 29: "<|eot|>"})
     new = llama({20: "<|begin|>", 24: "<|pad|>", 28: "<|eom|>", 29: "<|eot|>", 30: "<|tool|>"})
-    found = place(36, 36, None, new, old, "post")
+    found = place_rows(36, 36, None, new, old, "post")
     start = row_sources(found.target)
     assert found.rows == 36
     assert start[:22].tolist() == list(range(22))
@@ -446,4 +451,4 @@ def test_words_are_never_given_up_for_control_tokens() -> None:
     tokens = {**{token: row for token, row in old.tokens.items() if row != 28}, "a new word": 28}
     new = Vocabulary(tokens, "a tokenizer", old.special & tokens.keys())
     with pytest.raises(MismatchError, match=r"1 token.*would be lost"):
-        place(36, 36, None, new, old, "post")
+        place_rows(36, 36, None, new, old, "post")

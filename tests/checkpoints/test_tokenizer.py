@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from paramdelta_hub.checkpoints import tokenizer as module
-from paramdelta_hub.checkpoints.token_rows import arrange
+from paramdelta_hub.checkpoints.token_rows import match_rows
 from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, PackageError
 from scripts.weights import fetch
@@ -77,7 +77,7 @@ def test_real_tokenizers_are_read_as_their_library_reads_them(tmp_path: Path) ->
     assert minilm.size == 30522
     assert read(tmp_path).tokens == minilm.tokens
     assert read(tmp_path).digest == minilm.digest == read(fetch("minilm-sre")).digest
-    assert arrange(30522, 30522, minilm, read(fetch("minilm-sre"))) is None
+    assert match_rows(30522, 30522, minilm, read(fetch("minilm-sre"))) is None
 
 
 @pytest.fixture(scope="session")
@@ -202,7 +202,7 @@ def test_bad_additions_are_refused(tmp_path: Path) -> None:
 def test_an_oversized_file_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(CheckpointError, match="at most"):
+    with pytest.raises(CheckpointError, match="the limit is"):
         read_vocabulary(tmp_path)
 
 

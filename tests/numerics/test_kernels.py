@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paramdelta_hub.application.sums import ChunkAdder
 
 import paramdelta_hub as pd
 from paramdelta_hub import limits
@@ -27,9 +26,11 @@ from paramdelta_hub.numerics.floats import FLOATS, Difference, Float, NotFiniteC
 from paramdelta_hub.numerics.kernels import Kernel, LoadingKernel, kernel_for
 from paramdelta_hub.numerics.kernels.numpy import NumpyKernel, gaps_of, positions_of
 from paramdelta_hub.package.package import open_package
-from paramdelta_hub.package.tensor_delta import summand_of
+from paramdelta_hub.package.tensor_delta import StoredDelta
 from paramdelta_hub.tasks.runner import perform
 from paramdelta_hub.tasks.workspace import Workspace
+from paramdelta_hub.transforms.addend import Addend
+from paramdelta_hub.transforms.sum import TensorSum
 from tests.numerics.test_floats import finite_bits, pairs, random_bits
 from tests.support.models import TORCH, from_bits, to_bits, write_model
 
@@ -335,9 +336,9 @@ def summed(delta: Path, kernel: Kernel) -> bytes:
     record = package.records["layers.0.a"]
     assert record.codec.name == "palette"
     with OpenFiles(PackageError) as shards:
-        summand = summand_of(record, 1.0, package.payload_places())
-        task = {"dtype": "BF16", "elements": record.elements, "deltas": [summand]}
-        return ChunkAdder(task, shards, kernel).add(np.zeros(2 * record.elements, np.uint8)).tobytes()
+        addend = Addend(StoredDelta.of(record, package.payload_locations()), 1.0)
+        with TensorSum("BF16", [addend], shards, kernel) as total:
+            return total.add(np.zeros(2 * record.elements, np.uint8)).tobytes()
 
 
 def test_without_numba_numpy_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

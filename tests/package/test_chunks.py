@@ -66,7 +66,7 @@ def test_a_table_that_adds_up() -> None:
 
 def test_a_chunk_that_is_impossibly_large() -> None:
     cut = layout("raw", "U8", 100, added=False)
-    most = cut.most_chunk_bytes
+    most = cut.max_chunk_bytes
     cut.parse_table(table(cut, [[most]]), most + 4, "shard")
     with pytest.raises(PackageError, match="impossibly large"):
         cut.parse_table(table(cut, [[most + 1]]), most + 5, "shard")
@@ -89,7 +89,7 @@ def test_the_largest_honest_chunk_is_possible(dtype: str) -> None:
     for name, codec in CODECS.items():
         if codec.streams(kind.itemsize):
             size = sum(map(len, codec.encode(noise(kind.bits), NumpyKernel()))) + sparse + 32
-            assert size <= layout(name, dtype, CHUNK_ELEMENTS).most_chunk_bytes, name
+            assert size <= layout(name, dtype, CHUNK_ELEMENTS).max_chunk_bytes, name
 
 
 def test_exceptions_and_the_digest_go_together() -> None:

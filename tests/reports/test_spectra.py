@@ -28,7 +28,7 @@ def tensor(name: str, shape: tuple[int, ...] = (16, 16), changed: int = 1, effec
 
 def test_the_sample_is_the_rows_and_columns_drawn(known: dict[str, Package]) -> None:
     package = known["noise"]
-    places = package.payload_places()
+    places = package.payload_locations()
     with OpenFiles(PackageError) as shards:
         found = _sample(package.records[MATRIX], places, shards, NumpyKernel())
     rows, columns = _draw(f"rows {MATRIX}", ROWS), _draw(f"columns {MATRIX}", COLUMNS)

@@ -52,7 +52,7 @@ class NumbaKernel(NumpyKernel):
         """Δ = post − base of one chunk, split and proven."""
         if kind.name != "BF16":
             return super().subtract(kind, base, post, symbols)
-        places, missed = (scratch(name, base.size, np.int32) for name in ("places of rests", "places missed"))
+        positions, missed = (scratch(name, base.size, np.int32) for name in ("places of rests", "places missed"))
         rests = scratch("rests", base.size, np.uint32)
         words = scratch("flags", SLICE // 8, np.uint64)
         flags = words.view(np.uint8)
@@ -60,13 +60,13 @@ class NumbaKernel(NumpyKernel):
         bits = wide.view(np.uint32)
         squares = np.zeros((2, _LANES))
         changed, rest_count, missed_count, finite = _subtract(
-            base, post, symbols, places, rests, missed, flags, words, wide, bits, squares
+            base, post, symbols, positions, rests, missed, flags, words, wide, bits, squares
         )
         if not finite:  # NumPy counts them, or finds that no more than a delta overflows
             return super().subtract(kind, base, post, symbols)
         base_square, delta_square = squares.sum(axis=1).tolist()
         counted = Statistics(changed, rest_count, missed_count, base_square, delta_square)
-        return Difference(symbols, places[:rest_count], rests[:rest_count], missed[:missed_count], counted)
+        return Difference(symbols, positions[:rest_count], rests[:rest_count], missed[:missed_count], counted)
 
     def add(self, kind: Float, target: Bits, delta: Wide | None, weight: float, out: Bits) -> int:
         """Target + w·Δ of one chunk, rounded once; how many are not finite."""
@@ -100,71 +100,53 @@ class NumbaKernel(NumpyKernel):
 
 
 @_compile
-def _look_up(palette: Any, ranks: Any, escaped: Any, places: Any, out: Any) -> None:
-    """``out = palette[ranks]``, and where a rank is 255 the next of ``escaped``.
-
-    Args:
-        palette: 256 values of ``out``'s type.
-        ranks: uint8.
-        escaped: as many values as ranks of 255; the caller has counted them.
-        places: overwritten; int32, at least 4,097.
-        out: as many elements as ranks.
-    """
+def _look_up(palette: Any, ranks: Any, escaped: Any, positions: Any, out: Any) -> None:
+    """See :meth:`Kernel.look_up`. ``positions`` is scratch: int32, at least 4,097."""
     taken = 0
     for start in range(0, ranks.size, SLICE):
-        here, there = ranks[start : start + SLICE], out[start : start + SLICE]
-        found = np.uint32(0)
-        for i in range(here.size):
-            one = here[i]
-            there[i] = palette[one]
-            places[found] = i  # overwritten by the next unless this is an escape: a branch would be mispredicted
-            found = np.uint32(found + np.uint32(one == 255))
-        for i in range(found):
-            there[places[i]] = escaped[taken + i]
-        taken += found
+        rank_slice, out_slice = ranks[start : start + SLICE], out[start : start + SLICE]
+        escapes = np.uint32(0)
+        for i in range(rank_slice.size):
+            rank = rank_slice[i]
+            out_slice[i] = palette[rank]
+            positions[escapes] = i  # overwritten by the next unless this is an escape: a branch would be mispredicted
+            escapes = np.uint32(escapes + np.uint32(rank == 255))
+        for i in range(escapes):
+            out_slice[positions[i]] = escaped[taken + i]
+        taken += escapes
 
 
 @_compile
-def _gather(symbols: Any, gaps: Any, values: Any, places: Any) -> tuple[int, int]:
-    """Return how many bytes of gaps, and how many symbols other than 0, were written to ``gaps`` and ``values``.
+def _gather(symbols: Any, gaps: Any, values: Any, positions: Any) -> tuple[int, int]:
+    """See :meth:`Kernel.gather`. Return how many gaps and how many values were written.
 
-    Args:
-        symbols: uint16.
-        gaps: uint8, as many as symbols.
-        values: uint16, one more than there are symbols.
-        places: overwritten; int32, at least 4,097.
+    ``values`` has one element more than there are symbols; ``positions`` is scratch: int32, at least 4,097.
     """
     written, taken, after = 0, 0, 0
     for start in range(0, symbols.size, SLICE):
-        here = symbols[start : start + SLICE]
-        found = np.uint32(0)
-        for i in range(here.size):
-            symbol = here[i]
-            values[taken + found] = symbol  # overwritten by the next if it is 0: a branch would be mispredicted
-            places[found] = i
-            found = np.uint32(found + np.uint32(symbol != 0))
-        for i in range(found):
-            gap = start + places[i] - after
-            after = start + places[i] + 1
+        symbol_slice = symbols[start : start + SLICE]
+        changes = np.uint32(0)
+        for i in range(symbol_slice.size):
+            symbol = symbol_slice[i]
+            values[taken + changes] = symbol  # overwritten by the next if it is 0: a branch would be mispredicted
+            positions[changes] = i
+            changes = np.uint32(changes + np.uint32(symbol != 0))
+        for i in range(changes):
+            gap = start + positions[i] - after
+            after = start + positions[i] + 1
             while gap >= 255:
                 gaps[written] = 255
                 gap -= 255
                 written += 1
             gaps[written] = gap
             written += 1
-        taken += found
+        taken += changes
     return written, taken
 
 
 @_compile
 def _spread(gaps: Any, values: Any, out: Any) -> None:
-    """Write ``values`` to the positions that ``gaps`` tell of; what lies between is left alone.
-
-    Args:
-        gaps: uint8; 255 adds 255 and goes on.
-        values: as many as bytes of ``gaps`` below 255; the caller has counted them.
-        out: the caller knows that all positions lie inside.
-    """
+    """See :meth:`Kernel.spread`; the elements between the positions are left alone. The caller checks all bounds."""
     at, taken = 0, 0
     for i in range(gaps.size):
         gap = gaps[i]
@@ -177,66 +159,57 @@ def _spread(gaps: Any, values: Any, out: Any) -> None:
 
 @_compile
 def _rank(symbols: Any, rank_of: Any, ranks: Any, low: Any, high: Any) -> int:
-    """``ranks = rank_of[symbols]``; return how many are 255, whose symbols' bytes are in ``low`` and ``high``.
+    """See :meth:`Kernel.rank`. Return how many symbols escape.
 
-    Args:
-        symbols: uint16.
-        rank_of: 65,536 ranks, uint8.
-        ranks: receives a rank an element.
-        low: receives the escaped symbols' low bytes; uint8, one more than there are symbols.
-        high: their high bytes, likewise.
+    ``low`` and ``high`` have one element more than there are symbols.
     """
-    found = np.uint32(0)
+    escapes = np.uint32(0)
     for start in range(0, symbols.size, SLICE):
-        here, there = symbols[start : start + SLICE], ranks[start : start + SLICE]
-        for i in range(here.size):
-            symbol = here[i]
-            one = rank_of[symbol]
-            there[i] = one
-            low[found] = np.uint8(symbol)
-            high[found] = np.uint8(symbol >> 8)
-            found = np.uint32(found + np.uint32(one == 255))
-    return int(found)
+        symbol_slice, rank_slice = symbols[start : start + SLICE], ranks[start : start + SLICE]
+        for i in range(symbol_slice.size):
+            symbol = symbol_slice[i]
+            rank = rank_of[symbol]
+            rank_slice[i] = rank
+            low[escapes] = np.uint8(symbol)
+            high[escapes] = np.uint8(symbol >> 8)
+            escapes = np.uint32(escapes + np.uint32(rank == 255))
+    return int(escapes)
+
+
+@_compile
+def _add_squares(base: Any, delta: Any, squares: Any) -> None:
+    """Add the squares of a slice of base and of Δ to ``squares``, lane by lane."""
+    for at in range(0, base.size, _LANES):
+        some_base, some_delta = base[at : min(at + _LANES, base.size)], delta[at : min(at + _LANES, base.size)]
+        for lane in range(some_base.size):
+            squares[0, lane] += np.float64(some_base[lane]) * np.float64(some_base[lane])
+            squares[1, lane] += np.float64(some_delta[lane]) * np.float64(some_delta[lane])
 
 
 @_compile
 def _subtract(
-    base: Any,
-    post: Any,
-    symbols: Any,
-    places: Any,
-    rests: Any,
-    missed: Any,
-    flags: Any,
-    words: Any,
-    wide: Any,
-    bits: Any,
-    squares: Any,
+    base: Any,  # bits, uint16
+    post: Any,  # bits, uint16
+    symbols: Any,  # receives the upper half of each float32 delta
+    positions: Any,  # int32; receives the positions of deltas whose lower half is not zero
+    rests: Any,  # uint32; receives those lower halves
+    missed: Any,  # int32; receives the positions where base + Δ, rounded, is not post
+    flags: Any,  # scratch: uint8, 4,096
+    words: Any,  # the same memory as uint64
+    wide: Any,  # scratch: float32, 3 rows of 4,096
+    bits: Any,  # the same memory as uint32
+    squares: Any,  # receives the sums of squares of base and of Δ: two rows of 512 float64
 ) -> tuple[int, int, int, bool]:
     """Take Δ = post − base of BF16, split it, and find where no sum of base and Δ gives post.
 
-    Args:
-        base: bits, uint16.
-        post: bits, uint16.
-        symbols: receives the upper half of each float32 delta.
-        places: receives the positions of deltas whose lower half is not zero; int32, as long as ``base``.
-        rests: receives those lower halves; uint32, likewise.
-        missed: receives the positions where base + Δ, rounded, is not post; int32, likewise.
-        flags: overwritten; uint8, 4,096.
-        words: the same memory as uint64.
-        wide: overwritten; float32, 3 rows of 4,096.
-        bits: the same memory as uint32.
-        squares: receives the sums of squares of base and of Δ; two rows of 512 float64, zeroed here.
-
-    Returns:
-        How many elements differ, how many rests there are, how many positions are missed, and whether all values and
-        deltas are finite; where they are not, the rest is of no use.
+    Return how many elements differ, how many rests there are, how many positions are missed, and whether all values
+    and deltas are finite. If they are not, the rest is of no use.
     """
     changed, rest_count, missed_count = 0, 0, 0
     not_finite = np.uint32(0)
     squares[:] = 0.0
     for start in range(0, base.size, SLICE):
-        old, new, there = base[start : start + SLICE], post[start : start + SLICE], symbols[start : start + SLICE]
+        old, new, symbol = base[start : start + SLICE], post[start : start + SLICE], symbols[start : start + SLICE]
         old_wide, new_wide, delta = wide[0], wide[1], wide[2]
         old_bits, new_bits, delta_bits = bits[0], bits[1], bits[2]
         differing = np.uint32(0)
@@ -247,17 +220,13 @@ def _subtract(
         changed += differing
         for i in range(old.size):
             delta[i] = new_wide[i] - old_wide[i]
-        for at in range(0, old.size, _LANES):
-            some_old, some_delta = old_wide[at : min(at + _LANES, old.size)], delta[at : min(at + _LANES, old.size)]
-            for lane in range(some_old.size):
-                squares[0, lane] += np.float64(some_old[lane]) * np.float64(some_old[lane])
-                squares[1, lane] += np.float64(some_delta[lane]) * np.float64(some_delta[lane])
+        _add_squares(old_wide[: old.size], delta[: old.size], squares)
         for i in range(old.size):
             old_wide[i] = old_wide[i] + delta[i]
         bad = np.uint32(0)
         for i in range(old.size):
             one, total = delta_bits[i], old_bits[i]
-            there[i] = np.uint16(one >> _SHIFT)
+            symbol[i] = np.uint16(one >> _SHIFT)
             up = np.uint32(_HALF + np.uint32(np.uint32(total >> _SHIFT) & _ONE))
             miss = np.uint32(np.uint32(np.uint32(total + up) >> _SHIFT) ^ np.uint32(new_bits[i] >> _SHIFT))
             flags[i] = np.uint32((one & _LOW) != 0) | np.uint32(np.uint32(miss != 0) << _ONE)
@@ -270,7 +239,7 @@ def _subtract(
             if words[word] != 0:  # seldom: a twelfth to a hundredth of the elements have a rest
                 for i in range(word * 8, word * 8 + 8):
                     if flags[i] & 1:
-                        places[rest_count] = start + i
+                        positions[rest_count] = start + i
                         rests[rest_count] = delta_bits[i] & _LOW
                         rest_count += 1
                     if flags[i] & 2:
@@ -281,29 +250,21 @@ def _subtract(
 
 @_compile
 def _add(target: Any, delta: Any, weight: Any, total: Any, total_bits: Any, out: Any) -> int:
-    """``out = BF16(target + weight · delta)``, rounded once to nearest even; return how many are not finite.
-
-    Args:
-        target: bits of BF16, uint16.
-        delta: float32.
-        weight: float32.
-        total: overwritten; float32, at least 4,096.
-        total_bits: the same memory as uint32.
-        out: receives bits of BF16, uint16.
-    """
+    """See :meth:`Kernel.add`. ``total`` is scratch: float32, at least 4,096. ``total_bits`` is the same memory."""
     not_finite = 0
     for start in range(0, target.size, SLICE):
-        here, change, there = target[start : start + SLICE], delta[start : start + SLICE], out[start : start + SLICE]
-        for i in range(here.size):
-            total_bits[i] = np.uint32(np.uint32(here[i]) << _SHIFT)
-        for i in range(here.size):
+        end = min(start + SLICE, target.size)
+        old, change, new = target[start:end], delta[start:end], out[start:end]
+        for i in range(old.size):
+            total_bits[i] = np.uint32(np.uint32(old[i]) << _SHIFT)
+        for i in range(old.size):
             total[i] = total[i] + weight * change[i]
         bad = np.uint32(0)
-        for i in range(here.size):
+        for i in range(old.size):
             bits = total_bits[i]
             up = np.uint32(_HALF + np.uint32(np.uint32(bits >> _SHIFT) & _ONE))
             rounded = np.uint32(np.uint32(bits + up) >> _SHIFT)
-            there[i] = np.uint16(rounded)
+            new[i] = np.uint16(rounded)
             bad = np.uint32(bad + np.uint32(np.uint32(bits & _MAGNITUDE) >= _OVERFLOW))
         not_finite += bad
     return not_finite

@@ -1,4 +1,4 @@
-"""The kernel that is always there: NumPy, pass after pass over blocks that stay in cache."""
+"""The default kernel: NumPy, in several passes over blocks that stay in cache."""
 
 from __future__ import annotations
 

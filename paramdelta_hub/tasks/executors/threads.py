@@ -74,20 +74,12 @@ def run_tasks(
     for task in ordered:
         todo.put(task)
 
-    def work() -> None:
-        with contextlib.suppress(Empty, Interrupted):
-            while True:
-                stop.check()
-                task = todo.get_nowait()
-                try:
-                    ended.put((True, run(task, stop)))
-                except BaseException as error:  # told on the main thread
-                    ended.put((False, error))
-                    return
-
     # Queues and not futures: an interrupt in the middle of concurrent.futures.wait() leaves its locks taken, and the
     # workers waiting for them for ever.
-    workers = [Thread(target=work, name=f"paramdelta-{number}") for number in range(max(1, min(threads, len(tasks))))]
+    count = max(1, min(threads, len(tasks)))
+    workers = [
+        Thread(target=_work, args=(todo, ended, run, stop), name=f"paramdelta-{number}") for number in range(count)
+    ]
     try:
         for worker in workers:
             worker.start()
@@ -113,6 +105,21 @@ def run_tasks(
         for worker in workers:
             if worker.is_alive():
                 worker.join()
+
+
+def _work(
+    todo: SimpleQueue[T], ended: SimpleQueue[tuple[bool, Any]], run: Callable[[T, Stop], Any], stop: Stop
+) -> None:
+    """Run tasks until there are none left, one fails, or all are asked to stop."""
+    with contextlib.suppress(Empty, Interrupted):
+        while True:
+            stop.check()
+            task = todo.get_nowait()
+            try:
+                ended.put((True, run(task, stop)))
+            except BaseException as error:  # raised again on the main thread
+                ended.put((False, error))
+                return
 
 
 def _next(ended: SimpleQueue[tuple[bool, Any]]) -> tuple[bool, Any]:
