@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from paramdelta_hub.cli.common import (
-    Bars,
+    Console,
     command,
-    emit,
-    fail,
+    gather,
     human_bytes,
-    parse_rules,
     registry_option,
-    rules_option,
+    rules_options,
     tokenizer_option,
-    work_options,
 )
-from paramdelta_hub.cli.executor_options import executor_options, run_share
+from paramdelta_hub.cli.executor_options import Work, executor_options
 from paramdelta_hub.errors import OptionError
 
 if TYPE_CHECKING:
@@ -27,9 +24,10 @@ if TYPE_CHECKING:
     from paramdelta_hub.application.companions import Mode
     from paramdelta_hub.application.preview import Preview
     from paramdelta_hub.application.requantize import Dtype
+    from paramdelta_hub.application.request import ApplyRequest
     from paramdelta_hub.application.weighted_deltas import AppliedDelta
     from paramdelta_hub.checkpoints.matching import LeftOut
-    from paramdelta_hub.tasks.runner import Executor
+    from paramdelta_hub.checkpoints.rules import Rules
 
 __all__ = ["apply", "preview_text", "report_text"]
 
@@ -40,6 +38,40 @@ pd-apply org/new-base org/instruct-delta -o new-instruct --dry-run
 pd-apply ./new-base ./delta -o out --weight-map '.*=0' --weight-map 'self_attn=1'
 """
 _SHOWN_OMISSIONS = 20
+
+
+def _request(
+    target: str,
+    deltas: tuple[str, ...],
+    factors: tuple[str, ...],
+    rules: Rules,
+    target_tokenizer: str | None,
+    dtype: Dtype | None,
+    companions: Mode,
+    prefer: Literal["target", "post"],
+    keep_remote_code_of_target: bool,
+    stream: bool,
+    force: bool,
+) -> ApplyRequest:
+    from paramdelta_hub.application.request import ApplyRequest
+    from paramdelta_hub.application.weights import WeightMap, weighted_deltas
+
+    if rules.carries:
+        raise OptionError("carry rules are for pd-extract only", remedy="remove them")
+    return ApplyRequest(
+        target=target,
+        deltas=tuple((str(summand.delta), summand.weight) for summand in weighted_deltas(deltas)),
+        weight_map=WeightMap.of(factors).rules,
+        renames=rules.renames,
+        skips=rules.skips,
+        dtype=dtype,
+        companions=companions,
+        prefer=prefer,
+        keep_remote_code_of_target=keep_remote_code_of_target,
+        target_tokenizer=target_tokenizer,
+        stream=stream,
+        force=force,
+    )
 
 
 @command(examples=_EXAMPLES)
@@ -53,9 +85,7 @@ _SHOWN_OMISSIONS = 20
     metavar="REGEX=W",
     help="Scale the deltas of tensors whose name matches; the last match decides; 0 leaves a tensor as it is.",
 )
-@click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help="Rename the delta's tensors to TARGET's.")
-@click.option("--skip", "skips", multiple=True, metavar="REGEX", help="Leave tensors as TARGET has them.")
-@rules_option
+@rules_options(rename="Rename the delta's tensors to TARGET's.", skip="Keep tensors as TARGET has them.")
 @tokenizer_option("target")
 @click.option(
     "--dtype",
@@ -91,86 +121,38 @@ _SHOWN_OMISSIONS = 20
 @click.option("--overwrite", is_flag=True, help="Replace an older OUT that pd-apply made, and nothing else.")
 @click.option("--dry-run", is_flag=True, help="Write nothing: say whether it fits, and what to expect of it.")
 @executor_options
-@work_options
+@gather(request=_request)
 def apply(
-    target: str,
-    deltas: tuple[str, ...],
+    request: ApplyRequest,
     output: str,
-    factors: tuple[str, ...],
-    renames: tuple[str, ...],
-    skips: tuple[str, ...],
-    rule_files: tuple[str, ...],
-    target_tokenizer: str | None,
-    dtype: Dtype | None,
-    companions: Mode,
-    prefer: Literal["target", "post"],
-    keep_remote_code_of_target: bool,
-    stream: bool,
     registry: str | None,
-    force: bool,
     overwrite: bool,
     dry_run: bool,
-    executor: Executor,
-    rank: int | None,
-    world: int | None,
-    threads: int | None,
-    memory: int,
-    as_json: bool,
-    quiet: bool,
+    work: Work,
+    console: Console,
 ) -> None:
-    """Write OUT = TARGET + Σ WEIGHT · DELTA, keeping TARGET's shards, tensor order and metadata.
+    """Write OUT = TARGET + Σ WEIGHT · DELTA, with TARGET's shards, tensor order and metadata.
 
-    TARGET is a folder in Hugging Face layout, a .safetensors file, or a Hub id with @revision; a DELTA is a package's
-    folder, or org/name[@version] in a registry, with a weight of 1 unless given.
+    TARGET is a folder in Hugging Face layout, a .safetensors file, or a Hub id with an optional @revision. DELTA is a
+    package's folder, or org/name[@version] in a registry. The default WEIGHT is 1.
     """
     from paramdelta_hub.application.apply import carry_out
     from paramdelta_hub.application.preview import preview
-    from paramdelta_hub.application.request import ApplyRequest
-    from paramdelta_hub.application.weights import WeightMap, weighted_deltas
-    from paramdelta_hub.tasks.runner import ExecutorConfig
 
-    rules = parse_rules(renames, skips, rule_files)
-    if rules.carries:
-        raise OptionError("carry rules are for pd-extract: a delta has whole what was carried", remedy="leave them out")
-    if dry_run and (rank is not None or world is not None):
-        raise OptionError("a dry run is of the whole work, not of a rank", remedy="leave out --rank and --world")
-    if stream and executor != "threads":
-        raise OptionError("--stream is for threads of one process", remedy="leave out --stream, or --executor")
-    request = ApplyRequest(
-        target=target,
-        deltas=tuple((str(summand.delta), summand.weight) for summand in weighted_deltas(deltas)),
-        weight_map=WeightMap.of(factors).rules,
-        renames=rules.renames,
-        skips=rules.skips,
-        dtype=dtype,
-        companions=companions,
-        prefer=prefer,
-        keep_remote_code_of_target=keep_remote_code_of_target,
-        target_tokenizer=target_tokenizer,
-        stream=stream,
-        force=force,
-    )
-    config, bars = ExecutorConfig(executor, threads, memory), Bars(quiet or as_json)
+    if dry_run and work.rank is not None:
+        raise OptionError("--dry-run is for the whole work, not for a rank", remedy="remove --rank and --world")
+    if request.stream and work.config.executor != "threads":
+        raise OptionError("--stream needs the executor threads", remedy="remove --stream or --executor")
     if dry_run:
-        found = preview(request, output, registry=registry, overwrite=overwrite, progress=bars)
-        emit(found.to_json(), preview_text(found), as_json=as_json, quiet=quiet)
+        found = preview(request, output, registry=registry, overwrite=overwrite, progress=console.progress())
+        console.emit(found.to_json(), preview_text(found))
         if found.problem:
-            fail(found.problem)
+            console.fail(found.problem, reported=True)
         return
-    if run_share(
-        request,
-        output,
-        rank,
-        world,
-        registry=registry,
-        overwrite=overwrite,
-        config=config,
-        as_json=as_json,
-        quiet=quiet,
-    ):
+    if work.run_rank(request, output, console, registry=registry, overwrite=overwrite):
         return
-    report = carry_out(request, output, config, bars, registry=registry, overwrite=overwrite)
-    emit(report.to_json(), report_text(report), as_json=as_json, quiet=quiet)
+    report = carry_out(request, output, work.config, console.progress(), registry=registry, overwrite=overwrite)
+    console.emit(report.to_json(), report_text(report))
 
 
 def report_text(report: ApplyReport) -> str:

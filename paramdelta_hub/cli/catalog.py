@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, human_bytes
+from paramdelta_hub.cli.common import Console, command, human_bytes
 from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.limits import CATALOG_DELTAS, SPECTRUM_MATRICES
 
@@ -48,8 +48,7 @@ def catalog(
     limit: int,
     samples: int,
     overwrite: bool,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
     """Make a static site of the deltas in REGISTRY: a list, searchable by base, and a report for each.
 
@@ -66,9 +65,9 @@ def catalog(
         limit=limit,
         samples=samples,
         overwrite=overwrite,
-        progress=Bars(quiet),
+        progress=console.progress(with_json=True),
     )
-    emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+    console.emit(report.to_json(), _text(report))
 
 
 def _text(report: CatalogReport) -> str:

@@ -1,4 +1,4 @@
-"""What all commands share: options, progress bars, reports, errors and exit codes."""
+"""What all commands share: options, the console, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeAlias, TypeVar
 
 import click
 
@@ -27,13 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bars",
+    "Console",
     "command",
-    "emit",
-    "fail",
+    "gather",
     "human_bytes",
     "publish_options",
     "registry_option",
-    "rules_option",
+    "rules_options",
     "table",
     "tokenizer_option",
     "trust_options",
@@ -42,6 +44,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Decorator: TypeAlias = "Callable[[Callable[..., None]], Callable[..., None]]"
 _INTERRUPTED = 130
 
 
@@ -77,6 +80,50 @@ class Bars(Progress):
             self._bar = None
 
 
+@dataclass(frozen=True)
+class Console:
+    """Where a command prints: its report on stdout, once; progress, notes and errors on stderr."""
+
+    as_json: bool
+    quiet: bool
+
+    def progress(self, *, with_json: bool = False) -> Bars:
+        """Return the progress of the work. With ``--json`` it prints nothing, unless ``with_json``."""
+        return Bars(self.quiet or (self.as_json and not with_json))
+
+    def emit(self, report: dict[str, Any], text: str) -> None:
+        """Print the report in the form that the user asked for."""
+        if self.as_json:
+            click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        elif not self.quiet:
+            click.echo(text)
+
+    def fail(self, error: ParamdeltaError, *, reported: bool = False) -> NoReturn:
+        """Print an error and exit with its code. With ``--json`` it goes to stdout too, unless a report is there."""
+        if self.as_json and not reported:
+            report: dict[str, Any] = {key: getattr(error, key) for key in ("kind", "what", "where", "remedy")}
+            if isinstance(error, MismatchError):
+                report["mismatches"] = [mismatch._asdict() for mismatch in error.mismatches]
+            click.echo(json.dumps({"error": report}, indent=2, ensure_ascii=False))
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def gather(**makers: Callable[..., object]) -> Decorator:
+    """Replace options by objects: each maker gets the options that its parameters name, and gives one argument."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            for name, maker in makers.items():
+                values[name] = maker(**{parameter: values.pop(parameter) for parameter in signature(maker).parameters})
+            function(**values)
+
+        return run
+
+    return decorate
+
+
 def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
     """Parse a number of bytes: ``512M``, ``2G``, ``1.5GiB``."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", value.strip(), re.IGNORECASE)
@@ -100,34 +147,32 @@ def work_options(function: Callable[P, R]) -> Callable[P, R]:
     return threads(function)
 
 
-def command(*, examples: str) -> Callable[[Callable[P, None]], click.Command]:
-    """Make a command of a function: ``--json`` and ``-q``, examples at the end of its help, and errors told properly.
+def command(*, examples: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of a function: ``--json`` and ``-q``, examples at the end of its help, and errors as messages.
 
-    The function gets ``as_json`` and ``quiet`` beside its own parameters.
+    The function gets a :class:`Console` as ``console``.
     """
 
-    def decorate(function: Callable[P, None]) -> click.Command:
+    def decorate(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
-        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        def run(as_json: bool, quiet: bool, **values: Any) -> None:
+            console = Console(as_json, quiet)
             try:
-                function(*args, **kwargs)
+                function(console=console, **values)
             except ParamdeltaError as error:
-                _tell(error, as_json=bool(kwargs["as_json"]))
-                sys.exit(error.exit_code)
+                console.fail(error)
             except KeyboardInterrupt:
                 click.echo("Interrupted. Run the same command again to resume.", err=True)
                 sys.exit(_INTERRUPTED)
             except BrokenPipeError:  # the reader of our output has gone
                 sys.stderr.close()
                 sys.exit(1)
-            except OSError as problem:  # where nobody has a better word for it: a folder that can't be listed
-                told = storage_error("reading or writing", problem)
-                _tell(told, as_json=bool(kwargs["as_json"]))
-                sys.exit(told.exit_code)
+            except OSError as problem:  # nothing closer to it has made a message, such as for a folder's list
+                console.fail(storage_error("reading or writing", problem))
 
         options = [
             click.option("--json", "as_json", is_flag=True, help="Print a machine-readable report on stdout."),
-            click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+            click.option("-q", "--quiet", is_flag=True, help="Print only errors."),
         ]
         for option in reversed(options):
             run = option(run)
@@ -136,29 +181,6 @@ def command(*, examples: str) -> Callable[[Callable[P, None]], click.Command]:
         return click.command(epilog=epilog, context_settings=settings)(run)
 
     return decorate
-
-
-def emit(report: dict[str, Any], text: str, *, as_json: bool, quiet: bool) -> None:
-    """Print a report once, in the form asked for."""
-    if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
-    elif not quiet:
-        click.echo(text)
-
-
-def fail(error: ParamdeltaError) -> NoReturn:
-    """End a command whose report is printed already: tell of the error on stderr, and exit with its code."""
-    _tell(error, as_json=False)
-    sys.exit(error.exit_code)
-
-
-def _tell(error: ParamdeltaError, *, as_json: bool) -> None:
-    if as_json:
-        report: dict[str, Any] = {"kind": error.kind, "what": error.what, "where": error.where, "remedy": error.remedy}
-        if isinstance(error, MismatchError):
-            report["mismatches"] = [mismatch._asdict() for mismatch in error.mismatches]
-        click.echo(json.dumps({"error": report}, indent=2, ensure_ascii=False))
-    click.echo(f"error: {error}", err=True)
 
 
 def parse_assignment(text: str, what: str) -> tuple[str, str]:
@@ -173,15 +195,31 @@ def parse_assignment(text: str, what: str) -> tuple[str, str]:
     return left, right
 
 
-def rules_option(function: Callable[P, R]) -> Callable[P, R]:
-    """Add ``--rules``, which gives ``rule_files``."""
-    return click.option(
-        "--rules",
-        "rule_files",
-        multiple=True,
-        metavar="FILE",
-        help="Read rules from a file: a line is `rename OLD=NEW`, `skip REGEX`, `carry REGEX`, or a # comment.",
-    )(function)
+def rules_options(*, rename: str, skip: str, carry: str | None = None) -> Decorator:
+    """Add ``--rename``, ``--skip`` and ``--carry`` with these helps, and ``--rules``. They give ``rules``."""
+    options = [
+        click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help=rename),
+        click.option("--skip", "skips", multiple=True, metavar="REGEX", help=skip),
+        click.option("--carry", "carries", multiple=True, metavar="REGEX", help=carry),
+        click.option(
+            "--rules",
+            "files",
+            multiple=True,
+            metavar="FILE",
+            help="Read rules from a file. A line is `rename OLD=NEW`, `skip REGEX`, `carry REGEX` or a # comment.",
+        ),
+    ]
+    if carry is None:
+        del options[2]
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        maker = parse_rules if carry else lambda renames, skips, files: parse_rules(renames, skips, files)
+        function = gather(rules=maker)(function)
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 def parse_rules(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, table
+from paramdelta_hub.cli.common import Console, command, human_bytes, registry_option, table
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.limits import COMPARED_DELTAS, SPECTRUM_MATRICES
 
@@ -46,8 +46,7 @@ def inspect(
     samples: int | None,
     threads: int | None,
     registry: str | None,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
     """Show what the package DELTA is: sources, architecture, exactness, size, and the most changed tensors.
 
@@ -68,13 +67,13 @@ def inspect(
         found, text = report.to_json(most_changed=top), _text(report, top)
     else:
         _check_several(deltas, samples)
-        report = compare(deltas, registry=registry, threads=threads, progress=Bars(quiet))
+        report = compare(deltas, registry=registry, threads=threads, progress=console.progress(with_json=True))
         found, text = report.to_json(), _compared(report, deltas)
     if html:
         reference = deltas[0] if len(deltas) == 1 else None
         found["html"] = str(write_report(report, html, reference=reference, overwrite=overwrite))
         text += f"\n\nwritten  {html}"
-    emit(found, text, as_json=as_json, quiet=quiet)
+    console.emit(found, text)
 
 
 def _check_several(deltas: tuple[str, ...], samples: int | None) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import command, emit
+from paramdelta_hub.cli.common import Console, command
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.hub.links import Linked, Role
@@ -44,8 +44,7 @@ def link(
     dry_run: bool,
     create_pr: bool | None,
     message: str | None,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
     """Name DELTA on the card of MODEL: its base, its post, or what it was applied to. Both are on the Hub.
 
@@ -54,7 +53,7 @@ def link(
     from paramdelta_hub.registry.api import link as run
 
     linked = run(delta, model, role=role, create_pr=create_pr, dry_run=dry_run, message=message)
-    emit(linked.to_json(), _text(linked, dry_run), as_json=as_json, quiet=quiet)
+    console.emit(linked.to_json(), _text(linked, dry_run))
 
 
 def _text(linked: Linked, dry_run: bool) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, publish_options, registry_option
+from paramdelta_hub.cli.common import Console, command, publish_options, registry_option
 from paramdelta_hub.environment import PASSWORD_VARIABLE
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ def publish(
     create_pr: bool,
     message: str | None,
     sign: str | None,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
     """Publish the package in the folder DELTA as a version of REPO, with a new model card.
 
@@ -63,9 +62,9 @@ def publish(
         create_pr=create_pr,
         message=message,
         sign=sign,
-        progress=Bars(quiet),
+        progress=console.progress(with_json=True),
     )
-    emit(published_json(published), published_text(published), as_json=as_json, quiet=quiet)
+    console.emit(published_json(published), published_text(published))
 
 
 def published_json(published: Published) -> dict[str, object]:

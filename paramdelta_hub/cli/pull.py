@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, trust_options
+from paramdelta_hub.cli.common import Console, command, human_bytes, registry_option, trust_options
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.protocol import Part, Pulled
@@ -39,8 +39,7 @@ def pull(
     require_signature: bool | None,
     trusted_keys: tuple[str, ...],
     registry: str | None,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
     """Fetch DELTA and check the size and sha256 of every file; a killed pull goes on when repeated.
 
@@ -58,9 +57,9 @@ def pull(
         allow_downgrade=allow_downgrade,
         require_signature=require_signature,
         trusted_keys=trusted_keys,
-        progress=Bars(quiet or as_json),
+        progress=console.progress(),
     )
-    emit({**vars(pulled), "path": str(pulled.path)}, _text(pulled), as_json=as_json, quiet=quiet)
+    console.emit({**vars(pulled), "path": str(pulled.path)}, _text(pulled))
 
 
 def _text(pulled: Pulled) -> str:

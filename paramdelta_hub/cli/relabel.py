@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, registry_option
+from paramdelta_hub.cli.common import Console, command, registry_option
 
 if TYPE_CHECKING:
     from paramdelta_hub.extraction.relabel import RelabelReport
@@ -36,8 +36,7 @@ def relabel(
     license_name: str | None,
     overwrite: bool,
     registry: str | None,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
     """Make a package of DELTA with another name, version or license; the models are not needed.
 
@@ -54,9 +53,9 @@ def relabel(
         license=license_name,
         registry=registry,
         overwrite=overwrite,
-        progress=Bars(quiet or as_json),
+        progress=console.progress(),
     )
-    emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+    console.emit(report.to_json(), _text(report))
 
 
 def _text(report: RelabelReport) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import command, emit, human_bytes, registry_option, table
+from paramdelta_hub.cli.common import Console, command, human_bytes, registry_option, table
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.search import Found
@@ -28,9 +28,7 @@ pd-search --base ./new-base --registry ./registry --json
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Hits to show.")
 @click.option("--skip", type=click.IntRange(min=0), default=0, help="Hits to pass over, for the next page.")
 @registry_option
-def search(
-    query: str | None, base: str | None, limit: int, skip: int, registry: str | None, as_json: bool, quiet: bool
-) -> None:
+def search(query: str | None, base: str | None, limit: int, skip: int, registry: str | None, console: Console) -> None:
     """Find deltas by QUERY in their names and titles; with --base, say of each whether it fits that model.
 
     `same base`: it leads to its post, bit for bit. `kin`: base descends from, or shares an ancestor with, its base.
@@ -43,7 +41,7 @@ def search(
     shown, more = hits[:limit], len(hits) > limit
     next_page = skip + limit if more else None
     report = {"hits": [hit.to_json() for hit in shown], "next_skip": next_page}
-    emit(report, _text(shown, base, next_page), as_json=as_json, quiet=quiet)
+    console.emit(report, _text(shown, base, next_page))
 
 
 def _text(hits: Sequence[Found], base: str | None, next_page: int | None) -> str:

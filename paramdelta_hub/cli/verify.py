@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, trust_options, work_options
+from paramdelta_hub.cli.common import Console, command, human_bytes, registry_option, trust_options, work_options
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.durable import expand, io_errors, write_file
 
@@ -49,8 +49,7 @@ def verify(
     registry: str | None,
     threads: int | None,
     memory: int,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
     """Check every byte of the package DELTA and decode every chunk; with --base, prove that it is exact.
 
@@ -61,7 +60,7 @@ def verify(
     from paramdelta_hub.outputs.replacing import check_output_file
     from paramdelta_hub.verification.package import verify as run
 
-    progress = Bars(quiet or as_json)
+    progress = console.progress()
     if is_result(expand(delta)):
         _refuse(delta, "a model that pd-apply made", base, post, require_signature, trusted_keys)
         asked = [(f, make, ours) for f, make, ours in _texts(statement_file, bom_file) if f]
@@ -75,7 +74,7 @@ def verify(
             place = check_output_file(file, is_ours, overwrite=overwrite, beside=may_lie_beside(expand(file).name))
             with io_errors("writing"):
                 write_file(place, text)
-        emit(result.to_json(), _result_text(result), as_json=as_json, quiet=quiet)
+        console.emit(result.to_json(), _result_text(result))
         return
     _refuse(delta, "no model that pd-apply made", statement_file, bom_file, overwrite)
     report = run(
@@ -89,7 +88,7 @@ def verify(
         memory=memory,
         progress=progress,
     )
-    emit(report.to_json(), _text(report), as_json=as_json, quiet=quiet)
+    console.emit(report.to_json(), _text(report))
 
 
 def _texts(

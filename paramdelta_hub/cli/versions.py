@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import command, emit, registry_option, table
+from paramdelta_hub.cli.common import Console, command, registry_option, table
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.protocol import Version
@@ -23,12 +23,12 @@ pd-versions ./registry/org/name --json
 @command(examples=_EXAMPLES)
 @click.argument("delta")
 @registry_option
-def versions(delta: str, registry: str | None, as_json: bool, quiet: bool) -> None:
+def versions(delta: str, registry: str | None, console: Console) -> None:
     """List the versions of DELTA, the newest first."""
     from paramdelta_hub.registry.api import versions as run
 
     found = run(delta, registry=registry)
-    emit({"versions": [dict(vars(version)) for version in found]}, _text(found), as_json=as_json, quiet=quiet)
+    console.emit({"versions": [dict(vars(version)) for version in found]}, _text(found))
 
 
 def _text(found: Sequence[Version]) -> str:
