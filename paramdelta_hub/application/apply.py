@@ -153,7 +153,7 @@ def apply(
     """
     rules = checked_rules(rules)
     if rules.carries:
-        raise OptionError("carry rules are for an extraction: a delta has whole what was carried")
+        raise OptionError("carry rules are for pd-extract only")
     wanted = ApplyRequest(
         target=os.fspath(target),
         deltas=tuple((os.fspath(summand.delta), summand.weight) for summand in weighted_deltas(deltas)),
@@ -188,8 +188,8 @@ def carry_out(
     """
     if wanted.stream and config.executor != "threads":
         raise OptionError(
-            f"--stream fetches each file once, for the threads of one process, not for {config.executor}",
-            remedy="leave out --stream, or --executor",
+            f"--stream needs the executor threads, not {config.executor}",
+            remedy="remove --stream or --executor",
         )
     check_new(out, overwrite=overwrite, registry=registry)
     operation = Application(wanted, out, registry=registry, progress=progress)
@@ -314,5 +314,6 @@ def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
         raise NotFiniteError(
             f"{len(problems)} tensor(s) of the result are not finite",
             problems,
-            remedy="the target has such values, or the sum overflows its dtype: use a smaller weight, or --skip them",
+            remedy="the target has such values, or the sum overflows its dtype; use a smaller weight, or leave "
+            "the tensors out with --skip",
         )

@@ -134,15 +134,15 @@ class CompanionReport:
             whose = {
                 delta: [key for key, taker in laid.taken.items() if taker == delta] for delta in laid.taken.values()
             }
-            lines += [f"{name}: {_some(keys)} as in {delta}" for delta, keys in whose.items()]
+            lines += [f"{name}: {_some(keys)} from {delta}" for delta, keys in whose.items()]
             why = {
                 reason: [key for key, other in laid.kept.items() if other == reason] for reason in laid.kept.values()
             }
-            lines += [f"{name}: {_some(keys)} as in the target: {reason}" for reason, keys in why.items()]
-            lines += [f"{name}: {_some(laid.overridden)} as the tensors are"] if laid.overridden else []
+            lines += [f"{name}: {_some(keys)} from the target, because {reason}" for reason, keys in why.items()]
+            lines += [f"{name}: {_some(laid.overridden)} set to match the tensors"] if laid.overridden else []
             lines += [
-                f"conflict: {name}: {c.key} was {c.base}, is {c.post} in {c.delta} and {c.found} in {c.other}: "
-                f"{c.winner} wins" + (" (else --prefer post)" if c.winner != c.delta else "")
+                f"conflict: {name}: {c.key} is {c.base} in base, {c.post} in {c.delta}, {c.found} in {c.other}; "
+                f"using {c.winner}" + (" (change this with --prefer post)" if c.winner != c.delta else "")
                 for c in laid.conflicts
             ]
         return lines + [f"warning: {warning}" for warning in self.warnings]
@@ -179,12 +179,12 @@ def select_companions(
             other := [name for name, file in known.items() if name not in taken or taken[name].sha256 != file.sha256]
         ):
             warnings.append(
-                f"{_label(package)} has other companions, which are not taken: {_some(other)}; "
-                f"all are those of {_label(packages[provider])}"
+                f"{_label(package)} has other companions, which are not used: {_some(other)}; all come from "
+                f"{_label(packages[provider])}"
             )
     stray = [name for name in taken if kind_of(name) == "tokenizer"]
     if stray and not any(map(names_words, stray)):
-        warnings.append(f"not taken, as there is no vocabulary with it: {_some(stray)}")
+        warnings.append(f"not used, because there is no vocabulary with it: {_some(stray)}")
         taken = {name: file for name, file in taken.items() if name not in stray}
     merged = [GENERATION] if any(GENERATION in package.manifest.configs for package in packages) else []
     own = _of_the_target(target, mode, taken.keys() - merged)
@@ -192,9 +192,10 @@ def select_companions(
     contents = {name: content for name, content in contents.items() if code_key(content, str(own[name]))}
     if contents and not keep_remote_code_of_target:
         raise CheckpointError(
-            f"{_some(contents)}: names code to be run when the model is loaded",
+            f"{_some(contents)}: refers to code that runs when the model is loaded",
             where=str(target.folder),
-            remedy="read that code; --keep-remote-code-of-target then copies the target's own Python files along",
+            remedy="read that code; to keep it, add --keep-remote-code-of-target, which also copies the "
+            "target's Python files",
         )
     keeps = keep_remote_code_of_target and not target.is_lone_file
     code = code_files(target, contents.values()) if keeps else {}

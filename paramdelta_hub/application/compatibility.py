@@ -118,17 +118,17 @@ class Compatibility:
     def notes(self) -> tuple[str, ...]:
         """What became of ties, and of rows, in words."""
         ties = [
-            f"{head}: {side} has no such tensor; its {embedding} serves, untied in the result"
+            f"{head}: {side} has no such tensor; its {embedding} is used instead, and the result has both"
             if side == "the target"
-            else f"{head}: {side} ties it to {embedding}, whose delta is added"
+            else f"{head}: {side} ties it to {embedding}; the delta of {embedding} is added"
             for found in self.matches
             for head, (side, embedding) in found.ties.items()
             if head in found.pairs
         ]
         rows = [f"{name}: rows {placed.row_counts}" for name, placed in self.placed.items()]
         whole = [
-            f"{name}: brought whole by the delta, "
-            + ("instead of the target's" if name in self.target.tensors else "as the target has none")
+            f"{name}: taken whole from the delta, "
+            + ("instead of the target's" if name in self.target.tensors else "because the target has none")
             for name in self.carried
         ]
         return (*dict.fromkeys(ties), *rows, *whole)
@@ -149,7 +149,7 @@ def check_compatibility(
         MismatchError: every misfit is listed.
     """
     where = str(target.checkpoint.source.path)
-    remedy = "use a target of base's architecture and dtype, or --rename the delta's names, or --skip tensors"
+    remedy = "use a target of base's architecture and dtype, or change the pairs with --rename and --skip"
     problems = [Mismatch("target", "quantized", target.refused)] if target.refused else []
     sides = [_entries(package) for package in packages]
     matches = _matches(target.entries, packages, sides, rules)
@@ -161,14 +161,14 @@ def check_compatibility(
     }
     for number, (package, entries, found) in enumerate(zip(packages, sides, matches, strict=True)):
         if found.mismatches and (options := propose(target.entries, entries, rules)):
-            remedy = f"try {options}; what still has no partner, leave out with --skip"
+            remedy = f"try {options}; leave out the remaining tensors with --skip"
         problems += found.mismatches
         for name, theirs in list(found.pairs.items()):
             record = package.records[theirs]
             if is_whole := _is_whole(record):
                 if weights.of(number, name) <= 0:
                     del found.pairs[name]
-                    found.omissions.append(LeftOut(name, "the delta", "brought only with a weight above 0"))
+                    found.omissions.append(LeftOut(name, "the delta", "used only with a weight above 0"))
                     continue
                 carried.setdefault(
                     name, Carried(number, LogicalTensor(record.dtype, record.shape, Zeros(record.dtype)))
@@ -178,7 +178,9 @@ def check_compatibility(
             if not (is_whole or (record.effect == "replace" and record.shard)):
                 continue
             if replaced.setdefault(name, record.post_blake3) != record.post_blake3:
-                problems.append(Mismatch(name, "conflict", f"two deltas replace it by different {record.dtype} values"))
+                problems.append(
+                    Mismatch(name, "conflict", f"two deltas replace it with different {record.dtype} values")
+                )
     placed = {}
     heads = {head: tie[1] for found in matches for head, tie in found.ties.items() if tie[0] == "the target"}
     misfits = {problem.location for problem in problems}
@@ -198,11 +200,11 @@ def check_compatibility(
         new = its.rows if its else rows
         other, others = rows_of.setdefault(rows, (name, new))
         if new != others:
-            problems.append(Mismatch(name, "rows", f"would be {new} in the result, where {other} has {others}"))
-            remedy = "leave out both or neither with --skip"
+            problems.append(Mismatch(name, "rows", f"would be {new} in the result, but {other} has {others}"))
+            remedy = "use --skip for both or neither"
     if keeps_fp8 and (without_scales := list(_without_scales(target, placed, carried))):
         problems += without_scales
-        remedy = "leave out --dtype: the result's weights are bf16 then"
+        remedy = "remove --dtype; the result's weights are then bf16"
     if problems := list(dict.fromkeys(problems)):  # several tensors may lack the same tokens
         raise MismatchError(f"target and delta differ in {len(problems)} way(s)", problems, where=where, remedy=remedy)
     return Compatibility(target, tuple(matches), placed, carried, keeps_fp8, tuple(uses))
@@ -242,9 +244,11 @@ def _without_scales(
     """Yield the 8-bit tensors of the target for which its scales are too few, or too many, in the result."""
     for name, tensor in target.tensors.items():
         if tensor.is_quantized and name in carried:
-            yield Mismatch(name, "fp8", "brought whole by the delta, and the target's scales are for its own")
+            yield Mismatch(
+                name, "fp8", "taken whole from the delta, but the target's scales are for the target's values"
+            )
         elif tensor.is_quantized and name in placed and placed[name].rows != tensor.shape[0]:
-            what = f"{placed[name].rows} rows in the result, and the target has scales for {tensor.shape[0]}"
+            what = f"{placed[name].rows} rows in the result, but the target has scales for {tensor.shape[0]}"
             yield Mismatch(name, "fp8", what)
 
 

@@ -72,9 +72,9 @@ class Inputs:
                 "the target has this delta already",
                 [Mismatch("target", "applied before", why) for why in found],
                 where=str(self.model.source.path),
-                remedy="apply it to the model that the target was made from; or add it once more with --force",
+                remedy="apply it to the model that the target was made from, or use --force to add it again",
             )
-        return tuple(f"added once more: {why}" for why in found)
+        return tuple(f"added again: {why}" for why in found)
 
     def kin(self) -> list[AppliedDelta]:
         """Compare every delta's samples with the target's values; with a few of them, where it is streamed.
@@ -157,12 +157,12 @@ def _doubled(packages: Sequence[Package], force: bool) -> tuple[str, ...]:
         label = f"{package.manifest.name} {package.manifest.version}"
         labels.setdefault(package.manifest.content_id, []).append(label)
     found = [
-        f"{names[0]} is named {len(names)} times" + (f", as {', '.join(names[1:])} too" if len(set(names)) > 1 else "")
+        f"{names[0]} is given {len(names)} times" + (f", also as {', '.join(names[1:])}" if len(set(names)) > 1 else "")
         for names in labels.values()
         if len(names) > 1
     ]
     if found and not force:
         raise OptionError(
-            "; ".join(found), remedy="name it once, with the weight that you mean; or add it as often with --force"
+            "; ".join(found), remedy="give it once, with the total weight, or use --force to add it each time"
         )
     return tuple(found)

@@ -75,7 +75,7 @@ def check_lineage(
             f" the minimum is {KIN_CORRELATION:.2f}",
             float("nan") if kinship.correlation is None else kinship.correlation,
             where=str(fit.target.checkpoint.source.path),
-            remedy="on other weights the delta means nothing: choose a target made from its base, or use --force",
+            remedy="choose a target that was made from the delta's base; with --force the result may be useless",
         )
     return AppliedDelta(package, weight, kinship, forced=not kinship.is_kin)
 

@@ -73,7 +73,9 @@ def match(
         new = rules.rename(name)
         if new in renamed:
             result.mismatches.append(
-                Mismatch(name, "rename", f"the rename rules give it the name {new!r}, which {renamed[new]!r} has too")
+                Mismatch(
+                    name, "rename", f"the rename rules give it the name {new!r}, but {renamed[new]!r} has this name too"
+                )
             )
         renamed[new] = name
     entries = {new: right[name] for new, name in renamed.items()}
@@ -134,13 +136,19 @@ def _compare(name: str, left: Entry, right: Entry, sides: tuple[str, str]) -> li
 
 def _carried(name: str, entry: Entry) -> list[Mismatch]:
     if entry.vocabulary:
-        return [Mismatch(name, "carry", "its rows are a vocabulary's, and can't be matched without base's; --skip it")]
+        return [
+            Mismatch(
+                name,
+                "carry",
+                "its rows belong to a vocabulary, and can't be matched without base's tensor; leave it out with --skip",
+            )
+        ]
     if not entry.shape:
-        return [Mismatch(name, "carry", "a single number is not carried; --skip it")]
+        return [Mismatch(name, "carry", "a single number can't be carried; leave it out with --skip")]
     return _unknown(name, entry)
 
 
 def _unknown(name: str, entry: Entry) -> list[Mismatch]:
     if entry.dtype in FLOATS or entry.dtype in DISCRETE:
         return []
-    return [Mismatch(name, "dtype", f"no delta is taken of {entry.dtype}; cast it, or --skip it")]
+    return [Mismatch(name, "dtype", f"{entry.dtype} can't have a delta; cast it, or leave it out with --skip")]

@@ -33,9 +33,9 @@ class Band(NamedTuple):
 
 
 BANDS = (
-    Band(0.9999, 6, 0.90, 1.10, 1.54, "all of it, or nearly so"),
-    Band(0.996, 12, 0.46, 0.80, 0.98, "most of it"),
-    Band(0.96, 24, 0.00, 0.14, 0.74, "it is a matter of luck"),
+    Band(0.9999, 6, 0.90, 1.10, 1.54, "all or nearly all"),
+    Band(0.996, 12, 0.46, 0.80, 0.98, "most"),
+    Band(0.96, 24, 0.00, 0.14, 0.74, "unpredictable"),
     Band(-1.0, 18, 0.00, 0.00, 0.00, "nothing"),
 )
 """The nearest first. A test holds them equal to ``scripts/evidence/results/reproduce-pairs.json``."""
@@ -64,15 +64,14 @@ class Prediction:
         if self.band is None:
             return "no prediction: nothing could be compared"
         least, median, most = (round(100 * share) for share in (self.band.least, self.band.median, self.band.most))
-        shares = f"{median} %" if least == most else f"{median} % ({least} to {most} %)"
-        number = "one training" if self.band.trainings == 1 else f"{self.band.trainings} trainings"
-        where = "" if self.distance is None else f"{_percent(self.distance)} of base's norm away"
+        text = f"expected transfer: about {median} % of post's gain ("
+        text += "" if least == most else f"range {least}–{most} %, "
+        text += f"{self.band.trainings} small trainings)"
+        if self.distance is not None:
+            text += f"; distance to base: {_percent(self.distance)} of base's norm"
         if self.ratio is not None:
-            where += f", Δ is {self.ratio:.2g} × that"
-        return (
-            f"of what post learned, expect {self.band.words}: at such a distance ({where}) {shares} of the gain "
-            f"came over in {number} of small models"
-        )
+            text += f", and Δ is {self.ratio:.2g} × as large"
+        return text
 
 
 def predict(kinship: Kinship, tensors: Iterable[TensorRecord]) -> Prediction:

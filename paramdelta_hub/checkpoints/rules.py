@@ -91,7 +91,7 @@ def _listed(value: Any, what: str) -> Iterable[Any]:
     if isinstance(value, Mapping):
         return value.items()
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise OptionError(f"{what} are a list, not {value!r}", remedy=f"write {what}=[...]")
+        raise OptionError(f"{what} must be a list, not {value!r}", remedy=f"write {what}=[...]")
     return value
 
 
@@ -103,7 +103,7 @@ def _pair(value: Any) -> tuple[str, str]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise OptionError(f"a pattern is a text, not {value!r}")
+        raise OptionError(f"a pattern is a string, not {value!r}")
     return value
 
 
@@ -147,7 +147,7 @@ class RuleUse(NamedTuple):
 
     def __str__(self) -> str:
         counted = f"{self.tensors:,} tensor{'s' * (self.tensors != 1)}"
-        text = f"--{self.rule} {self.pattern!r} hit {counted}"
+        text = f"--{self.rule} {self.pattern!r} matched {counted}"
         if self.trained:
             names = ", ".join(map(shown, self.trained[:_LISTED]))
             more = f" and {len(self.trained) - _LISTED:,} more" if len(self.trained) > _LISTED else ""
@@ -196,10 +196,10 @@ def uses_of_patterns(patterns: Iterable[str], names: Collection[str]) -> list[Ru
 
 
 _IDLE: Mapping[RuleKind, str] = {
-    "rename": "changes the name of no tensor",
-    "skip": "hits no tensor",
-    "carry": "hits no tensor that only post has",
-    "weight-map": "decides for no tensor of a delta, as none matches, or later patterns match the same",
+    "rename": "renames no tensor",
+    "skip": "matches no tensor",
+    "carry": "matches no tensor that only post has",
+    "weight-map": "has no effect: it matches no tensor of a delta, or later patterns match the same tensors",
 }
 
 
@@ -220,7 +220,7 @@ def refuse_idle(uses: Iterable[RuleUse], names: Mapping[RuleKind, Collection[str
     for use in idle:
         near = ", ".join(shown(name) for name in _nearest(use.pattern, names.get(use.rule, ())))
         lines.append(f"--{use.rule} {use.pattern!r} {_IDLE[use.rule]}" + (f"; the nearest are {near}" if near else ""))
-    raise OptionError("\n  - ".join(lines), remedy="correct the pattern, or leave the rule out")
+    raise OptionError("\n  - ".join(lines), remedy="correct the pattern, or remove the rule")
 
 
 def _nearest(pattern: str, names: Collection[str]) -> list[str]:

@@ -38,7 +38,7 @@ def doubtful_ids(
                 if isinstance(number, bool) or not isinstance(number, int):
                     doubts.append(f"{file}: {key} is not a number")
                 elif number < 0 or (isinstance(rows, int) and number >= rows):
-                    doubts.append(f"{file}: {key} {number} has no row among the {rows} of the vocabulary")
+                    doubts.append(f"{file}: {key} {number} is outside the vocabulary of {rows} rows")
                 elif known is not None and number not in known:
                     doubts.append(f"{file}: {key} {number} is not a token of the tokenizer")
     doubts += _unheard_end({**text, **config, **generation}.get("eos_token_id"), tokenizer, tokens)
@@ -55,8 +55,8 @@ def _unheard_end(stops: Any, tokenizer: Mapping[str, Any], tokens: Mapping[str, 
     if token not in tokens:
         yield f"tokenizer_config.json: eos_token {shown} is not a token of the tokenizer"
     elif tokens[token] not in _listed(stops):
-        ids = ", ".join(map(ascii, _listed(stops))) or "no id at all"
-        yield f"generation stops at {ids}, and the tokenizer's eos_token {shown} is {tokens[token]}"
+        ids = ", ".join(map(ascii, _listed(stops))) or "no id"
+        yield f"generation stops at {ids}, but the tokenizer's eos_token {shown} is {tokens[token]}"
 
 
 def _listed(value: Any) -> list[Any]:

@@ -173,7 +173,7 @@ def _model(model: Any, where: str, error: type[SourceError]) -> dict[str, int]:
         return _table({item[0]: row for row, item in enumerate(vocab) if isinstance(item[0], str)}, where, error)
     if isinstance(vocab, dict):
         return _table(vocab, where, error)
-    raise error("no vocabulary in it that we can read", where=where)
+    raise error("no vocabulary that paramdelta can read", where=where)
 
 
 def _lines(content: bytes, where: str, error: type[SourceError]) -> dict[str, int]:
@@ -190,13 +190,15 @@ def _pieces(content: bytes, path: Path, settings: Mapping[str, Any], error: type
     """Return the pieces of a sentencepiece model, by the ecosystem's library."""
     named = settings.get("tokenizer_class")
     if path.name == "sentencepiece.bpe.model" or (isinstance(named, str) and _SHIFTED.fullmatch(named)):
-        raise error("a sentencepiece model whose ids its class shifts by code", where=str(path), remedy=_SAVE)
+        raise error(
+            "a sentencepiece model whose ids are changed by the tokenizer's class", where=str(path), remedy=_SAVE
+        )
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
         remedy = "pip install 'paramdelta-hub[sentencepiece]'"
         raise error(
-            "a sentencepiece model, read with a package that is not here", where=str(path), remedy=remedy
+            "a sentencepiece model needs a package that is not installed", where=str(path), remedy=remedy
         ) from None
     try:
         model = SentencePieceProcessor(model_proto=content)

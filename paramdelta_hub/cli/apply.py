@@ -83,43 +83,43 @@ def _request(
     "factors",
     multiple=True,
     metavar="REGEX=W",
-    help="Scale the deltas of tensors whose name matches; the last match decides; 0 leaves a tensor as it is.",
+    help="Multiply the deltas of matching tensors by W. The last match counts. 0 keeps TARGET's tensor.",
 )
 @rules_options(rename="Rename the delta's tensors to TARGET's.", skip="Keep tensors as TARGET has them.")
 @tokenizer_option("target")
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float8_e4m3fn"]),
-    help="What the weights of an fp8 TARGET become: bfloat16 (the default), or fp8 again, with fresh scales.",
+    help="Weights of the result of an fp8 TARGET: bfloat16 (the default), or fp8 with new scales.",
 )
 @click.option(
     "--companions",
     type=click.Choice(["post", "target", "none"]),
     default="post",
     show_default=True,
-    help="Whose tokenizer, chat template and generation settings OUT gets; none: config.json alone.",
+    help="Where OUT's tokenizer, chat template and generation settings come from. none: only config.json.",
 )
 @click.option(
     "--prefer",
     type=click.Choice(["target", "post"]),
     default="target",
     show_default=True,
-    help="Whose value a config gets where TARGET and post both changed it.",
+    help="Which value to use in a config if TARGET and post both changed it.",
 )
 @click.option(
     "--keep-remote-code-of-target",
     is_flag=True,
-    help="Let TARGET's configs name code (auto_map), and copy its own .py files.",
+    help="Allow references to code (auto_map) in TARGET's configs, and copy TARGET's .py files.",
 )
 @click.option(
-    "--stream", is_flag=True, help="Fetch TARGET's files from the Hub one by one, and drop each when it is done with."
+    "--stream", is_flag=True, help="Download TARGET's files from the Hub one at a time, and delete each after use."
 )
 @registry_option
 @click.option(
-    "--force", is_flag=True, help="Apply although TARGET is not kin to the delta's base, or has the delta already."
+    "--force", is_flag=True, help="Apply even if TARGET is not kin to the delta's base, or already has the delta."
 )
-@click.option("--overwrite", is_flag=True, help="Replace an older OUT that pd-apply made, and nothing else.")
-@click.option("--dry-run", is_flag=True, help="Write nothing: say whether it fits, and what to expect of it.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if pd-apply made it and it is unchanged.")
+@click.option("--dry-run", is_flag=True, help="Write nothing. Print whether the delta fits, and the expected transfer.")
 @executor_options
 @gather(request=_request)
 def apply(
@@ -159,11 +159,11 @@ def report_text(report: ApplyReport) -> str:
     """Return the report for people."""
     lines = [f"{report.target} + Δ → {report.out} ({human_bytes(report.nbytes)})"]
     lines += [_delta_text(delta) for delta in report.deltas]
-    lines.append(f"  {report.changed_tensors} tensors summed, {report.kept_tensors} kept as the target has them")
+    lines.append(f"  {report.changed_tensors} tensors summed, {report.kept_tensors} kept from the target")
     if report.is_post:
         lines.append(
-            f"  the target is the delta's base: the result is {report.deltas[0].package.manifest.post.name},"
-            " bit for bit"
+            f"  the target is the delta's base, so the result is {report.deltas[0].package.manifest.post.name}, "
+            "bit for bit"
         )
     if report.requantization:
         lines.append(f"  {report.requantization}")
@@ -172,25 +172,25 @@ def report_text(report: ApplyReport) -> str:
     lines += [f"  {note}" for note in report.notes]
     lines += [f"  {line}" for line in report.readiness.lines()]
     if report.resumed_tasks:
-        lines.append(f"  resumed: {report.resumed_tasks} tasks of an interrupted run were kept")
+        lines.append(f"  resumed: {report.resumed_tasks} tasks were done by an interrupted run")
     return "\n".join(lines)
 
 
 def preview_text(found: Preview) -> str:
     """Return what a dry run found, for people."""
-    lines = [f"{found.target} + Δ → {found.out} ({human_bytes(found.nbytes)}): a dry run, nothing is written"]
+    lines = [f"{found.target} + Δ → {found.out} ({human_bytes(found.nbytes)}), dry run: nothing is written"]
     for delta in found.deltas:
         lines += [_delta_text(delta), f"    {delta.prediction}"]
     if len(found.deltas) > 1 or any(delta.weight != 1.0 for delta in found.deltas):
         lines.append(
-            "  these are figures of one delta with weight 1; other weights and sums gave less (docs/evidence.md)"
+            "  measured with one delta of weight 1; other weights and sums transferred less (docs/evidence.md)"
         )
-    lines.append(f"  {found.paired_tensors} tensors that a delta has, {found.kept_tensors} kept as the target has them")
+    lines.append(f"  {found.paired_tensors} tensors to sum, {found.kept_tensors} kept from the target")
     lines += [f"  {use}" for use in found.rules]
     lines += _omission_lines(found.omissions)
     lines += [f"  {note}" for note in found.notes]
     enough = "NOT enough: " if found.problem else ""
-    lines.append(f"  {enough}{human_bytes(found.needed_bytes)} needed, {human_bytes(found.free_bytes)} free there")
+    lines.append(f"  {enough}{human_bytes(found.needed_bytes)} needed, {human_bytes(found.free_bytes)} free")
     return "\n".join(lines)
 
 

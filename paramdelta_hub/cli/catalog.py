@@ -24,10 +24,10 @@ pd-catalog -o site --query instruct
 
 @command(examples=_EXAMPLES)
 @click.argument("registry", required=False, envvar=REGISTRY_VARIABLE)
-@click.option("-o", "--out", required=True, metavar="FOLDER", help="The site to make.")
-@click.option("--query", metavar="WORDS", help="List only deltas with this in their names or titles.")
-@click.option("--base", "bases", multiple=True, metavar="MODEL", help="Judge every delta for this model, too.")
-@click.option("--title", default="Deltas", show_default=True, help="What the site is called.")
+@click.option("-o", "--out", required=True, metavar="FOLDER", help="Folder of the new site.")
+@click.option("--query", metavar="WORDS", help="List only deltas with these words in their names or titles.")
+@click.option("--base", "bases", multiple=True, metavar="MODEL", help="Also check every delta against this model.")
+@click.option("--title", default="Deltas", show_default=True, help="Title of the site.")
 @click.option(
     "--limit", type=click.IntRange(1, CATALOG_DELTAS), default=CATALOG_DELTAS, show_default=True, help="Deltas."
 )
@@ -36,9 +36,9 @@ pd-catalog -o site --query instruct
     type=click.IntRange(0, SPECTRUM_MATRICES),
     default=0,
     show_default=True,
-    help="Matrices of each delta to decode for their effective rank, where its weights are on this machine.",
+    help="Matrices to decode per delta for their effective rank. Only for weights on this machine.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an older catalog at FOLDER, and nothing else.")
+@click.option("--overwrite", is_flag=True, help="Replace FOLDER if pd-catalog made it and it is unchanged.")
 def catalog(
     registry: str | None,
     out: str,
@@ -50,9 +50,9 @@ def catalog(
     overwrite: bool,
     console: Console,
 ) -> None:
-    """Make a static site of the deltas in REGISTRY: a list, searchable by base, and a report for each.
+    """Make a static site of the deltas in REGISTRY: a list that can be searched by base, and a report for each delta.
 
-    REGISTRY is a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else the Hub.
+    REGISTRY is a folder or a bucket. The default is $PARAMDELTA_REGISTRY, or else the Hub.
     """
     from paramdelta_hub.reports.catalog import catalog as run
 
@@ -75,5 +75,5 @@ def _text(report: CatalogReport) -> str:
     lines = [f"{report.deltas:,} delta{'s' * (report.deltas != 1)} → {report.out} ({pages})"]
     lines += [f"  without a report: {repo}: {why}" for repo, why in report.without_report]
     if report.more:
-        lines.append("  the registry has more: --limit")
+        lines.append("  the registry has more deltas: use --limit")
     return "\n".join(lines)

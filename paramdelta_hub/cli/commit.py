@@ -19,12 +19,12 @@ pd-commit out
 
 @command(examples=_EXAMPLES)
 @click.argument("out")
-@click.option("--overwrite", is_flag=True, help="Replace an older OUT of the same kind, and nothing else.")
-@click.option("--threads", type=click.IntRange(min=1), help="Files to check at a time [default: processors].")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if the same command made it and it is unchanged.")
+@click.option("--threads", type=click.IntRange(min=1), help="Files to check at a time [default: number of processors].")
 def commit(out: str, overwrite: bool, threads: int | None, console: Console) -> None:
-    """Check what the ranks of an extract or apply have made, byte by byte, and put OUT in its place.
+    """Check every byte that the ranks of an extract or apply have written, and create OUT.
 
-    Where something is missing, it says which rank to run again, and nothing is changed.
+    If something is missing, the command lists the ranks to run again, and changes nothing.
     """
     from paramdelta_hub.extraction.extract import ExtractReport
     from paramdelta_hub.ranks import commit as run

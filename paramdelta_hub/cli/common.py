@@ -17,7 +17,7 @@ import click
 from paramdelta_hub.environment import KEYS_VARIABLE, REGISTRY_VARIABLE, REQUIRE_VARIABLE
 from paramdelta_hub.errors import MismatchError, OptionError, ParamdeltaError, SourceError
 from paramdelta_hub.fileio.durable import expand, read_small, storage_error
-from paramdelta_hub.fileio.names import is_clear
+from paramdelta_hub.fileio.names import shown
 from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.limits import DEFAULT_MEMORY, GIB, KIB, MIB, RULES_BYTES
 from paramdelta_hub.tasks.progress import Progress
@@ -128,7 +128,7 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> in
     """Parse a number of bytes: ``512M``, ``2G``, ``1.5GiB``."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", value.strip(), re.IGNORECASE)
     if not found:
-        raise click.BadParameter(f"{value!r} is not a number of bytes such as 512M or 2G", context, parameter)
+        raise click.BadParameter(f"{value!r} is not a number of bytes, such as 512M or 2G", context, parameter)
     unit = {"": 1, "K": KIB, "M": MIB, "G": GIB}[found[2].upper()]
     return int(float(found[1]) * unit)
 
@@ -141,9 +141,11 @@ def work_options(function: Callable[P, R]) -> Callable[P, R]:
         default=f"{DEFAULT_MEMORY // MIB}M",
         show_default=True,
         metavar="BYTES",
-        help="Bytes that all buffers together may take.",
+        help="Memory limit of all buffers together.",
     )(function)
-    threads = click.option("--threads", type=click.IntRange(min=1), help="Tasks at a time [default: processors].")
+    threads = click.option(
+        "--threads", type=click.IntRange(min=1), help="Tasks at a time [default: number of processors]."
+    )
     return threads(function)
 
 
@@ -250,7 +252,7 @@ def _read_rules(file: Path) -> Iterator[Rules]:
     try:
         text = read_small(file, RULES_BYTES, SourceError, follow=True).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise SourceError("not UTF-8", where=str(file), remedy="give a text file of rules") from None
+        raise SourceError("not UTF-8", where=str(file), remedy="give a text file of rules in UTF-8") from None
     for number, line in enumerate(text.split("\n"), start=1):
         verb, rule = (*line.strip().split(maxsplit=1), "", "")[:2]
         try:
@@ -262,7 +264,7 @@ def _read_rules(file: Path) -> Iterator[Rules]:
                 yield Rules(carries=(rule,))
             elif verb and not verb.startswith("#"):
                 raise OptionError(
-                    f"{line.strip()[:200]!r} is neither `rename OLD=NEW` nor `skip REGEX` nor `carry REGEX`"
+                    f"{line.strip()[:200]!r} is not a rule: write `rename OLD=NEW`, `skip REGEX` or `carry REGEX`"
                 )
         except OptionError as error:
             raise OptionError(error.what, where=f"{file}:{number}", remedy=error.remedy) from None
@@ -273,7 +275,7 @@ def tokenizer_option(side: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return click.option(
         f"--{side}-tokenizer",
         metavar="FOLDER",
-        help=f"Where {side.upper()}'s tokenizer lies, if not beside its weights; rows are matched by token.",
+        help=f"Folder of {side.upper()}'s tokenizer, if it is not in the model's folder. Rows are matched by token.",
     )
 
 
@@ -283,7 +285,7 @@ def registry_option(function: Callable[P, R]) -> Callable[P, R]:
         "--registry",
         envvar=REGISTRY_VARIABLE,
         metavar="FOLDER|URL",
-        help=f"Where a bare org/name lies: a folder or a bucket [default: ${REGISTRY_VARIABLE}, else the Hub].",
+        help=f"Folder or bucket in which to look up org/name [default: ${REGISTRY_VARIABLE}, or else the Hub].",
     )(function)
 
 
@@ -294,25 +296,25 @@ def trust_options(function: Callable[P, R]) -> Callable[P, R]:
         "trusted_keys",
         multiple=True,
         metavar="PUB",
-        help="Refuse what is not signed by this EC public key in PEM, or by another one given so.",
+        help="Require a signature by this EC public key (PEM). If given several times, one of the keys must match.",
     )(function)
     return click.option(
         "--require-signature",
         is_flag=True,
         default=None,
-        help=f"Refuse what is not signed by a key of your own configuration (${KEYS_VARIABLE}, else"
-        f" ~/.config/paramdelta/trusted_keys); ${REQUIRE_VARIABLE}=1 does so for all commands.",
+        help=f"Require a signature by one of your trusted keys (in ${KEYS_VARIABLE}, or else in "
+        f"~/.config/paramdelta/trusted_keys). {REQUIRE_VARIABLE}=1 requires it for all commands.",
     )(function)
 
 
 def publish_options(function: Callable[P, R]) -> Callable[P, R]:
     """Add ``--private`` and ``--create-pr``."""
-    function = click.option("--create-pr", is_flag=True, help="On the Hub, propose it by a pull request.")(function)
-    return click.option("--private", is_flag=True, help="Make a new repository on the Hub private.")(function)
+    function = click.option("--create-pr", is_flag=True, help="On the Hub, open a pull request.")(function)
+    return click.option("--private", is_flag=True, help="On the Hub, make a new repository private.")(function)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return left-aligned columns; a stranger's words stay on their line, and move no cursor."""
-    lines = [heads, *([cell if is_clear(cell) else repr(cell)[1:-1] for cell in row] for row in rows)]
+    """Return left-aligned columns. Text from a package stays on its line, with hidden characters escaped."""
+    lines = [heads, *([*map(shown, row)] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -149,21 +149,21 @@ def _check_published(there: Registry, reference: Reference, request: ExtractRequ
 @click.argument("base")
 @click.argument("post")
 @click.option("-o", "--output", required=True, metavar="DELTA", help="Folder of the new package.")
-@click.option("--name", help="Name of the delta [default: after POST].")
+@click.option("--name", help="Name of the delta [default: from POST].")
 @click.option("--version", default="1.0.0", show_default=True, help="Semantic version of the delta.")
 @click.option("--license", "license_name", help="License: an SPDX expression, or the Hub's name for it.")
 @rules_options(
     rename="Rename POST's tensors, by regex.",
     skip="Leave out tensors. The manifest records them.",
-    carry="Store whole the tensors that only POST has.",
+    carry="Store matching tensors whole if only POST has them.",
 )
 @tokenizer_option("base")
 @tokenizer_option("post")
-@click.option("--hash-files", is_flag=True, help="Record sha256 of local weight files: reads both models twice.")
-@click.option("--publish", "repo", metavar="REPO", help="Then publish DELTA, as pd-publish does.")
+@click.option("--hash-files", is_flag=True, help="Record the sha256 of local weight files. Reads both models twice.")
+@click.option("--publish", "repo", metavar="REPO", help="Publish DELTA afterwards, as pd-publish does.")
 @registry_option
 @publish_options
-@click.option("--overwrite", is_flag=True, help="Replace an older package at DELTA, and nothing else.")
+@click.option("--overwrite", is_flag=True, help="Replace DELTA if it is an unchanged package.")
 @executor_options
 @gather(request=_request, publication=Publication)
 def extract(
@@ -203,5 +203,5 @@ def report_text(report: ExtractReport) -> str:
     lines += [f"  left out {item.name} ({item.side}): {item.reason}" for item in report.manifest.omissions]
     lines += [f"  {note}" for note in report.notes]
     if report.resumed_tasks:
-        lines.append(f"  resumed  {report.resumed_tasks} tasks of an interrupted run were kept")
+        lines.append(f"  resumed  {report.resumed_tasks} tasks were done by an interrupted run")
     return "\n".join(lines)

@@ -25,9 +25,9 @@ pd-pull org/name --registry s3://bucket/deltas --companions-only
 @command(examples=_EXAMPLES)
 @click.argument("delta")
 @click.option("-o", "--output", metavar="DIR", help="Folder of the copy [default: the registry's cache].")
-@click.option("--companions-only", is_flag=True, help="Only the manifest, the tokenizer, templates and settings.")
-@click.option("--manifest-only", is_flag=True, help="Only the manifest.")
-@click.option("--allow-downgrade", is_flag=True, help="Let a lower version take the place of a higher one in DIR.")
+@click.option("--companions-only", is_flag=True, help="Fetch only the manifest, the tokenizer, templates and settings.")
+@click.option("--manifest-only", is_flag=True, help="Fetch only the manifest.")
+@click.option("--allow-downgrade", is_flag=True, help="Allow a lower version to replace a higher one in DIR.")
 @trust_options
 @registry_option
 def pull(
@@ -41,10 +41,10 @@ def pull(
     registry: str | None,
     console: Console,
 ) -> None:
-    """Fetch DELTA and check the size and sha256 of every file; a killed pull goes on when repeated.
+    """Download DELTA, and check the size and sha256 of every file. Run it again to resume an interrupted pull.
 
-    DELTA is org/name[@version|@commit], or a folder or URL that ends so; without a version, the newest. What was
-    pulled is pinned in DIR/paramdelta.lock.
+    DELTA is org/name[@version|@commit], or a folder or URL that ends in it. The default is the newest version.
+    DIR/paramdelta.lock records what was pulled.
     """
     from paramdelta_hub.registry.api import pull as run
 

@@ -23,10 +23,10 @@ pd-relabel ./delta -o math-delta --name math-delta
 @command(examples=_EXAMPLES)
 @click.argument("delta")
 @click.option("-o", "--output", required=True, metavar="NEW", help="Folder of the new package.")
-@click.option("--name", help="Its name, if it changes.")
-@click.option("--version", help="Its semantic version, if it changes.")
-@click.option("--license", "license_name", help="Its license: an SPDX expression, or the Hub's name for it.")
-@click.option("--overwrite", is_flag=True, help="Replace an older package at NEW, and nothing else.")
+@click.option("--name", help="New name [default: as in DELTA].")
+@click.option("--version", help="New semantic version [default: as in DELTA].")
+@click.option("--license", "license_name", help="New license: an SPDX expression, or the Hub's name for it.")
+@click.option("--overwrite", is_flag=True, help="Replace NEW if it is an unchanged package.")
 @registry_option
 def relabel(
     delta: str,
@@ -38,10 +38,10 @@ def relabel(
     registry: str | None,
     console: Console,
 ) -> None:
-    """Make a package of DELTA with another name, version or license; the models are not needed.
+    """Copy the package DELTA with another name, version or license. The models are not needed.
 
-    DELTA is a folder, or org/name[@version] in a registry. The weights are the same to the byte, and checked while they
-    are copied. NEW has an id of its own, and no signature; of README.md, your own words come along.
+    DELTA is a folder, or org/name[@version] in a registry. The weights are checked and copied byte for byte. NEW gets
+    a new id and no signature. It keeps your own text from README.md.
     """
     from paramdelta_hub.extraction.relabel import relabel as run
 

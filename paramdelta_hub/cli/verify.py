@@ -30,11 +30,11 @@ pd-verify ./new-model --statement new-model.intoto.json --bom new-model.cdx.json
 @command(examples=_EXAMPLES)
 @click.argument("delta", metavar="DELTA|OUT")
 @click.option("--base", help="Also prove BASE ⊕ Δ == post, bit for bit.")
-@click.option("--post", help="Also prove that POST is the model the delta leads to.")
+@click.option("--post", help="Also prove that POST is the delta's post.")
 @trust_options
-@click.option("--statement", "statement_file", metavar="FILE", help="Of OUT: write an in-toto statement (SLSA, JSON).")
-@click.option("--bom", "bom_file", metavar="FILE", help="Of OUT: write a CycloneDX bill of materials (JSON).")
-@click.option("--overwrite", is_flag=True, help="Replace a FILE that is an older statement or bill, and nothing else.")
+@click.option("--statement", "statement_file", metavar="FILE", help="For OUT: write an in-toto statement (SLSA, JSON).")
+@click.option("--bom", "bom_file", metavar="FILE", help="For OUT: write a CycloneDX bill of materials (JSON).")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is an older statement or bill of materials.")
 @registry_option
 @work_options
 def verify(
@@ -51,10 +51,10 @@ def verify(
     memory: int,
     console: Console,
 ) -> None:
-    """Check every byte of the package DELTA and decode every chunk; with --base, prove that it is exact.
+    """Check every byte of the package DELTA and decode every chunk. With --base, prove that it is exact.
 
-    DELTA is a folder, or org/name[@version] in a registry. Or check OUT, a model that pd-apply made: every tensor and
-    every file beside the weights against paramdelta_provenance.json.
+    DELTA is a folder, or org/name[@version] in a registry. For OUT, a model that pd-apply made, check every tensor
+    and every other file against paramdelta_provenance.json.
     """
     from paramdelta_hub.outputs.applied_model import is_result, may_lie_beside, verify_result
     from paramdelta_hub.outputs.replacing import check_output_file
@@ -76,7 +76,7 @@ def verify(
                 write_file(place, text)
         console.emit(result.to_json(), _result_text(result))
         return
-    _refuse(delta, "no model that pd-apply made", statement_file, bom_file, overwrite)
+    _refuse(delta, "not a model that pd-apply made", statement_file, bom_file, overwrite)
     report = run(
         delta,
         base=base,
@@ -107,7 +107,9 @@ def _texts(
 
 def _refuse(where: str, what: str, *options: object) -> None:
     if any(options):
-        raise OptionError(f"an option that means nothing here: this is {what}", where=where, remedy="see --help")
+        raise OptionError(
+            f"this is {what}; some of the options can't be used with it", where=where, remedy="see --help"
+        )
 
 
 def _check_place(folder: Path, file: Path) -> None:
@@ -115,7 +117,7 @@ def _check_place(folder: Path, file: Path) -> None:
 
     if file.resolve().is_relative_to(folder.resolve()) and not may_lie_beside(file.name):
         raise OptionError(
-            "can't lie in the model's folder, where nothing may lie that the provenance does not list",
+            "can't be written into the model's folder, because the provenance does not list it",
             where=str(file),
             remedy="choose another folder, or a name that ends in .intoto.json or .cdx.json",
         )
@@ -123,7 +125,7 @@ def _check_place(folder: Path, file: Path) -> None:
 
 def _text(report: VerifyReport) -> str:
     lines = [
-        f"{report.package}: whole ({report.files} files, {report.tensors} tensors, {report.elements:,} elements)",
+        f"{report.package}: complete ({report.files} files, {report.tensors} tensors, {report.elements:,} elements)",
         f"  id    {report.id}",
     ]
     if report.signed_by:
@@ -139,8 +141,8 @@ def _result_text(report: ResultReport) -> str:
     provenance = report.provenance
     beside = len(provenance.companions.files)
     lines = [
-        f"{report.folder}: as its provenance says ({len(provenance.tensors)} tensors, {human_bytes(report.nbytes)},"
-        f" {beside} files beside them)",
+        f"{report.folder}: matches its provenance ({len(provenance.tensors)} tensors, "
+        f"{human_bytes(report.nbytes)}, {beside} other files)",
         f"  target  {provenance.target.name}{_at(provenance.target.commit)}",
     ]
     for delta in provenance.deltas:

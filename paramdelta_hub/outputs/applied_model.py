@@ -99,7 +99,7 @@ def verify_result(
     folder, threads, progress = expand(result), workers(threads, memory), progress or Progress()
     if not is_result(folder):
         raise CheckpointError(
-            f"no applied model: there is no {PROVENANCE_NAME}", where=str(result), remedy="pd-apply writes one"
+            f"not an applied model: there is no {PROVENANCE_NAME}", where=str(result), remedy="pd-apply writes one"
         )
     place = folder / PROVENANCE_NAME
     text = read_small(place, PROVENANCE_BYTES, CheckpointError, follow=True)
@@ -111,7 +111,7 @@ def verify_result(
     problems += changed_tensors(model, promised, {problem.location for problem in problems}, threads, progress)
     if problems:
         raise MismatchError(
-            f"not the model that its provenance tells of: {len(problems)} difference(s)",
+            f"the model differs from its provenance in {len(problems)} way(s)",
             problems,
             where=str(folder),
             remedy="get it again, or apply again",
@@ -120,7 +120,7 @@ def verify_result(
     if digest_files:
         files = tuple(_files(model, provenance, text, progress))
         if [file.identity() for file in model.files] != before:
-            raise CheckpointError("changes while being read", where=str(folder), remedy="run the command again")
+            raise CheckpointError("changed while it was read", where=str(folder), remedy="run the command again")
     return ResultReport(folder, provenance, model.nbytes, files)
 
 
@@ -128,7 +128,7 @@ def _misfits(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
     """Yield the tensors that the headers show to be missing, more than promised, or of another dtype or shape."""
     for name, promised in provenance.tensors.items():
         if name not in model.tensors:
-            yield Mismatch(name, "missing", "the provenance has it, the model has not")
+            yield Mismatch(name, "missing", "in the provenance, but not in the model")
             continue
         span = model.tensors[name][1]
         if (span.dtype, span.shape) != (promised.dtype, promised.shape):
@@ -136,7 +136,7 @@ def _misfits(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
             yield Mismatch(name, "shape", f"is {ours}, the provenance says {theirs}")
     for name in model.tensors:
         if name not in provenance.tensors:
-            yield Mismatch(name, "unlisted", "the model has it, the provenance has not")
+            yield Mismatch(name, "unlisted", "in the model, but not in the provenance")
 
 
 def changed_tensors(
@@ -151,7 +151,7 @@ def changed_tensors(
     }
     found = tensor_digests(sources, threads, progress, "comparing tensors")
     return [
-        Mismatch(name, "digest", "other values than the provenance's digest promises")
+        Mismatch(name, "digest", "its values differ from the digest in the provenance")
         for name in promised
         if name in found and found[name] != promised[name]
     ]
@@ -161,9 +161,9 @@ def _changed_companions(folder: Path, provenance: Provenance) -> Iterator[Mismat
     for file in provenance.companions.files:
         path = folder / file.path
         if not path.is_file():
-            yield Mismatch(file.path, "missing", "the provenance has this file, the folder has not")
+            yield Mismatch(file.path, "missing", "in the provenance, but not in the folder")
         elif path.stat().st_size != file.size or file_digest(path, CheckpointError, follow=True)[0] != file.sha256:
-            yield Mismatch(file.path, "digest", "another file than the provenance's digest promises")
+            yield Mismatch(file.path, "digest", "the file differs from the digest in the provenance")
 
 
 def _unlisted(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
@@ -172,7 +172,7 @@ def _unlisted(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
     listed |= {INDEX} if model.index is not None else set()
     for name in files_below(model.folder):
         if name not in listed and not may_lie_beside(name):
-            yield Mismatch(shown(name), "unlisted", "the provenance does not have this file; move it elsewhere")
+            yield Mismatch(shown(name), "unlisted", "not in the provenance; move it elsewhere")
 
 
 def _files(model: Checkpoint, provenance: Provenance, text: bytes, progress: Progress) -> Iterator[FileRecord]:

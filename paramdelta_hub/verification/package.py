@@ -131,7 +131,7 @@ def verify(
             raise VerificationError(
                 f"base ⊕ Δ is not post in {len(missed)} tensor(s), the first {missed[0]!r}",
                 where=str(package.path),
-                remedy="do not use it; report it to whoever made it",
+                remedy="do not use the package; tell its publisher",
             )
     if post_model is not None:
         names = {record.name: record.post_name or record.name for record in records}
@@ -171,7 +171,7 @@ def _refuse_other_model(side: Side, package: Package, model: Checkpoint, found: 
         )
     raise MismatchError(
         f"not the {side} of this delta",
-        [Mismatch(tensor, "digest", "other values than the manifest's digest promises") for tensor in wrong],
+        [Mismatch(tensor, "digest", "its values differ from the digest in the manifest") for tensor in wrong],
         where=where,
         remedy=f"the delta's {side} is {name!r}",
     )
@@ -237,13 +237,13 @@ def _sources(
         if side == "base" and record.rows and not record.rows.base:
             continue  # base has none, and is read as zeros
         if name not in tensors:
-            problems.append(Mismatch(record.name, "missing", f"{side} has it, the model given does not"))
+            problems.append(Mismatch(record.name, "missing", f"in {side}, but not in the model given"))
             continue
         tensor = tensors[name]
         shape = (record.rows.base, *record.shape[1:]) if record.rows and side == "base" else record.shape
         if (tensor.dtype, tensor.shape) != (record.dtype, shape):
             ours, theirs = f"{record.dtype} {list(shape)}", f"{tensor.dtype} {list(tensor.shape)}"
-            problems.append(Mismatch(record.name, "shape", f"{side} has {ours}, the model given has {theirs}"))
+            problems.append(Mismatch(record.name, "shape", f"{ours} in {side}, {theirs} in the model given"))
             continue
         sources[record.name] = tensor.reorder_rows(record.runs if side == "base" else None).source
     if problems:

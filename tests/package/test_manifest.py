@@ -148,9 +148,9 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "none of .json"),
     "a config of another name": (lambda m: m["configs"].update({"x.json": {"patch": {}, "reverse": {}}}), "configs"),
     "a config that names code": (lambda m: m["configs"].update({"config.json": {
-        "patch": {"a": [{"auto_map": {}}]}, "reverse": {"a": 1}}}), "names code"),
+        "patch": {"a": [{"auto_map": {}}]}, "reverse": {"a": 1}}}), "refers to code"),
     "a config that names code in base": (lambda m: m["configs"].update({"config.json": {
-        "patch": {"custom_pipelines": {}}, "reverse": {"custom_pipelines": 1}}}), "names code"),
+        "patch": {"custom_pipelines": {}}, "reverse": {"custom_pipelines": 1}}}), "refers to code"),
     "a config that can't be undone": (lambda m: m["configs"].update({"config.json": {
         "patch": {"a": 1}, "reverse": {}}}), "different keys"),
     "a config with a key that moves cursors": (lambda m: m["configs"].update({"config.json": {
