@@ -120,7 +120,7 @@ class Compatibility:
         ties = [
             f"{head}: {side} has no such tensor; its {embedding} is used instead, and the result has both"
             if side == "the target"
-            else f"{head}: {side} ties it to {embedding}; the delta of {embedding} is added"
+            else f"{head}: {side} ties it to {embedding}, so the delta of {embedding} is added"
             for found in self.matches
             for head, (side, embedding) in found.ties.items()
             if head in found.pairs

@@ -83,7 +83,7 @@ def test_every_combination(
             f"{HEAD}: the target has no such tensor; its {EMBEDDING} is used instead, and the result has both"
         ]
     elif not target_tied and not has_head:
-        assert about_heads == [f"{HEAD}: the delta ties it to {EMBEDDING}; the delta of {EMBEDDING} is added"]
+        assert about_heads == [f"{HEAD}: the delta ties it to {EMBEDDING}, so the delta of {EMBEDDING} is added"]
     else:
         assert about_heads == []
     if shards > 1:
@@ -190,7 +190,7 @@ def test_a_head_that_one_delta_unties_takes_all_of_them(tmp_path: Path, order: t
         addends = [(ours, head_of(posts[n]) if name == HEAD else posts[n][EMBEDDING], weights[n]) for n in order]
         assert_same({name: found[name]}, {name: summed(theirs, *addends)})
     assert sorted(note.partition(";")[0] for note in report.notes) == [
-        f"{HEAD}: the delta ties it to {EMBEDDING}; the delta of {EMBEDDING} is added",
+        f"{HEAD}: the delta ties it to {EMBEDDING}, so the delta of {EMBEDDING} is added",
         f"{HEAD}: the target has no such tensor",
     ]
 
