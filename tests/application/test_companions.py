@@ -301,7 +301,7 @@ def test_the_command(models: Models) -> None:
     options = ["--keep-remote-code-of-target", "--companions", "target", "--prefer", "post"]
     done = CliRunner().invoke(command, [*arguments, *options])
     assert done.exit_code == 0, done.output
-    assert "config.json: attention_dropout as in delta 1.0.0" in done.output
+    assert "config.json: attention_dropout from delta 1.0.0" in done.output
     done = CliRunner().invoke(command, [*arguments, *options, "--overwrite", "--json"])
     assert json.loads(done.output)["companions"]["mode"] == "target"
 
