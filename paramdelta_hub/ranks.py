@@ -80,7 +80,7 @@ def run_rank(
     if not 0 <= rank < world:
         raise OptionError(f"there is no rank {rank} of {world}", remedy="ranks are counted from 0")
     if isinstance(request, ApplyRequest) and request.stream:
-        raise OptionError("ranks can't share a target that is streamed", remedy="download it, or leave out --stream")
+        raise OptionError("ranks can't share a target that is streamed", remedy="download it, or remove --stream")
     config, progress = config or ExecutorConfig(), progress or Progress()
     check_new(out, overwrite=overwrite, registry=registry)
     operation = _opened(request, out, registry, progress)
@@ -123,7 +123,7 @@ def commit(
     config, progress = ExecutorConfig(threads=threads), progress or Progress()
     if not Workspace(Path(out)).plan_path.exists():
         raise DestinationError(
-            "there is nothing to commit", where=str(out), remedy="run the ranks first, with -o and this very folder"
+            "there is nothing to commit", where=str(out), remedy="run the ranks first, with the same -o"
         )
     with Workspace(Path(out), may_replace=anything if overwrite else None) as workspace:
         kind, fields = read_request(workspace.request_path)
@@ -131,7 +131,7 @@ def commit(
         operation = _opened(request_of(wanted, fields, str(workspace.request_path)), out, None, progress)
         if not workspace.holds(operation.plan):
             raise DestinationError(
-                "the inputs are no longer those of the plan, or another version of paramdelta made it",
+                "the inputs have changed since the plan was made, or another version of paramdelta made it",
                 where=str(workspace.plan_path),
                 remedy="delete the folder, and run all ranks again",
             )
@@ -164,14 +164,14 @@ def _refuse_missing(operation: Operation[Any], workspace: Workspace, outcomes: O
     for world in sorted({world for _, world in ranks}):
         for rank, mine in enumerate(_shares(operation.plan, world)):
             if its := [number for number in missing if number in mine]:
-                begun = "" if (rank, world) in ranks else ", which never began"
+                begun = "" if (rank, world) in ranks else ", which has not started"
                 lines.append(f"--rank {rank} --world {world}{begun}: tasks {_some(its)}")
     raise DestinationError(
-        f"{len(missing)} of {len(operation.plan.tasks)} tasks are not done, or their bytes have changed since"
+        f"{len(missing)} of {len(operation.plan.tasks)} tasks are not done, or their files have changed since"
         + "".join(f"\n  - {line}" for line in lines[:_LISTED])
         + (f"\n  - … and {len(lines) - _LISTED} more ranks" if len(lines) > _LISTED else ""),
         where=str(workspace.out),
-        remedy="run these ranks again, then commit" if lines else "run the same command again: it does what is left",
+        remedy="run these ranks again, then commit" if lines else "run the same command again to resume",
     )
 
 

@@ -105,7 +105,7 @@ def apply(
     """
     rules = check_rules(rules)
     if rules.carries:
-        raise OptionError("carry rules are for an extraction: a delta has whole what was carried")
+        raise OptionError("carry rules are for pd-extract only")
     request = ApplyRequest(
         target=os.fspath(target),
         deltas=tuple((os.fspath(each.delta), each.weight) for each in weighted_deltas(deltas)),
@@ -140,8 +140,8 @@ def run_apply(
     """
     if request.stream and config.executor != "threads":
         raise OptionError(
-            f"--stream fetches each file once, for the threads of one process, not for {config.executor}",
-            remedy="leave out --stream, or --executor",
+            f"--stream needs the executor threads, not {config.executor}",
+            remedy="remove --stream or --executor",
         )
     check_new(out, overwrite=overwrite, registry=registry)
     operation = Application(request, out, registry=registry, progress=progress)
@@ -271,5 +271,6 @@ def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
         raise NotFiniteError(
             f"{len(problems)} tensor(s) of the result are not finite",
             problems,
-            remedy="the target has such values, or the sum overflows its dtype: use a smaller weight, or --skip them",
+            remedy="the target has such values, or the sum overflows its dtype; use a smaller weight, or leave "
+            "the tensors out with --skip",
         )

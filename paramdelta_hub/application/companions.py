@@ -100,16 +100,20 @@ class CompanionReport(Companions):
             taken_by = {
                 delta: [key for key, taker in merged.taken.items() if taker == delta] for delta in merged.taken.values()
             }
-            lines += [f"{name}: {_join_limited(keys)} as in {delta}" for delta, keys in taken_by.items()]
+            lines += [f"{name}: {_join_limited(keys)} from {delta}" for delta, keys in taken_by.items()]
             kept_by = {
                 reason: [key for key, other in merged.kept.items() if other == reason]
                 for reason in merged.kept.values()
             }
-            lines += [f"{name}: {_join_limited(keys)} as in the target: {reason}" for reason, keys in kept_by.items()]
-            lines += [f"{name}: {_join_limited(merged.overridden)} as the tensors are"] if merged.overridden else []
             lines += [
-                f"conflict: {name}: {c.key} was {c.base}, is {c.post} in {c.delta} and {c.found} in {c.other}: "
-                f"{c.winner} wins" + (" (else --prefer post)" if c.winner != c.delta else "")
+                f"{name}: {_join_limited(keys)} from the target, because {reason}" for reason, keys in kept_by.items()
+            ]
+            lines += (
+                [f"{name}: {_join_limited(merged.overridden)} set to match the tensors"] if merged.overridden else []
+            )
+            lines += [
+                f"conflict: {name}: {c.key} is {c.base} in base, {c.post} in {c.delta}, {c.found} in {c.other}; "
+                f"using {c.winner}" + (" (change this with --prefer post)" if c.winner != c.delta else "")
                 for c in merged.conflicts
             ]
         return lines + [f"warning: {warning}" for warning in self.warnings]
@@ -146,12 +150,12 @@ def select_companions(
             other := [name for name, file in known.items() if name not in taken or taken[name].sha256 != file.sha256]
         ):
             warnings.append(
-                f"{package.label} has other companions, which are not taken: {_join_limited(other)}; "
-                f"all are those of {packages[provider].label}"
+                f"{package.label} has other companions, which are not used: {_join_limited(other)}; all come from "
+                f"{packages[provider].label}"
             )
     orphaned = [name for name in taken if kind_of(name) == "tokenizer"]
     if orphaned and not any(map(is_vocabulary_file, orphaned)):
-        warnings.append(f"not taken, as there is no vocabulary with it: {_join_limited(orphaned)}")
+        warnings.append(f"not used, because there is no vocabulary with it: {_join_limited(orphaned)}")
         taken = {name: file for name, file in taken.items() if name not in orphaned}
     merged = [GENERATION] if any(GENERATION in package.manifest.configs for package in packages) else []
     from_target = _target_files(target, mode, taken.keys() - merged)
@@ -159,9 +163,10 @@ def select_companions(
     contents = {name: content for name, content in contents.items() if code_key(content, str(from_target[name]))}
     if contents and not keep_remote_code_of_target:
         raise CheckpointError(
-            f"{_join_limited(contents)}: names code to be run when the model is loaded",
+            f"{_join_limited(contents)}: refers to code that runs when the model is loaded",
             where=str(target.folder),
-            remedy="read that code; --keep-remote-code-of-target then copies the target's own Python files along",
+            remedy="read that code; to keep it, add --keep-remote-code-of-target, which also copies the "
+            "target's Python files",
         )
     keeps_code = keep_remote_code_of_target and not target.is_lone_file
     code = code_files(target, contents.values()) if keeps_code else {}

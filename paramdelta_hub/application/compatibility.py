@@ -123,17 +123,17 @@ class Compatibility:
     def notes(self) -> tuple[str, ...]:
         """What became of ties, and of rows, in words."""
         ties = [
-            f"{head}: {side} has no such tensor; its {embedding} serves, untied in the result"
+            f"{head}: {side} has no such tensor; its {embedding} is used instead, and the result has both"
             if side == "the target"
-            else f"{head}: {side} ties it to {embedding}, whose delta is added"
+            else f"{head}: {side} ties it to {embedding}, so the delta of {embedding} is added"
             for matched in self.matches
             for head, (side, embedding) in matched.ties.items()
             if head in matched.pairs
         ]
         rows = [f"{name}: rows {placed.row_counts}" for name, placed in self.placed.items()]
         whole = [
-            f"{name}: brought whole by the delta, "
-            + ("instead of the target's" if name in self.target.tensors else "as the target has none")
+            f"{name}: taken whole from the delta, "
+            + ("instead of the target's" if name in self.target.tensors else "because the target has none")
             for name in self.carried
         ]
         return (*dict.fromkeys(ties), *rows, *whole)
@@ -153,9 +153,7 @@ def check_compatibility(
         OptionError: a rule that hits nothing.
         MismatchError: every mismatch is listed.
     """
-    problems = _Problems(
-        "use a target of base's architecture and dtype, or --rename the delta's names, or --skip tensors"
-    )
+    problems = _Problems("use a target of base's architecture and dtype, or change the pairs with --rename and --skip")
     if target.unsupported:
         problems.found.append(Mismatch("target", "quantized", target.unsupported))
     sides = [_entries(package) for package in packages]
@@ -163,7 +161,7 @@ def check_compatibility(
     uses = _rule_uses(target, packages, sides, matches, rules, weights)
     for entries, matched in zip(sides, matches, strict=True):
         if matched.mismatches and (options := suggest_renames(target.entries, entries, rules)):
-            problems.remedy = f"try {options}; what still has no partner, leave out with --skip"
+            problems.remedy = f"try {options}; leave out the remaining tensors with --skip"
     carried: dict[str, CarriedTensor] = {}
     vocabularies: dict[str, dict[int, TensorRecord]] = {
         name: {} for name, entry in target.entries.items() if entry.vocabulary
@@ -176,7 +174,7 @@ def check_compatibility(
             if _is_carried(record):
                 if weights.of(number, name) <= 0:
                     del matched.pairs[name]
-                    reason = "brought only with a weight above 0"
+                    reason = "used only with a weight above 0"
                     matched.omissions.append(OmittedTensor(name, "the delta", reason))
                     continue
                 carried.setdefault(name, CarriedTensor.of(number, record))
@@ -185,14 +183,14 @@ def check_compatibility(
             if not (_is_carried(record) or (record.effect == "replace" and record.shard)):
                 continue
             if replaced.setdefault(name, record.post_blake3) != record.post_blake3:
-                what = f"two deltas replace it by different {record.dtype} values"
+                what = f"two deltas replace it with different {record.dtype} values"
                 problems.found.append(Mismatch(name, "conflict", what))
     for name in carried:
         vocabularies.pop(name, None)
     placed = _place_rows(target, vocabularies, matches, row_planner, weights, problems)
     if keeps_fp8 and (without_scales := list(_without_scales(target, placed, carried))):
         problems.found += without_scales
-        problems.remedy = "leave out --dtype: the result's weights are bf16 then"
+        problems.remedy = "remove --dtype; the result's weights are then bf16"
     problems.refuse(str(target.checkpoint.source.path))
     return Compatibility(target, tuple(matches), placed, carried, keeps_fp8, tuple(uses))
 
@@ -241,9 +239,9 @@ def _place_rows(
         # Tensors as long as each other in the target, such as an embedding and its head, must stay so.
         other, other_rows = first_with.setdefault(target_rows, (name, new_rows))
         if new_rows != other_rows:
-            what = f"would be {new_rows} in the result, where {other} has {other_rows}"
+            what = f"would be {new_rows} in the result, but {other} has {other_rows}"
             problems.found.append(Mismatch(name, "rows", what))
-            problems.remedy = "leave out both or neither with --skip"
+            problems.remedy = "use --skip for both or neither"
     return placed
 
 
@@ -281,9 +279,11 @@ def _without_scales(
     """Yield the 8-bit tensors of the target for which its scales are too few, or too many, in the result."""
     for name, tensor in target.tensors.items():
         if tensor.is_quantized and name in carried:
-            yield Mismatch(name, "fp8", "brought whole by the delta, and the target's scales are for its own")
+            yield Mismatch(
+                name, "fp8", "taken whole from the delta, but the target's scales are for the target's values"
+            )
         elif tensor.is_quantized and name in placed and placed[name].rows != tensor.shape[0]:
-            what = f"{placed[name].rows} rows in the result, and the target has scales for {tensor.shape[0]}"
+            what = f"{placed[name].rows} rows in the result, but the target has scales for {tensor.shape[0]}"
             yield Mismatch(name, "fp8", what)
 
 

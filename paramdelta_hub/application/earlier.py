@@ -43,7 +43,7 @@ def evidence_of_earlier(
     content = package.manifest.content_id
     before = sum(delta.weight for delta in earlier_deltas(compatibility.target.checkpoint) if delta.content == content)
     if before * weight > 0:
-        return f"the target's {PROVENANCE_NAME} says that it was applied, with a weight of {before:g} in all"
+        return f"the target's {PROVENANCE_NAME} says that it was applied before, with a total weight of {before:g}"
     if weight < 0:
         return None
     max_bytes = _MAX_REMOTE_BYTES if remote else _MAX_BYTES
@@ -54,7 +54,7 @@ def evidence_of_earlier(
                 return None
     if not tensors:
         return None
-    return f"the target has the values of post, {package.manifest.post.name}, in all {len(tensors)} tensors compared"
+    return f"all {len(tensors)} compared tensors of the target have the values of post, {package.manifest.post.name}"
 
 
 def _changed(

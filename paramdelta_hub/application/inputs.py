@@ -71,9 +71,9 @@ class Inputs:
                 "the target has this delta already",
                 [Mismatch("target", "applied before", why) for why in reasons],
                 where=str(self.model.source.path),
-                remedy="apply it to the model that the target was made from; or add it once more with --force",
+                remedy="apply it to the model that the target was made from, or use --force to add it again",
             )
-        return tuple(f"added once more: {why}" for why in reasons)
+        return tuple(f"added again: {why}" for why in reasons)
 
     def check_lineages(self) -> list[AppliedDelta]:
         """Compare every delta's samples with the target's values; with a few of them, where it is streamed.
@@ -153,12 +153,12 @@ def _repeated_deltas(packages: Sequence[Package], force: bool) -> tuple[str, ...
     for package in packages:
         labels.setdefault(package.manifest.content_id, []).append(package.label)
     reasons = [
-        f"{names[0]} is named {len(names)} times" + (f", as {', '.join(names[1:])} too" if len(set(names)) > 1 else "")
+        f"{names[0]} is given {len(names)} times" + (f", also as {', '.join(names[1:])}" if len(set(names)) > 1 else "")
         for names in labels.values()
         if len(names) > 1
     ]
     if reasons and not force:
         raise OptionError(
-            "; ".join(reasons), remedy="name it once, with the weight that you mean; or add it as often with --force"
+            "; ".join(reasons), remedy="give it once, with the total weight, or use --force to add it each time"
         )
     return tuple(reasons)

@@ -43,9 +43,9 @@ def keeps_fp8(target: LogicalModel, dtype: Dtype | None) -> bool:
         dtypes = sorted({tensor.dtype for tensor in target.tensors.values()} & FLOATS.keys())
         if dtypes and "BF16" not in dtypes:
             raise OptionError(
-                f"its weights are {' and '.join(dtypes)}, and so are the result's: only fp8 weights become bf16",
+                f"its weights are {' and '.join(dtypes)}; --dtype bfloat16 is for fp8 targets only",
                 where=where,
-                remedy="leave out --dtype, and cast the result",
+                remedy="remove --dtype, and cast the result",
             )
         return False
     codes = {
@@ -55,15 +55,15 @@ def keeps_fp8(target: LogicalModel, dtype: Dtype | None) -> bool:
     }
     if not codes:
         raise OptionError(
-            "its weights are not fp8, so nothing says which tensors to quantize, and in what blocks",
+            "its weights are not fp8, so it does not say which tensors to quantize, or in what blocks",
             where=where,
-            remedy="give an fp8 target, or leave out --dtype and quantize the result",
+            remedy="give an fp8 target, or remove --dtype and quantize the result",
         )
     if other := next((name for name, dtypes in codes.items() if dtypes != "F8_E4M3"), None):
         raise OptionError(
-            f"tensor {other!r} is {codes[other]}, and sums become F8_E4M3 only",
+            f"tensor {other!r} is {codes[other]}, but sums can only become F8_E4M3",
             where=where,
-            remedy="leave out --dtype: the result's weights are bf16 then",
+            remedy="remove --dtype; the result's weights are then bf16",
         )
     return True
 

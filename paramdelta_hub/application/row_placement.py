@@ -90,7 +90,7 @@ class RowPlanner:
             return
         if any(row != target.tokens.get(token, -1) or row >= target_rows for token, row in post.tokens.items()):
             raise MismatchError(
-                "its rows stay in the target's order, and the result gets a tokenizer with tokens at other ids",
+                "its rows stay in the target's order, but the result's tokenizer has tokens at other ids",
                 remedy="keep the target's tokenizer: --companions target",
             )
 
@@ -147,7 +147,9 @@ class RowPlanner:
             return place_rows(rows, record.shape[0], record.runs, target, post, result_tokenizer, dropped)
         except MismatchError as error:
             if post is None:  # and no option could bring it
-                error.remedy = "extract again with post's tokenizer beside its weights, or --skip the tensor"
+                error.remedy = (
+                    "extract again with post's tokenizer next to its weights, or leave the tensor out with --skip"
+                )
             raise
 
     def _vocabulary(self, number: int | None) -> Vocabulary | None:
@@ -186,7 +188,7 @@ def _row_counts(placements: Mapping[int, Placement], deltas: Mapping[int, tuple[
             sum(n for _, source, n, whole in runs if source is not None and whole is is_whole)
             for is_whole in (False, True)
         ]
-        words.append(f"of delta {number + 1}: {counts[0]:,} summed, {counts[1]:,} brought")
+        words.append(f"delta {number + 1}: {counts[0]:,} summed, {counts[1]:,} taken whole")
     return "; ".join(words)
 
 

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 
 from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.application.weights import Weights
-from paramdelta_hub.checkpoints.lineage import compare_samples, unpack_samples
+from paramdelta_hub.checkpoints.lineage import LineageMatch, compare_samples, unpack_samples
 from paramdelta_hub.checkpoints.prediction import Prediction, predict
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.errors import LineageError
@@ -74,7 +74,7 @@ def check_lineage(
             f" the minimum is {KIN_CORRELATION:.2f}",
             float("nan") if lineage.correlation is None else lineage.correlation,
             where=str(compatibility.target.checkpoint.source.path),
-            remedy="on other weights the delta means nothing: choose a target made from its base, or use --force",
+            remedy="choose a target that was made from the delta's base; with --force the result may be useless",
         )
     return AppliedDelta.of(package, weight, lineage)
 

@@ -56,7 +56,7 @@ def _parse_weight(text: str, what: str) -> float:
     except ValueError:
         raise OptionError(f"{text!r} is not a number", where=what, remedy=remedy) from None
     if number == 0 and re.search("[1-9]", re.split("[eE]", text)[0]):
-        raise OptionError(f"{text!r} is too small to be told from 0", where=what, remedy=remedy)
+        raise OptionError(f"{text!r} is too small: it rounds to 0", where=what, remedy=remedy)
     return checked_weight(number)
 
 
@@ -99,7 +99,9 @@ def weighted_deltas(deltas: Deltas) -> list[WeightedDelta]:
     elif _is_single(deltas):
         parsed = [_weighted_delta(deltas)]
     elif isinstance(deltas, tuple) and len(deltas) == 2 and isinstance(deltas[1], str) and _spells_number(deltas[1]):
-        raise OptionError(f"the weight {deltas[1]!r} is a text", remedy=f"give a number: ({deltas[0]!r}, {deltas[1]})")
+        raise OptionError(
+            f"the weight {deltas[1]!r} is a string", remedy=f"give a number: ({deltas[0]!r}, {deltas[1]})"
+        )
     elif isinstance(deltas, Sequence) and not isinstance(deltas, bytes):
         parsed = [_weighted_delta(delta) for delta in deltas]
     else:

@@ -128,7 +128,7 @@ def open_checkpoint(model: str | Path, *, code: bool = False) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError("neither a file nor a folder", where=str(path))
     if (path / "manifest.json").exists() and not (path / "config.json").exists():
-        raise CheckpointError("a delta package, where a model is needed", where=str(path))
+        raise CheckpointError("this is a delta package, but a model is needed", where=str(path))
     names = sorted(entry.name for entry in path.iterdir())
     if INDEX in names:
         return _sharded(source, names)
@@ -137,9 +137,9 @@ def open_checkpoint(model: str | Path, *, code: bool = False) -> Checkpoint:
         weight_files = [WEIGHTS]
     if len(weight_files) > 1:
         raise CheckpointError(
-            f"{len(weight_files)} safetensors files and no {INDEX} to say how they belong together",
+            f"{len(weight_files)} safetensors files, but no {INDEX} that lists their tensors",
             where=str(path),
-            remedy="get the index file, or name one file",
+            remedy="get the index file, or give a single file",
         )
     if weight_files == ["adapter_model.safetensors"]:
         raise CheckpointError("a LoRA adapter, not a model", where=str(path), remedy="merge it into its model first")
@@ -188,7 +188,7 @@ def assemble(source: ModelSource, files: Sequence[WeightFile], index: JsonObject
     held = {span.name: file.name for file in files for span in file.header.tensors}
     if held != index["weight_map"] or len(held) != sum(len(file.header.tensors) for file in files):
         odd = sorted(held.items() ^ index["weight_map"].items(), key=str)
-        what = f"tensor {odd[0][0]!r}" if odd else "a tensor that lies in two files"
+        what = f"tensor {odd[0][0]!r}" if odd else "a tensor that is in two files"
         raise CheckpointError(f"the index and the files disagree about {what}", where=str(source.path / INDEX))
     return Checkpoint(source, tuple(files), index)
 

@@ -105,10 +105,10 @@ def post_companions(post: Checkpoint, tokenizer: Path | None = None) -> dict[str
         check_file_name(name, CheckpointError)
         if may_name_code(name) and (key := code_key(read_companion(path), str(path))):
             raise CheckpointError(
-                f"names code by {key!r}, and a package carries no code",
+                f"{key!r} refers to code, and a package never contains code",
                 where=str(path),
-                remedy=f"copy post's folder (links to its weights will do), take {key!r} or {name} away there, "
-                "and extract from the copy",
+                remedy=f"copy post's folder (links to its weights are enough), remove {key!r} or {name} from "
+                "the copy, and extract from the copy",
             )
     return files
 
@@ -131,12 +131,12 @@ def package_companions(package: Package) -> tuple[dict[str, FileRecord], list[st
         where = str(package.path / file.path)
         content = package.read_file(file, CONFIG_BYTES if may_name_code(name) else COMPANION_BYTES)
         if len(content) != file.size:
-            raise IntegrityError(f"{len(content)} bytes, the manifest promises {file.size}", where=where)
+            raise IntegrityError(f"{len(content)} bytes, but the manifest says {file.size}", where=where)
         if may_name_code(name) and (key := code_key(content, where, PackageError)):
             raise PackageError(
-                f"names code by {key!r}, and a package carries no code",
+                f"{key!r} refers to code, and a package never contains code",
                 where=where,
-                remedy="whoever made this package had other tools; do not use it",
+                remedy="do not use this package; pd-extract does not make such packages",
             )
         known[name] = file
     return known, unknown
@@ -154,7 +154,7 @@ def code_key(content: bytes, where: str, error: type[SourceError] = CheckpointEr
         SourceError: (as ``error``) not JSON, or absurdly large.
     """
     if len(content) > CONFIG_BYTES:
-        raise error(f"a config of {len(content)} bytes, where at most {CONFIG_BYTES} make sense", where=where)
+        raise error(f"a config of {len(content)} bytes; the limit is {CONFIG_BYTES}", where=where)
     return next(
         (
             key
@@ -181,9 +181,10 @@ def code_files(target: Checkpoint, configs: Iterable[bytes]) -> dict[str, Path]:
         file = reference.split(".")[0] + ".py"
         if "--" not in reference and file not in names:  # "org/name--module.Class" lies in another repository
             raise CheckpointError(
-                f"its config names {reference!r}, and there is no {file}",
+                f"its config refers to {reference!r}, but there is no {file}",
                 where=str(folder),
-                remedy="get the model's Python files too (they are never downloaded unasked), after reading them",
+                remedy="read the model's Python files on the Hub, and download them yourself; paramdelta never "
+                "downloads code",
             )
     return {name: resolve_inside(folder, name, CheckpointError) for name in names}
 

@@ -64,7 +64,7 @@ STRUCTURE: Exceptions = {
 ALWAYS: Exceptions = {
     "the dtype is that of the target's tensors": re.compile(r"(torch_)?dtype|(quantization|compression)_config"),
     "it says who wrote the file": re.compile(r"transformers_version|_name_or_path|_commit_hash|_from_model_config"),
-    "it names code, and none comes out of a package": re.compile("|".join(sorted(CODE_KEYS))),
+    "it refers to code, and code is never taken from a package": re.compile("|".join(sorted(CODE_KEYS))),
 }
 """Keys that are the target's in every file, even where all tensors are post's."""
 
@@ -132,7 +132,7 @@ def config_change(base: Mapping[str, Any], post: Mapping[str, Any]) -> ConfigCha
     try:
         return ConfigChange(patch=merge_patch(old, new, _TOKENS), reverse=merge_patch(new, old, _TOKENS))
     except ValidationError as error:
-        raise CheckpointError(f"a config that no manifest can hold: {error.errors()[0]['msg']}") from None
+        raise CheckpointError(f"the config can't be stored in a manifest: {error.errors()[0]['msg']}") from None
 
 
 def merge_config(

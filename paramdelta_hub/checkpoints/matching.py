@@ -73,7 +73,9 @@ def match(
         new = rules.rename(name)
         if new in renamed:
             result.mismatches.append(
-                Mismatch(name, "rename", f"the rename rules give it the name {new!r}, which {renamed[new]!r} has too")
+                Mismatch(
+                    name, "rename", f"the rename rules give it the name {new!r}, but {renamed[new]!r} has this name too"
+                )
             )
         renamed[new] = name
     entries = {new: right[name] for new, name in renamed.items()}
@@ -136,13 +138,19 @@ def _compare_entries(name: str, left: Entry, right: Entry, sides: tuple[str, str
 
 def _check_carried(name: str, entry: Entry) -> list[Mismatch]:
     if entry.vocabulary:
-        return [Mismatch(name, "carry", "its rows are a vocabulary's, and can't be matched without base's; --skip it")]
+        return [
+            Mismatch(
+                name,
+                "carry",
+                "its rows belong to a vocabulary, and can't be matched without base's tensor; leave it out with --skip",
+            )
+        ]
     if not entry.shape:
-        return [Mismatch(name, "carry", "a single number is not carried; --skip it")]
+        return [Mismatch(name, "carry", "a single number can't be carried; leave it out with --skip")]
     return _check_dtype(name, entry)
 
 
 def _check_dtype(name: str, entry: Entry) -> list[Mismatch]:
     if entry.dtype in FLOATS or entry.dtype in DISCRETE:
         return []
-    return [Mismatch(name, "dtype", f"no delta is taken of {entry.dtype}; cast it, or --skip it")]
+    return [Mismatch(name, "dtype", f"{entry.dtype} can't have a delta; cast it, or leave it out with --skip")]

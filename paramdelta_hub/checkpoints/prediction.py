@@ -34,9 +34,9 @@ class Band:
 
 
 BANDS = (
-    Band(0.9999, 6, 0.90, 1.10, 1.54, "all of it, or nearly so"),
-    Band(0.996, 12, 0.46, 0.80, 0.98, "most of it"),
-    Band(0.96, 24, 0.00, 0.14, 0.74, "it is a matter of luck"),
+    Band(0.9999, 6, 0.90, 1.10, 1.54, "all or nearly all"),
+    Band(0.996, 12, 0.46, 0.80, 0.98, "most"),
+    Band(0.96, 24, 0.00, 0.14, 0.74, "unpredictable"),
     Band(-1.0, 18, 0.00, 0.00, 0.00, "nothing"),
 )
 """The nearest first. A test holds them equal to ``scripts/evidence/results/reproduce-pairs.json``."""
@@ -65,15 +65,14 @@ class Prediction(Report):
         if band is None:
             return "no prediction: nothing could be compared"
         least, median, most = (round(100 * share) for share in (band.least, band.median, band.most))
-        shares = f"{median} %" if least == most else f"{median} % ({least} to {most} %)"
-        number = "one training" if band.trainings == 1 else f"{band.trainings} trainings"
-        where = "" if self.distance is None else f"{_percent(self.distance)} of base's norm away"
+        text = f"expected transfer: about {median} % of post's gain ("
+        text += "" if least == most else f"range {least}–{most} %, "
+        text += f"{band.trainings} small trainings)"
+        if self.distance is not None:
+            text += f"; distance to base: {_percent(self.distance)} of base's norm"
         if self.delta_to_distance is not None:
-            where += f", Δ is {self.delta_to_distance:.2g} × that"
-        return (
-            f"of what post learned, expect {band.words}: at such a distance ({where}) {shares} of the gain "
-            f"came over in {number} of small models"
-        )
+            text += f", and Δ is {self.delta_to_distance:.2g} × as large"
+        return text
 
 
 def predict(lineage: LineageMatch, tensors: Iterable[TensorRecord]) -> Prediction:

@@ -80,7 +80,7 @@ def find_scales(checkpoint: Checkpoint) -> dict[str, ScaledWeight]:
             continue
         where = str(file.path)
         if (scale := _scale_of(name, checkpoint)) is None:
-            raise CheckpointError(f"tensor {name!r} is {span.dtype}, and has no scale", where=where, remedy=_REMEDY)
+            raise CheckpointError(f"tensor {name!r} is {span.dtype}, but has no scale", where=where, remedy=_REMEDY)
         scale_span = checkpoint.tensors[scale][1]
         if scale_span.dtype not in FLOATS:
             raise CheckpointError(f"scale {scale!r} is {scale_span.dtype}, not F32, BF16 or F16", where=where)
@@ -92,7 +92,7 @@ def find_scales(checkpoint: Checkpoint) -> dict[str, ScaledWeight]:
                 f"scale {scale!r} of shape {list(scale_span.shape)} does not fit tensor {name!r} of shape "
                 f"{list(span.shape)} in blocks of {' or '.join(f'{height} × {width}' for height, width in declared)}",
                 where=where,
-                remedy="get the model again, with the config.json that belongs to it",
+                remedy="get the model again, with its own config.json",
             )
         scaled_weights[name] = ScaledWeight(name, scale, grid)
     return scaled_weights
@@ -152,15 +152,15 @@ def _reasons(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         if span.dtype in _PACKED and name.endswith(".W_q"):
             yield f"tensor {name!r} shows that it is quantized by HQQ", _REMEDY
         if span.dtype in DECODED and _scale_of(name, checkpoint) is None:
-            yield f"tensor {name!r} is {span.dtype}, and has no scale", _REMEDY
+            yield f"tensor {name!r} is {span.dtype}, but has no scale", _REMEDY
         if span.dtype.startswith("F8_") and span.dtype not in DECODED:
-            yield f"tensor {name!r} is {span.dtype}, of which no sums are made", _REMEDY
+            yield f"tensor {name!r} is {span.dtype}, which can't be added", _REMEDY
     if orphan := next(_orphans(checkpoint), None):
-        yield f"tensor {orphan!r} is the scale of no fp8 weight", _REMEDY
+        yield f"tensor {orphan!r} is a scale, but there is no fp8 weight for it", _REMEDY
     if settings and not any(span.dtype in DECODED for span in tensors.values()):
         yield (
-            f"{settings[0][0]} says that it is quantized to fp8, and no tensor is",
-            "take that out of the file if the weights are what they seem",
+            f"{settings[0][0]} says that it is quantized to fp8, but no tensor is",
+            "if the weights are right, remove that from the file",
         )
 
 

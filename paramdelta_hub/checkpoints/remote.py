@@ -63,7 +63,9 @@ class RemoteModel:
         if digest != promised:
             shutil.rmtree(staging)
             raise CheckpointError(
-                f"{name!r} has not the sha256 that the Hub promised", where=source.name, remedy="run the command again"
+                f"{name!r} does not have the sha256 that the Hub states",
+                where=source.name,
+                remedy="run the command again",
             )
         os.replace(fetched, path)
         shutil.rmtree(staging)
@@ -108,7 +110,7 @@ def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: boo
 
     if not is_hub_id(model):
         raise CheckpointError(
-            "not a Hub id", where=model, remedy="give org/name[@revision]; local models need no stream"
+            "not a Hub id", where=model, remedy="give org/name[@revision]; local models need no --stream"
         )
     repository, _, revision = model.partition("@")
     with translate_hub_errors(model, CheckpointError):
@@ -142,7 +144,9 @@ def _lone_file(names: Iterable[str], where: str) -> str:
     if WEIGHTS in weight_files:
         return WEIGHTS
     if len(weight_files) != 1:
-        what = "no safetensors weights" if not weight_files else f"{len(weight_files)} safetensors files and no {INDEX}"
+        what = (
+            "no safetensors weights" if not weight_files else f"{len(weight_files)} safetensors files, but no {INDEX}"
+        )
         raise CheckpointError(what, where=where, remedy=_REMEDY)
     return check_file_name(weight_files[0], CheckpointError)
 

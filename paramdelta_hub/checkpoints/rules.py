@@ -100,7 +100,7 @@ def _as_sequence(value: Any, what: str) -> Iterable[Any]:
     if isinstance(value, Mapping):
         return value.items()
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise OptionError(f"{what} are a list, not {value!r}", remedy=f"write {what}=[...]")
+        raise OptionError(f"{what} must be a list, not {value!r}", remedy=f"write {what}=[...]")
     return value
 
 
@@ -112,7 +112,7 @@ def _pair(value: Any) -> tuple[str, str]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise OptionError(f"a pattern is a text, not {value!r}")
+        raise OptionError(f"a pattern is a string, not {value!r}")
     return value
 
 
@@ -153,7 +153,7 @@ class RuleUse:
 
     def __str__(self) -> str:
         counted = f"{self.tensors:,} tensor{'s' * (self.tensors != 1)}"
-        text = f"--{self.rule} {self.pattern!r} hit {counted}"
+        text = f"--{self.rule} {self.pattern!r} matched {counted}"
         if self.trained:
             names = ", ".join(map(shown, self.trained[:_LISTED]))
             more = f" and {len(self.trained) - _LISTED:,} more" if len(self.trained) > _LISTED else ""
@@ -202,10 +202,10 @@ def weight_map_uses(patterns: Iterable[str], names: Collection[str]) -> list[Rul
 
 
 _UNUSED: Mapping[RuleKind, str] = {
-    "rename": "changes the name of no tensor",
-    "skip": "hits no tensor",
-    "carry": "hits no tensor that only post has",
-    "weight-map": "decides for no tensor of a delta, as none matches, or later patterns match the same",
+    "rename": "renames no tensor",
+    "skip": "matches no tensor",
+    "carry": "matches no tensor that only post has",
+    "weight-map": "has no effect: it matches no tensor of a delta, or later patterns match the same tensors",
 }
 
 
@@ -228,7 +228,7 @@ def refuse_unused(uses: Iterable[RuleUse], names: Mapping[RuleKind, Collection[s
         lines.append(
             f"--{use.rule} {use.pattern!r} {_UNUSED[use.rule]}" + (f"; the nearest are {near}" if near else "")
         )
-    raise OptionError("\n  - ".join(lines), remedy="correct the pattern, or leave the rule out")
+    raise OptionError("\n  - ".join(lines), remedy="correct the pattern, or remove the rule")
 
 
 def _nearest(pattern: str, names: Collection[str]) -> list[str]:

@@ -38,7 +38,7 @@ def token_id_warnings(
                 if isinstance(number, bool) or not isinstance(number, int):
                     warnings.append(f"{file}: {key} is not a number")
                 elif number < 0 or (isinstance(rows, int) and number >= rows):
-                    warnings.append(f"{file}: {key} {number} has no row among the {rows} of the vocabulary")
+                    warnings.append(f"{file}: {key} {number} is outside the vocabulary of {rows} rows")
                 elif known is not None and number not in known:
                     warnings.append(f"{file}: {key} {number} is not a token of the tokenizer")
     warnings += _end_token_warnings({**text, **config, **generation}.get("eos_token_id"), tokenizer, tokens)
@@ -55,8 +55,8 @@ def _end_token_warnings(stops: Any, tokenizer: Mapping[str, Any], tokens: Mappin
     if token not in tokens:
         yield f"tokenizer_config.json: eos_token {quoted} is not a token of the tokenizer"
     elif tokens[token] not in _as_list(stops):
-        ids = ", ".join(map(ascii, _as_list(stops))) or "no id at all"
-        yield f"generation stops at {ids}, and the tokenizer's eos_token {quoted} is {tokens[token]}"
+        ids = ", ".join(map(ascii, _as_list(stops))) or "no id"
+        yield f"generation stops at {ids}, but the tokenizer's eos_token {quoted} is {tokens[token]}"
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -46,11 +46,11 @@ class Placement:
     def __str__(self) -> str:
         words = {
             "summed": "summed",
-            "brought": "brought by the delta",
-            "kept": "kept as the target has them",
+            "brought": "taken from the delta",
+            "kept": "kept from the target",
             "padding": "padding",
-            "given up": "of the target given up, as the tokenizer has other tokens there",
-            "left out": "of the delta left out, as the tokenizer has not their tokens",
+            "given up": "of the target dropped, because the tokenizer has other tokens there",
+            "left out": "of the delta left out, because the tokenizer does not have their tokens",
         }
         return ", ".join(f"{self.counts[outcome]:,} {text}" for outcome, text in words.items() if self.counts[outcome])
 
@@ -248,7 +248,7 @@ def _refuse_lost(own: Mapping[str, int], named: Mask, dropped: Mapping[str, int]
     tokens = sorted((row, token) for token, row in own.items() if named[row] and token not in dropped)
     if tokens:
         raise MismatchError(
-            f"{len(tokens)} token(s) that only the target has would be lost: post has others at their ids",
+            f"{len(tokens)} token(s) that only the target has would be lost: post has other tokens at their ids",
             [Mismatch(f"token {row}", "token", repr(token[:_SHOWN])) for row, token in tokens],
             where=target.where,
             remedy="keep the target's tokenizer: --companions target",
@@ -259,10 +259,11 @@ def _refuse_missing(missing: Mask, post: Vocabulary, target: Vocabulary) -> None
     if missing.any():
         rows = np.flatnonzero(missing).tolist()
         raise MismatchError(
-            f"{len(rows)} token(s) of the delta have no row in the target, and the package holds only a difference",
+            f"{len(rows)} token(s) of the delta have no row in the target, and the package has only a "
+            "difference for them",
             [Mismatch(f"token {row}", "token", repr(post.by_id[row][:_SHOWN])) for row in rows],
             where=target.where,
-            remedy="keep the target's tokenizer, which leaves them out: --companions target; or --skip the tensor",
+            remedy="keep the target's tokenizer with --companions target, or leave the tensor out with --skip",
         )
 
 
@@ -270,14 +271,14 @@ def _missing_tokenizers(what: str, vocabularies: Mapping[str, Vocabulary | None]
     """Say which tokenizers are missing, and how to pass them."""
     lacking = [side for side, vocabulary in vocabularies.items() if vocabulary is None]
     return MismatchError(
-        f"{what}: rows must be matched by token, and there is no tokenizer of {' or '.join(lacking)}",
-        remedy=f"say where its tokenizer lies: {' '.join(f'--{side}-tokenizer PATH' for side in lacking)}",
+        f"{what}: rows must be matched by token, but there is no tokenizer for {' or '.join(lacking)}",
+        remedy=f"give its tokenizer: {' '.join(f'--{side}-tokenizer PATH' for side in lacking)}",
     )
 
 
 def _check_size(*rows: int) -> None:
     if max(rows) > VOCABULARY_ROWS:
-        raise MismatchError(f"a vocabulary of {max(rows)} rows, where at most {VOCABULARY_ROWS} make sense")
+        raise MismatchError(f"a vocabulary of {max(rows)} rows; the limit is {VOCABULARY_ROWS}")
 
 
 def _rows_by_token(names: Vocabulary, rows: int, other: Vocabulary, other_rows: int) -> Rows:

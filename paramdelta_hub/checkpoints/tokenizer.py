@@ -167,7 +167,7 @@ def _read_model(model: Any, where: str, error: type[SourceError]) -> dict[str, i
         return _check_table({item[0]: row for row, item in enumerate(vocab) if isinstance(item[0], str)}, where, error)
     if isinstance(vocab, dict):
         return _check_table(vocab, where, error)
-    raise error("no vocabulary in it that we can read", where=where)
+    raise error("no vocabulary that paramdelta can read", where=where)
 
 
 def _read_lines(content: bytes, where: str, error: type[SourceError]) -> dict[str, int]:
@@ -186,13 +186,15 @@ def _read_sentencepiece(
     """Return the pieces of a sentencepiece model, by the ecosystem's library."""
     named = settings.get("tokenizer_class")
     if path.name == "sentencepiece.bpe.model" or (isinstance(named, str) and _SHIFTED_IDS.fullmatch(named)):
-        raise error("a sentencepiece model whose ids its class shifts by code", where=str(path), remedy=_SAVE)
+        raise error(
+            "a sentencepiece model whose ids are changed by the tokenizer's class", where=str(path), remedy=_SAVE
+        )
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
         remedy = "pip install 'paramdelta-hub[sentencepiece]'"
         raise error(
-            "a sentencepiece model, read with a package that is not here", where=str(path), remedy=remedy
+            "a sentencepiece model needs a package that is not installed", where=str(path), remedy=remedy
         ) from None
     try:
         model = SentencePieceProcessor(model_proto=content)

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _EXIT_CODES = (
-    "Exit codes: 0 done, 2 usage, 3 unreadable input, 4 misfit, 5 not exact, 6 output taken, 7 disk, 8 registry."
+    "Exit codes: 0 done, 2 usage, 3 unreadable input, 4 mismatch, 5 not exact, 6 output exists, 7 disk, 8 registry."
 )
 
 

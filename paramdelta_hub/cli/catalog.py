@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, human_bytes
+from paramdelta_hub.cli.common import Console, command, human_bytes
 from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.limits import CATALOG_DELTAS, SPECTRUM_MATRICES
 
@@ -24,10 +24,10 @@ pd-catalog -o site --query instruct
 
 @command(examples=_EXAMPLES)
 @click.argument("registry", required=False, envvar=REGISTRY_VARIABLE)
-@click.option("-o", "--out", required=True, metavar="FOLDER", help="The site to make.")
-@click.option("--query", metavar="WORDS", help="List only deltas with this in their names or titles.")
-@click.option("--base", "bases", multiple=True, metavar="MODEL", help="Judge every delta for this model, too.")
-@click.option("--title", default="Deltas", show_default=True, help="What the site is called.")
+@click.option("-o", "--out", required=True, metavar="FOLDER", help="Folder of the new site.")
+@click.option("--query", metavar="WORDS", help="List only deltas with these words in their names or titles.")
+@click.option("--base", "bases", multiple=True, metavar="MODEL", help="Also check every delta against this model.")
+@click.option("--title", default="Deltas", show_default=True, help="Title of the site.")
 @click.option(
     "--limit", type=click.IntRange(1, CATALOG_DELTAS), default=CATALOG_DELTAS, show_default=True, help="Deltas."
 )
@@ -36,9 +36,9 @@ pd-catalog -o site --query instruct
     type=click.IntRange(0, SPECTRUM_MATRICES),
     default=0,
     show_default=True,
-    help="Matrices of each delta to decode for their effective rank, where its weights are on this machine.",
+    help="Matrices to decode per delta for their effective rank. Only for weights on this machine.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an older catalog at FOLDER, and nothing else.")
+@click.option("--overwrite", is_flag=True, help="Replace FOLDER if pd-catalog made it and it is unchanged.")
 def catalog(
     registry: str | None,
     out: str,
@@ -48,12 +48,11 @@ def catalog(
     limit: int,
     samples: int,
     overwrite: bool,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
-    """Make a static site of the deltas in REGISTRY: a list, searchable by base, and a report for each.
+    """Make a static site of the deltas in REGISTRY: a list that can be searched by base, and a report for each delta.
 
-    REGISTRY is a folder or a bucket; by default what PARAMDELTA_REGISTRY names, else the Hub.
+    REGISTRY is a folder or a bucket. The default is $PARAMDELTA_REGISTRY, or else the Hub.
     """
     from paramdelta_hub.reports.catalog import catalog as run
 
@@ -66,9 +65,9 @@ def catalog(
         limit=limit,
         samples=samples,
         overwrite=overwrite,
-        progress=Bars(quiet),
+        progress=console.progress(with_json=True),
     )
-    emit(report, _text(report), as_json=as_json, quiet=quiet)
+    console.emit(report, _text(report))
 
 
 def _text(report: CatalogReport) -> str:
@@ -76,5 +75,5 @@ def _text(report: CatalogReport) -> str:
     lines = [f"{report.listed_deltas:,} delta{'s' * (report.listed_deltas != 1)} → {report.path} ({pages})"]
     lines += [f"  without a report: {repo}: {why}" for repo, why in report.without_report.items()]
     if report.more:
-        lines.append("  the registry has more: --limit")
+        lines.append("  the registry has more deltas: use --limit")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from paramdelta_hub.cli.apply import report_text as apply_text
-from paramdelta_hub.cli.common import Bars, command, emit
+from paramdelta_hub.cli.common import Console, command
 from paramdelta_hub.cli.extract import report_text as extract_text
 
 __all__ = ["commit"]
@@ -19,16 +19,16 @@ pd-commit out
 
 @command(examples=_EXAMPLES)
 @click.argument("out")
-@click.option("--overwrite", is_flag=True, help="Replace an older OUT of the same kind, and nothing else.")
-@click.option("--threads", type=click.IntRange(min=1), help="Files to check at a time [default: processors].")
-def commit(out: str, overwrite: bool, threads: int | None, as_json: bool, quiet: bool) -> None:
-    """Check what the ranks of an extract or apply have made, byte by byte, and put OUT in its place.
+@click.option("--overwrite", is_flag=True, help="Replace OUT if the same command made it and it is unchanged.")
+@click.option("--threads", type=click.IntRange(min=1), help="Files to check at a time [default: number of processors].")
+def commit(out: str, overwrite: bool, threads: int | None, console: Console) -> None:
+    """Check every byte that the ranks of an extract or apply have written, and create OUT.
 
-    Where something is missing, it says which rank to run again, and nothing is changed.
+    If something is missing, the command lists the ranks to run again, and changes nothing.
     """
     from paramdelta_hub.extraction.extract import ExtractReport
     from paramdelta_hub.ranks import commit as run
 
-    report = run(out, overwrite=overwrite, threads=threads, progress=Bars(quiet or as_json))
+    report = run(out, overwrite=overwrite, threads=threads, progress=console.progress())
     text = extract_text(report) if isinstance(report, ExtractReport) else apply_text(report)
-    emit(report, text, as_json=as_json, quiet=quiet)
+    console.emit(report, text)

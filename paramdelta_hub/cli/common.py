@@ -1,4 +1,4 @@
-"""What all commands share: options, progress bars, reports, errors and exit codes."""
+"""What all commands share: options, the console, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeAlias, TypeVar
 
 import click
 
 from paramdelta_hub.environment import KEYS_VARIABLE, REGISTRY_VARIABLE, REQUIRE_VARIABLE
 from paramdelta_hub.errors import OptionError, ParamdeltaError, SourceError
 from paramdelta_hub.fileio.durable import expand, read_small, storage_error
-from paramdelta_hub.fileio.names import is_clear
+from paramdelta_hub.fileio.names import shown
 from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.limits import DEFAULT_MEMORY, GIB, KIB, MIB, RULES_BYTES
 from paramdelta_hub.tasks.progress import Progress
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bars",
+    "Console",
     "command",
-    "emit",
-    "fail",
+    "gather",
     "human_bytes",
     "publish_options",
     "registry_option",
-    "rules_option",
+    "rules_options",
     "table",
     "tokenizer_option",
     "trust_options",
@@ -43,6 +45,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Decorator: TypeAlias = "Callable[[Callable[..., None]], Callable[..., None]]"
 _INTERRUPTED = 130
 
 
@@ -78,11 +81,54 @@ class Bars(Progress):
             self._bar = None
 
 
+@dataclass(frozen=True)
+class Console:
+    """Where a command prints: its report on stdout, once; progress, notes and errors on stderr."""
+
+    as_json: bool
+    quiet: bool
+
+    def progress(self, *, with_json: bool = False) -> Bars:
+        """Return the progress of the work. With ``--json`` it prints nothing, unless ``with_json``."""
+        return Bars(self.quiet or (self.as_json and not with_json))
+
+    def emit(self, report: Report, text: str) -> None:
+        """Print the report in the form that the user asked for."""
+        if self.as_json:
+            click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+        elif not self.quiet:
+            click.echo(text)
+
+    def fail(self, error: ParamdeltaError, *, reported: bool = False) -> NoReturn:
+        """Print an error and exit with its code. With ``--json`` it goes to stdout too, unless a report is there."""
+        if self.as_json and not reported:
+            from paramdelta_hub.fileio.report import ErrorReport, Problem
+
+            self.emit(ErrorReport(error=Problem.model_validate(error, from_attributes=True)), "")
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def gather(**makers: Callable[..., object]) -> Decorator:
+    """Replace options by objects: each maker gets the options that its parameters name, and gives one argument."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            for name, maker in makers.items():
+                values[name] = maker(**{parameter: values.pop(parameter) for parameter in signature(maker).parameters})
+            function(**values)
+
+        return run
+
+    return decorate
+
+
 def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
     """Parse a number of bytes: ``512M``, ``2G``, ``1.5GiB``."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", value.strip(), re.IGNORECASE)
     if not found:
-        raise click.BadParameter(f"{value!r} is not a number of bytes such as 512M or 2G", context, parameter)
+        raise click.BadParameter(f"{value!r} is not a number of bytes, such as 512M or 2G", context, parameter)
     unit = {"": 1, "K": KIB, "M": MIB, "G": GIB}[found[2].upper()]
     return int(float(found[1]) * unit)
 
@@ -95,40 +141,40 @@ def work_options(function: Callable[P, R]) -> Callable[P, R]:
         default=f"{DEFAULT_MEMORY // MIB}M",
         show_default=True,
         metavar="BYTES",
-        help="Bytes that all buffers together may take.",
+        help="Memory limit of all buffers together.",
     )(function)
-    threads = click.option("--threads", type=click.IntRange(min=1), help="Tasks at a time [default: processors].")
+    threads = click.option(
+        "--threads", type=click.IntRange(min=1), help="Tasks at a time [default: number of processors]."
+    )
     return threads(function)
 
 
-def command(*, examples: str) -> Callable[[Callable[P, None]], click.Command]:
-    """Make a command of a function: ``--json`` and ``-q``, examples at the end of its help, and errors told properly.
+def command(*, examples: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of a function: ``--json`` and ``-q``, examples at the end of its help, and errors as messages.
 
-    The function gets ``as_json`` and ``quiet`` beside its own parameters.
+    The function gets a :class:`Console` as ``console``.
     """
 
-    def decorate(function: Callable[P, None]) -> click.Command:
+    def decorate(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
-        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        def run(as_json: bool, quiet: bool, **values: Any) -> None:
+            console = Console(as_json, quiet)
             try:
-                function(*args, **kwargs)
+                function(console=console, **values)
             except ParamdeltaError as error:
-                _tell(error, as_json=bool(kwargs["as_json"]))
-                sys.exit(error.exit_code)
+                console.fail(error)
             except KeyboardInterrupt:
                 click.echo("Interrupted. Run the same command again to resume.", err=True)
                 sys.exit(_INTERRUPTED)
             except BrokenPipeError:  # the reader of our output has gone
                 sys.stderr.close()
                 sys.exit(1)
-            except OSError as problem:  # where nobody has a better word for it: a folder that can't be listed
-                told = storage_error("reading or writing", problem)
-                _tell(told, as_json=bool(kwargs["as_json"]))
-                sys.exit(told.exit_code)
+            except OSError as problem:  # nothing closer to it has made a message, such as for a folder's list
+                console.fail(storage_error("reading or writing", problem))
 
         options = [
             click.option("--json", "as_json", is_flag=True, help="Print a machine-readable report on stdout."),
-            click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+            click.option("-q", "--quiet", is_flag=True, help="Print only errors."),
         ]
         for option in reversed(options):
             run = option(run)
@@ -137,29 +183,6 @@ def command(*, examples: str) -> Callable[[Callable[P, None]], click.Command]:
         return click.command(epilog=epilog, context_settings=settings)(run)
 
     return decorate
-
-
-def emit(report: Report, text: str, *, as_json: bool, quiet: bool) -> None:
-    """Print a report once, in the form asked for."""
-    if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
-    elif not quiet:
-        click.echo(text)
-
-
-def fail(error: ParamdeltaError) -> NoReturn:
-    """End a command whose report is printed already: tell of the error on stderr, and exit with its code."""
-    _tell(error, as_json=False)
-    sys.exit(error.exit_code)
-
-
-def _tell(error: ParamdeltaError, *, as_json: bool) -> None:
-    if as_json:
-        from paramdelta_hub.fileio.report import ErrorReport, Problem
-
-        report = ErrorReport(error=Problem.model_validate(error, from_attributes=True))
-        emit(report, "", as_json=True, quiet=False)
-    click.echo(f"error: {error}", err=True)
 
 
 def parse_assignment(text: str, what: str) -> tuple[str, str]:
@@ -174,15 +197,31 @@ def parse_assignment(text: str, what: str) -> tuple[str, str]:
     return left, right
 
 
-def rules_option(function: Callable[P, R]) -> Callable[P, R]:
-    """Add ``--rules``, which gives ``rule_files``."""
-    return click.option(
-        "--rules",
-        "rule_files",
-        multiple=True,
-        metavar="FILE",
-        help="Read rules from a file: a line is `rename OLD=NEW`, `skip REGEX`, `carry REGEX`, or a # comment.",
-    )(function)
+def rules_options(*, rename: str, skip: str, carry: str | None = None) -> Decorator:
+    """Add ``--rename``, ``--skip`` and ``--carry`` with these helps, and ``--rules``. They give ``rules``."""
+    options = [
+        click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help=rename),
+        click.option("--skip", "skips", multiple=True, metavar="REGEX", help=skip),
+        click.option("--carry", "carries", multiple=True, metavar="REGEX", help=carry),
+        click.option(
+            "--rules",
+            "files",
+            multiple=True,
+            metavar="FILE",
+            help="Read rules from a file. A line is `rename OLD=NEW`, `skip REGEX`, `carry REGEX` or a # comment.",
+        ),
+    ]
+    if carry is None:
+        del options[2]
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        maker = parse_rules if carry else lambda renames, skips, files: parse_rules(renames, skips, files)
+        function = gather(rules=maker)(function)
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 def parse_rules(
@@ -213,7 +252,7 @@ def _read_rules(file: Path) -> Iterator[Rules]:
     try:
         text = read_small(file, RULES_BYTES, SourceError, follow=True).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise SourceError("not UTF-8", where=str(file), remedy="give a text file of rules") from None
+        raise SourceError("not UTF-8", where=str(file), remedy="give a text file of rules in UTF-8") from None
     for number, line in enumerate(text.split("\n"), start=1):
         verb, rule = (*line.strip().split(maxsplit=1), "", "")[:2]
         try:
@@ -225,7 +264,7 @@ def _read_rules(file: Path) -> Iterator[Rules]:
                 yield Rules(carries=(rule,))
             elif verb and not verb.startswith("#"):
                 raise OptionError(
-                    f"{line.strip()[:200]!r} is neither `rename OLD=NEW` nor `skip REGEX` nor `carry REGEX`"
+                    f"{line.strip()[:200]!r} is not a rule: write `rename OLD=NEW`, `skip REGEX` or `carry REGEX`"
                 )
         except OptionError as error:
             raise OptionError(error.what, where=f"{file}:{number}", remedy=error.remedy) from None
@@ -236,7 +275,7 @@ def tokenizer_option(side: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return click.option(
         f"--{side}-tokenizer",
         metavar="FOLDER",
-        help=f"Where {side.upper()}'s tokenizer lies, if not beside its weights; rows are matched by token.",
+        help=f"Folder of {side.upper()}'s tokenizer, if it is not in the model's folder. Rows are matched by token.",
     )
 
 
@@ -246,7 +285,7 @@ def registry_option(function: Callable[P, R]) -> Callable[P, R]:
         "--registry",
         envvar=REGISTRY_VARIABLE,
         metavar="FOLDER|URL",
-        help=f"Where a bare org/name lies: a folder or a bucket [default: ${REGISTRY_VARIABLE}, else the Hub].",
+        help=f"Folder or bucket in which to look up org/name [default: ${REGISTRY_VARIABLE}, or else the Hub].",
     )(function)
 
 
@@ -257,25 +296,25 @@ def trust_options(function: Callable[P, R]) -> Callable[P, R]:
         "trusted_keys",
         multiple=True,
         metavar="PUB",
-        help="Refuse what is not signed by this EC public key in PEM, or by another one given so.",
+        help="Require a signature by this EC public key (PEM). If given several times, one of the keys must match.",
     )(function)
     return click.option(
         "--require-signature",
         is_flag=True,
         default=None,
-        help=f"Refuse what is not signed by a key of your own configuration (${KEYS_VARIABLE}, else"
-        f" ~/.config/paramdelta/trusted_keys); ${REQUIRE_VARIABLE}=1 does so for all commands.",
+        help=f"Require a signature by one of your trusted keys (in ${KEYS_VARIABLE}, or else in "
+        f"~/.config/paramdelta/trusted_keys). {REQUIRE_VARIABLE}=1 requires it for all commands.",
     )(function)
 
 
 def publish_options(function: Callable[P, R]) -> Callable[P, R]:
     """Add ``--private`` and ``--create-pr``."""
-    function = click.option("--create-pr", is_flag=True, help="On the Hub, propose it by a pull request.")(function)
-    return click.option("--private", is_flag=True, help="Make a new repository on the Hub private.")(function)
+    function = click.option("--create-pr", is_flag=True, help="On the Hub, open a pull request.")(function)
+    return click.option("--private", is_flag=True, help="On the Hub, make a new repository private.")(function)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return left-aligned columns; a stranger's words stay on their line, and move no cursor."""
-    lines = [heads, *([cell if is_clear(cell) else repr(cell)[1:-1] for cell in row] for row in rows)]
+    """Return left-aligned columns. Text from a package stays on its line, with hidden characters escaped."""
+    lines = [heads, *([*map(shown, row)] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -1,27 +1,63 @@
-"""Options of commands whose work can be divided: what runs the tasks, and which share of them."""
+"""Options of the commands that can split their work: what runs the tasks, and which part of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, emit, human_bytes
+from paramdelta_hub.cli.common import Console, gather, human_bytes, work_options
 from paramdelta_hub.errors import OptionError
 
 if TYPE_CHECKING:
     from paramdelta_hub.ranks import RankReport, Request
+    from paramdelta_hub.tasks.runner import Executor, ExecutorConfig
+
+__all__ = ["Work", "executor_options"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What runs the tasks, and the rank that ``--rank`` and ``--world`` ask for, if any."""
+
+    config: ExecutorConfig
+    rank: tuple[int, int] | None
+
+    def run_rank(
+        self, request: Request, output: str, console: Console, *, registry: str | None, overwrite: bool
+    ) -> bool:
+        """Do the tasks of the rank and print its report. Return False if no rank was asked for."""
+        from paramdelta_hub.ranks import run_rank
+
+        if self.rank is None:
+            return False
+        report = run_rank(
+            request,
+            output,
+            *self.rank,
+            registry=registry,
+            overwrite=overwrite,
+            config=self.config,
+            progress=console.progress(),
+        )
+        console.emit(report, _text(report))
+        return True
+
+
+def _work(executor: Executor, rank: int | None, world: int | None, threads: int | None, memory: int) -> Work:
     from paramdelta_hub.tasks.runner import ExecutorConfig
 
-__all__ = ["executor_options", "run_share"]
+    if (rank is None) != (world is None):
+        raise OptionError("--rank and --world go together", remedy="give both, or neither for the whole work")
+    ranks = None if rank is None or world is None else (rank, world)
+    return Work(ExecutorConfig(executor, threads, memory), ranks)
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-def executor_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Add ``--executor``, ``--rank`` and ``--world``."""
+def executor_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--executor``, ``--rank``, ``--world``, ``--threads`` and ``--memory``. They give ``work``."""
+    function = work_options(gather(work=_work)(function))
     function = click.option(
         "--world", type=click.IntRange(min=1), metavar="N", help="How many ranks there are, with --rank."
     )(function)
@@ -29,50 +65,19 @@ def executor_options(function: Callable[P, R]) -> Callable[P, R]:
         "--rank",
         type=click.IntRange(min=0),
         metavar="I",
-        help="Do share I (from 0) of N, as in a SLURM array; `paramdelta commit` ends it when all are done.",
+        help="Do part I of N, counted from 0, as in a SLURM array. When all ranks are done, run `paramdelta commit`.",
     )(function)
     return click.option(
         "--executor",
         type=click.Choice(["threads", "ray"]),
         default="threads",
         show_default=True,
-        help="What does the tasks; ray: the machines of a cluster, which must see the same files.",
+        help="What runs the tasks. ray: the machines of a cluster, which must all see the same files.",
     )(function)
 
 
-def run_share(
-    request: Request,
-    output: str,
-    rank: int | None,
-    world: int | None,
-    *,
-    registry: str | None,
-    overwrite: bool,
-    config: ExecutorConfig,
-    as_json: bool,
-    quiet: bool,
-) -> bool:
-    """Do the share that ``--rank`` and ``--world`` ask for, and tell of it; False where they ask for none.
-
-    Raises:
-        OptionError: only one of the two was given.
-    """
-    from paramdelta_hub.ranks import run_rank
-
-    if rank is None and world is None:
-        return False
-    if rank is None or world is None:
-        raise OptionError("--rank and --world go together", remedy="give both, or neither for the whole work")
-    bars = Bars(quiet or as_json)
-    report = run_rank(
-        request, output, rank, world, registry=registry, overwrite=overwrite, config=config, progress=bars
-    )
-    emit(report, _text(report), as_json=as_json, quiet=quiet)
-    return True
-
-
 def _text(report: RankReport) -> str:
-    kept = f", {report.resumed_tasks} of them before" if report.resumed_tasks else ""
+    kept = f", {report.resumed_tasks} of them by an earlier run" if report.resumed_tasks else ""
     return "\n".join(
         [
             f"rank {report.rank} of {report.world}: {report.tasks} tasks done{kept} ({human_bytes(report.nbytes)})",

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
 from paramdelta_hub.cli.common import (
-    Bars,
+    Console,
     command,
-    emit,
+    gather,
     human_bytes,
-    parse_rules,
     publish_options,
     registry_option,
-    rules_option,
+    rules_options,
     tokenizer_option,
-    work_options,
 )
-from paramdelta_hub.cli.executor_options import executor_options, run_share
+from paramdelta_hub.cli.executor_options import Work, executor_options
 from paramdelta_hub.cli.publish import published_text
 from paramdelta_hub.errors import OptionError, PublishError, RegistryError, SourceError
 
 if TYPE_CHECKING:
+    from paramdelta_hub.checkpoints.rules import Rules
     from paramdelta_hub.extraction.extract import ExtractReport
-    from paramdelta_hub.registry.protocol import Registry
+    from paramdelta_hub.extraction.request import ExtractRequest
+    from paramdelta_hub.registry.protocol import Published, Registry
     from paramdelta_hub.registry.reference import Reference
-    from paramdelta_hub.tasks.runner import Executor
 
 __all__ = ["extract", "report_text"]
 
@@ -38,76 +38,69 @@ pd-extract ./bert ./classifier -o delta --rename '^bert\\.=' --skip '^classifier
 """
 
 
-@command(examples=_EXAMPLES)
-@click.argument("base")
-@click.argument("post")
-@click.option("-o", "--output", required=True, metavar="DELTA", help="Folder of the new package.")
-@click.option("--name", help="Name of the delta [default: after POST].")
-@click.option("--version", default="1.0.0", show_default=True, help="Semantic version of the delta.")
-@click.option("--license", "license_name", help="License: an SPDX expression, or the Hub's name for it.")
-@click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help="Rename POST's tensors, by regex.")
-@click.option("--skip", "skips", multiple=True, metavar="REGEX", help="Leave tensors out; recorded in the manifest.")
-@click.option("--carry", "carries", multiple=True, metavar="REGEX", help="Take tensors that only POST has whole.")
-@rules_option
-@tokenizer_option("base")
-@tokenizer_option("post")
-@click.option("--hash-files", is_flag=True, help="Record sha256 of local weight files: reads both models twice.")
-@click.option("--publish", "repo", metavar="REPO", help="Then publish DELTA, as pd-publish does.")
-@registry_option
-@publish_options
-@click.option("--overwrite", is_flag=True, help="Replace an older package at DELTA, and nothing else.")
-@executor_options
-@work_options
-def extract(
+@dataclass(frozen=True)
+class Publication:
+    """Where the package is published when it is made; nowhere without ``--publish``."""
+
+    repo: str | None
+    registry: str | None
+    private: bool
+    create_pr: bool
+
+    def check(self, request: ExtractRequest, work: Work) -> None:
+        """Find out before the work whether the package can be published.
+
+        Raises:
+            OptionError: the options contradict each other.
+            PublishError: the version is there, under another name or license.
+        """
+        from paramdelta_hub.registry.locate import find_to_publish
+        from paramdelta_hub.registry.stores.registry import check_options
+
+        if self.repo is None:
+            if self.private or self.create_pr:
+                raise OptionError("--private and --create-pr need --publish", remedy="add --publish REPO")
+            return
+        there, reference = find_to_publish(self.repo, self.registry)
+        _check_published(there, reference, request)
+        if reference.root is not None:
+            check_options(private=self.private, create_pr=self.create_pr)
+        if work.rank is not None:
+            raise OptionError("--publish can't be used with --rank", remedy="run pd-publish after `paramdelta commit`")
+
+    def publish(self, report: ExtractReport, repo: str, output: str, console: Console) -> Published:
+        """Publish the package. If that fails, the error says that the package is complete."""
+        from paramdelta_hub.registry.publish import publish
+
+        try:
+            return publish(
+                report.path,
+                repo,
+                registry=self.registry,
+                private=self.private,
+                create_pr=self.create_pr,
+                progress=console.progress(with_json=True),
+            )
+        except RegistryError as error:
+            remedy = f"the package is complete; to publish it later: pd-publish {output} {repo}"
+            error.remedy = f"{error.remedy}; {remedy}" if error.remedy else remedy
+            raise
+
+
+def _request(
     base: str,
     post: str,
-    output: str,
     name: str | None,
     version: str,
     license_name: str | None,
-    renames: tuple[str, ...],
-    skips: tuple[str, ...],
-    carries: tuple[str, ...],
-    rule_files: tuple[str, ...],
+    rules: Rules,
     base_tokenizer: str | None,
     post_tokenizer: str | None,
     hash_files: bool,
-    repo: str | None,
-    registry: str | None,
-    private: bool,
-    create_pr: bool,
-    overwrite: bool,
-    executor: Executor,
-    rank: int | None,
-    world: int | None,
-    threads: int | None,
-    memory: int,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Extract the delta POST − BASE into a package, proving BASE ⊕ Δ == POST bit for bit.
-
-    BASE and POST are folders in Hugging Face layout, .safetensors files, or Hub ids with @revision.
-    """
-    from paramdelta_hub.extraction.extract import Extraction
+) -> ExtractRequest:
     from paramdelta_hub.extraction.request import ExtractRequest
-    from paramdelta_hub.outputs.replacing import check_new
-    from paramdelta_hub.registry.locate import find_to_publish
-    from paramdelta_hub.registry.publish import publish
-    from paramdelta_hub.registry.stores.registry import check_options
-    from paramdelta_hub.tasks.runner import ExecutorConfig, complete
 
-    rules = parse_rules(renames, skips, rule_files, carries)
-    if repo is None and (private or create_pr):
-        raise OptionError("--private and --create-pr are of no use without --publish", remedy="give --publish REPO")
-    if repo is not None:  # what can't be published is told now, not after the work
-        there, reference = find_to_publish(repo, registry)
-        _check_publication(there, reference, version, name, license_name)
-        if reference.root is not None:
-            check_options(private=private, create_pr=create_pr)
-    if repo is not None and rank is not None:
-        raise OptionError("a rank makes no package to publish", remedy="publish it with pd-publish after the commit")
-    request = ExtractRequest(
+    return ExtractRequest(
         base=base,
         post=post,
         name=name,
@@ -120,44 +113,10 @@ def extract(
         post_tokenizer=post_tokenizer,
         hash_files=hash_files,
     )
-    config = ExecutorConfig(executor, threads, memory)
-    check_new(output, overwrite=overwrite)
-    if run_share(
-        request,
-        output,
-        rank,
-        world,
-        registry=registry,
-        overwrite=overwrite,
-        config=config,
-        as_json=as_json,
-        quiet=quiet,
-    ):
-        return
-    report = complete(Extraction(request), output, config, Bars(quiet or as_json), overwrite=overwrite)
-    text = report_text(report)
-    if repo is not None:
-        try:
-            published = publish(
-                report.path,
-                repo,
-                registry=registry,
-                private=private,
-                create_pr=create_pr,
-                progress=Bars(quiet),
-            )
-        except RegistryError as error:
-            remedy = f"the package is whole; when that is mended: pd-publish {output} {repo}"
-            error.remedy = f"{error.remedy}; {remedy}" if error.remedy else remedy
-            raise
-        report, text = report.model_copy(update={"published": published}), f"{text}\n{published_text(published)}"
-    emit(report, text, as_json=as_json, quiet=quiet)
 
 
-def _check_publication(
-    there: Registry, reference: Reference, version: str, name: str | None, license_name: str | None
-) -> None:
-    """Check that the version is the one that REPO names, and not published with labels that this one will not have.
+def _check_published(there: Registry, reference: Reference, request: ExtractRequest) -> None:
+    """Check the version that REPO names, and that a published one has the labels that this one will have.
 
     Raises:
         OptionError: REPO names another version.
@@ -166,23 +125,69 @@ def _check_publication(
     from paramdelta_hub.package.labels import check_license
     from paramdelta_hub.package.package import open_package
 
-    if reference.revision not in (None, version):
+    if reference.revision not in (None, request.version):
         raise OptionError(
-            f"--publish names {reference.revision}, and the delta will be version {version}",
+            f"--publish names version {reference.revision}, but the delta is version {request.version}",
             where=str(reference),
-            remedy=f"leave @{reference.revision} out, or give --version {reference.revision}",
+            remedy=f"remove @{reference.revision}, or give --version {reference.revision}",
         )
     try:
-        published = open_package(there.pull(reference.repo, version, part="manifest").path).manifest
+        published = open_package(there.pull(reference.repo, request.version, part="manifest").path).manifest
     except (RegistryError, SourceError):
-        return  # not there, or nobody can tell now
-    wanted = (name or published.name, check_license(license_name) if license_name else published.license)
+        return  # not there, or it can't be read now
+    wanted = (request.name or published.name, check_license(request.license) if request.license else published.license)
     if wanted != (published.name, published.license):
         raise PublishError(
-            f"{reference.repo} {version} is published already, as {published.name!r}, license {published.license}",
+            f"{reference.repo} {request.version} is published already,"
+            f" as {published.name!r}, license {published.license}",
             where=str(reference),
             remedy="give a higher --version",
         )
+
+
+@command(examples=_EXAMPLES)
+@click.argument("base")
+@click.argument("post")
+@click.option("-o", "--output", required=True, metavar="DELTA", help="Folder of the new package.")
+@click.option("--name", help="Name of the delta [default: from POST].")
+@click.option("--version", default="1.0.0", show_default=True, help="Semantic version of the delta.")
+@click.option("--license", "license_name", help="License: an SPDX expression, or the Hub's name for it.")
+@rules_options(
+    rename="Rename POST's tensors, by regex.",
+    skip="Leave out tensors. The manifest records them.",
+    carry="Store matching tensors whole if only POST has them.",
+)
+@tokenizer_option("base")
+@tokenizer_option("post")
+@click.option("--hash-files", is_flag=True, help="Record the sha256 of local weight files. Reads both models twice.")
+@click.option("--publish", "repo", metavar="REPO", help="Publish DELTA afterwards, as pd-publish does.")
+@registry_option
+@publish_options
+@click.option("--overwrite", is_flag=True, help="Replace DELTA if it is an unchanged package.")
+@executor_options
+@gather(request=_request, publication=Publication)
+def extract(
+    request: ExtractRequest, output: str, publication: Publication, overwrite: bool, work: Work, console: Console
+) -> None:
+    """Extract the delta POST − BASE into a package, and prove that BASE ⊕ Δ == POST, bit for bit.
+
+    BASE and POST are folders in Hugging Face layout, .safetensors files, or Hub ids with an optional @revision.
+    """
+    from paramdelta_hub.extraction.extract import Extraction
+    from paramdelta_hub.outputs.replacing import check_new
+    from paramdelta_hub.tasks.runner import complete
+
+    publication.check(request, work)
+    check_new(output, overwrite=overwrite)
+    if work.run_rank(request, output, console, registry=publication.registry, overwrite=overwrite):
+        return
+    report = complete(Extraction(request), output, work.config, console.progress(), overwrite=overwrite)
+    text = report_text(report)
+    if publication.repo is not None:
+        published = publication.publish(report, publication.repo, output, console)
+        report = report.model_copy(update={"published": published})
+        text = f"{text}\n{published_text(published)}"
+    console.emit(report, text)
 
 
 def report_text(report: ExtractReport) -> str:
@@ -199,5 +204,5 @@ def report_text(report: ExtractReport) -> str:
     lines += [f"  left out {item.name} ({item.side}): {item.reason}" for item in report.omissions]
     lines += [f"  {note}" for note in report.notes]
     if report.resumed_tasks:
-        lines.append(f"  resumed  {report.resumed_tasks} tasks of an interrupted run were kept")
+        lines.append(f"  resumed  {report.resumed_tasks} tasks were done by an interrupted run")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, table
+from paramdelta_hub.cli.common import Console, command, human_bytes, registry_option, table
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.limits import COMPARED_DELTAS, SPECTRUM_MATRICES
 
@@ -28,15 +28,19 @@ pd-inspect ./math-delta ./code-delta --html together.html
 
 @command(examples=_EXAMPLES)
 @click.argument("deltas", metavar="DELTA [DELTA]...", nargs=-1, required=True)
-@click.option("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Changed tensors to list.")
-@click.option("--html", metavar="FILE", help="Write the report as one self-contained page, too.")
-@click.option("--overwrite", is_flag=True, help="Replace FILE if it is an older report, not edited since.")
+@click.option(
+    "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Number of most changed tensors to list."
+)
+@click.option("--html", metavar="FILE", help="Also write the report as one self-contained page.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is an unedited report.")
 @click.option(
     "--samples",
     type=click.IntRange(0, SPECTRUM_MATRICES),
-    help="Matrices to decode for their effective rank [default: 16 with --html, if the weights are here; else 0].",
+    help="Matrices to decode for their effective rank [default: 16 with --html if the weights are local, else 0].",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Tensors compared at a time [default: processors].")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Tensors to compare at a time [default: number of processors]."
+)
 @registry_option
 def inspect(
     deltas: tuple[str, ...],
@@ -46,15 +50,14 @@ def inspect(
     samples: int | None,
     threads: int | None,
     registry: str | None,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
-    """Show what the package DELTA is: sources, architecture, exactness, size, and the most changed tensors.
+    """Show the sources, architecture, exactness and size of the package DELTA, and its most changed tensors.
 
-    Of several, compare the weights: cosines between them layer by layer, and the share of opposite signs.
+    Given several deltas, compare them: the cosines and the share of opposite signs, layer by layer.
 
-    DELTA is a folder, or org/name[@version] in a registry; of the latter only the manifest is fetched, unless several
-    are compared or --samples is given.
+    DELTA is a folder, or org/name[@version] in a registry. From a registry, only the manifest is downloaded, unless
+    you compare several deltas or give --samples.
     """
     from paramdelta_hub.reports.inspect import check_report, compare, write_report
     from paramdelta_hub.reports.inspect import inspect as run
@@ -68,26 +71,26 @@ def inspect(
         text = _text(report)
     else:
         _check_several(deltas, samples)
-        report = compare(deltas, registry=registry, threads=threads, progress=Bars(quiet))
+        report = compare(deltas, registry=registry, threads=threads, progress=console.progress(with_json=True))
         text = _compared(report, deltas)
     if html:
         reference = deltas[0] if len(deltas) == 1 else None
         written = write_report(report, html, reference=reference, overwrite=overwrite)
         report = report.model_copy(update={"html": written})
         text += f"\n\nwritten  {html}"
-    emit(report, text, as_json=as_json, quiet=quiet)
+    console.emit(report, text)
 
 
 def _check_several(deltas: tuple[str, ...], samples: int | None) -> None:
-    """Refuse what makes no sense of several deltas before anything is fetched.
+    """Check the options for several deltas before anything is downloaded.
 
     Raises:
         OptionError: too many, or an option for one.
     """
     if len(deltas) > COMPARED_DELTAS:
-        raise OptionError(f"{len(deltas)} deltas can't be compared", remedy=f"give up to {COMPARED_DELTAS}")
+        raise OptionError(f"{len(deltas)} deltas are too many to compare", remedy=f"give at most {COMPARED_DELTAS}")
     if samples:
-        raise OptionError("--samples is for one delta", remedy="inspect each delta by itself")
+        raise OptionError("--samples is for one delta", remedy="inspect one delta at a time")
 
 
 def _compared(comparison: Comparison, deltas: tuple[str, ...]) -> str:
@@ -100,7 +103,7 @@ def _compared(comparison: Comparison, deltas: tuple[str, ...]) -> str:
     ]
     lines.append(f"\n{comparison.tensors:,} tensors, {comparison.elements:,} weights in common")
     if comparison.same_base_tensors < comparison.tensors:
-        lines.append(f"of other bases: {comparison.tensors - comparison.same_base_tensors:,} of these tensors")
+        lines.append(f"different bases: {comparison.tensors - comparison.same_base_tensors:,} of these tensors")
     if comparison.omissions:
         names = ", ".join(omission.name for omission in comparison.omissions[:3])
         more = ", …" if len(comparison.omissions) > 3 else ""
@@ -109,7 +112,7 @@ def _compared(comparison: Comparison, deltas: tuple[str, ...]) -> str:
         (label, _figure(a.cosine, ".4f"), f"{a.moved_by_both:,}", _figure(a.opposite_signs, ".1%"))
         for label, a in zip(labels, comparison.pairs, strict=True)
     ]
-    lines += ["", table(("pair", "cosine", "moved by both", "opposite signs"), rows)]
+    lines += ["", table(("pair", "cosine", "changed by both", "opposite signs"), rows)]
     heads = ("layer", *(f"{label} {what}" for label in labels for what in ("cosine", "opposite")))
     by_layer = [
         (layer.layer, *(t for a in layer.pairs for t in (_figure(a.cosine, ".4f"), _figure(a.opposite_signs, ".1%"))))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import command, emit
+from paramdelta_hub.cli.common import Console, command
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.hub.links import Linked, Role
@@ -27,14 +27,14 @@ pd-link org/delta me/new-base-instruct --as result --create-pr
     "--as",
     "role",
     type=click.Choice(["base", "post", "result"]),
-    help="What MODEL is to DELTA [default: as DELTA's manifest says].",
+    help="Role of MODEL [default: from DELTA's manifest].",
 )
-@click.option("--dry-run", is_flag=True, help="Show the difference and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the changes, but change nothing.")
 @click.option(
     "--create-pr/--direct",
     "create_pr",
     default=None,
-    help="Propose it, or write it [default: write on repositories of your own].",
+    help="Open a pull request, or write directly [default: write directly to your own repositories].",
 )
 @click.option("--message", help="Message of the commit or pull request.")
 def link(
@@ -44,24 +44,27 @@ def link(
     dry_run: bool,
     create_pr: bool | None,
     message: str | None,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
-    """Name DELTA on the card of MODEL: its base, its post, or what it was applied to. Both are on the Hub.
+    """Link to DELTA on the card of MODEL, which is its base, its post, or a result of it. Both are on the Hub.
 
-    Doing it again changes nothing.
+    Linking again changes nothing.
     """
     from paramdelta_hub.registry.api import link as run
 
     linked = run(delta, model, role=role, create_pr=create_pr, dry_run=dry_run, message=message)
-    emit(linked, _text(linked, dry_run), as_json=as_json, quiet=quiet)
+    console.emit(linked, _text(linked, dry_run))
 
 
 def _text(linked: Linked, dry_run: bool) -> str:
     if not linked.diff:
-        return f"{linked.repo} names {linked.delta} already; nothing was done"
+        return f"{linked.repo} already links to {linked.delta}; nothing was changed"
     if linked.pull_request:
         done = f"proposed: {linked.pull_request}"
     else:
-        done = "nothing was changed (--dry-run)" if dry_run else f"{linked.repo} names {linked.delta}: {linked.commit}"
+        done = (
+            "nothing was changed (--dry-run)"
+            if dry_run
+            else (f"{linked.repo} links to {linked.delta}: {linked.commit}")
+        )
     return f"{linked.diff.rstrip()}\n\n{done}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, publish_options, registry_option
+from paramdelta_hub.cli.common import Console, command, publish_options, registry_option
 from paramdelta_hub.environment import PASSWORD_VARIABLE
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ pd-publish ./delta org/name --registry s3://bucket/deltas
 @command(examples=_EXAMPLES)
 @click.argument("delta")
 @click.argument("repo")
-@click.option("--version", help="Must be the package's own, if given.")
+@click.option("--version", help="Expected version of the package. If it differs, nothing is published.")
 @registry_option
 @publish_options
 @click.option("--message", help="Message of the commit on the Hub.")
 @click.option(
-    "--sign", metavar="KEY", help=f"Sign it with an EC private key in PEM (its password: ${PASSWORD_VARIABLE})."
+    "--sign", metavar="KEY", help=f"Sign with this EC private key (PEM). Its password is in ${PASSWORD_VARIABLE}."
 )
 def publish(
     delta: str,
@@ -42,15 +42,14 @@ def publish(
     create_pr: bool,
     message: str | None,
     sign: str | None,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
     """Publish the package in the folder DELTA as a version of REPO, with a new model card.
 
-    REPO is org/name, or a folder or URL that ends so; hf://org/name is always the Hub. Where the package goes, and
-    who will see it, is printed before anything is sent. A version once published is never replaced; the same content
-    again does nothing. DELTA itself is only read: of its README.md, the published card has your own words, and those
-    between the `yours` markers of the card published before.
+    REPO is org/name, or a folder or URL that ends in it. hf://org/name is always the Hub. The command prints the
+    destination, and who can see it, before it sends anything. A published version is never replaced. Publishing the
+    same content again does nothing. The new card keeps your own text from DELTA's README.md, or else from between
+    the `yours` markers of the last published card. DELTA is only read.
     """
     from paramdelta_hub.registry.publish import publish as run
 
@@ -63,9 +62,9 @@ def publish(
         create_pr=create_pr,
         message=message,
         sign=sign,
-        progress=Bars(quiet),
+        progress=console.progress(with_json=True),
     )
-    emit(published, published_text(published), as_json=as_json, quiet=quiet)
+    console.emit(published, published_text(published))
 
 
 def published_text(published: Published) -> str:
@@ -73,11 +72,11 @@ def published_text(published: Published) -> str:
     name = f"{published.repo} {published.version}"
     if published.pull_request:
         lines = [f"{name} proposed: {published.pull_request}"]
-        lines.append("  it becomes a version when the request is merged, and published once more by an owner")
+        lines.append("  to make it a version, merge the pull request, then let an owner publish it again")
     elif published.uploaded:
         lines = [f"{name} published: {published.url}"]
     else:
-        lines = [f"{name} is published already, with just this content; nothing was done: {published.url}"]
+        lines = [f"{name} is already published with the same content; nothing was changed: {published.url}"]
     lines.append(f"  id        {published.id}")
     if published.revision not in (published.id, published.version):
         lines.append(f"  revision  {published.revision}")

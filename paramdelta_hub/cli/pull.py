@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, trust_options
+from paramdelta_hub.cli.common import Console, command, human_bytes, registry_option, trust_options
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.protocol import Part, Pulled
@@ -25,9 +25,9 @@ pd-pull org/name --registry s3://bucket/deltas --companions-only
 @command(examples=_EXAMPLES)
 @click.argument("delta")
 @click.option("-o", "--output", metavar="DIR", help="Folder of the copy [default: the registry's cache].")
-@click.option("--companions-only", is_flag=True, help="Only the manifest, the tokenizer, templates and settings.")
-@click.option("--manifest-only", is_flag=True, help="Only the manifest.")
-@click.option("--allow-downgrade", is_flag=True, help="Let a lower version take the place of a higher one in DIR.")
+@click.option("--companions-only", is_flag=True, help="Fetch only the manifest, the tokenizer, templates and settings.")
+@click.option("--manifest-only", is_flag=True, help="Fetch only the manifest.")
+@click.option("--allow-downgrade", is_flag=True, help="Allow a lower version to replace a higher one in DIR.")
 @trust_options
 @registry_option
 def pull(
@@ -39,13 +39,12 @@ def pull(
     require_signature: bool | None,
     trusted_keys: tuple[str, ...],
     registry: str | None,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
-    """Fetch DELTA and check the size and sha256 of every file; a killed pull goes on when repeated.
+    """Download DELTA, and check the size and sha256 of every file. Run it again to resume an interrupted pull.
 
-    DELTA is org/name[@version|@commit], or a folder or URL that ends so; without a version, the newest. What was
-    pulled is pinned in DIR/paramdelta.lock.
+    DELTA is org/name[@version|@commit], or a folder or URL that ends in it. The default is the newest version.
+    DIR/paramdelta.lock records what was pulled.
     """
     from paramdelta_hub.registry.api import pull as run
 
@@ -58,9 +57,9 @@ def pull(
         allow_downgrade=allow_downgrade,
         require_signature=require_signature,
         trusted_keys=trusted_keys,
-        progress=Bars(quiet or as_json),
+        progress=console.progress(),
     )
-    emit(pulled, _text(pulled), as_json=as_json, quiet=quiet)
+    console.emit(pulled, _text(pulled))
 
 
 def _text(pulled: Pulled) -> str:

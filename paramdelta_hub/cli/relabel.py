@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, registry_option
+from paramdelta_hub.cli.common import Console, command, registry_option
 
 if TYPE_CHECKING:
     from paramdelta_hub.extraction.relabel import RelabelReport
@@ -23,10 +23,10 @@ pd-relabel ./delta -o math-delta --name math-delta
 @command(examples=_EXAMPLES)
 @click.argument("delta")
 @click.option("-o", "--output", required=True, metavar="NEW", help="Folder of the new package.")
-@click.option("--name", help="Its name, if it changes.")
-@click.option("--version", help="Its semantic version, if it changes.")
-@click.option("--license", "license_name", help="Its license: an SPDX expression, or the Hub's name for it.")
-@click.option("--overwrite", is_flag=True, help="Replace an older package at NEW, and nothing else.")
+@click.option("--name", help="New name [default: as in DELTA].")
+@click.option("--version", help="New semantic version [default: as in DELTA].")
+@click.option("--license", "license_name", help="New license: an SPDX expression, or the Hub's name for it.")
+@click.option("--overwrite", is_flag=True, help="Replace NEW if it is an unchanged package.")
 @registry_option
 def relabel(
     delta: str,
@@ -36,13 +36,12 @@ def relabel(
     license_name: str | None,
     overwrite: bool,
     registry: str | None,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
-    """Make a package of DELTA with another name, version or license; the models are not needed.
+    """Copy the package DELTA with another name, version or license. The models are not needed.
 
-    DELTA is a folder, or org/name[@version] in a registry. The weights are the same to the byte, and checked while they
-    are copied. NEW has an id of its own, and no signature; of README.md, your own words come along.
+    DELTA is a folder, or org/name[@version] in a registry. The weights are checked and copied byte for byte. NEW gets
+    a new id and no signature. It keeps your own text from README.md.
     """
     from paramdelta_hub.extraction.relabel import relabel as run
 
@@ -54,9 +53,9 @@ def relabel(
         license=license_name,
         registry=registry,
         overwrite=overwrite,
-        progress=Bars(quiet or as_json),
+        progress=console.progress(),
     )
-    emit(report, _text(report), as_json=as_json, quiet=quiet)
+    console.emit(report, _text(report))
 
 
 def _text(report: RelabelReport) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import command, emit, human_bytes, registry_option, table
+from paramdelta_hub.cli.common import Console, command, human_bytes, registry_option, table
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.search import Found
@@ -24,18 +24,19 @@ pd-search --base ./new-base --registry ./registry --json
 
 @command(examples=_EXAMPLES)
 @click.argument("query", required=False)
-@click.option("--base", metavar="MODEL", help="The model it is for: a folder or a Hub id; no weights are fetched.")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Hits to show.")
-@click.option("--skip", type=click.IntRange(min=0), default=0, help="Hits to pass over, for the next page.")
+@click.option(
+    "--base", metavar="MODEL", help="Model to apply deltas to: a folder or a Hub id. No whole weights are downloaded."
+)
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Number of results.")
+@click.option("--skip", type=click.IntRange(min=0), default=0, help="Results to skip, for the next page.")
 @registry_option
-def search(
-    query: str | None, base: str | None, limit: int, skip: int, registry: str | None, as_json: bool, quiet: bool
-) -> None:
-    """Find deltas by QUERY in their names and titles; with --base, say of each whether it fits that model.
+def search(query: str | None, base: str | None, limit: int, skip: int, registry: str | None, console: Console) -> None:
+    """Find deltas with QUERY in their names or titles. With --base, check whether each delta fits that model.
 
-    `same base`: it leads to its post, bit for bit. `kin`: base descends from, or shares an ancestor with, its base.
-    `fits`: the architecture is the same. A few of the model's values are compared with each fitting delta's samples,
-    and what to expect of it is said below the table; of a model on the Hub, these come by some 64 small requests.
+    `same base`: the result is the delta's post, bit for bit. `kin`: the model and the delta's base have a common
+    ancestor. `fits`: the architecture is the same. A few values of the model are compared with samples of each
+    delta that fits. The expected transfer is printed below the table. For a model on the Hub, this takes about 64
+    small requests.
     """
     from paramdelta_hub.registry.api import search as run
     from paramdelta_hub.registry.search import SearchReport
@@ -44,12 +45,12 @@ def search(
     shown, more = hits[:limit], len(hits) > limit
     next_page = skip + limit if more else None
     report = SearchReport(hits=tuple(shown), next_skip=next_page)
-    emit(report, _text(shown, base, next_page), as_json=as_json, quiet=quiet)
+    console.emit(report, _text(shown, base, next_page))
 
 
 def _text(hits: Sequence[Found], base: str | None, next_page: int | None) -> str:
     if not hits:
-        return "no delta found"
+        return "no deltas found"
     rows = [
         (
             found.repo,
@@ -63,4 +64,4 @@ def _text(hits: Sequence[Found], base: str | None, next_page: int | None) -> str
     ]
     heads = ("delta", "version", "base", "size", "license", *(("judged", "because") if base else ()))
     expected = [f"{found.repo}: {found.prediction}" for found in hits if found.prediction]
-    return "\n".join([table(heads, rows), *expected, *([f"… more: --skip {next_page}"] if next_page else [])])
+    return "\n".join([table(heads, rows), *expected, *([f"… for more: --skip {next_page}"] if next_page else [])])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Bars, command, emit, human_bytes, registry_option, trust_options, work_options
+from paramdelta_hub.cli.common import Console, command, human_bytes, registry_option, trust_options, work_options
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.durable import expand, io_errors, write_file
 
@@ -30,11 +30,11 @@ pd-verify ./new-model --statement new-model.intoto.json --bom new-model.cdx.json
 @command(examples=_EXAMPLES)
 @click.argument("delta", metavar="DELTA|OUT")
 @click.option("--base", help="Also prove BASE ⊕ Δ == post, bit for bit.")
-@click.option("--post", help="Also prove that POST is the model the delta leads to.")
+@click.option("--post", help="Also prove that POST is the delta's post.")
 @trust_options
-@click.option("--statement", "statement_file", metavar="FILE", help="Of OUT: write an in-toto statement (SLSA, JSON).")
-@click.option("--bom", "bom_file", metavar="FILE", help="Of OUT: write a CycloneDX bill of materials (JSON).")
-@click.option("--overwrite", is_flag=True, help="Replace a FILE that is an older statement or bill, and nothing else.")
+@click.option("--statement", "statement_file", metavar="FILE", help="For OUT: write an in-toto statement (SLSA, JSON).")
+@click.option("--bom", "bom_file", metavar="FILE", help="For OUT: write a CycloneDX bill of materials (JSON).")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is an older statement or bill of materials.")
 @registry_option
 @work_options
 def verify(
@@ -49,19 +49,18 @@ def verify(
     registry: str | None,
     threads: int | None,
     memory: int,
-    as_json: bool,
-    quiet: bool,
+    console: Console,
 ) -> None:
-    """Check every byte of the package DELTA and decode every chunk; with --base, prove that it is exact.
+    """Check every byte of the package DELTA and decode every chunk. With --base, prove that it is exact.
 
-    DELTA is a folder, or org/name[@version] in a registry. Or check OUT, a model that pd-apply made: every tensor and
-    every file beside the weights against paramdelta_provenance.json.
+    DELTA is a folder, or org/name[@version] in a registry. For OUT, a model that pd-apply made, check every tensor
+    and every other file against paramdelta_provenance.json.
     """
     from paramdelta_hub.outputs.applied_model import is_allowed_extra, is_result, verify_result
     from paramdelta_hub.outputs.replacing import check_output_file
     from paramdelta_hub.verification.package import verify as run
 
-    progress = Bars(quiet or as_json)
+    progress = console.progress()
     if is_result(expand(delta)):
         _refuse(delta, "a model that pd-apply made", base, post, require_signature, trusted_keys)
         asked = [(f, make, ours) for f, make, ours in _texts(statement_file, bom_file) if f]
@@ -75,9 +74,9 @@ def verify(
             place = check_output_file(file, is_ours, overwrite=overwrite, beside=is_allowed_extra(expand(file).name))
             with io_errors("writing"):
                 write_file(place, text)
-        emit(result, _result_text(result), as_json=as_json, quiet=quiet)
+        console.emit(result, _result_text(result))
         return
-    _refuse(delta, "no model that pd-apply made", statement_file, bom_file, overwrite)
+    _refuse(delta, "not a model that pd-apply made", statement_file, bom_file, overwrite)
     report = run(
         delta,
         base=base,
@@ -89,7 +88,7 @@ def verify(
         memory=memory,
         progress=progress,
     )
-    emit(report, _text(report), as_json=as_json, quiet=quiet)
+    console.emit(report, _text(report))
 
 
 def _texts(
@@ -108,7 +107,9 @@ def _texts(
 
 def _refuse(where: str, what: str, *options: object) -> None:
     if any(options):
-        raise OptionError(f"an option that means nothing here: this is {what}", where=where, remedy="see --help")
+        raise OptionError(
+            f"this is {what}; some of the options can't be used with it", where=where, remedy="see --help"
+        )
 
 
 def _check_place(folder: Path, file: Path) -> None:
@@ -116,7 +117,7 @@ def _check_place(folder: Path, file: Path) -> None:
 
     if file.resolve().is_relative_to(folder.resolve()) and not is_allowed_extra(file.name):
         raise OptionError(
-            "can't lie in the model's folder, where nothing may lie that the provenance does not list",
+            "can't be written into the model's folder, because the provenance does not list it",
             where=str(file),
             remedy="choose another folder, or a name that ends in .intoto.json or .cdx.json",
         )
@@ -124,7 +125,7 @@ def _check_place(folder: Path, file: Path) -> None:
 
 def _text(report: VerifyReport) -> str:
     lines = [
-        f"{report.path}: whole ({report.files} files, {report.tensors} tensors, {report.elements:,} elements)",
+        f"{report.path}: complete ({report.files} files, {report.tensors} tensors, {report.elements:,} elements)",
         f"  id    {report.id}",
     ]
     if report.signed_by:
@@ -140,8 +141,8 @@ def _result_text(report: ResultReport) -> str:
     provenance = report.provenance
     beside = len(provenance.companions.files)
     lines = [
-        f"{report.path}: as its provenance says ({len(provenance.tensors)} tensors, {human_bytes(report.nbytes)},"
-        f" {beside} files beside them)",
+        f"{report.path}: matches its provenance ({len(provenance.tensors)} tensors, "
+        f"{human_bytes(report.nbytes)}, {beside} other files)",
         f"  target  {provenance.target.name}{_at(provenance.target.commit)}",
     ]
     for delta in provenance.deltas:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import command, emit, registry_option, table
+from paramdelta_hub.cli.common import Console, command, registry_option, table
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.protocol import Version
@@ -23,13 +23,13 @@ pd-versions ./registry/org/name --json
 @command(examples=_EXAMPLES)
 @click.argument("delta")
 @registry_option
-def versions(delta: str, registry: str | None, as_json: bool, quiet: bool) -> None:
+def versions(delta: str, registry: str | None, console: Console) -> None:
     """List the versions of DELTA, the newest first."""
     from paramdelta_hub.registry.api import versions as run
     from paramdelta_hub.registry.protocol import VersionsReport
 
     found = run(delta, registry=registry)
-    emit(VersionsReport(versions=tuple(found)), _text(found), as_json=as_json, quiet=quiet)
+    console.emit(VersionsReport(versions=tuple(found)), _text(found))
 
 
 def _text(found: Sequence[Version]) -> str:

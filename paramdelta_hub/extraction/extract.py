@@ -164,11 +164,11 @@ class Extraction(Operation[ExtractReport]):
         encoded = [outcome for outcome in outcomes.values() if isinstance(outcome, Encoded)]
         records = [record for outcome in encoded for record in outcome.tensors]
         if len(outcomes) == len(self.plan.tasks) and not any(record.changed or record.rows for record in records):
-            remedy = "give the model that was trained as POST, and the one that it was trained from as BASE"
+            remedy = "give the trained model as POST, and the model that it was trained from as BASE"
             raise MismatchError(
                 f"post has the same values as base in all {len(records)} tensors: there is no delta to extract",
                 where=str(self._post.source.path),
-                remedy=f"{remedy}; or see what --skip leaves out" if self._rules.skips else remedy,
+                remedy=f"{remedy}, or check what --skip leaves out" if self._rules.skips else remedy,
             )
 
     def finish(self, workspace: Workspace, outcomes: Outcomes, resumed: int) -> ExtractReport:
@@ -239,7 +239,7 @@ def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
         Mismatch(
             tensor.name,
             "not-finite",
-            f"base has {tensor.counts[0]}, post has {tensor.counts[1]} values that are NaN or infinite",
+            f"values that are NaN or infinite: {tensor.counts[0]} in base, {tensor.counts[1]} in post",
         )
         for outcome in outcomes
         for tensor in outcome.not_finite
@@ -248,5 +248,5 @@ def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
         raise NotFiniteError(
             f"{len(problems)} tensor(s) are not finite",
             problems,
-            remedy="a delta of them means nothing: mend the model, or leave them out with --skip REGEX",
+            remedy="repair the model, or leave these tensors out with --skip REGEX",
         )

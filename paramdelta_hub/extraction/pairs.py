@@ -49,7 +49,7 @@ class Pair:
     def note(self) -> str | None:
         """What there is to say about it, in words."""
         if self.runs is not None and not self.base_rows:
-            return f"{self.name}: only post has it; carried whole"
+            return f"{self.name}: only post has it; stored whole"
         words = [f"base ties it to {self.base_name}"] if self.base_name else []
         words += [f"post ties it to {self.tied_to}"] if self.tied_to else []
         if self.runs is not None:
@@ -168,11 +168,11 @@ def _make_pairs(matched: Match, sides: _Sides, rules: Rules, vocabularies: _Voca
     ]
     problems += matched.mismatches
     remedy = (
-        "give models of one architecture and dtype, or map post's names with --rename, leave out with --skip, "
-        "or take what only post has whole, with --carry"
+        "give models of one architecture and dtype, or rename post's tensors with --rename, leave some out "
+        "with --skip, or store those that only post has with --carry"
     )
     if problems and (options := suggest_renames(base.entries, post.entries, rules)):
-        remedy = f"try {options}; what still has no partner, leave out with --skip, or --carry what only post has"
+        remedy = f"try {options}; for the remaining tensors use --skip, or --carry if only post has them"
     pairs = []
     mismatched = {mismatch.location for mismatch in matched.mismatches}
     for name in matched.pairs:
@@ -211,7 +211,7 @@ def tokenizer_folder(chosen: str | Path | None, model: Checkpoint) -> Path | Non
         return None if model.is_lone_file else model.folder
     folder = expand(chosen)
     if not folder.is_dir():
-        raise OptionError("not a folder", where=str(chosen), remedy="name the folder that the tokenizer's files lie in")
+        raise OptionError("not a folder", where=str(chosen), remedy="give the folder of the tokenizer's files")
     return folder
 
 

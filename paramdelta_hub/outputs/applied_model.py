@@ -100,7 +100,7 @@ def verify_result(
     folder, threads, progress = expand(result), workers(threads, memory), progress or Progress()
     if not is_result(folder):
         raise CheckpointError(
-            f"no applied model: there is no {PROVENANCE_NAME}", where=str(result), remedy="pd-apply writes one"
+            f"not an applied model: there is no {PROVENANCE_NAME}", where=str(result), remedy="pd-apply writes one"
         )
     path = folder / PROVENANCE_NAME
     text = read_small(path, PROVENANCE_BYTES, CheckpointError, follow=True)
@@ -116,7 +116,7 @@ def verify_result(
     problems += digest_mismatches(model, promised, {problem.location for problem in problems}, threads, progress)
     if problems:
         raise MismatchError(
-            f"not the model that its provenance tells of: {len(problems)} difference(s)",
+            f"the model differs from its provenance in {len(problems)} way(s)",
             problems,
             where=str(folder),
             remedy="get it again, or apply again",
@@ -125,7 +125,7 @@ def verify_result(
     if digest_files:
         files = tuple(_files(model, provenance, text, progress))
         if [file.identity() for file in model.files] != before:
-            raise CheckpointError("changes while being read", where=str(folder), remedy="run the command again")
+            raise CheckpointError("changed while it was read", where=str(folder), remedy="run the command again")
     return ResultReport(
         path=folder,
         provenance=provenance,
@@ -144,7 +144,7 @@ def _tensor_mismatches(model: Checkpoint, provenance: Provenance) -> Iterator[Mi
     """Yield the tensors that the headers show to be missing, more than promised, or of another dtype or shape."""
     for name, promised in provenance.tensors.items():
         if name not in model.tensors:
-            yield Mismatch(name, "missing", "the provenance has it, the model has not")
+            yield Mismatch(name, "missing", "in the provenance, but not in the model")
             continue
         span = model.tensors[name][1]
         if (span.dtype, span.shape) != (promised.dtype, promised.shape):
@@ -152,7 +152,7 @@ def _tensor_mismatches(model: Checkpoint, provenance: Provenance) -> Iterator[Mi
             yield Mismatch(name, "shape", f"is {actual}, the provenance says {promised_text}")
     for name in model.tensors:
         if name not in provenance.tensors:
-            yield Mismatch(name, "unlisted", "the model has it, the provenance has not")
+            yield Mismatch(name, "unlisted", "in the model, but not in the provenance")
 
 
 def digest_mismatches(
@@ -167,7 +167,7 @@ def digest_mismatches(
     }
     digests = tensor_digests(sources, threads, progress, "comparing tensors")
     return [
-        Mismatch(name, "digest", "other values than the provenance's digest promises")
+        Mismatch(name, "digest", "its values differ from the digest in the provenance")
         for name in promised
         if name in digests and digests[name] != promised[name]
     ]
@@ -177,9 +177,9 @@ def _changed_companions(folder: Path, provenance: Provenance) -> Iterator[Mismat
     for file in provenance.companions.files:
         path = folder / file.path
         if not path.is_file():
-            yield Mismatch(file.path, "missing", "the provenance has this file, the folder has not")
+            yield Mismatch(file.path, "missing", "in the provenance, but not in the folder")
         elif path.stat().st_size != file.size or file_digest(path, CheckpointError, follow=True)[0] != file.sha256:
-            yield Mismatch(file.path, "digest", "another file than the provenance's digest promises")
+            yield Mismatch(file.path, "digest", "the file differs from the digest in the provenance")
 
 
 def _unlisted_files(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
@@ -188,7 +188,7 @@ def _unlisted_files(model: Checkpoint, provenance: Provenance) -> Iterator[Misma
     listed |= {INDEX} if model.index is not None else set()
     for name in files_below(model.folder):
         if name not in listed and not is_allowed_extra(name):
-            yield Mismatch(shown(name), "unlisted", "the provenance does not have this file; move it elsewhere")
+            yield Mismatch(shown(name), "unlisted", "not in the provenance; move it elsewhere")
 
 
 def _files(model: Checkpoint, provenance: Provenance, text: bytes, progress: Progress) -> Iterator[FileRecord]:

@@ -121,7 +121,7 @@ class Package:
             PackageError: missing, too large, or not the promised bytes.
         """
         if file.size > max_bytes:
-            raise PackageError(f"{file.path}: {file.size} bytes, where {max_bytes} make sense", where=str(self.path))
+            raise PackageError(f"{file.path}: {file.size} bytes; the limit is {max_bytes}", where=str(self.path))
         content = read_small(resolve_inside(self.path, file.path), file.size)
         check_digest(hashlib.sha256(content).hexdigest(), file.sha256, f"the file {file.path!r}", str(self.path))
         return content
@@ -154,7 +154,7 @@ def open_package(path: Path) -> Package:
         raise PackageError(
             "no such delta package",
             where=str(path),
-            remedy="give a folder that holds a manifest.json; a model is made into one by pd-extract",
+            remedy="give a folder that has a manifest.json; pd-extract makes one from two models",
         )
     if not os.path.lexists(path / MANIFEST_NAME):
         hint = "it looks like a model" if (path / "config.json").exists() else "it has no manifest.json"

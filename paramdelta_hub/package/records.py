@@ -66,7 +66,7 @@ def at_most(entries: int) -> BeforeValidator:
 
     def check(value: Any) -> Any:
         if isinstance(value, dict) and len(value) > entries:
-            raise ValueError(f"{len(value)} entries, where at most {entries} make sense")
+            raise ValueError(f"{len(value)} entries; the limit is {entries}")
         return value
 
     return BeforeValidator(check)
@@ -189,7 +189,7 @@ class ConfigChange(Record):
             for key in level if isinstance(level, dict) else ():
                 _clear(key)  # they are printed
                 if key in CODE_KEYS:
-                    raise ValueError(f"{key!r} names code, which no package carries")
+                    raise ValueError(f"{key!r} refers to code, and a package never contains code")
         return self
 
 

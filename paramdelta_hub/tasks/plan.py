@@ -86,12 +86,12 @@ def read_task(path: Path, digest: str, number: int) -> tuple[int, Task]:
     """
     text = read_small(path, PLAN_BYTES, SourceError)
     if hashlib.sha256(text).hexdigest() != digest:
-        raise DestinationError("holds another plan by now", where=str(path), remedy="run the command again")
+        raise DestinationError("the plan was replaced during the run", where=str(path), remedy="run the command again")
     opening, *lines = text.split(b"\n", number + 2)
     head = _parsed(opening + _CLOSING, path)
     if head["created_by"] != __about__.CREATED_BY:
         raise DestinationError(
-            f"the plan was made by {head['created_by']}, and this is {__about__.CREATED_BY}",
+            f"the plan was made by {head['created_by']}, but this is {__about__.CREATED_BY}",
             where=str(path),
             remedy="install the same version on all machines",
         )

@@ -58,10 +58,11 @@ def workers(threads: int | None, memory: int) -> int:
         if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
             raise OptionError(f"{what} is a whole number, not {number!r}")
     if threads is not None and threads < 1:
-        raise OptionError(f"{threads} threads can't do anything", remedy="give --threads 1 or more")
+        raise OptionError(f"{threads} threads are too few", remedy="give --threads 1 or more")
     if memory < WORKER_BYTES:
         raise OptionError(
-            f"{memory} bytes of memory are too few", remedy=f"one thread's buffers take up to {WORKER_BYTES >> 20} MiB"
+            f"{memory} bytes of memory are too few",
+            remedy=f"give at least {WORKER_BYTES >> 20} MiB, which one thread's buffers can take",
         )
     return max(1, min(threads or default_threads(), memory // WORKER_BYTES))
 

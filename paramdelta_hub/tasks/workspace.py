@@ -118,7 +118,7 @@ class Workspace:
                 make_folders(self.work_dir)
                 self._lock = self._try_lock()
         try:
-            with io_errors("going on after an interrupted exchange"), self._alone():
+            with io_errors("restoring the output after an interrupted run"), self._alone():
                 self._recover()
             self.check()  # somebody may have finished while we waited for nothing
         except DestinationError:
@@ -145,7 +145,7 @@ class Workspace:
         """
         if os.path.islink(expand(self.given)) and not os.path.exists(self.out):
             raise DestinationError(
-                f"a link to {os.readlink(expand(self.given))}, which is not there",
+                f"a link to {os.readlink(expand(self.given))}, which does not exist",
                 where=str(self.given),
                 remedy="remove the link, or choose another name",
             )
@@ -161,7 +161,9 @@ class Workspace:
         """Refuse a folder ``OUT.partial`` that somebody else made: all that lies in it would be deleted at the end."""
         if os.path.islink(self.work_dir):
             raise DestinationError(
-                "a link, where the work would lie", where=str(self.work_dir), remedy="remove it, or choose another name"
+                "a link, but a folder is needed here for the work",
+                where=str(self.work_dir),
+                remedy="remove it, or choose another name",
             )
         try:
             names = sorted(os.listdir(self.work_dir))
@@ -172,7 +174,7 @@ class Workspace:
         foreign = [name for name in names if not (_OURS.fullmatch(name) and self._may_be_ours(name))]
         if foreign or (names and _LOCK not in names):
             raise DestinationError(
-                f"holds files that are not of an interrupted run: {shown_names(foreign or names)}",
+                f"holds files that are not from an interrupted run: {shown_names(foreign or names)}",
                 where=str(self.work_dir),
                 remedy="move that folder elsewhere, or choose another name for the output",
             )
@@ -248,17 +250,17 @@ class Workspace:
                 return self._receipts(plan)
             if self._shared and self.plan_path.exists():
                 raise DestinationError(
-                    "another plan has been begun here: by a rank with another command, other inputs or another version",
+                    "another plan was started here by a rank with another command, other inputs or another version",
                     where=str(self.work_dir),
-                    remedy="give all ranks the same command; to give that plan up, delete the folder",
+                    remedy="give all ranks the same command; to discard the other plan, delete the folder",
                 )
             for torn in self.work_dir.rglob(TEMPORARY):  # a file that was being written when we were killed
                 torn.unlink()
             if not begun and self.plan_path.exists() and self.ranks():
                 raise DestinationError(
-                    "ranks have begun another plan here",
+                    "ranks have started another plan here",
                     where=str(self.work_dir),
-                    remedy="let them finish, then commit; to give their work up, delete the folder",
+                    remedy="let them finish, then commit; to discard their work, delete the folder",
                 )
             if not begun:
                 # The old plan goes first and the new one comes last: where there is a plan, the rest is of its making.
@@ -282,9 +284,9 @@ class Workspace:
         """
         if self.plan_path.exists():
             raise DestinationError(
-                "the work of another command has been begun here",
+                "another command has started work here",
                 where=str(self.work_dir),
-                remedy="finish it by the same command, or delete the folder",
+                remedy="run that command again to finish it, or delete the folder",
             )
         with io_errors("preparing the output folder"):
             _remove(self.result)
@@ -368,7 +370,11 @@ class Workspace:
             sync_tree(self.result)
             if os.path.lexists(self.out):
                 if self.may_replace is None:
-                    raise DestinationError("has appeared while we worked", where=str(self.out), remedy="look at it")
+                    raise DestinationError(
+                        "appeared during the run",
+                        where=str(self.out),
+                        remedy="check what it is, then move it or choose another name",
+                    )
                 self.may_replace(self.out)
                 self._replace()
             else:

@@ -143,7 +143,7 @@ def _check_base(package: Package, base: Checkpoint, digests: Mapping[str, tuple[
         raise VerificationError(
             f"base ⊕ Δ is not post in {len(wrong)} tensor(s), the first {wrong[0]!r}",
             where=str(package.path),
-            remedy="do not use it; report it to whoever made it",
+            remedy="do not use the package; tell its publisher",
         )
 
 
@@ -175,7 +175,7 @@ def _refuse_other_model(side: Side, package: Package, model: Checkpoint, digests
         )
     raise MismatchError(
         f"not the {side} of this delta",
-        [Mismatch(tensor, "digest", "other values than the manifest's digest promises") for tensor in wrong],
+        [Mismatch(tensor, "digest", "its values differ from the digest in the manifest") for tensor in wrong],
         where=where,
         remedy=f"the delta's {side} is {name!r}",
     )
@@ -241,13 +241,13 @@ def _sources(
         if side == "base" and record.rows and not record.rows.base:
             continue  # base has none, and is read as zeros
         if name not in tensors:
-            problems.append(Mismatch(record.name, "missing", f"{side} has it, the model given does not"))
+            problems.append(Mismatch(record.name, "missing", f"in {side}, but not in the model given"))
             continue
         tensor = tensors[name]
         shape = (record.rows.base, *record.shape[1:]) if record.rows and side == "base" else record.shape
         if (tensor.dtype, tensor.shape) != (record.dtype, shape):
             promised, given = f"{record.dtype} {list(shape)}", f"{tensor.dtype} {list(tensor.shape)}"
-            problems.append(Mismatch(record.name, "shape", f"{side} has {promised}, the model given has {given}"))
+            problems.append(Mismatch(record.name, "shape", f"{promised} in {side}, {given} in the model given"))
             continue
         sources[record.name] = tensor.reorder_rows(record.runs if side == "base" else None).source
     if problems:

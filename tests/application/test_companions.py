@@ -225,7 +225,7 @@ def test_several_deltas(models: Models) -> None:
     report = pd.apply(models.path("target"), three, models.path("out"), force=True).companions
     assert {file.source for file in report.files if file.path in FROM_POST} == {"delta 1.0.0"}
     (warning,) = report.warnings
-    assert "other 1.0.0 has other companions, which are not taken: tokenizer.json, vocab.json" in warning
+    assert "other 1.0.0 has other companions, which are not used: tokenizer.json, vocab.json" in warning
     assert models.json("config.json")["eos_token_id"] == 3
     assert models.json("config.json")["hidden_act"] == "gelu"
     for weight in (-1.0, 0.0):
@@ -239,7 +239,7 @@ def test_a_target_that_brings_its_own_code(models: Models) -> None:
     config = {**CONFIG, "auto_map": {"AutoModel": "modeling_x.X"}}
     put(models.path("target"), {"config.json": config, "modeling_x.py": b"raise SystemExit"})
     for mode in ("post", "target", "none"):
-        with pytest.raises(CheckpointError, match=r"config\.json: names code") as caught:
+        with pytest.raises(CheckpointError, match=r"config\.json: refers to code") as caught:
             models.apply(companions=mode)
         assert "--keep-remote-code-of-target" in str(caught.value.remedy)
     assert not models.path("out").exists()
@@ -260,7 +260,7 @@ def test_base_and_post_with_the_same_code(models: Models) -> None:
     models.extract("remote")
     assert b"auto_map" not in (models.path("remote") / "manifest.json").read_bytes()
     put(models.path("post"), {"tokenizer_config.json": {"auto_map": {"AutoTokenizer": "x.X"}}})
-    with pytest.raises(CheckpointError, match="names code"):
+    with pytest.raises(CheckpointError, match="refers to code"):
         models.extract("worse")
     assert not list(models.root.glob("worse*")), "refused before anything is written"
 
@@ -304,7 +304,7 @@ def test_the_command(models: Models) -> None:
     options = ["--keep-remote-code-of-target", "--companions", "target", "--prefer", "post"]
     done = CliRunner().invoke(command, [*arguments, *options])
     assert done.exit_code == 0, done.output
-    assert "config.json: attention_dropout as in delta 1.0.0" in done.output
+    assert "config.json: attention_dropout from delta 1.0.0" in done.output
     done = CliRunner().invoke(command, [*arguments, *options, "--overwrite", "--json"])
     assert json.loads(done.output)["companions"]["mode"] == "target"
 
@@ -319,9 +319,9 @@ GOOD: dict[str, Any] = {"vocab_size": 4, "eos_token_id": [2, 3], "bos_token_id":
         (GOOD, {}, {"eos_token": "<end>"}, None),
         (GOOD, {"eos_token_id": 3}, {"eos_token": {"content": "<end>"}}, None),
         ({}, {}, {}, None),
-        (GOOD, {"eos_token_id": 4}, {}, "eos_token_id 4 has no row among the 4"),
-        ({"text_config": {"vocab_size": 3, "eos_token_id": 3}}, {}, {}, "eos_token_id 3 has no row among the 3"),
-        (GOOD, {"pad_token_id": -1}, {}, "pad_token_id -1 has no row"),
+        (GOOD, {"eos_token_id": 4}, {}, "eos_token_id 4 is outside the vocabulary of 4"),
+        ({"text_config": {"vocab_size": 3, "eos_token_id": 3}}, {}, {}, "eos_token_id 3 is outside the"),
+        (GOOD, {"pad_token_id": -1}, {}, "pad_token_id -1 is outside the vocabulary"),
         (GOOD, {"bos_token_id": 1}, {}, "bos_token_id 1 is not a token"),
         ({**GOOD, "eos_token_id": "2"}, {}, {}, "eos_token_id is not a number"),
         ({**GOOD, "eos_token_id": True}, {}, {}, "eos_token_id is not a number"),
@@ -329,9 +329,9 @@ GOOD: dict[str, Any] = {"vocab_size": 4, "eos_token_id": [2, 3], "bos_token_id":
             GOOD,
             {"eos_token_id": 2},
             {"eos_token": "<end>"},
-            "generation stops at 2, and the tokenizer's eos_token '<end>' is 3",
+            "generation stops at 2, but the tokenizer's eos_token '<end>' is 3",
         ),
-        ({"vocab_size": 4}, {}, {"eos_token": "<end>"}, "generation stops at no id at all"),
+        ({"vocab_size": 4}, {}, {"eos_token": "<end>"}, "generation stops at no id"),
         (GOOD, {}, {"eos_token": "<\x1b[2J>"}, "eos_token '<\\x1b[2J>' is not a token"),
     ],
 )
@@ -350,9 +350,9 @@ def test_doubts_are_reported(models: Models) -> None:
     put(models.path("target"), {"generation_config.json": {"eos_token_id": 40, "bos_token_id": 77}})
     report = models.apply(companions="target").companions
     assert report.warnings == (
-        "generation_config.json: bos_token_id 77 has no row among the 48 of the vocabulary",
+        "generation_config.json: bos_token_id 77 is outside the vocabulary of 48 rows",
         "generation_config.json: eos_token_id 40 is not a token of the tokenizer",
-        "generation stops at 40, and the tokenizer's eos_token '</s>' is 2",
+        "generation stops at 40, but the tokenizer's eos_token '</s>' is 2",
     )
 
 

@@ -366,10 +366,10 @@ def test_rows_of_fp8_in_another_order_get_other_scales(tmp_path: Path, weight: f
 
 def test_more_rows_than_there_are_scales_for(tmp_path: Path) -> None:
     delta, _, _ = with_another_vocabulary(tmp_path, [str(number) for number in range(30)])
-    with pytest.raises(pd.MismatchError, match="leave out --dtype") as caught:
+    with pytest.raises(pd.MismatchError, match="remove --dtype") as caught:
         pd.apply(tmp_path / "target", delta, tmp_path / "out", rules=pd.Rules(skips=("proj",)), dtype="float8_e4m3fn")
     assert [(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches] == [(EMBEDDING, "fp8")]
-    assert "40 rows in the result, and the target has scales for 30" in str(caught.value)
+    assert "40 rows in the result, but the target has scales for 30" in str(caught.value)
 
 
 def test_a_tensor_brought_whole_finds_no_scales(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_a_tensor_brought_whole_finds_no_scales(tmp_path: Path) -> None:
         out = tmp_path / f"{name}-{dtype}"
         pd.apply(tmp_path / name, tmp_path / "delta", out, dtype=dtype)  # type: ignore[arg-type]
         assert raw(read_weights(out)[head]) == raw(whole)
-    with pytest.raises(pd.MismatchError, match="leave out --dtype") as caught:
+    with pytest.raises(pd.MismatchError, match="remove --dtype") as caught:
         pd.apply(tmp_path / "quantized", tmp_path / "delta", tmp_path / "out", dtype="float8_e4m3fn")
     assert [(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches] == [(head, "fp8")]
 
@@ -410,7 +410,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Tensors], object], str, str]] = {
     "an fp16 target": (
         lambda path, tensors: write_model(path, {name: tensor.half() for name, tensor in tensors.items()}),
         "bfloat16",
-        "its weights are F16, and so are",
+        "its weights are F16; --dtype bfloat16 is for fp8 targets only",
     ),
 }
 

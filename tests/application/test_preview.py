@@ -68,8 +68,8 @@ def test_the_command(family: Family, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.main, command)
     assert done.exit_code == 0, done.output
     assert "nothing is written" in done.output
-    assert done.output.count("of what post learned, expect") == 2
-    assert "other weights and sums gave less" in done.output
+    assert done.output.count("expected transfer: about ") == 2
+    assert "other weights and sums transferred less" in done.output
     told = json.loads(CliRunner().invoke(cli.main, [*command, "--json"]).stdout)
     assert told["dry_run"] is True
     assert told["deltas"][0]["prediction"]["measured"]["trainings"] > 0

@@ -113,15 +113,18 @@ def test_a_result_is_what_it_says(sharded: Path) -> None:
 
 def test_the_command_tells_a_result_from_a_delta(sharded: Path) -> None:
     told = run("verify", sharded).stdout
-    assert told.startswith(f"{sharded}: as its provenance says (7 tensors, ")
+    assert told.startswith(f"{sharded}: matches its provenance (7 tensors, ")
     assert "  delta   +0.5 × speaking 1.0.0 (id " in told
     assert "  by      paramdelta-hub " in told
     assert json.loads(run("verify", sharded, "--json").stdout)["whole"] is True
-    assert run("verify", sharded.parent / "speaking").stdout.startswith(f"{sharded.parent}/speaking: whole (")
+    assert run("verify", sharded.parent / "speaking").stdout.startswith(f"{sharded.parent}/speaking: complete (")
     for arguments in (["--base", sharded], ["--require-signature"], ["--trusted-key", sharded]):
-        assert "means nothing here" in run("verify", sharded, *arguments, code=2).stderr
-    assert "means nothing here" in run("verify", sharded.parent / "speaking", "--bom", "x.cdx.json", code=2).stderr
-    with pytest.raises(pd.CheckpointError, match="no applied model"):
+        assert "some of the options can't be used with it" in run("verify", sharded, *arguments, code=2).stderr
+    assert (
+        "some of the options can't be used with it"
+        in run("verify", sharded.parent / "speaking", "--bom", "x.cdx.json", code=2).stderr
+    )
+    with pytest.raises(pd.CheckpointError, match="not an applied model"):
         pd.verify_result(sharded.parent / "target")
 
 
@@ -412,7 +415,7 @@ def test_nothing_is_stated_of_a_result_that_is_wrong(out: Path, tmp_path: Path) 
 
 
 def test_where_they_may_be_written(out: Path, tmp_path: Path) -> None:
-    assert "can't lie in the model's folder" in run("verify", out, "--bom", out / "bom.json", code=2).stderr
+    assert "can't be written into the model's folder" in run("verify", out, "--bom", out / "bom.json", code=2).stderr
     run("verify", out, "--bom", out / "model.cdx.json", "--statement", out / "model.intoto.json", "-q")
     assert run("verify", out)
     assert json.loads(run("verify", out, "--bom", tmp_path / "no/b.json", "--json", code=7).stdout)["error"][

@@ -80,9 +80,11 @@ def test_every_combination(
     assert open_checkpoint(tmp_path / "out").tied_embeddings is config["tie_word_embeddings"]
     about_heads = [note for note in report.notes if HEAD in note]
     if target_tied and has_head:
-        assert about_heads == [f"{HEAD}: the target has no such tensor; its {EMBEDDING} serves, untied in the result"]
+        assert about_heads == [
+            f"{HEAD}: the target has no such tensor; its {EMBEDDING} is used instead, and the result has both"
+        ]
     elif not target_tied and not has_head:
-        assert about_heads == [f"{HEAD}: the delta ties it to {EMBEDDING}, whose delta is added"]
+        assert about_heads == [f"{HEAD}: the delta ties it to {EMBEDDING}, so the delta of {EMBEDDING} is added"]
     else:
         assert about_heads == []
     if shards > 1:
@@ -189,7 +191,7 @@ def test_a_head_that_one_delta_unties_takes_all_of_them(tmp_path: Path, order: t
         addends = [(ours, head_of(posts[n]) if name == HEAD else posts[n][EMBEDDING], weights[n]) for n in order]
         assert_same({name: found[name]}, {name: summed(theirs, *addends)})
     assert sorted(note.partition(";")[0] for note in report.notes) == [
-        f"{HEAD}: the delta ties it to {EMBEDDING}, whose delta is added",
+        f"{HEAD}: the delta ties it to {EMBEDDING}, so the delta of {EMBEDDING} is added",
         f"{HEAD}: the target has no such tensor",
     ]
 
@@ -269,7 +271,7 @@ def test_a_classifier_is_carried_whole(carried: Path) -> None:
     assert report.changed_tensors >= len(new), "what is brought whole is not kept"
     assert report.kept_tensors >= 0
     assert {note for note in report.notes if "score" in note} == {
-        f"{name}: brought whole by the delta, as the target has none" for name in new
+        f"{name}: taken whole from the delta, because the target has none" for name in new
     }
     result, files = open_checkpoint(carried / "out"), open_checkpoint(carried / "target").files
     assert [file.name for file in result.files] == [file.name for file in files]
@@ -290,14 +292,14 @@ def test_a_targets_own_classifier_is_replaced(carried: Path, weight: float) -> N
     found = read_weights(carried / "out")
     for name in (CLASSIFIER, CLASSIFIER_BIAS, "score.steps"):
         assert_same({name: found[name]}, {name: post[name]})
-    assert f"{CLASSIFIER}: brought whole by the delta, instead of the target's" in report.notes
-    assert "score.steps: brought whole by the delta, as the target has none" in report.notes
+    assert f"{CLASSIFIER}: taken whole from the delta, instead of the target's" in report.notes
+    assert "score.steps: taken whole from the delta, because the target has none" in report.notes
 
 
 def test_a_classifier_that_is_not_wanted(carried: Path) -> None:
     """Weights that are not above 0 bring nothing, and a skip rule leaves it out; all are told."""
     name = CLASSIFIER
-    not_wanted = LeftOut(name, "the delta", "brought only with a weight above 0")
+    not_wanted = LeftOut(name, "the delta", "used only with a weight above 0")
     options: list[tuple[float, dict[str, Any], LeftOut]] = [
         (0.0, {}, not_wanted),
         (-1.0, {}, not_wanted),
@@ -390,12 +392,12 @@ def test_carrying_with_renames_and_the_commands(carried: Path) -> None:
     assert "score.steps" in done.stderr
     done = runner.invoke(main, [*arguments, "--carry", "lm.score.steps"])
     assert done.exit_code == 0, done.output
-    assert f"{CLASSIFIER}: only post has it; carried whole" in done.stdout
+    assert f"{CLASSIFIER}: only post has it; stored whole" in done.stdout
     done = runner.invoke(main, ["verify", str(carried / "new"), "--post", str(carried / "post")])
     assert done.exit_code == 0, done.output
     done = runner.invoke(main, ["apply", str(carried / "base"), str(carried / "new"), "-o", str(carried / "out")])
     assert done.exit_code == 0, done.output
-    assert f"{CLASSIFIER}: brought whole by the delta" in done.stdout
+    assert f"{CLASSIFIER}: taken whole from the delta" in done.stdout
     expected = {name.removeprefix("lm."): tensor for name, tensor in post.items()}
     assert_same(read_weights(carried / "out"), expected)
 

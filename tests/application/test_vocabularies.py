@@ -286,11 +286,9 @@ def test_rows_are_counted_by_fate(tmp_path: Path) -> None:
     base, post = side("b", WORDS, 42), side("p", ADDED, 48)
     trio = Trio(tmp_path, base, post, side("t", {**base.tokens, "mine": 45}, 50))
     report = trio.check()
-    assert (
-        f"{EMBEDDING}: rows 40 summed, 3 brought by the delta, 1 kept as the target has them, 6 padding" in report.notes
-    )
+    assert f"{EMBEDDING}: rows 40 summed, 3 taken from the delta, 1 kept from the target, 6 padding" in report.notes
     report = trio.apply(companions="target")
-    text = "40 summed, 1 kept as the target has them, 9 padding, 3 of the delta left out"
+    text = "40 summed, 1 kept from the target, 9 padding, 3 of the delta left out"
     assert any(note.startswith(f"{EMBEDDING}: rows {text}") for note in report.notes)
     assert report.to_json()["notes"] == list(report.notes)
     provenance = json.loads((tmp_path / "out" / "paramdelta_provenance.json").read_text())
@@ -535,7 +533,7 @@ def test_whole_rows_are_no_evidence_against_kinship(tmp_path: Path) -> None:
 def test_an_embedding_does_not_outgrow_its_head(tmp_path: Path) -> None:
     trio = Trio(tmp_path, side("b", WORDS), side("p", WORDS, 48), side("t", WORDS))
     trio.extract()
-    with pytest.raises(MismatchError, match=r"would be 40 in the result, where .* has 48|would be 48 .* has 40"):
+    with pytest.raises(MismatchError, match=r"would be 40 in the result, but .* has 48|would be 48 .* has 40"):
         trio.apply(rules=pd.Rules(skips=("lm_head",)))
 
 
@@ -596,7 +594,7 @@ def test_tokenizers_that_lie_elsewhere(tmp_path: Path) -> None:
     assert "--target-tokenizer PATH" in done.stderr
     done = runner.invoke(main, [*arguments, "--target-tokenizer", str(tmp_path / "target-words")])
     assert done.exit_code == 0, done.output
-    assert "rows 40 summed, 3 brought by the delta" in done.stdout
+    assert "rows 40 summed, 3 taken from the delta" in done.stdout
     expected = trio.expected("post")
     assert_same({name: trio.result()[name] for name in expected}, expected)
     for call in (

@@ -40,8 +40,8 @@ def test_a_companion_that_names_code(family: Family, tmp_path: Path, name: str, 
     carry(family.delta, name, json.dumps(value).encode())
     refusal = apply_is_safe(family.base, family.delta, tmp_path / "out", {})
     assert isinstance(refusal, PackageError)
-    assert "names code" in refusal.what
-    with pytest.raises(PackageError, match="names code"):
+    assert "refers to code" in refusal.what
+    with pytest.raises(PackageError, match="refers to code"):
         pd.apply(family.base, family.delta, tmp_path / "out", keep_remote_code_of_target=True)
     pd.apply(family.base, family.delta, tmp_path / "out", companions="target")
     assert not (tmp_path / "out" / name).exists()
@@ -52,7 +52,7 @@ def test_a_patch_that_names_code(family: Family, tmp_path: Path, file: str) -> N
     patch = {"auto_map": {"AutoModelForCausalLM": "attacker/evil--modeling.Model"}}
     change = {"patch": {"text_config": patch}, "reverse": {"text_config": None}}
     change_manifest(family.delta, lambda manifest: manifest["configs"].update({file: change}))
-    refused_everywhere(family, tmp_path, PackageError, "names code")
+    refused_everywhere(family, tmp_path, PackageError, "refers to code")
 
 
 def test_no_file_of_another_kind_gets_out_of_a_package(family: Family, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_targets_that_can_not_be_read(family: Family, tmp_path: Path, spoil: Cal
 
 
 def test_the_delta_as_a_target_and_the_target_as_a_delta(family: Family, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="delta package, where a model is needed"):
+    with pytest.raises(CheckpointError, match="delta package, but a model is needed"):
         pd.apply(family.delta, family.delta, tmp_path / "out")
     with pytest.raises(pd.PackageError, match="looks like a model"):
         pd.apply(family.base, family.base, tmp_path / "out")

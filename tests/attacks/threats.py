@@ -37,7 +37,7 @@ THREATS = {
     "power loss": "every file, then every folder, is forced to disk before the rename that shows them",
     "full disk, I/O errors": "free space is checked first; every write can fail and be repeated",
     "concurrent writers": "a lock on the destination; a version is made visible once, by one rename, tag or claim",
-    "Hub errors": "retries with bounds, then a typed error; the same command goes on",
+    "Hub errors": "a limited number of retries, then a typed error; the same command resumes",
 }
 """Every threat and its defence, in the order of the table."""
 

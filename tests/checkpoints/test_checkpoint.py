@@ -136,7 +136,7 @@ def test_folders_without_weights(tmp_path: Path, files: list[str], match: str) -
 def test_several_files_and_no_index(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model", weights(0), shards=2)
     (path / INDEX).unlink()
-    with pytest.raises(CheckpointError, match=f"2 safetensors files and no {INDEX}"):
+    with pytest.raises(CheckpointError, match=f"2 safetensors files, but no {INDEX}"):
         open_checkpoint(path)
 
 

@@ -89,7 +89,7 @@ CODE = {"auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}
 @pytest.mark.parametrize("value", [CODE, {"image_processor": CODE}, {"a": [CODE]}, {"custom_pipelines": {"x": 1}}])
 def test_a_package_takes_nothing_that_names_code(tmp_path: Path, name: str, value: object) -> None:
     path = model_with(tmp_path / "model", name, content=json.dumps(value).encode())
-    with pytest.raises(CheckpointError, match="names code") as caught:
+    with pytest.raises(CheckpointError, match="refers to code") as caught:
         post_companions(open_checkpoint(path))
     assert name in str(caught.value.where)
     assert "extract" in str(caught.value.remedy)

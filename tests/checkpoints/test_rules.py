@@ -70,7 +70,7 @@ def test_a_rule_of_a_weight_map_counts_the_tensors_that_it_decides() -> None:
 def test_the_nearest_names_are_told(pattern: str, nearest: str) -> None:
     with pytest.raises(OptionError, match=re.escape(nearest)) as caught:
         refuse_unused([RuleUse("skip", pattern, 0)], {"skip": LLAMA})
-    assert f"--skip {pattern!r} hits no tensor" in caught.value.what
+    assert f"--skip {pattern!r} matches no tensor" in caught.value.what
 
 
 def test_all_idle_rules_are_told_at_once_and_others_not() -> None:
@@ -95,7 +95,7 @@ def test_what_training_had_changed_is_named_by_its_rule() -> None:
     use = RuleUse("skip", "bias$", 14).with_trained({f"h.{n}.c_attn.bias": [f"h.{n}.c_attn.bias"] for n in range(7)})
     assert use.trained == tuple(f"h.{n}.c_attn.bias" for n in range(7))
     assert str(use).endswith(
-        "hit 14 tensors, 7 of them changed by training: " + ", ".join(use.trained[:5]) + " and 2 more"
+        "matched 14 tensors, 7 of them changed by training: " + ", ".join(use.trained[:5]) + " and 2 more"
     )
     assert RuleUse("skip", "x", 1).with_trained({"bias": ["bias"]}).trained == ()
     assert RuleUse("rename", "bias", 1).with_trained({"bias": ["bias"]}).trained == ()

@@ -72,7 +72,7 @@ def test_publish_says_what_it_did_and_again_does_nothing(family: Family, tmp_pat
     assert first.stdout.startswith("org/delta 1.0.0 published: ")
     assert pd.inspect(family.delta).id in first.stdout
     again = run("publish", family.delta, "org/delta", "--registry", tmp_path / "registry")
-    assert "published already, with just this content; nothing was done" in again.stdout
+    assert "already published with the same content; nothing was changed" in again.stdout
     assert run_json("publish", family.delta, where)["uploaded"] is False
     assert not run("publish", family.delta, where, "-q").stdout
     card = (where / "1.0.0/README.md").read_text()
@@ -176,7 +176,7 @@ def test_search_judges_every_hit(family: Family, root: Path) -> None:
     text = run("search", "--base", family.target, "--registry", root).stdout.splitlines()
     assert text[0].split() == ["delta", "version", "base", "size", "license", "judged", "because"]
     assert "fits" in text[1]
-    assert run("search", "no such words", "--registry", root).stdout == "no delta found\n"
+    assert run("search", "no such words", "--registry", root).stdout == "no deltas found\n"
 
 
 def test_search_by_pages(family: Family, root: Path) -> None:
@@ -189,7 +189,7 @@ def test_search_by_pages(family: Family, root: Path) -> None:
         seen += [hit["repo"] for hit in found["hits"]]
         page = found["next_skip"]
     assert sorted(seen) == ["org/delta", *(f"org/more{number}" for number in range(4))]
-    assert run("search", "--registry", root, "--limit", "2").stdout.endswith("… more: --skip 2\n")
+    assert run("search", "--registry", root, "--limit", "2").stdout.endswith("… for more: --skip 2\n")
 
 
 def test_references_are_taken_wherever_a_delta_is_named(

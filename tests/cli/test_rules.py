@@ -58,9 +58,9 @@ def test_files_as_windows_writes_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("rename a", "OLD=NEW"), ("rename", "OLD=NEW"), ("rename =b", "OLD=NEW"), ("skip", "neither"),
-        ("drop x", "neither"), ("--skip x", "neither"), ("renames a=b", "neither"), ("skip (", "regular expression"),
-        ("rename (=b", "regular expression"), (r"rename a=\1", "not usable"),
+        ("rename a", "OLD=NEW"), ("rename", "OLD=NEW"), ("rename =b", "OLD=NEW"), ("skip", "is not a rule"),
+        ("drop x", "is not a rule"), ("--skip x", "is not a rule"), ("renames a=b", "is not a rule"),
+        ("skip (", "regular expression"), ("rename (=b", "regular expression"), (r"rename a=\1", "not usable"),
     ],
 )  # fmt: skip
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, what: str) -> None:

@@ -243,7 +243,7 @@ def test_what_is_not_finite_is_refused_by_name_and_count(
     counts = (2, 0) if side == "base" else (0, 2)
     messages = {mismatch.location: mismatch.message for mismatch in caught.value.mismatches}
     assert set(messages) == {"model.layers.0.mlp.weight", "model.norm.weight"}
-    assert f"base has {counts[0]}, post has {counts[1]}" in messages["model.layers.0.mlp.weight"]
+    assert f"{counts[0]} in base, {counts[1]} in post" in messages["model.layers.0.mlp.weight"]
     assert not (tmp_path / "delta").exists()
     skip = pd.Rules(skips=(r"layers\.0", "norm"))
     pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=skip)
@@ -273,7 +273,7 @@ def test_types_no_delta_is_taken_of(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {"w": torch.ones(4), "x": torch.ones(8).to(dtype)}
     for name in ("base", "post"):
         write_model(tmp_path / name, tensors)
-    with pytest.raises(MismatchError, match="no delta is taken of"):
+    with pytest.raises(MismatchError, match="can't have a delta"):
         pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
 
 

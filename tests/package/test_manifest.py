@@ -114,7 +114,7 @@ def test_a_wrong_type_anywhere(value: dict[str, Any], wrong: Any) -> None:
 
 CHANGES: dict[str, tuple[Change, str]] = {
     "a dtype that moves cursors": (lambda m: m["base"]["dtypes"].update({"\x1b[2J": 1}), "control characters"),
-    "hundreds of dtypes": (lambda m: m["base"]["dtypes"].update({str(i): 1 for i in range(100)}), "at most 64"),
+    "hundreds of dtypes": (lambda m: m["base"]["dtypes"].update({str(i): 1 for i in range(100)}), "the limit is 64"),
     "a token without an id": (lambda m: m["given_up"].update({"a": "x"}), "'a' is too long, or has no count"),
     "a token that is too long": (lambda m: m["given_up"].update({"a" * 1025: 1}), "is too long"),
     "other format": (lambda m: m.update(format="paramdelta2"), "not a paramdelta manifest"),
@@ -148,9 +148,9 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "none of .json"),
     "a config of another name": (lambda m: m["configs"].update({"x.json": {"patch": {}, "reverse": {}}}), "configs"),
     "a config that names code": (lambda m: m["configs"].update({"config.json": {
-        "patch": {"a": [{"auto_map": {}}]}, "reverse": {"a": 1}}}), "names code"),
+        "patch": {"a": [{"auto_map": {}}]}, "reverse": {"a": 1}}}), "refers to code"),
     "a config that names code in base": (lambda m: m["configs"].update({"config.json": {
-        "patch": {"custom_pipelines": {}}, "reverse": {"custom_pipelines": 1}}}), "names code"),
+        "patch": {"custom_pipelines": {}}, "reverse": {"custom_pipelines": 1}}}), "refers to code"),
     "a config that can't be undone": (lambda m: m["configs"].update({"config.json": {
         "patch": {"a": 1}, "reverse": {}}}), "different keys"),
     "a config with a key that moves cursors": (lambda m: m["configs"].update({"config.json": {

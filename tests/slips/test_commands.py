@@ -230,10 +230,10 @@ SLIPS = (
     Slip(
         WEIGHTS,
         "a weight map's rule before `.*`, which overrides it",
-        "refused: it decides nothing",
+        "refused: it has no effect",
         "apply target delta -o out --weight-map mlp=1 --weight-map '.*=0.5'",
         2,
-        "--weight-map 'mlp' decides for no tensor",
+        "--weight-map 'mlp' has no effect",
     ),
     Slip(
         WEIGHTS,
@@ -267,7 +267,7 @@ SLIPS = (
         "refused, nearest names told",
         "apply target delta -o out --weight-map self_attention=0",
         2,
-        "--weight-map 'self_attention' decides for no tensor of a delta.*the nearest are",
+        "--weight-map 'self_attention' has no effect.*the nearest are",
     ),
     Slip(
         RULES,
@@ -275,7 +275,7 @@ SLIPS = (
         "refused, nearest names told",
         "extract base post -o out --skip 'embed_token\\.'",
         2,
-        r"--skip .* (hits no tensor|changes the name of no tensor); the nearest are model\.embed_tokens\.weight",
+        r"--skip .* (matches no tensor|renames no tensor); the nearest are model\.embed_tokens\.weight",
     ),
     Slip(
         RULES,
@@ -283,7 +283,7 @@ SLIPS = (
         "refused, nearest names told",
         "apply target delta -o out --skip mpl",
         2,
-        "--skip 'mpl' (hits no tensor|changes the name of no tensor); the nearest are",
+        "--skip 'mpl' (matches no tensor|renames no tensor); the nearest are",
     ),
     Slip(
         RULES,
@@ -291,7 +291,7 @@ SLIPS = (
         "refused, nearest names told",
         "extract base post -o out --rename '^modle\\.='",
         2,
-        r"--rename .* (hits no tensor|changes the name of no tensor); the nearest are",
+        r"--rename .* (matches no tensor|renames no tensor); the nearest are",
     ),
     Slip(
         RULES,
@@ -299,7 +299,7 @@ SLIPS = (
         "refused",
         "extract base classifier -o out --carry embed --skip score",
         2,
-        "--carry 'embed' hits no tensor that only post has",
+        "--carry 'embed' matches no tensor that only post has",
     ),
     Slip(
         RULES,
@@ -307,7 +307,7 @@ SLIPS = (
         "the report counts what it hit, and names what training had changed there",
         "extract base post -o out --skip 'bias$'",
         0,
-        r"--skip 'bias\$' hit \d+ tensors?, \d+ of them changed by training: model\.layers",
+        r"--skip 'bias\$' matched \d+ tensors?, \d+ of them changed by training: model\.layers",
     ),
     Slip(
         MODELS,
@@ -347,7 +347,7 @@ SLIPS = (
         "equal lines are counted",
         "verify delta --base stranger",
         4,
-        r"\d+ times: other values than the manifest's digest promises",
+        r"\d+ times: its values differ from the digest in the manifest",
     ),
     Slip(
         MODELS,
@@ -355,7 +355,7 @@ SLIPS = (
         "refused without `--force`: labels are no part of a delta",
         "apply target delta old-delta -o out",
         2,
-        "is named 2 times, as post-delta 0.9.0 too",
+        "is given 2 times, also as post-delta 0.9.0",
     ),
     Slip(
         MODELS,
@@ -387,7 +387,7 @@ SLIPS = (
         "refused without `--force`",
         "apply target delta delta -o out",
         2,
-        "is named 2 times",
+        "is given 2 times",
     ),
     Slip(
         MODELS,
@@ -403,7 +403,7 @@ SLIPS = (
         "refused without `--force`",
         "apply post delta -o out",
         4,
-        "the target has the values of post",
+        "compared tensors of the target have the values of post",
     ),
     Slip(
         MODELS,
@@ -493,7 +493,7 @@ SLIPS = (
         "refused before the work",
         "extract base post -o out --publish registry/org/delta@3.0.0",
         2,
-        r"--publish names 3\.0\.0, and the delta will be version 1\.0\.0",
+        r"--publish names version 3\.0\.0, but the delta is version 1\.0\.0",
     ),
     Slip(
         REGISTRIES,
@@ -509,7 +509,7 @@ SLIPS = (
         "refused before the work",
         "extract base post -o out --private",
         2,
-        "without --publish",
+        "need --publish",
     ),
     Slip(
         NAMES,

@@ -47,7 +47,7 @@ def test_several_in_a_mapping(home: Home) -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "a weight that is a text": {"delta": "0.5"},
+    "a weight that is a string": {"delta": "0.5"},
     "a weight that is true": {"delta": True},
     "no weight": {"delta": None},
     "a list for a weight": {"delta": [0.5]},
@@ -112,9 +112,9 @@ def test_weight_maps_are_taken_one_way(home: Home) -> None:
 @slip(RULES, '`Rules(skips="lm_head")`, a text for a list', "refused: every letter would be a pattern")
 def test_a_text_for_a_list_of_patterns() -> None:
     for name in ("skips", "carries", "renames"):
-        with pytest.raises(pd.OptionError, match="are a list"):
+        with pytest.raises(pd.OptionError, match="must be a list"):
             pd.Rules(**{name: "lm_head"})
-    with pytest.raises(pd.OptionError, match="a pattern is a text"):
+    with pytest.raises(pd.OptionError, match="a pattern is a string"):
         pd.Rules(skips=(3,))  # type: ignore[arg-type]
     with pytest.raises(pd.OptionError, match="a pair"):
         pd.Rules(renames=("a=b",))  # type: ignore[arg-type]
@@ -145,12 +145,12 @@ def test_choices_are_checked_in_python_too(home: Home) -> None:
 @slip(MODELS, "`--force` where a slip was meant", "told in the report, the provenance and the card")
 def test_what_is_forced_is_told(home: Home) -> None:
     twice = pd.apply("target", ["delta", "delta"], "twice", force=True, threads=1)
-    assert "post-delta 1.0.0 is named 2 times" in twice.notes
+    assert "post-delta 1.0.0 is given 2 times" in twice.notes
     again = pd.apply("new-model", "delta", "again", force=True, threads=1)
-    (note,) = [note for note in again.notes if "added once more" in note]
+    (note,) = [note for note in again.notes if "added again" in note]
     for name in ("paramdelta_provenance.json", "README.md"):
-        assert "added once more" in (home.work / "again" / name).read_text().replace("&#32;", " ")
-    assert "says that it was applied" in note
+        assert "added again" in (home.work / "again" / name).read_text().replace("&#32;", " ")
+    assert "says that it was applied before" in note
 
 
 def test_a_delta_may_be_taken_back(home: Home) -> None:
@@ -164,7 +164,7 @@ def test_a_dry_run_ends_as_the_real_run_would(home: Home, monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
     code, text = home.run("apply", "target", "delta", "-o", "out", "--dry-run")
     assert code == 7
-    assert "a dry run, nothing is written" in text
+    assert "dry run: nothing is written" in text
     assert "NOT enough" in text
     assert "100 B are free" in text
     assert home.run("apply", "target", "delta", "-o", "out")[0] == 7

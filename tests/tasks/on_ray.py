@@ -36,7 +36,7 @@ from ray._raylet import (
 from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parents[2]
-OF_RAY = ("Tried to complete task that was not pending", "no Ray cluster can be had")
+OF_RAY = ("Tried to complete task that was not pending", "can't connect to a Ray cluster")
 """What ends a command through no fault of ours; besides SIGABRT, which Ray's own checks raise."""
 ATTEMPTS = 5
 PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_worker_register_timeout_seconds": "300"}

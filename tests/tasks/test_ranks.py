@@ -160,8 +160,8 @@ def test_a_commit_says_what_is_missing_and_whom_to_run_again(
     before = tree(tmp_path / "out.partial")
     with pytest.raises(DestinationError) as caught:
         pd.commit(out)
-    assert "--rank 0 --world 3, which never began: tasks " in caught.value.what
-    assert "--rank 2 --world 3, which never began: tasks " in caught.value.what
+    assert "--rank 0 --world 3, which has not started: tasks " in caught.value.what
+    assert "--rank 2 --world 3, which has not started: tasks " in caught.value.what
     assert "--rank 1" not in caught.value.what
     assert "run these ranks again" in (caught.value.remedy or "")
     assert tree(tmp_path / "out.partial") == before
@@ -172,7 +172,7 @@ def test_a_commit_says_what_is_missing_and_whom_to_run_again(
     with pytest.raises(DestinationError, match=r"1 of \d+ tasks") as caught:
         pd.commit(out)
     [named] = [line for line in caught.value.what.splitlines() if "--rank" in line]
-    assert "never began" not in named
+    assert "has not started" not in named
     pd.run_rank(request_of, out, int(named.split()[2]), WORLD)
     pd.commit(out)
     assert tree(out) == expected
@@ -218,7 +218,7 @@ def test_a_changed_byte_is_found(operation: str, models: Family, tmp_path: Path,
     file = sorted(where.glob("*.safetensors"))[-1]
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(DestinationError, match="their bytes have changed") as caught:
+    with pytest.raises(DestinationError, match="their files have changed") as caught:
         pd.commit(out)
     rank = int(caught.value.what.split("--rank ")[1].split()[0])
     assert pd.run_rank(request, out, rank, 2).resumed_tasks < pd.run_rank(request, out, rank, 2).resumed_tasks
@@ -270,7 +270,7 @@ def test_inputs_that_change_between_ranks_are_found(operation: str, models: Fami
     write_model(changed, tuned(weights(5), 99), 3, json.loads((changed / "config.json").read_bytes()))
     with pytest.raises(DestinationError, match="another plan"):
         pd.run_rank(request, out, 0, 2)
-    with pytest.raises(DestinationError, match="no longer those of the plan"):
+    with pytest.raises(DestinationError, match="have changed since the plan was made"):
         pd.commit(out)
     assert not out.exists()
 

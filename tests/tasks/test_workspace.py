@@ -142,7 +142,7 @@ def test_a_partial_folder_of_somebody_elses_is_not_touched(tmp_path: Path, names
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"precious")
     before = tree(tmp_path)
-    with pytest.raises(DestinationError, match=r"not of an interrupted run") as caught, Workspace(tmp_path / "out"):
+    with pytest.raises(DestinationError, match=r"not from an interrupted run") as caught, Workspace(tmp_path / "out"):
         pytest.fail("not ours")
     assert names[-1] in str(caught.value)
     assert tree(tmp_path) == before
@@ -283,7 +283,7 @@ def test_a_partial_folder_that_only_looks_like_ours(tmp_path: Path, what: str) -
         (work_dir / "tmp_result").mkdir()
         (work_dir / "tmp_result" / "x").write_text("precious")
     before = tree(tmp_path)
-    with pytest.raises(DestinationError, match="not of an interrupted run"), Workspace(tmp_path / "out"):
+    with pytest.raises(DestinationError, match="not from an interrupted run"), Workspace(tmp_path / "out"):
         pytest.fail("not ours")
     assert tree(tmp_path) == before
 
@@ -295,7 +295,7 @@ def test_work_of_another_command_is_not_thrown_away(tmp_path: Path) -> None:
     with Workspace(tmp_path / "out") as workspace:
         with pytest.raises(DestinationError, match="another command"):
             workspace.start_afresh()
-        with pytest.raises(DestinationError, match="ranks have begun another plan"):
+        with pytest.raises(DestinationError, match="ranks have started another plan"):
             workspace.resume(OTHER)
         assert workspace.resume(PLAN) == {}
 

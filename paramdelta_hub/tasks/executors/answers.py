@@ -69,6 +69,6 @@ def died(numbers: list[int], why: str) -> ParamdeltaError:
     """Return the error of tasks whose workers died again and again."""
     tasks = f"task {numbers[0]}" if len(numbers) == 1 else f"tasks {numbers[0]}–{numbers[-1]}"
     return ParamdeltaError(
-        f"{ATTEMPTS} workers died at {tasks}: {why}",
-        remedy="the system may want memory: use fewer --threads; what is done is kept, and the same command goes on",
+        f"{ATTEMPTS} workers stopped at {tasks}: {why}",
+        remedy="the system may be out of memory; use fewer --threads, and run the same command again to resume",
     )

@@ -73,9 +73,9 @@ class Cluster:
             except Exception as error:  # Ray raises what comes to hand
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise ParamdeltaError(
-                    f"no Ray cluster can be had: {first}",
+                    f"can't connect to a Ray cluster: {first}",
                     where=os.environ.get("RAY_ADDRESS"),
-                    remedy="see `ray status`; RAY_ADDRESS names a cluster",
+                    remedy="check `ray status`, or set RAY_ADDRESS to the address of a cluster",
                 ) from None
             self._started = True
         self._remote = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(_run)
@@ -99,7 +99,7 @@ class Cluster:
         except ray.exceptions.RayTaskError as error:
             last = str(error).strip().splitlines()[-1]
             raise ParamdeltaError(
-                f"a machine of the cluster can't take part: {last}",
+                f"a machine of the cluster can't run tasks: {last}",
                 remedy="install the same version of paramdelta-hub on all of them",
             ) from None
         except ray.exceptions.RayError as error:
