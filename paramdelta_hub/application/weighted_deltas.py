@@ -43,7 +43,7 @@ class AppliedDelta(Delta):
             weight=weight,
             base=Model(name=manifest.base.name, commit=manifest.base.commit),
             post=Model(name=manifest.post.name, commit=manifest.post.commit),
-            lineage=Lineage(correlation=kinship.correlation, tensors=kinship.tensors, forced=not kinship.is_kin),
+            lineage=Lineage(correlation=kinship.correlation, tensors=kinship.tensors, forced=not kinship.is_related),
             package=package,
             kinship=kinship,
         )
