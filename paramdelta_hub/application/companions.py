@@ -230,12 +230,7 @@ def write_companions(
                 tokens=_token_ids_from(selection, name),
                 overrides=overrides if name == CONFIG else None,
             )
-            configs[name] = Merged(
-                taken=merged.taken,
-                kept=merged.kept,
-                overridden=tuple(merged.overridden),
-                conflicts=tuple(merged.conflicts),
-            )
+            configs[name] = merged.record
             if merged.taken or merged.overridden:
                 content = strict_json.pretty(merged.config)
                 source = " + ".join(dict.fromkeys([source, *merged.taken.values()]))

@@ -32,7 +32,7 @@ from pydantic import ValidationError
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.strict_json import JsonObject
-from paramdelta_hub.package.provenance import Conflict
+from paramdelta_hub.package.provenance import Conflict, Merged
 from paramdelta_hub.package.records import CODE_KEYS, ConfigChange
 
 __all__ = [
@@ -86,6 +86,12 @@ class MergedConfig:
     overridden: list[str] = field(default_factory=list)
     """Keys that were set to what the result's tensors are."""
     conflicts: list[Conflict] = field(default_factory=list)
+
+    @property
+    def record(self) -> Merged:
+        """The outcome, as a provenance keeps it."""
+        conflicts, overridden = tuple(self.conflicts), tuple(self.overridden)
+        return Merged(taken=self.taken, kept=self.kept, overridden=overridden, conflicts=conflicts)
 
 
 def merge_patch(old: Any, new: Any, always: re.Pattern[str] | None = None) -> Any:

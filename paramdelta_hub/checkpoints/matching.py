@@ -72,11 +72,8 @@ def match(
     for name in right:
         new = rules.rename(name)
         if new in renamed:
-            result.mismatches.append(
-                Mismatch(
-                    name, "rename", f"the rename rules give it the name {new!r}, but {renamed[new]!r} has this name too"
-                )
-            )
+            what = f"the rename rules give it the name {new!r}, but {renamed[new]!r} has this name too"
+            result.mismatches.append(Mismatch(name, "rename", what))
         renamed[new] = name
     entries = {new: right[name] for new, name in renamed.items()}
     extended = dict(left)

@@ -83,15 +83,14 @@ def verify_result(
 ) -> ResultReport:
     """Prove that an applied model is just what ``paramdelta_provenance.json`` says: tensors, companions, nothing else.
 
-    Whether the provenance itself is right is another question: it is not signed, and whoever can change a tensor can
-    change it, too. The deltas' ids in it are those of packages that can be verified.
+    The provenance itself is not signed: whoever can change a tensor can change it too.
 
     Args:
         result: the model's folder.
         digest_files: also take the digests of the weight files, for a statement or a bill of materials.
-        threads: tasks at a time; by default as many as there are processors.
-        memory: bytes that all buffers together may take.
-        progress: told how far the work is.
+        threads: tasks at a time.
+        memory: bytes of all buffers together.
+        progress: receives the progress of the work.
 
     Raises:
         CheckpointError: no provenance there, or one that breaks its format; the model can't be read.

@@ -64,16 +64,14 @@ def catalog(
         bases: folders, or ``org/name`` on the Hub, of models for which every delta is judged.
         title: the title of the site.
         limit: the maximum number of deltas.
-        samples: the number of matrices of each delta to decode for their effective rank, if its weights are on this
-            machine.
-        overwrite: whether to replace an older catalog. Nothing else is ever replaced.
+        samples: how many matrices of each local delta to decode for their effective rank.
+        overwrite: whether to replace an older catalog.
         progress: receives the progress of the work.
 
     Raises:
         CheckpointError: a model of ``bases`` can't be read.
         DestinationError: ``out`` exists, or is being written.
         RegistryError: not allowed, or not reachable.
-        StorageError: the disk is full or fails.
     """
     out, bases = os.path.expanduser(out), [os.path.expanduser(base) for base in bases]
     root = registry_root(registry)

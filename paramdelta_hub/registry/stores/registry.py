@@ -169,7 +169,6 @@ class StoreRegistry:
             DestinationError: ``folder`` holds something else, or a version that must not be replaced; see
                 :func:`~paramdelta_hub.registry.lockfile.pin`.
             RegistryError: no such repository or version, not allowed, not reachable, …
-            StorageError: the disk is full or fails.
         """
         found = self._find(check_repo(repo), revision)
         if found is None:
