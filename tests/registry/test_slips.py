@@ -98,7 +98,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path, package: Path, monkeypatch: 
     pd.publish(package, REPO, registry=root, progress=notes)
     assert notes.said == [f"publishing minilm-sre 1.0.0 to the folder {root}/{REPO} (a new registry)"]
     assert not notes.too_late
-    assert [hit.hit.repo for hit in pd.search(registry=root)] == [REPO]
+    assert [hit.repo for hit in pd.search(registry=root)] == [REPO]
 
 
 def test_an_empty_folder_is_an_empty_registry(tmp_path: Path, package: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_registry_by_its_file_url(tmp_path: Path, package: Path, monkeypatch: 
     pd.publish(package, REPO, registry=root)
     for scheme in ("file", "FILE", "File"):
         url = f"{scheme}://{tmp_path}/a%20registry"
-        assert [found.hit.repo for found in pd.search(registry=url)] == [REPO]
+        assert [found.repo for found in pd.search(registry=url)] == [REPO]
         assert pd.pull(REPO, registry=url).version == pd.pull(f"{url}/{REPO}").version == "1.0.0"
         assert pd.catalog(url, tmp_path / scheme).deltas == 1
     monkeypatch.setenv(REGISTRY_VARIABLE, "")

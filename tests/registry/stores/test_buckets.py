@@ -87,14 +87,14 @@ def test_looking_into_a_bucket_fetches_no_weights(
     files, root = fsspec.core.url_to_fs(bucket, use_listings_cache=False)
     files.rm([path for path in files.find(root) if "/delta-0" in path])
     report = pd.catalog(bucket, tmp_path / "site")
-    assert (report.deltas, report.pages) == (1, 2)
+    assert (report.listed_deltas, report.pages) == (1, 2)
     (page,) = (tmp_path / "site" / "deltas").rglob("index.html")
     assert f"{bucket}/{REPO}@1.0.0" in page.read_text()
     (found,) = pd.search(base=str(shared_family.target), registry=bucket)
     request = pd.ApplyRequest(str(shared_family.target), ((f"{bucket}/{REPO}", 1.0),))
     foreseen = pd.preview(request, tmp_path / "out").deltas[0].prediction
     assert found.prediction == foreseen
-    assert foreseen.band is not None
+    assert foreseen.measured is not None
 
 
 def test_damage_in_the_bucket_is_noticed(bucket: str, package: Path, tmp_path: Path) -> None:
