@@ -407,7 +407,7 @@ def test_several_deltas_with_their_own_vocabularies(several: Several, tmp_path: 
     assert_same({"": found[45]}, {"": second[41]})  # <y> stays where the target has it, and is the second's
     assert found.shape[0] == 46
     assert any(
-        f"{EMBEDDING}: rows of delta 1: 40 summed, 2 brought; of delta 2: 40 summed, 1" in n
+        f"{EMBEDDING}: rows: delta 1: 40 summed, 2 taken whole; delta 2: 40 summed, 1" in n
         for n in several.report.notes
     )
 
@@ -629,7 +629,7 @@ def test_a_package_without_a_tokenizer_says_what_to_do(tmp_path: Path) -> None:
     value["companions"] = []
     manifest.write_text(json.dumps(value))
     shutil.rmtree(tmp_path / "delta" / "companions")
-    with pytest.raises(MismatchError, match="extract again with post's tokenizer beside its weights"):
+    with pytest.raises(MismatchError, match="extract again with post's tokenizer next to its weights"):
         trio.apply()
 
 

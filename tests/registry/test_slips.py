@@ -234,7 +234,7 @@ def test_a_registry_by_its_file_url(tmp_path: Path, package: Path, monkeypatch: 
         url = f"{scheme}://{tmp_path}/a%20registry"
         assert [found.repo for found in pd.search(registry=url)] == [REPO]
         assert pd.pull(REPO, registry=url).version == pd.pull(f"{url}/{REPO}").version == "1.0.0"
-        assert pd.catalog(url, tmp_path / scheme).deltas == 1
+        assert pd.catalog(url, tmp_path / scheme).listed_deltas == 1
     monkeypatch.setenv(REGISTRY_VARIABLE, "")
     assert registry_root(None) is None
     assert registry_root("/") == registry_root("file:///") == "/"
