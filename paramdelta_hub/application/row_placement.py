@@ -188,7 +188,7 @@ def _row_counts(placements: Mapping[int, Placement], deltas: Mapping[int, tuple[
             sum(n for _, source, n, whole in runs if source is not None and whole is is_whole)
             for is_whole in (False, True)
         ]
-        words.append(f"delta {number + 1}: {counts[0]:,} summed, {counts[1]:,} taken whole")
+        words.append(f"of delta {number + 1}: {counts[0]:,} summed, {counts[1]:,} taken whole")
     return "; ".join(words)
 
 

@@ -407,7 +407,7 @@ def test_several_deltas_with_their_own_vocabularies(several: Several, tmp_path: 
     assert_same({"": found[45]}, {"": second[41]})  # <y> stays where the target has it, and is the second's
     assert found.shape[0] == 46
     assert any(
-        f"{EMBEDDING}: rows: delta 1: 40 summed, 2 taken whole; delta 2: 40 summed, 1" in n
+        f"{EMBEDDING}: rows of delta 1: 40 summed, 2 taken whole; of delta 2: 40 summed, 1" in n
         for n in several.report.notes
     )
 
