@@ -203,7 +203,7 @@ def test_another_shape(family: Family, tmp_path: Path, shape: list[int]) -> None
     assert apply_is_safe(family.base, family.delta, tmp_path / "out", {}) is not None
 
 
-@pytest.mark.parametrize("codec", ["palette", "planes", "raw"])
+@pytest.mark.parametrize("codec", CODECS)
 def test_another_codec(family: Family, tmp_path: Path, codec: str) -> None:
     if record_of(family).codec.name == codec:
         codec = "raw" if codec != "raw" else "planes"

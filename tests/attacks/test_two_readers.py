@@ -172,7 +172,7 @@ def relabel(record: dict[str, Any], source: random.Random) -> None:
     field, value = source.choice(
         [
             ("dtype", source.choice(["BF16", "F16", "I16", "U16", "F32"])),
-            ("codec", {"name": source.choice(["palette", "planes", "raw"]), "parameters": {}}),
+            ("codec", {"name": source.choice(list(CODECS)), "parameters": {}}),
             ("effect", source.choice(["add", "replace"])),
             ("shape", source.choice([[640], [16, 40], [40, 16, 1], [639], [641], [1_048_577], []])),
             ("remainders", record["remainders"] + source.choice([-1, 1])),

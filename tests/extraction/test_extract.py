@@ -396,7 +396,7 @@ def added(delta: StoredDelta, name: str, targets: list[np.ndarray]) -> list[np.n
     return results
 
 
-@pytest.mark.parametrize("codec", ["palette", "planes", "raw"])
+@pytest.mark.parametrize("codec", CODECS)
 def test_chunks_by_hand(tmp_path: Path, dtype_name: str, codec: str) -> None:
     """difference → encode → decode → TensorSum, on base and on another target."""
     if not CODECS[codec].streams(FLOATS[dtype_name].itemsize):
