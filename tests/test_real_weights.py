@@ -60,7 +60,7 @@ def test_minilm_base_plus_delta_is_post(minilm: tuple[Path, Path, Path, Path], t
     assert all(same(ours[name], theirs[name]) for name in theirs)
     # The only tensor beside post's is a buffer that base has kept from an older transformers; it is reported.
     assert ours.keys() - theirs.keys() == {"embeddings.position_ids"}
-    assert [name for name, *_ in applied.omissions] == ["embeddings.position_ids"]
+    assert [omission.name for omission in applied.omissions] == ["embeddings.position_ids"]
 
 
 def test_minilm_new_base_plus_delta_is_the_reference(minilm: tuple[Path, Path, Path, Path], tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_chgnet_kin_and_not_kin(tmp_path: Path) -> None:
     with pytest.raises(pd.MismatchError, match="has this delta already"):
         pd.apply(kin, tmp_path / "delta", tmp_path / "kin")
     applied = pd.apply(kin, tmp_path / "delta", tmp_path / "kin", force=True)
-    assert not applied.deltas[0].forced
+    assert not applied.deltas[0].lineage.forced
     assert applied.deltas[0].kinship.correlation is not None
     assert applied.deltas[0].kinship.correlation > 0.9
 
@@ -163,7 +163,7 @@ def test_chgnet_kin_and_not_kin(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
     forced = pd.apply(stranger, tmp_path / "delta", tmp_path / "out", rules=rules, force=True)
-    assert forced.deltas[0].forced
+    assert forced.deltas[0].lineage.forced
     provenance = (tmp_path / "out" / "paramdelta_provenance.json").read_text()
     assert '"forced": true' in provenance
 

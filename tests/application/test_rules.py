@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import paramdelta_hub as pd
-from paramdelta_hub.checkpoints.matching import LeftOut
+from paramdelta_hub.checkpoints.matching import OmittedTensor
 from paramdelta_hub.errors import SHOWN_MISMATCHES, MismatchError, OptionError
 from tests.application.test_apply import extracted, summed
 from tests.conftest import Family
@@ -144,7 +144,7 @@ def test_skips_at_apply(family: Family, tmp_path: Path) -> None:
     result = read_weights(tmp_path / "out")
     name = "model.embed_tokens.weight"
     assert_same({name: result[name]}, {name: target[name]})
-    assert LeftOut(name, "both", "skipped by rule") in report.omissions
+    assert OmittedTensor(name, "both", "skipped by rule") in report.omissions
     assert not report.is_post, "one tensor is not post's"
 
 
@@ -159,7 +159,7 @@ def test_derived_buffers_may_be_missing_on_either_side(tmp_path: Path) -> None:
     delta = extracted(tmp_path, "delta", with_buffer, post)
     write_model(tmp_path / "target", {**tuned(base, 3), "other.inv_freq": torch.ones(2)})
     report = pd.apply(tmp_path / "target", delta, tmp_path / "out")
-    assert LeftOut("other.inv_freq", "the target", "a buffer that models compute themselves") in report.omissions
+    assert OmittedTensor("other.inv_freq", "the target", "a buffer that models compute themselves") in report.omissions
     assert torch.equal(read_weights(tmp_path / "out")["other.inv_freq"], torch.ones(2))
 
 

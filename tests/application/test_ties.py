@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.matching import LeftOut
+from paramdelta_hub.checkpoints.matching import OmittedTensor
 from paramdelta_hub.cli import main
 from paramdelta_hub.errors import LineageError, MismatchError, OptionError, StorageError
 from paramdelta_hub.tasks import plan
@@ -299,12 +299,12 @@ def test_a_targets_own_classifier_is_replaced(carried: Path, weight: float) -> N
 def test_a_classifier_that_is_not_wanted(carried: Path) -> None:
     """Weights that are not above 0 bring nothing, and a skip rule leaves it out; all are told."""
     name = CLASSIFIER
-    not_wanted = LeftOut(name, "the delta", "used only with a weight above 0")
-    options: list[tuple[float, dict[str, Any], LeftOut]] = [
+    not_wanted = OmittedTensor(name, "the delta", "used only with a weight above 0")
+    options: list[tuple[float, dict[str, Any], OmittedTensor]] = [
         (0.0, {}, not_wanted),
         (-1.0, {}, not_wanted),
         (1.0, {"weight_map": pd.WeightMap((("score", 0.0),))}, not_wanted),
-        (1.0, {"rules": pd.Rules(skips=("score",))}, LeftOut(name, "the delta", "skipped by rule")),
+        (1.0, {"rules": pd.Rules(skips=("score",))}, OmittedTensor(name, "the delta", "skipped by rule")),
     ]
     for weight, choice, omission in options:
         report = pd.apply(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.checkpoints.matching import Entry, LeftOut, match
+from paramdelta_hub.checkpoints.matching import Entry, OmittedTensor, match
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import OptionError
 
@@ -37,7 +37,7 @@ def test_known_omissions_of_a_delta_may_be_missing_from_it() -> None:
     target = {"a": Entry("F32", (1,)), "b": Entry("F32", (1,))}
     found = match(target, {"a": Entry("F32", (1,))}, Rules(), ("the target", "the delta"), known=["b"])
     assert not found.mismatches
-    assert found.omissions == [LeftOut("b", "the target", "left out when the delta was made")]
+    assert found.omissions == [OmittedTensor("b", "the target", "left out when the delta was made")]
 
 
 def test_shape_and_dtype_are_both_told() -> None:
@@ -49,7 +49,7 @@ def test_shape_and_dtype_are_both_told() -> None:
 def test_skips_see_names_before_and_after_renaming() -> None:
     rules = Rules(renames=(("^x", "y"),), skips=("^x",))
     assert match({"y1": Entry("F32", (1,))}, {"x1": Entry("F32", (1,))}, rules, SIDES).omissions == [
-        LeftOut("y1", "both", "skipped by rule")
+        OmittedTensor("y1", "both", "skipped by rule")
     ]
 
 

@@ -29,7 +29,7 @@ class Perform(Protocol):
 def answer(perform: Perform, work_dir: str, digest: str, number: int) -> dict[str, Any]:
     """Do a task and return its answer; whatever goes wrong is in it."""
     try:
-        return {"outcome": OUTCOME.dump_python(perform(work_dir, digest, number), mode="json")}
+        return {"outcome": OUTCOME.dump_json(perform(work_dir, digest, number)).decode()}
     except ParamdeltaError as error:
         names = [cls.__name__ for cls in type(error).__mro__ if issubclass(cls, ParamdeltaError)]
         return {"error": names, "told": vars(error)}
@@ -46,7 +46,7 @@ def outcome_of(answered: dict[str, Any]) -> Outcome:
         RuntimeError: a worker's error that is none of ours, with the place in the code where it arose.
     """
     if "outcome" in answered:
-        return OUTCOME.validate_python(answered["outcome"])
+        return OUTCOME.validate_json(answered["outcome"])
     told = answered["told"]
     if answered["error"] is None:
         raise RuntimeError(f"a worker failed:\n{told}")

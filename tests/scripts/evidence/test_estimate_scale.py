@@ -6,24 +6,22 @@ import itertools
 import json
 import re
 
-import estimate_scale
 import pytest
 from click.testing import CliRunner
-from estimate_scale import Assumptions, estimate, makespan, tables
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub import cli
+from scripts.evidence import estimate_scale
+from scripts.evidence.estimate_scale import Assumptions, estimate, makespan, tables
+from scripts.tools.blocks import fill
 
 FOUND = json.loads(estimate_scale.RESULTS.read_text())
 DOCUMENT = estimate_scale.DOCUMENT.read_text()
 
 
 def test_the_tables_are_of_these_results() -> None:
-    _, _, rest = DOCUMENT.partition(estimate_scale.BEGIN)
-    written, end, _ = rest.partition(estimate_scale.END)
-    assert end
-    assert written == tables(FOUND)
+    assert fill(DOCUMENT, {"estimate": tables(FOUND)}) == DOCUMENT
 
 
 @pytest.mark.parametrize("kind", ["extract", "apply"])
