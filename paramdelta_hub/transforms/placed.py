@@ -100,12 +100,12 @@ class PlacedAddition:
 
     def next(self, target: NDArray[np.uint8], out: Wide) -> Added:
         """Return its part in the next chunk."""
-        out.fill(-0.0)  # what changes no value at all: +0 would make +0 of −0
         positions, exact = [], []
         for place, source, run in self._runs.pieces(self._next, out.size):
-            if source is None:
-                continue
             part, weight = out[place], self._weights[run]
+            if source is None:
+                part.fill(-0.0)  # what changes no value at all: +0 would make +0 of −0
+                continue
             if self._is_zero:
                 part.fill(weight * 0.0)
                 continue
