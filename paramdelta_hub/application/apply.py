@@ -35,7 +35,16 @@ from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import Executor, ExecutorConfig, Operation, Outcomes, complete
 from paramdelta_hub.tasks.workspace import MayReplace, Workspace
 
-__all__ = ["PROVENANCE_NAME", "Application", "ApplyReport", "WeightMap", "WeightedDelta", "apply", "run_apply"]
+__all__ = [
+    "PROVENANCE_NAME",
+    "Application",
+    "ApplyReport",
+    "WeightMap",
+    "WeightedDelta",
+    "apply",
+    "check_stream",
+    "run_apply",
+]
 
 CARD_NAME = "README.md"
 NOTHING_ADDED = "nothing was added: all weights are 0, or the deltas change nothing here"
@@ -138,14 +147,23 @@ def run_apply(
     Raises:
         OptionError: a target is to be streamed to other than threads of this process.
     """
+    check_stream(request, config)
+    check_new(out, overwrite=overwrite, registry=registry)
+    operation = Application(request, out, registry=registry, progress=progress)
+    return complete(operation, out, config, progress, overwrite=overwrite)
+
+
+def check_stream(request: ApplyRequest, config: ExecutorConfig) -> None:
+    """Check that a target is streamed only by threads of this process, which share the files that are fetched.
+
+    Raises:
+        OptionError: it would be streamed by other executors.
+    """
     if request.stream and config.executor != "threads":
         raise OptionError(
             f"--stream needs the executor threads, not {config.executor}",
             remedy="remove --stream or --executor",
         )
-    check_new(out, overwrite=overwrite, registry=registry)
-    operation = Application(request, out, registry=registry, progress=progress)
-    return complete(operation, out, config, progress, overwrite=overwrite)
 
 
 class Application(Operation[ApplyReport]):

@@ -136,13 +136,12 @@ def apply(
     TARGET is a folder in Hugging Face layout, a .safetensors file, or a Hub id with an optional @revision. DELTA is a
     package's folder, or org/name[@version] in a registry. The default WEIGHT is 1.
     """
-    from paramdelta_hub.application.apply import run_apply
+    from paramdelta_hub.application.apply import check_stream, run_apply
     from paramdelta_hub.application.preview import preview
 
     if dry_run and work.rank is not None:
         raise OptionError("--dry-run is for the whole work, not for a rank", remedy="remove --rank and --world")
-    if request.stream and work.config.executor != "threads":
-        raise OptionError("--stream needs the executor threads", remedy="remove --stream or --executor")
+    check_stream(request, work.config)
     if dry_run:
         found = preview(request, output, registry=registry, overwrite=overwrite, progress=console.progress())
         console.emit(found, preview_text(found))
