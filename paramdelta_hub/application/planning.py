@@ -13,8 +13,8 @@ from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.tasks.models import ApplyTask, OutputSpan, ResultTensor
 from paramdelta_hub.tasks.plan import Plan, cut
-from paramdelta_hub.transforms.addend import Addend
 from paramdelta_hub.transforms.requantize import Quantization
+from paramdelta_hub.transforms.sum import Addend
 
 __all__ = ["plan_apply", "temporary_bytes"]
 

@@ -23,7 +23,7 @@ from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.numerics.row_runs import Run
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.transforms.addend import PlacedRun
+from paramdelta_hub.transforms.sum import PlacedRun
 
 __all__ = ["PlacedRows", "RowPlanner"]
 

@@ -18,7 +18,7 @@ from paramdelta_hub.limits import KIN_CORRELATION
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.provenance import Delta, Lineage, Model
 from paramdelta_hub.package.tensor_delta import StoredDelta
-from paramdelta_hub.transforms.addend import Addend, RowPlacement
+from paramdelta_hub.transforms.sum import Addend, RowPlacement
 
 __all__ = ["AppliedDelta", "addends_by_tensor", "check_lineage"]
 

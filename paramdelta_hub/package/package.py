@@ -23,7 +23,7 @@ from paramdelta_hub.package.manifest import (
     TensorRecord,
     parse_manifest,
 )
-from paramdelta_hub.package.payload import check_shard_header
+from paramdelta_hub.package.shard import check_shard_header
 
 __all__ = ["LOCK_NAME", "PICTURE_NAME", "Package", "open_package"]
 

@@ -7,8 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from paramdelta_hub.codecs import ZERO, codec_named
 from paramdelta_hub.errors import PackageError
+from paramdelta_hub.fileio.digests import begin_digest, check_digest
+from paramdelta_hub.fileio.durable import read_exactly
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.paths import PathText
 from paramdelta_hub.limits import CHUNK_ELEMENTS
@@ -17,9 +21,8 @@ from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.package.chunks import AddedChunk, Layout, decode_added, decode_replaced
 from paramdelta_hub.package.manifest import TensorRecord
-from paramdelta_hub.package.payload import PayloadReader
 
-__all__ = ["DeltaReader", "StoredDelta", "decoded_nbytes", "delta_chunks"]
+__all__ = ["DeltaReader", "PayloadReader", "StoredDelta", "decoded_nbytes", "delta_chunks"]
 
 _MAX_EXPANSION = 64
 """Bytes of weights that a byte of a payload is taken to stand for at most: 50 where 98 % of the weights stayed."""
@@ -79,6 +82,45 @@ class StoredDelta:
     def is_zero(self) -> bool:
         """Whether there is no payload, as nothing changed."""
         return self.codec == ZERO
+
+
+class PayloadReader:
+    """Reads one payload chunk by chunk from an open shard, and proves at the end that it was the promised one.
+
+    Chunks are handed out before the digest is known: whatever is made of them must not become visible before
+    :meth:`finish` has returned.
+    """
+
+    def __init__(self, descriptor: int, start: int, nbytes: int, layout: Layout, where: str) -> None:
+        self._descriptor, self._position, self._layout, self._where = descriptor, start, layout, where
+        if layout.table_bytes > nbytes:
+            raise PackageError("the payload is smaller than its chunk table", where=where)
+        self._table = np.empty(layout.table_bytes, np.uint8)
+        read_exactly(descriptor, self._table, start + nbytes - layout.table_bytes, PackageError, where)
+        self._lengths = layout.parse_table(self._table, nbytes, where)
+        self._digest = begin_digest()
+        self._next = 0
+
+    def next_chunk(self) -> list[memoryview]:
+        """Return the streams of the next chunk; they live in this thread's buffer until the next call of any reader."""
+        lengths = self._lengths[self._next]
+        chunk = scratch("payload", int(lengths.sum()), np.uint8)
+        read_exactly(self._descriptor, chunk, self._position, PackageError, self._where)
+        self._digest.update(chunk.data)
+        self._position += chunk.size
+        self._next += 1
+        return self._layout.cut(chunk.data, lengths)
+
+    def finish(self, promised: str, name: str) -> None:
+        """Check that all chunks were read and that the payload is what the manifest promises.
+
+        Raises:
+            IntegrityError: it is not.
+        """
+        if self._next != self._layout.chunks:
+            raise AssertionError("finish() before the last chunk")
+        self._digest.update(self._table.data)
+        check_digest(self._digest.hexdigest(), promised, f"the payload of tensor {name!r}", self._where)
 
 
 class DeltaReader:

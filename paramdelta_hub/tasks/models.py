@@ -31,11 +31,10 @@ from paramdelta_hub.numerics.float8 import Deviation
 from paramdelta_hub.numerics.floats import NotFiniteChunkError
 from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.package.manifest import FileRecord, TensorRecord
-from paramdelta_hub.package.payload import ShardWriter
-from paramdelta_hub.transforms.addend import Addend
+from paramdelta_hub.package.shard import ShardWriter
 from paramdelta_hub.transforms.encode import EncodedTensor, TensorEncoder
 from paramdelta_hub.transforms.requantize import Quantization, Requantizer
-from paramdelta_hub.transforms.sum import TensorSum
+from paramdelta_hub.transforms.sum import Addend, TensorSum
 
 __all__ = [
     "OUTCOME",

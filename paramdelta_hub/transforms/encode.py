@@ -19,7 +19,7 @@ from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.package.chunks import encode_added
 from paramdelta_hub.package.manifest import CodecRecord, Rows, TensorRecord
-from paramdelta_hub.package.payload import PayloadWriter
+from paramdelta_hub.package.shard import PayloadWriter
 
 __all__ = ["EncodedTensor", "TensorEncoder"]
 

@@ -1,26 +1,77 @@
-"""Θ' + Σ wᵢΔᵢ for one tensor, chunk by chunk: payloads decoded, added to the target's values, rounded once."""
+"""Θ' + Σ wᵢΔᵢ for one tensor, chunk by chunk: payloads decoded, added to the target's values, rounded once.
+
+A payload is decoded front to back, and a result is written front to back. If a delta's rows go to other places in the
+result, as the vocabularies differ, the decoded delta waits in a temporary file: memory stays constant whatever the
+orders are.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.checkpoints.tensor_sources import Files
+from paramdelta_hub.checkpoints.tensor_sources import Files, TensorSource
+from paramdelta_hub.errors import PackageError
+from paramdelta_hub.fileio.digests import values_digest
+from paramdelta_hub.fileio.durable import read_exactly, write_exactly
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
+from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide
 from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.numerics.row_runs import ElementRuns
 from paramdelta_hub.numerics.scratch import scratch
-from paramdelta_hub.package.tensor_delta import DeltaReader
-from paramdelta_hub.transforms.addend import Added, Addend, Addition, is_base
-from paramdelta_hub.transforms.placed import PlacedAddition
+from paramdelta_hub.package.chunks import AddedChunk
+from paramdelta_hub.package.tensor_delta import DeltaReader, StoredDelta
 
-__all__ = ["TensorSum", "little_endian"]
+__all__ = ["Addend", "PlacedRun", "RowPlacement", "TensorSum", "little_endian"]
+
+
+class PlacedRun(NamedTuple):
+    """Rows [first, first + number) of the result get rows [source, …) of the delta, or none if source is None."""
+
+    first: int
+    source: int | None
+    number: int
+    whole: bool
+    """Whether they are whole rows of post, which take no weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlacement:
+    """Which rows of a delta go to which rows of the result.
+
+    Args:
+        runs: one after another, all rows of the result.
+        width: elements of a row.
+        target: the target's values in the order of the delta's rows.
+    """
+
+    runs: tuple[PlacedRun, ...]
+    width: int
+    target: TensorSource
+
+
+@dataclass(frozen=True, slots=True)
+class Addend:
+    """A delta of one tensor, and its weight; with a placement, if its rows are not in the order of the result's."""
+
+    delta: StoredDelta
+    weight: float
+    placement: RowPlacement | None = None
+
+    @property
+    def spilled_elements(self) -> int:
+        """How many elements wait in a temporary file while the sum is made."""
+        return 0 if self.placement is None or self.delta.is_zero else self.delta.elements
 
 
 class TensorSum:
@@ -53,7 +104,7 @@ class TensorSum:
         self.not_finite = 0
         """How many values of the result are NaN or infinite."""
         self._replaced_by: DeltaReader | None = None
-        self._additions: list[Addition] = []
+        self._additions: list[_Addition] = []
         self._exit = ExitStack()
         with self._exit:
             is_post = len(addends) == 1 and addends[0].weight == 1.0
@@ -66,7 +117,7 @@ class TensorSum:
                 else:
                     assert sources is not None
                     assert folder is not None
-                    placed = PlacedAddition(addend, dtype, shards, sources, folder, kernel, is_post=is_post)
+                    placed = _Placed(addend, dtype, shards, sources, folder, kernel, is_post=is_post)
                     self._additions.append(self._exit.enter_context(placed))
             self._exit = self._exit.pop_all()
 
@@ -122,6 +173,39 @@ class TensorSum:
         self._exit.close()
 
 
+class _Added(NamedTuple):
+    """One delta's part in a chunk of the sum."""
+
+    delta: Wide | None
+    """What is added, in the order of the result; None for zeros."""
+    positions: NDArray[np.intp]
+    """The elements that get ``exact`` in place of the sum, as the target has base's values there."""
+    exact: Bits
+
+
+class _Addition(Protocol):
+    """One delta of a sum, in the order of the result."""
+
+    @property
+    def weight(self) -> float:
+        """What its values are multiplied by."""
+
+    def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
+        """Return its part in the next chunk; ``out`` is a buffer for the values.
+
+        Args:
+            target: the target's values, as bytes.
+            out: as many wide values.
+        """
+
+    def finish(self) -> None:
+        """Check that everything that was decoded is what the manifest promises.
+
+        Raises:
+            PackageError: it is not.
+        """
+
+
 class _InOrder:
     """A delta whose elements are in the order of the result: decoded as the sum is made."""
 
@@ -131,16 +215,128 @@ class _InOrder:
         self._is_post = is_post
         self._none = np.empty(0, np.intp), np.empty(0, FLOATS[dtype].bits)
 
-    def next(self, target: NDArray[np.uint8], out: Wide) -> Added:
+    def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
         chunk = self._reader.next_added(out)
         if chunk is None:
-            return Added(None, *self._none)
-        if self._is_post and is_base(target, chunk):
-            return Added(chunk.delta, chunk.exceptions, chunk.exact)
-        return Added(chunk.delta, *self._none)
+            return _Added(None, *self._none)
+        if self._is_post and _is_base(target, chunk):
+            return _Added(chunk.delta, chunk.exceptions, chunk.exact)
+        return _Added(chunk.delta, *self._none)
 
     def finish(self) -> None:
         self._reader.finish()
+
+
+class _Placed:
+    """One delta of a sum, decoded and checked at once; its rows are handed out in the order of the result.
+
+    To be used in a ``with`` block, at whose end the temporary file is gone.
+
+    Args:
+        addend: the delta, with its placement.
+        dtype: the dtype of the tensor.
+        shards: open files of the package.
+        sources: read access to the target.
+        folder: where the temporary file is.
+        kernel: does the arithmetic.
+        is_post: whether this delta alone is added, with a weight of 1: on base's values the result is then post.
+
+    Raises:
+        PackageError: the payload is damaged.
+    """
+
+    weight = 1.0
+    """The values that it hands out are weighted already, as whole rows of post take no weight."""
+
+    def __init__(
+        self,
+        addend: Addend,
+        dtype: str,
+        shards: OpenFiles,
+        sources: Files,
+        folder: Path,
+        kernel: Kernel,
+        *,
+        is_post: bool,
+    ) -> None:
+        assert addend.placement is not None
+        self._kind = FLOATS[dtype]
+        self._runs = ElementRuns(addend.placement.runs, addend.placement.width)
+        self._weights = [1.0 if run.whole else addend.weight for run in addend.placement.runs]
+        self._is_zero = addend.delta.is_zero
+        self._exceptions = np.empty(0, np.intp)
+        self._exact: Bits = np.empty(0, self._kind.bits)
+        self._next = 0
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed at the end of the block
+        try:
+            if not self._is_zero:
+                self._decode(addend, shards, sources if is_post else None, kernel)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _decode(self, addend: Addend, shards: OpenFiles, sources: Files | None, kernel: Kernel) -> None:
+        """Decode the payload to the file, and find the exceptions that hold for this target."""
+        assert addend.placement is not None
+        kind, elements = self._kind, addend.delta.elements
+        reader = DeltaReader(addend.delta, kind.name, shards, kernel)
+        target = addend.placement.target.open(sources) if sources is not None else None
+        exceptions, exact = [], []
+        for start in range(0, elements, CHUNK_ELEMENTS):
+            size = min(CHUNK_ELEMENTS, elements - start)
+            chunk = reader.next_added(scratch("delta", size, kind.wide))
+            assert chunk is not None
+            write_exactly(self._file.fileno(), chunk.delta, start * kind.wide.itemsize)
+            if target is not None and chunk.exceptions.size:
+                values = scratch("target in the delta's order", size * kind.itemsize, np.uint8)
+                target.read(start, values)
+                if _is_base(values, chunk):
+                    exceptions.append(chunk.exceptions + start)
+                    exact.append(chunk.exact)
+        reader.finish()
+        if exceptions:
+            self._exceptions, self._exact = np.concatenate(exceptions), np.concatenate(exact)
+
+    def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
+        """Return its part in the next chunk."""
+        positions, exact = [], []
+        for place, source, run in self._runs.pieces(self._next, out.size):
+            part, weight = out[place], self._weights[run]
+            if source is None:
+                part.fill(-0.0)  # what changes no value at all: +0 would make +0 of −0
+                continue
+            if self._is_zero:
+                part.fill(weight * 0.0)
+                continue
+            read_exactly(
+                self._file.fileno(), part.view(np.uint8), source * part.itemsize, PackageError, "a temporary file"
+            )
+            if weight != 1.0:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    np.multiply(part, part.dtype.type(weight), out=part)
+            inside = slice(*np.searchsorted(self._exceptions, (source, source + part.size)).tolist())
+            positions.append(self._exceptions[inside] - source + place.start)
+            exact.append(self._exact[inside])
+        self._next += out.size
+        if not positions:
+            return _Added(out, self._exceptions[:0], self._exact[:0])
+        return _Added(out, np.concatenate(positions), np.concatenate(exact))
+
+    def finish(self) -> None:
+        """Do nothing: the payload was checked before the first chunk."""
+
+    def __enter__(self) -> _Placed:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _is_base(target: NDArray[np.uint8], chunk: AddedChunk) -> bool:
+    """Whether a chunk has exceptions and the target has the values of base, for which they are."""
+    return bool(chunk.exceptions.size and values_digest(target) == chunk.base_digest)
 
 
 def little_endian(bits: Bits) -> NDArray[np.uint8]:

@@ -29,8 +29,7 @@ from paramdelta_hub.tasks.digests import run_over, tensor_digests
 from paramdelta_hub.tasks.models import Advance
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import workers
-from paramdelta_hub.transforms.addend import Addend
-from paramdelta_hub.transforms.sum import TensorSum
+from paramdelta_hub.transforms.sum import Addend, TensorSum
 
 __all__ = ["VerifyReport", "verify"]
 

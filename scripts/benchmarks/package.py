@@ -15,7 +15,7 @@ from paramdelta_hub.numerics.kernels import kernel_for
 from paramdelta_hub.package.chunks import Layout
 from paramdelta_hub.package.manifest import LINEAGE_NAME, MANIFEST_NAME
 from paramdelta_hub.package.package import open_package
-from paramdelta_hub.package.payload import PayloadReader
+from paramdelta_hub.package.tensor_delta import PayloadReader
 
 __all__ = ["anatomy"]
 

@@ -28,10 +28,9 @@ from paramdelta_hub.numerics import floats
 from paramdelta_hub.numerics.floats import FLOATS, NotFiniteChunkError
 from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from paramdelta_hub.package.chunks import Layout, decode_added, encode_added
-from paramdelta_hub.package.payload import ShardWriter, check_shard_header
+from paramdelta_hub.package.shard import ShardWriter, check_shard_header
 from paramdelta_hub.package.tensor_delta import StoredDelta
-from paramdelta_hub.transforms.addend import Addend
-from paramdelta_hub.transforms.sum import TensorSum
+from paramdelta_hub.transforms.sum import Addend, TensorSum
 from tests.numerics.test_floats import finite_bits, pairs, random_bits, special_bits
 from tests.support.chunks import set_chunk_elements
 from tests.support.models import (

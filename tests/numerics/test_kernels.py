@@ -29,8 +29,7 @@ from paramdelta_hub.package.package import open_package
 from paramdelta_hub.package.tensor_delta import StoredDelta
 from paramdelta_hub.tasks.runner import perform
 from paramdelta_hub.tasks.workspace import Workspace
-from paramdelta_hub.transforms.addend import Addend
-from paramdelta_hub.transforms.sum import TensorSum
+from paramdelta_hub.transforms.sum import Addend, TensorSum
 from tests.numerics.test_floats import finite_bits, pairs, random_bits
 from tests.support.models import TORCH, from_bits, to_bits, write_model
 

@@ -17,7 +17,8 @@ from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from paramdelta_hub.package.chunks import Layout, decode_added, decode_replaced
-from paramdelta_hub.package.payload import PayloadReader, ShardWriter
+from paramdelta_hub.package.shard import ShardWriter
+from paramdelta_hub.package.tensor_delta import PayloadReader
 
 SIZES = [0, 1, CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1, 5 * CHUNK_ELEMENTS]
 
