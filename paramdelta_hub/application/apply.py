@@ -105,7 +105,7 @@ def apply(
 
     A delta has a weight of 1 unless you give one: ``(delta, 0.5)``, ``{delta: 0.5}``, :class:`WeightedDelta` or
     ``"delta=0.5"``. The arguments from ``target`` to ``stream``, and ``force``, are described at
-    :class:`ApplyRequest`; ``rules`` are its renames and skips. ``executor``, ``threads`` and ``memory`` are described
+    :class:`ApplyRequest`; ``rules`` are its layouts, renames, skips and partials. ``executor``, ``threads`` and ``memory`` are described
     at :class:`ExecutorConfig`, ``registry``, ``overwrite`` and ``progress`` at :mod:`paramdelta_hub`.
 
     Raises:
@@ -121,6 +121,8 @@ def apply(
         weight_map=WeightMap.of(weight_map).rules,
         renames=rules.renames,
         skips=rules.skips,
+        layouts=rules.layouts,
+        partials=rules.partials,
         dtype=dtype,
         companions=companions,
         prefer=prefer,

@@ -29,6 +29,10 @@ class ApplyRequest(Request):
     """(pattern, replacement) for the names of the deltas' tensors."""
     skips: tuple[str, ...] = ()
     """Patterns of the tensors to leave as they are."""
+    layouts: tuple[str, ...] = ()
+    """Layout rules, such as ``stack experts.*.w1.weight -> experts.w1``, that make the target's tensors of a delta's."""
+    partials: tuple[str, ...] = ()
+    """Patterns of tensors that have another size in the target, and to whose leading part the delta is added."""
     dtype: Dtype | None = None
     """What the weights of an fp8 target become: ``bfloat16`` (the default), or ``float8_e4m3fn`` with new scales in the
     target's layout. The report says what that costs."""
@@ -56,7 +60,7 @@ class ApplyRequest(Request):
     @property
     def rules(self) -> Rules:
         """The rules, checked."""
-        return Rules(self.renames, self.skips)
+        return Rules(self.renames, self.skips, layouts=self.layouts, partials=self.partials)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON that holds from any current folder."""

@@ -12,7 +12,7 @@ from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.fileio.safetensors import DISCRETE
 from paramdelta_hub.numerics.floats import FLOATS
 
-__all__ = ["SKIPPED", "Entry", "Match", "OmittedTensor", "match"]
+__all__ = ["PARTIAL", "SKIPPED", "Entry", "Match", "OmittedTensor", "match"]
 
 DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
 """Buffers that models compute anew when they are built. transformers kept them in checkpoints for a while (until
@@ -21,6 +21,10 @@ DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
 
 SKIPPED = "skipped by rule"
 """Why a tensor was left out that could have been summed."""
+
+
+PARTIAL = "used in part: "
+"""How the reason begins why a part of a tensor was left out."""
 
 
 @dataclass(frozen=True)

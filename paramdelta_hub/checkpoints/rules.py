@@ -1,4 +1,4 @@
-"""Rules of the user that change how tensors are matched: renames, skips and carries; and what each of them hit.
+"""Rules of the user that change how tensors are matched: layouts, renames, skips, carries, partials; what each hit.
 
 A rule that hits nothing is probably a mistake, such as a misspelled name or a missing prefix. It is refused, and the
 message lists the most similar names.
@@ -10,8 +10,10 @@ import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
+from paramdelta_hub.checkpoints.layout_rules import LayoutRule
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.names import shown
 from paramdelta_hub.limits import RENAMES, TENSOR_NAME_BYTES
@@ -27,7 +29,7 @@ __all__ = [
     "weight_map_uses",
 ]
 
-RuleKind = Literal["rename", "skip", "carry", "weight-map"]
+RuleKind = Literal["layout", "rename", "skip", "carry", "partial", "weight-map"]
 
 _NEAREST = 3
 """Names that an error proposes."""
@@ -49,15 +51,24 @@ class Rules:
     skips: tuple[str, ...] = ()
     carries: tuple[str, ...] = ()
     """Of tensors that only post has, those to carry whole; an apply has no use for them."""
+    layouts: tuple[str, ...] = ()
+    """How tensors of post or of a delta are put together otherwise, in order, before the renames: see
+    :mod:`.layout_rules`."""
+    partials: tuple[str, ...] = ()
+    """Of tensors that have another size here and there, those of which the overlapping leading part is used."""
 
     def __post_init__(self) -> None:
+        layouts = tuple(_text(rule) for rule in _as_sequence(self.layouts, "layouts"))
+        object.__setattr__(self, "layouts", tuple(str(LayoutRule.parse(rule)) for rule in layouts))
+        object.__setattr__(self, "partials", tuple(_text(text) for text in _as_sequence(self.partials, "partials")))
         object.__setattr__(self, "renames", tuple(_pair(pair) for pair in _as_sequence(self.renames, "renames")))
         object.__setattr__(self, "skips", tuple(_text(pattern) for pattern in _as_sequence(self.skips, "skips")))
         object.__setattr__(self, "carries", tuple(_text(pattern) for pattern in _as_sequence(self.carries, "carries")))
-        for pattern in (*self.skips, *self.carries, *(pattern for pattern, _ in self.renames)):
+        for pattern in (*self.skips, *self.carries, *self.partials, *(pattern for pattern, _ in self.renames)):
             compile_pattern(pattern)
-        if len(self.renames) > RENAMES:
-            raise OptionError(f"{len(self.renames)} rename rules; the limit is {RENAMES}")
+        for what, number in (("rename", len(self.renames)), ("layout", len(self.layouts) + len(self.partials))):
+            if number > RENAMES:
+                raise OptionError(f"{number} {what} rules; the limit is {RENAMES}")
         for pattern, replacement in self.renames:
             if max(len(pattern), len(replacement)) > TENSOR_NAME_BYTES:
                 raise OptionError(f"a rename rule of more than {TENSOR_NAME_BYTES} characters")
@@ -73,6 +84,16 @@ class Rules:
             name = re.sub(pattern, replacement, name)
         return name
 
+    @cached_property
+    def layout_rules(self) -> tuple[LayoutRule, ...]:
+        """The layout rules, parsed."""
+        return tuple(map(LayoutRule.parse, self.layouts))
+
+    @property
+    def layout_texts(self) -> tuple[str, ...]:
+        """The rules by which tensors are rearranged, as a rules file has them."""
+        return (*self.layouts, *(f"partial {pattern}" for pattern in self.partials))
+
     def skips_name(self, name: str) -> bool:
         """Whether a skip rule matches somewhere in ``name``."""
         return any(re.search(pattern, name) for pattern in self.skips)
@@ -80,6 +101,10 @@ class Rules:
     def carries_name(self, name: str) -> bool:
         """Whether a carry rule matches somewhere in ``name``, or in what the rename rules make of it."""
         return any(re.search(pattern, text) for pattern in self.carries for text in (name, self.rename(name)))
+
+    def takes_part_of(self, name: str) -> bool:
+        """Whether a partial rule matches somewhere in ``name``, or in what the rename rules make of it."""
+        return any(re.search(pattern, text) for pattern in self.partials for text in (name, self.rename(name)))
 
 
 def check_rules(rules: Any) -> Rules:
@@ -202,6 +227,8 @@ def weight_map_uses(patterns: Iterable[str], names: Collection[str]) -> list[Rul
 
 
 _UNUSED: Mapping[RuleKind, str] = {
+    "layout": "matches no tensor",
+    "partial": "matches no tensor that has another size on the two sides",
     "rename": "renames no tensor",
     "skip": "matches no tensor",
     "carry": "matches no tensor that only post has",
@@ -224,11 +251,16 @@ def refuse_unused(uses: Iterable[RuleUse], names: Mapping[RuleKind, Collection[s
         return
     lines = []
     for use in unused:
-        near = ", ".join(shown(name) for name in _nearest(use.pattern, names.get(use.rule, ())))
+        near = ", ".join(shown(name) for name in _nearest(_spelled(use), names.get(use.rule, ())))
         lines.append(
             f"--{use.rule} {use.pattern!r} {_UNUSED[use.rule]}" + (f"; the nearest are {near}" if near else "")
         )
     raise OptionError("\n  - ".join(lines), remedy="correct the pattern, or remove the rule")
+
+
+def _spelled(use: RuleUse) -> str:
+    """Return the pattern that a rule looks for first."""
+    return LayoutRule.parse(use.pattern).sources[0].text if use.rule == "layout" else use.pattern
 
 
 def _nearest(pattern: str, names: Collection[str]) -> list[str]:

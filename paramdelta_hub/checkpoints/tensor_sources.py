@@ -1,8 +1,8 @@
 """Tensor sources: the values of one tensor in the form the arithmetic needs, however the model's files store them.
 
 A source is a small frozen dataclass. It says where the values are, goes into a plan as JSON, and opens a reader. Each
-kind is one class here, and :data:`TensorSource` is the union of all of them. To read a new layout, add its class and
-name it in :data:`PlainSource`.
+kind is one class here, and :data:`TensorSource` is the union of all of them. To read another way of storing values, add
+its class and name it in :data:`PlainSource`.
 
 Readers return any range of elements, little-endian, in the caller's buffer.
 """
@@ -23,12 +23,14 @@ from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.paths import PathText
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES, TensorSpan
 from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.numerics.arrangements import Box, BoxReader
 from paramdelta_hub.numerics.float8 import DECODED, Grid, dequantize
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import ElementRuns, Run
 from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = [
+    "Arranged",
     "Dequantized",
     "Files",
     "PlainSource",
@@ -142,7 +144,34 @@ class Dequantized:
 
 
 PlainSource: TypeAlias = Stored | Zeros | Dequantized
-"""Every kind of source whose rows are in their own order."""
+"""Every kind of source that is read as it lies there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """A tensor put together from blocks of others: stacked, cut out, joined, transposed. Zeros where there is no block.
+
+    Args:
+        parts: the other tensors, all of one dtype.
+        boxes: which elements come from where, ascending in ``first``.
+        elements: how many the tensor has.
+        dtype: of the values.
+    """
+
+    parts: tuple[Annotated[PlainSource, Field(discriminator="kind")], ...]
+    boxes: tuple[Box, ...]
+    elements: int
+    dtype: str
+    kind: Literal["arranged"] = "arranged"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return tuple(dict.fromkeys(file for part in self.parts for file in part.files))
+
+    def open(self, files: Files) -> Values:
+        """Return a reader; ``files`` must stay open while it is used."""
+        return _ArrangedValues(self, files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +184,7 @@ class Reordered:
         width: elements of a row.
     """
 
-    inner: Annotated[PlainSource, Field(discriminator="kind")]
+    inner: Annotated[PlainSource | Arranged, Field(discriminator="kind")]
     runs: tuple[Run, ...]
     width: int
     kind: Literal["reordered"] = "reordered"
@@ -175,7 +204,7 @@ class Reordered:
         return _ReorderedValues(self, files)
 
 
-TensorSource: TypeAlias = Annotated[PlainSource | Reordered, Field(discriminator="kind")]
+TensorSource: TypeAlias = Annotated[PlainSource | Arranged | Reordered, Field(discriminator="kind")]
 """Every kind of source."""
 
 
@@ -219,6 +248,24 @@ class _StoredValues:
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         self._files.read(self._file, self._start + start * self._itemsize, out)
+
+
+class _ArrangedValues:
+    """A part is opened when it is first read: a range needs few of hundreds of experts."""
+
+    def __init__(self, source: Arranged, files: Files) -> None:
+        self._source, self._files = source, files
+        self._open: dict[int, Values] = {}
+        self._unsigned = np.dtype(f"u{ITEM_SIZES[source.dtype]}")
+        self._boxes = BoxReader(source.boxes, source.elements, self._unsigned, self._read)
+
+    def read(self, start: int, out: NDArray[np.uint8]) -> None:
+        self._boxes.read(start, out.view(self._unsigned))
+
+    def _read(self, part: int, start: int, out: NDArray[Any]) -> None:
+        if part not in self._open:
+            self._open[part] = self._source.parts[part].open(self._files)
+        self._open[part].read(start, out.view(np.uint8))
 
 
 class _ReorderedValues:

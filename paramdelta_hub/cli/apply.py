@@ -64,6 +64,8 @@ def _request(
         weight_map=WeightMap.of(factors).rules,
         renames=rules.renames,
         skips=rules.skips,
+        layouts=rules.layouts,
+        partials=rules.partials,
         dtype=dtype,
         companions=companions,
         prefer=prefer,
@@ -85,7 +87,12 @@ def _request(
     metavar="REGEX=W",
     help="Multiply the deltas of matching tensors by W. The last match counts. 0 keeps TARGET's tensor.",
 )
-@rules_options(rename="Rename the delta's tensors to TARGET's.", skip="Keep tensors as TARGET has them.")
+@rules_options(
+    layout="Stack, cut, join or transpose the delta's tensors to TARGET's, as in 'transpose c_attn.weight'.",
+    rename="Rename the delta's tensors to TARGET's.",
+    skip="Keep tensors as TARGET has them.",
+    partial="Add to the leading part of matching tensors that have another size in TARGET.",
+)
 @tokenizer_option("target")
 @click.option(
     "--dtype",

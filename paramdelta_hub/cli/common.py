@@ -197,26 +197,37 @@ def parse_assignment(text: str, what: str) -> tuple[str, str]:
     return left, right
 
 
-def rules_options(*, rename: str, skip: str, carry: str | None = None) -> Decorator:
-    """Add ``--rename``, ``--skip`` and ``--carry`` with these helps, and ``--rules``. They give ``rules``."""
+def rules_options(*, layout: str, rename: str, skip: str, partial: str, carry: str | None = None) -> Decorator:
+    """Add an option for each kind of rule, with these helps, and ``--rules``. They give ``rules``."""
     options = [
+        click.option("--layout", "layouts", multiple=True, metavar="RULE", help=layout),
         click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help=rename),
         click.option("--skip", "skips", multiple=True, metavar="REGEX", help=skip),
+        click.option("--partial", "partials", multiple=True, metavar="REGEX", help=partial),
         click.option("--carry", "carries", multiple=True, metavar="REGEX", help=carry),
         click.option(
             "--rules",
             "files",
             multiple=True,
             metavar="FILE",
-            help="Read rules from a file. A line is `rename OLD=NEW`, `skip REGEX`, `carry REGEX` or a # comment.",
+            help="Read rules from a file. A line is `rename OLD=NEW`, `skip REGEX`, `carry REGEX`, `partial REGEX`, a "
+            "layout rule, or a # comment.",
         ),
     ]
     if carry is None:
-        del options[2]
+        del options[4]
+
+    def without_carry(
+        layouts: Sequence[str],
+        renames: Sequence[str],
+        skips: Sequence[str],
+        partials: Sequence[str],
+        files: Sequence[str],
+    ) -> Rules:
+        return parse_rules(renames, skips, files, layouts=layouts, partials=partials)
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        maker = parse_rules if carry else lambda renames, skips, files: parse_rules(renames, skips, files)
-        function = gather(rules=maker)(function)
+        function = gather(rules=parse_rules if carry else without_carry)(function)
         for option in reversed(options):
             function = option(function)
         return function
@@ -225,7 +236,12 @@ def rules_options(*, rename: str, skip: str, carry: str | None = None) -> Decora
 
 
 def parse_rules(
-    renames: Sequence[str], skips: Sequence[str], files: Sequence[str] = (), carries: Sequence[str] = ()
+    renames: Sequence[str],
+    skips: Sequence[str],
+    files: Sequence[str] = (),
+    carries: Sequence[str] = (),
+    layouts: Sequence[str] = (),
+    partials: Sequence[str] = (),
 ) -> Rules:
     """Return the rules of ``--rules FILE``, in order, followed by those of the command line's other options.
 
@@ -237,16 +253,28 @@ def parse_rules(
 
     parts = [rules for file in files for rules in _read_rules(expand(file))]
     assignments = tuple(parse_assignment(rule, "OLD=NEW") for rule in renames)
-    parts.append(Rules(renames=assignments, skips=tuple(skips), carries=tuple(carries)))
+    parts += [_parse_layout(rule) for rule in layouts]
+    parts.append(Rules(renames=assignments, skips=tuple(skips), carries=tuple(carries), partials=tuple(partials)))
     return Rules(
         renames=tuple(rename for rules in parts for rename in rules.renames),
         skips=tuple(skip for rules in parts for skip in rules.skips),
         carries=tuple(carry for rules in parts for carry in rules.carries),
+        layouts=tuple(layout for rules in parts for layout in rules.layouts),
+        partials=tuple(partial for rules in parts for partial in rules.partials),
     )
+
+
+def _parse_layout(text: str) -> Rules:
+    """Return the one rule that a text spells, as ``--layout`` and the lines of a rules file have it."""
+    from paramdelta_hub.checkpoints.rules import Rules
+
+    verb, pattern = (*text.strip().split(maxsplit=1), "", "")[:2]
+    return Rules(partials=(pattern,)) if verb.rstrip(":") == "partial" and pattern else Rules(layouts=(text,))
 
 
 def _read_rules(file: Path) -> Iterator[Rules]:
     """Give the rule of every line that has one."""
+    from paramdelta_hub.checkpoints.layout_rules import LAYOUT_VERBS
     from paramdelta_hub.checkpoints.rules import Rules
 
     try:
@@ -262,9 +290,12 @@ def _read_rules(file: Path) -> Iterator[Rules]:
                 yield Rules(skips=(rule,))
             elif verb == "carry" and rule:
                 yield Rules(carries=(rule,))
+            elif re.split("[@:]", verb)[0] in (*LAYOUT_VERBS, "partial") and rule:
+                yield _parse_layout(line)
             elif verb and not verb.startswith("#"):
                 raise OptionError(
-                    f"{line.strip()[:200]!r} is not a rule: write `rename OLD=NEW`, `skip REGEX` or `carry REGEX`"
+                    f"{line.strip()[:200]!r} is not a rule: write `rename OLD=NEW`, `skip REGEX`, `carry REGEX`, "
+                    f"`partial REGEX`, or a layout rule such as `transpose c_attn.weight`"
                 )
         except OptionError as error:
             raise OptionError(error.what, where=f"{file}:{number}", remedy=error.remedy) from None

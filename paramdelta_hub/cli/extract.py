@@ -109,6 +109,8 @@ def _request(
         renames=rules.renames,
         skips=rules.skips,
         carries=rules.carries,
+        layouts=rules.layouts,
+        partials=rules.partials,
         base_tokenizer=base_tokenizer,
         post_tokenizer=post_tokenizer,
         hash_files=hash_files,
@@ -153,9 +155,11 @@ def _check_published(there: Registry, reference: Reference, request: ExtractRequ
 @click.option("--version", default="1.0.0", show_default=True, help="Semantic version of the delta.")
 @click.option("--license", "license_name", help="License: an SPDX expression, or the Hub's name for it.")
 @rules_options(
+    layout="Stack, cut, join or transpose POST's tensors to BASE's, as in 'stack experts.*.w1.weight -> experts.w1'.",
     rename="Rename POST's tensors, by regex.",
     skip="Leave out tensors. The manifest records them.",
     carry="Store matching tensors whole if only POST has them.",
+    partial="Use the leading part of matching tensors that are larger in POST.",
 )
 @tokenizer_option("base")
 @tokenizer_option("post")

@@ -67,8 +67,8 @@ def extract(
     Both models are read once, chunk by chunk, and every chunk's sum is checked against post as it is made. A killed run
     leaves no ``out``; run it again to resume.
 
-    The arguments from ``base`` to ``hash_files`` are described at :class:`ExtractRequest`; ``rules`` are its renames,
-    skips and carries. ``executor``, ``threads`` and ``memory`` are described at :class:`ExecutorConfig`, ``overwrite``
+    The arguments from ``base`` to ``hash_files`` are described at :class:`ExtractRequest`; ``rules`` are its layouts,
+    renames, skips, carries and partials. ``executor``, ``threads`` and ``memory`` are described at :class:`ExecutorConfig`, ``overwrite``
     and ``progress`` at :mod:`paramdelta_hub`.
 
     Raises:
@@ -89,6 +89,8 @@ def extract(
         renames=rules.renames,
         skips=rules.skips,
         carries=rules.carries,
+        layouts=rules.layouts,
+        partials=rules.partials,
         base_tokenizer=_text(base_tokenizer),
         post_tokenizer=_text(post_tokenizer),
         hash_files=hash_files,

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.layouts import Layout, arrange, arranged_model, partial_note
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model
-from paramdelta_hub.checkpoints.matching import SKIPPED, Match, OmittedTensor, match
+from paramdelta_hub.checkpoints.matching import PARTIAL, SKIPPED, Match, OmittedTensor, match
 from paramdelta_hub.checkpoints.rename_proposals import suggest_renames
 from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses
 from paramdelta_hub.checkpoints.tensor_sources import Zeros
@@ -127,15 +128,20 @@ def pair_up(
         MismatchError: every misfit is listed.
         CheckpointError: scales or a tokenizer that can't be used.
     """
-    sides = _Sides(logical_model(base), logical_model(post))
+    as_stored = _Sides(logical_model(base), logical_model(post))
+    layout = arrange(as_stored.post.entries, rules, as_stored.base.entries)
+    sides = _Sides(as_stored.base, arranged_model(as_stored.post, layout))
     base_entries, post_entries = sides.base.entries, sides.post.entries
     carried = [name for name in post_entries if rules.carries_name(name)]
     matched = match(base_entries, post_entries, rules, ("base", "post"), carried=carried)
-    uses = rule_uses(rules, base_entries, [post_entries], matched.carried)
+    matched.mismatches += [*layout.problems, *_too_small(layout)]
+    uses = [*layout.uses, *rule_uses(rules, base_entries, [post_entries], matched.carried)]
     candidates: dict[RuleKind, list[str]] = {
         "skip": [*base_entries, *post_entries],
         "rename": [*post_entries],
         "carry": [name for name in post_entries if rules.rename(name) not in base_entries],
+        "layout": [*as_stored.post.entries],
+        "partial": [*post_entries],
     }
     refuse_unused(uses, candidates)
     vocabularies = _Vocabularies(base_tokenizer, post_tokenizer)
@@ -143,6 +149,10 @@ def pair_up(
         pairs=_make_pairs(matched, sides, rules, vocabularies),
         omissions=(
             *matched.omissions,
+            *(
+                OmittedTensor(name, "post", PARTIAL + partial_note("post", shape, "base", other))
+                for name, (shape, other) in layout.partials.items()
+            ),
             *(OmittedTensor(name, "base", reason) for name, reason in sides.base.omissions),
             *(OmittedTensor(name, "post", reason) for name, reason in sides.post.omissions),
         ),
@@ -150,6 +160,15 @@ def pair_up(
         uses=tuple(uses),
         skipped=_skipped_pairs(matched, sides, rules) if rules.skips else (),
     )
+
+
+def _too_small(layout: Layout) -> list[Mismatch]:
+    """Return the tensors of which base has elements that post has not: no part of post's could make those."""
+    return [
+        Mismatch(name, "partial", f"post has {list(shape)}, which does not hold base's {list(other)}")
+        for name, (shape, other) in layout.partials.items()
+        if any(mine < theirs for mine, theirs in zip(shape, other, strict=True))
+    ]
 
 
 class _Sides(NamedTuple):

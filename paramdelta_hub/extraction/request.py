@@ -31,6 +31,10 @@ class ExtractRequest(Request):
     """Patterns of the tensors to leave out."""
     carries: tuple[str, ...] = ()
     """Patterns of the tensors that only post has, and that the delta carries whole."""
+    layouts: tuple[str, ...] = ()
+    """Layout rules, such as ``stack experts.*.w1.weight -> experts.w1``, that make base's tensors of post's."""
+    partials: tuple[str, ...] = ()
+    """Patterns of tensors that are larger in post, and of which the leading part is used."""
     base_tokenizer: str | None = None
     """The folder of base's tokenizer, if it is not beside the weights. Rows of embeddings are matched by token."""
     post_tokenizer: str | None = None
@@ -42,7 +46,7 @@ class ExtractRequest(Request):
     @property
     def rules(self) -> Rules:
         """The rules, checked."""
-        return Rules(self.renames, self.skips, self.carries)
+        return Rules(self.renames, self.skips, self.carries, self.layouts, self.partials)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON that holds from any current folder."""
