@@ -14,15 +14,18 @@ from paramdelta_hub.application.provenance import PROVENANCE_NAME, is_post, prov
 from paramdelta_hub.application.requantize import Dtype, Requantization, requantization
 from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.streaming import FilePool
-from paramdelta_hub.application.weighted_deltas import AppliedDelta, addends_by_tensor
+from paramdelta_hub.application.weighted_deltas import AppliedDelta, addends_by_tensor, spilled_deltas
 from paramdelta_hub.application.weights import Deltas, Factors, WeightedDelta, WeightMap, weighted_deltas
 from paramdelta_hub.checkpoints.checkpoint import INDEX
 from paramdelta_hub.checkpoints.companions import read_companion
+from paramdelta_hub.checkpoints.logical import LogicalTensor
 from paramdelta_hub.checkpoints.matching import OmittedTensor
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, check_rules
-from paramdelta_hub.errors import Mismatch, NotFiniteError, OptionError
+from paramdelta_hub.checkpoints.tensor_sources import Stored
+from paramdelta_hub.errors import CheckpointError, Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import io_errors, write_file
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.numerics.kernels import Kernel
@@ -105,8 +108,9 @@ def apply(
 
     A delta has a weight of 1 unless you give one: ``(delta, 0.5)``, ``{delta: 0.5}``, :class:`WeightedDelta` or
     ``"delta=0.5"``. The arguments from ``target`` to ``stream``, and ``force``, are described at
-    :class:`ApplyRequest`; ``rules`` are its layouts, renames, skips and partials. ``executor``, ``threads`` and ``memory`` are described
-    at :class:`ExecutorConfig`, ``registry``, ``overwrite`` and ``progress`` at :mod:`paramdelta_hub`.
+    :class:`ApplyRequest`; ``rules`` are its layouts, renames, skips and partials. ``executor``, ``threads`` and
+    ``memory`` are described at :class:`ExecutorConfig`, ``registry``, ``overwrite`` and ``progress`` at
+    :mod:`paramdelta_hub`.
 
     Raises:
         ParamdeltaError: OptionError, CheckpointError, PackageError, MismatchError (every mismatch is listed),
@@ -197,7 +201,8 @@ class Application(Operation[ApplyReport]):
         compatibility, packages = inputs.compatibility, inputs.packages
         self._sums = addends_by_tensor(compatibility, packages, inputs.weights)
         self._files = plan_output_files(inputs.model, compatibility.results, compatibility.colocate_with)
-        self.plan = plan_apply(compatibility, self._files, packages, self._sums, inputs.request.to_json())
+        spilled = spilled_deltas(compatibility, packages, self._sums)
+        self.plan = plan_apply(compatibility, self._files, packages, self._sums, spilled, inputs.request.to_json())
         self._pool = FilePool(None, ())
 
     @property
@@ -232,7 +237,7 @@ class Application(Operation[ApplyReport]):
         ordered = [outcome for _, outcome in sorted(outcomes.items()) if isinstance(outcome, Applied)]
         digests = {name: digest for outcome in ordered for name, digest in outcome.digests.items()}
         notes = (*inputs.warnings, *self._warnings, *([] if self._sums else [NOTHING_ADDED]), *compatibility.notes)
-        exactly_post = is_post(self._applied, compatibility, digests)
+        exactly_post = is_post(self._applied, compatibility, digests) and self._arranged_are_post(workspace)
         lost = requantization(deviation for outcome in ordered for deviation in outcome.deviations)
         with io_errors("writing the companion files"), provenance_problems(str(workspace.given)):
             companions = write_companions(
@@ -279,6 +284,19 @@ class Application(Operation[ApplyReport]):
             requantization=lost,
             resumed_tasks=resumed,
         )
+
+    def _arranged_are_post(self, workspace: Workspace) -> bool:
+        """Whether what the result has in other pieces than the delta is post's, too: it is read again to tell."""
+        compatibility, [package, *_] = self._inputs.compatibility, self._inputs.packages
+        files = {name: file for file in self._files.values() for name in file.starts}
+
+        def written(name: str) -> LogicalTensor:
+            made, file = compatibility.results[name], files[name]
+            path = workspace.result / file.name
+            return LogicalTensor(made.dtype, made.shape, Stored(str(path), file.starts[name], made.dtype))
+
+        with OpenFiles(CheckpointError) as opened:
+            return compatibility.arranged[0].have_values(package, written, opened)
 
 
 def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:

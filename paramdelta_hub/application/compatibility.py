@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from paramdelta_hub.application.arrangements import ArrangedPairs, take_arranged
 from paramdelta_hub.application.output_files import OutTensor
 from paramdelta_hub.application.row_placement import PlacedRows, RowPlanner
 from paramdelta_hub.application.weights import Weights
+from paramdelta_hub.checkpoints.layouts import Layout, arrange
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of
 from paramdelta_hub.checkpoints.matching import Match, OmittedTensor, match
 from paramdelta_hub.checkpoints.rename_proposals import suggest_renames
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry
-from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
+from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
 from paramdelta_hub.checkpoints.tensor_sources import Stored, Zeros
 from paramdelta_hub.errors import Mismatch, MismatchError
 from paramdelta_hub.fileio.strict_json import JsonObject
@@ -48,6 +50,22 @@ class Compatibility:
     """Whether weights that are 8-bit floats in the target are so in the result."""
     uses: tuple[RuleUse, ...] = ()
     """What each rule hit, and which tensors it left out although a delta changes them."""
+    arranged: tuple[ArrangedPairs, ...] = ()
+    """For every delta, the target's tensors that it has in other pieces."""
+
+    @property
+    def paired(self) -> set[str]:
+        """The target's tensors that a delta has, too."""
+        matched = {name for match in self.matches for name in match.pairs}
+        return matched.union(*(arranged.pairs for arranged in self.arranged))
+
+    def in_delta_order(self, number: int, package: Package) -> dict[str, LogicalTensor]:
+        """Return the target's values in the order of a delta's tensors, of those that it has in other pieces."""
+        arranged = self.arranged[number]
+        found = {
+            name: arranged.in_delta_order(name, package.records[name], self.tensor) for name in arranged.delta_names
+        }
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def in_fp8(self, name: str) -> bool:
         """Whether the result's tensor is 8-bit floats."""
@@ -136,7 +154,8 @@ class Compatibility:
             + ("instead of the target's" if name in self.target.tensors else "because the target has none")
             for name in self.carried
         ]
-        return (*dict.fromkeys(ties), *rows, *whole)
+        pieces = [note for arranged in self.arranged for note in arranged.notes]
+        return (*dict.fromkeys(ties), *rows, *whole, *dict.fromkeys(pieces))
 
 
 def check_compatibility(
@@ -156,12 +175,18 @@ def check_compatibility(
     problems = _Problems("use a target of base's architecture and dtype, or change the pairs with --rename and --skip")
     if target.unsupported:
         problems.found.append(Mismatch("target", "quantized", target.unsupported))
-    sides = [_entries(package) for package in packages]
+    layouts = [arrange(_entries(package), rules, target.entries) for package in packages]
+    sides = [_arranged_entries(_entries(package), layout) for package, layout in zip(packages, layouts, strict=True)]
     matches = _matches(target.entries, packages, sides, rules)
-    uses = _rule_uses(target, packages, sides, matches, rules, weights)
+    uses = _rule_uses(target, packages, sides, layouts, matches, rules, weights)
     for entries, matched in zip(sides, matches, strict=True):
         if matched.mismatches and (options := suggest_renames(target.entries, entries, rules)):
             problems.remedy = f"try {options}; leave out the remaining tensors with --skip"
+    arranged = []
+    for number, (package, layout, matched) in enumerate(zip(packages, layouts, matches, strict=True)):
+        pairs, misfits = take_arranged(number, matched, layout, package)
+        arranged.append(pairs)
+        problems.found += misfits
     carried: dict[str, CarriedTensor] = {}
     vocabularies: dict[str, dict[int, TensorRecord]] = {
         name: {} for name, entry in target.entries.items() if entry.vocabulary
@@ -188,11 +213,13 @@ def check_compatibility(
     for name in carried:
         vocabularies.pop(name, None)
     placed = _place_rows(target, vocabularies, matches, row_planner, weights, problems)
+    for pairs, package in zip(arranged, packages, strict=True):
+        problems.found += _moved_rows(pairs, package, row_planner, weights)
     if keeps_fp8 and (without_scales := list(_without_scales(target, placed, carried))):
         problems.found += without_scales
         problems.remedy = "remove --dtype; the result's weights are then bf16"
     problems.refuse(str(target.checkpoint.source.path))
-    return Compatibility(target, tuple(matches), placed, carried, keeps_fp8, tuple(uses))
+    return Compatibility(target, tuple(matches), placed, carried, keeps_fp8, tuple(uses), tuple(arranged))
 
 
 @dataclass
@@ -245,20 +272,47 @@ def _place_rows(
     return placed
 
 
+def _moved_rows(
+    arranged: ArrangedPairs, package: Package, row_planner: RowPlanner, weights: Weights
+) -> Iterator[Mismatch]:
+    """Yield the tensors in other pieces whose rows are a vocabulary's, and would have to move."""
+    entries = _entries(package)
+    for name, arrangement in arranged.pairs.items():
+        for record in (package.records[source] for source in arrangement.sources if entries[source].vocabulary):
+            number = arranged.number
+            try:
+                rows = row_planner.place_rows(record.shape[0], {number: record}, {number: weights.of(number, name)})
+            except MismatchError as error:
+                yield Mismatch(name, "rows", error.what)
+                continue
+            if rows is not None:
+                what = "its rows would have to be matched by token, which is not done where a layout rule makes it"
+                yield Mismatch(name, "rows", f"{what}; leave it out with --skip")
+
+
 def _rule_uses(
     target: LogicalModel,
     packages: Sequence[Package],
     sides: Sequence[Mapping[str, Entry]],
+    layouts: Sequence[Layout],
     matches: Sequence[Match],
     rules: Rules,
     weights: Weights,
 ) -> list[RuleUse]:
     """Return what each rule hits, or refuse those that hit nothing."""
     summed = {name for matched in matches for name in matched.pairs}
-    uses = rule_uses(rules, target.entries, sides)
+    uses = _layout_uses(layouts)
+    uses += rule_uses(rules, target.entries, sides)
     uses += weight_map_uses([pattern for pattern, _ in weights.by_name.rules], summed)
     delta_names = list(dict.fromkeys(name for side in sides for name in side))
-    refuse_unused(uses, {"skip": [*target.entries, *delta_names], "rename": delta_names, "weight-map": summed})
+    candidates: dict[RuleKind, Collection[str]] = {
+        "skip": [*target.entries, *delta_names],
+        "rename": delta_names,
+        "layout": list(dict.fromkeys(name for package in packages for name in package.records)),
+        "partial": delta_names,
+        "weight-map": summed,
+    }
+    refuse_unused(uses, candidates)
     if not summed and rules.skips:
         raise MismatchError("the skip rules leave no tensor of any delta", where=str(target.checkpoint.source.path))
     for number in range(len(packages)):
@@ -271,6 +325,14 @@ def _rule_uses(
             if record.changed and (rules.skips_name(name) or rules.skips_name(renamed)):
                 trained.setdefault(renamed, set()).update((name, renamed))
     return [use.with_trained(trained) for use in uses]
+
+
+def _layout_uses(layouts: Sequence[Layout]) -> list[RuleUse]:
+    """Return what every layout rule and every partial rule hits, in all deltas together."""
+    return [
+        replace(uses[0], tensors=sum(use.tensors for use in uses))
+        for uses in zip(*(layout.uses for layout in layouts), strict=True)
+    ]
 
 
 def _without_scales(
@@ -302,6 +364,14 @@ def _entries(package: Package) -> dict[str, Entry]:
     return entries
 
 
+def _arranged_entries(entries: Mapping[str, Entry], layout: Layout) -> dict[str, Entry]:
+    """Return a package's tensors after the layout rules, as pairing sees them."""
+    made = {name: (layout.dtypes[name], made.shape) for name, made in layout.arrangements.items()}
+    kept = {name: entries[name] for name in layout.kept}
+    vocabularies = entries_of({**{name: (entry.dtype, entry.shape) for name, entry in kept.items()}, **made})
+    return kept | {name: vocabularies[name] for name in made}
+
+
 def _matches(
     left: Mapping[str, Entry], packages: Sequence[Package], sides: Sequence[Mapping[str, Entry]], rules: Rules
 ) -> list[Match]:
@@ -311,7 +381,7 @@ def _matches(
         matches = []
         for package, entries in zip(packages, sides, strict=True):
             known = [omission.name for omission in package.manifest.omissions]
-            carried = [name for name, record in package.records.items() if _is_carried(record)]
+            carried = [name for name in entries if name in package.records and _is_carried(package.records[name])]
             matches.append(match(left, entries, rules, ("the target", "the delta"), known, carried))
         return matches
 

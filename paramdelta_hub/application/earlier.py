@@ -67,6 +67,10 @@ def _changed(
             tensor = compatibility.tensor(name)
             if (tensor.dtype, tensor.shape) == (record.dtype, record.shape) and tensor.nbytes <= max_bytes:
                 yield record.post_blake3, tensor
+    for name, tensor in compatibility.in_delta_order(number, package).items():
+        record = package.records[name]
+        if record.changed and tensor.dtype == record.dtype and tensor.nbytes <= max_bytes:
+            yield record.post_blake3, tensor
 
 
 def earlier_deltas(target: Checkpoint) -> tuple[Delta, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from paramdelta_hub.application.compatibility import Compatibility
@@ -13,12 +13,13 @@ from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.tasks.models import ApplyTask, OutputSpan, ResultTensor
 from paramdelta_hub.tasks.plan import Plan, cut
+from paramdelta_hub.transforms.arranged import ArrangedAddend, SpilledDelta
 from paramdelta_hub.transforms.requantize import Quantization
 from paramdelta_hub.transforms.sum import Addend
 
 __all__ = ["plan_apply", "temporary_bytes"]
 
-Sums: TypeAlias = "Mapping[str, Sequence[Addend]]"
+Sums: TypeAlias = "Mapping[str, Sequence[Addend | ArrangedAddend]]"
 """For every tensor that changes, what is added to it."""
 
 
@@ -27,9 +28,13 @@ def plan_apply(
     files: Mapping[str, OutputFile],
     packages: Sequence[Package],
     sums: Sums,
+    spilled: Mapping[str, SpilledDelta],
     request: JsonObject,
 ) -> Plan:
-    """Return the plan that makes the result's files out of a target and deltas that fit it."""
+    """Return the plan that makes the result's files out of a target and deltas that fit it.
+
+    Tensors that get blocks of one delta are made by one task, wherever they lie, so that it is decoded once.
+    """
     target, results = compatibility.target.checkpoint, compatibility.results
     spans = {
         name: OutputSpan(name, file.name, start, results[name].nbytes)
@@ -42,8 +47,12 @@ def plan_apply(
         if compatibility.in_fp8(name) and isinstance(source := compatibility.tensor(name).source, Dequantized)
     }
     tasks = []
+    for names, keys in _sharing(sums):
+        tensors = tuple(_result_tensor(name, compatibility, spans, sums[name]) for name in names)
+        tasks.append(ApplyTask.of(tensors, tuple(spilled[key] for key in keys)))
+    done = scales | {tensor.name for task in tasks for tensor in task.tensors}  # scales are written with their weights
     for file in files.values():
-        names = [name for name in file.starts if name not in scales]  # those are written with their weights
+        names = [name for name in file.starts if name not in done]
         for group in cut(names, lambda name: results[name].nbytes, target.nbytes):
             tasks.append(
                 ApplyTask.of(tuple(_result_tensor(name, compatibility, spans, sums.get(name, ())) for name in group))
@@ -56,8 +65,34 @@ def plan_apply(
     )
 
 
+def _sharing(sums: Sums) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the tensors that get blocks of the same deltas, with the keys of these; in the order of the tensors."""
+    keys_of = {
+        name: [key for addend in addends if isinstance(addend, ArrangedAddend) for key in addend.keys]
+        for name, addends in sums.items()
+    }
+    users: dict[str, list[str]] = {}
+    for name, keys in keys_of.items():
+        for key in keys:
+            users.setdefault(key, []).append(name)
+    seen: set[str] = set()
+    for name, keys in keys_of.items():
+        if not keys or name in seen:
+            continue
+        seen.add(name)
+        names, found = [name], dict.fromkeys(keys)
+        for member in names:
+            for key in keys_of[member]:
+                found[key] = None
+                for other in users[key]:
+                    if other not in seen:
+                        seen.add(other)
+                        names.append(other)
+        yield names, list(found)
+
+
 def _result_tensor(
-    name: str, compatibility: Compatibility, spans: Mapping[str, OutputSpan], addends: Sequence[Addend]
+    name: str, compatibility: Compatibility, spans: Mapping[str, OutputSpan], addends: Sequence[Addend | ArrangedAddend]
 ) -> ResultTensor:
     tensor, placed = compatibility.source(name, summed=bool(addends)), compatibility.placed.get(name)
     arranged = tensor.reorder_rows(placed.start if placed else None)
@@ -79,7 +114,12 @@ def _result_tensor(
 
 def temporary_bytes(plan: Plan, threads: int) -> int:
     """Return the most that temporary files take, with so many tasks at a time."""
-    each = [max(map(_temporary_bytes, task.tensors), default=0) for task in plan.tasks if isinstance(task, ApplyTask)]
+    each = [
+        max(map(_temporary_bytes, task.tensors), default=0)
+        + sum(spilled.elements * FLOATS[spilled.dtype].wide.itemsize for spilled in task.spilled)
+        for task in plan.tasks
+        if isinstance(task, ApplyTask)
+    ]
     return sum(sorted(each)[-threads:])
 
 
@@ -87,6 +127,6 @@ def _temporary_bytes(tensor: ResultTensor) -> int:
     """Return what waits in files while a tensor is made: deltas in another row order, sums to be made 8-bit floats."""
     needed = FLOATS[tensor.dtype].itemsize * tensor.elements if tensor.quantization else 0
     for addend in tensor.addends:
-        if spilled := addend.spilled_elements:
+        if isinstance(addend, Addend) and (spilled := addend.spilled_elements):
             needed += FLOATS[tensor.dtype].wide.itemsize * spilled
     return needed

@@ -96,13 +96,12 @@ def preview(
     deltas = tuple(inputs.check_lineages())
     files = plan_output_files(inputs.model, compatibility.results, compatibility.colocate_with)
     source = inputs.model.source
-    paired = {name for match in compatibility.matches for name in match.pairs}
     return Preview(
         path=workspace.given,
         target=Model(name=source.name, commit=source.commit),
         deltas=deltas,
-        paired_tensors=len(paired),
-        kept_tensors=len(compatibility.results.keys() - paired),
+        paired_tensors=len(compatibility.paired),
+        kept_tensors=len(compatibility.results.keys() - compatibility.paired),
         nbytes=sum(file.size for file in files.values()),
         needed_nbytes=inputs.needed_bytes(files.values(), default_threads()),
         free_nbytes=workspace.space(),

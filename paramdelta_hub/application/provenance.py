@@ -9,7 +9,7 @@ from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.application.earlier import earlier_deltas
 from paramdelta_hub.application.weighted_deltas import AppliedDelta
 from paramdelta_hub.application.weights import WeightMap
-from paramdelta_hub.checkpoints.matching import SKIPPED
+from paramdelta_hub.checkpoints.matching import PARTIAL, SKIPPED
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.package.provenance import (
     PROVENANCE_NAME,
@@ -27,13 +27,17 @@ __all__ = ["PROVENANCE_NAME", "is_post", "provenance_of"]
 
 
 def is_post(applied: Sequence[AppliedDelta], compatibility: Compatibility, digests: dict[str, str]) -> bool:
-    """Whether every tensor of the delta came out as post's own, by its digest, and post has no others."""
+    """Whether every tensor of the delta came out as post's own, by its digest, and post has no others.
+
+    The values of tensors that the result has in other pieces than the delta are not looked at.
+    """
     if len(applied) != 1:
         return False
     records, pairs = applied[0].package.records, compatibility.matches[0].pairs
-    if any(omission.reason == SKIPPED for omission in applied[0].package.manifest.omissions):
+    omissions = applied[0].package.manifest.omissions
+    if any(omission.reason == SKIPPED or omission.reason.startswith(PARTIAL) for omission in omissions):
         return False
-    return len(pairs) == len(records) and all(
+    return len(pairs) + len(compatibility.arranged[0].delta_names) == len(records) and all(
         digests[name] == records[delta_name].post_blake3 for name, delta_name in pairs.items()
     )
 
@@ -60,6 +64,7 @@ def provenance_of(
         deltas=tuple(applied),
         earlier=earlier_deltas(compatibility.target.checkpoint),
         weight_map=tuple(Factor(pattern=pattern, factor=factor) for pattern, factor in weight_map.rules),
+        layouts=rules.layout_texts,
         renames=tuple(Renaming(pattern=pattern, replacement=new) for pattern, new in rules.renames),
         skips=rules.skips,
         omissions=tuple(LeftOut(**vars(omission)) for omission in compatibility.omissions),

@@ -30,7 +30,8 @@ class ApplyRequest(Request):
     skips: tuple[str, ...] = ()
     """Patterns of the tensors to leave as they are."""
     layouts: tuple[str, ...] = ()
-    """Layout rules, such as ``stack experts.*.w1.weight -> experts.w1``, that make the target's tensors of a delta's."""
+    """Layout rules, such as ``stack experts.*.w1.weight -> experts.w1``, that make the target's tensors of the deltas'
+    tensors."""
     partials: tuple[str, ...] = ()
     """Patterns of tensors that have another size in the target, and to whose leading part the delta is added."""
     dtype: Dtype | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import ConfigDict, Field
 
@@ -18,9 +18,10 @@ from paramdelta_hub.limits import KIN_CORRELATION
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.provenance import Delta, Lineage, Model
 from paramdelta_hub.package.tensor_delta import StoredDelta
+from paramdelta_hub.transforms.arranged import ArrangedAddend, SpilledDelta
 from paramdelta_hub.transforms.sum import Addend, RowPlacement
 
-__all__ = ["AppliedDelta", "addends_by_tensor", "check_lineage"]
+__all__ = ["AppliedDelta", "addends_by_tensor", "check_lineage", "spilled_deltas"]
 
 
 class AppliedDelta(Delta):
@@ -67,6 +68,7 @@ def check_lineage(
         tensor = compatibility.tensor(name).reorder_rows(placed.inverse[number] if placed else None)
         if tensor.shape == package.records[delta_name].shape:
             tensors[delta_name] = tensor
+    tensors |= compatibility.in_delta_order(number, package)
     lineage = compare_samples(samples, tensors, remote)
     if not lineage.is_related and not force:
         raise LineageError(
@@ -81,9 +83,9 @@ def check_lineage(
 
 def addends_by_tensor(
     compatibility: Compatibility, packages: Sequence[Package], weights: Weights
-) -> dict[str, list[Addend]]:
+) -> dict[str, list[Addend | ArrangedAddend]]:
     """Return for every tensor that changes what is added to it."""
-    sums: dict[str, list[Addend]] = {}
+    sums: dict[str, list[Addend | ArrangedAddend]] = {}
     for number, package in enumerate(packages):
         records, locations = package.records, package.payload_locations()
         for name, delta_name in compatibility.matches[number].pairs.items():
@@ -110,12 +112,34 @@ def addends_by_tensor(
                 in_its_order = compatibility.tensor(name).reorder_rows(placed.inverse[number])
                 placement = RowPlacement(runs, math.prod(in_its_order.shape[1:]), in_its_order.source)
             addends.append(Addend(StoredDelta.of(record, locations), weight, placement))
+        arranged = compatibility.arranged[number]
+        for name in arranged.pairs:
+            if weight := weights.of(number, name):
+                sums.setdefault(name, []).append(arranged.addend(name, package, weight))
     # Weights that would become fp8 again only to gain nothing are left as they are, codes and scales.
     unchanged = {
         name
         for name, addends in sums.items()
-        if compatibility.in_fp8(name)
-        and name not in compatibility.placed
-        and all(addend.delta.is_zero for addend in addends)
+        if compatibility.in_fp8(name) and name not in compatibility.placed and all(addend.is_zero for addend in addends)
     }
     return {name: addends for name, addends in sums.items() if addends and name not in unchanged}
+
+
+def spilled_deltas(
+    compatibility: Compatibility, packages: Sequence[Package], sums: Mapping[str, Sequence[Addend | ArrangedAddend]]
+) -> dict[str, SpilledDelta]:
+    """Return the deltas of which tensors get blocks, by the keys that their addends have."""
+    used = {
+        key
+        for addends in sums.values()
+        for addend in addends
+        if isinstance(addend, ArrangedAddend)
+        for key in addend.keys
+    }
+    return {
+        spilled.key: spilled
+        for package, arranged in zip(packages, compatibility.arranged, strict=True)
+        if arranged.pairs
+        for spilled in arranged.spilled(package, package.payload_locations(), compatibility.tensor)
+        if spilled.key in used
+    }

@@ -55,8 +55,8 @@ class _Tensors:
         """Apply a rule wherever it matches; return how many tensors it took."""
         taken = 0
         for prefix, numbers, names in self._groups(rule):
-            parts = [self._arrangement(name) for name in names]
-            dtypes = {self._dtype(name) for name in names}
+            parts = [self.arrangement(name) for name in names]
+            dtypes = {self.dtype(name) for name in names}
             taken += len(names)
             try:
                 if len(dtypes) > 1:
@@ -106,10 +106,12 @@ class _Tensors:
             groups.append((prefix, numbers, [members[key] for key in wanted]))
         return groups
 
-    def _arrangement(self, name: str) -> Arrangement:
+    def arrangement(self, name: str) -> Arrangement:
+        """Return the tensor as it is now."""
         return self.made[name] if name in self.made else Arrangement.whole(name, self.entries[name][1])
 
-    def _dtype(self, name: str) -> str:
+    def dtype(self, name: str) -> str:
+        """Return its dtype."""
         return self.dtypes[name] if name in self.made else self.entries[name][0]
 
     def _make(
@@ -174,7 +176,7 @@ def _check_equal(shapes: Sequence[tuple[int, ...]]) -> None:
 
 
 def arrange(
-    entries: Mapping[str, Entry], rules: Rules, other: Mapping[str, Entry], shape_of: ShapeOf | None = None
+    entries: Mapping[str, Entry], rules: Rules, other: Mapping[str, Entry], partial: Collection[str] = ()
 ) -> Layout:
     """Apply layout rules, and then partial rules, to the tensors of one side.
 
@@ -182,38 +184,40 @@ def arrange(
         entries: the side's tensors.
         rules: the user's.
         other: the other side's tensors, whose names the rename rules make of this side's.
-        shape_of: what tells the other side's shapes by this side's names, if not the rename rules.
+        partial: names of which the leading part is used, besides those that a partial rule matches.
     """
 
     def other_shape(name: str) -> tuple[int, ...] | None:
         found = other.get(rules.rename(name))
         return found.shape if found else None
 
-    tensors = _Tensors({name: (entry.dtype, entry.shape) for name, entry in entries.items()}, shape_of or other_shape)
+    tensors = _Tensors({name: (entry.dtype, entry.shape) for name, entry in entries.items()}, other_shape)
     uses = [RuleUse("layout", str(rule), tensors.apply(rule)) for rule in rules.layout_rules]
     layout = Layout(tensors.made, tensors.dtypes, list(tensors.kept), uses, tensors.problems)
-    if rules.partials:
-        _take_parts(layout, tensors, rules, other)
+    if rules.partials or partial:
+        _take_parts(layout, tensors, rules, other, partial)
     return layout
 
 
-def _take_parts(layout: Layout, tensors: _Tensors, rules: Rules, other: Mapping[str, Entry]) -> None:
+def _take_parts(
+    layout: Layout, tensors: _Tensors, rules: Rules, other: Mapping[str, Entry], partial: Collection[str]
+) -> None:
     hit: dict[str, int] = dict.fromkeys(rules.partials, 0)
     for name in layout.names:
         found = other.get(rules.rename(name))
-        arrangement = tensors._arrangement(name)
+        arrangement = tensors.arrangement(name)
         if (
             found is None
             or found.vocabulary  # whose rows are matched by token
             or len(found.shape) != len(arrangement.shape)
             or found.shape == arrangement.shape
-            or not rules.takes_part_of(name)
+            or not (rules.takes_part_of(name) or name in partial)
         ):
             continue
         for pattern in rules.partials:
             hit[pattern] += replace(rules, partials=(pattern,)).takes_part_of(name)
         layout.partials[name] = (arrangement.shape, found.shape)
-        layout.dtypes[name] = tensors._dtype(name)
+        layout.dtypes[name] = tensors.dtype(name)
         layout.arrangements[name] = arrangement.resized(found.shape)
     layout.kept = [name for name in layout.kept if name not in layout.partials]
     layout.uses += [RuleUse("partial", pattern, number) for pattern, number in hit.items()]

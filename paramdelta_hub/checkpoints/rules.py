@@ -66,6 +66,8 @@ class Rules:
         object.__setattr__(self, "carries", tuple(_text(pattern) for pattern in _as_sequence(self.carries, "carries")))
         for pattern in (*self.skips, *self.carries, *self.partials, *(pattern for pattern, _ in self.renames)):
             compile_pattern(pattern)
+        if any(len(pattern) > TENSOR_NAME_BYTES - 8 for pattern in self.partials):  # the manifest has them with a verb
+            raise OptionError("a partial rule is too long")
         for what, number in (("rename", len(self.renames)), ("layout", len(self.layouts) + len(self.partials))):
             if number > RENAMES:
                 raise OptionError(f"{number} {what} rules; the limit is {RENAMES}")

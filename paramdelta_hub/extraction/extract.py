@@ -68,8 +68,8 @@ def extract(
     leaves no ``out``; run it again to resume.
 
     The arguments from ``base`` to ``hash_files`` are described at :class:`ExtractRequest`; ``rules`` are its layouts,
-    renames, skips, carries and partials. ``executor``, ``threads`` and ``memory`` are described at :class:`ExecutorConfig`, ``overwrite``
-    and ``progress`` at :mod:`paramdelta_hub`.
+    renames, skips, carries and partials. ``executor``, ``threads`` and ``memory`` are described at
+    :class:`ExecutorConfig`, ``overwrite`` and ``progress`` at :mod:`paramdelta_hub`.
 
     Raises:
         OptionError: a name, version, license or rule that can't be used.

@@ -85,6 +85,7 @@ def build_manifest(
         configs=config_changes(base, post),
         given_up=dict(sorted(differences.given_up.items(), key=lambda token: token[1])),
         renames=tuple(Rename(pattern=pattern, replacement=new) for pattern, new in rules.renames),
+        layouts=rules.layout_texts,
         omissions=tuple(Omission(**vars(omission)) for omission in differences.omissions),
         shards=tuple(shards),
         lineage=lineage,

@@ -126,6 +126,10 @@ class AddedChunk:
     exact: Bits
     base_digest: bytes
 
+    def is_of(self, values: NDArray[np.uint8]) -> bool:
+        """Whether there are exceptions, and a target has the values of base, for which they are."""
+        return bool(self.exceptions.size and values_digest(values) == self.base_digest)
+
 
 def decode_added(layout: Layout, streams: Sequence[Buffer], out: Wide, kernel: Kernel) -> AddedChunk:
     """Decode a float chunk; ``out`` (wide) receives Δ and sets how many elements there are.

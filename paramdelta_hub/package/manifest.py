@@ -197,6 +197,9 @@ class Manifest(Record):
     )
     given_up: Counts = Field(description="tokens of base that post no longer has, with base's ids")
     renames: Annotated[tuple[Rename, ...], Field(max_length=RENAMES, fail_fast=True)]
+    layouts: Annotated[tuple[Text, ...], Field(max_length=RENAMES, fail_fast=True)] = Field(
+        description="rules by which post's tensors were put together to base's, before the renames"
+    )
     omissions: Annotated[tuple[Omission, ...], Field(max_length=TENSORS, fail_fast=True)]
     shards: Annotated[tuple[FileRecord, ...], Field(max_length=FILES, fail_fast=True)]
     lineage: FileRecord = Field(description="samples of base's values")

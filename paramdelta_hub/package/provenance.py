@@ -183,6 +183,9 @@ class Provenance(Record):
     weight_map: tuple[Factor, ...] = Field(
         fail_fast=True, description="the last pattern found in a tensor's name decides, else 1"
     )
+    layouts: Annotated[tuple[Words, ...], Field(max_length=RENAMES, fail_fast=True)] = Field(
+        description="rules by which the deltas' tensors were put together to the target's, before the renames"
+    )
     renames: Annotated[tuple[Renaming, ...], Field(max_length=RENAMES, fail_fast=True)]
     skips: tuple[Words, ...] = Field(fail_fast=True)
     omissions: Annotated[tuple[LeftOut, ...], Field(max_length=4 * TENSORS, fail_fast=True)]

@@ -32,6 +32,7 @@ from paramdelta_hub.numerics.floats import NotFiniteChunkError
 from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.package.manifest import FileRecord, TensorRecord
 from paramdelta_hub.package.shard import ShardWriter
+from paramdelta_hub.transforms.arranged import ArrangedAddend, DecodedDeltas, SpilledDelta
 from paramdelta_hub.transforms.encode import EncodedTensor, TensorEncoder
 from paramdelta_hub.transforms.requantize import Quantization, Requantizer
 from paramdelta_hub.transforms.sum import Addend, TensorSum
@@ -99,13 +100,18 @@ class ResultTensor:
     elements: int
     source: TensorSource
     outputs: tuple[OutputSpan, ...]
-    addends: tuple[Addend, ...] = ()
+    addends: tuple[Addend | ArrangedAddend, ...] = ()
     quantization: Quantization | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the target's values."""
         return self.elements * ITEM_SIZES[self.dtype]
+
+    @property
+    def arranged(self) -> list[ArrangedAddend]:
+        """The addends that are blocks of other tensors' deltas."""
+        return [addend for addend in self.addends if isinstance(addend, ArrangedAddend)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +136,14 @@ class ApplyTask:
 
     tensors: tuple[ResultTensor, ...]
     nbytes: int
+    spilled: tuple[SpilledDelta, ...] = ()
+    """The deltas of which tensors get blocks."""
     kind: Literal["apply"] = "apply"
 
     @classmethod
-    def of(cls, tensors: tuple[ResultTensor, ...]) -> ApplyTask:
-        """Return the task of these tensors."""
-        return cls(tensors, sum(tensor.nbytes for tensor in tensors))
+    def of(cls, tensors: tuple[ResultTensor, ...], spilled: tuple[SpilledDelta, ...] = ()) -> ApplyTask:
+        """Return the task of these tensors, and of the deltas of which they get blocks."""
+        return cls(tensors, sum(tensor.nbytes for tensor in tensors), spilled)
 
     @property
     def reads(self) -> set[str]:
@@ -143,7 +151,10 @@ class ApplyTask:
         found = {file for tensor in self.tensors for file in tensor.source.files}
         for tensor in self.tensors:
             for addend in tensor.addends:
-                found.update(addend.placement.target.files if addend.placement else ())
+                if isinstance(addend, Addend) and addend.placement:
+                    found.update(addend.placement.target.files)
+        for each in self.spilled:
+            found.update(each.target.files if each.target else ())
         return found
 
     @property
@@ -166,12 +177,26 @@ class ApplyTask:
         digests: dict[str, str] = {}
         not_finite: list[NotFinite] = []
         deviations: list[Deviation] = []
-        with OpenFiles(CheckpointError) as sources, OpenFiles(PackageError) as shards, _Outputs(folder) as outputs:
+        arranged = [addend for tensor in self.tensors for addend in tensor.arranged]
+        with (
+            OpenFiles(CheckpointError) as sources,
+            OpenFiles(PackageError) as shards,
+            _Outputs(folder) as outputs,
+            DecodedDeltas(self.spilled, arranged, shards, sources, folder, kernel) as decoded,
+        ):
             for tensor in self.tensors:
                 writers = [_TensorWriter(outputs[span.file], span.start) for span in tensor.outputs]
                 with ExitStack() as scope:
                     total = scope.enter_context(
-                        TensorSum(tensor.dtype, tensor.addends, shards, kernel, sources=sources, folder=folder)
+                        TensorSum(
+                            tensor.dtype,
+                            tensor.addends,
+                            shards,
+                            kernel,
+                            sources=sources,
+                            folder=folder,
+                            decoded=decoded,
+                        )
                     )
                     requantizer = None
                     if tensor.quantization is not None:
@@ -190,6 +215,8 @@ class ApplyTask:
                             advance(0)  # counted already; this is where a task can be stopped
                         writers[1].write(requantizer.scales)
                         deviations.append(requantizer.deviation)
+                for addend in tensor.arranged:
+                    decoded.release(addend)
                 digests |= {
                     span.name: writer.digest.hexdigest() for span, writer in zip(tensor.outputs, writers, strict=True)
                 }

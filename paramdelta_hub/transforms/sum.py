@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.tensor_sources import Files, TensorSource
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.fileio.digests import values_digest
 from paramdelta_hub.fileio.durable import read_exactly, write_exactly
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
@@ -29,8 +28,8 @@ from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide
 from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.numerics.row_runs import ElementRuns
 from paramdelta_hub.numerics.scratch import scratch
-from paramdelta_hub.package.chunks import AddedChunk
 from paramdelta_hub.package.tensor_delta import DeltaReader, StoredDelta
+from paramdelta_hub.transforms.arranged import ArrangedAddend, ArrangedDelta, DecodedDeltas
 
 __all__ = ["Addend", "PlacedRun", "RowPlacement", "TensorSum", "little_endian"]
 
@@ -69,6 +68,11 @@ class Addend:
     placement: RowPlacement | None = None
 
     @property
+    def is_zero(self) -> bool:
+        """Whether the delta changes nothing."""
+        return self.delta.is_zero
+
+    @property
     def spilled_elements(self) -> int:
         """How many elements wait in a temporary file while the sum is made."""
         return 0 if self.placement is None or self.delta.is_zero else self.delta.elements
@@ -88,17 +92,19 @@ class TensorSum:
         sources: read access to the target; needed for addends with a placement.
         folder: where their temporary files are.
         kernel: does the arithmetic.
+        decoded: the deltas of arranged addends.
     """
 
     def __init__(
         self,
         dtype: str,
-        addends: Sequence[Addend],
+        addends: Sequence[Addend | ArrangedAddend],
         shards: OpenFiles,
         kernel: Kernel,
         *,
         sources: Files | None = None,
         folder: Path | None = None,
+        decoded: DecodedDeltas | None = None,
     ) -> None:
         self._dtype, self._kernel = dtype, kernel
         self.not_finite = 0
@@ -109,7 +115,10 @@ class TensorSum:
         with self._exit:
             is_post = len(addends) == 1 and addends[0].weight == 1.0
             for addend in addends:
-                if addend.delta.effect == "replace":
+                if isinstance(addend, ArrangedAddend):
+                    assert decoded is not None
+                    self._additions.append(_InPieces(addend, decoded, dtype, is_post=is_post))
+                elif addend.delta.effect == "replace":
                     if not addend.delta.is_zero:
                         self._replaced_by = DeltaReader(addend.delta, dtype, shards, kernel)
                 elif addend.placement is None:
@@ -219,12 +228,27 @@ class _InOrder:
         chunk = self._reader.next_added(out)
         if chunk is None:
             return _Added(None, *self._none)
-        if self._is_post and _is_base(target, chunk):
+        if self._is_post and chunk.is_of(target):
             return _Added(chunk.delta, chunk.exceptions, chunk.exact)
         return _Added(chunk.delta, *self._none)
 
     def finish(self) -> None:
         self._reader.finish()
+
+
+class _InPieces:
+    """Blocks of deltas whose tensors are those of the target in other pieces."""
+
+    def __init__(self, addend: ArrangedAddend, decoded: DecodedDeltas, dtype: str, *, is_post: bool) -> None:
+        self.weight = addend.weight
+        self._delta = ArrangedDelta(addend, decoded, FLOATS[dtype], is_post=is_post)
+
+    def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
+        positions, exact = self._delta.next(out)
+        return _Added(out, positions, exact)
+
+    def finish(self) -> None:
+        """Do nothing: the payloads were checked before the first chunk."""
 
 
 class _Placed:
@@ -290,7 +314,7 @@ class _Placed:
             if target is not None and chunk.exceptions.size:
                 values = scratch("target in the delta's order", size * kind.itemsize, np.uint8)
                 target.read(start, values)
-                if _is_base(values, chunk):
+                if chunk.is_of(values):
                     exceptions.append(chunk.exceptions + start)
                     exact.append(chunk.exact)
         reader.finish()
@@ -332,11 +356,6 @@ class _Placed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-
-
-def _is_base(target: NDArray[np.uint8], chunk: AddedChunk) -> bool:
-    """Whether a chunk has exceptions and the target has the values of base, for which they are."""
-    return bool(chunk.exceptions.size and values_digest(target) == chunk.base_digest)
 
 
 def little_endian(bits: Bits) -> NDArray[np.uint8]:

@@ -42,7 +42,7 @@ def statement(report: ResultReport) -> bytes:
         from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
         from in_toto_attestation.v1.statement import Statement
     provenance = report.provenance
-    parameters = provenance.model_dump(mode="json", include={"target", "weight_map", "renames", "skips"})
+    parameters = provenance.model_dump(mode="json", include={"target", "weight_map", "layouts", "renames", "skips"})
     deltas = [{"name": d.name, "version": d.version, "id": d.id, "weight": d.weight} for d in provenance.deltas]
     pinned = [*_pinned(provenance.target)]
     for delta in provenance.deltas:

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.layouts import arrange, arranged_model
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
-from paramdelta_hub.checkpoints.logical import logical_model
+from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
+from paramdelta_hub.checkpoints.matching import PARTIAL
+from paramdelta_hub.checkpoints.roles import Entry
+from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
-from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
+from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError, PackageError, VerificationError
 from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.report import Report, derived
@@ -150,7 +154,7 @@ def _check_post(package: Package, post: Checkpoint, threads: int, progress: Prog
     """Check the digests of post's tensors against the manifest's."""
     records = package.manifest.tensors
     names = {record.name: record.post_name or record.name for record in records}
-    sources = _sources(post, names, records, "post")
+    sources = _sources(post, names, package, "post")
     sized = {record.name: (sources[record.name], record.elements) for record in records}
     _refuse_other_model("post", package, post, tensor_digests(sized, threads, progress, "comparing post"))
 
@@ -215,7 +219,7 @@ def _sums(package: Package, base: Checkpoint | None, locations: Mapping[str, tup
     """Return the sum of every tensor of the delta with base's values; with zeros, if there is no base."""
     records = package.manifest.tensors
     names = {record.name: record.base_name or record.name for record in records}
-    sources = _sources(base, names, records, "base") if base else {}
+    sources = _sources(base, names, package, "base") if base else {}
     sums = []
     for record in records:
         if base is None and not record.shard:
@@ -225,16 +229,39 @@ def _sums(package: Package, base: Checkpoint | None, locations: Mapping[str, tup
     return sums
 
 
-def _sources(
-    model: Checkpoint, names: Mapping[str, str], records: Sequence[TensorRecord], side: str
-) -> dict[str, TensorSource]:
+def _as_in_the_delta(post: LogicalModel, package: Package) -> LogicalModel:
+    """Return post with its tensors in the layout that the delta has, by the rules in the manifest.
+
+    Only layout rules are used, whose patterns are no regular expressions: those could be a stranger's to hang us.
+
+    Raises:
+        MismatchError: they don't fit this model.
+        PackageError: a rule in the manifest is none.
+    """
+    manifest = package.manifest
+    entries = {record.post_name or record.name: Entry(record.dtype, record.shape) for record in manifest.tensors}
+    partial = {omission.name for omission in manifest.omissions if omission.reason.startswith(PARTIAL)}
+    try:
+        rules = Rules(layouts=tuple(text for text in manifest.layouts if not text.startswith("partial ")))
+    except OptionError as error:
+        raise PackageError(f"the manifest's layouts: {error.what}", where=str(package.path)) from None
+    layout = arrange(post.entries, rules, entries, partial)
+    if layout.problems:
+        raise MismatchError("not the post of this delta", layout.problems, where=str(post.checkpoint.source.path))
+    return arranged_model(post, layout)
+
+
+def _sources(model: Checkpoint, names: Mapping[str, str], package: Package, side: str) -> dict[str, TensorSource]:
     """Return how to read every tensor of the delta in the model, in post's row order.
 
     Raises:
         MismatchError: some are missing, or of another dtype or shape; all of them are listed.
     """
-    sources, problems = {}, []
-    tensors = logical_model(model).tensors
+    sources, problems, records = {}, [], package.manifest.tensors
+    logical = logical_model(model)
+    if side == "post":
+        logical = _as_in_the_delta(logical, package)
+    tensors = logical.tensors
     for record in records:
         name = names[record.name]
         if side == "base" and record.rows and not record.rows.base:

@@ -31,7 +31,7 @@ WIDE = {"BF16": np.dtype("<f4"), "F16": np.dtype("<f4"), "F32": np.dtype("<f8")}
 TOLERATED = {"manifest.json", "README.md", "manifest.json.sig", "change.svg", ".gitattributes", ".gitignore"}
 FIELDS = {
     "manifest": "format format_version name version license created_by base post architecture exactness configs "
-    "given_up renames omissions shards lineage companions tensors",
+    "given_up renames layouts omissions shards lineage companions tensors",
     "source": "name commit files dtypes tied_embeddings tokenizer_sha256",
     "architecture": "model_type classes fingerprint",
     "exactness": "exact elements changed remainders exceptions",
@@ -344,7 +344,7 @@ def check_manifest(manifest: object) -> None:
     fields(manifest["exactness"], "exactness")
     texts(manifest["name"], manifest["license"], manifest["created_by"])
     texts(*(text for omission in manifest["omissions"] for text in omission.values()))
-    texts(*(rename["pattern"] for rename in manifest["renames"]))
+    texts(*(rename["pattern"] for rename in manifest["renames"]), *manifest["layouts"])
     paths = [name.casefold() for name in ("manifest.json", "README.md", "manifest.json.sig")]
     for file in list_files(manifest):
         fields(file, "file")
