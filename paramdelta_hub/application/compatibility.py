@@ -10,10 +10,10 @@ from paramdelta_hub.application.arrangements import ArrangedPairs, take_arranged
 from paramdelta_hub.application.output_files import OutTensor
 from paramdelta_hub.application.row_placement import PlacedRows, RowPlanner
 from paramdelta_hub.application.weights import Weights
+from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
 from paramdelta_hub.checkpoints.layouts import Layout, arrange
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of
 from paramdelta_hub.checkpoints.matching import Match, OmittedTensor, match
-from paramdelta_hub.checkpoints.rename_proposals import suggest_renames
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry
 from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
 from paramdelta_hub.checkpoints.tensor_sources import Stored, Zeros
@@ -179,9 +179,11 @@ def check_compatibility(
     sides = [_arranged_entries(_entries(package), layout) for package, layout in zip(packages, layouts, strict=True)]
     matches = _matches(target.entries, packages, sides, rules)
     uses = _rule_uses(target, packages, sides, layouts, matches, rules, weights)
-    for entries, matched in zip(sides, matches, strict=True):
-        if matched.mismatches and (options := suggest_renames(target.entries, entries, rules)):
+    for package, entries, matched in zip(packages, sides, matches, strict=True):
+        if matched.mismatches and (options := suggest_rules(target.entries, _entries(package), rules)):
             problems.remedy = f"try {options}; leave out the remaining tensors with --skip"
+        elif matched.mismatches and (option := suggest_partials(target.entries, entries, rules)):
+            problems.remedy = f"to add to the part that both have, give {option}; else keep the target's with --skip"
     arranged = []
     for number, (package, layout, matched) in enumerate(zip(packages, layouts, matches, strict=True)):
         pairs, misfits = take_arranged(number, matched, layout, package)

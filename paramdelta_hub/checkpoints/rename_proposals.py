@@ -16,7 +16,7 @@ from typing import NamedTuple
 from paramdelta_hub.checkpoints.matching import Entry
 from paramdelta_hub.checkpoints.rules import Rules
 
-__all__ = ["suggest_renames"]
+__all__ = ["find_renames", "suggest_renames"]
 
 _SAMPLE = 128
 """Names of which candidates are sought: a prefix that few names have is not a common one."""
@@ -57,23 +57,41 @@ def suggest_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules
         right: the side whose names the rules change.
         rules: what the user has given already.
     """
-    rules = rules or Rules()
+    left_shapes, right_shapes = _shapes(left, right, rules or Rules())
+    before = _count_paired(left_shapes, right_shapes)
+    found, right_shapes = _best_renames(left_shapes, right_shapes)
+    if not found:
+        return None
+    after = _count_paired(left_shapes, right_shapes)
+    options = " ".join(rename.option for rename in found)
+    return f"{options} (pairs {after} of {len(right_shapes)} tensors, {before} without)"
+
+
+def find_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules) -> list[tuple[str, str]]:
+    """Return the (pattern, replacement) of the rules that :func:`suggest_renames` proposes."""
+    found, _ = _best_renames(*_shapes(left, right, rules))
+    return [(rename.pattern, rename.replacement) for rename in found]
+
+
+def _shapes(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules) -> tuple[Shapes, Shapes]:
+    """Return the names of both sides, the right one's renamed, with their shapes; without what is skipped."""
     left_shapes = {name: _comparable_shape(entry) for name, entry in left.items() if not rules.skips_name(name)}
     right_shapes = {
         renamed: _comparable_shape(entry)
         for name, entry in right.items()
         if not (rules.skips_name(name) or rules.skips_name(renamed := rules.rename(name)))
     }
-    before = _count_paired(left_shapes, right_shapes)
-    options: list[str] = []
-    while len(options) < _RULES and (best := _best_rename(left_shapes, right_shapes)):
-        options.append(best.option)
+    return left_shapes, right_shapes
+
+
+def _best_renames(left: Shapes, right: Shapes) -> tuple[list[_Rename], Shapes]:
+    """Return the rules that together pair most, and the right side under its new names."""
+    found: list[_Rename] = []
+    while len(found) < _RULES and (best := _best_rename(left, right)):
+        found.append(best)
         rename = Rules(renames=((best.pattern, best.replacement),)).rename
-        right_shapes = {rename(name): shape for name, shape in right_shapes.items()}
-    if not options:
-        return None
-    after = _count_paired(left_shapes, right_shapes)
-    return f"{' '.join(options)} (pairs {after} of {len(right_shapes)} tensors, {before} without)"
+        right = {rename(name): shape for name, shape in right.items()}
+    return found, right
 
 
 def _comparable_shape(entry: Entry) -> tuple[int, ...]:

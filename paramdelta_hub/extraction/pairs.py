@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
 from paramdelta_hub.checkpoints.layouts import Layout, arrange, arranged_model, partial_note
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model
 from paramdelta_hub.checkpoints.matching import PARTIAL, SKIPPED, Match, OmittedTensor, match
-from paramdelta_hub.checkpoints.rename_proposals import suggest_renames
 from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses
 from paramdelta_hub.checkpoints.tensor_sources import Zeros
 from paramdelta_hub.checkpoints.token_rows import dropped_tokens, match_rows
@@ -146,7 +146,7 @@ def pair_up(
     refuse_unused(uses, candidates)
     vocabularies = _Vocabularies(base_tokenizer, post_tokenizer)
     return Differences(
-        pairs=_make_pairs(matched, sides, rules, vocabularies),
+        pairs=_make_pairs(matched, sides, as_stored.post, rules, vocabularies),
         omissions=(
             *matched.omissions,
             *(
@@ -176,7 +176,9 @@ class _Sides(NamedTuple):
     post: LogicalModel
 
 
-def _make_pairs(matched: Match, sides: _Sides, rules: Rules, vocabularies: _Vocabularies) -> tuple[Pair, ...]:
+def _make_pairs(
+    matched: Match, sides: _Sides, post_as_stored: LogicalModel, rules: Rules, vocabularies: _Vocabularies
+) -> tuple[Pair, ...]:
     """Return a pair for every match, or raise with everything that does not fit."""
     base, post = sides
     where = str(post.checkpoint.source.path)
@@ -190,8 +192,10 @@ def _make_pairs(matched: Match, sides: _Sides, rules: Rules, vocabularies: _Voca
         "give models of one architecture and dtype, or rename post's tensors with --rename, leave some out "
         "with --skip, or store those that only post has with --carry"
     )
-    if problems and (options := suggest_renames(base.entries, post.entries, rules)):
+    if problems and (options := suggest_rules(base.entries, post_as_stored.entries, rules)):
         remedy = f"try {options}; for the remaining tensors use --skip, or --carry if only post has them"
+    elif option := suggest_partials(base.entries, post.entries, rules, grow=True):
+        remedy = f"to use the part of post's tensors that base has too, give {option}; else leave them out with --skip"
     pairs = []
     mismatched = {mismatch.location for mismatch in matched.mismatches}
     for name in matched.pairs:

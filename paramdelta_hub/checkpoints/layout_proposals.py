@@ -1,0 +1,272 @@
+"""Suggest layout rules for models that have the same tensors in other pieces, from names and shapes.
+
+A proposal is tried before it is made: every tensor that its rules make must have its like on the other side, in name
+and in shape. Names alone can't be trusted where pieces are interleaved, as in the ``query_key_value`` of GPT-NeoX,
+Falcon and BLOOM, the ``wqkv`` of InternLM2 or the ``gate_up_proj`` of gpt-oss: no rule is proposed for those.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import NamedTuple
+
+from paramdelta_hub.checkpoints.layouts import Layout, arrange
+from paramdelta_hub.checkpoints.logical import entries_of
+from paramdelta_hub.checkpoints.rename_proposals import find_renames, suggest_renames
+from paramdelta_hub.checkpoints.roles import Entry
+from paramdelta_hub.checkpoints.rules import Rules
+
+__all__ = ["suggest_partials", "suggest_rules"]
+
+Entries = Mapping[str, Entry]
+
+_EXPERTS = (("gate_proj.weight", "up_proj.weight", "down_proj.weight"), ("w1.weight", "w3.weight", "w2.weight"))
+"""What one expert's gate, up and down projections are called; transformers 5 has all of them in two tensors."""
+_QKV = (
+    "self_attn.qkv_proj",
+    "self_attn.W_pack",
+    "attn.Wqkv",
+    "attn.qkv",
+)
+"""What q, k and v are called where they are rows of one matrix, one after another."""
+_Q_K_V = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    ("attn.q", "attn.k", "attn.v"),
+    ("attention.query", "attention.key", "attention.value"),
+    ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    ("attention.self.query", "attention.self.key", "attention.self.value"),
+)
+_CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+"""GPT-2's matrices, which are all transposed or none; the shape of a square one does not tell."""
+_MODULES = ((r"\.block_sparse_moe\.", ".mlp."), (r"\.gate\.weight$", ".router.weight"))
+"""Renames of transformers 5 that go with its layouts: (old pattern, new name)."""
+_PARTIALS = 4
+"""More tensors of another size than these are another architecture, not another number of inputs."""
+_NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
+
+
+class _Fit(NamedTuple):
+    """How many of the right side's tensors have their like on the left, under some rules."""
+
+    pairs: int
+    made_pair: bool
+    """Whether all tensors that layout rules made do."""
+
+
+def suggest_rules(left: Entries, right: Entries, rules: Rules) -> str | None:
+    """Return the options that pair more tensors, ready to paste behind those already given; None if there are none.
+
+    Args:
+        left: the side whose names and shapes are kept.
+        right: the side that the rules change.
+        rules: what the user has given already.
+    """
+    left = {name: entry for name, entry in left.items() if not rules.skips_name(name)}
+    right = {
+        name: entry
+        for name, entry in right.items()
+        if not (rules.skips_name(name) or rules.skips_name(rules.rename(name)))
+    }
+    before = _fit(left, right, rules).pairs
+    found = _with_renames(left, right, rules)
+    for family in _families(left, right):
+        found = _with_best(left, right, found, family)
+    if found.layouts == rules.layouts:
+        return suggest_renames(left, _arranged(right, arrange(right, rules, left)), rules)
+    fit = _fit(left, right, found)
+    options = [f"--layout {shlex.quote(rule)}" for rule in found.layouts[len(rules.layouts) :]]
+    options += [f"--rename {shlex.quote(f'{old}={new}')}" for old, new in found.renames[len(rules.renames) :]]
+    total = len(_arranged(right, arrange(right, found, left)))
+    return f"{' '.join(options)} (pairs {fit.pairs} of {total} tensors, {before} without)"
+
+
+def suggest_partials(left: Entries, right: Entries, rules: Rules, *, grow: bool = False) -> str | None:
+    """Return the ``--partial`` option for the few tensors that differ in the size of one axis; None if there are none.
+
+    Args:
+        left: the side whose shapes are kept.
+        right: the side of which a part is used, with its names.
+        rules: what the user has given already.
+        grow: whether the right side's tensors must hold the left side's.
+    """
+    found = []
+    for name, entry in right.items():
+        other = left.get(rules.rename(name))
+        if other is None or other.vocabulary or entry.vocabulary or len(entry.shape) != len(other.shape):
+            continue
+        changed = [(mine, theirs) for mine, theirs in zip(entry.shape, other.shape, strict=True) if mine != theirs]
+        if len(changed) == 1 and not (grow and changed[0][0] < changed[0][1]):
+            found.append(name)
+    if not 1 <= len(found) <= _PARTIALS:
+        return None
+    return " ".join(f"--partial {shlex.quote(f'^{re.escape(name)}$')}" for name in found)
+
+
+def _with_renames(left: Entries, right: Entries, rules: Rules) -> Rules:
+    """Return rules with the prefixes and modules renamed that are called otherwise on the left."""
+    arranged = _arranged(right, arrange(right, rules, left))
+    renames = (*rules.renames, *find_renames(left, arranged, rules))
+    rules = replace(rules, renames=renames)
+    for old, new in _MODULES:
+        for pattern, replacement in ((old, new), (_pattern_of(new), _name_of(old))):
+            tried = replace(rules, renames=(*rules.renames, (pattern, replacement)))
+            if _names_paired(left, arranged, tried) > _names_paired(left, arranged, rules):
+                rules = tried
+    return rules
+
+
+def _pattern_of(name: str) -> str:
+    return re.escape(name) if name.endswith(".") else f"{re.escape(name)}$"
+
+
+def _name_of(pattern: str) -> str:
+    return pattern.replace("\\", "").removesuffix("$")
+
+
+def _names_paired(left: Entries, right: Entries, rules: Rules) -> int:
+    return len(left.keys() & {rules.rename(name) for name in right})
+
+
+def _with_best(left: Entries, right: Entries, rules: Rules, family: Sequence[Sequence[str]]) -> Rules:
+    """Return rules with those of a family's variants that fits best; as they were if none fits, or several equally."""
+    now = _fit(left, right, rules).pairs
+    scored = []
+    for variant in family:
+        tried = replace(rules, layouts=(*rules.layouts, *variant))
+        layout = arrange(right, tried, left)
+        if layout.problems or not all(use.tensors for use in layout.uses if use.rule == "layout"):
+            continue
+        fit = _fit(left, right, tried, layout)
+        if fit.made_pair and fit.pairs > now:
+            scored.append((fit.pairs, tried))
+    best = max((pairs for pairs, _ in scored), default=0)
+    fitting = [tried for pairs, tried in scored if pairs == best]
+    return fitting[0] if len(fitting) == 1 else rules
+
+
+def _fit(left: Entries, right: Entries, rules: Rules, layout: Layout | None = None) -> _Fit:
+    layout = layout or arrange(right, rules, left)
+    pairs, made_pair = 0, True
+    for name, entry in _arranged(right, layout).items():
+        other = left.get(rules.rename(name))
+        is_pair = other is not None and _comparable(other) == _comparable(entry)
+        pairs += is_pair
+        made_pair &= is_pair or name not in layout.arrangements
+    return _Fit(pairs, made_pair)
+
+
+def _comparable(entry: Entry) -> tuple[int, ...]:
+    return (-1, *entry.shape[1:]) if entry.vocabulary else entry.shape
+
+
+def _arranged(entries: Entries, layout: Layout) -> dict[str, Entry]:
+    """Return a side's tensors after layout rules."""
+    if not layout.arrangements:
+        return dict(entries)
+    tensors = {name: (entries[name].dtype, entries[name].shape) for name in layout.kept}
+    tensors |= {name: (layout.dtypes[name], made.shape) for name, made in layout.arrangements.items()}
+    return entries_of(tensors)
+
+
+def _families(left: Entries, right: Entries) -> Iterator[list[list[str]]]:
+    """Yield what to try: of each family of rules, the variants that exclude each other."""
+    yield from _experts(left, right)
+    for fused, parts in product(_QKV, _Q_K_V):
+        for ending in ("weight", "bias"):
+            yield _concat_or_split(f"{fused}.{ending}", [f"{part}.{ending}" for part in parts], left, right)
+    for ending in ("weight", "bias"):
+        names = [f"self_attn.{which}_proj.{ending}" for which in "qkv"]
+        yield _concat_or_split(f"attn.in_proj_{ending}", names, left, right)
+        names = [f"mlp.gate_proj.{ending}", f"mlp.up_proj.{ending}"]
+        yield _concat_or_split(f"mlp.gate_up_proj.{ending}", names, left, right)
+    yield from ([[f"stack {pattern} -> {whole}"]] for pattern, whole in _numbered(right, left))
+    yield from ([[f"unstack {whole} -> {pattern}"]] for pattern, whole in _numbered(left, right))
+    yield from _transposes(left, right)
+
+
+def _has(entries: Entries, ending: str) -> bool:
+    return any(name.endswith(f".{ending}") or name == ending for name in entries)
+
+
+def _concat_or_split(fused: str, parts: Sequence[str], left: Entries, right: Entries) -> list[list[str]]:
+    joined = ", ".join(parts)
+    if _has(right, fused) and all(_has(left, part) for part in parts):
+        return [[f"split {fused} -> {joined}"]]
+    if _has(left, fused) and all(_has(right, part) for part in parts):
+        return [[f"concat {joined} -> {fused}"]]
+    return []
+
+
+def _experts(left: Entries, right: Entries) -> Iterator[list[list[str]]]:
+    """Yield the rules between experts one by one and all experts in two tensors, as they are or transposed."""
+    fused, down_all, one = "experts.gate_up_proj", "experts.down_proj", "experts.*.gate_up_proj"
+    if any(_has(side, f"{fused}_bias") for side in (left, right)):
+        return  # gpt-oss, whose gate and up rows alternate
+    for gate, up, down in _EXPERTS:
+        names = f"experts.*.{gate}, experts.*.{up}"
+        if _has(right, fused) and _has(left, f"experts.0.{gate}"):
+            yield [
+                [f"unstack {fused} -> {one}", *turn, f"split {one} -> {names}", f"unstack {down_all} -> {each}", *back]
+                for each in [f"experts.*.{down}"]
+                for turn, back in (([], []), ([f"transpose {one}"], [f"transpose {each}"]))
+            ]
+        elif _has(left, fused) and _has(right, f"experts.0.{gate}"):
+            yield [
+                [f"concat {names} -> {one}", *turn, f"stack {one} -> {fused}", *back, f"stack {each} -> {down_all}"]
+                for each in [f"experts.*.{down}"]
+                for turn, back in (([], []), ([f"transpose {one}"], [f"transpose {each}"]))
+            ]
+
+
+def _numbered(many: Entries, one: Entries) -> list[tuple[str, str]]:
+    """Return (pattern of numbered tensors, name of the stack) where dropping a number gives a tensor of the other side.
+
+    A stack's name may lack the ``.weight`` of its parts.
+    """
+    found: dict[tuple[str, str], None] = {}
+    for name, entry in many.items():
+        for number in _NUMBER.finditer(name):
+            whole = name[: number.start()] + name[number.end() + 1 :]
+            for stack in (whole, whole.removesuffix(".weight")):
+                other = one.get(stack)
+                if stack in many or other is None or other.shape[1:] != entry.shape or not other.shape:
+                    continue
+                parent = name[: number.start() - 1].rpartition(".")[2]
+                if not parent.isdigit():
+                    rest = name[number.end() + 1 :]
+                    short = rest if stack == whole else rest.removesuffix(".weight")
+                    if not _NUMBER.search(f".{rest}."):
+                        found[f"{parent}.*.{rest}", f"{parent}.{short}"] = None
+    return list(found)
+
+
+def _transposes(left: Entries, right: Entries) -> Iterator[list[list[str]]]:
+    """Yield a transpose for each ending of names whose matrices lie the other way on the other side, all of them."""
+    turned: dict[str, bool] = {}
+    for name, entry in right.items():
+        other = left.get(name)
+        if other is None or len(entry.shape) < 2 or len(other.shape) != len(entry.shape):
+            continue
+        ending = ".".join(_last_parts(name))
+        is_turned = entry.shape != other.shape and other.shape == (
+            *entry.shape[:-2], entry.shape[-1], entry.shape[-2],
+        )  # fmt: skip
+        turned[ending] = turned.get(ending, True) and is_turned
+    endings = [ending for ending, is_turned in turned.items() if is_turned]
+    if any(ending in endings for ending in _CONV1D):
+        rules = [f"transpose {ending}" for ending in _CONV1D if _has(right, ending)]
+        yield [rules]
+        endings = [ending for ending in endings if ending not in _CONV1D]
+    yield from ([[f"transpose {ending}"]] for ending in endings)
+
+
+def _last_parts(name: str) -> list[str]:
+    """Return the last components of a name: two names and what stands between them, numbers as ``*``."""
+    parts = ["*" if part.isdigit() else part for part in name.split(".")]
+    return parts[-3:] if parts[-1] in ("weight", "bias") else parts[-2:]
