@@ -237,6 +237,8 @@ def _numbered(many: Entries, one: Entries) -> list[tuple[str, str]]:
                 other = one.get(stack)
                 if stack in many or other is None or other.shape[1:] != entry.shape or not other.shape:
                     continue
+                if len(entry.shape) > 1 and entry.shape[-1] == entry.shape[-2]:
+                    continue  # it may be transposed in the stack
                 parent = name[: number.start() - 1].rpartition(".")[2]
                 if not parent.isdigit():
                     rest = name[number.end() + 1 :]
