@@ -314,7 +314,8 @@ def _rule_uses(
         "partial": delta_names,
         "weight-map": summed,
     }
-    refuse_unused(uses, candidates)
+    if not any(layout.problems for layout in layouts):  # what a rule could not make, later ones don't find
+        refuse_unused(uses, candidates)
     if not summed and rules.skips:
         raise MismatchError("the skip rules leave no tensor of any delta", where=str(target.checkpoint.source.path))
     for number in range(len(packages)):

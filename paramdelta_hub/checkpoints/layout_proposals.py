@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
@@ -44,8 +44,13 @@ _Q_K_V = (
 )
 _CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """GPT-2's matrices, which are all transposed or none; the shape of a square one does not tell."""
-_MODULES = ((r"\.block_sparse_moe\.", ".mlp."), (r"\.gate\.weight$", ".router.weight"))
-"""Renames of transformers 5 that go with its layouts: (old pattern, new name)."""
+_MODULES = (
+    ((r"\.block_sparse_moe\.", ".mlp."),),
+    ((r"\.mlp\.", ".block_sparse_moe."),),
+    ((r"\.block_sparse_moe\.", ".mlp."), (r"\.gate\.weight$", ".router.weight")),
+    ((r"\.mlp\.", ".block_sparse_moe."), (r"\.router\.weight$", ".gate.weight")),
+)
+"""Renames of transformers 5 that go with its layouts, there and back: Mixtral's, and those of PhiMoE."""
 _PARTIALS = 4
 """More tensors of another size than these are another architecture, not another number of inputs."""
 _NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
@@ -112,21 +117,8 @@ def _with_renames(left: Entries, right: Entries, rules: Rules) -> Rules:
     """Return rules with the prefixes and modules renamed that are called otherwise on the left."""
     arranged = _arranged(right, arrange(right, rules, left))
     renames = (*rules.renames, *find_renames(left, arranged, rules))
-    rules = replace(rules, renames=renames)
-    for old, new in _MODULES:
-        for pattern, replacement in ((old, new), (_pattern_of(new), _name_of(old))):
-            tried = replace(rules, renames=(*rules.renames, (pattern, replacement)))
-            if _names_paired(left, arranged, tried) > _names_paired(left, arranged, rules):
-                rules = tried
-    return rules
-
-
-def _pattern_of(name: str) -> str:
-    return re.escape(name) if name.endswith(".") else f"{re.escape(name)}$"
-
-
-def _name_of(pattern: str) -> str:
-    return pattern.replace("\\", "").removesuffix("$")
+    candidates = [replace(rules, renames=(*renames, *modules)) for modules in ((), *_MODULES)]
+    return max(candidates, key=lambda tried: (_names_paired(left, arranged, tried), -len(tried.renames)))
 
 
 def _names_paired(left: Entries, right: Entries, rules: Rules) -> int:
@@ -176,47 +168,49 @@ def _arranged(entries: Entries, layout: Layout) -> dict[str, Entry]:
 
 def _families(left: Entries, right: Entries) -> Iterator[list[list[str]]]:
     """Yield what to try: of each family of rules, the variants that exclude each other."""
-    yield from _experts(left, right)
+    endings = _endings(left), _endings(right)
+    yield from _experts(*endings)
     for fused, parts in product(_QKV, _Q_K_V):
         for ending in ("weight", "bias"):
-            yield _concat_or_split(f"{fused}.{ending}", [f"{part}.{ending}" for part in parts], left, right)
+            yield _concat_or_split(f"{fused}.{ending}", [f"{part}.{ending}" for part in parts], *endings)
     for ending in ("weight", "bias"):
         names = [f"self_attn.{which}_proj.{ending}" for which in "qkv"]
-        yield _concat_or_split(f"attn.in_proj_{ending}", names, left, right)
+        yield _concat_or_split(f"attn.in_proj_{ending}", names, *endings)
         names = [f"mlp.gate_proj.{ending}", f"mlp.up_proj.{ending}"]
-        yield _concat_or_split(f"mlp.gate_up_proj.{ending}", names, left, right)
+        yield _concat_or_split(f"mlp.gate_up_proj.{ending}", names, *endings)
     yield from ([[f"stack {pattern} -> {whole}"]] for pattern, whole in _numbered(right, left))
     yield from ([[f"unstack {whole} -> {pattern}"]] for pattern, whole in _numbered(left, right))
     yield from _transposes(left, right)
 
 
-def _has(entries: Entries, ending: str) -> bool:
-    return any(name.endswith(f".{ending}") or name == ending for name in entries)
+def _endings(names: Iterable[str]) -> set[str]:
+    """Return the last components of all names: one, two, three and four of them."""
+    return {".".join(parts[-length:]) for parts in (name.split(".") for name in names) for length in (1, 2, 3, 4)}
 
 
-def _concat_or_split(fused: str, parts: Sequence[str], left: Entries, right: Entries) -> list[list[str]]:
+def _concat_or_split(fused: str, parts: Sequence[str], left: set[str], right: set[str]) -> list[list[str]]:
     joined = ", ".join(parts)
-    if _has(right, fused) and all(_has(left, part) for part in parts):
+    if fused in right and left.issuperset(parts):
         return [[f"split {fused} -> {joined}"]]
-    if _has(left, fused) and all(_has(right, part) for part in parts):
+    if fused in left and right.issuperset(parts):
         return [[f"concat {joined} -> {fused}"]]
     return []
 
 
-def _experts(left: Entries, right: Entries) -> Iterator[list[list[str]]]:
+def _experts(left: set[str], right: set[str]) -> Iterator[list[list[str]]]:
     """Yield the rules between experts one by one and all experts in two tensors, as they are or transposed."""
     fused, down_all, one = "experts.gate_up_proj", "experts.down_proj", "experts.*.gate_up_proj"
-    if any(_has(side, f"{fused}_bias") for side in (left, right)):
+    if f"{fused}_bias" in left | right:
         return  # gpt-oss, whose gate and up rows alternate
     for gate, up, down in _EXPERTS:
         names = f"experts.*.{gate}, experts.*.{up}"
-        if _has(right, fused) and _has(left, f"experts.0.{gate}"):
+        if fused in right and f"experts.0.{gate}" in left:
             yield [
                 [f"unstack {fused} -> {one}", *turn, f"split {one} -> {names}", f"unstack {down_all} -> {each}", *back]
                 for each in [f"experts.*.{down}"]
                 for turn, back in (([], []), ([f"transpose {one}"], [f"transpose {each}"]))
             ]
-        elif _has(left, fused) and _has(right, f"experts.0.{gate}"):
+        elif fused in left and f"experts.0.{gate}" in right:
             yield [
                 [f"concat {names} -> {one}", *turn, f"stack {one} -> {fused}", *back, f"stack {each} -> {down_all}"]
                 for each in [f"experts.*.{down}"]
@@ -262,7 +256,7 @@ def _transposes(left: Entries, right: Entries) -> Iterator[list[list[str]]]:
         turned[ending] = turned.get(ending, True) and is_turned
     endings = [ending for ending, is_turned in turned.items() if is_turned]
     if any(ending in endings for ending in _CONV1D):
-        rules = [f"transpose {ending}" for ending in _CONV1D if _has(right, ending)]
+        rules = [f"transpose {ending}" for ending in _CONV1D if ending in _endings(right)]
         yield [rules]
         endings = [ending for ending in endings if ending not in _CONV1D]
     yield from ([[f"transpose {ending}"]] for ending in endings)

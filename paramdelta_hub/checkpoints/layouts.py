@@ -50,10 +50,17 @@ class _Tensors:
         self.made: dict[str, Arrangement] = {}
         self.dtypes: dict[str, str] = {}
         self.problems: list[Mismatch] = []
+        self._later: Sequence[LayoutRule] = ()
 
-    def apply(self, rule: LayoutRule) -> int:
-        """Apply a rule wherever it matches; return how many tensors it took."""
+    def apply(self, rule: LayoutRule, later: Sequence[LayoutRule]) -> int:
+        """Apply a rule wherever it matches; return how many tensors it took.
+
+        Args:
+            rule: the rule.
+            later: the rules after it. A part that is going to be transposed has the other side's sizes in that order.
+        """
         taken = 0
+        self._later = later
         for prefix, numbers, names in self._groups(rule):
             parts = [self.arrangement(name) for name in names]
             dtypes = {self.dtype(name) for name in names}
@@ -149,7 +156,7 @@ class _Tensors:
 
     def _sizes(self, names: Sequence[str], shape: tuple[int, ...], axis: int) -> list[int]:
         """Return the sizes of the parts: those of the other side if it has them all, else equal ones."""
-        shapes = [self.shape_of(name) for name in names]
+        shapes = [self._other_shape(name) for name in names]
         sizes = [other[axis] for other in shapes if other is not None and axis < len(other)]
         if len(sizes) < len(names):
             if shape[axis] % len(names):
@@ -159,6 +166,15 @@ class _Tensors:
             there = " + ".join(map(str, sizes))
             raise _MisfitError(f"the other side has {there} along axis {axis}, which is not {shape[axis]}")
         return sizes
+
+    def _other_shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape that a tensor must have now to have the other side's in the end."""
+        is_turned = False
+        for rule in self._later:
+            if rule.verb == "transpose" and (found := rule.sources[0].match(name)):
+                name, is_turned = rule.targets[0].fill(*found), not is_turned
+        shape = self.shape_of(name)
+        return (*shape[:-2], shape[-1], shape[-2]) if shape and is_turned and len(shape) > 1 else shape
 
 
 class _MisfitError(Exception):
@@ -192,7 +208,10 @@ def arrange(
         return found.shape if found else None
 
     tensors = _Tensors({name: (entry.dtype, entry.shape) for name, entry in entries.items()}, other_shape)
-    uses = [RuleUse("layout", str(rule), tensors.apply(rule)) for rule in rules.layout_rules]
+    uses = [
+        RuleUse("layout", str(rule), tensors.apply(rule, rules.layout_rules[number:]))
+        for number, rule in enumerate(rules.layout_rules, start=1)
+    ]
     layout = Layout(tensors.made, tensors.dtypes, list(tensors.kept), uses, tensors.problems)
     if rules.partials or partial:
         _take_parts(layout, tensors, rules, other, partial)

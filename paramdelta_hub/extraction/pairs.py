@@ -143,7 +143,8 @@ def pair_up(
         "layout": [*as_stored.post.entries],
         "partial": [*post_entries],
     }
-    refuse_unused(uses, candidates)
+    if not layout.problems:  # what a rule could not make, later ones don't find
+        refuse_unused(uses, candidates)
     vocabularies = _Vocabularies(base_tokenizer, post_tokenizer)
     return Differences(
         pairs=_make_pairs(matched, sides, as_stored.post, rules, vocabularies),

@@ -30,7 +30,9 @@ def shapes_after(shapes: Shapes, *rules: str, other: Shapes | None = None) -> Sh
 
 
 def problems_of(shapes: Shapes, *rules: str, other: Shapes | None = None) -> list[str]:
-    return [problem.message for problem in arrange(entries(shapes), Rules(layouts=rules), entries(other or {})).problems]
+    return [
+        problem.message for problem in arrange(entries(shapes), Rules(layouts=rules), entries(other or {})).problems
+    ]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,12 @@ def test_shapes() -> None:
     assert shapes_after({"a": (6, 3)}, "split a -> b, c, d") == dict.fromkeys("bcd", (2, 3))
     other: Shapes = {"b": (4, 3), "c": (1, 3), "d": (1, 3)}
     assert shapes_after({"a": (6, 3)}, "split a -> b, c, d", other=other) == other
+
+
+def test_parts_that_are_transposed_later_have_the_sizes_of_the_other_side() -> None:
+    other: Shapes = {"q": (8, 5), "k": (2, 5), "v": (2, 5)}
+    rules = ("split@1 qkv -> q, k, v", "transpose q", "transpose k", "transpose v")
+    assert shapes_after({"qkv": (5, 12)}, *rules, other=other) == other
 
 
 def test_what_does_not_fit_is_told() -> None:
