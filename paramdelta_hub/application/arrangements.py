@@ -12,7 +12,7 @@ from paramdelta_hub.checkpoints.logical import LogicalTensor
 from paramdelta_hub.checkpoints.matching import Match
 from paramdelta_hub.checkpoints.tensor_sources import Arranged, Files, Reordered, source_digest
 from paramdelta_hub.errors import Mismatch
-from paramdelta_hub.numerics.arrangements import Arrangement, invert
+from paramdelta_hub.numerics.arrangements import Arrangement, Box, invert
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.tensor_delta import StoredDelta
@@ -48,16 +48,8 @@ class ArrangedPairs:
             record: what the manifest says of it.
             tensor_of: gives the target's tensors.
         """
-        names = self._users[delta_name]
+        names, boxes = self._inverse[delta_name]
         tensors = [tensor_of(name) for name in names]
-        boxes = invert(
-            [
-                (number, box)
-                for number, name in enumerate(names)
-                for box in self.pairs[name].boxes(self.pairs[name].sources)
-                if self.pairs[name].sources[box.source] == delta_name
-            ]
-        )
         if sum(box.elements for box in boxes) != record.elements or len({t.dtype for t in tensors}) > 1:
             return None
         parts = []
@@ -81,13 +73,18 @@ class ArrangedPairs:
         return True
 
     @cached_property
-    def _users(self) -> dict[str, list[str]]:
-        """For each of the delta's tensors, the target's that get something of it."""
+    def _inverse(self) -> dict[str, tuple[list[str], tuple[Box, ...]]]:
+        """For each of the delta's tensors, the target's that get something of it, and which elements go where."""
         users: dict[str, list[str]] = {}
+        blocks: dict[str, list[tuple[int, Box]]] = {}
         for name, arrangement in self.pairs.items():
-            for delta_name in arrangement.sources:
+            sources = arrangement.sources
+            for delta_name in sources:
                 users.setdefault(delta_name, []).append(name)
-        return users
+            for box in arrangement.boxes(sources):
+                delta_name = sources[box.source]
+                blocks.setdefault(delta_name, []).append((len(users[delta_name]) - 1, box))
+        return {delta_name: (names, invert(blocks.get(delta_name, []))) for delta_name, names in users.items()}
 
     def addend(self, name: str, package: Package, weight: float) -> ArrangedAddend:
         """Return what is added to a tensor of the target."""

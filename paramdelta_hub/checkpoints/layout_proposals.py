@@ -51,6 +51,8 @@ _MODULES = (
     ((r"\.mlp\.", ".block_sparse_moe."), (r"\.router\.weight$", ".gate.weight")),
 )
 """Renames of transformers 5 that go with its layouts, there and back: Mixtral's, and those of PhiMoE."""
+_SQUARES = 4
+"""Endings of names of square matrices that a message lists."""
 _PARTIALS = 4
 """More tensors of another size than these are another architecture, not another number of inputs."""
 _NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
@@ -88,7 +90,21 @@ def suggest_rules(left: Entries, right: Entries, rules: Rules) -> str | None:
     options = [f"--layout {shlex.quote(rule)}" for rule in found.layouts[len(rules.layouts) :]]
     options += [f"--rename {shlex.quote(f'{old}={new}')}" for old, new in found.renames[len(rules.renames) :]]
     total = len(_arranged(right, arrange(right, found, left)))
-    return f"{' '.join(options)} (pairs {fit.pairs} of {total} tensors, {before} without)"
+    return f"{' '.join(options)} (pairs {fit.pairs} of {total} tensors, {before} without){_square_hint(right, found)}"
+
+
+def _square_hint(right: Entries, rules: Rules) -> str:
+    """Return what is to be said of square matrices where others are transposed: their shapes look alike both ways."""
+    turned = [r.sources[0] for r in rules.layout_rules if r.verb == "transpose" and "experts" not in str(r)]
+    square = [
+        ".".join(_last_parts(name))
+        for name, entry in right.items()
+        if len(entry.shape) == 2 and entry.shape[0] == entry.shape[1] and not any(rule.match(name) for rule in turned)
+    ]
+    if not turned or not square:
+        return ""
+    endings = list(dict.fromkeys(square))
+    return f", and `transpose` for square matrices if they are transposed, too: {', '.join(endings[:_SQUARES])}"
 
 
 def suggest_partials(left: Entries, right: Entries, rules: Rules, *, grow: bool = False) -> str | None:

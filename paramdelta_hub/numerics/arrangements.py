@@ -20,8 +20,8 @@ from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["Arrangement", "Box", "BoxReader", "invert", "positions_in_result"]
 
-_SPAN = 1 << 22
-"""Elements that are read at once to pick some of them: 8 MiB of 16-bit values."""
+_SPAN = 8 << 20
+"""Bytes that are read at once to pick some of their elements, and bytes of a band."""
 _SPARSE = 16
 """If only every 16th element, or fewer, of a range is wanted, single runs are read instead of the range."""
 _BANDED = 1 << 16
@@ -244,11 +244,12 @@ class BoxReader:
     def __init__(self, boxes: Sequence[Box], elements: int, dtype: DTypeLike, read: Read) -> None:
         self._boxes, self._elements, self._read = boxes, elements, read
         self._dtype = np.dtype(dtype)
+        self._span = _SPAN // self._dtype.itemsize
         self._firsts = np.array([box.first for box in boxes], np.int64)
         self._lasts = np.array([box.last for box in boxes], np.int64)
         self._is_whole = sum(box.elements for box in boxes) == elements
         rows = [box.steps[-2] for box in boxes if len(box.sizes) > 1 and box.source_steps[-1] != 1]
-        self._band_size = max(1, _SPAN // max(rows)) * max(rows) if rows else 0
+        self._band_size = max(1, self._span // max(rows)) * max(rows) if rows else 0
         self._band: NDArray[Any] | None = None
         self._band_start = -1
 
@@ -291,14 +292,14 @@ class BoxReader:
             self._read(source, first, view.reshape(-1))
             return
         dense = span <= _SPARSE * view.size
-        if dense and span <= _SPAN:
+        if dense and span <= self._span:
             values = scratch("a span of a source", span, self._dtype)
             self._read(source, first, values)
             view[...] = _strided(values, view.shape, steps)
             return
         inner = view.size // view.shape[0]
         single = view.shape[0] == 1 or steps[0] > _SPARSE * inner
-        at_once = 1 if single else max(1, _SPAN // steps[0])
+        at_once = 1 if single else max(1, self._span // steps[0])
         for index in range(0, view.shape[0], at_once):
             part, position = view[index : index + at_once], first + index * steps[0]
             if single and view.ndim > 1:

@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.tensor_sources import Reordered, Stored, TensorSource, Zeros, read_chunks, source_digest
+from paramdelta_hub.checkpoints.tensor_sources import (
+    Arranged,
+    Reordered,
+    Stored,
+    TensorSource,
+    Zeros,
+    read_chunks,
+    source_digest,
+)
 from paramdelta_hub.checkpoints.token_rows import runs_of
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.open_files import OpenFiles
+from paramdelta_hub.numerics.arrangements import Arrangement
 from tests.support.chunks import set_chunk_elements
 from tests.support.models import raw, write_model
 
@@ -102,3 +111,15 @@ def test_a_file_that_was_truncated(model: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError) as caught:
             read(source, start, WIDTH * 8)
         assert caught.value.where == str(copy)
+
+
+@given(st.integers(0, ROWS * WIDTH), st.integers(0, ROWS * WIDTH))
+def test_any_range_of_tensors_put_together(model: Path, start: int, stop: int) -> None:
+    """Two halves change places, transposed; what nothing covers is zero."""
+    whole = Arrangement.whole("BF16", (ROWS, WIDTH))
+    halves = [whole.part(0, 6, ROWS), whole.part(0, 0, 6).resized((5, WIDTH))]
+    arrangement = Arrangement.concatenated(halves, 0).transposed().resized((WIDTH, ROWS))
+    source = Arranged((stored(model, "BF16"),), arrangement.boxes(["BF16"]), ROWS * WIDTH, "BF16")
+    numbers = torch.arange(ROWS * WIDTH).reshape(ROWS, WIDTH)
+    expected = torch.cat([numbers[6:], numbers[:5], torch.zeros(1, WIDTH)]).T.contiguous().bfloat16()
+    assert read(source, start, 2 * max(0, stop - start)) == raw(expected)[2 * start : 2 * max(start, stop)]

@@ -92,7 +92,7 @@ def reader(made: Composition, arrangement: Arrangement) -> BoxReader:
 def spans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the sizes, at which reading changes, those of small tensors."""
     if request.param != "large spans":
-        monkeypatch.setattr(arrangements, "_SPAN", 3 if request.param == "spans of 3" else 8)
+        monkeypatch.setattr(arrangements, "_SPAN", 12 if request.param == "spans of 3" else 32)
         monkeypatch.setattr(arrangements, "_SPARSE", 2)
     monkeypatch.setattr(arrangements, "_BANDED", 2 if request.param == "bands of 8" else 1 << 16)
 
@@ -146,7 +146,7 @@ def test_neighbours_are_one_box() -> None:
 
 def test_a_large_transpose_is_read_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunk after chunk of it, no source element is read much more than once."""
-    monkeypatch.setattr(arrangements, "_SPAN", 4096)
+    monkeypatch.setattr(arrangements, "_SPAN", 4 * 4096)
     monkeypatch.setattr(arrangements, "_BANDED", 64)
     rows, columns = 256, 512
     array = np.arange(rows * columns, dtype=np.uint32).reshape(rows, columns)
