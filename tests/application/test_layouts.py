@@ -15,8 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paramdelta_hub as pd
+from paramdelta_hub.application.apply import Application
+from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.checkpoints.matching import PARTIAL
 from paramdelta_hub.errors import MismatchError, OptionError
+from paramdelta_hub.tasks.models import TASK, ApplyTask
 from tests.support.chunks import set_chunk_elements
 from tests.support.models import assert_same, read_weights, reference, tuned, write_model
 
@@ -320,6 +323,21 @@ def test_a_part_of_post(tmp_path: Path) -> None:
     assert_same(read_weights(tmp_path / "out"), {n: post[n][:, : t.shape[1]].contiguous() for n, t in base.items()})
     with pytest.raises(MismatchError, match="does not hold base's"):
         pd.extract(tmp_path / "post", tmp_path / "base", tmp_path / "delta2", rules=rules)
+
+
+def test_tasks_are_the_same_from_a_plan_on_disk(tmp_path: Path) -> None:
+    """A delta that several tensors share is decoded by one task, whichever files they lie in."""
+    base = single(1)
+    write_model(tmp_path / "base", fused(base))
+    write_model(tmp_path / "post", fused(tuned(base, 2)))
+    write_model(tmp_path / "target", base, shards=3)
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    request = ApplyRequest(str(tmp_path / "target"), ((str(tmp_path / "delta"), 1.0),), layouts=CUT)
+    tasks = Application(request, tmp_path / "out").plan.tasks
+    assert [TASK.validate_json(TASK.dump_json(task)) for task in tasks] == list(tasks)
+    keys = [each.key for task in tasks if isinstance(task, ApplyTask) for each in task.spilled]
+    assert len(keys) == len(set(keys)) == 8
+    assert max(len(task.writes) for task in tasks) == 3
 
 
 def test_rules_that_match_nothing_are_refused(tmp_path: Path) -> None:
