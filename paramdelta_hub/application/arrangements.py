@@ -36,6 +36,11 @@ class ArrangedPairs:
         """The delta's tensors that are used."""
         return tuple(dict.fromkeys(name for arrangement in self.pairs.values() for name in arrangement.sources))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tensors get something for each of their elements."""
+        return all(arrangement.is_whole for arrangement in self.pairs.values())
+
     def in_delta_order(
         self, delta_name: str, record: TensorRecord, tensor_of: Callable[[str], LogicalTensor]
     ) -> LogicalTensor | None:
@@ -61,7 +66,7 @@ class ArrangedPairs:
 
     def have_values(self, package: Package, tensor_of: Callable[[str], LogicalTensor], files: Files) -> bool:
         """Whether tensors, put together in the order of the delta's, have just the values of post."""
-        if not all(arrangement.is_whole for arrangement in self.pairs.values()):
+        if not self.is_whole:
             return False
         for delta_name in self.delta_names:
             record = package.records[delta_name]

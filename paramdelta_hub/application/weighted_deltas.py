@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from pydantic import ConfigDict, Field
 
@@ -70,6 +71,8 @@ def check_lineage(
             tensors[delta_name] = tensor
     tensors |= compatibility.in_delta_order(number, package)
     lineage = compare_samples(samples, tensors, remote)
+    if lineage.correlation is not None and not compatibility.arranged[number].is_whole:
+        lineage = replace(lineage, same_values=False)  # the target has more than base, or less
     if not lineage.is_related and not force:
         raise LineageError(
             f"not kin to the delta's base {package.manifest.base.name!r}: {lineage};"

@@ -291,6 +291,21 @@ def test_more_input_channels(weight: float, tmp_path: Path) -> None:
     assert_same(read_weights(tmp_path / "out"), expected)
 
 
+def test_base_with_more_channels_is_not_said_to_be_base(tmp_path: Path) -> None:
+    """Not even before the result is made: with the other channels it is not post."""
+    base, post, target = inpainting(1)
+    target = {**base, "conv_in.weight": torch.cat([base["conv_in.weight"], target["conv_in.weight"][:, 4:]], 1)}
+    for name, tensors in (("base", base), ("post", post), ("target", target)):
+        write_model(tmp_path / name, tensors)
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    words: list[str | Path] = ["apply", tmp_path / "target", tmp_path / "delta", "-o", tmp_path / "out"]
+    for more in (["--dry-run"], []):
+        code, text = run(*words, "--partial", "conv_in", *more)
+        assert code == 0, text
+        assert "is post" not in text
+        assert "same values as base" not in text
+
+
 def test_a_target_with_fewer_channels_gets_what_it_has(tmp_path: Path) -> None:
     _, small, large = inpainting(5)
     post = tuned(large, 9, 0.1)
