@@ -101,7 +101,8 @@ def apply(
 
     Sums are made in float32 (float64 for float32 models), in the order of ``deltas``, and rounded once. With one delta
     of weight 1 the result equals ``((post.float() - base.float()) + target.float()).to(target.dtype)`` bit for bit,
-    and post itself if the target is base. A killed run leaves no ``out``; run it again to resume.
+    and post itself if the target is base. Base, post and target may have different float dtypes: each tensor of the
+    result has the target's, or ``dtype``. A killed run leaves no ``out``; run it again to resume.
 
     A delta has a weight of 1 unless you give one: ``(delta, 0.5)``, ``{delta: 0.5}``, :class:`WeightedDelta` or
     ``"delta=0.5"``. The arguments from ``target`` to ``stream``, and ``force``, are described at
@@ -195,7 +196,9 @@ class Application(Operation[ApplyReport]):
         compatibility, packages = inputs.compatibility, inputs.packages
         self._sums = addends_by_tensor(compatibility, packages, inputs.weights)
         self._files = plan_output_files(inputs.model, compatibility.results, compatibility.colocate_with)
-        self.plan = plan_apply(compatibility, self._files, packages, self._sums, inputs.request.to_json())
+        may_be_base = len(self._applied) == 1 and self._applied[0].kinship.same_values
+        asked = inputs.request.to_json()
+        self.plan = plan_apply(compatibility, self._files, packages, self._sums, asked, may_be_base=may_be_base)
         self._pool = FilePool(None, ())
 
     @property

@@ -17,6 +17,8 @@ from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_unused, rule
 from paramdelta_hub.checkpoints.tensor_sources import Stored, Zeros
 from paramdelta_hub.errors import Mismatch, MismatchError
 from paramdelta_hub.fileio.strict_json import JsonObject
+from paramdelta_hub.numerics.casts import FloatDtype, float_dtype
+from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
 
@@ -44,6 +46,8 @@ class Compatibility:
     matches: tuple[Match, ...]
     placed: Mapping[str, PlacedRows]
     carried: Mapping[str, CarriedTensor] = field(default_factory=dict)
+    dtype: FloatDtype | None = None
+    """The dtype that all float tensors of the result get; None: each the target's."""
     keeps_fp8: bool = False
     """Whether weights that are 8-bit floats in the target are so in the result."""
     uses: tuple[RuleUse, ...] = ()
@@ -89,11 +93,15 @@ class Compatibility:
         for name in self.names:
             tensor, placed = self.tensor(name), self.placed.get(name)
             shape = (placed.rows, *tensor.shape[1:]) if placed else tensor.shape
-            tensors[name] = OutTensor("F8_E4M3" if self.in_fp8(name) else tensor.dtype, shape)
+            tensors[name] = OutTensor("F8_E4M3" if self.in_fp8(name) else self.result_dtype(tensor), shape)
         for name, _ in self.target.omissions if self.keeps_fp8 else ():
             span = self.target.checkpoint.tensors[name][1]
             tensors[name] = OutTensor(span.dtype, span.shape)
         return tensors
+
+    def result_dtype(self, tensor: LogicalTensor) -> str:
+        """Return the dtype that a tensor has in the result, unless it stays 8-bit floats."""
+        return float_dtype(self.dtype) if self.dtype and tensor.dtype in FLOATS else tensor.dtype
 
     @property
     def config_overrides(self) -> JsonObject:
@@ -102,6 +110,9 @@ class Compatibility:
         for name, placed in self.placed.items():
             if EMBEDDINGS.search(name) and placed.rows != self.tensor(name).shape[0]:
                 overrides["vocab_size_per_layer_input" if "per_layer" in name else "vocab_size"] = placed.rows
+        if self.dtype:
+            config = self.target.checkpoint.config or {}
+            overrides["dtype" if "dtype" in config else "torch_dtype"] = self.dtype
         if self.target.omissions and not self.keeps_fp8:
             overrides |= {"quantization_config": None, "compression_config": None}
         return overrides
@@ -145,6 +156,7 @@ def check_compatibility(
     rules: Rules,
     row_planner: RowPlanner,
     weights: Weights,
+    dtype: FloatDtype | None = None,
     keeps_fp8: bool = False,
 ) -> Compatibility:
     """Pair the target's tensors with every package's, or raise with everything that does not fit any of them.
@@ -192,7 +204,7 @@ def check_compatibility(
         problems.found += without_scales
         problems.remedy = "remove --dtype; the result's weights are then bf16"
     problems.refuse(str(target.checkpoint.source.path))
-    return Compatibility(target, tuple(matches), placed, carried, keeps_fp8, tuple(uses))
+    return Compatibility(target, tuple(matches), placed, carried, dtype, keeps_fp8, tuple(uses))
 
 
 @dataclass

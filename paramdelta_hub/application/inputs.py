@@ -11,7 +11,7 @@ from paramdelta_hub.application.companions import CompanionSelection, select_com
 from paramdelta_hub.application.compatibility import Compatibility, check_compatibility
 from paramdelta_hub.application.earlier import evidence_of_earlier
 from paramdelta_hub.application.output_files import OutputFile
-from paramdelta_hub.application.requantize import keeps_fp8
+from paramdelta_hub.application.requantize import FP8, keeps_fp8
 from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.row_placement import RowPlanner
 from paramdelta_hub.application.weighted_deltas import AppliedDelta, check_lineage
@@ -120,10 +120,11 @@ def open_inputs(
     tokenizer_from = None if companions.tokenizer_of is None else added[companions.tokenizer_of]
     logical, weights = logical_model(model), Weights(deltas, WeightMap(request.weight_map))
     in_fp8 = keeps_fp8(logical, request.dtype)
+    dtype = None if request.dtype == FP8 else request.dtype
     if in_fp8:
         companions = replace(companions, from_target={**companions.from_target, **quantization_files(model)})
     rows = RowPlanner(tokenizer, packages, tokenizer_from)
-    compatibility = check_compatibility(logical, packages, request.rules, rows, weights, in_fp8)
+    compatibility = check_compatibility(logical, packages, request.rules, rows, weights, dtype, in_fp8)
     places = [
         *model_places("the target", model),
         *(("a delta", folder) for folder in folders),

@@ -28,8 +28,13 @@ def plan_apply(
     packages: Sequence[Package],
     sums: Sums,
     request: JsonObject,
+    *,
+    may_be_base: bool,
 ) -> Plan:
-    """Return the plan that makes the result's files out of a target and deltas that fit it."""
+    """Return the plan that makes the result's files out of a target and deltas that fit it.
+
+    ``may_be_base`` says whether the target's samples are base's, so that all its values may be.
+    """
     target, results = compatibility.target.checkpoint, compatibility.results
     spans = {
         name: OutputSpan(name, file.name, start, results[name].nbytes)
@@ -46,7 +51,9 @@ def plan_apply(
         names = [name for name in file.starts if name not in scales]  # those are written with their weights
         for group in cut(names, lambda name: results[name].nbytes, target.nbytes):
             tasks.append(
-                ApplyTask.of(tuple(_result_tensor(name, compatibility, spans, sums.get(name, ())) for name in group))
+                ApplyTask.of(
+                    tuple(_result_tensor(name, compatibility, spans, sums.get(name, ()), may_be_base) for name in group)
+                )
             )
     return Plan(
         kind="apply",
@@ -57,7 +64,11 @@ def plan_apply(
 
 
 def _result_tensor(
-    name: str, compatibility: Compatibility, spans: Mapping[str, OutputSpan], addends: Sequence[Addend]
+    name: str,
+    compatibility: Compatibility,
+    spans: Mapping[str, OutputSpan],
+    addends: Sequence[Addend],
+    may_be_base: bool,
 ) -> ResultTensor:
     tensor, placed = compatibility.source(name, summed=bool(addends)), compatibility.placed.get(name)
     arranged = tensor.reorder_rows(placed.start if placed else None)
@@ -74,6 +85,8 @@ def _result_tensor(
         outputs=outputs,
         addends=tuple(addends),
         quantization=quantization,
+        result_dtype=tensor.dtype if quantization else compatibility.result_dtype(tensor),
+        may_be_base=may_be_base,
     )
 
 
@@ -88,5 +101,5 @@ def _temporary_bytes(tensor: ResultTensor) -> int:
     needed = FLOATS[tensor.dtype].itemsize * tensor.elements if tensor.quantization else 0
     for addend in tensor.addends:
         if spilled := addend.spilled_elements:
-            needed += FLOATS[tensor.dtype].wide.itemsize * spilled
+            needed += FLOATS[addend.delta.dtype].wide.itemsize * spilled
     return needed

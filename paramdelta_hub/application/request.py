@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from paramdelta_hub.application.companions import Mode, Prefer
-from paramdelta_hub.application.requantize import Dtype
+from paramdelta_hub.application.requantize import FP8, Dtype
 from paramdelta_hub.application.weights import WeightMap, weighted_deltas
 from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.numerics.casts import float_dtype
 from paramdelta_hub.tasks.requests import Request, absolute
 
 __all__ = ["ApplyRequest"]
@@ -30,8 +31,9 @@ class ApplyRequest(Request):
     skips: tuple[str, ...] = ()
     """Patterns of the tensors to leave as they are."""
     dtype: Dtype | None = None
-    """What the weights of an fp8 target become: ``bfloat16`` (the default), or ``float8_e4m3fn`` with new scales in the
-    target's layout. The report says what that costs."""
+    """The dtype of all float tensors of the result: ``bfloat16``, ``float16`` or ``float32``; or, for an fp8 target,
+    ``float8_e4m3fn`` with new scales in the target's layout, and the report says what that costs. By default each
+    tensor has the target's dtype, and bf16 where that is fp8."""
     companions: Mode = "post"
     """Where tokenizer, templates, processors and generation settings come from: ``post`` (the first delta that has
     some), ``target``, or ``none`` for ``config.json`` alone."""
@@ -52,6 +54,8 @@ class ApplyRequest(Request):
         object.__setattr__(self, "deltas", deltas)
         object.__setattr__(self, "weight_map", WeightMap.of(self.weight_map).rules)
         self.check_fields()
+        if self.dtype not in (None, FP8):
+            float_dtype(self.dtype)
 
     @property
     def rules(self) -> Rules:

@@ -16,7 +16,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.matching import Entry, Match
 from paramdelta_hub.checkpoints.quantization import find_scales, unsupported_reason, unused_tensors
 from paramdelta_hub.checkpoints.roles import vocabulary_tensors
-from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Reordered, Stored, TensorSource
+from paramdelta_hub.checkpoints.tensor_sources import Cast, Dequantized, Reordered, Stored, TensorSource
 from paramdelta_hub.fileio.safetensors import Sized
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import Run
@@ -41,6 +41,16 @@ class LogicalTensor(Sized):
     def is_quantized(self) -> bool:
         """Whether the checkpoint stores it as 8-bit floats with scales."""
         return isinstance(self.source, Dequantized)
+
+    def cast(self, dtype: str) -> LogicalTensor:
+        """Return the tensor with its values in another float dtype; itself if that is its own.
+
+        Its rows must be in their own order.
+        """
+        if dtype == self.dtype:
+            return self
+        assert not isinstance(self.source, Cast | Reordered)
+        return LogicalTensor(dtype, self.shape, Cast(self.source, dtype))
 
     def reorder_rows(self, runs: Sequence[Run] | None) -> LogicalTensor:
         """Return the tensor with its rows in the order of ``runs``; itself if there are none.
@@ -70,6 +80,15 @@ class LogicalModel:
     def entries(self) -> dict[str, Entry]:
         """Every tensor as pairing sees it."""
         return entries_of({name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()})
+
+    def cast(self, dtype: str | None) -> LogicalModel:
+        """Return the model with all float values in one dtype; itself for None."""
+        if dtype is None:
+            return self
+        tensors = {
+            name: tensor.cast(dtype) if tensor.dtype in FLOATS else tensor for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=tensors)
 
     def tensor(self, name: str, matched: Match, side: str) -> LogicalTensor:
         """Return the tensor that a match calls ``name``. For a tied head that is the embedding."""

@@ -126,7 +126,7 @@ def _compare_entries(name: str, left: Entry, right: Entry, sides: tuple[str, str
         mismatches.append(
             Mismatch(name, "shape", f"{sides[0]} has {list(left.shape)}, {sides[1]} has {list(right.shape)}")
         )
-    if left.dtype != right.dtype:
+    if left.dtype != right.dtype and not {left.dtype, right.dtype} <= FLOATS.keys():
         mismatches.append(Mismatch(name, "dtype", f"{sides[0]} has {left.dtype}, {sides[1]} has {right.dtype}"))
     else:
         mismatches += _check_dtype(name, left)

@@ -23,12 +23,14 @@ from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.paths import PathText
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES, TensorSpan
 from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.numerics.casts import cast_bytes
 from paramdelta_hub.numerics.float8 import DECODED, Grid, dequantize
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import ElementRuns, Run
 from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = [
+    "Cast",
     "Dequantized",
     "Files",
     "PlainSource",
@@ -37,6 +39,7 @@ __all__ = [
     "TensorSource",
     "Values",
     "Zeros",
+    "is_exact_cast",
     "read_chunks",
     "source_digest",
 ]
@@ -141,7 +144,30 @@ class Dequantized:
         return _DequantizedValues(self, files)
 
 
-PlainSource: TypeAlias = Stored | Zeros | Dequantized
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The float values of another source in another float dtype: exact in a wider one, else rounded once.
+
+    Args:
+        inner: the values as they are.
+        dtype: of the values here.
+    """
+
+    inner: Annotated[Stored | Zeros | Dequantized, Field(discriminator="kind")]
+    dtype: str
+    kind: Literal["cast"] = "cast"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return self.inner.files
+
+    def open(self, files: Files) -> Values:
+        """Return a reader; ``files`` must stay open while it is used."""
+        return _CastValues(self, files)
+
+
+PlainSource: TypeAlias = Stored | Zeros | Dequantized | Cast
 """Every kind of source whose rows are in their own order."""
 
 
@@ -207,6 +233,25 @@ def source_digest(
     return digest.hexdigest()
 
 
+def is_exact_cast(source: Cast, elements: int, files: Files) -> bool:
+    """Whether every value of a source is the same in the other dtype, to the bit when cast back.
+
+    Raises:
+        CheckpointError: a file is truncated or can't be read.
+    """
+    values, dtype = source.inner.open(files), source.inner.dtype
+    for start in range(0, elements, CHUNK_ELEMENTS):
+        size = min(CHUNK_ELEMENTS, elements - start)
+        before = scratch("before a cast", size * ITEM_SIZES[dtype], np.uint8)
+        values.read(start, before)
+        there = scratch("cast there", size * ITEM_SIZES[source.dtype], np.uint8)
+        cast_bytes(before, dtype, source.dtype, there)
+        back = cast_bytes(there, source.dtype, dtype, scratch("cast back", before.size, np.uint8))
+        if not np.array_equal(before, back):
+            return False
+    return True
+
+
 class _ZeroValues:
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         out[:] = 0
@@ -219,6 +264,17 @@ class _StoredValues:
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         self._files.read(self._file, self._start + start * self._itemsize, out)
+
+
+class _CastValues:
+    def __init__(self, source: Cast, files: Files) -> None:
+        self._inner, self._from, self._to = source.inner.open(files), source.inner.dtype, source.dtype
+
+    def read(self, start: int, out: NDArray[np.uint8]) -> None:
+        elements = out.size // ITEM_SIZES[self._to]
+        values = scratch("to be cast", elements * ITEM_SIZES[self._from], np.uint8)
+        self._inner.read(start, values)
+        cast_bytes(values, self._from, self._to, out)
 
 
 class _ReorderedValues:

@@ -89,8 +89,8 @@ def _request(
 @tokenizer_option("target")
 @click.option(
     "--dtype",
-    type=click.Choice(["bfloat16", "float8_e4m3fn"]),
-    help="Weights of the result of an fp8 TARGET: bfloat16 (the default), or fp8 with new scales.",
+    type=click.Choice(["bfloat16", "float16", "float32", "float8_e4m3fn"]),
+    help="Dtype of OUT's float tensors. The default is TARGET's; of an fp8 TARGET, bfloat16. fp8 gets new scales.",
 )
 @click.option(
     "--companions",

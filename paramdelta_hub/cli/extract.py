@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from paramdelta_hub.checkpoints.rules import Rules
     from paramdelta_hub.extraction.extract import ExtractReport
     from paramdelta_hub.extraction.request import ExtractRequest
+    from paramdelta_hub.numerics.casts import FloatDtype
     from paramdelta_hub.registry.protocol import Published, Registry
     from paramdelta_hub.registry.reference import Reference
 
@@ -94,6 +95,7 @@ def _request(
     version: str,
     license_name: str | None,
     rules: Rules,
+    cast: FloatDtype | None,
     base_tokenizer: str | None,
     post_tokenizer: str | None,
     hash_files: bool,
@@ -109,6 +111,7 @@ def _request(
         renames=rules.renames,
         skips=rules.skips,
         carries=rules.carries,
+        cast=cast,
         base_tokenizer=base_tokenizer,
         post_tokenizer=post_tokenizer,
         hash_files=hash_files,
@@ -156,6 +159,11 @@ def _check_published(there: Registry, reference: Reference, request: ExtractRequ
     rename="Rename POST's tensors, by regex.",
     skip="Leave out tensors. The manifest records them.",
     carry="Store matching tensors whole if only POST has them.",
+)
+@click.option(
+    "--cast",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Read both models in this dtype, rounded once. Without it, the delta is exact whatever their dtypes are.",
 )
 @tokenizer_option("base")
 @tokenizer_option("post")

@@ -16,6 +16,7 @@ from paramdelta_hub.extraction.request import ExtractRequest
 from paramdelta_hub.fileio.durable import io_errors, write_file
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
+from paramdelta_hub.numerics.casts import FloatDtype, float_dtype
 from paramdelta_hub.outputs.replacing import Replacement, check_new, model_places, registry_places
 from paramdelta_hub.package.labels import check_labels
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Rows, parse_manifest
@@ -53,6 +54,7 @@ def extract(
     version: str = "1.0.0",
     license: str | None = None,  # noqa: A002 - the field's own name
     rules: Rules | None = None,
+    cast: FloatDtype | None = None,
     base_tokenizer: str | Path | None = None,
     post_tokenizer: str | Path | None = None,
     hash_files: bool = False,
@@ -89,6 +91,7 @@ def extract(
         renames=rules.renames,
         skips=rules.skips,
         carries=rules.carries,
+        cast=cast,
         base_tokenizer=_text(base_tokenizer),
         post_tokenizer=_text(post_tokenizer),
         hash_files=hash_files,
@@ -111,7 +114,7 @@ class Extraction(Operation[ExtractReport]):
 
     @planning()
     def __init__(self, request: ExtractRequest) -> None:
-        self._rules = request.rules
+        self._rules, self._cast = request.rules, None if request.cast is None else float_dtype(request.cast)
         first = "delta" if request.name is None else request.name
         check_labels(first, request.version, request.license)  # before anything is read
         self._base, self._post = open_checkpoint(request.base), open_checkpoint(request.post)
@@ -133,7 +136,7 @@ class Extraction(Operation[ExtractReport]):
         check_companions(self._base, self._post, self._tokenizer)
         name = request.name or f"{self._post.source.name.rpartition('/')[2]}-delta"
         self._labels = check_labels(name, request.version, request.license)
-        self._differences = pair_up(self._base, self._post, self._rules, *tokenizers)
+        self._differences = pair_up(self._base, self._post, self._rules, *tokenizers, cast=self._cast)
         self.plan = _plan(self._base, self._post, self._differences, request)
 
     @property
@@ -182,6 +185,7 @@ class Extraction(Operation[ExtractReport]):
                 self._tokenizer,
                 self._differences,
                 self._rules,
+                self._cast,
                 ordered,
                 workspace,
                 self._labels,
@@ -210,6 +214,8 @@ def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, request:
         EncodedTensor(
             name=pair.name,
             dtype=pair.base.dtype,
+            base_dtype=pair.base_dtype,
+            post_dtype=pair.post_dtype,
             shape=pair.base.shape,
             base=pair.base.source,
             post=pair.post.source,

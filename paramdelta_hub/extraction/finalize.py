@@ -16,6 +16,7 @@ from paramdelta_hub.extraction.companions import config_changes, copy_companions
 from paramdelta_hub.extraction.pairs import Differences
 from paramdelta_hub.fileio.durable import file_digest, write_file
 from paramdelta_hub.fileio.open_files import OpenFiles
+from paramdelta_hub.numerics.casts import StoredFloat
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.manifest import (
     LINEAGE_NAME,
@@ -45,6 +46,7 @@ def build_manifest(
     tokenizer: Path | None,
     differences: Differences,
     rules: Rules,
+    cast: StoredFloat | None,
     outcomes: Sequence[Outcome],
     workspace: Workspace,
     labels: Labels,
@@ -84,6 +86,7 @@ def build_manifest(
         ),
         configs=config_changes(base, post),
         given_up=dict(sorted(differences.given_up.items(), key=lambda token: token[1])),
+        cast=cast,
         renames=tuple(Rename(pattern=pattern, replacement=new) for pattern, new in rules.renames),
         omissions=tuple(Omission(**vars(omission)) for omission in differences.omissions),
         shards=tuple(shards),

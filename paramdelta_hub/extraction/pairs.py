@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, Opti
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.numerics.casts import common_dtype
 from paramdelta_hub.numerics.row_runs import Run
 from paramdelta_hub.numerics.scratch import scratch
 
@@ -29,7 +31,7 @@ __all__ = ["Differences", "Pair", "pair_up", "tokenizer_folder", "uses_with_trai
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of the delta: base's side and post's, of one dtype and shape."""
+    """A tensor of the delta: base's side and post's, of one shape, and read in the dtype that holds both."""
 
     name: str
     base: LogicalTensor
@@ -41,6 +43,9 @@ class Pair:
     """Post's own name, or its embedding's, where it is not ``name``."""
     tied_to: str | None
     """Post's embedding, where it serves as this head."""
+    base_dtype: str
+    post_dtype: str
+    """What each side has; their tensors here are read in the dtype that holds both."""
     base_rows: int
     runs: tuple[Run, ...] | None
     """Where base's rows went, if they were arranged."""
@@ -83,7 +88,14 @@ class Differences:
     @property
     def notes(self) -> tuple[str, ...]:
         """What became of ties, of rows, and of tensors that only post has."""
-        return tuple(note for pair in self.pairs if (note := pair.note))
+        dtypes = Counter((pair.base_dtype, pair.post_dtype) for pair in self.pairs)
+        across = [
+            f"{count:,} tensor{'s' * (count != 1)}: {base} in base, {post} in post; the delta is exact in"
+            f" {common_dtype(base, post)}, and a result has its target's dtype unless --dtype says otherwise"
+            for (base, post), count in dtypes.items()
+            if base != post
+        ]
+        return (*across, *(note for pair in self.pairs if (note := pair.note)))
 
 
 def uses_with_trained(differences: Differences) -> tuple[RuleUse, ...]:
@@ -118,16 +130,23 @@ def _equal_values(base: LogicalTensor, post: LogicalTensor, files: OpenFiles) ->
 
 
 def pair_up(
-    base: Checkpoint, post: Checkpoint, rules: Rules, base_tokenizer: Path | None, post_tokenizer: Path | None
+    base: Checkpoint,
+    post: Checkpoint,
+    rules: Rules,
+    base_tokenizer: Path | None,
+    post_tokenizer: Path | None,
+    cast: str | None = None,
 ) -> Differences:
     """Pair the two models' tensors, or raise with everything that does not fit; only headers are read.
+
+    Both sides are read in the float dtype ``cast``, if given.
 
     Raises:
         OptionError: a rule that hits nothing.
         MismatchError: every misfit is listed.
         CheckpointError: scales or a tokenizer that can't be used.
     """
-    sides = _Sides(logical_model(base), logical_model(post))
+    sides = _Sides(logical_model(base).cast(cast), logical_model(post).cast(cast))
     base_entries, post_entries = sides.base.entries, sides.post.entries
     carried = [name for name in post_entries if rules.carries_name(name)]
     matched = match(base_entries, post_entries, rules, ("base", "post"), carried=carried)
@@ -227,13 +246,16 @@ def _pair(name: str, matched: Match, sides: _Sides, vocabularies: _Vocabularies)
         base_entry = sides.base.entries[embedding if side == "base" else name]
         if base_entry.vocabulary or sides.post.entries[post_name].vocabulary:
             runs = vocabularies.match_rows(base.shape[0], post.shape[0])
+    dtype = common_dtype(base.dtype, post.dtype)
     return Pair(
         name=name,
-        base=base.reorder_rows(runs),
-        post=post,
+        base=base.cast(dtype).reorder_rows(runs),
+        post=post.cast(dtype),
         base_name=embedding if side == "base" else None,
         post_name=None if post_name == name else post_name,
         tied_to=embedding if side == "post" else None,
+        base_dtype=base.dtype,
+        post_dtype=post.dtype,
         base_rows=base.shape[0] if base.shape else 0,
         runs=runs,
     )

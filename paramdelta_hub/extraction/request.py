@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.numerics.casts import FloatDtype
 from paramdelta_hub.tasks.requests import Request, absolute
 
 __all__ = ["ExtractRequest"]
@@ -31,6 +32,9 @@ class ExtractRequest(Request):
     """Patterns of the tensors to leave out."""
     carries: tuple[str, ...] = ()
     """Patterns of the tensors that only post has, and that the delta carries whole."""
+    cast: FloatDtype | None = None
+    """Read both sides in this float dtype, rounded once, whatever theirs are. Without it a delta is exact in the dtype
+    that holds both sides."""
     base_tokenizer: str | None = None
     """The folder of base's tokenizer, if it is not beside the weights. Rows of embeddings are matched by token."""
     post_tokenizer: str | None = None

@@ -27,6 +27,7 @@ from paramdelta_hub.limits import (
     TENSORS,
     VOCABULARY_ROWS,
 )
+from paramdelta_hub.numerics.casts import StoredFloat, common_dtype
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import Run, check_runs
 from paramdelta_hub.package.records import (
@@ -102,7 +103,9 @@ class TensorRecord(Record):
     name: Annotated[str, Field(min_length=1, max_length=1024)]
     base_name: Text | None = Field(description="base's embedding, where base has no tensor for this output head")
     post_name: Text | None = Field(description="post's name for it, where a rule made the two alike or post ties it")
-    dtype: Text
+    dtype: Text = Field(description="of the delta, and of the digests: the one that holds both sides")
+    base_dtype: Text
+    post_dtype: Text
     shape: Annotated[
         tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK, fail_fast=True)
     ]
@@ -112,7 +115,7 @@ class TensorRecord(Record):
     shard: Text | None = Field(description="the file that holds the payload; null for the codec zero")
     nbytes: Count = Field(description="bytes of the payload")
     payload_blake3: Blake3 | None
-    base_blake3: Blake3 = Field(description="of base's values, little-endian, in C order")
+    base_blake3: Blake3 = Field(description="of base's values in dtype, little-endian, in C order")
     post_blake3: Blake3
     base_norm: Norm = Field(description="Euclidean norm, six significant digits; 0 for replaced tensors")
     delta_norm: Norm
@@ -138,8 +141,13 @@ class TensorRecord(Record):
     @model_validator(mode="after")
     def _coherent(self) -> TensorRecord:
         check_tensor_name(self.name)
-        if self.dtype not in ITEM_SIZES:
-            raise ValueError(f"unknown dtype {self.dtype!r}")
+        for dtype in (self.dtype, self.base_dtype, self.post_dtype):
+            if dtype not in ITEM_SIZES:
+                raise ValueError(f"unknown dtype {dtype!r}")
+        if self.dtype != common_dtype(self.base_dtype, self.post_dtype):
+            raise ValueError(f"{self.dtype} is not the dtype of {self.base_dtype} and {self.post_dtype} together")
+        if self.base_dtype != self.post_dtype and not {self.base_dtype, self.post_dtype} <= FLOATS.keys():
+            raise ValueError(f"{self.base_dtype} and {self.post_dtype} have no common dtype")
         if (self.effect == "add" and self.dtype not in FLOATS) or (
             self.effect == "replace" and self.dtype not in DISCRETE
         ):
@@ -194,6 +202,9 @@ class Manifest(Record):
     exactness: Exactness
     configs: Annotated[dict[ConfigName, ConfigChange], at_most(2)] = Field(
         description="by file; one that base or post lacks is left out"
+    )
+    cast: StoredFloat | None = Field(
+        description="the dtype in which both sides were read, rounded once; null where each is as it is stored"
     )
     given_up: Counts = Field(description="tokens of base that post no longer has, with base's ids")
     renames: Annotated[tuple[Rename, ...], Field(max_length=RENAMES, fail_fast=True)]

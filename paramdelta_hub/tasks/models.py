@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
-from paramdelta_hub.checkpoints.tensor_sources import Stored, TensorSource, read_chunks, source_digest
+from paramdelta_hub.checkpoints.tensor_sources import (
+    Cast,
+    Files,
+    Reordered,
+    Stored,
+    TensorSource,
+    is_exact_cast,
+    read_chunks,
+    source_digest,
+)
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.direct_writer import DirectWriter
@@ -86,12 +95,15 @@ class ResultTensor:
 
     Args:
         name: in the result.
-        dtype: of the target's values and of the sum.
+        dtype: of the target's values.
         elements: how many.
         source: the target's values.
         outputs: where the result goes; of a tensor that becomes 8-bit floats, the codes and then the scales.
         addends: what is added.
         quantization: given if the sum becomes 8-bit floats.
+        result_dtype: of the result, before it may become 8-bit floats; None: the target's.
+        may_be_base: whether the target may hold base's values; matters where its dtype or the result's is another than
+            the delta's.
     """
 
     name: str
@@ -101,6 +113,27 @@ class ResultTensor:
     outputs: tuple[OutputSpan, ...]
     addends: tuple[Addend, ...] = ()
     quantization: Quantization | None = None
+    result_dtype: str | None = None
+    may_be_base: bool = False
+
+    def base_source(self, files: Files) -> TensorSource | None:
+        """Return how to read the target's values in the delta's dtype, if they are base's; else None.
+
+        Looked for only where a dtype differs: post's values are then the result, rounded once to its dtype.
+        """
+        if not self.may_be_base or len(self.addends) != 1 or isinstance(self.source, Cast | Reordered):
+            return None
+        [addend] = self.addends
+        dtype = addend.delta.dtype
+        differs = {self.dtype, self.result_dtype or self.dtype} != {dtype}
+        if not differs or addend.delta.effect == "replace" or addend.weight != 1.0 or addend.placement:
+            return None
+        source: TensorSource = self.source
+        if self.dtype != dtype:
+            source = cast = Cast(self.source, dtype)
+            if not is_exact_cast(cast, self.elements, files):
+                return None
+        return source if source_digest(source, self.elements, files) == addend.delta.base_digest else None
 
     @property
     def nbytes(self) -> int:
@@ -170,17 +203,27 @@ class ApplyTask:
             for tensor in self.tensors:
                 writers = [_TensorWriter(outputs[span.file], span.start) for span in tensor.outputs]
                 with ExitStack() as scope:
+                    base = tensor.base_source(sources)
+                    source = base or tensor.source
                     total = scope.enter_context(
-                        TensorSum(tensor.dtype, tensor.addends, shards, kernel, sources=sources, folder=folder)
+                        TensorSum(
+                            source.dtype,
+                            tensor.addends,
+                            shards,
+                            kernel,
+                            result=tensor.result_dtype or tensor.dtype,
+                            is_base=base is not None,
+                            sources=sources,
+                            folder=folder,
+                        )
                     )
                     requantizer = None
                     if tensor.quantization is not None:
                         requantizer = scope.enter_context(Requantizer(tensor.quantization, folder))
                     take = requantizer.add if requantizer else writers[0].write
-                    for values in read_chunks(tensor.source, tensor.elements, sources):
-                        summed = total.add(values)
-                        take(summed)
-                        advance(summed.size)
+                    for values in read_chunks(source, tensor.elements, sources):
+                        take(total.add(values))
+                        advance(values.size)
                     total.finish()
                     if total.not_finite:
                         not_finite.append(NotFinite(tensor.name, (total.not_finite,)))

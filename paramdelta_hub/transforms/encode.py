@@ -34,10 +34,12 @@ class EncodedTensor:
 
     Args:
         name: in the package.
-        dtype: of both sides.
+        dtype: in which both sides are read.
         shape: of both sides.
         base: base's values, in the order of post's rows.
         post: post's values.
+        base_dtype: what base has.
+        post_dtype: what post has.
         base_name: base's embedding, if it serves as this output head.
         post_name: post's name, if it is another.
         rows: which of base's rows each row belongs to, if not its own.
@@ -48,6 +50,8 @@ class EncodedTensor:
     shape: tuple[int, ...]
     base: TensorSource
     post: TensorSource
+    base_dtype: str
+    post_dtype: str
     base_name: str | None = None
     post_name: str | None = None
     rows: Rows | None = None
@@ -176,6 +180,8 @@ class TensorEncoder:
             base_name=tensor.base_name,
             post_name=tensor.post_name,
             dtype=tensor.dtype,
+            base_dtype=tensor.base_dtype,
+            post_dtype=tensor.post_dtype,
             shape=tensor.shape,
             rows=tensor.rows,
             effect="add" if self._added else "replace",

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,8 @@ from paramdelta_hub.fileio.durable import read_exactly, write_exactly
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide
+from paramdelta_hub.numerics.casts import as_bits, round_once, summing_type
+from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide, accumulate
 from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.numerics.row_runs import ElementRuns
 from paramdelta_hub.numerics.scratch import scratch
@@ -81,10 +82,16 @@ class TensorSum:
     chunk has exceptions looks at the digest of the target's chunk: on base's own values the result is post, bit for
     bit; on any other target the sum stands. To be used in a ``with`` block.
 
+    Target, deltas and result may have different float dtypes. The sum is then made in float64 if a float32 is among
+    them, else in float32.
+
     Args:
-        dtype: the dtype of the tensor.
+        dtype: the dtype of the target's values.
         addends: what is added.
         shards: open files of the packages.
+        result: the dtype of the result; default: the target's.
+        is_base: whether the target's values are known to be base's, in the delta's dtype: the sum is then post, and is
+            rounded once to the dtype of the result.
         sources: read access to the target; needed for addends with a placement.
         folder: where their temporary files are.
         kernel: does the arithmetic.
@@ -97,27 +104,31 @@ class TensorSum:
         shards: OpenFiles,
         kernel: Kernel,
         *,
+        result: str | None = None,
+        is_base: bool = False,
         sources: Files | None = None,
         folder: Path | None = None,
     ) -> None:
-        self._dtype, self._kernel = dtype, kernel
+        self._dtype, self._kernel, self._result = dtype, kernel, result or dtype
+        dtypes = {dtype, self._result, *(addend.delta.dtype for addend in addends)}
+        self._summing_type = summing_type(dtypes) if len(dtypes) > 1 and not is_base else None
         self.not_finite = 0
         """How many values of the result are NaN or infinite."""
         self._replaced_by: DeltaReader | None = None
         self._additions: list[_Addition] = []
         self._exit = ExitStack()
         with self._exit:
-            is_post = len(addends) == 1 and addends[0].weight == 1.0
+            is_post = len(addends) == 1 and addends[0].weight == 1.0 and self._summing_type is None
             for addend in addends:
                 if addend.delta.effect == "replace":
                     if not addend.delta.is_zero:
-                        self._replaced_by = DeltaReader(addend.delta, dtype, shards, kernel)
+                        self._replaced_by = DeltaReader(addend.delta, shards, kernel)
                 elif addend.placement is None:
-                    self._additions.append(_InOrder(addend, dtype, shards, kernel, is_post=is_post))
+                    self._additions.append(_InOrder(addend, shards, kernel, is_post=is_post))
                 else:
                     assert sources is not None
                     assert folder is not None
-                    placed = _Placed(addend, dtype, shards, sources, folder, kernel, is_post=is_post)
+                    placed = _Placed(addend, shards, sources, folder, kernel, is_post=is_post)
                     self._additions.append(self._exit.enter_context(placed))
             self._exit = self._exit.pop_all()
 
@@ -126,6 +137,19 @@ class TensorSum:
 
         They are in this thread's buffer, until its next use.
         """
+        if self._summing_type is not None:
+            return self._add_across_dtypes(target, self._summing_type)
+        summed = self._add(target)
+        if self._result == self._dtype:
+            return summed
+        kind, result = FLOATS[self._dtype], FLOATS[self._result]
+        bits = as_bits(summed, kind)
+        wide = kind.widen(bits, scratch("post's values", bits.size, kind.wide))
+        self.not_finite += result.count_not_finite(wide) - kind.count_not_finite(wide)
+        return little_endian(round_once(wide, result, scratch("cast result", bits.size, result.bits)))
+
+    def _add(self, target: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the result's next chunk where target, deltas and result have one dtype."""
         if self._replaced_by is not None:
             values = scratch("result", target.size, np.uint8).view(f"u{ITEM_SIZES[self._dtype]}")
             self._replaced_by.next_replaced(values)
@@ -150,8 +174,27 @@ class TensorSum:
     def _deltas(self, kind: Float, target: NDArray[np.uint8]) -> Iterator[tuple[Wide | None, float]]:
         """Decode one delta after another, into the one buffer that all of them share."""
         for addition in self._additions:
-            out = scratch("delta", target.size // kind.itemsize, kind.wide)
+            out = scratch("delta", target.size // kind.itemsize, addition.wide)
             yield addition.next(target, out).delta, addition.weight
+
+    def _add_across_dtypes(self, target: NDArray[np.uint8], wide: np.dtype[Any]) -> NDArray[np.uint8]:
+        """Return the result's next chunk where target, deltas and result do not have one dtype."""
+        kind, result = FLOATS[self._dtype], FLOATS[self._result]
+        bits = as_bits(target, kind)
+        total = scratch("sum", bits.size, wide)
+        np.copyto(total, kind.widen(bits, scratch("widened target", bits.size, kind.wide)))
+        before = kind.count_not_finite(total)
+        term = scratch("term", bits.size, wide)
+        for delta, weight in self._deltas(kind, target):
+            if delta is None:
+                term.fill(0.0)  # as where all dtypes are equal: −0 + 0 is +0
+            else:
+                np.copyto(term, delta)
+            accumulate(total, term, weight)
+        # Of values that are only cast, those count that the target has as finite numbers.
+        self.not_finite += result.count_not_finite(total) - (0 if self._additions else before)
+        out = scratch("result", bits.size * result.itemsize, np.uint8).view(result.bits)
+        return little_endian(round_once(total, result, out))
 
     def finish(self) -> None:
         """Check every payload.
@@ -190,6 +233,10 @@ class _Addition(Protocol):
     def weight(self) -> float:
         """What its values are multiplied by."""
 
+    @property
+    def wide(self) -> np.dtype[Any]:
+        """The type of its values."""
+
     def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
         """Return its part in the next chunk; ``out`` is a buffer for the values.
 
@@ -209,11 +256,12 @@ class _Addition(Protocol):
 class _InOrder:
     """A delta whose elements are in the order of the result: decoded as the sum is made."""
 
-    def __init__(self, addend: Addend, dtype: str, shards: OpenFiles, kernel: Kernel, *, is_post: bool) -> None:
-        self.weight = addend.weight
-        self._reader = DeltaReader(addend.delta, dtype, shards, kernel)
+    def __init__(self, addend: Addend, shards: OpenFiles, kernel: Kernel, *, is_post: bool) -> None:
+        kind = FLOATS[addend.delta.dtype]
+        self.weight, self.wide = addend.weight, kind.wide
+        self._reader = DeltaReader(addend.delta, shards, kernel)
         self._is_post = is_post
-        self._none = np.empty(0, np.intp), np.empty(0, FLOATS[dtype].bits)
+        self._none = np.empty(0, np.intp), np.empty(0, kind.bits)
 
     def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
         chunk = self._reader.next_added(out)
@@ -234,7 +282,6 @@ class _Placed:
 
     Args:
         addend: the delta, with its placement.
-        dtype: the dtype of the tensor.
         shards: open files of the package.
         sources: read access to the target.
         folder: where the temporary file is.
@@ -251,7 +298,6 @@ class _Placed:
     def __init__(
         self,
         addend: Addend,
-        dtype: str,
         shards: OpenFiles,
         sources: Files,
         folder: Path,
@@ -260,7 +306,8 @@ class _Placed:
         is_post: bool,
     ) -> None:
         assert addend.placement is not None
-        self._kind = FLOATS[dtype]
+        self._kind = FLOATS[addend.delta.dtype]
+        self.wide = self._kind.wide
         self._runs = ElementRuns(addend.placement.runs, addend.placement.width)
         self._weights = [1.0 if run.whole else addend.weight for run in addend.placement.runs]
         self._is_zero = addend.delta.is_zero
@@ -279,7 +326,7 @@ class _Placed:
         """Decode the payload to the file, and find the exceptions that hold for this target."""
         assert addend.placement is not None
         kind, elements = self._kind, addend.delta.elements
-        reader = DeltaReader(addend.delta, kind.name, shards, kernel)
+        reader = DeltaReader(addend.delta, shards, kernel)
         target = addend.placement.target.open(sources) if sources is not None else None
         exceptions, exact = [], []
         for start in range(0, elements, CHUNK_ELEMENTS):

@@ -150,7 +150,7 @@ def _check_post(package: Package, post: Checkpoint, threads: int, progress: Prog
     """Check the digests of post's tensors against the manifest's."""
     records = package.manifest.tensors
     names = {record.name: record.post_name or record.name for record in records}
-    sources = _sources(post, names, records, "post")
+    sources = _sources(post, names, records, "post", package.manifest.cast)
     sized = {record.name: (sources[record.name], record.elements) for record in records}
     _refuse_other_model("post", package, post, tensor_digests(sized, threads, progress, "comparing post"))
 
@@ -215,7 +215,7 @@ def _sums(package: Package, base: Checkpoint | None, locations: Mapping[str, tup
     """Return the sum of every tensor of the delta with base's values; with zeros, if there is no base."""
     records = package.manifest.tensors
     names = {record.name: record.base_name or record.name for record in records}
-    sources = _sources(base, names, records, "base") if base else {}
+    sources = _sources(base, names, records, "base", package.manifest.cast) if base else {}
     sums = []
     for record in records:
         if base is None and not record.shard:
@@ -226,7 +226,7 @@ def _sums(package: Package, base: Checkpoint | None, locations: Mapping[str, tup
 
 
 def _sources(
-    model: Checkpoint, names: Mapping[str, str], records: Sequence[TensorRecord], side: str
+    model: Checkpoint, names: Mapping[str, str], records: Sequence[TensorRecord], side: Side, cast: str | None
 ) -> dict[str, TensorSource]:
     """Return how to read every tensor of the delta in the model, in post's row order.
 
@@ -234,7 +234,7 @@ def _sources(
         MismatchError: some are missing, or of another dtype or shape; all of them are listed.
     """
     sources, problems = {}, []
-    tensors = logical_model(model).tensors
+    tensors = logical_model(model).cast(cast).tensors
     for record in records:
         name = names[record.name]
         if side == "base" and record.rows and not record.rows.base:
@@ -244,11 +244,12 @@ def _sources(
             continue
         tensor = tensors[name]
         shape = (record.rows.base, *record.shape[1:]) if record.rows and side == "base" else record.shape
-        if (tensor.dtype, tensor.shape) != (record.dtype, shape):
-            promised, given = f"{record.dtype} {list(shape)}", f"{tensor.dtype} {list(tensor.shape)}"
+        dtype = record.base_dtype if side == "base" else record.post_dtype
+        if (tensor.dtype, tensor.shape) != (dtype, shape):
+            promised, given = f"{dtype} {list(shape)}", f"{tensor.dtype} {list(tensor.shape)}"
             problems.append(Mismatch(record.name, "shape", f"{promised} in {side}, {given} in the model given"))
             continue
-        sources[record.name] = tensor.reorder_rows(record.runs if side == "base" else None).source
+        sources[record.name] = tensor.cast(record.dtype).reorder_rows(record.runs if side == "base" else None).source
     if problems:
         raise MismatchError(f"not the {side} of this delta", problems, where=str(model.source.path))
     return sources

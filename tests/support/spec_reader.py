@@ -31,15 +31,15 @@ WIDE = {"BF16": np.dtype("<f4"), "F16": np.dtype("<f4"), "F32": np.dtype("<f8")}
 TOLERATED = {"manifest.json", "README.md", "manifest.json.sig", "change.svg", ".gitattributes", ".gitignore"}
 FIELDS = {
     "manifest": "format format_version name version license created_by base post architecture exactness configs "
-    "given_up renames omissions shards lineage companions tensors",
+    "cast given_up renames omissions shards lineage companions tensors",
     "source": "name commit files dtypes tied_embeddings tokenizer_sha256",
     "architecture": "model_type classes fingerprint",
     "exactness": "exact elements changed remainders exceptions",
     "file": "path size sha256",
     "config": "patch reverse",
     "rows": "base runs",
-    "record": "name base_name post_name dtype shape rows effect codec shard nbytes payload_blake3 base_blake3 "
-    "post_blake3 base_norm delta_norm changed remainders exceptions",
+    "record": "name base_name post_name dtype base_dtype post_dtype shape rows effect codec shard nbytes "
+    "payload_blake3 base_blake3 post_blake3 base_norm delta_norm changed remainders exceptions",
 }
 COMPONENT = r"[A-Za-z0-9_-]([A-Za-z0-9._-]{0,253}[A-Za-z0-9_-])?"
 PATH = re.compile(rf"{COMPONENT}(/{COMPONENT}){{0,3}}")
@@ -184,6 +184,8 @@ def widen(dtype: str, bits: np.ndarray) -> np.ndarray:
 
 def narrow(dtype: str, wide: np.ndarray) -> np.ndarray:
     """Round to nearest, ties to even; BF16 by its definition, in integers."""
+    if dtype == "BF16" and wide.dtype.itemsize == 8:
+        return nearest_bf16(wide)
     if dtype != "BF16":
         with np.errstate(over="ignore"):
             return wide.astype("<f2" if dtype == "F16" else "<f4").view("<u2" if dtype == "F16" else "<u4")
@@ -191,6 +193,18 @@ def narrow(dtype: str, wide: np.ndarray) -> np.ndarray:
     kept, dropped = bits >> np.uint32(16), bits & np.uint32(0xFFFF)
     up = (dropped > 0x8000) | ((dropped == 0x8000) & (kept % 2 == 1))
     return (kept + up).astype("<u2")
+
+
+def nearest_bf16(wide: np.ndarray) -> np.ndarray:
+    """Round binary64 to BF16 once: of the two numbers around a value the nearer, of two as near the even one."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        below = (np.abs(wide).astype("<f4").view("<u4") >> np.uint32(16)).astype("<u4")
+        below -= widen("BF16", below).astype("<f8") > np.abs(wide)  # binary32 may have been rounded up
+        low, high = (widen("BF16", bits).astype("<f8") for bits in (below, below + np.uint32(1)))
+        high = np.where(np.isinf(high), 2.0**128, high)  # as if the exponent went on
+        low_gap, high_gap = np.abs(wide) - low, high - np.abs(wide)
+    up = (high_gap < low_gap) | ((high_gap == low_gap) & (below % 2 == 1))
+    return ((below + up) | (np.signbit(wide).astype("<u4") << np.uint32(15))).astype("<u2")
 
 
 @dataclass
@@ -277,9 +291,46 @@ class SpecPackage:
         return b"".join(symbols(codec, streams, count, width).tobytes() for count, streams in self.streams(name))
 
 
-def add(target: bytes, summands: list[tuple[SpecPackage, str, float]]) -> bytes:
-    """Return target ⊕ Σ wᵢΔᵢ (§6) for one tensor's bytes; a summand is a package, the tensor's name in it, a weight."""
+def cast(values: bytes, dtype: str, to: str) -> bytes:
+    """Return float values in another dtype, each rounded once (§6)."""
+    bits = np.frombuffer(values, f"<u{ITEM_SIZES[dtype]}")
+    return values if dtype == to else narrow(to, widen(dtype, bits)).tobytes()
+
+
+def add_across(target: bytes, summands: list[tuple[SpecPackage, str, float]], dtype: str, result: str) -> bytes:
+    """Return target ⊕ Σ wᵢΔᵢ (§6) where not all dtypes are equal."""
+    records = [package.records[name] for package, name, _ in summands]
+    if len(summands) == 1 and summands[0][2] == 1:
+        there = cast(target, dtype, records[0]["dtype"])
+        is_base = blake3(there).hex() == records[0]["base_blake3"] and cast(there, records[0]["dtype"], dtype) == target
+        if is_base:
+            return cast(add(there, summands), records[0]["dtype"], result)
+    wide = np.dtype("<f8" if "F32" in {dtype, result, *(record["dtype"] for record in records)} else "<f4")
+    total = widen(dtype, np.frombuffer(target, f"<u{ITEM_SIZES[dtype]}")).astype(wide)
+    for package, name, weight in summands:
+        delta = np.concatenate([np.empty(0, wide), *(chunk.delta.astype(wide) for chunk in package.added(name))])
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = total + (delta if weight == 1 else wide.type(weight) * delta)
+    bits = narrow(result, total)
+    require(np.isfinite(widen(result, bits)).all(), "§6 the result is not finite")
+    return bits.tobytes()
+
+
+def add(
+    target: bytes,
+    summands: list[tuple[SpecPackage, str, float]],
+    dtype: str | None = None,
+    result: str | None = None,
+) -> bytes:
+    """Return target ⊕ Σ wᵢΔᵢ (§6) for one tensor's bytes; a summand is a package, the tensor's name in it, a weight.
+
+    Where they are not the deltas', ``dtype`` is the target's and ``result`` the result's.
+    """
     left = [(package, name, weight) for package, name, weight in summands if weight != 0]
+    dtypes = {p.records[n]["dtype"] for p, n, _ in left} | {dtype, result or dtype} - {None}
+    if len(dtypes) > 1:
+        assert dtype is not None
+        return add_across(target, left, dtype, result or dtype)
     if not left:
         return target
     record = left[0][0].records[left[0][1]]
@@ -342,6 +393,7 @@ def check_manifest(manifest: object) -> None:
     fields(manifest["architecture"], "architecture")
     texts(manifest["architecture"]["model_type"], *manifest["architecture"]["classes"])
     fields(manifest["exactness"], "exactness")
+    require(manifest["cast"] in {None, *WIDE}, "§3.2 cast")
     texts(manifest["name"], manifest["license"], manifest["created_by"])
     texts(*(text for omission in manifest["omissions"] for text in omission.values()))
     texts(*(rename["pattern"] for rename in manifest["renames"]))
@@ -403,6 +455,8 @@ def check_record(record: dict) -> None:
     name, dtype, effect, codec = record["name"], record["dtype"], record["effect"], record["codec"]
     require(0 < len(name.encode()) <= 1024, "§3.3 a name's length")
     texts(name, record["base_name"], record["post_name"])
+    sides = {record["base_dtype"], record["post_dtype"]}
+    require(sides == {dtype} or (sides < WIDE.keys() and len(sides) == 2 and dtype == "F32"), "§3.3 dtypes")
     require(effect == ("add" if dtype in WIDE else "replace") and dtype in ITEM_SIZES.keys() - {"F64"}, "§3.3 effect")
     require(codec == {"name": codec["name"], "parameters": {}}, "§3.3 codec")
     takes = {"zero", "planes", "raw", *(["palette"] if ITEM_SIZES[dtype] == 2 else [])}
