@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from paramdelta_hub.application.companions import Mode, Prefer
-from paramdelta_hub.application.requantize import FP8, Dtype
+from paramdelta_hub.application.requantize import Dtype
 from paramdelta_hub.application.weights import WeightMap, weighted_deltas
 from paramdelta_hub.checkpoints.rules import Rules
-from paramdelta_hub.numerics.casts import float_dtype
 from paramdelta_hub.tasks.requests import Request, absolute
 
 __all__ = ["ApplyRequest"]
@@ -54,8 +53,6 @@ class ApplyRequest(Request):
         object.__setattr__(self, "deltas", deltas)
         object.__setattr__(self, "weight_map", WeightMap.of(self.weight_map).rules)
         self.check_fields()
-        if self.dtype not in (None, FP8):
-            float_dtype(self.dtype)
 
     @property
     def rules(self) -> Rules:

@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.errors import OptionError
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide
 from paramdelta_hub.numerics.scratch import scratch
 
@@ -34,17 +33,11 @@ FloatDtype = Literal["bfloat16", "float16", "float32"]
 """A float dtype by torch's name."""
 StoredFloat = Literal["BF16", "F16", "F32"]
 """A float dtype by safetensors' name."""
-_NAMES: dict[str, StoredFloat] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_NAMES: dict[FloatDtype, StoredFloat] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
-def float_dtype(name: str) -> StoredFloat:
-    """Return the safetensors name of a dtype that people name as torch does.
-
-    Raises:
-        OptionError: no float dtype that a delta can have.
-    """
-    if name not in _NAMES:
-        raise OptionError(f"{name!r} is none of {', '.join(_NAMES)}")
+def float_dtype(name: FloatDtype) -> StoredFloat:
+    """Return safetensors' name of a dtype that people name as torch does."""
     return _NAMES[name]
 
 
