@@ -105,6 +105,8 @@ class Float:
 
     def count_not_finite(self, wide: Wide) -> int:
         """How many values are NaN, infinite, or would round to infinity."""
+        if wide.itemsize == self.itemsize:  # float32 as it is, which nothing is rounded to
+            return int(wide.size - np.count_nonzero(np.isfinite(wide)))
         return int(wide.size - np.count_nonzero(np.abs(wide) < self.overflow))
 
 
