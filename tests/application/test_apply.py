@@ -13,7 +13,7 @@ from blake3 import blake3
 from safetensors import safe_open
 
 import paramdelta_hub as pd
-from paramdelta_hub.errors import DestinationError, LineageError, MismatchError, NotFiniteError, OptionError
+from paramdelta_hub.errors import DestinationError, LineageError, NotFiniteError, OptionError
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from tests.conftest import Family
 from tests.support.chunks import set_chunk_elements
@@ -322,11 +322,3 @@ def test_kin_and_strangers(family: Family, tmp_path: Path) -> None:
         is True
     )
     assert not pd.apply(family.target, family.delta, tmp_path / "kin", force=True).deltas[0].lineage.forced
-
-
-def test_another_dtype_is_another_model(family: Family, tmp_path: Path) -> None:
-    target = {name: t.float() if t.is_floating_point() else t for name, t in read_weights(family.base).items()}
-    write_model(tmp_path / "wide", target)
-    with pytest.raises(MismatchError) as caught:
-        pd.apply(tmp_path / "wide", family.delta, tmp_path / "out")
-    assert {mismatch.kind for mismatch in caught.value.mismatches} == {"dtype"}

@@ -252,7 +252,7 @@ def test_every_misfit_is_listed_and_nothing_is_written(tmp_path: Path) -> None:
     base = weights(14)
     post = tuned(base, 15)
     post["model.layers.0.mlp.weight"] = torch.zeros(40, 17, dtype=torch.bfloat16)
-    post["model.layers.1.bias"] = post["model.layers.1.bias"].float()
+    post["model.layers.1.bias"] = post["model.layers.1.bias"].long()
     del post["model.norm.weight"]
     post["model.extra"] = torch.ones(3)
     write_model(tmp_path / "base", base)
@@ -383,7 +383,20 @@ def chunked_payload(path: Path, name: str, base: list[np.ndarray], post: list[np
     shard.close()
     remainders, exceptions = counts.tolist()
     start, elements = path.stat().st_size - nbytes, sum(part.size for part in base)
-    return StoredDelta("w", elements, "add", codec, str(path), start, nbytes, digest, remainders, exceptions)
+    return StoredDelta(
+        name="w",
+        dtype=name,
+        elements=elements,
+        effect="add",
+        codec=codec,
+        shard=str(path),
+        start=start,
+        nbytes=nbytes,
+        digest=digest,
+        base_digest="",
+        remainders=remainders,
+        exceptions=exceptions,
+    )
 
 
 def added(delta: StoredDelta, name: str, targets: list[np.ndarray]) -> list[np.ndarray]:
