@@ -130,9 +130,10 @@ def serve() -> None:
     warm: set[str] = set()
     for line in sys.stdin:
         request = json.loads(line)
-        if request["calls"][0] not in warm:
+        operation = request["calls"][0]
+        if operation in ("extract", "apply", "share") and operation not in warm:
             warm_up(request)
-            warm.add(request["calls"][0])
+            warm.add(operation)
         plan.TASK_BYTES_MIN = request.get("task_bytes", 1)
         # Direct writes, of the least that disks take: these models are small. (robustness/ has the other way.)
         direct_writer.DIRECT_FROM_BYTES, direct_writer._PAGE = 0, 512
