@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from paramdelta_hub.checkpoints.rules import Rules
     from paramdelta_hub.extraction.extract import ExtractReport
     from paramdelta_hub.extraction.request import ExtractRequest
+    from paramdelta_hub.registry.locate import Reference
     from paramdelta_hub.registry.protocol import Published, Registry
-    from paramdelta_hub.registry.reference import Reference
 
 __all__ = ["extract", "report_text"]
 

@@ -13,10 +13,9 @@ from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.limits import CATALOG_DELTAS
 from paramdelta_hub.outputs.replacing import Replacement, check_new, registry_places
 from paramdelta_hub.package.package import Package, open_package
-from paramdelta_hub.registry.locate import registry_root
+from paramdelta_hub.registry.locate import Reference, open_registry, registry_root
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Hit, Registry
-from paramdelta_hub.registry.reference import Reference, open_registry
 from paramdelta_hub.registry.search import Wanted, describe_base, judge
 from paramdelta_hub.reports.site import Entry, site_pages
 from paramdelta_hub.reports.spectra import Spectrum, measure_spectra
