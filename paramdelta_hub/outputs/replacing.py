@@ -28,11 +28,9 @@ from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import LOCK_NAME, open_package
 from paramdelta_hub.package.provenance import PROVENANCE_NAME, Provenance, parse_provenance
 from paramdelta_hub.registry.artifacts import artifact_in
-from paramdelta_hub.registry.locate import local_registries, registry_root
+from paramdelta_hub.registry.locate import local_registries, parse_reference, registry_root
 from paramdelta_hub.registry.lockfile import read_lock
-from paramdelta_hub.registry.names import is_repo
-from paramdelta_hub.registry.reference import parse_reference
-from paramdelta_hub.registry.versions import is_version
+from paramdelta_hub.registry.names import is_repo, is_version
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.workspace import Workspace, anything
 
