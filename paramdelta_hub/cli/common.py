@@ -17,8 +17,7 @@ import click
 from paramdelta_hub.environment import KEYS_VARIABLE, REGISTRY_VARIABLE, REQUIRE_VARIABLE
 from paramdelta_hub.errors import OptionError, ParamdeltaError, SourceError
 from paramdelta_hub.fileio.durable import expand, read_small, storage_error
-from paramdelta_hub.fileio.names import shown
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.names import human_bytes, shown
 from paramdelta_hub.limits import DEFAULT_MEMORY, GIB, KIB, MIB, RULES_BYTES
 from paramdelta_hub.tasks.progress import Progress
 

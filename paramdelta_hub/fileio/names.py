@@ -1,15 +1,23 @@
-"""Checking names from strangers: file names that are safe on every system, and text that is safe to print."""
+"""Names from strangers, checked: file names that are safe on every system. And what messages print of them."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from paramdelta_hub.errors import PackageError, SourceError
 from paramdelta_hub.limits import NAME_BYTES, NAME_DEPTH, TENSOR_NAME_BYTES
 
-__all__ = ["check_file_name", "check_file_names", "check_tensor_name", "is_clear", "shown"]
+__all__ = [
+    "check_file_name",
+    "check_file_names",
+    "check_tensor_name",
+    "human_bytes",
+    "is_clear",
+    "shown",
+    "shown_names",
+]
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
@@ -27,6 +35,22 @@ def is_clear(text: str) -> bool:
 def shown(text: str) -> str:
     """Return a stranger's text in a form that is safe to print on a line, with escapes for hidden characters."""
     return text if is_clear(text) else repr(text)[1:-1]
+
+
+def shown_names(names: Sequence[str], limit: int = 5) -> str:
+    """Return the first names of a list for a message, and the number of the others."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(shown(name) for name in names[:limit]) + more
+
+
+def human_bytes(count: int) -> str:
+    """Return a size with three digits, such as ``43.3 MB``. Units are powers of 1000, as on the Hub."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
 
 
 def check_file_name(name: str, error: type[SourceError] = PackageError) -> str:

@@ -14,8 +14,8 @@ from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkp
 from paramdelta_hub.checkpoints.tensor_sources import Stored
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
 from paramdelta_hub.fileio.durable import expand, file_digest, read_small
-from paramdelta_hub.fileio.listing import files_below
 from paramdelta_hub.fileio.names import shown
+from paramdelta_hub.fileio.paths import files_below
 from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.limits import DEFAULT_MEMORY, PROVENANCE_BYTES
 from paramdelta_hub.package.manifest import FileRecord

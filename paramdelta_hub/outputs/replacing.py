@@ -11,23 +11,23 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
 from paramdelta_hub.errors import DestinationError, OptionError, SourceError
+from paramdelta_hub.fileio.digests import is_sealed
 from paramdelta_hub.fileio.durable import expand, file_digest, io_errors, read_small
-from paramdelta_hub.fileio.listing import shown_names
+from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.fileio.paths import relation
-from paramdelta_hub.fileio.seal import is_sealed
-from paramdelta_hub.limits import CARD_BYTES, CATALOG_BYTES, PROVENANCE_BYTES
+from paramdelta_hub.limits import CARD_BYTES, CATALOG_BYTES, FILES, PROVENANCE_BYTES
 from paramdelta_hub.outputs.applied_model import digest_mismatches
-from paramdelta_hub.outputs.catalog_files import SITE_NAME, SiteFiles
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import LOCK_NAME, open_package
 from paramdelta_hub.package.provenance import PROVENANCE_NAME, Provenance, parse_provenance
-from paramdelta_hub.registry.artifacts import artifact_in
+from paramdelta_hub.package.records import Record, Sha256, Text, at_most
+from paramdelta_hub.registry.artifacts import SITE_NAME, artifact_in
 from paramdelta_hub.registry.locate import local_registries, registry_root
 from paramdelta_hub.registry.lockfile import read_lock
 from paramdelta_hub.registry.names import is_repo
@@ -39,6 +39,7 @@ from paramdelta_hub.tasks.workspace import Workspace, anything
 __all__ = [
     "Kind",
     "Replacement",
+    "SiteFiles",
     "check_apart",
     "check_new",
     "check_output_file",
@@ -56,18 +57,22 @@ _KIND_NAMES: dict[Kind, str] = {
 _REMEDY = "choose another name for the output, or check what is there and delete it yourself"
 
 
+class SiteFiles(Record):
+    """What ``paramdelta_catalog.json`` says."""
+
+    format: Literal["paramdelta-catalog"] = "paramdelta-catalog"
+    format_version: Literal[1] = 1
+    files: Annotated[dict[Text, Sha256], at_most(FILES)] = Field(description="every other file of the site, by name")
+
+
 @dataclass(frozen=True)
 class Replacement:
-    """Decides whether a finished output may be replaced; see :class:`~paramdelta_hub.tasks.workspace.Workspace`.
-
-    Args:
-        kind: the kind of the new output. Only an output of this kind may be replaced.
-        apart_from: the command's inputs and registries, each with its name for messages. The output must not equal,
-            contain or lie inside any of them.
-    """
+    """Decides whether a finished output may be replaced; see :class:`~paramdelta_hub.tasks.workspace.Workspace`."""
 
     kind: Kind
+    """Of the new output. Only an output of this kind may be replaced."""
     apart_from: Sequence[tuple[str, Path]] = ()
+    """Inputs and registries, with their names for messages. The output must not equal, contain or lie inside one."""
 
     def __call__(self, out: Path) -> None:
         """Check that an existing output may be replaced. All links in its path are resolved.
@@ -107,11 +112,8 @@ def check_output_file(
 ) -> Path:
     """Return the path at which a report may be written without loss, with all links resolved.
 
-    Args:
-        file: the path that the user gave.
-        is_ours: whether a content is a report that paramdelta made.
-        overwrite: whether an existing report may be replaced.
-        beside: whether the report may be inside an output of ours, as statements may: no library loads them.
+    With ``overwrite``, it may replace a report that paramdelta made, which ``is_ours`` tells by the content. With
+    ``beside``, it may be inside an output of ours, as statements may: no library loads them.
 
     Raises:
         DestinationError: the file exists and must not be replaced, or it is a folder.

@@ -13,8 +13,7 @@ from pathlib import Path
 from paramdelta_hub.errors import IntegrityError, PackageError
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest, is_folder, read_small
-from paramdelta_hub.fileio.listing import files_below
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import files_below, resolve_inside
 from paramdelta_hub.limits import HEADER_BYTES, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, MANIFEST_BYTES
 from paramdelta_hub.package.manifest import (
     MANIFEST_NAME,

@@ -32,7 +32,6 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TypeAlias
 
 from paramdelta_hub.errors import DestinationError, OptionError, PackageError, StorageError
@@ -48,8 +47,7 @@ from paramdelta_hub.fileio.durable import (
     sync_tree,
     write_file,
 )
-from paramdelta_hub.fileio.listing import shown_names
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.names import human_bytes, shown_names
 from paramdelta_hub.limits import RECEIPT_BYTES
 from paramdelta_hub.tasks.models import PIECES, RESULT
 from paramdelta_hub.tasks.plan import Plan, Receipt
@@ -78,12 +76,9 @@ def anything(_: Path) -> None:
 class Workspace:
     """Access to ``OUT.partial/`` for the length of a ``with`` block; the block's end releases the lock.
 
-    A link at ``out`` is followed: what it leads to is what is made, or replaced.
-
-    Args:
-        out: the final path; it must not exist unless ``may_replace`` is given and lets it be replaced.
-        may_replace: judges a finished ``out``, which is then replaced at the commit, not before.
-        shared: let others that say so work on the same plan at the same time; who shares does not commit.
+    A link at ``out`` is followed: what it leads to is what is made, or replaced. A finished ``out`` is replaced at the
+    commit, not before, if ``may_replace`` is given and lets it be. With ``shared``, others that say so may work on the
+    same plan at the same time; who shares does not commit.
 
     Raises:
         DestinationError: ``out`` exists and is not to be replaced, another process is writing to it, or there is a
@@ -98,18 +93,9 @@ class Workspace:
         self.work_dir = self.out.with_name(self.out.name + ".partial")
         self.result = self.work_dir / RESULT
         self.pieces = self.work_dir / PIECES
+        self.plan_path, self.request_path = self.work_dir / PLAN_NAME, self.work_dir / "request.json"
         self.may_replace, self._shared = may_replace, shared
         self._lock: int | None = None
-
-    @property
-    def plan_path(self) -> Path:
-        """Where the plan lies."""
-        return self.work_dir / PLAN_NAME
-
-    @property
-    def request_path(self) -> Path:
-        """Where the request lies."""
-        return self.work_dir / "request.json"
 
     def __enter__(self) -> Workspace:
         self.check()
@@ -132,9 +118,7 @@ class Workspace:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._release()
 
     def check(self) -> None:
@@ -237,9 +221,7 @@ class Workspace:
     def resume(self, plan: Plan, prepare: Callable[[], None] = lambda: None) -> dict[int, Receipt]:
         """Have the place ready for ``plan``: return the receipts that there are of just this plan, or start afresh.
 
-        Args:
-            plan: what is to be made.
-            prepare: makes the files that tasks write to; calling it again does no harm to what they hold.
+        ``prepare`` makes the files that tasks write to; called again, it keeps what they hold.
 
         Raises:
             DestinationError: others are at work on another plan.

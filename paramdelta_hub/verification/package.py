@@ -106,7 +106,8 @@ def verify(
     base_model = open_checkpoint(base) if base is not None else None
     post_model = open_checkpoint(post) if post is not None else None
     decode = partial(_sum_digests, kernel_for(decoded_nbytes(records)))
-    digests = run_over(_sums(package, base_model, locations), decode, threads, progress, "decoding and adding")
+    sums = _sums(package, base_model, locations)
+    digests = run_over(sums, lambda each: each.nbytes, decode, threads, progress, "decoding and adding")
     if base_model is not None:
         _check_base(package, base_model, digests)
     if post_model is not None:
@@ -186,16 +187,15 @@ def _check_lineage_file(package: Package) -> None:
     where = str(package.path / package.manifest.lineage.path)
     samples = unpack_samples(package.read_lineage(), where)
     promised = {
-        record.name: (record.dtype, record.itemsize * sum(run.stop - run.start for run in _runs(record)))
+        record.name: (
+            record.dtype,
+            record.itemsize * sum(run.stop - run.start for run in sample_runs(record.name, record.elements)),
+        )
         for record in package.manifest.tensors
         if record.dtype in FLOATS and record.elements
     }
     if promised != {name: (dtype, values.size) for name, (dtype, values) in samples.items()}:
         raise PackageError("the lineage samples are not those of the delta's tensors", where=where)
-
-
-def _runs(record: TensorRecord) -> list[slice]:
-    return sample_runs(record.name, record.elements)
 
 
 @dataclass(frozen=True, slots=True)

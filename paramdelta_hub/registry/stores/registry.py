@@ -11,8 +11,8 @@ from typing import Protocol
 from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, PublishError, RegistryError
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import expand, file_digest
-from paramdelta_hub.fileio.listing import shown_names
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.names import shown_names
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.package.package import Package, open_package

@@ -57,15 +57,10 @@ def run_tasks(
     *,
     size: Callable[[T], int] | None = None,
 ) -> Iterator[R]:
-    """Run every task and yield what each returned, in the order in which they end.
+    """Call ``run(task, stop)`` for every task and yield what each returned, in the order in which they end.
 
     The first error stops the others and is raised; so does ``Ctrl-C``. Nothing runs on when this returns or raises.
-
-    Args:
-        tasks: what there is to do.
-        run: called as ``run(task, stop)`` on some thread.
-        threads: how many run at a time.
-        size: the largest are begun first, so that no large one is left over; without it, in the order given.
+    With ``size``, the largest are begun first, so that no large one is left over; else in the order given.
     """
     stop = Stop()
     ordered = sorted(tasks, key=size, reverse=True) if size else tasks
