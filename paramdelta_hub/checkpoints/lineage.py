@@ -115,13 +115,9 @@ def compare_samples(
     """Correlate base's samples with the target's values at the same places.
 
     Only matrices count where there are any: norms and biases of unrelated models resemble one another. Each tensor
-    counts once, whatever its size.
-
-    Args:
-        base: the package's samples.
-        target: the target's tensors by the package's names, their rows in the package's order.
-        remote: where the target's files are not on this machine, what reads them, on several threads: every run is a
-            request then, and a few of them must do.
+    counts once, whatever its size. The target's tensors have the package's names, and their rows its order. Where their
+    files are not on this machine, ``remote`` reads them, on several threads. Every run is a request then, and a few of
+    them must do.
 
     Raises:
         CheckpointError: the target's values can't be read.

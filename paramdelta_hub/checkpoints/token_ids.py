@@ -22,11 +22,8 @@ def token_id_warnings(
 ) -> list[str]:
     """Return warnings about ids that would make generation never stop, or that have no row in the embedding.
 
-    Args:
-        config: the result's ``config.json``; its ``vocab_size`` must be what the tensors have.
-        generation: its ``generation_config.json``; empty where there is none.
-        tokenizer: its ``tokenizer_config.json``, likewise.
-        tokens: every token of its tokenizer and its id, or None where they are not known.
+    The config's ``vocab_size`` must be what the tensors have. A file that is not there is an empty mapping, and
+    ``tokens`` (token → id) is None where the tokenizer's are not known.
     """
     text = next((part for name in TEXT_CONFIGS if isinstance(part := config.get(name), Mapping)), {})
     rows = config.get("vocab_size", text.get("vocab_size"))

@@ -63,15 +63,11 @@ def same_tokenizer(a: Path, b: Path) -> bool:
 
     Equal tables in other bytes count as different: :func:`read_vocabulary` tells.
     """
-    files = [_files_of(folder) for folder in (a, b)]
-    return (
-        bool(files[0])
-        and [path.name for path in files[0]] == [path.name for path in files[1]]
-        and all(
-            file_digest(x, CheckpointError, follow=True) == file_digest(y, CheckpointError, follow=True)
-            for x, y in zip(*files, strict=True)
-        )
+    files, others = (
+        [(path.name, file_digest(path, CheckpointError, follow=True)) for path in _files_of(folder)]
+        for folder in (a, b)
     )
+    return bool(files) and files == others
 
 
 def _files_of(folder: Path) -> list[Path]:

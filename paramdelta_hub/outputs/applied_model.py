@@ -106,14 +106,7 @@ def verify_result(
     provenance = parse_provenance(text, str(path))
     model = open_checkpoint(folder)
     before = [file.identity() for file in model.files]
-    problems = [
-        *_tensor_mismatches(model, provenance),
-        *_unlisted_files(model, provenance),
-        *_changed_companions(folder, provenance),
-    ]
-    promised = {name: tensor.blake3 for name, tensor in provenance.tensors.items()}
-    problems += digest_mismatches(model, promised, {problem.location for problem in problems}, threads, progress)
-    if problems:
+    if problems := _mismatches(model, provenance, threads, progress):
         raise MismatchError(
             f"the model differs from its provenance in {len(problems)} way(s)",
             problems,
@@ -137,6 +130,17 @@ def verify_result(
         companions=provenance.companions,
         files=files,
     )
+
+
+def _mismatches(model: Checkpoint, provenance: Provenance, threads: int, progress: Progress) -> list[Mismatch]:
+    """Return everything in which the model differs from its provenance."""
+    found = [
+        *_tensor_mismatches(model, provenance),
+        *_unlisted_files(model, provenance),
+        *_changed_companions(model.folder, provenance),
+    ]
+    promised = {name: tensor.blake3 for name, tensor in provenance.tensors.items()}
+    return found + digest_mismatches(model, promised, {problem.location for problem in found}, threads, progress)
 
 
 def _tensor_mismatches(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
