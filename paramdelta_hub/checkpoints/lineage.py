@@ -64,19 +64,16 @@ def sample(name: str, tensor: LogicalTensor, files: Files, step: int = 1) -> NDA
 
 def pack_samples(samples: Mapping[str, tuple[str, NDArray[np.uint8]]]) -> bytes:
     """Return the lineage file: a safetensors file of one flat tensor of samples (dtype, bytes) a name."""
-    entries = []
-    for name, (dtype, values) in samples.items():
-        entries.append((name, dtype, (values.size // FLOATS[dtype].itemsize,), values.size))
+    entries = [
+        (name, dtype, (values.size // FLOATS[dtype].itemsize,), values.size)
+        for name, (dtype, values) in samples.items()
+    ]
     header = build_header(entries, {"format": "paramdelta-lineage"})
     return header + b"".join(values.tobytes() for _, values in samples.values())
 
 
 def unpack_samples(content: bytes, where: str) -> dict[str, tuple[str, NDArray[np.uint8]]]:
-    """Return what :func:`pack_samples` was given.
-
-    Raises:
-        PackageError: not a lineage file.
-    """
+    """Return what :func:`pack_samples` was given, or raise a PackageError."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > len(content) - 8:
         raise PackageError("the lineage file is truncated", where=where)

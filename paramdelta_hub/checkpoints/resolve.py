@@ -50,12 +50,10 @@ def resolve(model: str | Path, *, code: bool = False) -> ModelSource:
     text = str(model)
     path = expand(model)
     if path_exists(path):
-        # A snapshot folder of the Hub cache, given as a path, is still the commit its name says.
-        commit = path.name if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name) else None
-        name = _printable(path.resolve().name)
-        if commit:
-            name = path.parents[1].name.removeprefix("models--").replace("--", "/")
-        return ModelSource(path, name, commit)
+        if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name):
+            # models--org--name/snapshots/<commit> of the Hub's cache, given as a path, is still that commit.
+            return ModelSource(path, path.parents[1].name.removeprefix("models--").replace("--", "/"), path.name)
+        return ModelSource(path, _printable(path.resolve().name), None)
     if isinstance(model, Path) or not is_hub_id(text):
         raise CheckpointError(
             "no such file or folder", where=text, remedy="give a folder, a .safetensors file or org/name"

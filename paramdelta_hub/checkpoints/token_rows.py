@@ -39,7 +39,7 @@ class Placement:
     """The delta row that is added to it; None: none."""
     counts: Mapping[str, int]
     """Rows by what becomes of them. ``summed``, ``brought``, ``kept`` and ``padding`` add up to ``rows``; ``given up``
-    (tokens of the target where OUT's tokenizer has others) and ``left out`` (tokens of post that it lacks) have no row."""
+    (tokens of the target where OUT's tokenizer has others) and ``left out`` (post's tokens that it lacks) have none."""
     is_identity: bool
     """Whether row i of OUT is row i of the target plus row i of the delta, for all rows of all three."""
 

@@ -36,11 +36,7 @@ def values_digest(values: NDArray[np.uint8]) -> bytes:
 
 
 def check_digest(found: str, promised: str, what: str, where: str | None = None) -> None:
-    """Compare two digests.
-
-    Raises:
-        IntegrityError: the digests differ.
-    """
+    """Raise an IntegrityError if two digests differ."""
     if found != promised:
         raise IntegrityError(
             f"{what} has the digest {found[:16]}…, but the manifest promises {promised[:16]}…",

@@ -58,10 +58,7 @@ def check_file_name(name: str, error: type[SourceError] = PackageError) -> str:
 
     It has one to four components of ``[A-Za-z0-9._-]``. None of them begins or ends with a dot, or is a device name of
     Windows. This allows every name that models and packages use. It excludes ``..``, drives, streams, control
-    characters, and everything that two file systems could read differently.
-
-    Raises:
-        SourceError: (as ``error``) any other name.
+    characters, and everything that two file systems could read differently. Any other name raises ``error``.
     """
     components = name.split("/")
     safe = len(components) <= NAME_DEPTH and all(
@@ -77,11 +74,7 @@ def check_file_name(name: str, error: type[SourceError] = PackageError) -> str:
 
 
 def check_file_names(names: Iterable[str], error: type[SourceError] = PackageError) -> None:
-    """Check every name, and that no two names differ only in case.
-
-    Raises:
-        SourceError: (as ``error``) a name is unsafe, or two names collide.
-    """
+    """Raise ``error`` if a name is unsafe, or if two names are equal or differ only in case."""
     seen: dict[str, str] = {}
     for name in names:
         check_file_name(name, error)
@@ -95,10 +88,7 @@ def check_tensor_name(name: str, error: type[SourceError] = PackageError) -> str
     """Return ``name`` if it is not empty, not too long, and without hidden characters. It is never used as a path.
 
     Control, format and surrogate characters and line separators (Unicode Cc, Cf, Cs, Zl, Zp) are refused, because they
-    could hide in a line of a terminal or a log, or rewrite it.
-
-    Raises:
-        SourceError: (as ``error``) any other name.
+    could hide in a line of a terminal or a log, or rewrite it. Any other name raises ``error``.
     """
     if not name or not is_clear(name) or len(name.encode("utf-8", "surrogatepass")) > TENSOR_NAME_BYTES:
         raise error(f"unsafe tensor name {name[:200]!r}")

@@ -30,9 +30,5 @@ class OpenFiles(ExitStack):
         return self._open[path]
 
     def read(self, path: str, position: int, out: NDArray[Any]) -> None:
-        """Fill ``out`` (uint8) with a file's bytes from ``position``.
-
-        Raises:
-            SourceError: (as the class given to the constructor) the file is truncated, or can't be read.
-        """
+        """Fill ``out`` (uint8) with a file's bytes from ``position``; see :func:`read_exactly`."""
         read_exactly(self[path], out, position, self._error, path)

@@ -14,7 +14,7 @@ from paramdelta_hub.errors import PackageError, SourceError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.limits import NAME_DEPTH
 
-__all__ = ["PathText", "Relation", "files_below", "relation", "resolve_inside"]
+__all__ = ["PathText", "files_below", "relation", "resolve_inside"]
 
 Relation = Literal["is", "contains", "lies inside"]
 PathText: TypeAlias = Annotated[
@@ -48,10 +48,7 @@ def resolve_inside(folder: Path, name: str, error: type[SourceError] = PackageEr
 
     In the cache, the files in ``models--org--name/snapshots/<commit>/`` are links to
     ``models--org--name/blobs/<digest>``, or to ``blobs/xx/<digest>``, which all repositories share. Any other link,
-    also in the middle of a path, could make us read, hash or copy a private file.
-
-    Raises:
-        SourceError: (as ``error``) a link leads to any other place.
+    also in the middle of a path, could make us read, hash or copy a private file: it raises ``error``.
     """
     inside = os.path.realpath(folder)
     real = os.path.realpath(os.path.join(inside, name))

@@ -96,11 +96,7 @@ def read_header(path: Path, error: type[SourceError] = CheckpointError, *, follo
 
         prefix = read(_LENGTH_BYTES)
         if len(prefix) < _LENGTH_BYTES:
-            raise error(
-                f"truncated: {size} bytes are not a safetensors file",
-                where=where,
-                remedy="get the file again",
-            )
+            raise error(f"truncated: {size} bytes are not a safetensors file", where=where, remedy="get the file again")
         length = int.from_bytes(prefix, "little")
         if prefix[:4] == b"GGUF":
             raise error("a GGUF file, not safetensors", where=where, remedy=GGUF_REMEDY)

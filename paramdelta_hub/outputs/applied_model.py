@@ -19,14 +19,7 @@ from paramdelta_hub.fileio.paths import files_below
 from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.limits import DEFAULT_MEMORY, PROVENANCE_BYTES
 from paramdelta_hub.package.manifest import FileRecord
-from paramdelta_hub.package.provenance import (
-    PROVENANCE_NAME,
-    Companions,
-    Delta,
-    Model,
-    Provenance,
-    parse_provenance,
-)
+from paramdelta_hub.package.provenance import PROVENANCE_NAME, Companions, Delta, Model, Provenance, parse_provenance
 from paramdelta_hub.tasks.digests import tensor_digests
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import workers

@@ -194,11 +194,7 @@ def _has_versions(folder: Path) -> bool:
 
 
 def check_apart(out: str | Path, apart_from: Sequence[tuple[str, Path]]) -> None:
-    """Check that an output is apart from these places, and neither equals nor contains where people work.
-
-    Raises:
-        DestinationError: it is, contains or lies inside one of them.
-    """
+    """Raise a DestinationError unless an output is apart from these places, and from where people work."""
     out = Path(os.path.realpath(expand(out)))
     may_contain_it = [("the working folder", Path.cwd()), ("the home folder", expand("~"))]
     for what, path in [*may_contain_it, *apart_from]:

@@ -15,13 +15,7 @@ from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest, is_folder, read_small
 from paramdelta_hub.fileio.paths import files_below, resolve_inside
 from paramdelta_hub.limits import HEADER_BYTES, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, MANIFEST_BYTES
-from paramdelta_hub.package.manifest import (
-    MANIFEST_NAME,
-    FileRecord,
-    Manifest,
-    TensorRecord,
-    parse_manifest,
-)
+from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, TensorRecord, parse_manifest
 from paramdelta_hub.package.payload import check_shard_header
 
 __all__ = ["LOCK_NAME", "PICTURE_NAME", "Package", "open_package"]

@@ -202,9 +202,6 @@ def check_keys(value: Any, kind: type[BaseModel], error: type[SourceError], wher
 
     Call it before pydantic, which keeps a copy of the whole object for each field that is missing. ``place`` is what
     the message calls the record.
-
-    Raises:
-        SourceError: (as ``error``) naming the place and the odd fields.
     """
     if not isinstance(value, dict):
         return  # pydantic says what is wrong with it

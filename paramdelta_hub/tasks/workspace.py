@@ -50,7 +50,7 @@ from paramdelta_hub.fileio.durable import (
 from paramdelta_hub.fileio.names import human_bytes, shown_names
 from paramdelta_hub.limits import RECEIPT_BYTES
 from paramdelta_hub.tasks.models import PIECES, RESULT
-from paramdelta_hub.tasks.plan import Plan, Receipt
+from paramdelta_hub.tasks.plan import RECEIPT, Plan, Receipt
 
 __all__ = ["PLAN_NAME", "MayReplace", "Workspace", "anything"]
 
@@ -122,11 +122,7 @@ class Workspace:
         self._release()
 
     def check(self) -> None:
-        """Raise if there is a finished ``out`` that must not be replaced, or something foreign where we would work.
-
-        Raises:
-            DestinationError: there is.
-        """
+        """Raise a DestinationError if ``out`` is finished and must not be replaced, or foreign files are in the way."""
         if os.path.islink(expand(self.given)) and not os.path.exists(self.out):
             raise DestinationError(
                 f"a link to {os.readlink(expand(self.given))}, which does not exist",
@@ -200,11 +196,7 @@ class Workspace:
             self._lock = None
 
     def check_space(self, needed: int) -> None:
-        """Check that ``needed`` more bytes fit, counting what an interrupted run has already written.
-
-        Raises:
-            StorageError: they do not.
-        """
+        """Raise a StorageError unless ``needed`` bytes fit, counting what an interrupted run has already written."""
         if needed > (space := self.space()):
             raise StorageError(
                 f"needs {human_bytes(needed)}; {human_bytes(space)} are free",
@@ -327,7 +319,7 @@ class Workspace:
         receipts = {}
         for path in sorted((self.work_dir / "receipts").glob("*.json")):
             try:
-                receipt = Receipt.parse(read_small(path, RECEIPT_BYTES))
+                receipt = RECEIPT.validate_json(read_small(path, RECEIPT_BYTES))
             except (PackageError, ValueError):
                 continue  # torn by a crash of the machine: the task is done again
             if receipt.plan == plan.digest:
@@ -337,7 +329,9 @@ class Workspace:
     def keep(self, receipt: Receipt) -> None:
         """Store a finished task's receipt: a claim, not a fact, since what it speaks of is hashed on resuming."""
         with io_errors("writing a receipt"):
-            write_file(self.work_dir / "receipts" / f"{receipt.task:06d}.json", receipt.text, durable=False)
+            write_file(
+                self.work_dir / "receipts" / f"{receipt.task:06d}.json", RECEIPT.dump_json(receipt), durable=False
+            )
 
     def commit(self) -> None:
         """Make the result visible under its final name, durably, and remove what only the work needed.

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 __all__ = ["Interrupted", "Stop", "default_threads", "run_tasks"]
@@ -24,23 +23,12 @@ class Interrupted(Exception):  # noqa: N818 - not an error: somebody else's erro
     """Raised inside a task that is asked to stop; never leaves :func:`run_tasks`."""
 
 
-class Stop:
+class Stop(Event):
     """A flag that tasks look at between chunks, so that a failed or interrupted run ends within milliseconds."""
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def set(self) -> None:
-        """Ask all tasks to stop."""
-        self._event.set()
-
     def check(self) -> None:
-        """Raise if asked to stop.
-
-        Raises:
-            Interrupted: :meth:`set` was called.
-        """
-        if self._event.is_set():
+        """Raise Interrupted if the flag is set."""
+        if self.is_set():
             raise Interrupted
 
 
@@ -51,11 +39,7 @@ def default_threads() -> int:
 
 
 def run_tasks(
-    tasks: Sequence[T],
-    run: Callable[[T, Stop], R],
-    threads: int,
-    *,
-    size: Callable[[T], int] | None = None,
+    tasks: Sequence[T], run: Callable[[T, Stop], R], threads: int, *, size: Callable[[T], int] | None = None
 ) -> Iterator[R]:
     """Call ``run(task, stop)`` for every task and yield what each returned, in the order in which they end.
 
