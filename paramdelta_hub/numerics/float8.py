@@ -138,8 +138,8 @@ def encode(values: NDArray[np.float32], out: Codes) -> Codes:
         size = block.stop - block.start
         bits, half = values[block].view(np.uint32), scratch("float8 round", size, np.uint32)
         sticky, index = scratch("float8 sticky", size, np.bool_), scratch("float8 index", size, np.intp)
-        # The upper half says it all but where in a tie's neighbourhood the value lies: setting its last bit wherever
-        # the lower half is not zero ("rounding to odd") puts it on the right side.
+        # The upper half decides, except close to a tie. There, its last bit tells on which side the value lies, if it
+        # is set wherever the lower half is not zero ("rounding to odd").
         np.bitwise_and(bits, 0xFFFF, out=half)
         np.not_equal(half, 0, out=sticky)
         np.right_shift(bits, 16, out=half)
@@ -167,7 +167,7 @@ def raise_peaks(values: NDArray[np.float32], grid: Grid, first: int, peaks: Scal
 
     Begin with zeros, of :attr:`Grid.scale_shape`.
     """
-    with np.errstate(invalid="ignore"):  # sums are looked through for NaN elsewhere, and named
+    with np.errstate(invalid="ignore"):  # NaN in sums is found and reported elsewhere
         for part in blocks(values.size):
             magnitudes = np.abs(values[part], out=scratch("float8 wide", part.stop - part.start, np.float32))
             for tile, row, column in _tiles(magnitudes, grid.columns, first + part.start):

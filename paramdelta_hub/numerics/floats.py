@@ -8,7 +8,7 @@ analogue (Param∆, arXiv 2504.21023, eq. 1).
 A wide delta is stored as two parts whose integer sum is its bit pattern::
 
     bits(Δ) = bits(widen(symbol)) + rest        symbol: the target's own width, Δ rounded toward zero
-                                                rest:   zero wherever symbol says it all (Sterbenz: whenever
+                                                rest:   zero where symbol alone is exact (Sterbenz: whenever
                                                         base/2 ≤ post ≤ 2·base; 92–99.9 % of real weights)
 
 Rounding toward zero makes ``rest`` a small non-negative number and the split a bijection; rounding to nearest would
@@ -164,7 +164,7 @@ class Difference:
 
     @property
     def is_zero(self) -> bool:
-        """Whether base and post are equal and adding +0 says so: where both hold −0, +0 would change it."""
+        """Whether base and post are equal, and stay so when +0 is added, which makes +0 of −0."""
         return not (self.statistics.changed or self.exceptions.size)
 
 
@@ -194,8 +194,8 @@ def split(kind: Float, delta: Wide, symbols: Bits, scratch: Bits) -> tuple[Bits,
         np.right_shift(bits, 16, out=symbols, casting="unsafe")
         np.bitwise_and(bits, 0xFFFF, out=rest)
     else:
-        # Masking first makes the conversion exact, so that NumPy's rounding never gets a say; what exceeds the
-        # narrow range is held at its largest finite number, and the rest carries the difference.
+        # Masking first makes the conversion exact, so that NumPy has nothing to round. What exceeds the narrow range
+        # is clipped to its largest finite number, and the rest holds the difference.
         np.bitwise_and(bits, kind.wide_bits.type(-(1 << kind.dropped) % (1 << 8 * bits.itemsize)), out=rest)
         largest = kind.wide.type(np.finfo(kind.narrow).max)
         towards_zero = rest.view(kind.wide)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
@@ -54,6 +54,8 @@ _KIND_NAMES: dict[Kind, str] = {
     "model": "a model that pd-apply made",
     "catalog": "a catalog that pd-catalog made",
 }
+IsOurs: TypeAlias = Callable[[Path], bool]
+"""Whether a file is what we wrote."""
 _REMEDY = "choose another name for the output, or check what is there and delete it yourself"
 
 
@@ -93,7 +95,8 @@ class Replacement:
             if not os.listdir(out):
                 return
             try:
-                foreign = list(_FOREIGN[self.kind](out))
+                known = _KNOWN[self.kind](out)
+                foreign = [name for name in _names(out) if not _is_ours(out / name, known.get(name))]
             except SourceError as error:
                 place = f"{Path(error.where).name}: " if error.where and Path(error.where) != out else ""
                 what = f"not replaced, because it is not {_KIND_NAMES[self.kind]} ({place}{error.what})"
@@ -213,46 +216,6 @@ def _is_published(out: Path) -> bool:
     return is_version(out.name) and is_repo(repo) and (out / MANIFEST_NAME).exists() and (out / "README.md").exists()
 
 
-def _foreign_in_package(out: Path) -> Iterator[str]:
-    package, lock = open_package(out), read_lock(out)
-    mark = os.stat(out / MANIFEST_NAME).st_mtime_ns
-    listed = {file.path: (file.size, file.sha256) for file in package.manifest.files}
-    extras = lock.extras if lock else {}
-    for name in _names(out):
-        path = out / name
-        if path.is_symlink():
-            yield name
-        elif name in listed:
-            if _is_changed(path, *listed[name], mark):
-                yield name
-        elif name in extras:
-            if file_digest(path)[0] != extras[name]:
-                yield name
-        elif name not in (MANIFEST_NAME, LOCK_NAME):
-            yield name
-
-
-def _foreign_in_model(out: Path) -> Iterator[str]:
-    place = out / PROVENANCE_NAME
-    provenance = parse_provenance(read_small(place, PROVENANCE_BYTES), str(place))
-    model = open_checkpoint(out)
-    changed = set(_changed_weights(model, provenance, os.stat(place).st_mtime_ns))
-    weights = {file.name for file in model.files} - changed
-    companions = {file.path: (file.size, file.sha256) for file in provenance.companions.files}
-    for name in _names(out):
-        path = out / name
-        if path.is_symlink():
-            yield name
-        elif name in companions:
-            if _is_changed(path, *companions[name], mark=0):
-                yield name
-        elif name == "README.md":
-            if not is_sealed(read_small(path, CARD_BYTES)):
-                yield name
-        elif name not in weights and name not in (PROVENANCE_NAME, *((INDEX,) if model.index is not None else ())):
-            yield name
-
-
 def _changed_weights(model: Checkpoint, provenance: Provenance, mark: int) -> Iterator[str]:
     """Yield the weight files whose content is not what the provenance says.
 
@@ -275,24 +238,43 @@ def _changed_weights(model: Checkpoint, provenance: Provenance, mark: int) -> It
             yield model.tensors[problem.location][0].name
 
 
-def _foreign_in_catalog(out: Path) -> Iterator[str]:
+def _known_in_package(out: Path) -> dict[str, IsOurs]:
+    package, lock = open_package(out), read_lock(out)
+    mark = os.stat(out / MANIFEST_NAME).st_mtime_ns
+    return {
+        **dict.fromkeys((MANIFEST_NAME, LOCK_NAME), _always),
+        **{name: _has_content(digest) for name, digest in (lock.extras if lock else {}).items()},
+        **{file.path: _has_content(file.sha256, file.size, mark) for file in package.manifest.files},
+    }
+
+
+def _known_in_model(out: Path) -> dict[str, IsOurs]:
+    place = out / PROVENANCE_NAME
+    provenance = parse_provenance(read_small(place, PROVENANCE_BYTES), str(place))
+    model = open_checkpoint(out)
+    changed = set(_changed_weights(model, provenance, os.stat(place).st_mtime_ns))
+    unchanged = [file.name for file in model.files if file.name not in changed]
+    return {
+        **dict.fromkeys((PROVENANCE_NAME, *unchanged, *([INDEX] if model.index is not None else [])), _always),
+        "README.md": lambda path: is_sealed(read_small(path, CARD_BYTES)),
+        **{file.path: _has_content(file.sha256, file.size) for file in provenance.companions.files},
+    }
+
+
+def _known_in_catalog(out: Path) -> dict[str, IsOurs]:
     try:
         site = SiteFiles.model_validate_json(read_small(out / SITE_NAME, CATALOG_BYTES))
     except ValidationError:
         raise SourceError("its list of files can't be read") from None
-    for name in _names(out):
-        path = out / name
-        if name == SITE_NAME:
-            continue
-        if path.is_symlink() or name not in site.files or file_digest(path)[0] != site.files[name]:
-            yield name
+    return {**{name: _has_content(digest) for name, digest in site.files.items()}, SITE_NAME: _always}
 
 
-_FOREIGN: Mapping[Kind, Callable[[Path], Iterator[str]]] = {
-    "package": _foreign_in_package,
-    "model": _foreign_in_model,
-    "catalog": _foreign_in_catalog,
+_KNOWN: Mapping[Kind, Callable[[Path], dict[str, IsOurs]]] = {
+    "package": _known_in_package,
+    "model": _known_in_model,
+    "catalog": _known_in_catalog,
 }
+"""The files that an output lists, by name, each with its check."""
 
 
 def _names(out: Path) -> Iterator[str]:
@@ -308,9 +290,19 @@ def _names(out: Path) -> Iterator[str]:
             yield (within / name).as_posix()
 
 
-def _is_changed(path: Path, size: int, sha256: str, mark: int) -> bool:
-    """Whether a file differs from the listed one. Only files written after ``mark`` are hashed."""
-    return os.stat(path).st_size != size or (_written_at(path) >= mark and file_digest(path)[0] != sha256)
+def _is_ours(path: Path, check: IsOurs | None) -> bool:
+    return check is not None and not path.is_symlink() and check(path)
+
+
+def _always(_: Path) -> bool:
+    return True
+
+
+def _has_content(sha256: str, size: int | None = None, mark: int = 0) -> IsOurs:
+    """Return the check that a file is the listed one. It is hashed only if it was written after ``mark``."""
+    return lambda path: (
+        size in (None, os.stat(path).st_size) and (_written_at(path) < mark or file_digest(path)[0] == sha256)
+    )
 
 
 def _written_at(path: Path) -> int:
