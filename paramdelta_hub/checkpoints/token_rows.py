@@ -121,8 +121,10 @@ def place_rows(
     """Return where OUT's rows come from, when OUT's tokenizer is post's, or the target's.
 
     With post's tokenizer, each token's row is at post's id. Rows of one token are summed. Rows that base lacked are
-    taken from the delta as they are. The target's own rows keep their ids if post has no token there; a token may only
-    be lost if it is special, and then it is counted. OUT has at least as many rows as the target.
+    taken from the delta as they are. The target's own rows keep their ids if post has no token there. Of the target's
+    tokens only special ones, and those that post dropped, can be lost, and they are counted. OUT has at least as many
+    rows as the target.
+
     With the target's tokenizer, OUT has the target's rows in their order; post's other tokens are left out.
 
     ``delta_base`` is what :func:`match_rows` returned for the delta, and ``dropped`` what :func:`dropped_tokens` did.

@@ -34,8 +34,8 @@ LONG_GAP = 255
 class NumpyKernel:
     """The arithmetic of one chunk. A kernel is safe to share between threads.
 
-    Arrays are flat, and ``out`` and ``symbols`` receive an element for each of the input. Arrays that are returned live
-    in this thread's buffers until its next use.
+    Arrays are flat, and ``out`` and ``symbols`` receive an element for each of the input. Arrays that are returned are
+    in this thread's buffers: its next call may overwrite them.
     """
 
     name: str = "numpy"
