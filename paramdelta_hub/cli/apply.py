@@ -10,7 +10,7 @@ import click
 from paramdelta_hub.cli.common import Console, command, registry_option, rules_options, tokenizer_option
 from paramdelta_hub.cli.executor_options import Work, executor_options
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.application.apply import ApplyReport

@@ -8,7 +8,7 @@ import click
 
 from paramdelta_hub.cli.common import Console, command
 from paramdelta_hub.environment import REGISTRY_VARIABLE
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.limits import CATALOG_DELTAS, SPECTRUM_MATRICES
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import click
 
 from paramdelta_hub.cli.common import Console, gather, together, work_options
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.ranks import RankReport, Request

@@ -19,7 +19,7 @@ from paramdelta_hub.cli.common import (
 from paramdelta_hub.cli.executor_options import Work, executor_options
 from paramdelta_hub.cli.publish import published_text
 from paramdelta_hub.errors import OptionError, PublishError, RegistryError, SourceError
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.checkpoints.rules import Rules

@@ -9,7 +9,7 @@ import click
 
 from paramdelta_hub.cli.common import Console, command, registry_option, table
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.limits import COMPARED_DELTAS, SPECTRUM_MATRICES
 
 if TYPE_CHECKING:

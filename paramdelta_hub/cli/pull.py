@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paramdelta_hub.cli.common import Console, command, registry_option, trust_options
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.protocol import Part, Pulled

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paramdelta_hub.cli.common import Console, command, registry_option, table
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.search import Found

@@ -10,7 +10,7 @@ import click
 from paramdelta_hub.cli.common import Console, command, registry_option, trust_options, work_options
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.durable import expand, io_errors, write_file
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.outputs.applied_model import ResultReport

@@ -20,9 +20,8 @@ from paramdelta_hub.errors import DestinationError, IntegrityError, PackageError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest, io_errors, read_small, write_file
-from paramdelta_hub.fileio.listing import shown_names
-from paramdelta_hub.fileio.names import check_file_names
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.names import check_file_names, shown_names
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import FILES, LOCK_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest
 from paramdelta_hub.package.package import LOCK_NAME, open_package

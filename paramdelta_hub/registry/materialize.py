@@ -27,8 +27,8 @@ from paramdelta_hub.fileio.durable import (
     write_exactly,
     write_file,
 )
-from paramdelta_hub.fileio.sizes import human_bytes
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.names import human_bytes
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord
 from paramdelta_hub.package.package import LOCK_NAME, Package

@@ -13,8 +13,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.__about__ import __version__
-from paramdelta_hub.fileio.seal import is_sealed, seal
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.digests import is_sealed, seal
+from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.package.manifest import Source
 from paramdelta_hub.registry.cards.changes import percent
 from paramdelta_hub.registry.cards.markdown import hub_id

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from paramdelta_hub.fileio import strict_json
-from paramdelta_hub.fileio.sizes import human_bytes
-from paramdelta_hub.outputs.catalog_files import SITE_NAME, SiteFiles
+from paramdelta_hub.fileio.names import human_bytes
+from paramdelta_hub.outputs.replacing import SiteFiles
 from paramdelta_hub.package.manifest import Manifest
+from paramdelta_hub.registry.artifacts import SITE_NAME
 from paramdelta_hub.registry.protocol import Hit, Version
 from paramdelta_hub.registry.search import Verdict
 from paramdelta_hub.reports.delta_page import relative_change, view_delta

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.fileio.seal import seal
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.digests import seal
+from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.package.labels import HUB_LICENSES
 from paramdelta_hub.package.manifest import Manifest, Source
 from paramdelta_hub.package.package import PICTURE_NAME

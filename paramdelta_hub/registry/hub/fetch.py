@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError
 from paramdelta_hub.fileio.durable import read_small, sync_file
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import is_offline
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.package.manifest import FileRecord

@@ -29,7 +29,7 @@ from typing import Any
 
 from paramdelta_hub.errors import PackageError, ParamdeltaError, PublishError, RegistryError
 from paramdelta_hub.fileio import strict_json
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import COPY_BYTES, KIB, STORE_BLOCK_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from paramdelta_hub.errors import DestinationError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import io_errors, read_small, sync_folder
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.registry.artifacts import artifact_in

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import expand
-from paramdelta_hub.fileio.listing import shown_names
+from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, parse_manifest
 from paramdelta_hub.package.package import Package
