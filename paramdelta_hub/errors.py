@@ -127,12 +127,7 @@ class MismatchError(ParamdeltaError):
     kind, exit_code = "mismatch", 4
 
     def __init__(
-        self,
-        what: str,
-        mismatches: Sequence[Mismatch] = (),
-        *,
-        where: str | None = None,
-        remedy: str | None = None,
+        self, what: str, mismatches: Sequence[Mismatch] = (), *, where: str | None = None, remedy: str | None = None
     ) -> None:
         super().__init__(what, where=where, remedy=remedy)
         self.mismatches = tuple(mismatches)

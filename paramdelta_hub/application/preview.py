@@ -13,8 +13,8 @@ from paramdelta_hub.application.weighted_deltas import AppliedDelta
 from paramdelta_hub.checkpoints.matching import OmittedTensor
 from paramdelta_hub.checkpoints.rules import RuleUse
 from paramdelta_hub.errors import StorageError
+from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.fileio.report import Report, derived
-from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.outputs.replacing import check_new
 from paramdelta_hub.package.provenance import Model
 from paramdelta_hub.tasks.executors.threads import default_threads

@@ -19,7 +19,7 @@ from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, sa
 from paramdelta_hub.errors import MismatchError, PackageError
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.numerics.row_runs import Run
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package

@@ -16,7 +16,7 @@ from paramdelta_hub.errors import CheckpointError, IntegrityError, PackageError,
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.names import check_file_name
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import COMPANION_BYTES, CONFIG_BYTES
 from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.package.package import Package

@@ -152,17 +152,13 @@ def merge_config(
 ) -> MergedConfig:
     """Return ``target`` with every change merged into it in order. The target's keys keep their order.
 
-    Merging the same changes into the result again changes nothing.
+    Merging the same changes into the result again changes nothing. They are (label of the delta, what its post
+    changed), in the order of the deltas. Where the target changed a key, too, ``prefer`` tells who wins; with ``post``,
+    the last delta does. Keys of ``exceptions`` stay the target's, by the reason. Token ids are those of the delta whose
+    number ``tokens`` is, the target's, or merged as other keys are.
 
-    Args:
-        target: the target's config, which is left as it is.
-        changes: (label of the delta, what its post changed) in the order of the deltas.
-        exceptions: keys that stay the target's, by the reason: see :data:`STRUCTURE` and :data:`ALWAYS`.
-        prefer: who wins where both changed a key; with ``post``, the last delta does.
-        tokens: whose token ids: the number of the delta whose tokenizer the result has, the target's, or merged as
-            other keys are.
-        overrides: keys that the result's tensors decide; they win over everything, and None deletes. They are set
-            wherever the target has them: at the top, and in the part that describes the language model.
+    ``overrides`` are keys that the result's tensors decide; they win over everything, and None deletes. They are set
+    wherever the target has them: at the top, and in the part that describes the language model.
     """
     result = MergedConfig(copy.deepcopy(dict(target)))
     elsewhere = {f"the tokenizer is {'the target' if tokens == 'target' else 'another delta'}'s": _TOKENS}

@@ -64,19 +64,16 @@ def sample(name: str, tensor: LogicalTensor, files: Files, step: int = 1) -> NDA
 
 def pack_samples(samples: Mapping[str, tuple[str, NDArray[np.uint8]]]) -> bytes:
     """Return the lineage file: a safetensors file of one flat tensor of samples (dtype, bytes) a name."""
-    entries = []
-    for name, (dtype, values) in samples.items():
-        entries.append((name, dtype, (values.size // FLOATS[dtype].itemsize,), values.size))
+    entries = [
+        (name, dtype, (values.size // FLOATS[dtype].itemsize,), values.size)
+        for name, (dtype, values) in samples.items()
+    ]
     header = build_header(entries, {"format": "paramdelta-lineage"})
     return header + b"".join(values.tobytes() for _, values in samples.values())
 
 
 def unpack_samples(content: bytes, where: str) -> dict[str, tuple[str, NDArray[np.uint8]]]:
-    """Return what :func:`pack_samples` was given.
-
-    Raises:
-        PackageError: not a lineage file.
-    """
+    """Return what :func:`pack_samples` was given, or raise a PackageError."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > len(content) - 8:
         raise PackageError("the lineage file is truncated", where=where)
@@ -115,13 +112,9 @@ def compare_samples(
     """Correlate base's samples with the target's values at the same places.
 
     Only matrices count where there are any: norms and biases of unrelated models resemble one another. Each tensor
-    counts once, whatever its size.
-
-    Args:
-        base: the package's samples.
-        target: the target's tensors by the package's names, their rows in the package's order.
-        remote: where the target's files are not on this machine, what reads them, on several threads: every run is a
-            request then, and a few of them must do.
+    counts once, whatever its size. The target's tensors have the package's names, and their rows its order. Where their
+    files are not on this machine, ``remote`` reads them, on several threads. Every run is a request then, and a few of
+    them must do.
 
     Raises:
         CheckpointError: the target's values can't be read.

@@ -69,7 +69,7 @@ class Prediction(Report):
         text += "" if least == most else f"range {least}–{most} %, "
         text += f"{band.trainings} small trainings)"
         if self.distance is not None:
-            text += f"; distance to base: {_percent(self.distance)} of base's norm"
+            text += f"; distance to base: {100 * self.distance:.2g} % of base's norm"
         if self.delta_to_distance is not None:
             text += f", and Δ is {self.delta_to_distance:.2g} × as large"
         return text
@@ -93,7 +93,3 @@ def predict(lineage: LineageMatch, tensors: Iterable[TensorRecord]) -> Predictio
     if lineage.correlation is not None and not lineage.same_values:
         band = next((band for band in BANDS if lineage.correlation >= band.correlation), BANDS[-1])
     return Prediction(measured=band, is_base=lineage.same_values, distance=distance, delta_to_distance=ratio)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"

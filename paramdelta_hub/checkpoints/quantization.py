@@ -22,7 +22,7 @@ from typing import Any
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.names import shown
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import SCALE_BYTES
 from paramdelta_hub.numerics.float8 import DECODED, Grid
 from paramdelta_hub.numerics.floats import FLOATS

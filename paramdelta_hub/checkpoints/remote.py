@@ -87,11 +87,7 @@ class RemoteValues:
         self._cache: dict[tuple[str, int, int], bytes] = {}
 
     def read(self, path: str, position: int, out: NDArray[Any]) -> None:
-        """Fill ``out`` (uint8) with a file's bytes from ``position``.
-
-        Raises:
-            CheckpointError: they can't be had.
-        """
+        """Fill ``out`` (uint8) with a file's bytes from ``position``, or raise a CheckpointError."""
         key = (path, position, out.size)
         if key not in self._cache:
             source = self._source

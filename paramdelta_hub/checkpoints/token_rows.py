@@ -38,8 +38,8 @@ class Placement:
     delta: tuple[Run, ...]
     """The delta row that is added to it; None: none."""
     counts: Mapping[str, int]
-    """Rows by fate. ``summed``, ``brought``, ``kept`` and ``padding`` add up to ``rows``; ``given up`` (tokens of the
-    target where OUT's tokenizer has others) and ``left out`` (tokens of post that it lacks) have no row."""
+    """Rows by what becomes of them. ``summed``, ``brought``, ``kept`` and ``padding`` add up to ``rows``; ``given up``
+    (tokens of the target where OUT's tokenizer has others) and ``left out`` (post's tokens that it lacks) have none."""
     is_identity: bool
     """Whether row i of OUT is row i of the target plus row i of the delta, for all rows of all three."""
 
@@ -88,9 +88,9 @@ def match_rows(
 ) -> tuple[Run, ...] | None:
     """Return which base row each of post's rows comes from; None if that is its own, and the sizes are equal.
 
-    A row that post names comes from base's row of that name, wherever it is. One that post does not name comes from
-    base's row at its place, unless that row has moved because post names it elsewhere: so padding goes with padding,
-    and a row whose name alone is gone stays with itself.
+    A row that has a token in post comes from base's row of that token. Any other comes from base's row at its place,
+    unless base's token there is elsewhere in post. So padding stays with padding, and a row that only lost its token
+    stays where it was.
 
     Raises:
         MismatchError: other sizes, and no tokenizers to tell the rows by.
@@ -102,7 +102,8 @@ def match_rows(
     _check_size(base_rows, post_rows)
     sources = _rows_by_token(post, post_rows, base, base_rows)
     here = _identity_rows(min(base_rows, post_rows))
-    stays = ~_named(post, post_rows)[here] & ~_moved(base, base_rows, post)[here]
+    moved = _mask((row for token, row in base.tokens.items() if token in post.tokens), base_rows)
+    stays = ~_named(post, post_rows)[here] & ~moved[here]
     sources[here[stays]] = here[stays]
     runs = runs_of(sources)
     return None if base_rows == post_rows and runs == _identity(post_rows) else runs
@@ -119,19 +120,14 @@ def place_rows(
 ) -> Placement:
     """Return where OUT's rows come from, when OUT's tokenizer is post's, or the target's.
 
-    With post's: a row is where post's tokenizer says. Rows of one name are summed; rows that base lacked are brought
-    whole; the target's own rows stay at their ids if post names nothing there. OUT is at least as long as the target.
-    Words of the target are never lost; special tokens that post's tokenizer has not may be, and are counted.
-    With the target's: OUT has the target's rows in the target's order; post's other tokens are left out.
+    With post's tokenizer, each token's row is at post's id. Rows of one token are summed. Rows that base lacked are
+    taken from the delta as they are. The target's own rows keep their ids if post has no token there. Of the target's
+    tokens only special ones, and those that post dropped, can be lost, and they are counted. OUT has at least as many
+    rows as the target.
 
-    Args:
-        target_rows: rows of the target's tensor.
-        delta_rows: rows of the delta's, which are post's.
-        delta_base: what :func:`match_rows` returned for the delta.
-        target: the target's vocabulary.
-        post: post's vocabulary.
-        result: whose tokenizer OUT has.
-        dropped: what :func:`dropped_tokens` returned for the delta.
+    With the target's tokenizer, OUT has the target's rows in their order; post's other tokens are left out.
+
+    ``delta_base`` is what :func:`match_rows` returned for the delta, and ``dropped`` what :func:`dropped_tokens` did.
 
     Raises:
         MismatchError: no tokenizers where they are needed; a row that post needs is in neither the target nor the
@@ -288,11 +284,6 @@ def _rows_by_token(names: Vocabulary, rows: int, other: Vocabulary, other_rows: 
         if row < rows and (target_row := other.tokens.get(token, other_rows)) < other_rows:
             sources[row] = target_row
     return sources
-
-
-def _moved(base: Vocabulary, base_rows: int, post: Vocabulary) -> Mask:
-    """Which base rows have a name that post gives to some row."""
-    return _mask((row for token, row in base.tokens.items() if token in post.tokens), base_rows)
 
 
 def _named(vocabulary: Vocabulary, rows: int) -> Mask:

@@ -155,19 +155,9 @@ def _is_deeper_than(value: Any, levels: int) -> bool:
     """Whether a value is nested deeper than ``levels``. It walks level by level, so the stack can't overflow."""
     level = [value]
     for _ in range(levels):
-        level = (
-            [
-                child
-                for node in level
-                for child in (node.values() if isinstance(node, dict) else node)
-                if isinstance(child, (dict, list))
-            ]
-            if level and isinstance(level[0], (dict, list))
-            else []
-        )
-        if not level:
-            return False
-    return True
+        nodes = [node.values() if isinstance(node, dict) else node for node in level if isinstance(node, (dict, list))]
+        level = [child for node in nodes for child in node]
+    return any(isinstance(child, (dict, list)) for child in level)
 
 
 def canonical(value: Any) -> bytes:

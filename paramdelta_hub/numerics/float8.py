@@ -1,8 +1,12 @@
-"""8-bit floats with scales, on flat NumPy arrays: decoded, scaled, and made again; pure, no files.
+"""8-bit floats with scales, on flat NumPy arrays: decode, scale and encode them; pure, no files.
 
 A quantized weight is a code of one byte times a scale that its neighbours share: all of a block (DeepSeek-V3: 128 ×
 128), of a row, of a column, or of the tensor; a :class:`Grid` says which. What the code stands for is
 ``(code.float() * scale.float()).bfloat16()``, and that is the value deltas are taken of and added to.
+
+A function is given a run of a tensor's elements, flat. ``first`` is the position in the tensor of the first of them;
+the run may begin and end within a row. ``grid`` and ``scales`` are those of the whole tensor. ``out`` is as long as the
+run, and is returned.
 
 The codes are those of the OCP 8-bit floating point specification 1.0: E4M3 without infinities, E5M2 with them.
 Measured on one core of a virtual EPYC, ns an element: to bf16 1.7, to fp8 with fresh scales 2.0, its error 3.2.
@@ -100,13 +104,7 @@ class Grid:
 
 
 def decode(codes: Codes, table: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the exact value of every code; ``out`` has the same length and is returned.
-
-    Args:
-        codes: uint8, flat.
-        table: one of :data:`DECODED`.
-        out: float32, flat.
-    """
+    """Return the exact value of every code, by a table of :data:`DECODED`."""
     for block in blocks(codes.size):
         index = scratch("float8 index", block.stop - block.start, np.intp)
         np.copyto(index, codes[block])
@@ -120,14 +118,7 @@ def dequantize(
     """Return bf16 bits of code · scale, equal to torch's ``(codes.float() * scales.float()).bfloat16()``.
 
     The product is rounded to float32, then to bf16, ties to even; what overflows becomes infinite, NaN stays NaN.
-
-    Args:
-        codes: uint8, flat: elements ``first`` and following of the tensor. They may begin and end within a row.
-        table: one of :data:`DECODED`.
-        grid: how the scales lie over the whole tensor.
-        scales: those of the whole tensor.
-        first: position of the first code in the tensor, counted in elements.
-        out: uint16, as long as ``codes``; it is returned.
+    ``table`` is one of :data:`DECODED`.
     """
     for block in blocks(codes.size):
         size = block.stop - block.start
@@ -141,18 +132,14 @@ def encode(values: NDArray[np.float32], out: Codes) -> Codes:
     """Return the E4M3 code nearest to each value, ties to even; what exceeds 448 becomes ±448, NaN stays NaN.
 
     So does torch's ``.to(torch.float8_e4m3fn)`` since it saturates; older ones make NaN of magnitudes above 464.
-
-    Args:
-        values: float32, flat.
-        out: uint8, as long; it is returned.
     """
     table = _encoded()
     for block in blocks(values.size):
         size = block.stop - block.start
         bits, half = values[block].view(np.uint32), scratch("float8 round", size, np.uint32)
         sticky, index = scratch("float8 sticky", size, np.bool_), scratch("float8 index", size, np.intp)
-        # The upper half says it all but where in a tie's neighbourhood the value lies: setting its last bit wherever
-        # the lower half is not zero ("rounding to odd") puts it on the right side.
+        # The upper half decides, except close to a tie. There, its last bit tells on which side the value lies, if it
+        # is set wherever the lower half is not zero ("rounding to odd").
         np.bitwise_and(bits, 0xFFFF, out=half)
         np.not_equal(half, 0, out=sticky)
         np.right_shift(bits, 16, out=half)
@@ -176,15 +163,11 @@ def _encoded() -> Codes:
 
 
 def raise_peaks(values: NDArray[np.float32], grid: Grid, first: int, peaks: Scales) -> None:
-    """Raise ``peaks`` to the largest magnitude in each block, as far as these values reach; begin with zeros.
+    """Raise ``peaks``, in place, to the largest magnitude in each block, as far as these values reach.
 
-    Args:
-        values: float32, flat: elements ``first`` and following of the tensor. They may begin and end within a row.
-        grid: how the blocks lie over the whole tensor.
-        first: position of the first value in the tensor, counted in elements.
-        peaks: float32, :attr:`Grid.scale_shape`; changed in place.
+    Begin with zeros, of :attr:`Grid.scale_shape`.
     """
-    with np.errstate(invalid="ignore"):  # sums are looked through for NaN elsewhere, and named
+    with np.errstate(invalid="ignore"):  # NaN in sums is found and reported elsewhere
         for part in blocks(values.size):
             magnitudes = np.abs(values[part], out=scratch("float8 wide", part.stop - part.start, np.float32))
             for tile, row, column in _tiles(magnitudes, grid.columns, first + part.start):
@@ -207,11 +190,7 @@ def fresh_scales(peaks: Scales, dtype: str) -> tuple[Scales, Bits]:
     """Return the scales that map each block's largest magnitude to 448, and their bits, rounded to the stored dtype.
 
     Codes are to be made with the rounded scales, which are those that readers multiply with. A block of zeros has the
-    scale 1; no scale is subnormal.
-
-    Args:
-        peaks: float32, any shape, finite.
-        dtype: F32, BF16 or F16.
+    scale 1; no scale is subnormal. Peaks are finite, and ``dtype`` is F32, BF16 or F16.
     """
     kind, (least, largest) = FLOATS[dtype], _SCALES[dtype]
     exact = peaks / np.float32(LARGEST)
@@ -223,15 +202,7 @@ def fresh_scales(peaks: Scales, dtype: str) -> tuple[Scales, Bits]:
 
 
 def quantize(values: NDArray[np.float32], grid: Grid, scales: Scales, first: int, out: Codes) -> Codes:
-    """Return the E4M3 code nearest to each value / scale; what exceeds 448 then becomes ±448.
-
-    Args:
-        values: float32, flat: elements ``first`` and following of the tensor.
-        grid: how the scales lie over the whole tensor.
-        scales: those of the whole tensor.
-        first: position of the first value in the tensor, counted in elements.
-        out: uint8, as long as ``values``; it is returned.
-    """
+    """Return the E4M3 code nearest to each value / scale; what exceeds 448 then becomes ±448."""
     for part in blocks(values.size):
         wide = scratch("float8 wide", part.stop - part.start, np.float32)
         np.copyto(wide, values[part])

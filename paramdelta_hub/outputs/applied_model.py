@@ -14,19 +14,12 @@ from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkp
 from paramdelta_hub.checkpoints.tensor_sources import Stored
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
 from paramdelta_hub.fileio.durable import expand, file_digest, read_small
-from paramdelta_hub.fileio.listing import files_below
 from paramdelta_hub.fileio.names import shown
+from paramdelta_hub.fileio.paths import files_below
 from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.limits import DEFAULT_MEMORY, PROVENANCE_BYTES
 from paramdelta_hub.package.manifest import FileRecord
-from paramdelta_hub.package.provenance import (
-    PROVENANCE_NAME,
-    Companions,
-    Delta,
-    Model,
-    Provenance,
-    parse_provenance,
-)
+from paramdelta_hub.package.provenance import PROVENANCE_NAME, Companions, Delta, Model, Provenance, parse_provenance
 from paramdelta_hub.tasks.digests import tensor_digests
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import workers
@@ -106,14 +99,7 @@ def verify_result(
     provenance = parse_provenance(text, str(path))
     model = open_checkpoint(folder)
     before = [file.identity() for file in model.files]
-    problems = [
-        *_tensor_mismatches(model, provenance),
-        *_unlisted_files(model, provenance),
-        *_changed_companions(folder, provenance),
-    ]
-    promised = {name: tensor.blake3 for name, tensor in provenance.tensors.items()}
-    problems += digest_mismatches(model, promised, {problem.location for problem in problems}, threads, progress)
-    if problems:
+    if problems := _mismatches(model, provenance, threads, progress):
         raise MismatchError(
             f"the model differs from its provenance in {len(problems)} way(s)",
             problems,
@@ -137,6 +123,17 @@ def verify_result(
         companions=provenance.companions,
         files=files,
     )
+
+
+def _mismatches(model: Checkpoint, provenance: Provenance, threads: int, progress: Progress) -> list[Mismatch]:
+    """Return everything in which the model differs from its provenance."""
+    found = [
+        *_tensor_mismatches(model, provenance),
+        *_unlisted_files(model, provenance),
+        *_changed_companions(model.folder, provenance),
+    ]
+    promised = {name: tensor.blake3 for name, tensor in provenance.tensors.items()}
+    return found + digest_mismatches(model, promised, {problem.location for problem in found}, threads, progress)
 
 
 def _tensor_mismatches(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:

@@ -23,7 +23,6 @@ from paramdelta_hub.limits import (
     MANIFEST_VALUES,
     RENAMES,
     TENSOR_ELEMENTS,
-    TENSOR_RANK,
     TENSORS,
     VOCABULARY_ROWS,
 )
@@ -44,6 +43,7 @@ from paramdelta_hub.package.records import (
     Record,
     Rename,
     SemanticVersion,
+    Shape,
     Source,
     SourceFile,
     Text,
@@ -106,9 +106,7 @@ class TensorRecord(Record):
     dtype: Text = Field(description="of the delta, and of the digests: the one that holds both sides")
     base_dtype: Text
     post_dtype: Text
-    shape: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK, fail_fast=True)
-    ]
+    shape: Shape
     rows: Rows | None = Field(description="of a vocabulary, where its rows are not just base's")
     effect: Literal["add", "replace"] = Field(description="add: a float delta; replace: integers, carried whole")
     codec: CodecRecord
@@ -253,15 +251,9 @@ class Manifest(Record):
             raise ValueError("two tensors have the same name")
         if {tensor.shard for tensor in self.tensors} - {None} != {file.path for file in self.shards}:
             raise ValueError("a shard holds no tensor, or a tensor lies in an unlisted file")
-        totals = (
-            sum(tensor.elements for tensor in self.tensors),
-            sum(tensor.changed for tensor in self.tensors),
-            sum(tensor.remainders for tensor in self.tensors),
-            sum(tensor.exceptions for tensor in self.tensors),
-        )
-        stated = self.exactness
-        if totals != (stated.elements, stated.changed, stated.remainders, stated.exceptions):
-            raise ValueError("the exactness totals differ from the tensors'")
+        for count in ("elements", "changed", "remainders", "exceptions"):
+            if sum(getattr(tensor, count) for tensor in self.tensors) != getattr(self.exactness, count):
+                raise ValueError("the exactness totals differ from the tensors'")
         return self
 
     def to_json(self) -> bytes:

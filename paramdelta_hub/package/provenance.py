@@ -15,13 +15,14 @@ from pydantic import Field, ValidationError, model_validator
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.names import check_file_names, check_tensor_name
-from paramdelta_hub.limits import FILES, KIB, MANIFEST_VALUES, RENAMES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
+from paramdelta_hub.limits import FILES, KIB, MANIFEST_VALUES, RENAMES, TENSORS
 from paramdelta_hub.package.records import (
     Blake3,
     Count,
     Record,
     SemanticVersion,
     Sha256,
+    Shape,
     Text,
     at_most,
     check_keys,
@@ -161,9 +162,7 @@ class Tensor(Record):
     """A tensor of the result."""
 
     dtype: Text
-    shape: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK, fail_fast=True)
-    ]
+    shape: Shape
     blake3: Blake3 = Field(description="of its values, little-endian, in C order")
 
 
@@ -220,7 +219,7 @@ def parse_provenance(text: bytes, where: str | None = None) -> Provenance:
             remedy="pip install --upgrade paramdelta-hub",
         )
     check_keys(value, Provenance, CheckpointError, where, "the provenance")
-    # at_most() is not for these: lists within what a function has looked at are no tuples to strict models.
+    # at_most() can't be used for these: strict models refuse lists as tuples inside what a validator function has seen.
     configs = value["companions"]["configs"] if isinstance(value["companions"], dict) else {}
     for table in (value["tensors"], configs):
         if isinstance(table, dict) and len(table) > TENSORS:

@@ -107,19 +107,14 @@ def search_registry(registry: Registry, query: str | None, wanted: Wanted | None
     """Yield deltas of a registry, each with a verdict.
 
     First come those of the model's architecture, then those whose base has the model's name. With a query, those that
-    match it but do not fit come last.
-
-    Args:
-        registry: the registry to search.
-        query: text to find; None finds everything.
-        wanted: the model to apply to; None gives every delta the verdict "unknown".
+    match it but do not fit come last. Without a model to compare with, every verdict is "unknown".
 
     Raises:
         RegistryError: not allowed, or not reachable.
     """
     if wanted is None:
         for hit in registry.search(query, None, None):
-            yield _found(hit, Verdict("unknown", "no model was named to compare with"))
+            yield Found(**vars(hit), judgement="unknown", reason="no model was named to compare with")
         return
     shown: set[tuple[str, str]] = set()
     searches: list[tuple[str | None, str | None]] = [(None, wanted.fingerprint)]
@@ -129,8 +124,4 @@ def search_registry(registry: Registry, query: str | None, wanted: Wanted | None
         for hit in registry.search(query, name, architecture):
             if (hit.repo, hit.revision) not in shown:
                 shown.add((hit.repo, hit.revision))
-                yield _found(hit, judge(hit, wanted))
-
-
-def _found(hit: Hit, verdict: Verdict) -> Found:
-    return Found(**vars(hit), judgement=verdict.judgement, reason=verdict.reason)
+                yield Found(**vars(hit), **judge(hit, wanted)._asdict())

@@ -93,17 +93,9 @@ class OutputSpan:
 class ResultTensor:
     """A tensor of the result: what it is made of, and where it goes.
 
-    Args:
-        name: in the result.
-        dtype: of the target's values.
-        elements: how many.
-        source: the target's values.
-        outputs: where the result goes; of a tensor that becomes 8-bit floats, the codes and then the scales.
-        addends: what is added.
-        quantization: given if the sum becomes 8-bit floats.
-        result_dtype: of the result, before it may become 8-bit floats; None: the target's.
-        may_be_base: whether the target may hold base's values; matters where its dtype or the result's is another than
-            the delta's.
+    ``dtype`` is that of the target's values, which are read from ``source``; ``result_dtype`` that of the sum, if it is
+    another. With ``quantization`` the sum becomes 8-bit floats: its ``outputs`` are the codes, then the scales.
+    ``may_be_base`` says whether the target may hold base's values, which matters where dtypes differ.
     """
 
     name: str
@@ -185,12 +177,7 @@ class ApplyTask:
         return {span.file for tensor in self.tensors for span in tensor.outputs}
 
     def run(self, folder: Path, kernel: Kernel, advance: Advance) -> Applied:
-        """Do the task.
-
-        Args:
-            folder: the work folder; the files of the result are there, at their final sizes.
-            kernel: does the arithmetic.
-            advance: told of the bytes handled.
+        """Do the task. The files of the result are in the work folder already, at their final sizes.
 
         Raises:
             CheckpointError: a file of the target was truncated or can't be read.

@@ -101,11 +101,9 @@ def verify(
     package = open_package(locate_delta(delta, registry, trust=trusted, progress=progress))
     signed_by = trusted.check_package(package) if trusted else None
     locations = _check_files(package, progress)
-    records = package.manifest.tensors
     base_model = open_checkpoint(base) if base is not None else None
     post_model = open_checkpoint(post) if post is not None else None
-    decode = partial(_sum_digests, kernel_for(decoded_nbytes(records)))
-    digests = run_over(_sums(package, base_model, locations), decode, threads, progress, "decoding and adding")
+    digests = _decode(package, base_model, locations, threads, progress)
     if base_model is not None:
         _check_base(package, base_model, digests)
     if post_model is not None:
@@ -114,7 +112,7 @@ def verify(
         path=package.path,
         id=package.digest,
         files=len(package.manifest.files) + 1,
-        tensors=len(records),
+        tensors=len(package.manifest.tensors),
         elements=package.manifest.exactness.elements,
         checked_base=base_model is not None,
         checked_post=post_model is not None,
@@ -132,6 +130,19 @@ def _check_files(package: Package, progress: Progress) -> dict[str, tuple[str, i
     locations = package.payload_locations()
     _check_lineage_file(package)
     return locations
+
+
+def _decode(
+    package: Package,
+    base: Checkpoint | None,
+    locations: Mapping[str, tuple[str, int]],
+    threads: int,
+    progress: Progress,
+) -> dict[str, tuple[str, str]]:
+    """Decode every payload, and return each tensor's digests of base and of base ⊕ Δ."""
+    sums = _sums(package, base, locations)
+    decode = partial(_sum_digests, kernel_for(decoded_nbytes(package.manifest.tensors)))
+    return run_over(sums, lambda each: each.nbytes, decode, threads, progress, "decoding and adding")
 
 
 def _check_base(package: Package, base: Checkpoint, digests: Mapping[str, tuple[str, str]]) -> None:
@@ -185,16 +196,15 @@ def _check_lineage_file(package: Package) -> None:
     where = str(package.path / package.manifest.lineage.path)
     samples = unpack_samples(package.read_lineage(), where)
     promised = {
-        record.name: (record.dtype, record.itemsize * sum(run.stop - run.start for run in _runs(record)))
+        record.name: (
+            record.dtype,
+            record.itemsize * sum(run.stop - run.start for run in sample_runs(record.name, record.elements)),
+        )
         for record in package.manifest.tensors
         if record.dtype in FLOATS and record.elements
     }
     if promised != {name: (dtype, values.size) for name, (dtype, values) in samples.items()}:
         raise PackageError("the lineage samples are not those of the delta's tensors", where=where)
-
-
-def _runs(record: TensorRecord) -> list[slice]:
-    return sample_runs(record.name, record.elements)
 
 
 @dataclass(frozen=True, slots=True)

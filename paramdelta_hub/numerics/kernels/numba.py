@@ -13,7 +13,7 @@ fast-math: every sum is rounded where NumPy rounds it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numba
 import numpy as np
@@ -44,9 +44,9 @@ def _compile(loop: Callable[..., Any]) -> Any:
 
 
 class NumbaKernel(NumpyKernel):
-    """See :class:`~paramdelta_hub.numerics.kernels.Kernel`; other dtypes, and sums of several deltas, go to NumPy."""
+    """Compiled loops; other dtypes, and sums of several deltas, go to NumPy."""
 
-    name: ClassVar[str] = "numba"
+    name = "numba"
 
     def subtract(self, kind: Float, base: Bits, post: Bits, symbols: Bits) -> Difference:
         """Δ = post − base of one chunk, split and proven."""
@@ -101,7 +101,7 @@ class NumbaKernel(NumpyKernel):
 
 @_compile
 def _look_up(palette: Any, ranks: Any, escaped: Any, positions: Any, out: Any) -> None:
-    """See :meth:`Kernel.look_up`. ``positions`` is scratch: int32, at least 4,097."""
+    """See :meth:`NumpyKernel.look_up`. ``positions`` is scratch: int32, at least 4,097."""
     taken = 0
     for start in range(0, ranks.size, SLICE):
         rank_slice, out_slice = ranks[start : start + SLICE], out[start : start + SLICE]
@@ -118,7 +118,7 @@ def _look_up(palette: Any, ranks: Any, escaped: Any, positions: Any, out: Any) -
 
 @_compile
 def _gather(symbols: Any, gaps: Any, values: Any, positions: Any) -> tuple[int, int]:
-    """See :meth:`Kernel.gather`. Return how many gaps and how many values were written.
+    """See :meth:`NumpyKernel.gather`. Return how many gaps and how many values were written.
 
     ``values`` has one element more than there are symbols; ``positions`` is scratch: int32, at least 4,097.
     """
@@ -146,7 +146,7 @@ def _gather(symbols: Any, gaps: Any, values: Any, positions: Any) -> tuple[int, 
 
 @_compile
 def _spread(gaps: Any, values: Any, out: Any) -> None:
-    """See :meth:`Kernel.spread`; the elements between the positions are left alone. The caller checks all bounds."""
+    """See :meth:`NumpyKernel.spread`. Elements between the positions are left alone. The caller checks all bounds."""
     at, taken = 0, 0
     for i in range(gaps.size):
         gap = gaps[i]
@@ -159,7 +159,7 @@ def _spread(gaps: Any, values: Any, out: Any) -> None:
 
 @_compile
 def _rank(symbols: Any, rank_of: Any, ranks: Any, low: Any, high: Any) -> int:
-    """See :meth:`Kernel.rank`. Return how many symbols escape.
+    """See :meth:`NumpyKernel.rank`. Return how many symbols escape.
 
     ``low`` and ``high`` have one element more than there are symbols.
     """
@@ -250,7 +250,7 @@ def _subtract(
 
 @_compile
 def _add(target: Any, delta: Any, weight: Any, total: Any, total_bits: Any, out: Any) -> int:
-    """See :meth:`Kernel.add`. ``total`` is scratch: float32, at least 4,096. ``total_bits`` is the same memory."""
+    """See :meth:`NumpyKernel.add`. ``total`` is scratch: float32, at least 4,096. ``total_bits`` is the same memory."""
     not_finite = 0
     for start in range(0, target.size, SLICE):
         end = min(start + SLICE, target.size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +32,21 @@ LONG_GAP = 255
 
 
 class NumpyKernel:
-    """See :class:`paramdelta_hub.numerics.kernels.Kernel`, which says what each method promises."""
+    """The arithmetic of one chunk. A kernel is safe to share between threads.
 
-    name: ClassVar[str] = "numpy"
+    Arrays are flat, and ``out`` and ``symbols`` receive an element for each of the input. Arrays that are returned are
+    in this thread's buffers: its next call may overwrite them.
+    """
+
+    name: str = "numpy"
+    """What reports call it."""
 
     def subtract(self, kind: Float, base: Bits, post: Bits, symbols: Bits) -> Difference:
-        """Δ = post − base of one chunk, split and proven."""
+        """Take Δ = post − base and prove it: every element is reached by a sum, or listed as an exception.
+
+        Raises:
+            NotFiniteChunkError: a value of base or post is NaN or infinite.
+        """
         work = WorkArrays(kind)
         counted = Statistics()
         positions, rests, exceptions = [], [], []
@@ -73,7 +82,10 @@ class NumpyKernel:
         return chunk
 
     def add(self, kind: Float, target: Bits, delta: Wide | None, weight: float, out: Bits) -> int:
-        """Target + w·Δ of one chunk, rounded once; how many are not finite."""
+        """Write ``target + wΔ``, summed in the wide type and rounded once; return how many results are not finite.
+
+        ``delta`` may be overwritten; None stands for zeros.
+        """
         work = WorkArrays(kind)
         not_finite = 0
         for block in blocks(target.size):
@@ -83,7 +95,10 @@ class NumpyKernel:
         return not_finite
 
     def add_all(self, kind: Float, target: Bits, deltas: Iterable[tuple[Wide | None, float]], out: Bits) -> int:
-        """Target + Σ wᵢΔᵢ of one chunk, rounded once; how many are not finite."""
+        """Write ``target + Σ wᵢΔᵢ``, summed in the order given, in the same way; return how many are not finite.
+
+        Each delta is done with before the next is asked for, so all of them may lie in one buffer.
+        """
         total = scratch("total", target.size, kind.wide)
         for block in blocks(target.size):
             kind.widen(target[block], total[block])
@@ -94,7 +109,7 @@ class NumpyKernel:
         return sum(_round(kind, total[block], out[block], work) for block in blocks(target.size))
 
     def look_up(self, palette: Bits | Wide, ranks: Bits, escaped: Bits | Wide, out: Bits | Wide) -> None:
-        """``out = palette[ranks]``, the escaped ones from ``escaped``."""
+        """``out = palette[ranks]``, and for each rank of 255 the next of ``escaped``."""
         _take(palette, ranks, out)
         taken = 0
         for block in blocks(ranks.size):
@@ -103,17 +118,21 @@ class NumpyKernel:
             taken += where.size
 
     def gather(self, symbols: Bits) -> tuple[Bits, Bits]:
-        """Gaps between the symbols other than 0, and those symbols."""
+        """Return where the symbols (uint16) other than 0 are, as gaps, and those symbols: what :meth:`spread` takes."""
         positions = np.flatnonzero(symbols)
         return gaps_of(positions), symbols[positions]
 
     def spread(self, gaps: Bits, values: Bits | Wide, out: Bits | Wide) -> None:
-        """``out[positions] = values``, and +0 elsewhere."""
+        """``out[positions] = values``, and +0 elsewhere.
+
+        ``gaps`` (uint8) tell, of each position, how many elements lie before it and after the one before; a byte of
+        255 stands for 255 and goes on. All positions lie inside ``out``.
+        """
         out.fill(0)
         out[positions_of(gaps)] = values
 
     def rank(self, symbols: Bits, rank_of: Bits) -> tuple[Bits, Bits, Bits]:
-        """Every symbol's rank, and the low and high bytes of those that escape."""
+        """Return ``rank_of[symbols]`` (uint16 → uint8), and the low and high bytes of the symbols whose rank is 255."""
         ranks = scratch("ranks", symbols.size, np.uint8)
         _take(rank_of, symbols, ranks)
         # By blocks: what is made on the way stays small, in memory that need not be touched anew. And by positions: a
@@ -138,7 +157,7 @@ def _round(kind: Float, total: Wide, out: Bits, work: WorkArrays) -> int:
 
 
 def gaps_of(positions: NDArray[Any]) -> Bits:
-    """Return ascending positions as the gaps between them, see :meth:`~..Kernel.spread`."""
+    """Return ascending positions as the gaps between them, see :meth:`NumpyKernel.spread`."""
     gaps = np.diff(positions, prepend=-1) - 1
     if positions.size == 0 or int(gaps.max()) < LONG_GAP:
         return gaps.astype(np.uint8)
@@ -150,7 +169,7 @@ def gaps_of(positions: NDArray[Any]) -> Bits:
 
 
 def positions_of(gaps: Bits) -> NDArray[np.int64]:
-    """Return the positions that gaps tell of, see :meth:`~..Kernel.spread`."""
+    """Return the positions that gaps tell of, see :meth:`NumpyKernel.spread`."""
     is_end = gaps != LONG_GAP
     positions: NDArray[np.int64] = np.cumsum(gaps.astype(np.int64) + is_end)[is_end] - 1
     return positions
