@@ -8,13 +8,12 @@ from typing import Literal
 from paramdelta_hub.checkpoints.logical import LogicalModel
 from paramdelta_hub.checkpoints.tensor_sources import Dequantized
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.numerics.casts import FloatDtype
 from paramdelta_hub.numerics.float8 import Deviation
 from paramdelta_hub.package.provenance import Requantized
 
 __all__ = ["FP8", "Dtype", "Requantization", "keeps_fp8", "requantization"]
 
-Dtype = FloatDtype | Literal["float8_e4m3fn"]
+Dtype = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
 """What the float weights of a result can become; 8-bit floats only where the target has them."""
 FP8: Literal["float8_e4m3fn"] = "float8_e4m3fn"
 

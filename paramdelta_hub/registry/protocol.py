@@ -203,7 +203,7 @@ class Registry(ABC):
             StorageError: the disk is full or fails.
         """
         check_repo(repo)
-        opened = open_package(package)
+        opened = open_package(Path(package))
         check_version(opened.manifest.version, version, str(package))
         return self._publish(
             Publication(opened, repo, extras, private, create_pr, message, notes, progress or Progress())
