@@ -72,8 +72,8 @@ def build_manifest(
         version=labels.version,
         license=labels.license,
         created_by=__about__.CREATED_BY,
-        base=source_record(base, digests),
-        post=source_record(post, digests),
+        base=source_record(base, digests, differences.ties.base.tied_embeddings),
+        post=source_record(post, digests, differences.ties.post.tied_embeddings),
         architecture=architecture_record(base),
         exactness=Exactness(
             exact=True,
@@ -85,6 +85,7 @@ def build_manifest(
         configs=config_changes(base, post),
         given_up=dict(sorted(differences.given_up.items(), key=lambda token: token[1])),
         renames=tuple(Rename(pattern=pattern, replacement=new) for pattern, new in rules.renames),
+        ties=dict(differences.ties.copies),
         omissions=tuple(Omission(**vars(omission)) for omission in differences.omissions),
         shards=tuple(shards),
         lineage=lineage,
