@@ -118,7 +118,12 @@ class TieGroups:
         for name, entry in entries.items():
             if (found := _BIAS.fullmatch(name)) and len(entry.shape) == 1:
                 groups[name] = f"{found['head']}.bias"
-            elif name not in groups and is_head(name) and any(_scores_tokens(name, side, groups) for side in sides):
+            elif (
+                len(entry.shape) == 2
+                and name not in groups
+                and is_head(name)
+                and any(_scores_tokens(name, side, groups) for side in sides)
+            ):
                 fitting = [group for group, width in widths.items() if width == entry.shape[1]]
                 if group := _nearest(name, fitting):
                     groups[name] = group

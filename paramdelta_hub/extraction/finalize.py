@@ -84,6 +84,7 @@ def build_manifest(
         ),
         configs=config_changes(base, post),
         given_up=dict(sorted(differences.given_up.items(), key=lambda token: token[1])),
+        taken_up=dict(sorted(differences.taken_up.items(), key=lambda token: token[1])),
         renames=tuple(Rename(pattern=pattern, replacement=new) for pattern, new in rules.renames),
         ties=dict(differences.ties.copies),
         omissions=tuple(Omission(**vars(omission)) for omission in differences.omissions),

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model, same_values
 from paramdelta_hub.checkpoints.matching import SKIPPED, Match, OmittedTensor, match, rename_entries
 from paramdelta_hub.checkpoints.rename_proposals import suggest_renames
-from paramdelta_hub.checkpoints.roles import is_head
+from paramdelta_hub.checkpoints.roles import EMBEDDINGS, is_head
 from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses
 from paramdelta_hub.checkpoints.tensor_sources import Zeros
 from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings
-from paramdelta_hub.checkpoints.token_rows import dropped_tokens, match_rows
+from paramdelta_hub.checkpoints.token_rows import dropped_tokens, match_rows, newly_named
 from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.open_files import OpenFiles
+from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import Run
 
 __all__ = ["Differences", "Pair", "pair_up", "tokenizer_folder", "uses_with_trained"]
@@ -96,6 +101,8 @@ class Differences:
     pairs: tuple[Pair, ...]
     omissions: tuple[OmittedTensor, ...]
     given_up: Mapping[str, int]
+    taken_up: Mapping[str, int]
+    """Tokens of post whose rows base has without a name."""
     uses: tuple[RuleUse, ...]
     """What each of the user's rules hit."""
     skipped: tuple[SkippedPair, ...]
@@ -149,7 +156,7 @@ def pair_up(
         "carry": [name for name in post_entries if rules.rename(name) not in base_entries],
     }
     refuse_unused(uses, candidates)
-    vocabularies = _Vocabularies(base_tokenizer, post_tokenizer)
+    vocabularies = _Vocabularies(base_tokenizer, post_tokenizer, partial(_continued_rows, matched, sides))
     return Differences(
         pairs=_make_pairs(matched, sides, rules, vocabularies),
         omissions=(
@@ -158,6 +165,7 @@ def pair_up(
             *(OmittedTensor(name, "post", reason) for name, reason in sides.post.omissions),
         ),
         given_up=vocabularies.dropped_tokens,
+        taken_up=vocabularies.taken_up,
         uses=tuple(uses),
         skipped=_skipped_pairs(matched, sides, rules) if rules.skips else (),
         ties=replace(ties, copies=matched.copies),
@@ -266,6 +274,41 @@ def _uneven_rows(pairs: Sequence[Pair], sides: _Sides) -> list[Mismatch]:
     ]
 
 
+_CONTINUED = 0.5
+"""The largest change of a row, as a share of its norm, with which it still is the row that it was. Training changes
+rows by far less; a new token's row has nothing in common with the padding that was at its place."""
+
+
+def _continued_rows(matched: Match, sides: _Sides, rows: Collection[int]) -> list[int]:
+    """Return which rows of base's token embedding post trained on, by their values; none, if there is no embedding.
+
+    Raises:
+        CheckpointError: a file was truncated or can't be read.
+    """
+    for name, post_name in matched.pairs.items():
+        base, post = sides.base.tensors.get(matched.left_ties.get(name, name)), sides.post.tensors[post_name]
+        if EMBEDDINGS.search(name) and base and base.shape[1:] == post.shape[1:] and len(base.shape) == 2:
+            break
+    else:
+        return []
+    with OpenFiles(CheckpointError) as files:
+        found = []
+        for row in sorted(row for row in rows if row < min(base.shape[0], post.shape[0])):
+            old, new = (_row_of(tensor, row, files) for tensor in (base, post))
+            norm = float(np.linalg.norm(old))
+            if norm and float(np.linalg.norm(new - old)) <= _CONTINUED * norm:
+                found.append(row)
+        return found
+
+
+def _row_of(tensor: LogicalTensor, row: int, files: OpenFiles) -> NDArray[np.floating[Any]]:
+    kind, width = FLOATS[tensor.dtype], tensor.shape[1]
+    raw = np.empty(width * kind.itemsize, np.uint8)
+    tensor.source.open(files).read(row * width, raw)
+    bits = raw.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
+    return kind.widen(bits, np.empty(width, kind.wide))
+
+
 def _skipped_pairs(matched: Match, sides: _Sides, rules: Rules) -> tuple[SkippedPair, ...]:
     """Return the tensors that both models have and a rule skips."""
     post_names = {rules.rename(name): name for name in sides.post.tensors}
@@ -316,8 +359,11 @@ def _pair(name: str, matched: Match, sides: _Sides, vocabularies: _Vocabularies)
 class _Vocabularies:
     """Base's and post's tokens, read once, and only if the files differ or an embedding has other rows."""
 
-    def __init__(self, base: Path | None, post: Path | None) -> None:
-        self._base, self._post = base, post
+    def __init__(
+        self, base: Path | None, post: Path | None, continued: Callable[[Collection[int]], Collection[int]]
+    ) -> None:
+        """Take the tokenizers' folders, and what tells of rows whether post trained them on from base's."""
+        self._base, self._post, self._continued = base, post, continued
         self._same = base is not None and post is not None and same_tokenizer(base, post)
         self._read: tuple[Vocabulary | None, Vocabulary | None] | None = None
         self._runs: dict[tuple[int, int], tuple[Run, ...] | None] = {}
@@ -332,7 +378,7 @@ class _Vocabularies:
             return None
         sizes = (base_rows, post_rows)
         if sizes not in self._runs:
-            self._runs[sizes] = match_rows(*sizes, *self._vocabularies())
+            self._runs[sizes] = match_rows(*sizes, *self._vocabularies(), self.taken_up)
         return self._runs[sizes]
 
     @property
@@ -340,6 +386,14 @@ class _Vocabularies:
         """Tokens of base that post no longer has."""
         base, post = self._read or (None, None)
         return dropped_tokens(base, post) if base and post else {}
+
+    @cached_property
+    def taken_up(self) -> dict[str, int]:
+        """Tokens of post whose rows base has without a name, if the tokenizers were needed."""
+        base, post = self._read or (None, None)
+        named = newly_named(base, post) if base and post else {}
+        continued = set(self._continued(named.values())) if named else set()
+        return {token: row for token, row in named.items() if row in continued}
 
     def _vocabularies(self) -> tuple[Vocabulary | None, Vocabulary | None]:
         if self._read is None:

@@ -199,6 +199,7 @@ class Manifest(Record):
         description="by file; one that base or post lacks is left out"
     )
     given_up: Counts = Field(description="tokens of base that post no longer has, with base's ids")
+    taken_up: Counts = Field(description="tokens of post whose rows base has without a name, with their ids")
     renames: Annotated[tuple[Rename, ...], Field(max_length=RENAMES, fail_fast=True)]
     ties: Annotated[dict[TensorName, TensorName], at_most(TENSORS)] = Field(
         description="names under which base or post has a tensor once more: name → the record's name"

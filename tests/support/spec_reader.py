@@ -31,7 +31,7 @@ WIDE = {"BF16": np.dtype("<f4"), "F16": np.dtype("<f4"), "F32": np.dtype("<f8")}
 TOLERATED = {"manifest.json", "README.md", "manifest.json.sig", "change.svg", ".gitattributes", ".gitignore"}
 FIELDS = {
     "manifest": "format format_version name version license created_by base post architecture exactness configs "
-    "given_up renames ties omissions shards lineage companions tensors",
+    "given_up taken_up renames ties omissions shards lineage companions tensors",
     "source": "name commit files dtypes tied_embeddings tokenizer_sha256",
     "architecture": "model_type classes fingerprint",
     "exactness": "exact elements changed remainders exceptions",
