@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
 from paramdelta_hub.checkpoints.logical import logical_model
+from paramdelta_hub.checkpoints.matching import SKIPPED
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
 from paramdelta_hub.fileio.digests import begin_digest
@@ -51,6 +52,8 @@ class VerifyReport(Report):
     """base's tensors have the digests the manifest promises, and base ⊕ Δ has post's."""
     checked_post: bool
     """post's tensors have the digests the manifest promises."""
+    skipped: int = 0
+    """How many tensors of base or post a skip rule left out when the delta was made: they are not post's."""
     signed_by: str | None = None
     """Which trusted key its signature holds good for; None where no signature was asked for."""
 
@@ -118,6 +121,7 @@ def verify(
         elements=package.manifest.exactness.elements,
         checked_base=base_model is not None,
         checked_post=post_model is not None,
+        skipped=sum(omission.reason == SKIPPED for omission in package.manifest.omissions),
         signed_by=signed_by,
     )
 
