@@ -339,7 +339,7 @@ def test_the_specification_names_every_field() -> None:
 
 
 def with_tokenizer(folder: Path, tokens: list[str], tensors: Model) -> Path:
-    write_model(folder, tensors, config={"model_type": "llama"})
+    write_model(folder, tensors, config={"model_type": "llama", "tie_word_embeddings": "lm_head.weight" not in tensors})
     table = {token: row for row, token in enumerate(tokens)}
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel", "vocab": table}}))
     return folder

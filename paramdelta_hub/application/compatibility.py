@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from paramdelta_hub.application.output_files import OutTensor
 from paramdelta_hub.application.row_placement import PlacedRows, RowPlanner
 from paramdelta_hub.application.weights import Weights
-from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of
-from paramdelta_hub.checkpoints.matching import Match, OmittedTensor, match
+from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of, same_values
+from paramdelta_hub.checkpoints.matching import Match, OmittedTensor, match, rename_entries
 from paramdelta_hub.checkpoints.rename_proposals import suggest_renames
-from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry
+from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry, is_head
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
-from paramdelta_hub.checkpoints.tensor_sources import Stored, Zeros
-from paramdelta_hub.errors import Mismatch, MismatchError
+from paramdelta_hub.checkpoints.tensor_sources import Files, Stored, Zeros
+from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings
+from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.strict_json import JsonObject
+from paramdelta_hub.limits import KIB
 from paramdelta_hub.numerics.casts import FloatDtype, float_dtype
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
+
+_REMOTE_ELEMENTS = 64 * KIB
+"""Elements of two copies that are compared where each piece of them is a request."""
 
 __all__ = ["CarriedTensor", "Compatibility", "check_compatibility"]
 
@@ -52,6 +60,8 @@ class Compatibility:
     """Whether weights that are 8-bit floats in the target are so in the result."""
     uses: tuple[RuleUse, ...] = ()
     """What each rule hit, and which tensors it left out although a delta changes them."""
+    own_ties: Ties = field(default_factory=Ties)
+    """Which of the target's names stand for one tensor."""
 
     def in_fp8(self, name: str) -> bool:
         """Whether the result's tensor is 8-bit floats."""
@@ -74,12 +84,17 @@ class Compatibility:
     @cached_property
     def ties(self) -> dict[str, str]:
         """Heads that the result gets of the target's embedding: head → embedding."""
-        return {
-            head: embedding
-            for matched in self.matches
-            for head, (side, embedding) in matched.ties.items()
-            if side == "the target" and head in matched.pairs
-        }
+        return {head: at for matched in self.matches for head, at in matched.left_ties.items() if head in matched.pairs}
+
+    @cached_property
+    def parted(self) -> tuple[str, ...]:
+        """Copies of the target's that get another delta than the tensor whose copies they are."""
+        return tuple(
+            name
+            for name, first in self.own_ties.same.items()
+            if name in self.target.tensors
+            and any(matched.pairs.get(name) != matched.pairs.get(first) for matched in self.matches)
+        )
 
     @property
     def names(self) -> list[str]:
@@ -106,7 +121,8 @@ class Compatibility:
     @property
     def config_overrides(self) -> JsonObject:
         """Keys of ``config.json`` that the result's tensors decide; None: to be left out."""
-        overrides: JsonObject = {"tie_word_embeddings": False} if self.ties else {}
+        untied = self.ties or any(is_head(name) for name in (*self.parted, *self.own_ties.apart))
+        overrides: JsonObject = {"tie_word_embeddings": False} if untied else {}
         for name, placed in self.placed.items():
             if EMBEDDINGS.search(name) and placed.rows != self.tensor(name).shape[0]:
                 overrides["vocab_size_per_layer_input" if "per_layer" in name else "vocab_size"] = placed.rows
@@ -134,12 +150,16 @@ class Compatibility:
     def notes(self) -> tuple[str, ...]:
         """What became of ties, and of rows, in words."""
         ties = [
-            f"{head}: {side} has no such tensor; its {embedding} is used instead, and the result has both"
-            if side == "the target"
-            else f"{head}: {side} ties it to {embedding}, so the delta of {embedding} is added"
-            for matched in self.matches
-            for head, (side, embedding) in matched.ties.items()
-            if head in matched.pairs
+            f"{head}: the target has no such tensor; its {at} is used instead, and the result has both"
+            for head, at in self.ties.items()
+        ]
+        for matched in self.matches:
+            for name, at in matched.right_ties.items():
+                copy = f"a copy of {self.own_ties.same[name]}, and gets the same delta" if self._is_copy(name) else ""
+                ties.append(f"{name}: {copy or f'the delta ties it to {at}, so the delta of {at} is added'}")
+        ties += [
+            f"{name}: the target's config ties it to {other}, but their values differ; taken as two tensors"
+            for name, other in self.own_ties.apart.items()
         ]
         rows = [f"{name}: rows {placed.row_counts}" for name, placed in self.placed.items()]
         whole = [
@@ -148,6 +168,9 @@ class Compatibility:
             for name in self.carried
         ]
         return (*dict.fromkeys(ties), *rows, *whole)
+
+    def _is_copy(self, name: str) -> bool:
+        return name in self.own_ties.same and name in self.target.tensors
 
 
 def check_compatibility(
@@ -158,8 +181,11 @@ def check_compatibility(
     weights: Weights,
     dtype: FloatDtype | None = None,
     keeps_fp8: bool = False,
+    values: Files | None = None,
 ) -> Compatibility:
     """Pair the target's tensors with every package's, or raise with everything that does not fit any of them.
+
+    Of values, only copies that the target stores of one tensor are read, by ``values`` if that is given.
 
     Raises:
         OptionError: a rule that hits nothing.
@@ -169,11 +195,16 @@ def check_compatibility(
     if target.unsupported:
         problems.found.append(Mismatch("target", "quantized", target.unsupported))
     sides = [_entries(package) for package in packages]
-    matches = _matches(target.entries, packages, sides, rules)
+    own_ties, matches = _matches(target, packages, sides, rules, values)
     uses = _rule_uses(target, packages, sides, matches, rules, weights)
     for entries, matched in zip(sides, matches, strict=True):
         if matched.mismatches and (options := suggest_renames(target.entries, entries, rules)):
             problems.remedy = f"try {options}; leave out the remaining tensors with --skip"
+    if heads := [
+        m.location for matched in matches for m in matched.mismatches if m.kind == "missing" and is_head(m.location)
+    ]:
+        patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in dict.fromkeys(heads))
+        problems.remedy += f"; {patterns} leaves the head as the target has it"
     carried: dict[str, CarriedTensor] = {}
     vocabularies: dict[str, dict[int, TensorRecord]] = {
         name: {} for name, entry in target.entries.items() if entry.vocabulary
@@ -204,7 +235,7 @@ def check_compatibility(
         problems.found += without_scales
         problems.remedy = "remove --dtype; the result's weights are then bf16"
     problems.refuse(str(target.checkpoint.source.path))
-    return Compatibility(target, tuple(matches), placed, carried, dtype, keeps_fp8, tuple(uses))
+    return Compatibility(target, tuple(matches), placed, carried, dtype, keeps_fp8, tuple(uses), own_ties)
 
 
 @dataclass
@@ -230,7 +261,7 @@ def _place_rows(
 ) -> dict[str, PlacedRows]:
     """Return where the rows of vocabulary tensors go, where they move at all; what does not fit is a problem."""
     placed = {}
-    heads = {head: tie[1] for matched in matches for head, tie in matched.ties.items() if tie[0] == "the target"}
+    heads = {head: at for matched in matches for head, at in matched.left_ties.items()}
     mismatched = {problem.location for problem in problems.found}
     first_with: dict[int, tuple[str, int]] = {}
     for name, records in vocabularies.items():
@@ -315,27 +346,65 @@ def _entries(package: Package) -> dict[str, Entry]:
 
 
 def _matches(
-    left: Mapping[str, Entry], packages: Sequence[Package], sides: Sequence[Mapping[str, Entry]], rules: Rules
-) -> list[Match]:
+    target: LogicalModel,
+    packages: Sequence[Package],
+    sides: Sequence[Mapping[str, Entry]],
+    rules: Rules,
+    values: Files | None,
+) -> tuple[Ties, list[Match]]:
     """Pair with every package. A head that one of them makes the target untie is a tensor for all of them."""
+    config = target.checkpoint.config
+    renamed = [{new: side[name] for new, name in rename_entries(side, rules)[0].items()} for side in sides]
+    tied = [{rules.rename(n): rules.rename(at) for n, at in package.manifest.ties.items()} for package in packages]
+    groups = TieGroups.of(target.entries, *renamed, shares_embeddings=shares_embeddings(config))
+    with OpenFiles(CheckpointError) as files:
+        own = groups.ties(
+            target.entries,
+            head_is_tied(config),
+            lambda one, other: same_values(
+                target.tensors[one], target.tensors[other], values or files, _REMOTE_ELEMENTS if values else None
+            ),
+            [*(name for side in renamed for name in side), *(name for side in tied for name in side)],
+        )
 
-    def match_all(left: Mapping[str, Entry]) -> list[Match]:
+    def match_all(left: Mapping[str, Entry], untied: Collection[str]) -> list[Match]:
         matches = []
-        for package, entries in zip(packages, sides, strict=True):
+        for package, entries, ours, names in zip(packages, sides, renamed, tied, strict=True):
             known = [omission.name for omission in package.manifest.omissions]
             carried = [name for name, record in package.records.items() if _is_carried(record)]
-            matches.append(match(left, entries, rules, ("the target", "the delta"), known, carried))
+            theirs = _delta_ties(groups, package, ours, names, left, known, own)
+            ties = Ties({name: at for name, at in own.same.items() if name not in untied}), theirs
+            matches.append(match(left, entries, rules, ("the target", "the delta"), known, carried, ties))
         return matches
 
-    matches = match_all(left)
-    heads = {
-        head: tie
-        for matched in matches
-        for head, tie in matched.ties.items()
-        if tie[0] == "the target" and head in matched.pairs
-    }
+    matches = match_all(target.entries, ())
+    heads = {head: at for matched in matches for head, at in matched.left_ties.items() if head in matched.pairs}
     if heads and len(matches) > 1:
-        matches = match_all({**left, **{head: left[embedding] for head, (_, embedding) in heads.items()}})
+        matches = match_all({**target.entries, **{head: target.entries[at] for head, at in heads.items()}}, heads)
         for matched in matches:
-            matched.ties = {**{head: tie for head, tie in heads.items() if head in matched.pairs}, **matched.ties}
-    return matches
+            matched.left_ties |= {head: at for head, at in heads.items() if head in matched.pairs}
+    return own, matches
+
+
+def _delta_ties(
+    groups: TieGroups,
+    package: Package,
+    records: Mapping[str, Entry],
+    recorded: Mapping[str, str],
+    target: Mapping[str, Entry],
+    known: Collection[str],
+    own: Ties,
+) -> Ties:
+    """Return which record stands for a tensor of the target that the delta has none for.
+
+    That of the tensor that it was a copy of in base or post; where both are known to tie their head, that of their
+    embedding; and what is added to a tensor of the target is added to the target's copies of it.
+    """
+    manifest = package.manifest
+    both_tie = manifest.base.tied_embeddings is True and manifest.post.tied_embeddings is True
+    found = groups.ties(records, both_tie, lambda one, other: False)
+    same = {name: at for name, at in found.same.items() if name not in known} | dict(recorded)
+    for name, first in own.same.items():
+        if name in target and name not in records and (at := first if first in records else same.get(first)):
+            same[name] = at
+    return Ties(same)

@@ -124,7 +124,9 @@ def open_inputs(
     if in_fp8:
         companions = replace(companions, from_target={**companions.from_target, **quantization_files(model)})
     rows = RowPlanner(tokenizer, packages, tokenizer_from)
-    compatibility = check_compatibility(logical, packages, request.rules, rows, weights, dtype, in_fp8)
+    compatibility = check_compatibility(
+        logical, packages, request.rules, rows, weights, dtype, in_fp8, RemoteValues(remote) if remote else None
+    )
     places = [
         *model_places("the target", model),
         *(("a delta", folder) for folder in folders),

@@ -33,7 +33,7 @@ def is_post(applied: Sequence[AppliedDelta], compatibility: Compatibility, diges
     records, pairs = applied[0].package.records, compatibility.matches[0].pairs
     if any(omission.reason == SKIPPED for omission in applied[0].package.manifest.omissions):
         return False
-    return len(pairs) == len(records) and all(
+    return set(pairs.values()) == records.keys() and all(
         digests[name] == records[delta_name].post_blake3 for name, delta_name in pairs.items()
     )
 

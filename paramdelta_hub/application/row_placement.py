@@ -142,9 +142,18 @@ class RowPlanner:
         self, rows: int, number: int, record: TensorRecord, target: Vocabulary | None, result_tokenizer: TokenizerSide
     ) -> Placement:
         post = self._vocabulary(number)
-        dropped = self._packages[number].manifest.given_up
+        manifest = self._packages[number].manifest
         try:
-            return place_rows(rows, record.shape[0], record.runs, target, post, result_tokenizer, dropped)
+            return place_rows(
+                rows,
+                record.shape[0],
+                record.runs,
+                target,
+                post,
+                result_tokenizer,
+                manifest.given_up,
+                manifest.taken_up,
+            )
         except MismatchError as error:
             if post is None:  # and no option could bring it
                 error.remedy = (

@@ -65,7 +65,7 @@ def check_lineage(
         if name in compatibility.carried or (placed and number not in placed.inverse):
             continue  # nothing of the delta is added to the target's values
         tensor = compatibility.tensor(name).reorder_rows(placed.inverse[number] if placed else None)
-        if tensor.shape == package.records[delta_name].shape:
+        if tensor.shape == package.records[delta_name].shape and (name == delta_name or delta_name not in tensors):
             tensors[delta_name] = tensor
     lineage = compare_samples(samples, tensors, remote)
     if not lineage.is_related and not force:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.resolve import ModelSource, resolve
-from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
@@ -104,13 +103,6 @@ class Checkpoint:
         for _, span in self.tensors.values():
             counts[span.dtype] += span.elements
         return dict(counts.most_common())
-
-    @property
-    def tied_embeddings(self) -> bool | None:
-        """Whether the output head is the token embedding, as the tensors say; None where there is no embedding."""
-        if not any(TYING_EMBEDDINGS.search(name) for name in self.tensors):
-            return None
-        return not any(HEADS.search(name) for name in self.tensors)
 
 
 def open_checkpoint(model: str | Path, *, code: bool = False) -> Checkpoint:

@@ -1,7 +1,7 @@
 """Logical tensors: the dtype and shape used for arithmetic, and the source of the values.
 
 Stored and logical tensors are mostly the same. There are three exceptions: 8-bit floats and their scales are read as
-one BF16 tensor; a tied output head is read from the embedding (:mod:`.matching`); the rows of a vocabulary may be read
+one BF16 tensor; a tied output head is read from the embedding (:mod:`.ties`); the rows of a vocabulary may be read
 in another order (:mod:`.token_rows`).
 """
 
@@ -12,16 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.matching import Entry, Match
 from paramdelta_hub.checkpoints.quantization import find_scales, unsupported_reason, unused_tensors
-from paramdelta_hub.checkpoints.roles import vocabulary_tensors
-from paramdelta_hub.checkpoints.tensor_sources import Cast, Dequantized, Reordered, Stored, TensorSource
+from paramdelta_hub.checkpoints.roles import Entry, vocabulary_tensors
+from paramdelta_hub.checkpoints.tensor_sources import Cast, Dequantized, Files, Reordered, Stored, TensorSource
 from paramdelta_hub.fileio.safetensors import Sized
+from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import Run
+from paramdelta_hub.numerics.scratch import scratch
 
-__all__ = ["LogicalModel", "LogicalTensor", "entries_of", "logical_model"]
+__all__ = ["LogicalModel", "LogicalTensor", "entries_of", "logical_model", "same_values"]
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,6 @@ class LogicalModel:
         }
         return replace(self, tensors=tensors)
 
-    def tensor(self, name: str, matched: Match, side: str) -> LogicalTensor:
-        """Return the tensor that a match calls ``name``. For a tied head that is the embedding."""
-        tied_side, embedding = matched.ties.get(name, ("", name))
-        return self.tensors[embedding if tied_side == side else name]
-
 
 def logical_model(checkpoint: Checkpoint) -> LogicalModel:
     """Return the logical tensors of a model, from its headers.
@@ -115,6 +113,26 @@ def logical_model(checkpoint: Checkpoint) -> LogicalModel:
             source = Dequantized(Stored.of(file, span), scale, scaled.scale, scaled.grid)
         tensors[name] = LogicalTensor(source.dtype, span.shape, source)
     return LogicalModel(checkpoint, tensors, tuple(omitted.items()), unsupported)
+
+
+def same_values(one: LogicalTensor, other: LogicalTensor, files: Files, at_most: int | None = None) -> bool:
+    """Whether two tensors are equal in dtype, shape and every bit; both are read until the first difference.
+
+    Raises:
+        CheckpointError: a file was truncated or can't be read.
+    """
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    values, other_values = one.source.open(files), other.source.open(files)
+    elements = one.elements if at_most is None else min(at_most, one.elements)
+    for start in range(0, elements, CHUNK_ELEMENTS):
+        size = min(CHUNK_ELEMENTS, elements - start) * one.itemsize
+        chunk, other_chunk = scratch("one side", size, np.uint8), scratch("the other side", size, np.uint8)
+        values.read(start, chunk)
+        other_values.read(start, other_chunk)
+        if not np.array_equal(chunk, other_chunk):
+            return False
+    return True
 
 
 def entries_of(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:

@@ -119,7 +119,10 @@ def _text(report: VerifyReport) -> str:
     if report.signed_by:
         lines.append(f"  sig   by {report.signed_by}")
     if report.checked_base:
-        lines.append("  base  is the delta's base, and base ⊕ Δ == post, bit for bit")
+        proved = "base ⊕ Δ == post, bit for bit"
+        if report.skipped:
+            proved += f", but for {report.skipped} tensor(s) that the delta leaves out"
+        lines.append(f"  base  is the delta's base, and {proved}")
     if report.checked_post:
         lines.append("  post  is the delta's post")
     return "\n".join(lines)

@@ -81,6 +81,9 @@ DATA_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 """What companions are named. No name that an interpreter would take, and no weights."""
 
 
+TensorName = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
 class CodecRecord(Record):
     """How a tensor's chunks are coded."""
 
@@ -100,8 +103,8 @@ class Rows(Record):
 class TensorRecord(Record):
     """One tensor of the delta, under base's name for it, or post's where base ties it to its embedding."""
 
-    name: Annotated[str, Field(min_length=1, max_length=1024)]
-    base_name: Text | None = Field(description="base's embedding, where base has no tensor for this output head")
+    name: TensorName
+    base_name: Text | None = Field(description="base's tensor that stands for it, where base has none of this name")
     post_name: Text | None = Field(description="post's name for it, where a rule made the two alike or post ties it")
     dtype: Text = Field(description="of the delta, and of the digests: the one that holds both sides")
     base_dtype: Text
@@ -205,7 +208,11 @@ class Manifest(Record):
         description="the dtype in which both sides were read, rounded once; null where each is as it is stored"
     )
     given_up: Counts = Field(description="tokens of base that post no longer has, with base's ids")
+    taken_up: Counts = Field(description="tokens of post whose rows base has without a name, with their ids")
     renames: Annotated[tuple[Rename, ...], Field(max_length=RENAMES, fail_fast=True)]
+    ties: Annotated[dict[TensorName, TensorName], at_most(TENSORS)] = Field(
+        description="names under which base or post has a tensor once more: name → the record's name"
+    )
     omissions: Annotated[tuple[Omission, ...], Field(max_length=TENSORS, fail_fast=True)]
     shards: Annotated[tuple[FileRecord, ...], Field(max_length=FILES, fail_fast=True)]
     lineage: FileRecord = Field(description="samples of base's values")
@@ -247,8 +254,13 @@ class Manifest(Record):
                 raise ValueError(f"the companion {file.path!r} lies outside companions/")
             if not file.path.endswith(DATA_SUFFIXES):
                 raise ValueError(f"the companion {file.path!r} is none of {', '.join(DATA_SUFFIXES)}")
-        if len({tensor.name for tensor in self.tensors}) != len(self.tensors):
+        names = {tensor.name for tensor in self.tensors}
+        if len(names) != len(self.tensors):
             raise ValueError("two tensors have the same name")
+        for name, first in self.ties.items():
+            check_tensor_name(name)
+            if name in names or first not in names:
+                raise ValueError(f"the tie of {name!r} is not one to another tensor of the delta")
         if {tensor.shard for tensor in self.tensors} - {None} != {file.path for file in self.shards}:
             raise ValueError("a shard holds no tensor, or a tensor lies in an unlisted file")
         for count in ("elements", "changed", "remainders", "exceptions"):

@@ -147,7 +147,9 @@ class Source(Record):
     dtypes: Annotated[dict[Text, Count], Field(max_length=DTYPES), at_most(DTYPES)] = Field(
         description="parameters by safetensors dtype"
     )
-    tied_embeddings: bool | None = Field(description="as the tensors say; null where there are no token embeddings")
+    tied_embeddings: bool | None = Field(
+        description="whether config and tensors say that the output head is the embedding; null where nothing tells"
+    )
     tokenizer_sha256: Sha256 | None = Field(
         description="of its tokenizer.json, tokenizer.model, vocab.txt or vocab.json"
     )

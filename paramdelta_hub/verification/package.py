@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
 from paramdelta_hub.checkpoints.logical import logical_model
+from paramdelta_hub.checkpoints.matching import SKIPPED
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
 from paramdelta_hub.fileio.digests import begin_digest
@@ -51,6 +52,8 @@ class VerifyReport(Report):
     """base's tensors have the digests the manifest promises, and base ⊕ Δ has post's."""
     checked_post: bool
     """post's tensors have the digests the manifest promises."""
+    skipped: int = 0
+    """How many tensors of base or post a skip rule left out when the delta was made: they are not post's."""
     signed_by: str | None = None
     """Which trusted key its signature holds good for; None where no signature was asked for."""
 
@@ -105,7 +108,7 @@ def verify(
     post_model = open_checkpoint(post) if post is not None else None
     digests = _decode(package, base_model, locations, threads, progress)
     if base_model is not None:
-        _check_base(package, base_model, digests)
+        _check_base(package, base_model, digests, threads, progress)
     if post_model is not None:
         _check_post(package, post_model, threads, progress)
     return VerifyReport(
@@ -116,6 +119,7 @@ def verify(
         elements=package.manifest.exactness.elements,
         checked_base=base_model is not None,
         checked_post=post_model is not None,
+        skipped=sum(omission.reason == SKIPPED for omission in package.manifest.omissions),
         signed_by=signed_by,
     )
 
@@ -145,9 +149,12 @@ def _decode(
     return run_over(sums, lambda each: each.nbytes, decode, threads, progress, "decoding and adding")
 
 
-def _check_base(package: Package, base: Checkpoint, digests: Mapping[str, tuple[str, str]]) -> None:
+def _check_base(
+    package: Package, base: Checkpoint, digests: Mapping[str, tuple[str, str]], threads: int, progress: Progress
+) -> None:
     """Check the digests of base's tensors and of base ⊕ Δ against the manifest's."""
     _refuse_other_model("base", package, base, {name: before for name, (before, _) in digests.items()})
+    _check_copies("base", package, base, threads, progress)
     wrong = [record.name for record in package.manifest.tensors if digests[record.name][1] != record.post_blake3]
     if wrong:
         raise VerificationError(
@@ -164,6 +171,33 @@ def _check_post(package: Package, post: Checkpoint, threads: int, progress: Prog
     sources = _sources(post, names, records, "post", package.manifest.cast)
     sized = {record.name: (sources[record.name], record.elements) for record in records}
     _refuse_other_model("post", package, post, tensor_digests(sized, threads, progress, "comparing post"))
+    _check_copies("post", package, post, threads, progress)
+
+
+def _check_copies(side: Side, package: Package, model: Checkpoint, threads: int, progress: Progress) -> None:
+    """Check that what the manifest calls copies of a tensor are copies of it in the model, where that stores them.
+
+    Of post, copies are known by base's names; where a rule renamed them, post's digests cover the tensors alone.
+
+    Raises:
+        MismatchError: some are not.
+    """
+    records, tensors = package.records, logical_model(model).tensors
+    copies = {name: first for name, first in package.manifest.ties.items() if name in tensors}
+    firsts: dict[str, str] = {}
+    for name in set(copies.values()):
+        record = records[name]
+        firsts[name] = (record.base_name if side == "base" else record.post_name) or name
+    sized = {name: (tensors[name].source, tensors[name].elements) for name in {*copies, *firsts.values()}}
+    digests = tensor_digests(sized, threads, progress, f"comparing copies in {side}") if copies else {}
+    wrong = [name for name, first in copies.items() if digests[name] != digests[firsts[first]]]
+    if wrong:
+        raise MismatchError(
+            f"not the {side} of this delta",
+            [Mismatch(name, "digest", f"it is no copy of {copies[name]}") for name in wrong],
+            where=str(model.source.path),
+            remedy=f"the delta's {side} is {getattr(package.manifest, side).name!r}",
+        )
 
 
 def _refuse_other_model(side: Side, package: Package, model: Checkpoint, digests: Mapping[str, str]) -> None:

@@ -180,18 +180,6 @@ def test_configs_that_are_none(tmp_path: Path, content: bytes) -> None:
     assert caught.value.where == str(path / "config.json")
 
 
-def test_tied_and_untied(tmp_path: Path) -> None:
-    embed, head, other = (
-        {"model.embed_tokens.weight": torch.ones(2)},
-        {"lm_head.weight": torch.ones(2)},
-        {"x": torch.ones(2)},
-    )
-    for number, (tensors, expected) in enumerate(
-        [(embed, True), (embed | head, False), (other, None), (other | head, None)]
-    ):
-        assert open_checkpoint(write_model(tmp_path / str(number), tensors)).tied_embeddings is expected
-
-
 def test_fingerprints_are_of_names_and_shapes_alone(tmp_path: Path) -> None:
     tensors = weights(0)
     one = architecture_record(open_checkpoint(write_model(tmp_path / "one", tensors)))

@@ -62,7 +62,7 @@ def parent(value: Any, path: tuple[Any, ...]) -> Any:
     return value
 
 
-FREE_FORM = ("configs", "dtypes", "given_up")
+FREE_FORM = ("configs", "dtypes", "given_up", "taken_up", "ties")
 
 
 def test_an_unknown_field_anywhere(value: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ WIDE = {"BF16": np.dtype("<f4"), "F16": np.dtype("<f4"), "F32": np.dtype("<f8")}
 TOLERATED = {"manifest.json", "README.md", "manifest.json.sig", "change.svg", ".gitattributes", ".gitignore"}
 FIELDS = {
     "manifest": "format format_version name version license created_by base post architecture exactness configs "
-    "cast given_up renames omissions shards lineage companions tensors",
+    "cast given_up taken_up renames ties omissions shards lineage companions tensors",
     "source": "name commit files dtypes tied_embeddings tokenizer_sha256",
     "architecture": "model_type classes fingerprint",
     "exactness": "exact elements changed remainders exceptions",
@@ -417,6 +417,11 @@ def check_manifest(manifest: object) -> None:
     for record in manifest["tensors"]:
         check_record(record)
     require(len({record["name"] for record in manifest["tensors"]}) == len(manifest["tensors"]), "§3.2 names")
+    names = {record["name"] for record in manifest["tensors"]}
+    for name, first in manifest["ties"].items():
+        texts(name, first)
+        require(0 < len(name.encode()) <= 1024, "§3.3 a name's length")
+        require(name not in names and first in names, "§3.2 ties")
     totals = {key: sum(r[key] for r in manifest["tensors"]) for key in ("changed", "remainders", "exceptions")}
     totals |= {"exact": True, "elements": sum(math.prod(record["shape"]) for record in manifest["tensors"])}
     require(totals == manifest["exactness"], "§3.2 exactness")

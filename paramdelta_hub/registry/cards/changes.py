@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paramdelta_hub.checkpoints.roles import EMBEDDINGS, HEADS
+from paramdelta_hub.checkpoints.roles import EMBEDDINGS, is_head
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.registry.cards.markdown import escape_markdown
 
@@ -101,7 +101,7 @@ def place_of(name: str, *, fine: bool = False) -> Place:
     exact = exact.removesuffix(".weight").removesuffix(".bias") if fine else ""
     if EMBEDDINGS.search(name) or (name.startswith("embeddings.") and not _NORM.search(name)):
         return Place("", 0, exact or "embeddings")
-    if HEADS.search(name):
+    if is_head(name):
         return Place("", 0, exact or "head")
     is_norm = any(_NORM.search(part) for part in path)
     if found:
