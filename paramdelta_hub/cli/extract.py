@@ -97,6 +97,7 @@ def _request(
     base_tokenizer: str | None,
     post_tokenizer: str | None,
     hash_files: bool,
+    force: bool,
 ) -> ExtractRequest:
     from paramdelta_hub.extraction.request import ExtractRequest
 
@@ -112,6 +113,7 @@ def _request(
         base_tokenizer=base_tokenizer,
         post_tokenizer=post_tokenizer,
         hash_files=hash_files,
+        force=force,
     )
 
 
@@ -163,6 +165,7 @@ def _check_published(there: Registry, reference: Reference, request: ExtractRequ
 @click.option("--publish", "repo", metavar="REPO", help="Publish DELTA afterwards, as pd-publish does.")
 @registry_option
 @publish_options
+@click.option("--force", is_flag=True, help="Extract even if POST does not descend from BASE.")
 @click.option("--overwrite", is_flag=True, help="Replace DELTA if it is an unchanged package.")
 @executor_options
 @gather(request=_request, publication=Publication)

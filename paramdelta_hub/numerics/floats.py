@@ -14,6 +14,9 @@ A wide delta is stored as two parts whose integer sum is its bit pattern::
 Rounding toward zero makes ``rest`` a small non-negative number and the split a bijection; rounding to nearest would
 leave ties ambiguous. Even so ``base + Δ`` need not be post (post = −0, |post| ≪ |base|, Δ overflows):
 :func:`unreachable` finds those elements, and a package stores post's bits for them.
+
+NaN and infinity take no part in sums. Where base and post hold the same bits, nothing changed, and Δ is +0; where Δ is
+zero, such a value of a target keeps its bits, a NaN's payload included (padding rows, masks of −∞).
 """
 
 from __future__ import annotations
@@ -65,6 +68,8 @@ class Float:
     """How many low bits of the wide pattern a symbol does not hold (for normal numbers)."""
     overflow: float
     """The smallest magnitude, in the wide type, that rounds to infinity."""
+    infinity: int
+    """The bits of infinity: those of the exponent, all of which are set in NaN and infinity alone."""
 
     @property
     def itemsize(self) -> int:
@@ -107,8 +112,14 @@ class Float:
         """How many values are NaN, infinite, or would round to infinity."""
         return int(wide.size - np.count_nonzero(np.abs(wide) < self.overflow))
 
+    def not_finite(self, bits: Bits) -> NDArray[np.bool_]:
+        """Return where bit patterns are NaN or infinite. No value is converted, so that a signalling NaN stays one."""
+        exponent = self.bits.type(self.infinity)
+        found: NDArray[np.bool_] = (bits & exponent) == exponent
+        return found
 
-def _float(name: str, bits: str, wide: str, narrow: str | None, dropped: int, overflow: float) -> Float:
+
+def _float(name: str, bits: str, wide: str, narrow: str | None, dropped: int, overflow: float, infinity: int) -> Float:
     wide_type = np.dtype(wide)
     return Float(
         name=name,
@@ -118,14 +129,15 @@ def _float(name: str, bits: str, wide: str, narrow: str | None, dropped: int, ov
         narrow=np.dtype(narrow) if narrow else None,
         dropped=dropped,
         overflow=overflow,
+        infinity=infinity,
     )
 
 
 # The overflow thresholds lie half a unit in the last place above the largest finite number of each type.
 FLOATS: dict[str, Float] = {
-    "BF16": _float("BF16", "u2", "f4", None, 16, float(np.uint32(0x7F7F8000).view(np.float32))),
-    "F16": _float("F16", "u2", "f4", "f2", 13, 65520.0),
-    "F32": _float("F32", "u4", "f8", "f4", 29, 2.0**128 - 2.0**103),
+    "BF16": _float("BF16", "u2", "f4", None, 16, float(np.uint32(0x7F7F8000).view(np.float32)), 0x7F80),
+    "F16": _float("F16", "u2", "f4", "f2", 13, 65520.0, 0x7C00),
+    "F32": _float("F32", "u4", "f8", "f4", 29, 2.0**128 - 2.0**103, 0x7F800000),
 }
 """The weight dtypes a delta can be taken of, by their safetensors names."""
 
@@ -181,7 +193,7 @@ class Difference:
 
 
 class NotFiniteChunkError(ValueError):
-    """Base or post holds NaN or infinity: how many of each."""
+    """Base and post differ where one is NaN or infinite: how many such values are in base, and how many in post."""
 
     def __init__(self, base: int, post: int) -> None:
         super().__init__(base, post)

@@ -102,7 +102,7 @@ class TensorSum:
     ) -> None:
         self._dtype, self._kernel = dtype, kernel
         self.not_finite = 0
-        """How many values of the result are NaN or infinite."""
+        """How many values of the result are NaN or infinite, without those that the target has and nothing changes."""
         self._replaced_by: DeltaReader | None = None
         self._additions: list[_Addition] = []
         self._exit = ExitStack()
@@ -142,8 +142,7 @@ class TensorSum:
         added = addition.next(target, scratch("delta", bits.size, kind.wide))
         self.not_finite += self._kernel.add(kind, bits, added.delta, addition.weight, out)
         if added.positions.size:
-            sums = kind.widen(out[added.positions], np.empty(added.positions.size, kind.wide))
-            self.not_finite -= kind.count_not_finite(sums)
+            self.not_finite += _not_finite_instead(kind, bits, out, added)
             out[added.positions] = added.exact
         return little_endian(out)
 
@@ -332,6 +331,15 @@ class _Placed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def _not_finite_instead(kind: Float, target: Bits, sums: Bits, added: _Added) -> int:
+    """Return how many more values of a chunk are not finite if it gets the exact ones in place of the sums."""
+    at = added.positions
+    assert added.delta is not None
+    kept = kind.not_finite(target[at]) & (added.delta[at] == 0)  # never counted
+    before = np.count_nonzero(kind.not_finite(sums[at]) & ~kept)
+    return int(np.count_nonzero(kind.not_finite(added.exact)) - before)
 
 
 def _is_base(target: NDArray[np.uint8], chunk: AddedChunk) -> bool:

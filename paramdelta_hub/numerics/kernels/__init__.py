@@ -39,7 +39,7 @@ class Kernel(Protocol):
             symbols: receives a symbol an element.
 
         Raises:
-            NotFiniteChunkError: a value of base or post is NaN or infinite.
+            NotFiniteChunkError: base and post differ where one is NaN or infinite. Where their bits are equal, Δ is +0.
         """
 
     def add(self, kind: Float, target: Bits, delta: Wide | None, weight: float, out: Bits) -> int:
@@ -53,7 +53,8 @@ class Kernel(Protocol):
             out: receives bits.
 
         Returns:
-            How many results are not finite.
+            How many results are not finite, without those that the target has and to which zeros alone are added:
+            they keep the target's bits.
         """
 
     def add_all(self, kind: Float, target: Bits, deltas: Iterable[tuple[Wide | None, float]], out: Bits) -> int:
@@ -67,7 +68,8 @@ class Kernel(Protocol):
             out: receives bits.
 
         Returns:
-            How many results are not finite.
+            How many results are not finite, without those that the target has and to which zeros alone are added:
+            they keep the target's bits.
         """
 
     def look_up(self, palette: Bits | Wide, ranks: Bits, escaped: Bits | Wide, out: Bits | Wide) -> None:
