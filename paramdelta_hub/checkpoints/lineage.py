@@ -292,7 +292,7 @@ def _kind(name: str) -> str:
 
 
 def _foreign_kinds(compared: Iterable[str], foreign: Collection[str]) -> tuple[str, ...]:
-    """Return the kinds of tensors that are foreign in every layer: there are as many of them as of others.
+    """Return the kinds of tensors that are foreign in every layer, although the layers hold other tensors that are kin.
 
     A new head of a few layers is none.
     """
@@ -300,11 +300,19 @@ def _foreign_kinds(compared: Iterable[str], foreign: Collection[str]) -> tuple[s
     for name in compared:
         kinds.setdefault(_kind(name), []).append(name)
     most = max((len(names) for names in kinds.values()), default=0)
+    foreign_kinds = {
+        kind: names for kind, names in kinds.items() if "*" in kind and all(name in foreign for name in names)
+    }
+    kin_layers = {_layers(kind) for kind in kinds.keys() - foreign_kinds.keys()}
     return tuple(
         kind
-        for kind, names in kinds.items()
-        if len(names) > 1 and 2 * len(names) >= most and all(name in foreign for name in names)
+        for kind, names in foreign_kinds.items()
+        if len(names) > 1 and 2 * len(names) >= most and _layers(kind) in kin_layers
     )
+
+
+def _layers(kind: str) -> str:
+    return kind.partition("*")[0]
 
 
 def _find_places(

@@ -54,7 +54,7 @@ def descent_notes(match: LineageMatch) -> tuple[str, ...]:
     """Say which tensors of post are unrelated to base's, and whether the whole of it is."""
     forced = f"forced, although post {_descends(match)} base"
     note = match.foreign_note("base")
-    return tuple([*([forced] if match.is_foreign else []), *([note] if note else [])])
+    return (*([forced] if match.is_foreign else []), *([note] if note else []))
 
 
 def lineage_record(match: LineageMatch) -> Lineage:
