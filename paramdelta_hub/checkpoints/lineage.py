@@ -16,7 +16,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,7 +118,7 @@ class LineageMatch:
     """How similar a model is to base, tensor by tensor, as far as samples tell."""
 
     correlation: float | None
-    """Mean of the tensors that are not foreign; of all, where all are. None: constant or tiny tensors only."""
+    """Mean over tensors, without the foreign ones where they are few. None: constant or tiny tensors only."""
     tensors: int
     """How many were compared."""
     same_values: bool
@@ -200,9 +200,9 @@ class LineageMatch:
     def __str__(self) -> str:
         if self.correlation is None:
             return "nothing to compare"
-        kin = self.tensors - len(self.foreign)
-        text = f"mean correlation {self.correlation:.4f} over {kin or self.tensors} tensors"
-        return f"{text}, {len(self.foreign)} unrelated" if kin and self.foreign else text
+        counted = self.tensors if self.is_foreign else self.tensors - len(self.foreign)
+        text = f"mean correlation {self.correlation:.4f} over {counted} tensors"
+        return f"{text}, {len(self.foreign)} unrelated" if self.foreign else text
 
 
 def is_evidence(tensor: LogicalTensor) -> bool:
@@ -259,12 +259,11 @@ def compare_samples(
         foreign = [each for each in found if each.correlation < FOREIGN_CORRELATION]
         foreign_names = [each.name for each in foreign]
         places = {} if remote or equal else _find_places(foreign_names, base, target, files)
-    kin = [each for each in found if each.correlation >= FOREIGN_CORRELATION] or found
-    return LineageMatch(
-        correlation=float(np.mean([each.correlation for each in kin])) if kin else None,
+    match = LineageMatch(
+        correlation=None,
         tensors=len(found),
         same_values=equal,
-        distances={each.name: each.distance for each in kin},
+        distances={},
         foreign=tuple(
             ForeignTensor(
                 name=each.name,
@@ -277,6 +276,12 @@ def compare_samples(
         foreign_share=sum(each.elements for each in foreign) / max(1, sum(each.elements for each in found)),
         foreign_kinds=_foreign_kinds([each.name for each in found], set(foreign_names)),
         exchanged=_exchanged(places, [each.name for each in found], set(foreign_names)),
+    )
+    counted = found if match.is_foreign else [each for each in found if each not in foreign]
+    return replace(
+        match,
+        correlation=float(np.mean([each.correlation for each in counted])) if counted else None,
+        distances={each.name: each.distance for each in counted},
     )
 
 

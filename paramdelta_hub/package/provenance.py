@@ -81,7 +81,7 @@ class Lineage(Record):
     """How the target was found to be kin to a delta's base."""
 
     correlation: Number | None = Field(
-        description="mean of the tensors that are not foreign (of all, if all are); null: nothing could be compared"
+        description="mean over tensors, without foreign ones unless they are too many; null: nothing could be compared"
     )
     tensors: Count = Field(description="how many were compared")
     foreign: tuple[ForeignTensor, ...] = Field(max_length=TENSORS)
