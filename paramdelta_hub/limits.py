@@ -122,7 +122,7 @@ trained apart within ±0.16, of kin 0.53 and more (a pooler that was trained ane
 large as base still leaves 0.32."""
 
 FOREIGN_SHARE, FOREIGN_SHARE_OF_ONE = 0.25, 0.5
-"""Share of the parameters from which a model with foreign tensors is refused: of several tensors, and of one alone.
+"""Share of the parameters from which a model with foreign tensors is refused, of several; and above which, of one.
 Measured: 0 of kin, 0.99 and more of strangers. New heads are named, and not refused: a classifier has a hundredth of a
 model's parameters; an embedding with its head, under a tokenizer of 128,000, an eighth of 8 B."""
 

@@ -145,7 +145,7 @@ class LineageMatch:
         if self.same_values or not self.foreign:
             return False
         several = len(self.foreign) > 1
-        return self.foreign_share >= FOREIGN_SHARE_OF_ONE or (
+        return self.foreign_share > FOREIGN_SHARE_OF_ONE or (
             several and (self.foreign_share >= FOREIGN_SHARE or bool(self.foreign_kinds))
         )
 
