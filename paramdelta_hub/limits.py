@@ -108,9 +108,23 @@ REMOTE_LINEAGE_TENSORS, REMOTE_LINEAGE_RUNS = 32, 2
 their parts do. Measured on the 69 trained models of docs/evidence.md: 1 − r differs by a factor of 1.13 (rms) from what
 all samples give, and 65 lie in the same band of the prediction; the others at its edge."""
 
+PAIR_LINEAGE_TENSORS = 4096
+"""Tensors whose samples are compared at extract, where both models are read whole anyway: all matrices of a dense model
+(Llama 3.1 405B has 884)."""
+
 KIN_CORRELATION = 0.5
 """Mean correlation under which a target is refused as not kin. Measured: fine-tunes 0.99 and more, models of equal
 shapes trained apart within ±0.05."""
+
+FOREIGN_CORRELATION = 0.3
+"""Correlation under which a tensor has nothing in common with base's. Measured on 256 samples: matrices of models
+trained apart within ±0.16, of kin 0.53 and more (a pooler that was trained anew; all others 0.94). A Δ three times as
+large as base still leaves 0.32."""
+
+FOREIGN_SHARE, FOREIGN_SHARE_OF_ONE = 0.25, 0.5
+"""Share of the parameters from which a model with foreign tensors is refused, of several; and above which, of one.
+Measured: 0 of kin, 0.99 and more of strangers. New heads are named, and not refused: a classifier has a hundredth of a
+model's parameters; an embedding with its head, under a tokenizer of 128,000, an eighth of 8 B."""
 
 TASK_BYTES_MIN, TASK_BYTES_MAX, TASKS_WANTED = 128 * MIB, 4 * GIB, 32
 """A task reads about a 32nd of the model, within these bounds: enough tasks to keep threads busy, few enough that a

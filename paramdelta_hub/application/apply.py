@@ -14,7 +14,7 @@ from paramdelta_hub.application.provenance import PROVENANCE_NAME, is_post, prov
 from paramdelta_hub.application.requantize import Dtype, Requantization, requantization
 from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.streaming import FilePool
-from paramdelta_hub.application.weighted_deltas import AppliedDelta, addends_by_tensor
+from paramdelta_hub.application.weighted_deltas import AppliedDelta, addends_by_tensor, foreign_notes
 from paramdelta_hub.application.weights import Deltas, Factors, WeightedDelta, WeightMap, weighted_deltas
 from paramdelta_hub.checkpoints.checkpoint import INDEX
 from paramdelta_hub.checkpoints.companions import read_companion
@@ -232,7 +232,8 @@ class Application(Operation[ApplyReport]):
         compatibility, request, model = inputs.compatibility, inputs.request, inputs.model
         ordered = [outcome for _, outcome in sorted(outcomes.items()) if isinstance(outcome, Applied)]
         digests = {name: digest for outcome in ordered for name, digest in outcome.digests.items()}
-        notes = (*inputs.warnings, *self._warnings, *([] if self._sums else [NOTHING_ADDED]), *compatibility.notes)
+        nothing = () if self._sums else (NOTHING_ADDED,)
+        notes = (*inputs.warnings, *self._warnings, *nothing, *foreign_notes(self._applied), *compatibility.notes)
         exactly_post = is_post(self._applied, compatibility, digests)
         lost = requantization(deviation for outcome in ordered for deviation in outcome.deviations)
         with io_errors("writing the companion files"), provenance_problems(str(workspace.given)):
@@ -292,6 +293,6 @@ def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
         raise NotFiniteError(
             f"{len(problems)} tensor(s) of the result are not finite",
             problems,
-            remedy="the target has such values, or the sum overflows its dtype; use a smaller weight, or leave "
-            "the tensors out with --skip",
+            remedy="the delta changes such values of the target, or a sum overflows its dtype; use a smaller weight, "
+            "or leave the tensors out with --skip REGEX",
         )

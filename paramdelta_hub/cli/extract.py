@@ -128,6 +128,7 @@ def _check_published(there: Registry, reference: Reference, request: ExtractRequ
 @click.option("--publish", "repo", metavar="REPO", help="Publish DELTA afterwards, as pd-publish does.")
 @registry_option
 @publish_options
+@click.option("--force", is_flag=True, help="Extract even if POST does not descend from BASE.")
 @click.option("--overwrite", is_flag=True, help="Replace DELTA if it is an unchanged package.")
 @executor_options
 @gather(publication=Publication)

@@ -10,6 +10,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, check_rules
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
 from paramdelta_hub.extraction.companions import check_companions
+from paramdelta_hub.extraction.descent import check_descent, descent_notes, lineage_record
 from paramdelta_hub.extraction.finalize import build_manifest, final_names
 from paramdelta_hub.extraction.pairs import Differences, pair_up, tokenizer_folder, uses_with_trained
 from paramdelta_hub.extraction.request import ExtractRequest
@@ -20,6 +21,7 @@ from paramdelta_hub.numerics.casts import FloatDtype, float_dtype
 from paramdelta_hub.outputs.replacing import Replacement, check_new, model_places, registry_places
 from paramdelta_hub.package.labels import check_labels
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Rows, parse_manifest
+from paramdelta_hub.package.provenance import Lineage
 from paramdelta_hub.package.report import PackageReport
 from paramdelta_hub.registry.protocol import Published
 from paramdelta_hub.tasks.models import DigestTask, Encoded, EncodeTask, Outcome, Task
@@ -37,8 +39,11 @@ class ExtractReport(PackageReport):
 
     resumed_tasks: int
     """Tasks of an interrupted run that were kept."""
+    lineage: Lineage
+    """How post was found to descend from base, and which of its tensors do not."""
     notes: tuple[str, ...] = ()
-    """What became of ties, of rows that have no like in base, and of tensors that are carried whole."""
+    """What became of ties, of rows that have no like in base, and of tensors that are carried whole; and which tensors
+    of post are unrelated to base's."""
     rules: tuple[RuleUse, ...] = ()
     """What each rule hit, and which trained tensors it left out."""
     published: Published | None = None
@@ -58,6 +63,7 @@ def extract(
     base_tokenizer: str | Path | None = None,
     post_tokenizer: str | Path | None = None,
     hash_files: bool = False,
+    force: bool = False,
     overwrite: bool = False,
     executor: Executor = "threads",
     threads: int | None = None,
@@ -69,7 +75,7 @@ def extract(
     Both models are read once, chunk by chunk, and every chunk's sum is checked against post as it is made. A killed run
     leaves no ``out``; run it again to resume.
 
-    The arguments from ``base`` to ``hash_files`` are described at :class:`ExtractRequest`; ``rules`` are its renames,
+    The arguments from ``base`` to ``force`` are described at :class:`ExtractRequest`; ``rules`` are its renames,
     skips and carries. ``executor``, ``threads`` and ``memory`` are described at :class:`ExecutorConfig`, ``overwrite``
     and ``progress`` at :mod:`paramdelta_hub`.
 
@@ -77,7 +83,8 @@ def extract(
         OptionError: a name, version, license or rule that can't be used.
         CheckpointError: a model can't be read.
         MismatchError: the two don't fit; every mismatch is listed.
-        NotFiniteError: a weight is NaN or infinite.
+        LineageError: post does not descend from base, and that is not forced.
+        NotFiniteError: base and post differ where one is NaN or infinite.
         DestinationError: ``out`` exists, or is being written to.
         StorageError: the disk is full or fails.
     """
@@ -95,6 +102,7 @@ def extract(
         base_tokenizer=_text(base_tokenizer),
         post_tokenizer=_text(post_tokenizer),
         hash_files=hash_files,
+        force=force,
     )
     config = ExecutorConfig(executor, threads, memory)
     check_new(out, overwrite=overwrite)
@@ -108,6 +116,7 @@ class Extraction(Operation[ExtractReport]):
         OptionError: a name, version, license or rule that can't be used.
         CheckpointError: a model can't be read.
         MismatchError: the two don't fit; every misfit is listed.
+        LineageError: post does not descend from base, and the request does not force it.
     """
 
     stage = "extracting"
@@ -137,6 +146,7 @@ class Extraction(Operation[ExtractReport]):
         name = request.name or f"{self._post.source.name.rpartition('/')[2]}-delta"
         self._labels = check_labels(name, request.version, request.license)
         self._differences = pair_up(self._base, self._post, self._rules, *tokenizers, cast=self._cast)
+        self._kinship = check_descent(self._base, self._post, self._differences, force=request.force)
         self.plan = _plan(self._base, self._post, self._differences, request)
 
     @property
@@ -162,7 +172,7 @@ class Extraction(Operation[ExtractReport]):
                     os.rename(workspace.result / shard, workspace.pieces / piece)
 
     def refuse(self, outcomes: Outcomes) -> None:
-        """Raise if values are not finite, or if there is no difference."""
+        """Raise if values changed that are not finite, or if there is no difference."""
         _refuse_not_finite(outcomes.values())
         encoded = [outcome for outcome in outcomes.values() if isinstance(outcome, Encoded)]
         records = [record for outcome in encoded for record in outcome.tensors]
@@ -200,7 +210,8 @@ class Extraction(Operation[ExtractReport]):
             manifest=manifest,
             model_nbytes=self._post.nbytes,
             resumed_tasks=resumed,
-            notes=self._differences.notes,
+            lineage=lineage_record(self._kinship),
+            notes=(*self._differences.notes, *descent_notes(self._kinship)),
             rules=uses,
         )
 
@@ -245,14 +256,15 @@ def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
         Mismatch(
             tensor.name,
             "not-finite",
-            f"values that are NaN or infinite: {tensor.counts[0]} in base, {tensor.counts[1]} in post",
+            f"base and post differ in values that are NaN or infinite: {tensor.counts[0]} in base,"
+            f" {tensor.counts[1]} in post",
         )
         for outcome in outcomes
         for tensor in outcome.not_finite
     ]
     if problems:
         raise NotFiniteError(
-            f"{len(problems)} tensor(s) are not finite",
+            f"{len(problems)} tensor(s) have changes to or from NaN or infinity",
             problems,
-            remedy="repair the model, or leave these tensors out with --skip REGEX",
+            remedy="give both models the same values there, or leave these tensors out with --skip REGEX",
         )

@@ -42,6 +42,8 @@ class ExtractRequest(Request):
     hash_files: bool = False
     """Also record the sha256 of local weight files, which reads both models twice. For files from the Hub it is known,
     and the digest of every tensor is always recorded."""
+    force: bool = False
+    """Extract although post does not descend from base."""
 
     @property
     def rules(self) -> Rules:

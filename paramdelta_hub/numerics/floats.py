@@ -14,6 +14,9 @@ A wide delta is stored as two parts whose integer sum is its bit pattern::
 Rounding toward zero makes ``rest`` a small non-negative number and the split a bijection; rounding to nearest would
 leave ties ambiguous. Even so ``base + Δ`` need not be post (post = −0, |post| ≪ |base|, Δ overflows):
 :func:`unreachable` finds those elements, and a package stores post's bits for them.
+
+NaN and infinity take no part in sums. Where base and post hold the same bits, nothing changed, and Δ is +0; where Δ is
+zero, such a value of a target keeps its bits, a NaN's payload included (padding rows, masks of −∞).
 """
 
 from __future__ import annotations
@@ -65,6 +68,8 @@ class Float:
     """How many low bits of the wide pattern a symbol does not hold (for normal numbers)."""
     overflow: float
     """The smallest magnitude, in the wide type, that rounds to infinity."""
+    infinity: int
+    """The bits of infinity: those of the exponent, all of which are set in NaN and infinity alone."""
 
     @property
     def itemsize(self) -> int:
@@ -109,13 +114,23 @@ class Float:
             return int(wide.size - np.count_nonzero(np.isfinite(wide)))
         return int(wide.size - np.count_nonzero(np.abs(wide) < self.overflow))
 
+    def not_finite(self, bits: Bits) -> NDArray[np.bool_]:
+        """Return where bit patterns are NaN or infinite. No value is converted, so that a signalling NaN stays one."""
+        exponent = self.bits.type(self.infinity)
+        found: NDArray[np.bool_] = (bits & exponent) == exponent
+        return found
+
 
 _U2, _U4, _F4 = np.dtype("u2"), np.dtype("u4"), np.dtype("f4")
 # The overflow thresholds lie half a unit in the last place above the largest finite number of each type.
+_F32_OVERFLOW = 2.0**128 - 2.0**103
+_BF16_OVERFLOW = float(np.uint32(0x7F7F8000).view(np.float32))
 FLOATS: dict[str, Float] = {
-    "BF16": Float("BF16", _U2, _F4, _U4, None, dropped=16, overflow=float(np.uint32(0x7F7F8000).view(np.float32))),
-    "F16": Float("F16", _U2, _F4, _U4, np.dtype("f2"), dropped=13, overflow=65520.0),
-    "F32": Float("F32", _U4, np.dtype("f8"), np.dtype("u8"), _F4, dropped=29, overflow=2.0**128 - 2.0**103),
+    "BF16": Float("BF16", _U2, _F4, _U4, None, dropped=16, overflow=_BF16_OVERFLOW, infinity=0x7F80),
+    "F16": Float("F16", _U2, _F4, _U4, np.dtype("f2"), dropped=13, overflow=65520.0, infinity=0x7C00),
+    "F32": Float(
+        "F32", _U4, np.dtype("f8"), np.dtype("u8"), _F4, dropped=29, overflow=_F32_OVERFLOW, infinity=0x7F800000
+    ),
 }
 """The weight dtypes a delta can be taken of, by their safetensors names."""
 
@@ -171,7 +186,7 @@ class Difference:
 
 
 class NotFiniteChunkError(ValueError):
-    """Base or post holds NaN or infinity: how many of each."""
+    """Base and post differ where one is NaN or infinite: how many such values are in base, and how many in post."""
 
     def __init__(self, base: int, post: int) -> None:
         super().__init__(base, post)

@@ -36,6 +36,7 @@ __all__ = [
     "Conflict",
     "Delta",
     "Factor",
+    "ForeignTensor",
     "LeftOut",
     "Lineage",
     "Merged",
@@ -63,11 +64,28 @@ class Model(Record):
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(description="of a Hub repository")
 
 
+class ForeignTensor(Record):
+    """A tensor that has nothing in common with base's, although the models are kin."""
+
+    name: Text = Field(description="the delta's name for it")
+    correlation: Number
+    elements: Count
+    hint: Words | None = Field(description="where its values are, if they were found in another place")
+
+    @property
+    def hint_words(self) -> str:
+        """The hint in parentheses, if there is one."""
+        return f" ({self.hint})" if self.hint else ""
+
+
 class Lineage(Record):
     """How the target was found to be kin to a delta's base."""
 
-    correlation: Number | None = Field(description="null: nothing could be compared")
+    correlation: Number | None = Field(
+        description="mean over tensors, without foreign ones unless they are too many; null: nothing could be compared"
+    )
     tensors: Count = Field(description="how many were compared")
+    foreign: tuple[ForeignTensor, ...] = Field(max_length=TENSORS)
     forced: bool = Field(description="applied although the target is not kin")
 
 

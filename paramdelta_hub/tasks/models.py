@@ -73,7 +73,7 @@ Advance: TypeAlias = "Callable[[int], None]"
 
 @dataclass(frozen=True, slots=True)
 class NotFinite:
-    """A tensor with values that are NaN or infinite: how many, in the result of an apply or in each side of a pair."""
+    """A tensor whose values are, or become, NaN or infinite: how many, in a result or in each side of a pair."""
 
     name: str
     counts: tuple[int, ...]
@@ -212,8 +212,9 @@ class ApplyTask:
                         take(total.add(values))
                         advance(values.size)
                     total.finish()
-                    if total.not_finite:
-                        not_finite.append(NotFinite(tensor.name, (total.not_finite,)))
+                    bad = requantizer.not_finite if requantizer else total.not_finite
+                    if bad:
+                        not_finite.append(NotFinite(tensor.name, (bad,)))
                     elif requantizer:
                         for codes in requantizer.codes():
                             writers[0].write(codes)

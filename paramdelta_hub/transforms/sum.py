@@ -113,7 +113,7 @@ class TensorSum:
         dtypes = {dtype, self._result, *(addend.delta.dtype for addend in addends)}
         self._summing_type = summing_type(dtypes) if len(dtypes) > 1 and not is_base else None
         self.not_finite = 0
-        """How many values of the result are NaN or infinite."""
+        """How many values of the result are NaN or infinite, without those that the target has and nothing changes."""
         self._replaced_by: DeltaReader | None = None
         self._additions: list[_Addition] = []
         self._exit = ExitStack()
@@ -166,8 +166,7 @@ class TensorSum:
         added = addition.next(target, scratch("delta", bits.size, kind.wide))
         self.not_finite += self._kernel.add(kind, bits, added.delta, addition.weight, out)
         if added.positions.size:
-            sums = kind.widen(out[added.positions], np.empty(added.positions.size, kind.wide))
-            self.not_finite -= kind.count_not_finite(sums)
+            self.not_finite += _not_finite_instead(kind, bits, out, added)
             out[added.positions] = added.exact
         return little_endian(out)
 
@@ -182,19 +181,23 @@ class TensorSum:
         kind, result = FLOATS[self._dtype], FLOATS[self._result]
         bits = as_bits(target, kind)
         total = scratch("sum", bits.size, wide)
-        np.copyto(total, kind.widen(bits, scratch("widened target", bits.size, kind.wide)))
-        before = kind.count_not_finite(total)
+        with np.errstate(invalid="ignore"):  # a signaling NaN of the target's
+            np.copyto(total, kind.widen(bits, scratch("widened target", bits.size, kind.wide)))
+        kept = np.flatnonzero(kind.not_finite(bits))
         term = scratch("term", bits.size, wide)
         for delta, weight in self._deltas(kind, target):
             if delta is None:
                 term.fill(0.0)  # as where all dtypes are equal: −0 + 0 is +0
             else:
                 np.copyto(term, delta)
+            kept = kept[term[kept] == 0]
             accumulate(total, term, weight)
-        # Of values that are only cast, those count that the target has as finite numbers.
-        self.not_finite += result.count_not_finite(total) - (0 if self._additions else before)
-        out = scratch("result", bits.size * result.itemsize, np.uint8).view(result.bits)
-        return little_endian(round_once(total, result, out))
+        # NaN and infinity of the target's to which nothing is added are no fault of the sum's.
+        self.not_finite += result.count_not_finite(total) - kept.size
+        out = round_once(total, result, scratch("result", bits.size * result.itemsize, np.uint8).view(result.bits))
+        if result is kind:
+            out[kept] = bits[kept]
+        return little_endian(out)
 
     def finish(self) -> None:
         """Check every payload.
@@ -379,6 +382,15 @@ class _Placed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def _not_finite_instead(kind: Float, target: Bits, sums: Bits, added: _Added) -> int:
+    """Return how many more values of a chunk are not finite if it gets the exact ones in place of the sums."""
+    at = added.positions
+    assert added.delta is not None
+    kept = kind.not_finite(target[at]) & (added.delta[at] == 0)  # never counted
+    before = np.count_nonzero(kind.not_finite(sums[at]) & ~kept)
+    return int(np.count_nonzero(kind.not_finite(added.exact)) - before)
 
 
 def _is_base(target: NDArray[np.uint8], chunk: AddedChunk) -> bool:

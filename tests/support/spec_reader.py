@@ -179,7 +179,8 @@ def positions(stream: bytes, count: int) -> np.ndarray:
 def widen(dtype: str, bits: np.ndarray) -> np.ndarray:
     if dtype == "BF16":
         return (bits.astype("<u4") << np.uint32(16)).view("<f4")
-    return bits.view("<f2" if dtype == "F16" else "<f4").astype(WIDE[dtype])
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return bits.view("<f2" if dtype == "F16" else "<f4").astype(WIDE[dtype])
 
 
 def narrow(dtype: str, wide: np.ndarray) -> np.ndarray:
@@ -306,13 +307,19 @@ def add_across(target: bytes, summands: list[tuple[SpecPackage, str, float]], dt
         if is_base:
             return cast(add(there, summands), records[0]["dtype"], result)
     wide = np.dtype("<f8" if "F32" in {dtype, result, *(record["dtype"] for record in records)} else "<f4")
-    total = widen(dtype, np.frombuffer(target, f"<u{ITEM_SIZES[dtype]}")).astype(wide)
+    target_bits = np.frombuffer(target, f"<u{ITEM_SIZES[dtype]}")
+    total = widen(dtype, target_bits).astype(wide)
+    kept = ~np.isfinite(total)
     for package, name, weight in summands:
         delta = np.concatenate([np.empty(0, wide), *(chunk.delta.astype(wide) for chunk in package.added(name))])
         with np.errstate(over="ignore", invalid="ignore"):
-            total = total + (delta if weight == 1 else wide.type(weight) * delta)
+            addend = delta if weight == 1 else wide.type(weight) * delta
+            total = total + addend
+        kept &= addend == 0
     bits = narrow(result, total)
-    require(np.isfinite(widen(result, bits)).all(), "§6 the result is not finite")
+    require((np.isfinite(widen(result, bits)) | kept).all(), "§6 the result is not finite")
+    if result == dtype:
+        bits = np.where(kept, target_bits, bits)
     return bits.tobytes()
 
 
@@ -342,17 +349,23 @@ def add(
     width, out = ITEM_SIZES[dtype], []
     for index, chunks in enumerate(zip(*(package.added(name) for package, name, _ in left), strict=True)):
         piece = target[index * CHUNK * width : (index + 1) * CHUNK * width]
-        total = widen(dtype, np.frombuffer(piece, f"<u{width}"))
+        target_bits = np.frombuffer(piece, f"<u{width}")
+        total = widen(dtype, target_bits)
+        kept = ~np.isfinite(total)
         for chunk, (_, _, weight) in zip(chunks, left, strict=True):
             with np.errstate(over="ignore", invalid="ignore"):
-                total = total + (chunk.delta if weight == 1 else WIDE[dtype].type(weight) * chunk.delta)
+                addend = chunk.delta if weight == 1 else WIDE[dtype].type(weight) * chunk.delta
+                total = total + addend
+            kept &= addend == 0
         is_base = bool(chunks[0].base_digest) and blake3(piece) == chunks[0].base_digest
-        overflow = ~np.isfinite(total)
-        bits = narrow(dtype, total)
+        overflow = ~np.isfinite(total) & ~kept
+        bits = np.where(kept, target_bits, narrow(dtype, total))
         if len(left) == 1 and left[0][2] == 1 and is_base:
             bits[chunks[0].exceptions] = chunks[0].exact
+            kept[chunks[0].exceptions] = False
             overflow[chunks[0].exceptions] = False
-        require(not overflow.any() and np.isfinite(widen(dtype, bits)).all(), "§6 the result is not finite")
+        finite = np.isfinite(widen(dtype, bits)) | kept
+        require(not overflow.any() and finite.all(), "§6 the result is not finite")
         out.append(bits.tobytes())
     return b"".join(out)
 

@@ -32,6 +32,7 @@ _LOW = np.uint32(0xFFFF)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _OVERFLOW = np.uint32(0x7F7F8000)  # as float32, what rounds to infinity; infinity and NaN lie above it
 _INFINITY = np.uint32(0x7F800000)
+_EXPONENT = np.uint32(0x7F80)  # of a BF16; all of it is set in NaN and infinity alone
 _LANES = 512  # sums side by side, added up in a fixed order: the digits are the same on every machine
 
 
@@ -62,7 +63,7 @@ class NumbaKernel(NumpyKernel):
         changed, rest_count, missed_count, finite = _subtract(
             base, post, symbols, positions, rests, missed, flags, words, wide, bits, squares
         )
-        if not finite:  # NumPy counts them, or finds that no more than a delta overflows
+        if not finite:  # NumPy finds out which: they are unchanged, or no more than a delta overflows, or it refuses
             return super().subtract(kind, base, post, symbols)
         base_square, delta_square = squares.sum(axis=1).tolist()
         counted = Statistics(changed, rest_count, missed_count, base_square, delta_square)
@@ -266,5 +267,10 @@ def _add(target: Any, delta: Any, weight: Any, total: Any, total_bits: Any, out:
             rounded = np.uint32(np.uint32(bits + up) >> _SHIFT)
             new[i] = np.uint16(rounded)
             bad = np.uint32(bad + np.uint32(np.uint32(bits & _MAGNITUDE) >= _OVERFLOW))
+        if bad != 0:  # what is not finite in the target, and gets nothing, keeps its bits
+            for i in range(old.size):
+                if np.uint32(old[i] & _EXPONENT) == _EXPONENT and weight * change[i] == 0:
+                    new[i] = old[i]
+                    bad = np.uint32(bad - _ONE)
         not_finite += bad
     return not_finite

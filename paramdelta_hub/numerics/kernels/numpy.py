@@ -58,8 +58,8 @@ class NumpyKernel:
             counted.changed += int(np.count_nonzero(base[block] != post[block]))
             square = _square(delta)
             if not math.isfinite(square):  # a delta may overflow although both its sides are finite
-                if not (kind.finite(wide_base) and kind.finite(wide_post)):
-                    raise NotFiniteChunkError(kind.count_not_finite(wide_base), kind.count_not_finite(wide_post))
+                unchanged = _unchanged_not_finite(kind, base, post, block)
+                wide_base[unchanged] = wide_post[unchanged] = delta[unchanged] = 0.0
                 largest = np.finfo(kind.wide).max
                 square = _square(np.clip(delta, -largest, largest))
             counted.delta_square += square
@@ -91,7 +91,11 @@ class NumpyKernel:
         for block in blocks(target.size):
             total = kind.widen(target[block], work.base[: block.stop - block.start])
             _accumulate(kind, total, delta, block, weight)
-            not_finite += _round(kind, total, out[block], work)
+            bad = _round(kind, total, out[block], work)
+            if bad:
+                kept = np.flatnonzero(kind.not_finite(target[block]))
+                bad -= _keep(_without_change(kept, delta, block), target[block], out[block])
+            not_finite += bad
         return not_finite
 
     def add_all(self, kind: Float, target: Bits, deltas: Iterable[tuple[Wide | None, float]], out: Bits) -> int:
@@ -100,13 +104,19 @@ class NumpyKernel:
         Each delta is done with before the next is asked for, so all of them may lie in one buffer.
         """
         total = scratch("total", target.size, kind.wide)
+        kept: dict[int, NDArray[np.intp]] = {}
         for block in blocks(target.size):
             kind.widen(target[block], total[block])
+            kept[block.start] = _where_not_finite(kind, target[block])
         for delta, weight in deltas:
             for block in blocks(target.size):
                 _accumulate(kind, total[block], delta, block, weight)
+                kept[block.start] = _without_change(kept[block.start], delta, block)
         work = WorkArrays(kind)
-        return sum(_round(kind, total[block], out[block], work) for block in blocks(target.size))
+        return sum(
+            _round(kind, total[block], out[block], work) - _keep(kept[block.start], target[block], out[block])
+            for block in blocks(target.size)
+        )
 
     def look_up(self, palette: Bits | Wide, ranks: Bits, escaped: Bits | Wide, out: Bits | Wide) -> None:
         """``out = palette[ranks]``, and for each rank of 255 the next of ``escaped``."""
@@ -144,9 +154,47 @@ class NumpyKernel:
 def _accumulate(kind: Float, total: Wide, delta: Wide | None, block: slice, weight: float) -> None:
     """Add a block of a weighted delta, or of zeros, whose sign counts where the total is −0."""
     if delta is None:
-        np.add(total, kind.wide.type(weight * 0.0), out=total)
+        with np.errstate(invalid="ignore"):  # a signalling NaN of the target's
+            np.add(total, kind.wide.type(weight * 0.0), out=total)
     else:
         accumulate(total, delta[block], weight)
+
+
+def _unchanged_not_finite(kind: Float, base: Bits, post: Bits, block: slice) -> NDArray[np.intp]:
+    """Return where a block holds NaN or infinity with equal bits on both sides.
+
+    Raises:
+        NotFiniteChunkError: base and post differ where one is not finite; those of the whole chunk are counted.
+    """
+    not_finite = kind.not_finite(base[block]) | kind.not_finite(post[block])
+    if (base[block][not_finite] != post[block][not_finite]).any():
+        differ = base != post
+        sides = (int(np.count_nonzero(differ & kind.not_finite(side))) for side in (base, post))
+        raise NotFiniteChunkError(*sides)
+    return np.flatnonzero(not_finite)
+
+
+def _where_not_finite(kind: Float, bits: Bits) -> NDArray[np.intp]:
+    """Return where a block is NaN or infinite.
+
+    Among the positive and among the negative values, these have the largest patterns: two fast passes find none.
+    """
+    if not bits.size or (
+        bits.view(f"i{kind.itemsize}").max() < kind.infinity and bits.max() < kind.infinity | 1 << 8 * kind.itemsize - 1
+    ):
+        return np.empty(0, np.intp)
+    return np.flatnonzero(kind.not_finite(bits))
+
+
+def _without_change(positions: NDArray[np.intp], delta: Wide | None, block: slice) -> NDArray[np.intp]:
+    """Return those positions of a block at which a delta, weighted already, is zero."""
+    return positions if delta is None or not positions.size else positions[delta[block][positions] == 0]
+
+
+def _keep(positions: NDArray[np.intp], target: Bits, out: Bits) -> int:
+    """Give a block of the result the target's bits at these positions, and return how many they are."""
+    out[positions] = target[positions]
+    return positions.size
 
 
 def _round(kind: Float, total: Wide, out: Bits, work: WorkArrays) -> int:
