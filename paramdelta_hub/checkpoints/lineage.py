@@ -151,8 +151,8 @@ class LineageMatch:
 
     @property
     def has_kin(self) -> bool:
-        """Whether any tensor has something in common with base's."""
-        return len(self.foreign) < self.tensors
+        """Whether more than a table or two has something in common with base's."""
+        return self.foreign_share < 0.9
 
     @property
     def is_related(self) -> bool:
@@ -182,7 +182,7 @@ class LineageMatch:
         """Say how much is foreign, and where."""
         count = f"{len(self.foreign)} of {self.tensors} compared tensors ({self.foreign_share:.0%} of their parameters)"
         kinds = f", among them all {' and '.join(self.foreign_kinds[:_NAMED])}" if self.foreign_kinds else ""
-        return f"{count} have unrelated values{kinds}"
+        return f"{count} have unrelated values{kinds}; mean correlation {self.correlation or 0.0:.4f}"
 
     def foreign_note(self, other: str) -> str | None:
         """Return a sentence that names the foreign tensors, or None.

@@ -32,7 +32,6 @@ _LOW = np.uint32(0xFFFF)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _OVERFLOW = np.uint32(0x7F7F8000)  # as float32, what rounds to infinity; infinity and NaN lie above it
 _INFINITY = np.uint32(0x7F800000)
-_EXPONENT = np.uint32(0x7F80)  # of a BF16; all of it is set in NaN and infinity alone
 _LANES = 512  # sums side by side, added up in a fixed order: the digits are the same on every machine
 
 
@@ -74,7 +73,13 @@ class NumbaKernel(NumpyKernel):
         if kind.name != "BF16" or delta is None:
             return super().add(kind, target, delta, weight, out)
         total = scratch("slice of sums", SLICE, np.float32)
-        return int(_add(target, delta, np.float32(weight), total, total.view(np.uint32), out))
+        bad = int(_add(target, delta, np.float32(weight), total, total.view(np.uint32), out))
+        if bad:  # what is not finite in the target, and gets nothing, keeps its bits
+            kept = np.flatnonzero(kind.not_finite(target))
+            kept = kept[np.float32(weight) * delta[kept] == 0]
+            out[kept] = target[kept]
+            bad -= kept.size
+        return bad
 
     def look_up(self, palette: Bits | Wide, ranks: Bits, escaped: Bits | Wide, out: Bits | Wide) -> None:
         """``out = palette[ranks]``, the escaped ones from ``escaped``."""
@@ -251,7 +256,10 @@ def _subtract(
 
 @_compile
 def _add(target: Any, delta: Any, weight: Any, total: Any, total_bits: Any, out: Any) -> int:
-    """See :meth:`NumpyKernel.add`. ``total`` is scratch: float32, at least 4,096. ``total_bits`` is the same memory."""
+    """Sum and round, and return how many sums are not finite. ``total`` is scratch: float32, at least 4,096.
+
+    ``total_bits`` is the same memory.
+    """
     not_finite = 0
     for start in range(0, target.size, SLICE):
         end = min(start + SLICE, target.size)
@@ -267,10 +275,5 @@ def _add(target: Any, delta: Any, weight: Any, total: Any, total_bits: Any, out:
             rounded = np.uint32(np.uint32(bits + up) >> _SHIFT)
             new[i] = np.uint16(rounded)
             bad = np.uint32(bad + np.uint32(np.uint32(bits & _MAGNITUDE) >= _OVERFLOW))
-        if bad != 0:  # what is not finite in the target, and gets nothing, keeps its bits
-            for i in range(old.size):
-                if np.uint32(old[i] & _EXPONENT) == _EXPONENT and weight * change[i] == 0:
-                    new[i] = old[i]
-                    bad = np.uint32(bad - _ONE)
         not_finite += bad
     return not_finite
