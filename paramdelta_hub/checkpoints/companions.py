@@ -15,6 +15,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.errors import CheckpointError, IntegrityError, PackageError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
+from paramdelta_hub.fileio.lfs import refuse_pointer
 from paramdelta_hub.fileio.names import check_file_name
 from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.limits import COMPANION_BYTES, CONFIG_BYTES
@@ -195,7 +196,9 @@ def read_companion(path: Path) -> bytes:
     Raises:
         CheckpointError: unreadable or absurdly large.
     """
-    return read_small(path, COMPANION_BYTES, CheckpointError)
+    content = read_small(path, COMPANION_BYTES, CheckpointError)
+    refuse_pointer(content, CheckpointError, str(path))
+    return content
 
 
 def _pairs(value: Any) -> Iterable[tuple[str, Any]]:

@@ -37,7 +37,8 @@ class ExtractReport(PackageReport):
     resumed_tasks: int
     """Tasks of an interrupted run that were kept."""
     notes: tuple[str, ...] = ()
-    """What became of ties, of rows that have no like in base, and of tensors that are carried whole."""
+    """Which files were read where there was a choice; what became of ties, of rows that have no like in base, and of
+    tensors that are carried whole."""
     rules: tuple[RuleUse, ...] = ()
     """What each rule hit, and which trained tensors it left out."""
     published: Published | None = None
@@ -196,7 +197,7 @@ class Extraction(Operation[ExtractReport]):
             manifest=manifest,
             model_nbytes=self._post.nbytes,
             resumed_tasks=resumed,
-            notes=self._differences.notes,
+            notes=(*self._base.notes_of("base"), *self._post.notes_of("post"), *self._differences.notes),
             rules=uses,
         )
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.errors import DestinationError, OptionError, SourceError
 from paramdelta_hub.fileio.durable import expand, file_digest, io_errors, read_small
 from paramdelta_hub.fileio.listing import shown_names
@@ -165,7 +165,8 @@ def check_new(out: str | Path, *, overwrite: bool, registry: str | Path | None =
 
 def model_places(what: str, model: Checkpoint) -> list[tuple[str, Path]]:
     """Return the places of a model: its folder or file, and the folders that its weight files are links to."""
-    linked = sorted({file.path.parent for file in model.files} - {Path(os.path.realpath(model.folder))})
+    own = Path(os.path.realpath(model.folder))
+    linked = sorted(folder for folder in {file.path.parent for file in model.files} if not folder.is_relative_to(own))
     return [(what, model.source.path), *((f"the folder of the weights of {what}", folder) for folder in linked)]
 
 
@@ -251,7 +252,7 @@ def _foreign_in_model(out: Path) -> Iterator[str]:
         elif name == "README.md":
             if not is_sealed(read_small(path, CARD_BYTES)):
                 yield name
-        elif name not in weights and name not in (PROVENANCE_NAME, *((INDEX,) if model.index is not None else ())):
+        elif name not in weights and name not in (PROVENANCE_NAME, *(index.name for index in model.indexes)):
             yield name
 
 
