@@ -9,7 +9,7 @@ from pathlib import Path
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, check_rules
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
-from paramdelta_hub.extraction.companions import check_companions
+from paramdelta_hub.extraction.companions import check_companions, layout_notes
 from paramdelta_hub.extraction.finalize import build_manifest, final_names
 from paramdelta_hub.extraction.pairs import Differences, pair_up, tokenizer_folder, uses_with_trained
 from paramdelta_hub.extraction.request import ExtractRequest
@@ -197,7 +197,12 @@ class Extraction(Operation[ExtractReport]):
             manifest=manifest,
             model_nbytes=self._post.nbytes,
             resumed_tasks=resumed,
-            notes=(*self._base.notes_of("base"), *self._post.notes_of("post"), *self._differences.notes),
+            notes=(
+                *self._base.notes_of("base"),
+                *self._post.notes_of("post"),
+                *layout_notes(self._base, self._post),
+                *self._differences.notes,
+            ),
             rules=uses,
         )
 

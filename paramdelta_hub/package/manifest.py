@@ -192,8 +192,8 @@ class Manifest(Record):
     post: Source
     architecture: Architecture
     exactness: Exactness
-    configs: Annotated[dict[ConfigName, ConfigChange], at_most(2)] = Field(
-        description="by file; one that base or post lacks is left out"
+    configs: Annotated[dict[ConfigName, ConfigChange], at_most(FILES)] = Field(
+        description="by file, also of components; one that base or post lacks is left out"
     )
     given_up: Counts = Field(description="tokens of base that post no longer has, with base's ids")
     renames: Annotated[tuple[Rename, ...], Field(max_length=RENAMES, fail_fast=True)]
