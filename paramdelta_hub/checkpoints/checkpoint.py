@@ -84,6 +84,12 @@ class Checkpoint:
         """Bytes of all tensors."""
         return sum(span.nbytes for _, span in self.tensors.values())
 
+    def neighbor(self, name: str) -> str | None:
+        """Return the tensor beside which a new one belongs, the last of its component; None if there is no such one."""
+        component = max((folder for folder in self.folders if name.startswith(f"{folder}/")), key=len, default="")
+        files = [file for file in self.files if file.is_listed and file.folder == component and file.header.tensors]
+        return files[-1].header.tensors[-1].name if files else None
+
     @property
     def dtypes(self) -> dict[str, int]:
         """Parameters by dtype, the most first."""

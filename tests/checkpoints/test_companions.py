@@ -25,7 +25,8 @@ NEVER = {
     "README.md", "x.ckpt", "optimizer.pt", "scheduler.pt", "rng_state.pth", "x.h5", "x.msgpack", "x.onnx", "x.npz",
     "x.npy", "x.joblib", "x.zip", "x.tar", "x.tar.gz", "x.whl", "x.yaml", "x.toml", "x.cfg", "x.ini", "x.bat", "x.ps1",
     "x.rb", "x.pl", "config.json.bak", "aconfig.json", "1_Pooling/evil.py",
-    "1_Pooling/README.md", "1_Pooling/model.safetensors.index.json", "1_Pooling/.x.json", "additional_chat_templates/x.py", "chat_template.py",
+    "1_Pooling/README.md", "1_Pooling/model.safetensors.index.json", "1_Pooling/.x.json",
+    "additional_chat_templates/x.py", "chat_template.py",
     "additional_chat_templates/x/y.jinja", "tokenizer.json.py", "tokenizer.py", "additional_chat_templates/.x.jinja",
     "custom_generate/generate.py", "tokenizer.pkl", "chat_template.html", "vocab.bin",
 }  # fmt: skip
