@@ -15,7 +15,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.errors import CheckpointError, IntegrityError, PackageError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
-from paramdelta_hub.fileio.lfs import refuse_pointer
+from paramdelta_hub.fileio.lfs import POINTER_BYTES, refuse_pointer
 from paramdelta_hub.fileio.names import check_file_name
 from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.limits import COMPANION_BYTES, CONFIG_BYTES
@@ -108,7 +108,8 @@ def model_companions(checkpoint: Checkpoint) -> dict[str, Path]:
     """Return a model's companion files by name, sorted. A single weight file has none.
 
     Raises:
-        CheckpointError: a file is a link out of the folder. It would be copied into the result and published.
+        CheckpointError: a file is a git-lfs pointer, or a link out of the folder. It would be copied into the result
+            and published.
     """
     return {} if checkpoint.is_lone_file else _companions_in(checkpoint.folder, checkpoint.folders)
 
@@ -117,7 +118,11 @@ def _companions_in(folder: Path, components: Iterable[str] = ()) -> dict[str, Pa
     folders = [folder, folder / _TEMPLATES, *(folder / component for component in components)]
     files = [path for each in folders if each.is_dir() for path in each.iterdir()]
     names = sorted({path.relative_to(folder).as_posix() for path in files if path.is_file()})
-    return {name: resolve_inside(folder, name, CheckpointError) for name in names if kind_of(name)}
+    found = {name: resolve_inside(folder, name, CheckpointError) for name in names if kind_of(name)}
+    for path in found.values():
+        if path.stat().st_size < POINTER_BYTES:
+            read_companion(path)
+    return found
 
 
 def post_companions(post: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from paramdelta_hub.errors import SourceError
 
-__all__ = ["POINTER_START", "refuse_pointer"]
+__all__ = ["POINTER_BYTES", "POINTER_START", "refuse_pointer"]
 
 POINTER_START = b"version https://git-lfs.github.com/spec/"
+POINTER_BYTES = 1024
+"""A pointer is smaller, by git-lfs's specification."""
 _REMEDY = "run `git lfs pull` in the folder, or download the model again with `hf download`"
 
 
