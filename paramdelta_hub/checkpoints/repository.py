@@ -217,7 +217,10 @@ class _Reader:
 
     def _missing(self, folder: str) -> CheckpointError:
         return CheckpointError(
-            f"the component {folder!r} has no safetensors weights", where=self._listing.where, remedy=_COMPLETE_REMEDY
+            f"the component {folder!r} has no safetensors weights",
+            where=self._listing.where,
+            remedy="get its missing files; if it has only pytorch_model.bin, make a safetensors file of that with "
+            "scripts/tools/convert_pickle.py",
         )
 
     def _found(self, folder: str, root: _Component | None) -> _Component | None:
