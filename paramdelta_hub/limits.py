@@ -63,6 +63,9 @@ deltas of large vocabularies are placed by token, may be as many again."""
 FILES = 100_000
 """Files of a package or shards of a checkpoint."""
 
+CONFIGS = 1000
+"""Configs of a model and of its components in a manifest. The largest pipelines have some ten components."""
+
 NAME_DEPTH = 4
 """Path components of a file inside a package."""
 

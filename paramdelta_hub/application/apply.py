@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paramdelta_hub.application.companions import CompanionReport, Mode, Prefer, write_companions
 from paramdelta_hub.application.inputs import open_inputs
-from paramdelta_hub.application.output_files import new_index, plan_output_files
+from paramdelta_hub.application.output_files import new_indexes, plan_output_files
 from paramdelta_hub.application.planning import plan_apply, temporary_bytes
 from paramdelta_hub.application.provenance import PROVENANCE_NAME, is_post, provenance_of
 from paramdelta_hub.application.requantize import Dtype, Requantization, requantization
@@ -16,7 +16,6 @@ from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.streaming import FilePool
 from paramdelta_hub.application.weighted_deltas import AppliedDelta, addends_by_tensor, foreign_notes
 from paramdelta_hub.application.weights import Deltas, Factors, WeightedDelta, WeightMap, weighted_deltas
-from paramdelta_hub.checkpoints.checkpoint import INDEX
 from paramdelta_hub.checkpoints.companions import read_companion
 from paramdelta_hub.checkpoints.matching import OmittedTensor
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, check_rules
@@ -244,11 +243,8 @@ class Application(Operation[ApplyReport]):
                 overrides=compatibility.config_overrides,
                 is_post=exactly_post,
             )
-            if model.index is not None:
-                index = new_index(model, list(self._files.values()), compatibility.results) or read_companion(
-                    (model.folder / INDEX).resolve()
-                )
-                write_file(result / INDEX, index)
+            for name, index in new_indexes(model, list(self._files.values()), compatibility.results).items():
+                write_file(result / name, index or read_companion((model.folder / name).resolve()))
             provenance = provenance_of(
                 compatibility,
                 self._applied,

@@ -18,6 +18,7 @@ from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry, is_head
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
 from paramdelta_hub.checkpoints.tensor_sources import Files, Stored, Zeros
 from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings
+from paramdelta_hub.checkpoints.training_saves import refuse_ungathered
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.strict_json import JsonObject
@@ -136,8 +137,9 @@ class Compatibility:
     @property
     def colocate_with(self) -> dict[str, str]:
         """For each tensor of the result that the target has not, one that it has, whose file it shares."""
-        last = list(self.target.checkpoint.tensors)[-1:]
-        return self.ties | {name: at for name in self.carried if name not in self.target.tensors for at in last}
+        new = [name for name in self.carried if name not in self.target.tensors]
+        neighbors = {name: self.target.checkpoint.neighbor(name) for name in new}
+        return self.ties | {name: neighbor for name, neighbor in neighbors.items() if neighbor}
 
     @property
     def omissions(self) -> tuple[OmittedTensor, ...]:
@@ -198,6 +200,7 @@ def check_compatibility(
     own_ties, matches = _matches(target, packages, sides, rules, values)
     uses = _rule_uses(target, packages, sides, matches, rules, weights)
     for entries, matched in zip(sides, matches, strict=True):
+        refuse_ungathered(target.entries, matched.mismatches, "the target", str(target.checkpoint.source.path))
         if matched.mismatches and (options := suggest_renames(target.entries, entries, rules)):
             problems.remedy = f"try {options}; leave out the remaining tensors with --skip"
     if heads := [
@@ -228,12 +231,17 @@ def check_compatibility(
             if replaced.setdefault(name, record.post_blake3) != record.post_blake3:
                 what = f"two deltas replace it with different {record.dtype} values"
                 problems.found.append(Mismatch(name, "conflict", what))
+    problems.found += _without_component(target, packages, carried)
     for name in carried:
         vocabularies.pop(name, None)
     placed = _place_rows(target, vocabularies, matches, row_planner, weights, problems)
     if keeps_fp8 and (without_scales := list(_without_scales(target, placed, carried))):
         problems.found += without_scales
         problems.remedy = "remove --dtype; the result's weights are then bf16"
+    lacking = {problem.location.rpartition("/")[0] for problem in problems.found if problem.kind == "component"}
+    if lacking:
+        skips = " ".join(f"--skip {shlex.quote(f'^{re.escape(folder)}/')}" for folder in sorted(lacking))
+        problems.remedy = f"use a target that has this component, or leave it out: {skips}"
     problems.refuse(str(target.checkpoint.source.path))
     return Compatibility(target, tuple(matches), placed, carried, dtype, keeps_fp8, tuple(uses), own_ties)
 
@@ -328,6 +336,19 @@ def _without_scales(
         elif tensor.is_quantized and name in placed and placed[name].rows != tensor.shape[0]:
             what = f"{placed[name].rows} rows in the result, but the target has scales for {tensor.shape[0]}"
             yield Mismatch(name, "fp8", what)
+
+
+def _without_component(
+    target: LogicalModel, packages: Sequence[Package], carried: Mapping[str, CarriedTensor]
+) -> Iterator[Mismatch]:
+    """Yield the tensors brought whole that belong to a component that the target does not have."""
+    for name, tensor in carried.items():
+        files = packages[tensor.number].manifest.post.files
+        folders = {file.path.rpartition("/")[0] for file in files} - {"", *target.checkpoint.folders}
+        if name not in target.tensors and any(name.startswith(f"{folder}/") for folder in folders):
+            yield Mismatch(name, "component", "taken whole from the delta, but the target has no such component")
+        elif name not in target.tensors and target.checkpoint.neighbor(name) is None:
+            yield Mismatch(name, "component", "taken whole from the delta, but the target has no file for it")
 
 
 def _is_carried(record: TensorRecord) -> bool:

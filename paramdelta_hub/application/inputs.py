@@ -48,7 +48,7 @@ class Inputs:
     may_replace: Replacement
     """Judges whether a finished output may be replaced: it must stand apart from all of these."""
     warnings: tuple[str, ...] = ()
-    """What was forced although it looks like a slip, in words."""
+    """What was forced although it looks like a slip, and which of the target's files were read, in words."""
 
     def needed_bytes(self, files: Iterable[OutputFile], tasks_at_a_time: int) -> int:
         """Return the bytes of the result's files and of those that, of a streamed target, lie there for a while."""
@@ -111,7 +111,7 @@ def open_inputs(
     model = remote.checkpoint if remote else open_checkpoint(request.target, code=code)
     folders = [locate_delta(delta, registry, part=part, progress=progress or Progress()) for delta, _ in request.deltas]
     packages = [open_package(folder) for folder in folders]
-    warnings = _repeated_deltas(packages, request.force)
+    warnings = (*_repeated_deltas(packages, request.force), *model.notes_of("the target"))
     deltas = tuple(weight for _, weight in request.deltas)
     added = [number for number, weight in enumerate(deltas) if weight > 0]
     providers = [packages[number] for number in added]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from paramdelta_hub.checkpoints.roles import Entry, is_derived
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.checkpoints.ties import Ties
+from paramdelta_hub.checkpoints.training_saves import EMPTY, is_sharded_away
 from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.fileio.safetensors import DISCRETE
 from paramdelta_hub.numerics.floats import FLOATS
@@ -160,6 +161,8 @@ class _TiedNames:
 def _compare_entries(name: str, left: Entry, right: Entry, sides: tuple[str, str]) -> list[Mismatch]:
     mismatches = []
     axes = slice(1 if left.vocabulary and right.vocabulary else 0, None)
+    if is_sharded_away(left.shape, right.shape):
+        return [Mismatch(name, EMPTY, f"{sides[0]} has {list(left.shape)}, {sides[1]} has {list(right.shape)}")]
     if left.shape[axes] != right.shape[axes] or len(left.shape) != len(right.shape):
         mismatches.append(
             Mismatch(name, "shape", f"{sides[0]} has {list(left.shape)}, {sides[1]} has {list(right.shape)}")

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from paramdelta_hub.checkpoints.matching import Entry
 from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.training_saves import WRAPPERS
 
 __all__ = ["suggest_renames"]
 
@@ -30,6 +31,9 @@ _LEAST, _SHARE = 2, 4
 """A rule is worth proposing if it pairs at least two more tensors, and a quarter of those that could be paired."""
 _LENGTH = 200
 """Characters of a pattern that people still read before they paste it."""
+
+_SEPARATORS = re.compile(r"[./]")
+"""A slash ends the folder of a model's component."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -61,14 +65,29 @@ def suggest_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules
     }
     before = _count_paired(left_shapes, right_shapes)
     options: list[str] = []
+    for rule in _wrapper_renames(left_shapes, right_shapes):
+        options.append(rule.option)
+        right_shapes = _renamed(rule, right_shapes)
     while len(options) < _RULES and (best := _best_rename(left_shapes, right_shapes)):
         options.append(best.option)
-        rename = Rules(renames=((best.pattern, best.replacement),)).rename
-        right_shapes = {rename(name): shape for name, shape in right_shapes.items()}
+        right_shapes = _renamed(best, right_shapes)
     if not options:
         return None
     after = _count_paired(left_shapes, right_shapes)
     return f"{' '.join(options)} (pairs {after} of {len(right_shapes)} tensors, {before} without)"
+
+
+def _wrapper_renames(left: Shapes, right: Shapes) -> Iterator[_Rename]:
+    """Yield the rules that take the components of wrappers out of names, however often they are in one."""
+    for wrapper in WRAPPERS:
+        rule = _Rename(rf"\b{re.escape(wrapper)}", "", sum(wrapper in name for name in right))
+        if rule.gain and not any(wrapper in name for name in left):
+            yield rule
+
+
+def _renamed(rule: _Rename, shapes: Shapes) -> Shapes:
+    rename = Rules(renames=((rule.pattern, rule.replacement),)).rename
+    return {rename(name): shape for name, shape in shapes.items()}
 
 
 def _comparable_shape(entry: Entry) -> tuple[int, ...]:
@@ -96,7 +115,7 @@ def _best_rename(left: Shapes, right: Shapes) -> _Rename | None:
 
 def _endings(name: str) -> list[int]:
     """Return every place where a component of a name begins, the first first."""
-    return [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+    return [0, *(dot.end() for dot in _SEPARATORS.finditer(name))]
 
 
 def _candidates(unmatched_left: Shapes, right: Shapes, unmatched_right: list[str]) -> list[tuple[str, str]]:
@@ -119,7 +138,7 @@ def _candidates(unmatched_left: Shapes, right: Shapes, unmatched_right: list[str
 
 def _is_prefix_change(old: str, new: str) -> bool:
     """Whether two prefixes differ in their last component, and by more than a layer's or an expert's number."""
-    last, other = (prefix[:-1].rpartition(".")[2] for prefix in (old, new))
+    last, other = (_SEPARATORS.split(prefix[:-1])[-1] for prefix in (old, new))
     # A replacement that holds an equals sign could not be told from the pattern on the command line.
     return last != other and not (last.isdigit() and other.isdigit()) and "=" not in new
 

@@ -21,7 +21,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 _ALLOW_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*/config.json"]
 """Files fetched from a Hub repository: weights, configs, tokenizers. Never ``.bin`` or ``.gguf``."""
-_CONFIG_PATTERNS = ["config.json", "model.safetensors.index.json"]
+_CONFIG_PATTERNS = ["config.json", "*/config.json", "*.safetensors.index*.json", "modules.json", "model_index.json"]
 """What the headers of weights are understood by."""
 _IGNORE_PATTERNS = ["original/*", "onnx/*", "openvino/*", "consolidated*.safetensors"]
 """Second copies of the same weights, in other formats or layouts."""

@@ -14,6 +14,7 @@ from paramdelta_hub.checkpoints.config_merge import TEXT_CONFIGS
 from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import file_digest, read_small
+from paramdelta_hub.fileio.lfs import refuse_pointer
 from paramdelta_hub.fileio.names import is_clear
 from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import COMPANION_BYTES, TOKENIZER_VALUES, VOCABULARY_ROWS
@@ -101,6 +102,7 @@ def read_vocabulary(folder: Path, error: type[SourceError] = CheckpointError) ->
     path, *additions = files
     where = str(path)
     content = read_small(path, COMPANION_BYTES, error, follow=True)
+    refuse_pointer(content, error, str(path))
     settings = {
         file.name: _parse(read_small(file, COMPANION_BYTES, error, follow=True), error, str(file)) for file in additions
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, check_rules
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
-from paramdelta_hub.extraction.companions import check_companions
+from paramdelta_hub.extraction.companions import check_companions, layout_notes
 from paramdelta_hub.extraction.descent import check_descent, descent_notes, lineage_record
 from paramdelta_hub.extraction.finalize import build_manifest, final_names
 from paramdelta_hub.extraction.pairs import Differences, pair_up, tokenizer_folder, uses_with_trained
@@ -42,8 +42,8 @@ class ExtractReport(PackageReport):
     lineage: Lineage
     """How post was found to descend from base, and which of its tensors do not."""
     notes: tuple[str, ...] = ()
-    """What became of ties, of rows that have no like in base, and of tensors that are carried whole; and which tensors
-    of post are unrelated to base's."""
+    """Which files were read where there was a choice; what became of ties, of rows that have no like in base, and of
+    tensors that are carried whole; and which tensors of post are unrelated to base's."""
     rules: tuple[RuleUse, ...] = ()
     """What each rule hit, and which trained tensors it left out."""
     published: Published | None = None
@@ -211,7 +211,13 @@ class Extraction(Operation[ExtractReport]):
             model_nbytes=self._post.nbytes,
             resumed_tasks=resumed,
             lineage=lineage_record(self._kinship),
-            notes=(*self._differences.notes, *descent_notes(self._kinship)),
+            notes=(
+                *self._base.notes_of("base"),
+                *self._post.notes_of("post"),
+                *layout_notes(self._base, self._post),
+                *self._differences.notes,
+                *descent_notes(self._kinship),
+            ),
             rules=uses,
         )
 

@@ -24,6 +24,7 @@ from paramdelta_hub.checkpoints.tensor_sources import Zeros
 from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings
 from paramdelta_hub.checkpoints.token_rows import dropped_tokens, match_rows, newly_named
 from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
+from paramdelta_hub.checkpoints.training_saves import refuse_ungathered
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.open_files import OpenFiles
@@ -233,6 +234,7 @@ def _make_pairs(matched: Match, sides: _Sides, rules: Rules, vocabularies: _Voca
     """Return a pair for every match, or raise with everything that does not fit."""
     base, post = sides
     where = str(post.checkpoint.source.path)
+    _refuse_ungathered(matched, sides)
     problems = [
         Mismatch(side, "quantized", f"{model.checkpoint.source.path}: {model.unsupported}")
         for side, model in (("base", base), ("post", post))
@@ -326,6 +328,15 @@ def _row_of(tensor: LogicalTensor, row: int, files: OpenFiles) -> NDArray[np.flo
     tensor.source.open(files).read(row * width, raw)
     bits = raw.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
     return kind.widen(bits, np.empty(width, kind.wide))
+
+
+def _refuse_ungathered(matched: Match, sides: _Sides) -> None:
+    paired = {name: sides.post.entries[new] for name, new in matched.pairs.items() if new in sides.post.entries}
+    for side, model, entries in (
+        ("post", sides.post, {**sides.post.entries, **paired}),
+        ("base", sides.base, sides.base.entries),
+    ):
+        refuse_ungathered(entries, matched.mismatches, side, str(model.checkpoint.source.path))
 
 
 def _skipped_pairs(matched: Match, sides: _Sides, rules: Rules) -> tuple[SkippedPair, ...]:

@@ -16,6 +16,7 @@ from typing import NoReturn
 from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import open_regular
+from paramdelta_hub.fileio.lfs import POINTER_START, refuse_pointer
 from paramdelta_hub.fileio.names import check_tensor_name
 from paramdelta_hub.limits import HEADER_BYTES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
 
@@ -98,6 +99,8 @@ def read_header(path: Path, error: type[SourceError] = CheckpointError, *, follo
         if len(prefix) < _LENGTH_BYTES:
             raise error(f"truncated: {size} bytes are not a safetensors file", where=where, remedy="get the file again")
         length = int.from_bytes(prefix, "little")
+        if POINTER_START.startswith(prefix):
+            refuse_pointer(prefix + read(len(POINTER_START)), error, where)
         if prefix[:4] == b"GGUF":
             raise error("a GGUF file, not safetensors", where=where, remedy=GGUF_REMEDY)
         if length > HEADER_BYTES:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 
 from paramdelta_hub.errors import PackageError, SourceError
+from paramdelta_hub.fileio.lfs import refuse_pointer
 from paramdelta_hub.limits import JSON_DEPTH, JSON_VALUES
 
 __all__ = ["JsonObject", "canonical", "compact", "parse", "parse_object", "pretty"]
@@ -84,6 +85,7 @@ def parse(
         SourceError: (as ``error``) not UTF-8, not JSON, too deep, a duplicate key, or a number that is not finite.
     """
     rules = _Rules(error, where, long_integers)
+    refuse_pointer(text, error, where)
     # Every value follows one of these bytes. Those inside strings are counted too, which is on the safe side.
     if sum(text.count(byte) for byte in (b",", b"[", b"{")) > limit:
         rules.refuse(f"JSON of more than {limit} values")

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.tensor_sources import Stored
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
 from paramdelta_hub.fileio.durable import expand, file_digest, read_small
@@ -181,7 +181,7 @@ def _changed_companions(folder: Path, provenance: Provenance) -> Iterator[Mismat
 def _unlisted_files(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
     """Yield the files that nobody promised: a library could take one of them for the model, or for code to run."""
     listed = {PROVENANCE_NAME, *(file.name for file in model.files), *(f.path for f in provenance.companions.files)}
-    listed |= {INDEX} if model.index is not None else set()
+    listed |= {index.name for index in model.indexes}
     for name in files_below(model.folder):
         if name not in listed and not is_allowed_extra(name):
             yield Mismatch(shown(name), "unlisted", "not in the provenance; move it elsewhere")
@@ -195,9 +195,9 @@ def _files(model: Checkpoint, provenance: Provenance, text: bytes, progress: Pro
             yield FileRecord(path=file.name, size=size, sha256=digest)
     finally:
         progress.finish()
-    if model.index is not None:
-        digest, size = file_digest(model.folder / INDEX, CheckpointError, follow=True)
-        yield FileRecord(path=INDEX, size=size, sha256=digest)
+    for index in model.indexes:
+        digest, size = file_digest(model.folder / index.name, CheckpointError, follow=True)
+        yield FileRecord(path=index.name, size=size, sha256=digest)
     yield FileRecord(path=PROVENANCE_NAME, size=len(text), sha256=hashlib.sha256(text).hexdigest())
     for companion in provenance.companions.files:
         yield FileRecord(path=companion.path, size=companion.size, sha256=companion.sha256)

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
-from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.errors import DestinationError, OptionError, SourceError
 from paramdelta_hub.fileio.digests import is_sealed
 from paramdelta_hub.fileio.durable import expand, file_digest, io_errors, read_small
@@ -168,7 +168,8 @@ def check_new(out: str | Path, *, overwrite: bool, registry: str | Path | None =
 
 def model_places(what: str, model: Checkpoint) -> list[tuple[str, Path]]:
     """Return the places of a model: its folder or file, and the folders that its weight files are links to."""
-    linked = sorted({file.path.parent for file in model.files} - {Path(os.path.realpath(model.folder))})
+    own = Path(os.path.realpath(model.folder))
+    linked = sorted(folder for folder in {file.path.parent for file in model.files} if not folder.is_relative_to(own))
     return [(what, model.source.path), *((f"the folder of the weights of {what}", folder) for folder in linked)]
 
 
@@ -253,7 +254,7 @@ def _known_in_model(out: Path) -> dict[str, IsOurs]:
     changed = set(_changed_weights(model, provenance, os.stat(place).st_mtime_ns))
     unchanged = [file.name for file in model.files if file.name not in changed]
     return {
-        **dict.fromkeys((PROVENANCE_NAME, *unchanged, *([INDEX] if model.index is not None else [])), _always),
+        **dict.fromkeys((PROVENANCE_NAME, *unchanged, *(index.name for index in model.indexes)), _always),
         "README.md": lambda path: is_sealed(read_small(path, CARD_BYTES)),
         **{file.path: _has_content(file.sha256, file.size) for file in provenance.companions.files},
     }

@@ -18,6 +18,7 @@ from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.names import check_file_names, check_tensor_name
 from paramdelta_hub.fileio.safetensors import DISCRETE, ITEM_SIZES
 from paramdelta_hub.limits import (
+    CONFIGS,
     FILES,
     MANIFEST_BYTES,
     MANIFEST_VALUES,
@@ -201,8 +202,8 @@ class Manifest(Record):
     post: Source
     architecture: Architecture
     exactness: Exactness
-    configs: Annotated[dict[ConfigName, ConfigChange], at_most(2)] = Field(
-        description="by file; one that base or post lacks is left out"
+    configs: Annotated[dict[ConfigName, ConfigChange], at_most(CONFIGS)] = Field(
+        description="by file, also of components; one that base or post lacks is left out"
     )
     cast: StoredFloat | None = Field(
         description="the dtype in which both sides were read, rounded once; null where each is as it is stored"

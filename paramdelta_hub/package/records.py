@@ -27,6 +27,7 @@ from paramdelta_hub.limits import DTYPES, FILES, TENSOR_ELEMENTS, TENSOR_RANK
 
 __all__ = [
     "CODE_KEYS",
+    "CONFIG_NAME",
     "Architecture",
     "Blake3",
     "ConfigChange",
@@ -52,7 +53,12 @@ __all__ = [
 
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines"})
 """Keys of a config by which it names code to be run when a model is loaded."""
-ConfigName = Literal["config.json", "generation_config.json"]
+CONFIG_NAME = (
+    r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/){0,3}"
+    r"((generation_|scheduler_|sentence_bert_)?config|config_sentence_transformers)\.json$"
+)
+ConfigName = Annotated[str, Field(pattern=CONFIG_NAME, max_length=1024)]
+"""A config by its name in the model's folder; that of a component with the component's folder."""
 
 
 def _clear(text: str) -> str:

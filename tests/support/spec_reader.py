@@ -424,7 +424,10 @@ def check_manifest(manifest: object) -> None:
     require(manifest["lineage"]["path"] == "lineage.safetensors", "§2 the lineage file's name")
     for file in manifest["companions"]:
         require(re.fullmatch(r"companions/.*\.(json|jinja|txt|model)", file["path"]), "§2 companions")
-    require(manifest["configs"].keys() <= {"config.json", "generation_config.json"}, "§3.2 configs")
+    names = r"((generation|scheduler|sentence_bert)_)?config\.json|config_sentence_transformers\.json"
+    require(len(manifest["configs"]) <= 1000, "§3.2 configs")
+    for name in manifest["configs"]:
+        require(re.fullmatch(rf"([\w-][\w.-]*/){{0,3}}({names})", name, re.ASCII), "§3.2 configs")
     for change in manifest["configs"].values():
         check_change(change)
     for record in manifest["tensors"]:
