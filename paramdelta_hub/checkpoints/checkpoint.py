@@ -20,15 +20,32 @@ from paramdelta_hub.fileio.safetensors import GGUF_REMEDY, Header, TensorSpan, r
 from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import CONFIG_BYTES, FILES, HEADER_BYTES
 
-__all__ = ["INDEX", "WEIGHTS", "Checkpoint", "WeightFile", "assemble", "open_checkpoint", "parse_index", "read_index"]
+__all__ = [
+    "ADAPTER",
+    "INDEX",
+    "WEIGHTS",
+    "Checkpoint",
+    "WeightFile",
+    "assemble",
+    "open_checkpoint",
+    "parse_index",
+    "read_index",
+]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
 _MODEL_REMEDY = "give a folder in Hugging Face layout, a .safetensors file, or org/name"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 _PICKLE_REMEDY = (
     "a pickle can run code when it is read, so it is never opened; convert it once, in an environment you trust: "
     "scripts/tools/convert_pickle.py, or transformers' save_pretrained(safe_serialization=True)"
 )
+_PICKLED_ADAPTER_REMEDY = (
+    'convert it; in its folder: python -c "import torch; from safetensors.torch import save_file as save; '
+    "save({k: v.contiguous() for k, v in torch.load('adapter_model.bin', 'cpu', weights_only=True).items()}, "
+    "'adapter_model.safetensors')\""
+)
+"""With ``weights_only``, torch runs no code that a pickle names."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +147,12 @@ def open_checkpoint(model: str | Path, *, code: bool = False) -> Checkpoint:
     if (path / "manifest.json").exists() and not (path / "config.json").exists():
         raise CheckpointError("this is a delta package, but a model is needed", where=str(path))
     names = sorted(entry.name for entry in path.iterdir())
+    if ADAPTER in names and (INDEX in names or WEIGHTS in names):
+        raise CheckpointError(
+            f"both a model and an adapter ({ADAPTER})",
+            where=str(path),
+            remedy=f"give the one file {path / ADAPTER}, or move the adapter's two files to a folder of their own",
+        )
     if INDEX in names:
         return _sharded(source, names)
     weight_files = [name for name in names if name.endswith(".safetensors")]
@@ -141,8 +164,6 @@ def open_checkpoint(model: str | Path, *, code: bool = False) -> Checkpoint:
             where=str(path),
             remedy="get the index file, or give a single file",
         )
-    if weight_files == ["adapter_model.safetensors"]:
-        raise CheckpointError("a LoRA adapter, not a model", where=str(path), remedy="merge it into its model first")
     if not weight_files:
         raise _no_weights(path, names)
     return Checkpoint(source, (_weight_file(weight_files[0], path / weight_files[0]),), None)
@@ -215,6 +236,8 @@ def _not_safetensors(path: Path) -> CheckpointError:
     where = shown(str(path))  # a stranger may have named the file
     if path.suffix == ".gguf":
         return CheckpointError("a GGUF file, not safetensors", where=where, remedy=GGUF_REMEDY)
+    if path.name == "adapter_model.bin":
+        return CheckpointError("a pickled adapter", where=where, remedy=_PICKLED_ADAPTER_REMEDY)
     if path.suffix in _PICKLES:
         return CheckpointError("a pickled checkpoint", where=where, remedy=_PICKLE_REMEDY)
     return CheckpointError("not a .safetensors file", where=where, remedy=_MODEL_REMEDY)

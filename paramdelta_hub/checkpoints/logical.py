@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from paramdelta_hub.checkpoints.adapters import Update, describe, find_updates, is_adapter, open_adapter, refuse_adapter
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.matching import Entry, Match
 from paramdelta_hub.checkpoints.quantization import find_scales, unsupported_reason, unused_tensors
 from paramdelta_hub.checkpoints.roles import vocabulary_tensors
-from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Reordered, Stored, TensorSource
+from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.tensor_sources import Adapted, Dequantized, LowRank, Reordered, Stored, TensorSource
+from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.safetensors import Sized
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import Run
 
-__all__ = ["LogicalModel", "LogicalTensor", "entries_of", "logical_model"]
+__all__ = ["LogicalModel", "LogicalTensor", "entries_of", "logical_model", "logical_post"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,13 @@ class LogicalModel:
     """(name, reason)"""
     unsupported: str | None
     """Why no delta can be added to this model, in a sentence; None if one can."""
+    notes: tuple[str, ...] = ()
+    """What there is to say of how it is read, in words."""
+    homeless: Mapping[str, str] = field(default_factory=dict)
+    """Of an adapter: what it updates, although base has no such tensor → why, in words."""
+    adapter_names: tuple[str, ...] | None = None
+    """Of base with an adapter: the adapter's own names, to which rename rules have been applied already; the tensors
+    have base's. None for a model."""
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
@@ -81,8 +91,9 @@ def logical_model(checkpoint: Checkpoint) -> LogicalModel:
     """Return the logical tensors of a model, from its headers.
 
     Raises:
-        CheckpointError: an 8-bit weight whose scale does not fit it.
+        CheckpointError: an 8-bit weight whose scale does not fit it, or an adapter, which is no model.
     """
+    refuse_adapter(checkpoint)
     unsupported = unsupported_reason(checkpoint)
     quantized = {} if unsupported else find_scales(checkpoint)
     omitted = unused_tensors(checkpoint, quantized)
@@ -96,6 +107,61 @@ def logical_model(checkpoint: Checkpoint) -> LogicalModel:
             source = Dequantized(Stored.of(file, span), scale, scaled.scale, scaled.grid)
         tensors[name] = LogicalTensor(source.dtype, span.shape, source)
     return LogicalModel(checkpoint, tensors, tuple(omitted.items()), unsupported)
+
+
+def logical_post(checkpoint: Checkpoint, base: LogicalModel | None, rules: Rules | None = None) -> LogicalModel:
+    """Return the logical tensors of a model that was trained from ``base``: its own, or base's with an adapter.
+
+    Args:
+        checkpoint: a model, or an adapter.
+        base: what it was trained from; needed for an adapter.
+        rules: the user's; an adapter's names are renamed before they are looked for in base.
+
+    Raises:
+        CheckpointError: an 8-bit weight whose scale does not fit it, or an adapter that can't be read.
+    """
+    if not is_adapter(checkpoint):
+        return logical_model(checkpoint)
+    if base is None:
+        raise CheckpointError(
+            "a LoRA adapter, which means nothing without its base",
+            where=str(checkpoint.source.path),
+            remedy="give the base with --base as well",
+        )
+    adapter = open_adapter(checkpoint)
+    shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
+    updates = find_updates(adapter, shapes, (base.checkpoint.config or {}).get("model_type"), rules)
+    tensors = dict(base.tensors)
+    for name, update in updates.tensors.items():
+        tensors[name] = _updated(base.tensors.get(name), update, checkpoint)
+    notes = [*describe(adapter, updates, base.checkpoint.source.name)]
+    if quantized := sum(base.tensors[name].is_quantized for name in updates.tensors if name in base.tensors):
+        notes.append(f"{quantized:,} of these tensors are quantized in base: the adapter is added to their bf16 values")
+    return LogicalModel(checkpoint, tensors, (), base.unsupported, tuple(notes), updates.homeless, adapter.names)
+
+
+def _updated(base: LogicalTensor | None, update: Update, adapter: Checkpoint) -> LogicalTensor:
+    """Return a tensor of base as an adapter makes it; a whole one that base lacks is the adapter's own."""
+    inner, shape = base.source if base else None, base.shape if base else ()
+    dtype = base.dtype if base else ""
+    if update.whole is not None:
+        file, span = adapter.tensors[update.whole]
+        inner, shape, dtype = Stored.of(file, span), span.shape, dtype or span.dtype
+        if update.up is None and (dtype == span.dtype or dtype not in FLOATS or span.dtype not in FLOATS):
+            return LogicalTensor(span.dtype, shape, inner)
+    if not isinstance(inner, (Stored, Dequantized)) or {inner.dtype, dtype} - FLOATS.keys():
+        raise CheckpointError(
+            f"the adapter updates a tensor that is {dtype} in base, and is no F32, BF16 or F16",
+            where=str(adapter.source.path),
+        )
+    product = None
+    if update.up is not None:
+        up_file, up = adapter.tensors[update.up]
+        down = adapter.tensors[update.down] if update.down else None
+        inputs = down[1].elements // update.rank if down else 1
+        factors = (Stored.of(*down) if down else None, Stored.of(up_file, up))
+        product = LowRank(*factors, update.rank, up.elements // update.rank, inputs, update.scale, update.transposed)
+    return LogicalTensor(dtype, shape, Adapted(inner, dtype, product))
 
 
 def entries_of(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:

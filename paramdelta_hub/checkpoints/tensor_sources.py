@@ -25,12 +25,15 @@ from paramdelta_hub.fileio.safetensors import ITEM_SIZES, TensorSpan
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.float8 import DECODED, Grid, dequantize
 from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.numerics.low_rank import add_low_rank
 from paramdelta_hub.numerics.row_runs import ElementRuns, Run
 from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = [
+    "Adapted",
     "Dequantized",
     "Files",
+    "LowRank",
     "PlainSource",
     "Reordered",
     "Stored",
@@ -38,6 +41,7 @@ __all__ = [
     "Values",
     "Zeros",
     "read_chunks",
+    "read_floats",
     "source_digest",
 ]
 
@@ -141,7 +145,60 @@ class Dequantized:
         return _DequantizedValues(self, files)
 
 
-PlainSource: TypeAlias = Stored | Zeros | Dequantized
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """The factors of a product that is added to a matrix: scale · B · A.
+
+    Args:
+        down: A, of shape (rank, inputs); None for a summand of a vector, whose only column is B.
+        up: B, of shape (outputs, rank).
+        rank: of the product.
+        outputs: rows of B.
+        inputs: columns of A.
+        scale: multiplies the product.
+        transposed: whether the product is transposed before it is added.
+    """
+
+    down: Stored | None
+    up: Stored
+    rank: int
+    outputs: int
+    inputs: int
+    scale: float
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """Another source's values plus a product of low rank, in float32, rounded once; see :mod:`~..numerics.low_rank`.
+
+    Args:
+        inner: the values as they are; F32, BF16 or F16.
+        dtype: what the sums are rounded to: F32, BF16 or F16.
+        product: what is added; None to round alone.
+    """
+
+    inner: Annotated[Stored | Dequantized, Field(discriminator="kind")]
+    dtype: str
+    product: LowRank | None
+    kind: Literal["adapted"] = "adapted"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        factors = [self.product.down, self.product.up] if self.product else []
+        return (*self.inner.files, *(factor.file for factor in factors if factor))
+
+    def open(self, files: Files) -> Values:
+        """Return a reader; the factors are read now, and ``files`` must stay open while it is used.
+
+        Raises:
+            CheckpointError: a file can't be read.
+        """
+        return _AdaptedValues(self, files)
+
+
+PlainSource: TypeAlias = Stored | Zeros | Dequantized | Adapted
 """Every kind of source whose rows are in their own order."""
 
 
@@ -190,6 +247,18 @@ def read_chunks(source: TensorSource, elements: int, files: Files) -> Iterator[N
         chunk = scratch("target", min(CHUNK_ELEMENTS, elements - start) * itemsize, np.uint8)
         values.read(start, chunk)
         yield chunk
+
+
+def read_floats(source: Stored, elements: int, files: Files) -> NDArray[np.float32]:
+    """Return the values of a float tensor as float32, which holds them exactly, flat.
+
+    Raises:
+        CheckpointError: the file is truncated or can't be read.
+    """
+    kind = FLOATS[source.dtype]
+    raw = np.empty(elements * kind.itemsize, np.uint8)
+    source.open(files).read(0, raw)
+    return _to_float32(raw, source.dtype, np.empty(elements, np.float32))
 
 
 def source_digest(
@@ -248,6 +317,48 @@ class _DequantizedValues:
         values = scratch("dequantized", codes.size, np.uint16)
         dequantize(codes, self._table, self._grid, self._scales, start, values)
         np.copyto(out, values.astype("<u2", copy=False).view(np.uint8))
+
+
+class _AdaptedValues:
+    def __init__(self, source: Adapted, files: Files) -> None:
+        self._inner, self._from, self._to = source.inner.open(files), source.inner.dtype, source.dtype
+        self._factors: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        if (product := source.product) is None:
+            return
+        self._scale = product.scale
+        up = read_floats(product.up, product.outputs * product.rank, files).reshape(product.outputs, product.rank)
+        down = np.ones((1, 1), np.float32)
+        if product.down is not None:
+            flat = read_floats(product.down, product.rank * product.inputs, files)
+            down = flat.reshape(product.rank, product.inputs)
+        self._factors = (down.T, up.T) if product.transposed else (up, down)
+
+    def read(self, start: int, out: NDArray[np.uint8]) -> None:
+        elements = out.size // ITEM_SIZES[self._to]
+        raw = scratch("adapted bytes", elements * ITEM_SIZES[self._from], np.uint8)
+        self._inner.read(start, raw)
+        wide = _to_float32(raw, self._from, scratch("adapted wide", elements, np.float32))
+        if self._factors is not None:
+            add_low_rank(wide, *self._factors, self._scale, start)
+        kind = FLOATS[self._to]
+        if self._to == "F32":
+            bits = wide.view(np.uint32)
+        else:
+            bits = kind.round(
+                wide, scratch("adapted bits", elements, kind.bits), scratch("adapted round", elements, "u4")
+            )
+        np.copyto(out, bits.astype(kind.bits.newbyteorder("<"), copy=False).view(np.uint8))
+
+
+def _to_float32(raw: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Fill ``out`` with the values of little-endian floats of at most 32 bits, exactly."""
+    kind = FLOATS[dtype]
+    bits = raw.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
+    if dtype == "F32":
+        np.copyto(out, bits.view(np.float32))
+    else:
+        kind.widen(bits, out)
+    return out
 
 
 def _read_scales(source: Dequantized, files: Files) -> NDArray[np.float32]:

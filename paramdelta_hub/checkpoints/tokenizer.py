@@ -16,7 +16,7 @@ from paramdelta_hub.fileio.durable import file_digest, read_small
 from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import COMPANION_BYTES, TOKENIZER_VALUES, VOCABULARY_ROWS
 
-__all__ = ["Vocabulary", "read_vocabulary", "same_tokenizer"]
+__all__ = ["Vocabulary", "has_tokenizer", "read_vocabulary", "same_tokenizer"]
 
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 """Files that hold a vocabulary. The first that is there decides, as in transformers."""
@@ -72,6 +72,11 @@ def same_tokenizer(a: Path, b: Path) -> bool:
             for x, y in zip(*files, strict=True)
         )
     )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a vocabulary."""
+    return bool(_files_of(folder))
 
 
 def _files_of(folder: Path) -> list[Path]:

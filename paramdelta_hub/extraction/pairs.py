@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model
+from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model, logical_post
 from paramdelta_hub.checkpoints.matching import SKIPPED, Match, OmittedTensor, match
 from paramdelta_hub.checkpoints.rename_proposals import suggest_renames
 from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses
 from paramdelta_hub.checkpoints.tensor_sources import Zeros
 from paramdelta_hub.checkpoints.token_rows import dropped_tokens, match_rows
-from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
+from paramdelta_hub.checkpoints.tokenizer import Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.open_files import OpenFiles
@@ -79,11 +79,15 @@ class Differences:
     uses: tuple[RuleUse, ...]
     """What each of the user's rules hit."""
     skipped: tuple[SkippedPair, ...]
+    model_notes: tuple[str, ...] = ()
+    """How base and post are read, where there is something to say."""
+    post_is_model: bool = True
+    """False where it is base with an adapter."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What became of ties, of rows, and of tensors that only post has."""
-        return tuple(note for pair in self.pairs if (note := pair.note))
+        """How the models are read; what became of ties, of rows, and of tensors that only post has."""
+        return self.model_notes + tuple(note for pair in self.pairs if (note := pair.note))
 
 
 def uses_with_trained(differences: Differences) -> tuple[RuleUse, ...]:
@@ -127,14 +131,20 @@ def pair_up(
         MismatchError: every misfit is listed.
         CheckpointError: scales or a tokenizer that can't be used.
     """
-    sides = _Sides(logical_model(base), logical_model(post))
+    base_model = logical_model(base)
+    sides = _Sides(base_model, logical_post(post, base_model, rules))
     base_entries, post_entries = sides.base.entries, sides.post.entries
+    post_names, user_rules = [*post_entries], rules
+    if sides.post.adapter_names is not None:
+        post_names, rules = [*sides.post.adapter_names], replace(rules, renames=())
+        if post_tokenizer is None or not has_tokenizer(post_tokenizer):
+            post_tokenizer = base_tokenizer
     carried = [name for name in post_entries if rules.carries_name(name)]
     matched = match(base_entries, post_entries, rules, ("base", "post"), carried=carried)
-    uses = rule_uses(rules, base_entries, [post_entries], matched.carried)
+    uses = rule_uses(user_rules, base_entries, [post_names], matched.carried)
     candidates: dict[RuleKind, list[str]] = {
-        "skip": [*base_entries, *post_entries],
-        "rename": [*post_entries],
+        "skip": [*base_entries, *post_names],
+        "rename": post_names,
         "carry": [name for name in post_entries if rules.rename(name) not in base_entries],
     }
     refuse_unused(uses, candidates)
@@ -145,10 +155,13 @@ def pair_up(
             *matched.omissions,
             *(OmittedTensor(name, "base", reason) for name, reason in sides.base.omissions),
             *(OmittedTensor(name, "post", reason) for name, reason in sides.post.omissions),
+            *(OmittedTensor(name, "post", SKIPPED) for name in sides.post.homeless),  # the others were refused
         ),
         given_up=vocabularies.dropped_tokens,
         uses=tuple(uses),
         skipped=_skipped_pairs(matched, sides, rules) if rules.skips else (),
+        model_notes=(*sides.base.notes, *sides.post.notes),
+        post_is_model=sides.post.adapter_names is None,
     )
 
 
@@ -167,11 +180,17 @@ def _make_pairs(matched: Match, sides: _Sides, rules: Rules, vocabularies: _Voca
         if model.unsupported
     ]
     problems += matched.mismatches
+    problems += [Mismatch(name, "missing", why) for name, why in post.homeless.items() if not rules.skips_name(name)]
     remedy = (
         "give models of one architecture and dtype, or rename post's tensors with --rename, leave some out "
         "with --skip, or store those that only post has with --carry"
     )
-    if problems and (options := suggest_renames(base.entries, post.entries, rules)):
+    if post.homeless:
+        remedy = (
+            "give the base that the adapter was trained on, or rename the adapter's tensors with --rename, "
+            "or leave some out with --skip"
+        )
+    elif problems and (options := suggest_renames(base.entries, post.entries, rules)):
         remedy = f"try {options}; for the remaining tensors use --skip, or --carry if only post has them"
     pairs = []
     mismatched = {mismatch.location for mismatch in matched.mismatches}

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from paramdelta_hub.numerics.floats import FLOATS, Bits, blocks
 from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.numerics.tiles import tiles
 
 __all__ = [
     "DECODED",
@@ -187,7 +188,7 @@ def raise_peaks(values: NDArray[np.float32], grid: Grid, first: int, peaks: Scal
     with np.errstate(invalid="ignore"):  # sums are looked through for NaN elsewhere, and named
         for part in blocks(values.size):
             magnitudes = np.abs(values[part], out=scratch("float8 wide", part.stop - part.start, np.float32))
-            for tile, row, column in _tiles(magnitudes, grid.columns, first + part.start):
+            for tile, row, column in tiles(magnitudes, grid.columns, first + part.start):
                 _raise_tile(tile, grid, row, column, peaks)
 
 
@@ -289,7 +290,7 @@ def _with_scales(
     """Multiply or divide elements ``first`` and following of a tensor by their scales, in place."""
     width = grid.block[1]
     with np.errstate(over="ignore", invalid="ignore"):
-        for tile, row, column in _tiles(wide, grid.columns, first):
+        for tile, row, column in tiles(wide, grid.columns, first):
             if scales.shape[1] == 1:  # a row may be a band of its own, so all are done at once
                 factors = scales[grid.scale_row(np.arange(row, row + len(tile)))]
                 operation(tile, factors, out=tile)
@@ -307,14 +308,3 @@ def _bands(tile: NDArray[np.float32], grid: Grid, row: int) -> Iterator[tuple[ND
         end = min(grid.band_end(at), row + len(tile))
         yield tile[at - row : end - row], grid.scale_row(at)
         at = end
-
-
-def _tiles(wide: NDArray[np.float32], columns: int, first: int) -> Iterator[tuple[NDArray[np.float32], int, int]]:
-    """Cut a run of elements into rectangles: (rectangle, its row, its column): whole rows, and parts of at most two."""
-    at = 0
-    while at < wide.size:
-        row, column = divmod(first + at, columns)
-        left = wide.size - at
-        size = min(columns - column, left) if column or left < columns else left // columns * columns
-        yield wide[at : at + size].reshape(-1, min(columns, size)), row, column
-        at += size

@@ -10,7 +10,8 @@ from typing import Literal, TypeAlias
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
-from paramdelta_hub.checkpoints.logical import logical_model
+from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model, logical_post
+from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
 from paramdelta_hub.fileio.digests import begin_digest
@@ -109,7 +110,7 @@ def verify(
     if base_model is not None:
         _check_base(package, base_model, digests)
     if post_model is not None:
-        _check_post(package, post_model, threads, progress)
+        _check_post(package, base_model, post_model, threads, progress)
     return VerifyReport(
         path=package.path,
         id=package.digest,
@@ -146,11 +147,13 @@ def _check_base(package: Package, base: Checkpoint, digests: Mapping[str, tuple[
         )
 
 
-def _check_post(package: Package, post: Checkpoint, threads: int, progress: Progress) -> None:
-    """Check the digests of post's tensors against the manifest's."""
+def _check_post(package: Package, base: Checkpoint | None, post: Checkpoint, threads: int, progress: Progress) -> None:
+    """Check the digests of post's tensors against the manifest's; where post is an adapter, of base's with it."""
+    renames = Rules(tuple((rule.pattern, rule.replacement) for rule in package.manifest.renames))
+    model = logical_post(post, logical_model(base) if base else None, renames)
     records = package.manifest.tensors
     names = {record.name: record.post_name or record.name for record in records}
-    sources = _sources(post, names, records, "post")
+    sources = _sources(model, names, records, "post")
     sized = {record.name: (sources[record.name], record.elements) for record in records}
     _refuse_other_model("post", package, post, tensor_digests(sized, threads, progress, "comparing post"))
 
@@ -215,7 +218,7 @@ def _sums(package: Package, base: Checkpoint | None, locations: Mapping[str, tup
     """Return the sum of every tensor of the delta with base's values; with zeros, if there is no base."""
     records = package.manifest.tensors
     names = {record.name: record.base_name or record.name for record in records}
-    sources = _sources(base, names, records, "base") if base else {}
+    sources = _sources(logical_model(base), names, records, "base") if base else {}
     sums = []
     for record in records:
         if base is None and not record.shard:
@@ -226,7 +229,7 @@ def _sums(package: Package, base: Checkpoint | None, locations: Mapping[str, tup
 
 
 def _sources(
-    model: Checkpoint, names: Mapping[str, str], records: Sequence[TensorRecord], side: str
+    model: LogicalModel, names: Mapping[str, str], records: Sequence[TensorRecord], side: str
 ) -> dict[str, TensorSource]:
     """Return how to read every tensor of the delta in the model, in post's row order.
 
@@ -234,7 +237,7 @@ def _sources(
         MismatchError: some are missing, or of another dtype or shape; all of them are listed.
     """
     sources, problems = {}, []
-    tensors = logical_model(model).tensors
+    tensors = model.tensors
     for record in records:
         name = names[record.name]
         if side == "base" and record.rows and not record.rows.base:
@@ -250,7 +253,7 @@ def _sources(
             continue
         sources[record.name] = tensor.reorder_rows(record.runs if side == "base" else None).source
     if problems:
-        raise MismatchError(f"not the {side} of this delta", problems, where=str(model.source.path))
+        raise MismatchError(f"not the {side} of this delta", problems, where=str(model.checkpoint.source.path))
     return sources
 
 
