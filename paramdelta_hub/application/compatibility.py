@@ -110,7 +110,9 @@ class Compatibility:
     def colocate_with(self) -> dict[str, str]:
         """For each tensor of the result that the target has not, one that it has, whose file it shares."""
         last = list(self.target.checkpoint.tensors)[-1:]
-        return self.ties | {name: at for name in self.carried if name not in self.target.tensors for at in last}
+        return {**self.target.packed, **self.ties} | {
+            name: at for name in self.carried if name not in self.target.tensors for at in last
+        }
 
     @property
     def omissions(self) -> tuple[OmittedTensor, ...]:
@@ -121,7 +123,7 @@ class Compatibility:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What became of ties, and of rows, in words."""
+        """What became of quantized weights, of ties, and of rows, in words."""
         ties = [
             f"{head}: {side} has no such tensor; its {embedding} is used instead, and the result has both"
             if side == "the target"
@@ -136,7 +138,8 @@ class Compatibility:
             + ("instead of the target's" if name in self.target.tensors else "because the target has none")
             for name in self.carried
         ]
-        return (*dict.fromkeys(ties), *rows, *whole)
+        result = [f"{note}; the result is not quantized" for note in (() if self.keeps_fp8 else self.target.notes)]
+        return (*result, *dict.fromkeys(ties), *rows, *whole)
 
 
 def check_compatibility(

@@ -1,24 +1,32 @@
 """Logical tensors: the dtype and shape used for arithmetic, and the source of the values.
 
-Stored and logical tensors are mostly the same. There are three exceptions: 8-bit floats and their scales are read as
-one BF16 tensor; a tied output head is read from the embedding (:mod:`.matching`); the rows of a vocabulary may be read
-in another order (:mod:`.token_rows`).
+Stored and logical tensors are mostly the same. The exceptions: quantized weights and their scales are read as one BF16
+tensor (:mod:`.quantization`); base and an adapter are read as post (:mod:`.adapters`); a tied output head is read from
+the embedding (:mod:`.matching`); the rows of a vocabulary may be read in another order (:mod:`.token_rows`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from paramdelta_hub.checkpoints.adapters import Update, describe, find_updates, is_adapter, open_adapter, refuse_adapter
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.matching import Entry, Match
-from paramdelta_hub.checkpoints.quantization import find_scales, unsupported_reason, unused_tensors
+from paramdelta_hub.checkpoints.quantization import ScaledWeight, find_scales, unsupported_reason, unused_tensors
 from paramdelta_hub.checkpoints.roles import vocabulary_tensors
 from paramdelta_hub.checkpoints.rules import Rules
-from paramdelta_hub.checkpoints.tensor_sources import Adapted, Dequantized, LowRank, Reordered, Stored, TensorSource
+from paramdelta_hub.checkpoints.tensor_sources import (
+    Adapted,
+    Dequantized,
+    LowRank,
+    Mxfp4,
+    Reordered,
+    Stored,
+    TensorSource,
+)
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.safetensors import Sized
 from paramdelta_hub.numerics.floats import FLOATS
@@ -42,8 +50,8 @@ class LogicalTensor(Sized):
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the checkpoint stores it as 8-bit floats with scales."""
-        return isinstance(self.source, Dequantized)
+        """Whether the checkpoint stores it as codes with scales."""
+        return isinstance(self.source, (Dequantized, Mxfp4))
 
     def reorder_rows(self, runs: Sequence[Run] | None) -> LogicalTensor:
         """Return the tensor with its rows in the order of ``runs``; itself if there are none.
@@ -72,6 +80,8 @@ class LogicalModel:
     """What there is to say of how it is read, in words."""
     homeless: Mapping[str, str] = field(default_factory=dict)
     """Of an adapter: what it updates, although base has no such tensor → why, in words."""
+    packed: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that the checkpoint has no tensor of that name for → the one that holds their codes."""
     adapter_names: tuple[str, ...] | None = None
     """Of base with an adapter: the adapter's own names, to which rename rules have been applied already; the tensors
     have base's. None for a model."""
@@ -91,7 +101,7 @@ def logical_model(checkpoint: Checkpoint) -> LogicalModel:
     """Return the logical tensors of a model, from its headers.
 
     Raises:
-        CheckpointError: an 8-bit weight whose scale does not fit it, or an adapter, which is no model.
+        CheckpointError: a quantized weight whose scale does not fit it, or an adapter, which is no model.
     """
     refuse_adapter(checkpoint)
     unsupported = unsupported_reason(checkpoint)
@@ -99,14 +109,22 @@ def logical_model(checkpoint: Checkpoint) -> LogicalModel:
     omitted = unused_tensors(checkpoint, quantized)
     tensors = {}
     for name, (file, span) in checkpoint.tensors.items():
-        if name in omitted:
-            continue
-        source: TensorSource = Stored.of(file, span)
         if scaled := quantized.get(name):
-            scale = Stored.of(*checkpoint.tensors[scaled.scale])
-            source = Dequantized(Stored.of(file, span), scale, scaled.scale, scaled.grid)
-        tensors[name] = LogicalTensor(source.dtype, span.shape, source)
-    return LogicalModel(checkpoint, tensors, tuple(omitted.items()), unsupported)
+            values = scaled.source(checkpoint)
+            tensors[scaled.name] = LogicalTensor(values.dtype, scaled.shape, values)
+        elif name not in omitted:
+            tensors[name] = LogicalTensor(span.dtype, span.shape, Stored.of(file, span))
+    notes: tuple[str, ...] = ()
+    if quantized:
+        words = f"{len(quantized):,} quantized tensors are read with their scales, as what they stand for"
+        notes = (f"{checkpoint.source.name}: {words} ({_dtypes(quantized.values())})",)
+    packed = {scaled.name: name for name, scaled in quantized.items() if scaled.name != name}
+    return LogicalModel(checkpoint, tensors, tuple(omitted.items()), unsupported, notes, packed=packed)
+
+
+def _dtypes(weights: Iterable[ScaledWeight]) -> str:
+    pairs = sorted({(weight.code, weight.dtype) for weight in weights})
+    return ", ".join(f"{code} → {dtype}" for code, dtype in pairs)
 
 
 def logical_post(checkpoint: Checkpoint, base: LogicalModel | None, rules: Rules | None = None) -> LogicalModel:
@@ -118,7 +136,7 @@ def logical_post(checkpoint: Checkpoint, base: LogicalModel | None, rules: Rules
         rules: the user's; an adapter's names are renamed before they are looked for in base.
 
     Raises:
-        CheckpointError: an 8-bit weight whose scale does not fit it, or an adapter that can't be read.
+        CheckpointError: a quantized weight whose scale does not fit it, or an adapter that can't be read.
     """
     if not is_adapter(checkpoint):
         return logical_model(checkpoint)
@@ -137,7 +155,9 @@ def logical_post(checkpoint: Checkpoint, base: LogicalModel | None, rules: Rules
     notes = [*describe(adapter, updates, base.checkpoint.source.name)]
     if quantized := sum(base.tensors[name].is_quantized for name in updates.tensors if name in base.tensors):
         notes.append(f"{quantized:,} of these tensors are quantized in base: the adapter is added to their bf16 values")
-    return LogicalModel(checkpoint, tensors, (), base.unsupported, tuple(notes), updates.homeless, adapter.names)
+    return LogicalModel(
+        checkpoint, tensors, (), base.unsupported, tuple(notes), updates.homeless, adapter_names=adapter.names
+    )
 
 
 def _updated(base: LogicalTensor | None, update: Update, adapter: Checkpoint) -> LogicalTensor:
@@ -149,7 +169,7 @@ def _updated(base: LogicalTensor | None, update: Update, adapter: Checkpoint) ->
         inner, shape, dtype = Stored.of(file, span), span.shape, dtype or span.dtype
         if update.up is None and (dtype == span.dtype or dtype not in FLOATS or span.dtype not in FLOATS):
             return LogicalTensor(span.dtype, shape, inner)
-    if not isinstance(inner, (Stored, Dequantized)) or {inner.dtype, dtype} - FLOATS.keys():
+    if not isinstance(inner, (Stored, Dequantized, Mxfp4)) or {inner.dtype, dtype} - FLOATS.keys():
         raise CheckpointError(
             f"the adapter updates a tensor that is {dtype} in base, and is no F32, BF16 or F16",
             where=str(adapter.source.path),

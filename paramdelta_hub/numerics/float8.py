@@ -44,7 +44,6 @@ Codes: TypeAlias = NDArray[np.uint8]
 Scales: TypeAlias = NDArray[np.float32]
 """Shape :attr:`Grid.scale_shape`."""
 
-_BF16 = FLOATS["BF16"]
 LARGEST = 448.0
 """The largest number of E4M3."""
 _SCALES = {"F32": (2.0**-126, 2.0**127), "BF16": (2.0**-126, 2.0**127), "F16": (2.0**-14, 65504.0)}
@@ -116,7 +115,13 @@ def decode(codes: Codes, table: NDArray[np.float32], out: NDArray[np.float32]) -
 
 
 def dequantize(
-    codes: Codes, table: NDArray[np.float32], grid: Grid, scales: Scales, first: int, out: NDArray[np.uint16]
+    codes: Codes,
+    table: NDArray[np.float32],
+    grid: Grid,
+    scales: Scales,
+    first: int,
+    out: NDArray[np.uint16],
+    dtype: str = "BF16",
 ) -> NDArray[np.uint16]:
     """Return bf16 bits of code · scale, equal to torch's ``(codes.float() * scales.float()).bfloat16()``.
 
@@ -129,12 +134,13 @@ def dequantize(
         scales: those of the whole tensor.
         first: position of the first code in the tensor, counted in elements.
         out: uint16, as long as ``codes``; it is returned.
+        dtype: F16 for the bits of fp16 instead.
     """
     for block in blocks(codes.size):
         size = block.stop - block.start
         wide = decode(codes[block], table, scratch("float8 wide", size, np.float32))
         _with_scales(np.multiply, wide, grid, scales, first + block.start)
-        _BF16.round(wide, out[block], scratch("float8 round", size, np.uint32))
+        FLOATS[dtype].round(wide, out[block], scratch("float8 round", size, np.uint32))
     return out
 
 
