@@ -527,7 +527,10 @@ def _may_fit(shape: tuple[int, ...], product: tuple[int, ...]) -> bool:
 
 
 def _prefixes(wanted: str, names: Iterable[str], separator: str) -> list[tuple[str, str]]:
-    """Return the pairs (old prefix, new prefix) that make a name of base of the one that is wanted."""
+    """Return the pairs (old prefix, new prefix) that make a name of base of the one that is wanted.
+
+    There are no numbers in them: a layer is never taken for another.
+    """
     pairs: dict[tuple[str, str], None] = {}
     parts = wanted.split(separator)
     for name in names:
@@ -535,7 +538,8 @@ def _prefixes(wanted: str, names: Iterable[str], separator: str) -> list[tuple[s
         shared = 0
         while shared < min(len(parts), len(others)) and parts[-1 - shared] == others[-1 - shared]:
             shared += 1
-        if shared >= 2:
+        before = [*parts[: len(parts) - shared], *others[: len(others) - shared]]
+        if shared >= 2 and not any(part.isdecimal() for part in before):
             pairs[
                 separator.join([*parts[:-shared], ""]) if shared < len(parts) else "",
                 separator.join([*others[:-shared], ""]) if shared < len(others) else "",
