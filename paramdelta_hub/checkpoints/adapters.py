@@ -8,6 +8,7 @@ for all modules or by patterns), kohya beside each pair (``.alpha``); diffusers'
     of an embedding     ``lora_embedding_A``, ``lora_embedding_B``     ``x.weight`` by (B · A) transposed
     of a bias           ``lora_B.bias``                                ``x.bias``
     kohya               ``lora_down.weight``, ``lora_up.weight``       ``x.weight``; the dots of x are underscores
+    tokens              ``token_adapter.trainable_tokens_delta``       replaces rows of ``x.weight``
     whole tensors       anything else (``modules_to_save``)            replace base's
 
 What cannot be written as such a sum, or was trained against another base than the released one, is refused by name.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from paramdelta_hub.checkpoints.checkpoint import ADAPTER, Checkpoint
@@ -55,6 +56,7 @@ _FACTOR = re.compile(
 )
 _DOWN = frozenset({"lora_A", "lora_embedding_A", "lora_down", "lora.down", "lora_linear_layer.down"})
 _ALPHA = ".alpha"
+_TOKENS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?", re.DOTALL)
 _OTHER_METHODS = (
     (re.compile(r"lora_magnitude_vector|\.dora_scale$"), "DoRA"),
     (re.compile(r"\.hada_(w|t)[12]"), "LoHa"),
@@ -65,7 +67,6 @@ _OTHER_METHODS = (
     (re.compile(r"vera_(lambda|A|B)"), "VeRA"),
     (re.compile(r"\.(oft_|boft_)"), "OFT"),
     (re.compile(r"prompt_embeddings|prompt_encoder"), "prompt tuning"),
-    (re.compile(r"trainable_tokens_delta"), "trainable tokens"),
     (re.compile(r"\.processor\..*_lora\."), "diffusers' attention processors, its layout until 0.20"),
     (re.compile(r"\.diff(_b)?$"), "ComfyUI's differences"),
 )
@@ -118,6 +119,10 @@ class Update:
     rank: int = 0
     scale: float = 1.0
     transposed: bool = False
+    rows: str | None = None
+    """The name of the rows that replace some of base's, if any."""
+    indices: tuple[int, ...] = ()
+    """Which rows those are."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,8 @@ class Adapter:
     modules: Mapping[str, _Module]
     wholes: Mapping[str, str] = field(default_factory=dict)
     """Tensors that replace base's: base's name, as the adapter has it → the name in the file."""
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    """Rows of trained tokens: the module of the embedding → the name in the file."""
     alphas: Mapping[str, float] = field(default_factory=dict)
     """kohya's alpha by module."""
 
@@ -172,7 +179,7 @@ class Adapter:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the tensors that it updates, as rules know them: without PEFT's prefix."""
-        return (*(f"{name}.weight" for name in self.modules), *self.wholes)
+        return (*(f"{name}.weight" for name in (*self.modules, *self.tokens)), *self.wholes)
 
     def span(self, name: str) -> TensorSpan:
         """Return what the header says of a tensor."""
@@ -216,14 +223,18 @@ def open_adapter(checkpoint: Checkpoint) -> Adapter:
             _refuse(f"tensor {name!r} shows that the adapter is {method}, not plain LoRA", where)
     modules: dict[str, _Module] = {}
     wholes: dict[str, str] = {}
+    tokens: dict[str, str] = {}
     adapters: set[str] = set()
     for name in checkpoint.tensors:
         factor = _FACTOR.fullmatch(name)
-        if factor is None:
+        if token := _TOKENS.fullmatch(name):
+            tokens[_plain(token[1])] = name
+        elif factor is None:
             if name.endswith(_ALPHA):
                 _module(modules, name.removesuffix(_ALPHA)).alpha = name
             else:
                 wholes[_plain(name)] = name
+        if factor is None:
             continue
         if factor["adapter"]:
             adapters.add(factor["adapter"])
@@ -235,7 +246,7 @@ def open_adapter(checkpoint: Checkpoint) -> Adapter:
         module.embedding = "embedding" in part
     if len(adapters) > 1:
         _refuse(f"it holds {len(adapters)} adapters: {', '.join(map(shown, sorted(adapters)[:5]))}", where)
-    if not modules and not wholes:
+    if not (modules or wholes or tokens):
         raise CheckpointError("an adapter without tensors", where=where, remedy="get the file again")
     for module in modules.values():
         if module.down is None or module.up is None:
@@ -249,7 +260,7 @@ def open_adapter(checkpoint: Checkpoint) -> Adapter:
             remedy=f"put the {CONFIG} that belongs to it in the same folder",
         )
     alphas = _read_alphas(checkpoint, modules)
-    return Adapter(checkpoint, config, modules, wholes, alphas)
+    return Adapter(checkpoint, config, modules, wholes, tokens, alphas)
 
 
 def find_updates(
@@ -298,7 +309,26 @@ def find_updates(
                 homeless[bias] = "post's adapter updates it, base does not have it"
             else:
                 tensors[bias] = Update(None, module.bias, known.whole, 1, scale)
+    for name, rows in adapter.tokens.items():
+        place = _place_like(rules.rename(f"{name}.weight"), moved)
+        if place not in base:
+            homeless[place] = "post's adapter has tokens for it, base does not have it"
+        else:
+            indices = _token_indices(adapter, name, rows, base[place], where)
+            tensors[place] = replace(tensors.get(place, Update()), rows=rows, indices=indices)
     return Updates(tensors, homeless, moved)
+
+
+def _token_indices(adapter: Adapter, module: str, rows: str, shape: tuple[int, ...], where: str) -> tuple[int, ...]:
+    """Return which rows of a matrix an adapter replaces."""
+    said: Any = (adapter.config or {}).get("trainable_token_indices")
+    if isinstance(said, dict):
+        said = next((value for key, value in said.items() if f".{module}".endswith(f".{key}")), None)
+    span = adapter.span(rows)
+    known = isinstance(said, list) and all(type(index) is int and 0 <= index < shape[0] for index in said)
+    if not known or len(set(said)) != len(said) or span.shape != (len(said), *shape[1:]) or span.dtype not in FLOATS:
+        _refuse(f"tensor {rows!r} {list(span.shape)} does not fit trainable_token_indices in {CONFIG}", where)
+    return tuple(said)
 
 
 def _refuse(what: str, where: str) -> NoReturn:
@@ -325,8 +355,6 @@ def _check_config(config: JsonObject | None, where: str) -> None:
             _refuse("the adapter is DoRA (use_dora), which also scales base's columns", where)
         if key not in _KNOWN and value not in (None, False, [], {}, ""):
             _refuse(f"the adapter uses {shown(key[:80])}, which is not supported", where)
-    if config.get("trainable_token_indices"):
-        _refuse("the adapter has trainable tokens (trainable_token_indices)", where)
     start = config.get("init_lora_weights")
     if not any(start is plain or (isinstance(start, str) and start == plain) for plain in _PLAIN_STARTS):
         _refuse(f"the adapter was begun with {str(start)[:40]}, which also changes base", where)
@@ -571,6 +599,8 @@ def describe(adapter: Adapter, updates: Updates, base: str) -> Sequence[str]:
     words = [f"post is an adapter: base + scale·B·A, {rank}, {products:,} tensors"]
     words += [f"{biases:,} biases added to"] if biases else []
     words += [f"{wholes:,} tensors replaced whole"] if wholes else []
+    tokens = sum(len(update.indices) for update in updates.tensors.values())
+    words += [f"{tokens:,} rows of tokens replaced"] if tokens else []
     lines = ["; ".join(words)]
     if updates.renamed:
         old, new = next(iter(updates.renamed.items()))

@@ -23,6 +23,7 @@ from paramdelta_hub.checkpoints.tensor_sources import (
     Dequantized,
     LowRank,
     Mxfp4,
+    NewRows,
     Reordered,
     Stored,
     TensorSource,
@@ -167,7 +168,8 @@ def _updated(base: LogicalTensor | None, update: Update, adapter: Checkpoint) ->
     if update.whole is not None:
         file, span = adapter.tensors[update.whole]
         inner, shape, dtype = Stored.of(file, span), span.shape, dtype or span.dtype
-        if update.up is None and (dtype == span.dtype or dtype not in FLOATS or span.dtype not in FLOATS):
+        rounded = dtype != span.dtype and {dtype, span.dtype} <= FLOATS.keys()
+        if update.up is None and update.rows is None and not rounded:
             return LogicalTensor(span.dtype, shape, inner)
     if not isinstance(inner, (Stored, Dequantized, Mxfp4)) or {inner.dtype, dtype} - FLOATS.keys():
         raise CheckpointError(
@@ -181,7 +183,10 @@ def _updated(base: LogicalTensor | None, update: Update, adapter: Checkpoint) ->
         inputs = down[1].elements // update.rank if down else 1
         factors = (Stored.of(*down) if down else None, Stored.of(up_file, up))
         product = LowRank(*factors, update.rank, up.elements // update.rank, inputs, update.scale, update.transposed)
-    return LogicalTensor(dtype, shape, Adapted(inner, dtype, product))
+    rows = None
+    if update.rows is not None:
+        rows = NewRows(Stored.of(*adapter.tensors[update.rows]), update.indices, math.prod(shape[1:]))
+    return LogicalTensor(dtype, shape, Adapted(inner, dtype, product, rows))
 
 
 def entries_of(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:

@@ -36,6 +36,7 @@ __all__ = [
     "Files",
     "LowRank",
     "Mxfp4",
+    "NewRows",
     "PlainSource",
     "Reordered",
     "Stored",
@@ -210,6 +211,21 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
+class NewRows:
+    """Rows that replace those of a matrix.
+
+    Args:
+        values: the rows, one after another.
+        indices: which rows they replace.
+        width: elements of a row.
+    """
+
+    values: Stored
+    indices: tuple[int, ...]
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Adapted:
     """Another source's values plus a product of low rank, in float32, rounded once; see :mod:`~..numerics.low_rank`.
 
@@ -217,17 +233,20 @@ class Adapted:
         inner: the values as they are; F32, BF16 or F16.
         dtype: what the sums are rounded to: F32, BF16 or F16.
         product: what is added; None to round alone.
+        rows: what replaces rows of the sum.
     """
 
     inner: Annotated[Stored | Dequantized | Mxfp4, Field(discriminator="kind")]
     dtype: str
     product: LowRank | None
+    rows: NewRows | None = None
     kind: Literal["adapted"] = "adapted"
 
     @property
     def files(self) -> tuple[str, ...]:
         """The files that it reads."""
         factors = [self.product.down, self.product.up] if self.product else []
+        factors += [self.rows.values] if self.rows else []
         return (*self.inner.files, *(factor.file for factor in factors if factor))
 
     def open(self, files: Files) -> Values:
@@ -462,6 +481,10 @@ class _AdaptedValues:
     def __init__(self, source: Adapted, files: Files) -> None:
         self._inner, self._from, self._to = source.inner.open(files), source.inner.dtype, source.dtype
         self._factors: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        self._rows: list[tuple[int, NDArray[np.float32]]] = []
+        if (rows := source.rows) is not None:
+            table = read_floats(rows.values, len(rows.indices) * rows.width, files).reshape(-1, rows.width)
+            self._rows = [(index * rows.width, row) for index, row in zip(rows.indices, table, strict=True)]
         if (product := source.product) is None:
             return
         self._scale = product.scale
@@ -479,6 +502,10 @@ class _AdaptedValues:
         wide = _to_float32(raw, self._from, scratch("adapted wide", elements, np.float32))
         if self._factors is not None:
             add_low_rank(wide, *self._factors, self._scale, start)
+        for place, row in self._rows:
+            first, last = max(place, start), min(place + row.size, start + elements)
+            if first < last:
+                wide[first - start : last - start] = row[first - place : last - place]
         kind = FLOATS[self._to]
         if self._to == "F32":
             bits = wide.view(np.uint32)

@@ -145,6 +145,21 @@ def test_whole_tensors_biases_and_embeddings(tmp_path: Path) -> None:
     assert report.notes[0].endswith("rank 4, 2 tensors; 1 biases added to; 2 tensors replaced whole")
 
 
+@pytest.mark.parametrize("indices", [[47, 3], {"embed_tokens": [47, 3]}])
+def test_rows_of_trained_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indices: Any) -> None:
+    set_chunk_elements(monkeypatch, 37)
+    base, q = small(), ATTENTION.format(0, "q")
+    rows = normal(9, 2, 16)
+    tensors = {**factors(PREFIX + q, 16, 16), TOKENS: rows}
+    embedding = base["model.embed_tokens.weight"].clone()
+    embedding[[47, 3]] = rows.to(BF16)
+    update = product(*list(tensors.values())[:2], 1.5)
+    expected = {f"{q}.weight": plus(base[f"{q}.weight"], update), "model.embed_tokens.weight": embedding}
+    adapter = write_adapter(tmp_path / "lora", tensors, {**CONFIG, "trainable_token_indices": indices})
+    report = assert_post(tmp_path, base, adapter, expected)
+    assert report.notes[0].endswith("1 tensors; 2 rows of tokens replaced")
+
+
 @pytest.mark.parametrize("said", [True, False])
 def test_layers_that_hold_inputs_first(tmp_path: Path, said: bool) -> None:
     """GPT-2's, whatever the config says; the square one is like the others."""
@@ -268,6 +283,7 @@ def test_diffusers_files_of_one_component(tmp_path: Path, kinds: dict[str, str])
 
 Q = PREFIX + ATTENTION.format(0, "q")
 GOOD = factors(Q, 16, 16)
+TOKENS = f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta"
 REFUSED: list[tuple[str, Tensors, dict[str, Any] | None]] = [
     ("DoRA", GOOD, {**CONFIG, "use_dora": True}),
     ("DoRA", {**GOOD, f"{Q}.lora_magnitude_vector": torch.ones(16)}, CONFIG),
@@ -279,7 +295,12 @@ REFUSED: list[tuple[str, Tensors, dict[str, Any] | None]] = [
     ("target_parameters", GOOD, {**CONFIG, "target_parameters": ["experts.gate_up_proj"]}),
     ("layer_replication", GOOD, {**CONFIG, "layer_replication": [[0, 2]]}),
     ("something_new", GOOD, {**CONFIG, "something_new": 3}),
-    ("trainable tokens", GOOD, {**CONFIG, "trainable_token_indices": [1]}),
+    (
+        "does not fit trainable_token_indices",
+        {**GOOD, TOKENS: normal(1, 2, 16)},
+        {**CONFIG, "trainable_token_indices": [1]},
+    ),
+    ("does not fit trainable_token_indices", {TOKENS: normal(1, 1, 16)}, {**CONFIG, "trainable_token_indices": [48]}),
     ("rank 4, but adapter_config.json says 8", GOOD, {**CONFIG, "r": 8}),
     ("has no number as lora_alpha", GOOD, {"peft_type": "LORA", "r": 4}),
     ("without its adapter_config.json", GOOD, None),
