@@ -22,7 +22,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from paramdelta_hub.checkpoints.checkpoint import ADAPTER, Checkpoint
+from paramdelta_hub.checkpoints.checkpoint import ADAPTER, WEIGHTS, Checkpoint
+from paramdelta_hub.checkpoints.roles import EMBEDDINGS, HEADS
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.checkpoints.tensor_sources import Stored, read_floats
 from paramdelta_hub.errors import CheckpointError
@@ -45,6 +46,7 @@ __all__ = [
     "is_adapter",
     "open_adapter",
     "refuse_adapter",
+    "refuse_half_of_tie",
 ]
 
 CONFIG = "adapter_config.json"
@@ -72,7 +74,8 @@ _OTHER_METHODS = (
 )
 """What the names of tensors give away."""
 _SIGNS = re.compile(
-    r"(^|\.)lora_(A|B|embedding_A|embedding_B|down|up)\b|\.lora\.(down|up)\.|\.lora_linear_layer\.|^lora_(unet|te\d?)_"
+    r"(^|\.)lora_(A|B|embedding_A|embedding_B|down|up|mid)\b|\.lora\.(down|up)\.|\.lora_linear_layer\."
+    r"|^(lora_(unet|te\d?|transformer|prior_unet)|lycoris)_|\.(hada|lokr)_(w|t)[12]"
 )
 
 MERGE_REMEDY = (
@@ -187,11 +190,16 @@ class Adapter:
 
 
 def is_adapter(checkpoint: Checkpoint) -> bool:
-    """Whether a file of weights is an adapter, by its name or its tensors' names."""
+    """Whether a file of weights is an adapter, by its name or its tensors' names.
+
+    Some models, such as Phi-4-multimodal, have adapters among their own weights. They have a config, and are models.
+    """
     names = {file.name for file in checkpoint.files}
-    return names == {ADAPTER} or any(
-        _SIGNS.search(name) or sign.search(name) for name in checkpoint.tensors for sign, method in _OTHER_METHODS[:4]
-    )
+    if names == {ADAPTER}:
+        return True
+    if checkpoint.index is not None or (names == {WEIGHTS} and checkpoint.config):
+        return False
+    return any(_SIGNS.search(name) for name in checkpoint.tensors)
 
 
 def refuse_adapter(checkpoint: Checkpoint) -> None:
@@ -587,6 +595,28 @@ def _place_like(name: str, moved: Mapping[str, str]) -> str:
         if name.startswith(before):
             return after + name.removeprefix(before)
     return name
+
+
+def refuse_half_of_tie(
+    adapter: Adapter, updates: Updates, shapes: Mapping[str, tuple[int, ...]], config: JsonObject | None
+) -> None:
+    """Raise if an adapter updates one copy of an embedding that base's config ties and its files hold twice.
+
+    Raises:
+        CheckpointError: it does. PEFT updates the one tensor that both are in memory, and what it saves holds neither.
+    """
+    inner = (config or {}).get("text_config")
+    holders = [config or {}, inner if isinstance(inner, dict) else {}]
+    if not any(holder.get("tie_word_embeddings") is True for holder in holders):
+        return
+    copies = [name for name in shapes if EMBEDDINGS.search(name) or HEADS.search(name)]
+    for name in copies:
+        if name not in updates.tensors:
+            continue
+        for other in copies:
+            if shapes[other] == shapes[name] and other not in updates.tensors:
+                where = shown(str(adapter.checkpoint.source.path))
+                _refuse(f"it updates {name!r}, but base ties it to {other!r}, of which it holds a copy", where)
 
 
 def describe(adapter: Adapter, updates: Updates, base: str) -> Sequence[str]:

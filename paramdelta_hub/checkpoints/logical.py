@@ -12,7 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from paramdelta_hub.checkpoints.adapters import Update, describe, find_updates, is_adapter, open_adapter, refuse_adapter
+from paramdelta_hub.checkpoints.adapters import (
+    Update,
+    describe,
+    find_updates,
+    is_adapter,
+    open_adapter,
+    refuse_adapter,
+    refuse_half_of_tie,
+)
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.matching import Entry, Match
 from paramdelta_hub.checkpoints.quantization import ScaledWeight, find_scales, unsupported_reason, unused_tensors
@@ -148,17 +156,18 @@ def logical_post(checkpoint: Checkpoint, base: LogicalModel | None, rules: Rules
             remedy="give the base with --base as well",
         )
     adapter = open_adapter(checkpoint)
+    if base.unsupported:  # which is what will be told
+        return LogicalModel(checkpoint, base.tensors, (), None, adapter_names=adapter.names)
     shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
     updates = find_updates(adapter, shapes, (base.checkpoint.config or {}).get("model_type"), rules)
+    refuse_half_of_tie(adapter, updates, shapes, base.checkpoint.config)
     tensors = dict(base.tensors)
     for name, update in updates.tensors.items():
         tensors[name] = _updated(base.tensors.get(name), update, checkpoint)
     notes = [*describe(adapter, updates, base.checkpoint.source.name)]
     if quantized := sum(base.tensors[name].is_quantized for name in updates.tensors if name in base.tensors):
         notes.append(f"{quantized:,} of these tensors are quantized in base: the adapter is added to their bf16 values")
-    return LogicalModel(
-        checkpoint, tensors, (), base.unsupported, tuple(notes), updates.homeless, adapter_names=adapter.names
-    )
+    return LogicalModel(checkpoint, tensors, (), None, tuple(notes), updates.homeless, adapter_names=adapter.names)
 
 
 def _updated(base: LogicalTensor | None, update: Update, adapter: Checkpoint) -> LogicalTensor:

@@ -326,7 +326,7 @@ def _unsupported(setting: Mapping[str, Any]) -> str | None:
         return None if block is None or _block(block) else f"fp8 in odd blocks ({str(block)[:40]})"
     if method == "modelopt":
         algorithm = setting.get("quant_algo")
-        return None if algorithm == "FP8" else f"ModelOpt's {str(algorithm)[:40]}"
+        return None if algorithm in ("FP8", "MXFP8") else f"ModelOpt's {str(algorithm)[:40]}"
     if method == "compressed-tensors":
         return _unsupported_compressed(setting)
     if not isinstance(method, str):

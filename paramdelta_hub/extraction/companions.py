@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from paramdelta_hub.checkpoints.adapters import is_adapter
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.companions import CONFIG, FOLDER, GENERATION, post_companions, read_companion
 from paramdelta_hub.checkpoints.config_merge import config_change
@@ -17,10 +18,13 @@ __all__ = ["check_companions", "config_changes", "copy_companions"]
 
 
 def config_changes(base: Checkpoint, post: Checkpoint) -> dict[ConfigName, ConfigChange]:
-    """Return what a manifest says of post's configs. A base whose folder has no generation settings has empty ones."""
+    """Return what a manifest says of post's configs. A base whose folder has no generation settings has empty ones.
+
+    A config.json beside an adapter is a copy that some trainer made of base's, and is not looked at.
+    """
     changes: dict[ConfigName, ConfigChange] = {}
     old, new = base.read_json(CONFIG), post.read_json(CONFIG)
-    if old is not None and new is not None:
+    if old is not None and new is not None and not is_adapter(post):
         changes[CONFIG] = config_change(old, new)
     new = post.read_json(GENERATION)
     if new is not None and not base.is_lone_file:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import paramdelta_hub as pd
+from paramdelta_hub.checkpoints.architecture import architecture_record
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.errors import CheckpointError, OptionError
@@ -134,6 +135,14 @@ def test_gpt_oss_as_base_post_and_target(
     assert set(index["weight_map"]) == set(plain)
     with pytest.raises(OptionError):
         pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "fp8", dtype="float8_e4m3fn")
+
+
+def test_a_quantized_copy_has_the_fingerprint_of_a_plain_one(tmp_path: Path) -> None:
+    quantized = gpt_oss(10)
+    plain = {name: torch.zeros(tensor.shape) for name, tensor in dequantized(quantized).items()}
+    copies = [write_model(tmp_path / "a", quantized, 2, MXFP4), write_model(tmp_path / "b", plain)]
+    records = [architecture_record(open_checkpoint(copy)) for copy in copies]
+    assert records[0].fingerprint == records[1].fingerprint
 
 
 E8M0 = torch.float8_e8m0fnu

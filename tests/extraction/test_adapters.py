@@ -239,6 +239,15 @@ def test_a_quantized_base_is_said(tmp_path: Path) -> None:
     assert torch.equal(read_weights(tmp_path / "out")[f"{q}.weight"], plus(values, product(*tensors.values(), 1.5)))
 
 
+def test_a_base_that_can_not_be_read_is_told(tmp_path: Path) -> None:
+    q = ATTENTION.format(0, "q")
+    base = {f"{q}.weight": torch.ones(16, 16, dtype=torch.int8), f"{q}.SCB": torch.ones(16)}
+    write_model(tmp_path / "base", base)
+    with pytest.raises(MismatchError) as caught:
+        pd.extract(tmp_path / "base", write_adapter(tmp_path / "lora", factors(PREFIX + q, 16, 16)), tmp_path / "delta")
+    assert "bitsandbytes" in str(caught.value.mismatches[0])
+
+
 def kohya(module: str, outputs: int, inputs: int, alpha: float | None, seed: int, *kernel: int) -> Tensors:
     tensors = {
         f"{module}.lora_down.weight": normal(seed, 4, inputs, *kernel),
@@ -339,6 +348,40 @@ def test_adapters_are_no_models(tmp_path: Path) -> None:
         assert "merge_and_unload()" in (caught.value.remedy or "")
     with pytest.raises(CheckpointError, match="nothing without its base"):
         pd.verify(tmp_path / "delta", post=adapter)
+
+
+def test_a_model_that_has_adapters_among_its_weights_is_a_model(tmp_path: Path) -> None:
+    """As Phi-4-multimodal's."""
+    module = "model.layers.0.self_attn.q_proj"
+    base = factors(module, 16, 16, down="lora_A.speech.weight", up="lora_B.speech.weight")
+    base[f"{module}.base_layer.weight"] = normal(1, 16, 16, dtype=BF16)
+    post = {name: tensor * 2 for name, tensor in base.items()}
+    write_model(tmp_path / "base", base, config={"model_type": "phi4mm"})
+    write_model(tmp_path / "post", post, config={"model_type": "phi4mm"})
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    assert_same(read_weights(tmp_path / "out"), post)
+
+
+def test_a_config_beside_an_adapter_changes_nothing(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", small(), config={"model_type": "llama", "rms_norm_eps": 1e-5})
+    adapter = write_adapter(tmp_path / "lora", GOOD)
+    (adapter / "config.json").write_text("{}")
+    report = pd.extract(base, adapter, tmp_path / "delta")
+    assert report.manifest.configs == {}
+    pd.apply(base, tmp_path / "delta", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["rms_norm_eps"] == 1e-5
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_one_copy_of_a_tied_embedding(tmp_path: Path, tied: bool) -> None:
+    base = write_model(tmp_path / "base", small(), config={"tie_word_embeddings": tied})
+    adapter = write_adapter(tmp_path / "lora", factors(f"{PREFIX}lm_head", 48, 16))
+    if not tied:
+        pd.extract(base, adapter, tmp_path / "delta")
+        return
+    with pytest.raises(CheckpointError, match="base ties it to"):
+        pd.extract(base, adapter, tmp_path / "delta")
 
 
 def test_a_folder_with_a_model_and_an_adapter(tmp_path: Path) -> None:
