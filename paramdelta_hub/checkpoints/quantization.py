@@ -45,6 +45,11 @@ _OF_ACTIVATIONS = re.compile(
     r"(^|[._])(scale_input|input_scale|input_scale_ub|activation_scale|output_scale|[qkv]_scale|kv_scale|prob_output_scale)$"
 )
 _REMEDY = "use the 16-bit release that it was made from"
+_BITSANDBYTES_REMEDY = (
+    f"{_REMEDY}, or dequantize it, and give OUT: "
+    'python -c "from transformers import AutoModelForCausalLM as Model; '
+    "Model.from_pretrained('MODEL').dequantize().save_pretrained('OUT')\""
+)
 _METHODS = {
     "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "eetq": "EETQ", "hqq": "HQQ",
     "torchao": "torchao", "quanto": "Quanto", "aqlm": "AQLM", "vptq": "VPTQ", "spqr": "SpQR", "higgs": "HIGGS",
@@ -185,7 +190,7 @@ def _reasons(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     settings = _settings(checkpoint)
     for where, setting in settings:
         if (how := _unsupported(setting)) is not None:
-            yield f"{where} says that it is quantized by {shown(how)}", _REMEDY
+            yield f"{where} says that it is quantized by {shown(how)}", _remedy(how)
     tensors = {name: span for name, (_, span) in checkpoint.tensors.items()}
     bits = _bits(checkpoint)
     known = {name for name in tensors if _is_packed(name, checkpoint, bits) or _is_mxfp4(name, checkpoint)}
@@ -196,7 +201,7 @@ def _reasons(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         if name in known:
             continue
         if method := next((method for sign, method in _TENSOR_NAME_SIGNS if sign.search(name)), None):
-            yield f"tensor {name!r} shows that it is quantized by {method}", _REMEDY
+            yield f"tensor {name!r} shows that it is quantized by {method}", _remedy(method)
         if name.endswith(("_blocks", "_scales", ".blocks", ".scales")) and span.dtype == "U8":
             yield (
                 f"tensor {name!r} shows that it is quantized by MXFP4, in another layout than transformers' gpt-oss",
@@ -223,6 +228,10 @@ def _reasons(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
             f"{settings[0][0]} says that it is quantized, but no tensor is",
             "if the weights are right, remove that from the file",
         )
+
+
+def _remedy(method: str) -> str:
+    return _BITSANDBYTES_REMEDY if method.startswith("bitsandbytes") else _REMEDY
 
 
 def _scale_of(weight: str, checkpoint: Checkpoint) -> str | None:

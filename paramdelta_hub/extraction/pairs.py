@@ -185,7 +185,9 @@ def _make_pairs(matched: Match, sides: _Sides, rules: Rules, vocabularies: _Voca
         "give models of one architecture and dtype, or rename post's tensors with --rename, leave some out "
         "with --skip, or store those that only post has with --carry"
     )
-    if post.homeless:
+    if base.unsupported or post.unsupported:
+        remedy = "see what is said of the quantized model; the rest may follow from it"
+    elif post.homeless:
         remedy = (
             "give the base that the adapter was trained on, or rename the adapter's tensors with --rename, "
             "or leave some out with --skip"
