@@ -626,11 +626,11 @@ def describe(adapter: Adapter, updates: Updates, base: str) -> Sequence[str]:
     biases = sum(update.down is None and update.up is not None for update in updates.tensors.values())
     ranks = updates.ranks
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "no product"
-    words = [f"post is an adapter: base + scale·B·A, {rank}, {products:,} tensors"]
-    words += [f"{biases:,} biases added to"] if biases else []
-    words += [f"{wholes:,} tensors replaced whole"] if wholes else []
+    words = [f"post is an adapter: base + scale·B·A, {rank}, {_counted(products, 'tensor')}"]
+    words += [f"{_counted(biases, 'vector')} added to biases"] if biases else []
+    words += [f"{_counted(wholes, 'tensor')} replaced whole"] if wholes else []
     tokens = sum(len(update.indices) for update in updates.tensors.values())
-    words += [f"{tokens:,} rows of tokens replaced"] if tokens else []
+    words += [f"{_counted(tokens, 'row')} of tokens replaced"] if tokens else []
     lines = ["; ".join(words)]
     if updates.renamed:
         old, new = next(iter(updates.renamed.items()))
@@ -639,3 +639,7 @@ def describe(adapter: Adapter, updates: Updates, base: str) -> Sequence[str]:
     if trained_on and trained_on.rstrip("/").rpartition("/")[2].lower() != base.rpartition("/")[2].lower():
         lines.append(f"the adapter's config names {shown(trained_on[:120])} as its base; BASE is {shown(base)}")
     return lines
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -142,7 +142,7 @@ def test_whole_tensors_biases_and_embeddings(tmp_path: Path) -> None:
     }
     adapter = write_adapter(tmp_path / "lora", tensors, {**CONFIG, "modules_to_save": ["lm_head"]})
     report = assert_post(tmp_path, base, adapter, expected)
-    assert report.notes[0].endswith("rank 4, 2 tensors; 1 biases added to; 2 tensors replaced whole")
+    assert report.notes[0].endswith("rank 4, 2 tensors; 1 vector added to biases; 2 tensors replaced whole")
 
 
 @pytest.mark.parametrize("indices", [[47, 3], {"embed_tokens": [47, 3]}])
@@ -157,7 +157,7 @@ def test_rows_of_trained_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     expected = {f"{q}.weight": plus(base[f"{q}.weight"], update), "model.embed_tokens.weight": embedding}
     adapter = write_adapter(tmp_path / "lora", tensors, {**CONFIG, "trainable_token_indices": indices})
     report = assert_post(tmp_path, base, adapter, expected)
-    assert report.notes[0].endswith("1 tensors; 2 rows of tokens replaced")
+    assert report.notes[0].endswith("1 tensor; 2 rows of tokens replaced")
 
 
 @pytest.mark.parametrize("said", [True, False])
