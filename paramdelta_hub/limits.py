@@ -150,6 +150,10 @@ SCALE_BYTES = 64 * MIB
 """Scales of one fp8 tensor, as float32, held while it is read. A stack of 256 experts of 7168 rows with a scale a row
 takes 7 MB."""
 
+FACTOR_BYTES = 256 * MIB
+"""A factor of an adapter's product, as float32, held while a tensor is read. Rank 256 of 152,000 tokens takes
+156 MB."""
+
 LOCK_BYTES = 32 * MIB
 """A pulled copy's lock: every file of a package (FILES at most) with its digest, at some 300 bytes."""
 

@@ -139,7 +139,7 @@ class Compatibility:
         """For each tensor of the result that the target has not, one that it has, whose file it shares."""
         new = [name for name in self.carried if name not in self.target.tensors]
         neighbors = {name: self.target.checkpoint.neighbor(name) for name in new}
-        return self.ties | {name: neighbor for name, neighbor in neighbors.items() if neighbor}
+        return {**self.target.packed, **self.ties} | {name: at for name, at in neighbors.items() if at}
 
     @property
     def omissions(self) -> tuple[OmittedTensor, ...]:
@@ -150,7 +150,7 @@ class Compatibility:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What became of ties, and of rows, in words."""
+        """What became of quantized weights, of ties, and of rows, in words."""
         ties = [
             f"{head}: the target has no such tensor; its {at} is used instead, and the result has both"
             for head, at in self.ties.items()
@@ -169,7 +169,8 @@ class Compatibility:
             + ("instead of the target's" if name in self.target.tensors else "because the target has none")
             for name in self.carried
         ]
-        return (*dict.fromkeys(ties), *rows, *whole)
+        result = [f"{note}; the result is not quantized" for note in (() if self.keeps_fp8 else self.target.notes)]
+        return (*result, *dict.fromkeys(ties), *rows, *whole)
 
     def _is_copy(self, name: str) -> bool:
         return name in self.own_ties.same and name in self.target.tensors

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Literal
 
 from paramdelta_hub.checkpoints.logical import LogicalModel
-from paramdelta_hub.checkpoints.tensor_sources import Dequantized
+from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Mxfp4
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.numerics.float8 import Deviation
+from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.provenance import Requantized
 
 __all__ = ["FP8", "Dtype", "Requantization", "keeps_fp8", "requantization"]
@@ -38,9 +39,9 @@ def keeps_fp8(target: LogicalModel, dtype: Dtype | None) -> bool:
         return False
     where = str(target.checkpoint.source.path)
     codes = {
-        name: tensor.source.codes.dtype
+        name: "MXFP4" if isinstance(tensor.source, Mxfp4) else tensor.source.code
         for name, tensor in target.tensors.items()
-        if isinstance(tensor.source, Dequantized)
+        if isinstance(tensor.source, (Dequantized, Mxfp4))
     }
     if not codes:
         raise OptionError(
@@ -51,6 +52,13 @@ def keeps_fp8(target: LogicalModel, dtype: Dtype | None) -> bool:
     if other := next((name for name, dtypes in codes.items() if dtypes != "F8_E4M3"), None):
         raise OptionError(
             f"tensor {other!r} is {codes[other]}, but sums can only become F8_E4M3",
+            where=where,
+            remedy="remove --dtype; the result's weights are then bf16",
+        )
+    scales = {tensor.source.scale for tensor in target.tensors.values() if isinstance(tensor.source, Dequantized)}
+    if any(scale.dtype not in FLOATS for scale in scales):
+        raise OptionError(
+            "its scales are powers of two (E8M0), and new ones can only be F32, BF16 or F16",
             where=where,
             remedy="remove --dtype; the result's weights are then bf16",
         )

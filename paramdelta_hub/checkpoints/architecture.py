@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.weight_files import WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.durable import file_digest
@@ -24,6 +25,7 @@ def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
     """Return the identity of an architecture: sha256 over its tensors' names and shapes, sorted by name.
 
     One line per tensor: ``name TAB 4096x1024 LF``. Headers are enough, so a model on the Hub need not be downloaded.
+    Of quantized weights, names and shapes are those of the values that they stand for.
     Dtypes, positions and frequencies that models compute themselves, and scales (the name of another tensor plus
     ``_scale`` or ``_scale_inv``) are left out, so copies of a model in bf16, fp32 and fp8 have the same fingerprint.
     """
@@ -43,7 +45,7 @@ def architecture_record(checkpoint: Checkpoint) -> Architecture:
     return Architecture(
         model_type=model_type if _fits_manifest(model_type) else None,
         classes=tuple(filter(_fits_manifest, classes))[:64] if isinstance(classes, list) else (),
-        fingerprint=fingerprint((name, span.shape) for name, (_, span) in checkpoint.tensors.items()),
+        fingerprint=fingerprint((name, tensor.shape) for name, tensor in logical_model(checkpoint).tensors.items()),
     )
 
 

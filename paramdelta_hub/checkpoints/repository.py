@@ -7,7 +7,8 @@ sentence-transformers and ``unet`` of diffusers. Their tensors belong to the mod
 - transformers and sentence-transformers take ``model.safetensors``, and only without it the index
   ``model.safetensors.index.json``;
 - diffusers takes ``diffusion_pytorch_model.safetensors.index.json``, and only without it the single file;
-- only if there is neither, the one variant that is there (``model.fp16.safetensors``), or the one file of any name.
+- only if there is neither, the one variant that is there (``model.fp16.safetensors``), or the one file of any name;
+  only if there is none of these, an adapter (``adapter_model.safetensors``).
 
 A file that no index names is read too if its tensors are no others' (layers for multi-token prediction lie so). What is
 not read is named in a note, with the reason. A file that can be neither is refused.
@@ -31,9 +32,23 @@ from paramdelta_hub.fileio.names import check_file_name, shown, shown_names
 from paramdelta_hub.fileio.safetensors import GGUF_REMEDY
 from paramdelta_hub.limits import TENSORS
 
-__all__ = ["INDEX", "MODULES", "PIPELINE", "WEIGHTS", "Listing", "Repository", "not_safetensors", "read_repository"]
+__all__ = [
+    "ADAPTER",
+    "ADAPTERS",
+    "INDEX",
+    "MODULES",
+    "PIPELINE",
+    "WEIGHTS",
+    "Listing",
+    "Repository",
+    "not_safetensors",
+    "read_repository",
+]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
+ADAPTERS = re.compile(r"(adapter_model|pytorch_lora_weights)[\w.-]*\.safetensors")
+"""Files of PEFT and of diffusers: a model only where nothing else is there, and then read as :mod:`.adapters` says."""
 MODULES, PIPELINE = "modules.json", "model_index.json"
 """What names the components of sentence-transformers and of diffusers."""
 _CONFIG = "config.json"
@@ -48,6 +63,12 @@ _PICKLE_REMEDY = (
     "a pickle can run code when it is read, so it is never opened; convert it once, in an environment you trust: "
     "scripts/tools/convert_pickle.py, or transformers' save_pretrained(safe_serialization=True)"
 )
+_PICKLED_ADAPTER_REMEDY = (
+    'convert it; in its folder: python -c "import torch; from safetensors.torch import save_file as save; '
+    "save({k: v.contiguous() for k, v in torch.load('adapter_model.bin', 'cpu', weights_only=True).items()}, "
+    "'adapter_model.safetensors')\""
+)
+"""With ``weights_only``, torch runs no code that a pickle names."""
 _OTHER_FORMATS = (*_PICKLES, ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".ot", ".mlmodel", ".engine")
 
 _COPY_FOLDERS = re.compile(
@@ -57,7 +78,7 @@ _COPY_FOLDERS = re.compile(
 _COPY = "a copy of the weights, or of an earlier step"
 _OTHER_FILES = {
     "a copy in another layout": re.compile(r"consolidated[\w.-]*\.safetensors"),
-    "an adapter, no part of the model": re.compile(r"(adapter_model|pytorch_lora_weights)[\w.-]*\.safetensors"),
+    "an adapter, no part of the model": ADAPTERS,
     "the state of a training": re.compile(r"(optimizer|scheduler|rng_state)[\w.-]*\.safetensors"),
 }
 """Files that are no part of a model, by the reason."""
@@ -307,10 +328,7 @@ class _Reader:
                 return candidates[0], note, []
         elif len(indexes) == 1:
             return indexes[0], None, []
-        candidates = plain or names
-        if candidates == ["adapter_model.safetensors"]:
-            remedy = "merge it into its model first"
-            raise CheckpointError("a LoRA adapter, not a model", where=self._listing.where, remedy=remedy)
+        candidates = plain or list(filter(ADAPTERS.fullmatch, names)) or names
         if len(candidates) != 1:
             raise CheckpointError(
                 f"{len(candidates)} safetensors files, but no {INDEX} that lists their tensors",
@@ -438,6 +456,8 @@ def not_safetensors(path: str) -> CheckpointError:
     where = shown(path)  # a stranger may have named the file
     if path.endswith(".gguf"):
         return CheckpointError("a GGUF file, not safetensors", where=where, remedy=GGUF_REMEDY)
+    if path.rpartition("/")[2] == "adapter_model.bin":
+        return CheckpointError("a pickled adapter", where=where, remedy=_PICKLED_ADAPTER_REMEDY)
     if path.endswith(_PICKLES):
         return CheckpointError("a pickled checkpoint", where=where, remedy=_PICKLE_REMEDY)
     return CheckpointError("not a .safetensors file", where=where, remedy=_MODEL_REMEDY)

@@ -19,7 +19,7 @@ from paramdelta_hub.fileio.names import is_clear
 from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import COMPANION_BYTES, TOKENIZER_VALUES, VOCABULARY_ROWS
 
-__all__ = ["Vocabulary", "read_vocabulary", "same_tokenizer", "token_id_warnings"]
+__all__ = ["Vocabulary", "has_tokenizer", "read_vocabulary", "same_tokenizer", "token_id_warnings"]
 
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 """Files that hold a vocabulary. The first that is there decides, as in transformers."""
@@ -74,6 +74,11 @@ def same_tokenizer(a: Path, b: Path) -> bool:
         for folder in (a, b)
     )
     return bool(files) and files == others
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a vocabulary."""
+    return bool(_files_of(folder))
 
 
 def _files_of(folder: Path) -> list[Path]:

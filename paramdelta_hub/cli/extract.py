@@ -32,6 +32,7 @@ _EXAMPLES = """
 pd-extract org/base org/base-instruct -o instruct-delta
 pd-extract ./base ./post -o delta --name my-delta --version 1.2.0 --license apache-2.0
 pd-extract org/base org/base-instruct -o instruct-delta --version 1.1.0 --publish org/instruct-delta
+pd-extract org/base org/base-lora -o lora-delta
 pd-extract ./bert ./classifier -o delta --rename '^bert\\.=' --skip '^classifier\\.'
 """
 
@@ -144,6 +145,7 @@ def extract(
     """Extract the delta POST − BASE into a package, and prove that BASE ⊕ Δ == POST, bit for bit.
 
     BASE and POST are folders in Hugging Face layout, .safetensors files, or Hub ids with an optional @revision.
+    POST can also be a LoRA adapter of BASE: a PEFT folder, or a file of PEFT, diffusers or kohya.
     """
     from paramdelta_hub.extraction.extract import Extraction
     from paramdelta_hub.extraction.request import ExtractRequest

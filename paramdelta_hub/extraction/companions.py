@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from paramdelta_hub.checkpoints.adapters import is_adapter
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.companions import (
     CONFIG,
@@ -30,9 +31,14 @@ __all__ = ["check_companions", "config_changes", "copy_companions", "layout_note
 
 
 def config_changes(base: Checkpoint, post: Checkpoint) -> dict[ConfigName, ConfigChange]:
-    """Return what a manifest says of post's configs. A base whose folder has no generation settings has empty ones."""
+    """Return what a manifest says of post's configs. A base whose folder has no generation settings has empty ones.
+
+    A config.json beside an adapter is a copy that some trainer made of base's, and is not looked at.
+    """
     changes: dict[ConfigName, ConfigChange] = {}
     for name in filter(is_config, model_companions(post)):
+        if name == CONFIG and is_adapter(post):
+            continue
         old, new = base.read_json(name), post.read_json(name)
         if old is None and name.endswith(GENERATION) and not base.is_lone_file:
             old = {}

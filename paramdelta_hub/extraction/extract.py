@@ -208,7 +208,7 @@ class Extraction(Operation[ExtractReport]):
             path=workspace.given,
             id=digest,
             manifest=manifest,
-            model_nbytes=self._post.nbytes,
+            model_nbytes=self._post.nbytes if self._differences.post_is_model else self._base.nbytes,
             resumed_tasks=resumed,
             lineage=lineage_record(self._kinship),
             notes=(

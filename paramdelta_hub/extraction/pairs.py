@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model, same_values
+from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model, logical_post, same_values
 from paramdelta_hub.checkpoints.matching import SKIPPED, Match, OmittedTensor, match, rename_entries
 from paramdelta_hub.checkpoints.rename_proposals import suggest_renames
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, is_head
@@ -23,7 +23,7 @@ from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_un
 from paramdelta_hub.checkpoints.tensor_sources import Zeros
 from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings
 from paramdelta_hub.checkpoints.token_rows import dropped_tokens, match_rows, newly_named
-from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
+from paramdelta_hub.checkpoints.tokenizer import Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
 from paramdelta_hub.checkpoints.training_saves import refuse_ungathered
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
 from paramdelta_hub.fileio.durable import expand
@@ -114,10 +114,15 @@ class Differences:
     skipped: tuple[SkippedPair, ...]
     ties: SideTies
     rules: Rules
+    """Those that renamed post's tensors to base's names: none do, where post is an adapter."""
+    model_notes: tuple[str, ...]
+    """How base and post are read, where there is something to say."""
+    post_is_model: bool
+    """False where it is base with an adapter."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What became of ties, of rows, and of tensors that only post has."""
+        """How the models are read; what became of ties, of rows, and of tensors that only post has."""
         dtypes = Counter((pair.base_dtype, pair.post_dtype) for pair in self.pairs)
         across = [
             f"{count:,} tensor{'s' * (count != 1)}: {base} in base, {post} in post; the delta is exact in"
@@ -125,7 +130,8 @@ class Differences:
             for (base, post), count in dtypes.items()
             if base != post
         ]
-        return (*across, *self.ties.notes(self.rules), *(note for pair in self.pairs if (note := pair.note)))
+        pairs = (note for pair in self.pairs if (note := pair.note))
+        return (*self.model_notes, *across, *self.ties.notes(self.rules), *pairs)
 
 
 def uses_with_trained(differences: Differences) -> tuple[RuleUse, ...]:
@@ -162,17 +168,23 @@ def pair_up(
         MismatchError: every misfit is listed.
         CheckpointError: scales or a tokenizer that can't be used.
     """
-    sides = _Sides(logical_model(base).cast(cast), logical_model(post).cast(cast))
+    base_model = logical_model(base)
+    sides = _Sides(base_model.cast(cast), logical_post(post, base_model, rules).cast(cast))
     base_entries, post_entries = sides.base.entries, sides.post.entries
+    post_names, user_rules = [*post_entries], rules
+    if sides.post.adapter_names is not None:
+        post_names, rules = [*sides.post.adapter_names], replace(rules, renames=())
+        if post_tokenizer is None or not has_tokenizer(post_tokenizer):
+            post_tokenizer = base_tokenizer
     carried = [name for name in post_entries if rules.carries_name(name)]
     ties = _find_ties(sides, rules)
     matched = match(
         base_entries, post_entries, rules, ("base", "post"), carried=carried, ties=(ties.base, ties.post), folds=True
     )
-    uses = rule_uses(rules, base_entries, [post_entries], matched.carried)
+    uses = rule_uses(user_rules, base_entries, [post_names], matched.carried)
     candidates: dict[RuleKind, list[str]] = {
-        "skip": [*base_entries, *post_entries],
-        "rename": [*post_entries],
+        "skip": [*base_entries, *post_names],
+        "rename": post_names,
         "carry": [name for name in post_entries if rules.rename(name) not in base_entries],
     }
     refuse_unused(uses, candidates)
@@ -183,6 +195,7 @@ def pair_up(
             *matched.omissions,
             *(OmittedTensor(name, "base", reason) for name, reason in sides.base.omissions),
             *(OmittedTensor(name, "post", reason) for name, reason in sides.post.omissions),
+            *(OmittedTensor(name, "post", SKIPPED) for name in sides.post.homeless),  # the others were refused
         ),
         given_up=vocabularies.dropped_tokens,
         taken_up=vocabularies.taken_up,
@@ -190,6 +203,8 @@ def pair_up(
         skipped=_skipped_pairs(matched, sides, rules) if rules.skips else (),
         ties=replace(ties, copies=matched.copies),
         rules=rules,
+        model_notes=(*sides.base.notes, *sides.post.notes),
+        post_is_model=sides.post.adapter_names is None,
     )
 
 
@@ -202,7 +217,9 @@ def _find_ties(sides: _Sides, rules: Rules) -> SideTies:
     base, post = sides
     renamed, _ = rename_entries(post.entries, rules)
     post_entries = {name: post.entries[own] for name, own in renamed.items()}
-    configs = base.checkpoint.config, post.checkpoint.config
+    # Base's config serves for an adapter too: one beside that is a trainer's copy.
+    holders = base.checkpoint, base.checkpoint if post.adapter_names is not None else post.checkpoint
+    configs = [checkpoint.config for checkpoint in holders]
     groups = TieGroups.of(base.entries, post_entries, shares_embeddings=all(map(shares_embeddings, configs)))
     with OpenFiles(CheckpointError) as files:
         base_ties = groups.ties(
@@ -241,11 +258,19 @@ def _make_pairs(matched: Match, sides: _Sides, rules: Rules, vocabularies: _Voca
         if model.unsupported
     ]
     problems += matched.mismatches
+    problems += [Mismatch(name, "missing", why) for name, why in post.homeless.items() if not rules.skips_name(name)]
     remedy = (
         "give models of one architecture and dtype, or rename post's tensors with --rename, leave some out "
         "with --skip, or store those that only post has with --carry"
     )
-    if problems and (options := suggest_renames(base.entries, post.entries, rules)):
+    if base.unsupported or post.unsupported:
+        remedy = "see what is said of the quantized model; the rest may follow from it"
+    elif post.homeless:
+        remedy = (
+            "give the base that the adapter was trained on, or rename the adapter's tensors with --rename, "
+            "or leave some out with --skip"
+        )
+    elif problems and (options := suggest_renames(base.entries, post.entries, rules)):
         remedy = f"try {options}; for the remaining tensors use --skip, or --carry if only post has them"
     if heads := [m.location for m in matched.mismatches if m.kind == "missing" and is_head(m.location)]:
         patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in heads)

@@ -19,7 +19,7 @@ class ExtractRequest(Request):
     base: str
     """The model post was trained from: a folder, a ``.safetensors`` file, or ``org/name[@revision]``."""
     post: str
-    """The post-trained model, likewise."""
+    """The post-trained model, likewise; or a LoRA adapter of base."""
     name: str | None = None
     """The name of the delta. The default is made from post's name."""
     version: str = "1.0.0"

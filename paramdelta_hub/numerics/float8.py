@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from paramdelta_hub.numerics.floats import FLOATS, Bits, blocks
 from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.numerics.tiles import tiles
 
 __all__ = [
     "DECODED",
@@ -47,7 +48,6 @@ Codes: TypeAlias = NDArray[np.uint8]
 Scales: TypeAlias = NDArray[np.float32]
 """Shape :attr:`Grid.scale_shape`."""
 
-_BF16 = FLOATS["BF16"]
 LARGEST = 448.0
 """The largest number of E4M3."""
 _SCALES = {"F32": (2.0**-126, 2.0**127), "BF16": (2.0**-126, 2.0**127), "F16": (2.0**-14, 65504.0)}
@@ -113,18 +113,24 @@ def decode(codes: Codes, table: NDArray[np.float32], out: NDArray[np.float32]) -
 
 
 def dequantize(
-    codes: Codes, table: NDArray[np.float32], grid: Grid, scales: Scales, first: int, out: NDArray[np.uint16]
+    codes: Codes,
+    table: NDArray[np.float32],
+    grid: Grid,
+    scales: Scales,
+    first: int,
+    out: NDArray[np.uint16],
+    dtype: str = "BF16",
 ) -> NDArray[np.uint16]:
     """Return bf16 bits of code · scale, equal to torch's ``(codes.float() * scales.float()).bfloat16()``.
 
     The product is rounded to float32, then to bf16, ties to even; what overflows becomes infinite, NaN stays NaN.
-    ``table`` is one of :data:`DECODED`.
+    ``table`` is one of :data:`DECODED`, or of the same kind. With ``dtype`` F16, the bits are those of fp16.
     """
     for block in blocks(codes.size):
         size = block.stop - block.start
         wide = decode(codes[block], table, scratch("float8 wide", size, np.float32))
         _with_scales(np.multiply, wide, grid, scales, first + block.start)
-        _BF16.round(wide, out[block], scratch("float8 round", size, np.uint32))
+        FLOATS[dtype].round(wide, out[block], scratch("float8 round", size, np.uint32))
     return out
 
 
@@ -170,7 +176,7 @@ def raise_peaks(values: NDArray[np.float32], grid: Grid, first: int, peaks: Scal
     with np.errstate(invalid="ignore"):  # NaN in sums is found and reported elsewhere
         for part in blocks(values.size):
             magnitudes = np.abs(values[part], out=scratch("float8 wide", part.stop - part.start, np.float32))
-            for tile, row, column in _tiles(magnitudes, grid.columns, first + part.start):
+            for tile, row, column in tiles(magnitudes, grid.columns, first + part.start):
                 _raise_tile(tile, grid, row, column, peaks)
 
 
@@ -260,7 +266,7 @@ def _with_scales(
     """Multiply or divide elements ``first`` and following of a tensor by their scales, in place."""
     width = grid.block[1]
     with np.errstate(over="ignore", invalid="ignore"):
-        for tile, row, column in _tiles(wide, grid.columns, first):
+        for tile, row, column in tiles(wide, grid.columns, first):
             if scales.shape[1] == 1:  # a row may be a band of its own, so all are done at once
                 factors = scales[grid.scale_row(np.arange(row, row + len(tile)))]
                 operation(tile, factors, out=tile)
@@ -278,14 +284,3 @@ def _bands(tile: NDArray[np.float32], grid: Grid, row: int) -> Iterator[tuple[ND
         end = min(grid.band_end(at), row + len(tile))
         yield tile[at - row : end - row], grid.scale_row(at)
         at = end
-
-
-def _tiles(wide: NDArray[np.float32], columns: int, first: int) -> Iterator[tuple[NDArray[np.float32], int, int]]:
-    """Cut a run of elements into rectangles: (rectangle, its row, its column): whole rows, and parts of at most two."""
-    at = 0
-    while at < wide.size:
-        row, column = divmod(first + at, columns)
-        left = wide.size - at
-        size = min(columns - column, left) if column or left < columns else left // columns * columns
-        yield wide[at : at + size].reshape(-1, min(columns, size)), row, column
-        at += size

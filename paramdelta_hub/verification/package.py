@@ -10,8 +10,9 @@ from typing import Literal, TypeAlias
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
-from paramdelta_hub.checkpoints.logical import logical_model
+from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model, logical_post
 from paramdelta_hub.checkpoints.matching import SKIPPED
+from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, PackageError, VerificationError
 from paramdelta_hub.fileio.digests import begin_digest
@@ -110,7 +111,7 @@ def verify(
     if base_model is not None:
         _check_base(package, base_model, digests, threads, progress)
     if post_model is not None:
-        _check_post(package, post_model, threads, progress)
+        _check_post(package, base_model, post_model, threads, progress)
     return VerifyReport(
         path=package.path,
         id=package.digest,
@@ -154,7 +155,7 @@ def _check_base(
 ) -> None:
     """Check the digests of base's tensors and of base ⊕ Δ against the manifest's."""
     _refuse_other_model("base", package, base, {name: before for name, (before, _) in digests.items()})
-    _check_copies("base", package, base, threads, progress)
+    _check_copies("base", package, logical_model(base), threads, progress)
     wrong = [record.name for record in package.manifest.tensors if digests[record.name][1] != record.post_blake3]
     if wrong:
         raise VerificationError(
@@ -164,17 +165,19 @@ def _check_base(
         )
 
 
-def _check_post(package: Package, post: Checkpoint, threads: int, progress: Progress) -> None:
-    """Check the digests of post's tensors against the manifest's."""
+def _check_post(package: Package, base: Checkpoint | None, post: Checkpoint, threads: int, progress: Progress) -> None:
+    """Check the digests of post's tensors against the manifest's; where post is an adapter, of base's with it."""
+    renames = Rules(tuple((rule.pattern, rule.replacement) for rule in package.manifest.renames))
+    model = logical_post(post, logical_model(base) if base else None, renames)
     records = package.manifest.tensors
     names = {record.name: record.post_name or record.name for record in records}
-    sources = _sources(post, names, records, "post", package.manifest.cast)
+    sources = _sources(model, names, records, "post", package.manifest.cast)
     sized = {record.name: (sources[record.name], record.elements) for record in records}
     _refuse_other_model("post", package, post, tensor_digests(sized, threads, progress, "comparing post"))
-    _check_copies("post", package, post, threads, progress)
+    _check_copies("post", package, model, threads, progress)
 
 
-def _check_copies(side: Side, package: Package, model: Checkpoint, threads: int, progress: Progress) -> None:
+def _check_copies(side: Side, package: Package, model: LogicalModel, threads: int, progress: Progress) -> None:
     """Check that what the manifest calls copies of a tensor are copies of it in the model, where that stores them.
 
     Of post, copies are known by base's names; where a rule renamed them, post's digests cover the tensors alone.
@@ -182,7 +185,7 @@ def _check_copies(side: Side, package: Package, model: Checkpoint, threads: int,
     Raises:
         MismatchError: some are not.
     """
-    records, tensors = package.records, logical_model(model).tensors
+    records, tensors = package.records, model.tensors
     copies = {name: first for name, first in package.manifest.ties.items() if name in tensors}
     firsts: dict[str, str] = {}
     for name in set(copies.values()):
@@ -195,7 +198,7 @@ def _check_copies(side: Side, package: Package, model: Checkpoint, threads: int,
         raise MismatchError(
             f"not the {side} of this delta",
             [Mismatch(name, "digest", f"it is no copy of {copies[name]}") for name in wrong],
-            where=str(model.source.path),
+            where=str(model.checkpoint.source.path),
             remedy=f"the delta's {side} is {getattr(package.manifest, side).name!r}",
         )
 
@@ -259,7 +262,7 @@ def _sums(package: Package, base: Checkpoint | None, locations: Mapping[str, tup
     """Return the sum of every tensor of the delta with base's values; with zeros, if there is no base."""
     records = package.manifest.tensors
     names = {record.name: record.base_name or record.name for record in records}
-    sources = _sources(base, names, records, "base", package.manifest.cast) if base else {}
+    sources = _sources(logical_model(base), names, records, "base", package.manifest.cast) if base else {}
     sums = []
     for record in records:
         if base is None and not record.shard:
@@ -270,7 +273,7 @@ def _sums(package: Package, base: Checkpoint | None, locations: Mapping[str, tup
 
 
 def _sources(
-    model: Checkpoint, names: Mapping[str, str], records: Sequence[TensorRecord], side: Side, cast: str | None
+    model: LogicalModel, names: Mapping[str, str], records: Sequence[TensorRecord], side: Side, cast: str | None
 ) -> dict[str, TensorSource]:
     """Return how to read every tensor of the delta in the model, in post's row order.
 
@@ -278,7 +281,7 @@ def _sources(
         MismatchError: some are missing, or of another dtype or shape; all of them are listed.
     """
     sources, problems = {}, []
-    tensors = logical_model(model).cast(cast).tensors
+    tensors = model.cast(cast).tensors
     for record in records:
         name = names[record.name]
         if side == "base" and record.rows and not record.rows.base:
@@ -295,7 +298,7 @@ def _sources(
             continue
         sources[record.name] = tensor.cast(record.dtype).reorder_rows(record.runs if side == "base" else None).source
     if problems:
-        raise MismatchError(f"not the {side} of this delta", problems, where=str(model.source.path))
+        raise MismatchError(f"not the {side} of this delta", problems, where=str(model.checkpoint.source.path))
     return sources
 
 
