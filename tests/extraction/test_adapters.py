@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -391,6 +392,38 @@ def test_a_folder_with_a_model_and_an_adapter(tmp_path: Path) -> None:
         pd.extract(base, both, tmp_path / "delta")
     assert "adapter_model.safetensors" in (caught.value.remedy or "")
     pd.extract(base, both / "adapter_model.safetensors", tmp_path / "delta")
+    with pytest.raises(CheckpointError, match="both a model and an adapter"):
+        pd.verify(tmp_path / "delta", base=base, post=both)
+    applied = pd.apply(both, tmp_path / "delta", tmp_path / "out")  # of a target, the adapter is not read
+    assert any("adapter_model.safetensors: an adapter" in note for note in applied.notes)
+
+
+@pytest.mark.parametrize("beside", ["optimizer.safetensors", "checkpoint-5/adapter_model.safetensors"])
+def test_what_a_training_leaves_beside_an_adapter_is_not_read(tmp_path: Path, beside: str) -> None:
+    base, adapter = write_model(tmp_path / "base", small()), write_adapter(tmp_path / "lora", GOOD)
+    expected = pd.extract(base, adapter, tmp_path / "delta").id
+    (adapter / beside).parent.mkdir(exist_ok=True)
+    shutil.copy(adapter / "adapter_model.safetensors", adapter / beside)
+    report = pd.extract(base, adapter, tmp_path / "other")
+    assert report.id == expected
+    assert any(beside.partition("/")[0] in note for note in report.notes)
+
+
+def test_an_adapter_of_a_model_in_two_float_dtypes(tmp_path: Path) -> None:
+    """Each sum is rounded to the dtype of its own tensor of base; with a cast, both sides are read in another."""
+    base = {name: tensor.float() if "norm" in name else tensor for name, tensor in small().items()}
+    write_model(tmp_path / "base", base)
+    adapter = write_adapter(tmp_path / "lora", GOOD)
+    report = pd.extract(tmp_path / "base", adapter, tmp_path / "delta", cast="float32")
+    assert {(record.base_dtype, record.post_dtype) for record in report.manifest.tensors} == {("F32", "F32")}
+    pd.verify(tmp_path / "delta", base=tmp_path / "base", post=adapter)
+    plain = pd.extract(tmp_path / "base", adapter, tmp_path / "plain")
+    for record in plain.manifest.tensors:
+        dtype = "F32" if base[record.name].dtype == torch.float32 else "BF16"
+        assert (record.base_dtype, record.post_dtype) == (dtype, dtype)
+    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "cast")
+    pd.apply(tmp_path / "base", tmp_path / "plain", tmp_path / "out")
+    assert_same(read_weights(tmp_path / "cast"), read_weights(tmp_path / "out"))
 
 
 def test_the_remedy_for_a_pickled_adapter_works(tmp_path: Path) -> None:
