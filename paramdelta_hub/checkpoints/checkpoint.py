@@ -152,7 +152,11 @@ def _files_in(top: Path) -> Iterator[str]:
             raise CheckpointError(f"can't be read: {problem.strerror}", where=str(top / folder)) from None
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
-            if not entry.is_dir():
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link to where nobody may look
+                is_folder = False
+            if not is_folder:
                 yield name
             elif not entry.name.startswith(".") and name.count("/") < NAME_DEPTH - 1:
                 real = os.path.realpath(entry.path)

@@ -60,8 +60,8 @@ _MOVE_REMEDY = "give a copy of the model's folder without it; links to the weigh
 _COMPLETE_REMEDY = "the download is not complete; get the missing files"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 _PICKLE_REMEDY = (
-    "a pickle can run code when it is read, so it is never opened; convert it once, in an environment you trust: "
-    "scripts/tools/convert_pickle.py, or transformers' save_pretrained(safe_serialization=True)"
+    "a pickle can run code when it is read, so it is never opened; convert it once to safetensors, in an environment "
+    "you trust: scripts/tools/convert_pickle.py, or transformers' save_pretrained(safe_serialization=True)"
 )
 _PICKLED_ADAPTER_REMEDY = (
     'convert it; in its folder: python -c "import torch; from safetensors.torch import save_file as save; '

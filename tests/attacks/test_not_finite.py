@@ -115,7 +115,20 @@ def test_an_exception_that_is_not_finite(tmp_path: Path, dtype_name: str, unchan
     nbytes, digest = payload.finish()
     shard.close()
     path = tmp_path / "x.safetensors"
-    delta = StoredDelta("w", 100, "add", "planes", str(path), path.stat().st_size - nbytes, nbytes, digest, 0, 1)
+    delta = StoredDelta(
+        name="w",
+        dtype=dtype_name,
+        elements=100,
+        effect="add",
+        codec="planes",
+        shard=str(path),
+        start=path.stat().st_size - nbytes,
+        nbytes=nbytes,
+        digest=digest,
+        base_digest="",
+        remainders=0,
+        exceptions=1,
+    )
     with (
         OpenFiles(PackageError) as shards,
         TensorSum(dtype_name, [Addend(delta, 1.0)], shards, NumpyKernel()) as total,

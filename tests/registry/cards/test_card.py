@@ -343,7 +343,7 @@ def provenance_of(**fields: Any) -> Provenance:
 
 
 def delta_of(name: str, *, weight: float, forced: bool) -> Delta:
-    lineage = Lineage(correlation=None, tensors=0, forced=forced)
+    lineage = Lineage(correlation=None, tensors=0, forced=forced, foreign=())
     return Delta.model_construct(name=name, version="1.0.0", id="f" * 64, weight=weight, lineage=lineage)
 
 
