@@ -20,7 +20,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.errors import DestinationError, StorageError
 from paramdelta_hub.tasks import plan
 from tests.conftest import Family, make_family
-from tests.support.models import tuned, weights, write_model
+from tests.support.models import read_weights, tuned, write_model
 from tests.tasks.forking import Forks, inputs, make_older, tree
 
 ROOT = Path(__file__).parent.parent.parent
@@ -385,7 +385,7 @@ def test_inputs_that_change_start_afresh(models: Family, forks: Forks, tmp_path:
     total = count_calls("extract", models, forks, tmp_path)
     forks.ask("extract", root / "base", root / "post", out, report=str(tmp_path / "x"), kill_at=total - 10)
     assert list((tmp_path / "out.partial" / "receipts").iterdir())
-    write_model(root / "base", weights(77), shards=2)
+    write_model(root / "base", tuned(read_weights(root / "base"), 77), shards=2)
     report = pd.extract(root / "base", root / "post", out)
     assert report.resumed_tasks == 0
     pd.verify(out, base=root / "base", post=root / "post")
