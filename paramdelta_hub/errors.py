@@ -127,12 +127,7 @@ class MismatchError(ParamdeltaError):
     kind, exit_code = "mismatch", 4
 
     def __init__(
-        self,
-        what: str,
-        mismatches: Sequence[Mismatch] = (),
-        *,
-        where: str | None = None,
-        remedy: str | None = None,
+        self, what: str, mismatches: Sequence[Mismatch] = (), *, where: str | None = None, remedy: str | None = None
     ) -> None:
         super().__init__(what, where=where, remedy=remedy)
         self.mismatches = tuple(mismatches)
@@ -163,14 +158,20 @@ class MismatchError(ParamdeltaError):
 
 
 class LineageError(MismatchError):
-    """The target has the right shapes but does not descend from the delta's base. ``correlation`` is measured."""
+    """Right shapes, but no descent from base. ``correlation`` is measured; ``mismatches`` are the unrelated tensors."""
 
     kind = "lineage"
 
     def __init__(
-        self, what: str, correlation: float = math.nan, *, where: str | None = None, remedy: str | None = None
+        self,
+        what: str,
+        correlation: float = math.nan,
+        mismatches: Sequence[Mismatch] = (),
+        *,
+        where: str | None = None,
+        remedy: str | None = None,
     ) -> None:
-        super().__init__(what, where=where, remedy=remedy)
+        super().__init__(what, mismatches, where=where, remedy=remedy)
         self.correlation = correlation
 
 

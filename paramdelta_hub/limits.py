@@ -63,6 +63,9 @@ deltas of large vocabularies are placed by token, may be as many again."""
 FILES = 100_000
 """Files of a package or shards of a checkpoint."""
 
+CONFIGS = 1000
+"""Configs of a model and of its components in a manifest. The largest pipelines have some ten components."""
+
 NAME_DEPTH = 4
 """Path components of a file inside a package."""
 
@@ -108,9 +111,23 @@ REMOTE_LINEAGE_TENSORS, REMOTE_LINEAGE_RUNS = 32, 2
 their parts do. Measured on the 69 trained models of docs/evidence.md: 1 − r differs by a factor of 1.13 (rms) from what
 all samples give, and 65 lie in the same band of the prediction; the others at its edge."""
 
+PAIR_LINEAGE_TENSORS = 4096
+"""Tensors whose samples are compared at extract, where both models are read whole anyway: all matrices of a dense model
+(Llama 3.1 405B has 884)."""
+
 KIN_CORRELATION = 0.5
 """Mean correlation under which a target is refused as not kin. Measured: fine-tunes 0.99 and more, models of equal
 shapes trained apart within ±0.05."""
+
+FOREIGN_CORRELATION = 0.3
+"""Correlation under which a tensor has nothing in common with base's. Measured on 256 samples: matrices of models
+trained apart within ±0.16, of kin 0.53 and more (a pooler that was trained anew; all others 0.94). A Δ three times as
+large as base still leaves 0.32."""
+
+FOREIGN_SHARE, FOREIGN_SHARE_OF_ONE = 0.25, 0.5
+"""Share of the parameters from which a model with foreign tensors is refused, of several; and above which, of one.
+Measured: 0 of kin, 0.99 and more of strangers. New heads are named, and not refused: a classifier has a hundredth of a
+model's parameters; an embedding with its head, under a tokenizer of 128,000, an eighth of 8 B."""
 
 TASK_BYTES_MIN, TASK_BYTES_MAX, TASKS_WANTED = 128 * MIB, 4 * GIB, 32
 """A task reads about a 32nd of the model, within these bounds: enough tasks to keep threads busy, few enough that a
@@ -132,6 +149,10 @@ EXPECTED_RATIO = {1: 1.0, 2: 0.65, 4: 0.85, 8: 1.0}
 SCALE_BYTES = 64 * MIB
 """Scales of one fp8 tensor, as float32, held while it is read. A stack of 256 experts of 7168 rows with a scale a row
 takes 7 MB."""
+
+FACTOR_BYTES = 256 * MIB
+"""A factor of an adapter's product, as float32, held while a tensor is read. Rank 256 of 152,000 tokens takes
+156 MB."""
 
 LOCK_BYTES = 32 * MIB
 """A pulled copy's lock: every file of a package (FILES at most) with its digest, at some 300 bytes."""

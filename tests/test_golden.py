@@ -16,12 +16,12 @@ import pytest
 import paramdelta_hub as pd
 from tests.support.blake3_numpy import blake3
 from tests.support.models import assert_same, read_weights
-from tests.support.spec_reader import SpecPackage, add, fingerprint, read_safetensors
+from tests.support.spec_reader import SpecPackage, add, cast, fingerprint, read_safetensors
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 
 # Listed, not globbed: a golden package that is gone must fail.
-CASES = ("bf16", "fp16", "fp32", "mixed", "renamed")
+CASES = ("bf16", "dtypes", "fp16", "fp32", "mixed", "renamed")
 MODELS = ("base", "post", "target", "expected")
 
 
@@ -72,8 +72,8 @@ def test_verifies_against_base_and_post(case: Path) -> None:
 @pytest.mark.parametrize("model", ["target", "base"])
 def test_applies_to_the_expected_bits(case: Path, tmp_path: Path, model: str) -> None:
     report = pd.apply(case / f"{model}.safetensors", case / "package", tmp_path / "out", threads=1)
-    # Where extraction left tensors out, the result has the target's, and is not all of post.
-    assert report.is_post == (model == "base" and case.name != "renamed")
+    # Where extraction left tensors out, the result has the target's; where dtypes differ, it has base's dtypes.
+    assert report.is_post == (model == "base" and case.name not in ("renamed", "dtypes"))
     if model == "target":
         assert_same(read_weights(tmp_path / "out"), read_weights(case / "expected.safetensors"))
 
@@ -83,11 +83,12 @@ def test_the_specification_alone_gives_the_expected_bits(case: Path) -> None:
     models = {name: read_safetensors((case / f"{name}.safetensors").read_bytes())[1] for name in MODELS}
     for name, (dtype, shape, values) in models["target"].items():
         record = package.records.get(name)
-        result = values if record is None else add(values, [(package, name, 1.0)])
+        result = values if record is None else add(values, [(package, name, 1.0)], dtype)
         assert (dtype, shape, result) == models["expected"][name], name
         if record is not None:
-            base = models["base"][name][2]
-            assert (record["dtype"], record["shape"]) == (dtype, shape)
+            base_dtype, _, base = models["base"][name]
+            assert (record["base_dtype"], record["shape"]) == (base_dtype, shape)
+            base = cast(base, base_dtype, record["dtype"]) if record["effect"] == "add" else base
             assert blake3(base).hex() == record["base_blake3"]
             assert blake3(add(base, [(package, name, 1.0)])).hex() == record["post_blake3"]
     shapes = {name: shape for name, (_, shape, _) in models["base"].items()}

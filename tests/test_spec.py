@@ -131,6 +131,28 @@ def odd() -> Trio:
     return Trio(base, {**base, **changes}, {**base, **drift})
 
 
+def masked() -> Trio:
+    """Return NaN of every kind, and infinities, with equal bits on both sides; the target has its own there."""
+    base, post, target = {}, {}, {}
+    for number, (name, dtype) in enumerate(TORCH.items()):
+        mantissa, largest = EXPONENT[name]
+        model = weights(number, dtype)["model.embed_tokens.weight"]
+        base[name], post[name] = model, (model.double() * 1.01).to(dtype)
+        target[name] = (model.double() * 0.99).to(dtype)
+        width = 8 * dtype.itemsize
+        payloads = np.random.default_rng(number).integers(0, 1 << mantissa, model.shape[1], dtype=f"u{width // 8}")
+        payloads[:2] = 0, 1  # infinity, and a signalling NaN
+        payloads |= np.asarray(largest << mantissa, payloads.dtype)
+        payloads[::3] |= np.asarray(1 << (width - 1), payloads.dtype)
+        for side in (base, post):
+            side[name] = side[name].clone()
+            side[name][-3:] = from_bits(payloads, dtype)
+        target[name][-2:] = from_bits(payloads[::-1].copy(), dtype)
+    mask = torch.tensor(-torch.inf, dtype=torch.float16)
+    base["mask"] = post["mask"] = target["mask"] = mask
+    return Trio(base, post, target)
+
+
 def renamed() -> Trio:
     trio = small("BF16")
     post = {name.replace("model.", "language_model.model."): tensor for name, tensor in trio.post.items()}
@@ -144,6 +166,7 @@ TRIOS: dict[str, Callable[[], Trio]] = {
     **{f"wild-{dtype}": lambda dtype=dtype: wild(dtype) for dtype in TORCH},  # type: ignore[misc]
     "long": long,
     "odd": odd,
+    "masked": masked,
     "renamed": renamed,
 }
 
@@ -211,6 +234,10 @@ def test_on_other_targets_the_sum_is_torchs(extracted: Extracted) -> None:
         wide = torch.float64 if record["dtype"] == "F32" else torch.float32
         delta = post[name].to(wide) - trio.base[name].to(wide)
         expected = (delta + trio.target[name].to(wide)).to(trio.target[name].dtype)
+        unchanged = ~trio.target[name].isfinite()
+        expected[unchanged] = trio.target[name][unchanged]  # copies bits
+        finite_base = trio.base[name].isfinite()
+        expected[~finite_base] = trio.target[name][~finite_base]
         assert add(raw(trio.target[name]), [(package, name, 1.0)]) == raw(expected), name
 
 
@@ -221,7 +248,9 @@ def test_the_delta_is_that_of_section_6(extracted: Extracted) -> None:
         if record["effect"] == "add" and record["shape"] != [0, 4]:
             wide = torch.float64 if record["dtype"] == "F32" else torch.float32
             delta = np.concatenate([chunk.delta for chunk in package.added(name)])
-            assert delta.tobytes() == raw(post[name].to(wide) - trio.base[name].to(wide)), name
+            expected = post[name].to(wide) - trio.base[name].to(wide)
+            expected[~trio.base[name].isfinite()] = 0.0
+            assert delta.tobytes() == raw(expected), name
 
 
 def test_every_codec_list_and_effect_occurs(tmp_path: Path) -> None:
@@ -339,7 +368,7 @@ def test_the_specification_names_every_field() -> None:
 
 
 def with_tokenizer(folder: Path, tokens: list[str], tensors: Model) -> Path:
-    write_model(folder, tensors, config={"model_type": "llama"})
+    write_model(folder, tensors, config={"model_type": "llama", "tie_word_embeddings": "lm_head.weight" not in tensors})
     table = {token: row for row, token in enumerate(tokens)}
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel", "vocab": table}}))
     return folder

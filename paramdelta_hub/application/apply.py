@@ -8,15 +8,14 @@ from pathlib import Path
 
 from paramdelta_hub.application.companions import CompanionReport, Mode, Prefer, write_companions
 from paramdelta_hub.application.inputs import open_inputs
-from paramdelta_hub.application.output_files import new_index, plan_output_files
+from paramdelta_hub.application.output_files import new_indexes, plan_output_files
 from paramdelta_hub.application.planning import plan_apply, temporary_bytes
 from paramdelta_hub.application.provenance import PROVENANCE_NAME, is_post, provenance_of
 from paramdelta_hub.application.requantize import Dtype, Requantization, requantization
 from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.streaming import FilePool
-from paramdelta_hub.application.weighted_deltas import AppliedDelta, addends_by_tensor, spilled_deltas
+from paramdelta_hub.application.weighted_deltas import AppliedDelta, addends_by_tensor, foreign_notes, spilled_deltas
 from paramdelta_hub.application.weights import Deltas, Factors, WeightedDelta, WeightMap, weighted_deltas
-from paramdelta_hub.checkpoints.checkpoint import INDEX
 from paramdelta_hub.checkpoints.companions import read_companion
 from paramdelta_hub.checkpoints.logical import LogicalTensor
 from paramdelta_hub.checkpoints.matching import OmittedTensor
@@ -104,7 +103,8 @@ def apply(
 
     Sums are made in float32 (float64 for float32 models), in the order of ``deltas``, and rounded once. With one delta
     of weight 1 the result equals ``((post.float() - base.float()) + target.float()).to(target.dtype)`` bit for bit,
-    and post itself if the target is base. A killed run leaves no ``out``; run it again to resume.
+    and post itself if the target is base. Base, post and target may have different float dtypes: each tensor of the
+    result has the target's, or ``dtype``. A killed run leaves no ``out``; run it again to resume.
 
     A delta has a weight of 1 unless you give one: ``(delta, 0.5)``, ``{delta: 0.5}``, :class:`WeightedDelta` or
     ``"delta=0.5"``. The arguments from ``target`` to ``stream``, and ``force``, are described at
@@ -201,8 +201,12 @@ class Application(Operation[ApplyReport]):
         compatibility, packages = inputs.compatibility, inputs.packages
         self._sums = addends_by_tensor(compatibility, packages, inputs.weights)
         self._files = plan_output_files(inputs.model, compatibility.results, compatibility.colocate_with)
+        may_be_base = len(self._applied) == 1 and self._applied[0].kinship.same_values
         spilled = spilled_deltas(compatibility, packages, self._sums)
-        self.plan = plan_apply(compatibility, self._files, packages, self._sums, spilled, inputs.request.to_json())
+        asked = inputs.request.to_json()
+        self.plan = plan_apply(
+            compatibility, self._files, packages, self._sums, spilled, asked, may_be_base=may_be_base
+        )
         self._pool = FilePool(None, ())
 
     @property
@@ -236,7 +240,8 @@ class Application(Operation[ApplyReport]):
         compatibility, request, model = inputs.compatibility, inputs.request, inputs.model
         ordered = [outcome for _, outcome in sorted(outcomes.items()) if isinstance(outcome, Applied)]
         digests = {name: digest for outcome in ordered for name, digest in outcome.digests.items()}
-        notes = (*inputs.warnings, *self._warnings, *([] if self._sums else [NOTHING_ADDED]), *compatibility.notes)
+        nothing = () if self._sums else (NOTHING_ADDED,)
+        notes = (*inputs.warnings, *self._warnings, *nothing, *foreign_notes(self._applied), *compatibility.notes)
         exactly_post = is_post(self._applied, compatibility, digests) and self._arranged_are_post(workspace)
         lost = requantization(deviation for outcome in ordered for deviation in outcome.deviations)
         with io_errors("writing the companion files"), provenance_problems(str(workspace.given)):
@@ -247,11 +252,8 @@ class Application(Operation[ApplyReport]):
                 overrides=compatibility.config_overrides,
                 is_post=exactly_post,
             )
-            if model.index is not None:
-                index = new_index(model, list(self._files.values()), compatibility.results) or read_companion(
-                    (model.folder / INDEX).resolve()
-                )
-                write_file(result / INDEX, index)
+            for name, index in new_indexes(model, list(self._files.values()), compatibility.results).items():
+                write_file(result / name, index or read_companion((model.folder / name).resolve()))
             provenance = provenance_of(
                 compatibility,
                 self._applied,
@@ -309,6 +311,6 @@ def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
         raise NotFiniteError(
             f"{len(problems)} tensor(s) of the result are not finite",
             problems,
-            remedy="the target has such values, or the sum overflows its dtype; use a smaller weight, or leave "
-            "the tensors out with --skip",
+            remedy="the delta changes such values of the target, or a sum overflows its dtype; use a smaller weight, "
+            "or leave the tensors out with --skip REGEX",
         )

@@ -98,6 +98,7 @@ class ArrangedPairs:
             keys=tuple(self._key(delta_name) for delta_name in arrangement.sources),
             boxes=arrangement.boxes(arrangement.sources),
             elements=math.prod(arrangement.shape),
+            dtype=package.records[arrangement.sources[0]].dtype,
             weight=weight,
             is_zero=all(package.records[delta_name].shard is None for delta_name in arrangement.sources),
         )
@@ -109,11 +110,11 @@ class ArrangedPairs:
         for delta_name in self.delta_names:
             record = package.records[delta_name]
             target = self.in_delta_order(delta_name, record, tensor_of) if record.exceptions else None
+            is_comparable = target is not None and target.dtype == record.dtype
             yield SpilledDelta(
                 self._key(delta_name),
                 StoredDelta.of(record, locations),
-                record.dtype,
-                target.source if target else None,
+                target.source if target is not None and is_comparable else None,
             )
 
     def _key(self, delta_name: str) -> str:
@@ -143,8 +144,10 @@ def take_arranged(
         if name in mismatched:
             continue
         pairs[name] = arrangement
-        if name in matched.ties:
-            problems.append(Mismatch(name, "layout", "one side ties it to its embedding; leave it out with --skip"))
+        if name in matched.left_ties or name in matched.right_ties:
+            problems.append(
+                Mismatch(name, "layout", "one side has it as a copy of another tensor; leave it out with --skip")
+            )
         for record in (package.records[delta_name] for delta_name in arrangement.sources):
             if record.rows is not None:
                 what = "it has rows of a vocabulary, or is carried whole" if record.rows.base else "it is carried whole"

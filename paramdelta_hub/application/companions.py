@@ -20,6 +20,8 @@ from paramdelta_hub.checkpoints.companions import (
     GENERATION,
     code_files,
     code_key,
+    component_of,
+    is_config,
     is_vocabulary_file,
     kind_of,
     may_name_code,
@@ -28,8 +30,7 @@ from paramdelta_hub.checkpoints.companions import (
     read_companion,
 )
 from paramdelta_hub.checkpoints.config_merge import ALWAYS, STRUCTURE, merge_config
-from paramdelta_hub.checkpoints.token_ids import token_id_warnings
-from paramdelta_hub.checkpoints.tokenizer import read_vocabulary
+from paramdelta_hub.checkpoints.tokenizer import read_vocabulary, token_id_warnings
 from paramdelta_hub.errors import CheckpointError, OptionError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import write_file
@@ -53,6 +54,7 @@ Mode = Literal["post", "target", "none"]
 Prefer = Literal["target", "post"]
 
 _PARSED = (CONFIG, GENERATION, "tokenizer_config.json")
+_NOTHING_MERGED = Merged(taken={}, kept={}, overridden=(), conflicts=())
 _LISTED = 6
 """How many names or keys a line for people spells out."""
 
@@ -142,6 +144,10 @@ def select_companions(
     provider, warnings = None, []
     for number, package in enumerate(packages if mode == "post" else ()):
         known, unknown = package_companions(package)
+        homeless = [name for name in known if component_of(name) not in ("", *target.folders)]
+        if homeless:
+            warnings.append(f"not used, because the target has no such folder: {_join_limited(homeless)}")
+            known = {name: file for name, file in known.items() if name not in homeless}
         if unknown:
             warnings.append(f"{package.label} has companions that this version does not know: {_join_limited(unknown)}")
         if known and provider is None:
@@ -153,11 +159,12 @@ def select_companions(
                 f"{package.label} has other companions, which are not used: {_join_limited(other)}; all come from "
                 f"{packages[provider].label}"
             )
-    orphaned = [name for name in taken if kind_of(name) == "tokenizer"]
-    if orphaned and not any(map(is_vocabulary_file, orphaned)):
-        warnings.append(f"not used, because there is no vocabulary with it: {_join_limited(orphaned)}")
-        taken = {name: file for name, file in taken.items() if name not in orphaned}
-    merged = [GENERATION] if any(GENERATION in package.manifest.configs for package in packages) else []
+    for component in dict.fromkeys(map(component_of, taken)):
+        orphaned = [name for name in taken if kind_of(name) == "tokenizer" and component_of(name) == component]
+        if orphaned and not any(is_vocabulary_file(name.rpartition("/")[2]) for name in orphaned):
+            warnings.append(f"not used, because there is no vocabulary with it: {_join_limited(orphaned)}")
+            taken = {name: file for name, file in taken.items() if name not in orphaned}
+    merged = {name for package in packages for name in package.manifest.configs if kind_of(name) == "generation"}
     from_target = _target_files(target, mode, taken.keys() - merged)
     contents = {name: read_companion(path) for name, path in from_target.items() if may_name_code(name)}
     contents = {name: content for name, content in contents.items() if code_key(content, str(from_target[name]))}
@@ -177,11 +184,17 @@ def _target_files(target: Checkpoint, mode: Mode, from_delta: Set[str]) -> dict[
     """Return what is taken from the target, where files named ``from_delta`` come from a delta."""
     from_target = model_companions(target)
     if mode == "none":
-        return {name: path for name, path in from_target.items() if name == CONFIG}
-    kinds = {kind_of(name) for name in from_delta}
-    replaced = {"tokenizer", "template"} if "tokenizer" in kinds else {"template"} & kinds
+        kept = ("config", "layout") if target.folders else ("config",)
+        return {name: path for name, path in from_target.items() if kind_of(name) in kept}
+    replaced: dict[str, set[str]] = {}
+    for name in from_delta:
+        kind = kind_of(name)
+        kinds = {"tokenizer", "template"} if kind == "tokenizer" else {"template"} if kind == "template" else set()
+        replaced.setdefault(component_of(name), set()).update(kinds)
     return {
-        name: path for name, path in from_target.items() if kind_of(name) not in replaced and name not in from_delta
+        name: path
+        for name, path in from_target.items()
+        if kind_of(name) not in replaced.get(component_of(name), ()) and name not in from_delta
     }
 
 
@@ -212,7 +225,7 @@ def write_companions(
     configs: dict[str, Merged] = {}
 
     def write(name: str, source: str, content: bytes) -> None:
-        (result / name).parent.mkdir(exist_ok=True)
+        (result / name).parent.mkdir(parents=True, exist_ok=True)
         write_file(result / name, content)
         digest = hashlib.sha256(content).hexdigest()
         origins.append(Companion(path=name, source=source, size=len(content), sha256=digest))
@@ -221,22 +234,23 @@ def write_companions(
 
     for name, path in {**selection.from_target, **selection.code}.items():
         content, source = read_companion(path), "target"
-        if name in (CONFIG, GENERATION):
+        if is_config(name):
             merged = merge_config(
                 _parse(content, str(path)),
                 [(package.label, change) for package, change in _config_changes(selection, name)],
-                exceptions=ALWAYS if is_post or name == GENERATION else {**STRUCTURE, **ALWAYS},
+                exceptions=ALWAYS if is_post or kind_of(name) == "generation" else {**STRUCTURE, **ALWAYS},
                 prefer=prefer,
                 tokens=_token_ids_from(selection, name),
                 overrides=overrides if name == CONFIG else None,
             )
-            configs[name] = merged.record
+            if name in (CONFIG, GENERATION) or merged.record != _NOTHING_MERGED:
+                configs[name] = merged.record
             if merged.taken or merged.overridden:
                 content = strict_json.pretty(merged.config)
                 source = " + ".join(dict.fromkeys([source, *merged.taken.values()]))
         write(name, source, content)
     for name, file in selection.from_delta.items():
-        if name not in configs:
+        if name not in selection.from_target:
             package = selection.packages[selection.provider or 0]
             write(name, package.label, package.read_file(file, COMPANION_BYTES))
     origins.sort(key=lambda origin: origin.path)
@@ -250,7 +264,7 @@ def write_companions(
 
 def _config_changes(selection: CompanionSelection, name: ConfigName) -> list[tuple[Package, ConfigChange]]:
     """Return what is laid over a config of the target. Generation settings are companions, ``config.json`` is not."""
-    if name == GENERATION and selection.mode != "post":
+    if kind_of(name) == "generation" and selection.mode != "post":
         return []
     configs = [(package, package.manifest.configs.get(name)) for package in selection.packages]
     return [(package, change) for package, change in configs if change is not None]
@@ -258,6 +272,8 @@ def _config_changes(selection: CompanionSelection, name: ConfigName) -> list[tup
 
 def _token_ids_from(selection: CompanionSelection, name: ConfigName) -> int | Literal["target", "merge"]:
     """Return whose token ids a config gets: those of the tokenizer; merged, where post brought none."""
+    if component_of(name):  # whose tokenizers lie in other folders
+        return "merge"
     if selection.tokenizer_of is None:
         return "merge" if selection.mode == "post" else "target"
     owner = selection.packages[selection.tokenizer_of]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,15 +14,24 @@ from paramdelta_hub.application.row_placement import PlacedRows, RowPlanner
 from paramdelta_hub.application.weights import Weights
 from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
 from paramdelta_hub.checkpoints.layouts import Layout, arrange
-from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of
-from paramdelta_hub.checkpoints.matching import Match, OmittedTensor, match
-from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry
+from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of, same_values
+from paramdelta_hub.checkpoints.matching import Match, OmittedTensor, match, rename_entries
+from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry, is_head
 from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
-from paramdelta_hub.checkpoints.tensor_sources import Stored, Zeros
-from paramdelta_hub.errors import Mismatch, MismatchError
+from paramdelta_hub.checkpoints.tensor_sources import Files, Stored, Zeros
+from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings
+from paramdelta_hub.checkpoints.training_saves import refuse_ungathered
+from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.strict_json import JsonObject
+from paramdelta_hub.limits import KIB
+from paramdelta_hub.numerics.casts import FloatDtype, float_dtype
+from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
+
+_REMOTE_ELEMENTS = 64 * KIB
+"""Elements of two copies that are compared where each piece of them is a request."""
 
 __all__ = ["CarriedTensor", "Compatibility", "check_compatibility"]
 
@@ -46,10 +57,14 @@ class Compatibility:
     matches: tuple[Match, ...]
     placed: Mapping[str, PlacedRows]
     carried: Mapping[str, CarriedTensor] = field(default_factory=dict)
+    dtype: FloatDtype | None = None
+    """The dtype that all float tensors of the result get; None: each the target's."""
     keeps_fp8: bool = False
     """Whether weights that are 8-bit floats in the target are so in the result."""
     uses: tuple[RuleUse, ...] = ()
     """What each rule hit, and which tensors it left out although a delta changes them."""
+    own_ties: Ties = field(default_factory=Ties)
+    """Which of the target's names stand for one tensor."""
     arranged: tuple[ArrangedPairs, ...] = ()
     """For every delta, the target's tensors that it has in other pieces."""
 
@@ -88,12 +103,17 @@ class Compatibility:
     @cached_property
     def ties(self) -> dict[str, str]:
         """Heads that the result gets of the target's embedding: head → embedding."""
-        return {
-            head: embedding
-            for matched in self.matches
-            for head, (side, embedding) in matched.ties.items()
-            if side == "the target" and head in matched.pairs
-        }
+        return {head: at for matched in self.matches for head, at in matched.left_ties.items() if head in matched.pairs}
+
+    @cached_property
+    def parted(self) -> tuple[str, ...]:
+        """Copies of the target's that get another delta than the tensor whose copies they are."""
+        return tuple(
+            name
+            for name, first in self.own_ties.same.items()
+            if name in self.target.tensors
+            and any(matched.pairs.get(name) != matched.pairs.get(first) for matched in self.matches)
+        )
 
     @property
     def names(self) -> list[str]:
@@ -107,19 +127,27 @@ class Compatibility:
         for name in self.names:
             tensor, placed = self.tensor(name), self.placed.get(name)
             shape = (placed.rows, *tensor.shape[1:]) if placed else tensor.shape
-            tensors[name] = OutTensor("F8_E4M3" if self.in_fp8(name) else tensor.dtype, shape)
+            tensors[name] = OutTensor("F8_E4M3" if self.in_fp8(name) else self.result_dtype(tensor), shape)
         for name, _ in self.target.omissions if self.keeps_fp8 else ():
             span = self.target.checkpoint.tensors[name][1]
             tensors[name] = OutTensor(span.dtype, span.shape)
         return tensors
 
+    def result_dtype(self, tensor: LogicalTensor) -> str:
+        """Return the dtype that a tensor has in the result, unless it stays 8-bit floats."""
+        return float_dtype(self.dtype) if self.dtype and tensor.dtype in FLOATS else tensor.dtype
+
     @property
     def config_overrides(self) -> JsonObject:
         """Keys of ``config.json`` that the result's tensors decide; None: to be left out."""
-        overrides: JsonObject = {"tie_word_embeddings": False} if self.ties else {}
+        untied = self.ties or any(is_head(name) for name in (*self.parted, *self.own_ties.apart))
+        overrides: JsonObject = {"tie_word_embeddings": False} if untied else {}
         for name, placed in self.placed.items():
             if EMBEDDINGS.search(name) and placed.rows != self.tensor(name).shape[0]:
                 overrides["vocab_size_per_layer_input" if "per_layer" in name else "vocab_size"] = placed.rows
+        if self.dtype:
+            config = self.target.checkpoint.config or {}
+            overrides["dtype" if "dtype" in config else "torch_dtype"] = self.dtype
         if self.target.omissions and not self.keeps_fp8:
             overrides |= {"quantization_config": None, "compression_config": None}
         return overrides
@@ -127,8 +155,9 @@ class Compatibility:
     @property
     def colocate_with(self) -> dict[str, str]:
         """For each tensor of the result that the target has not, one that it has, whose file it shares."""
-        last = list(self.target.checkpoint.tensors)[-1:]
-        return self.ties | {name: at for name in self.carried if name not in self.target.tensors for at in last}
+        new = [name for name in self.carried if name not in self.target.tensors]
+        neighbors = {name: self.target.checkpoint.neighbor(name) for name in new}
+        return {**self.target.packed, **self.ties} | {name: at for name, at in neighbors.items() if at}
 
     @property
     def omissions(self) -> tuple[OmittedTensor, ...]:
@@ -139,14 +168,18 @@ class Compatibility:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What became of ties, and of rows, in words."""
+        """What became of quantized weights, of ties, and of rows, in words."""
         ties = [
-            f"{head}: {side} has no such tensor; its {embedding} is used instead, and the result has both"
-            if side == "the target"
-            else f"{head}: {side} ties it to {embedding}, so the delta of {embedding} is added"
-            for matched in self.matches
-            for head, (side, embedding) in matched.ties.items()
-            if head in matched.pairs
+            f"{head}: the target has no such tensor; its {at} is used instead, and the result has both"
+            for head, at in self.ties.items()
+        ]
+        for matched in self.matches:
+            for name, at in matched.right_ties.items():
+                copy = f"a copy of {self.own_ties.same[name]}, and gets the same delta" if self._is_copy(name) else ""
+                ties.append(f"{name}: {copy or f'the delta ties it to {at}, so the delta of {at} is added'}")
+        ties += [
+            f"{name}: the target's config ties it to {other}, but their values differ; taken as two tensors"
+            for name, other in self.own_ties.apart.items()
         ]
         rows = [f"{name}: rows {placed.row_counts}" for name, placed in self.placed.items()]
         whole = [
@@ -155,7 +188,11 @@ class Compatibility:
             for name in self.carried
         ]
         pieces = [note for arranged in self.arranged for note in arranged.notes]
-        return (*dict.fromkeys(ties), *rows, *whole, *dict.fromkeys(pieces))
+        result = [f"{note}; the result is not quantized" for note in (() if self.keeps_fp8 else self.target.notes)]
+        return (*result, *dict.fromkeys(ties), *rows, *whole, *dict.fromkeys(pieces))
+
+    def _is_copy(self, name: str) -> bool:
+        return name in self.own_ties.same and name in self.target.tensors
 
 
 def check_compatibility(
@@ -164,9 +201,13 @@ def check_compatibility(
     rules: Rules,
     row_planner: RowPlanner,
     weights: Weights,
+    dtype: FloatDtype | None = None,
     keeps_fp8: bool = False,
+    values: Files | None = None,
 ) -> Compatibility:
     """Pair the target's tensors with every package's, or raise with everything that does not fit any of them.
+
+    Of values, only copies that the target stores of one tensor are read, by ``values`` if that is given.
 
     Raises:
         OptionError: a rule that hits nothing.
@@ -177,13 +218,19 @@ def check_compatibility(
         problems.found.append(Mismatch("target", "quantized", target.unsupported))
     layouts = [arrange(_entries(package), rules, target.entries) for package in packages]
     sides = [_arranged_entries(_entries(package), layout) for package, layout in zip(packages, layouts, strict=True)]
-    matches = _matches(target.entries, packages, sides, rules)
+    own_ties, matches = _matches(target, packages, sides, rules, values)
     uses = _rule_uses(target, packages, sides, layouts, matches, rules, weights)
     for package, entries, matched in zip(packages, sides, matches, strict=True):
+        refuse_ungathered(target.entries, matched.mismatches, "the target", str(target.checkpoint.source.path))
         if matched.mismatches and (options := suggest_rules(target.entries, _entries(package), rules)):
             problems.remedy = f"try {options}; leave out the remaining tensors with --skip"
         elif matched.mismatches and (option := suggest_partials(target.entries, entries, rules)):
             problems.remedy = f"to add to the part that both have, give {option}; else keep the target's with --skip"
+    if heads := [
+        m.location for matched in matches for m in matched.mismatches if m.kind == "missing" and is_head(m.location)
+    ]:
+        patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in dict.fromkeys(heads))
+        problems.remedy += f"; {patterns} leaves the head as the target has it"
     arranged = []
     for number, (package, layout, matched) in enumerate(zip(packages, layouts, matches, strict=True)):
         pairs, misfits = take_arranged(number, matched, layout, package)
@@ -212,6 +259,7 @@ def check_compatibility(
             if replaced.setdefault(name, record.post_blake3) != record.post_blake3:
                 what = f"two deltas replace it with different {record.dtype} values"
                 problems.found.append(Mismatch(name, "conflict", what))
+    problems.found += _without_component(target, packages, carried)
     for name in carried:
         vocabularies.pop(name, None)
     placed = _place_rows(target, vocabularies, matches, row_planner, weights, problems)
@@ -220,8 +268,14 @@ def check_compatibility(
     if keeps_fp8 and (without_scales := list(_without_scales(target, placed, carried))):
         problems.found += without_scales
         problems.remedy = "remove --dtype; the result's weights are then bf16"
+    lacking = {problem.location.rpartition("/")[0] for problem in problems.found if problem.kind == "component"}
+    if lacking:
+        skips = " ".join(f"--skip {shlex.quote(f'^{re.escape(folder)}/')}" for folder in sorted(lacking))
+        problems.remedy = f"use a target that has this component, or leave it out: {skips}"
     problems.refuse(str(target.checkpoint.source.path))
-    return Compatibility(target, tuple(matches), placed, carried, keeps_fp8, tuple(uses), tuple(arranged))
+    return Compatibility(
+        target, tuple(matches), placed, carried, dtype, keeps_fp8, tuple(uses), own_ties, tuple(arranged)
+    )
 
 
 @dataclass
@@ -247,7 +301,7 @@ def _place_rows(
 ) -> dict[str, PlacedRows]:
     """Return where the rows of vocabulary tensors go, where they move at all; what does not fit is a problem."""
     placed = {}
-    heads = {head: tie[1] for matched in matches for head, tie in matched.ties.items() if tie[0] == "the target"}
+    heads = {head: at for matched in matches for head, at in matched.left_ties.items()}
     mismatched = {problem.location for problem in problems.found}
     first_with: dict[int, tuple[str, int]] = {}
     for name, records in vocabularies.items():
@@ -352,6 +406,19 @@ def _without_scales(
             yield Mismatch(name, "fp8", what)
 
 
+def _without_component(
+    target: LogicalModel, packages: Sequence[Package], carried: Mapping[str, CarriedTensor]
+) -> Iterator[Mismatch]:
+    """Yield the tensors brought whole that belong to a component that the target does not have."""
+    for name, tensor in carried.items():
+        files = packages[tensor.number].manifest.post.files
+        folders = {file.path.rpartition("/")[0] for file in files} - {"", *target.checkpoint.folders}
+        if name not in target.tensors and any(name.startswith(f"{folder}/") for folder in folders):
+            yield Mismatch(name, "component", "taken whole from the delta, but the target has no such component")
+        elif name not in target.tensors and target.checkpoint.neighbor(name) is None:
+            yield Mismatch(name, "component", "taken whole from the delta, but the target has no file for it")
+
+
 def _is_carried(record: TensorRecord) -> bool:
     """Whether base has no such tensor, so that this is post's own and no difference."""
     return record.rows is not None and record.rows.base == 0
@@ -376,27 +443,65 @@ def _arranged_entries(entries: Mapping[str, Entry], layout: Layout) -> dict[str,
 
 
 def _matches(
-    left: Mapping[str, Entry], packages: Sequence[Package], sides: Sequence[Mapping[str, Entry]], rules: Rules
-) -> list[Match]:
+    target: LogicalModel,
+    packages: Sequence[Package],
+    sides: Sequence[Mapping[str, Entry]],
+    rules: Rules,
+    values: Files | None,
+) -> tuple[Ties, list[Match]]:
     """Pair with every package. A head that one of them makes the target untie is a tensor for all of them."""
+    config = target.checkpoint.config
+    renamed = [{new: side[name] for new, name in rename_entries(side, rules)[0].items()} for side in sides]
+    tied = [{rules.rename(n): rules.rename(at) for n, at in package.manifest.ties.items()} for package in packages]
+    groups = TieGroups.of(target.entries, *renamed, shares_embeddings=shares_embeddings(config))
+    with OpenFiles(CheckpointError) as files:
+        own = groups.ties(
+            target.entries,
+            head_is_tied(config),
+            lambda one, other: same_values(
+                target.tensors[one], target.tensors[other], values or files, _REMOTE_ELEMENTS if values else None
+            ),
+            [*(name for side in renamed for name in side), *(name for side in tied for name in side)],
+        )
 
-    def match_all(left: Mapping[str, Entry]) -> list[Match]:
+    def match_all(left: Mapping[str, Entry], untied: Collection[str]) -> list[Match]:
         matches = []
-        for package, entries in zip(packages, sides, strict=True):
+        for package, entries, ours, names in zip(packages, sides, renamed, tied, strict=True):
             known = [omission.name for omission in package.manifest.omissions]
             carried = [name for name in entries if name in package.records and _is_carried(package.records[name])]
-            matches.append(match(left, entries, rules, ("the target", "the delta"), known, carried))
+            theirs = _delta_ties(groups, package, ours, names, left, known, own)
+            ties = Ties({name: at for name, at in own.same.items() if name not in untied}), theirs
+            matches.append(match(left, entries, rules, ("the target", "the delta"), known, carried, ties))
         return matches
 
-    matches = match_all(left)
-    heads = {
-        head: tie
-        for matched in matches
-        for head, tie in matched.ties.items()
-        if tie[0] == "the target" and head in matched.pairs
-    }
+    matches = match_all(target.entries, ())
+    heads = {head: at for matched in matches for head, at in matched.left_ties.items() if head in matched.pairs}
     if heads and len(matches) > 1:
-        matches = match_all({**left, **{head: left[embedding] for head, (_, embedding) in heads.items()}})
+        matches = match_all({**target.entries, **{head: target.entries[at] for head, at in heads.items()}}, heads)
         for matched in matches:
-            matched.ties = {**{head: tie for head, tie in heads.items() if head in matched.pairs}, **matched.ties}
-    return matches
+            matched.left_ties |= {head: at for head, at in heads.items() if head in matched.pairs}
+    return own, matches
+
+
+def _delta_ties(
+    groups: TieGroups,
+    package: Package,
+    records: Mapping[str, Entry],
+    recorded: Mapping[str, str],
+    target: Mapping[str, Entry],
+    known: Collection[str],
+    own: Ties,
+) -> Ties:
+    """Return which record stands for a tensor of the target that the delta has none for.
+
+    That of the tensor that it was a copy of in base or post; where both are known to tie their head, that of their
+    embedding; and what is added to a tensor of the target is added to the target's copies of it.
+    """
+    manifest = package.manifest
+    both_tie = manifest.base.tied_embeddings is True and manifest.post.tied_embeddings is True
+    found = groups.ties(records, both_tie, lambda one, other: False)
+    same = {name: at for name, at in found.same.items() if name not in known} | dict(recorded)
+    for name, first in own.same.items():
+        if name in target and name not in records and (at := first if first in records else same.get(first)):
+            same[name] = at
+    return Ties(same)

@@ -11,7 +11,7 @@ from paramdelta_hub.application.companions import CompanionSelection, select_com
 from paramdelta_hub.application.compatibility import Compatibility, check_compatibility
 from paramdelta_hub.application.earlier import evidence_of_earlier
 from paramdelta_hub.application.output_files import OutputFile
-from paramdelta_hub.application.requantize import keeps_fp8
+from paramdelta_hub.application.requantize import FP8, keeps_fp8
 from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.row_placement import RowPlanner
 from paramdelta_hub.application.weighted_deltas import AppliedDelta, check_lineage
@@ -48,7 +48,7 @@ class Inputs:
     may_replace: Replacement
     """Judges whether a finished output may be replaced: it must stand apart from all of these."""
     warnings: tuple[str, ...] = ()
-    """What was forced although it looks like a slip, in words."""
+    """What was forced although it looks like a slip, and which of the target's files were read, in words."""
 
     def needed_bytes(self, files: Iterable[OutputFile], tasks_at_a_time: int) -> int:
         """Return the bytes of the result's files and of those that, of a streamed target, lie there for a while."""
@@ -111,7 +111,7 @@ def open_inputs(
     model = remote.checkpoint if remote else open_checkpoint(request.target, code=code)
     folders = [locate_delta(delta, registry, part=part, progress=progress or Progress()) for delta, _ in request.deltas]
     packages = [open_package(folder) for folder in folders]
-    warnings = _repeated_deltas(packages, request.force)
+    warnings = (*_repeated_deltas(packages, request.force), *model.notes_of("the target"))
     deltas = tuple(weight for _, weight in request.deltas)
     added = [number for number, weight in enumerate(deltas) if weight > 0]
     providers = [packages[number] for number in added]
@@ -120,10 +120,13 @@ def open_inputs(
     tokenizer_from = None if companions.tokenizer_of is None else added[companions.tokenizer_of]
     logical, weights = logical_model(model), Weights(deltas, WeightMap(request.weight_map))
     in_fp8 = keeps_fp8(logical, request.dtype)
+    dtype = None if request.dtype == FP8 else request.dtype
     if in_fp8:
         companions = replace(companions, from_target={**companions.from_target, **quantization_files(model)})
     rows = RowPlanner(tokenizer, packages, tokenizer_from)
-    compatibility = check_compatibility(logical, packages, request.rules, rows, weights, in_fp8)
+    compatibility = check_compatibility(
+        logical, packages, request.rules, rows, weights, dtype, in_fp8, RemoteValues(remote) if remote else None
+    )
     places = [
         *model_places("the target", model),
         *(("a delta", folder) for folder in folders),

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from paramdelta_hub.checkpoints.checkpoint import Checkpoint, WeightFile
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.weight_files import Index, WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import allocate, open_regular, read_exactly, write_exactly
 from paramdelta_hub.fileio.safetensors import Sized, build_header
 
-__all__ = ["OutTensor", "OutputFile", "new_index", "plan_output_files"]
+__all__ = ["OutTensor", "OutputFile", "new_indexes", "plan_output_files"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class OutputFile:
         Of an interrupted run's file only what receipts prove is believed, so the header is written again.
         """
         path = folder / self.name
+        path.parent.mkdir(parents=True, exist_ok=True)
         allocate(path, self.size)
         header = self.header if self.header is not None else self._own_header()
         output = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -97,7 +99,9 @@ def plan_output_files(
 
 
 def _new_file(file: WeightFile, tensors: Mapping[str, OutTensor]) -> OutputFile:
-    entries = [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()]
+    entries = [
+        (name.removeprefix(file.prefix), tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()
+    ]
     header = build_header(entries, file.header.metadata)
     starts, position = {}, len(header)
     for name, tensor in tensors.items():
@@ -106,15 +110,28 @@ def _new_file(file: WeightFile, tensors: Mapping[str, OutTensor]) -> OutputFile:
     return OutputFile(file.name, file, header, starts, position)
 
 
-def new_index(target: Checkpoint, files: Sequence[OutputFile], tensors: Mapping[str, OutTensor]) -> bytes | None:
-    """Return a new index, or None where the target's own is right, or where there is none."""
-    if target.index is None:
+def new_indexes(
+    target: Checkpoint, files: Sequence[OutputFile], tensors: Mapping[str, OutTensor]
+) -> dict[str, bytes | None]:
+    """Return the result's indexes by name: a new one, or None where the target's own is right.
+
+    A file that the target's index does not name is not named here either.
+    """
+    return {index.name: _new_index(index, files, tensors) for index in target.indexes}
+
+
+def _new_index(index: Index, files: Sequence[OutputFile], tensors: Mapping[str, OutTensor]) -> bytes | None:
+    listed = [file for file in files if file.source.is_listed and file.source.folder == index.folder]
+    weight_map = {
+        name.removeprefix(file.source.prefix): file.name.removeprefix(file.source.prefix)
+        for file in listed
+        for name in file.starts
+    }
+    if all(file.header is None for file in listed) and weight_map == index.weight_map:
         return None
-    weight_map = {name: file.name for file in files for name in file.starts}
-    if all(file.header is None for file in files) and weight_map == target.index["weight_map"]:
-        return None
-    old: Any = target.index.get("metadata")
-    metadata = {**(old if isinstance(old, dict) else {}), "total_size": sum(t.nbytes for t in tensors.values())}
+    sizes = [tensors[name] for file in listed for name in file.starts]
+    old: Any = index.value.get("metadata")
+    metadata = {**(old if isinstance(old, dict) else {}), "total_size": sum(tensor.nbytes for tensor in sizes)}
     if "total_parameters" in metadata:
-        metadata["total_parameters"] = sum(tensor.elements for tensor in tensors.values())
+        metadata["total_parameters"] = sum(tensor.elements for tensor in sizes)
     return strict_json.pretty({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})

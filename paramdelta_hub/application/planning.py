@@ -30,10 +30,13 @@ def plan_apply(
     sums: Sums,
     spilled: Mapping[str, SpilledDelta],
     request: JsonObject,
+    *,
+    may_be_base: bool,
 ) -> Plan:
     """Return the plan that makes the result's files out of a target and deltas that fit it.
 
     Tensors that get blocks of one delta are made by one task, wherever they lie, so that it is decoded once.
+    ``may_be_base`` says whether the target's samples are base's, so that all its values may be.
     """
     target, results = compatibility.target.checkpoint, compatibility.results
     spans = {
@@ -48,14 +51,16 @@ def plan_apply(
     }
     tasks = []
     for names, keys in _sharing(sums):
-        tensors = tuple(_result_tensor(name, compatibility, spans, sums[name]) for name in names)
+        tensors = tuple(_result_tensor(name, compatibility, spans, sums[name], may_be_base) for name in names)
         tasks.append(ApplyTask.of(tensors, tuple(spilled[key] for key in keys)))
     done = scales | {tensor.name for task in tasks for tensor in task.tensors}  # scales are written with their weights
     for file in files.values():
         names = [name for name in file.starts if name not in done]
         for group in cut(names, lambda name: results[name].nbytes, target.nbytes):
             tasks.append(
-                ApplyTask.of(tuple(_result_tensor(name, compatibility, spans, sums.get(name, ())) for name in group))
+                ApplyTask.of(
+                    tuple(_result_tensor(name, compatibility, spans, sums.get(name, ()), may_be_base) for name in group)
+                )
             )
     return Plan(
         kind="apply",
@@ -92,7 +97,11 @@ def _sharing(sums: Sums) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def _result_tensor(
-    name: str, compatibility: Compatibility, spans: Mapping[str, OutputSpan], addends: Sequence[Addend | ArrangedAddend]
+    name: str,
+    compatibility: Compatibility,
+    spans: Mapping[str, OutputSpan],
+    addends: Sequence[Addend | ArrangedAddend],
+    may_be_base: bool,
 ) -> ResultTensor:
     tensor, placed = compatibility.source(name, summed=bool(addends)), compatibility.placed.get(name)
     arranged = tensor.reorder_rows(placed.start if placed else None)
@@ -109,6 +118,8 @@ def _result_tensor(
         outputs=outputs,
         addends=tuple(addends),
         quantization=quantization,
+        result_dtype=tensor.dtype if quantization else compatibility.result_dtype(tensor),
+        may_be_base=may_be_base,
     )
 
 
@@ -116,7 +127,7 @@ def temporary_bytes(plan: Plan, threads: int) -> int:
     """Return the most that temporary files take, with so many tasks at a time."""
     each = [
         max(map(_temporary_bytes, task.tensors), default=0)
-        + sum(spilled.elements * FLOATS[spilled.dtype].wide.itemsize for spilled in task.spilled)
+        + sum(spilled.elements * FLOATS[spilled.delta.dtype].wide.itemsize for spilled in task.spilled)
         for task in plan.tasks
         if isinstance(task, ApplyTask)
     ]
@@ -128,5 +139,5 @@ def _temporary_bytes(tensor: ResultTensor) -> int:
     needed = FLOATS[tensor.dtype].itemsize * tensor.elements if tensor.quantization else 0
     for addend in tensor.addends:
         if isinstance(addend, Addend) and (spilled := addend.spilled_elements):
-            needed += FLOATS[tensor.dtype].wide.itemsize * spilled
+            needed += FLOATS[addend.dtype].wide.itemsize * spilled
     return needed

@@ -9,12 +9,12 @@ from typing import Literal
 from paramdelta_hub.application.inputs import open_inputs
 from paramdelta_hub.application.output_files import plan_output_files
 from paramdelta_hub.application.request import ApplyRequest
-from paramdelta_hub.application.weighted_deltas import AppliedDelta
+from paramdelta_hub.application.weighted_deltas import AppliedDelta, foreign_notes
 from paramdelta_hub.checkpoints.matching import OmittedTensor
 from paramdelta_hub.checkpoints.rules import RuleUse
 from paramdelta_hub.errors import StorageError
+from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.fileio.report import Report, derived
-from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.outputs.replacing import check_new
 from paramdelta_hub.package.provenance import Model
 from paramdelta_hub.tasks.executors.threads import default_threads
@@ -106,6 +106,6 @@ def preview(
         needed_nbytes=inputs.needed_bytes(files.values(), default_threads()),
         free_nbytes=workspace.space(),
         omissions=compatibility.omissions,
-        notes=(*inputs.warnings, *inputs.check_earlier(), *compatibility.notes),
+        notes=(*inputs.warnings, *inputs.check_earlier(), *foreign_notes(deltas), *compatibility.notes),
         rules=compatibility.uses,
     )

@@ -37,7 +37,8 @@ def is_post(applied: Sequence[AppliedDelta], compatibility: Compatibility, diges
     omissions = applied[0].package.manifest.omissions
     if any(omission.reason == SKIPPED or omission.reason.startswith(PARTIAL) for omission in omissions):
         return False
-    return len(pairs) + len(compatibility.arranged[0].delta_names) == len(records) and all(
+    used = {*pairs.values(), *compatibility.arranged[0].delta_names}
+    return used == records.keys() and all(
         digests[name] == records[delta_name].post_blake3 for name, delta_name in pairs.items()
     )
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal
 
 from paramdelta_hub.checkpoints.logical import LogicalModel
-from paramdelta_hub.checkpoints.tensor_sources import Dequantized
+from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Mxfp4
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.numerics.float8 import Deviation
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.provenance import Requantized
 
-__all__ = ["Dtype", "Requantization", "keeps_fp8", "requantization"]
+__all__ = ["FP8", "Dtype", "Requantization", "keeps_fp8", "requantization"]
 
-Dtype = Literal["bfloat16", "float8_e4m3fn"]
-"""What the weights of an fp8 target can become."""
+Dtype = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
+"""What the float weights of a result can become; 8-bit floats only where the target has them."""
+FP8: Literal["float8_e4m3fn"] = "float8_e4m3fn"
 
 
 class Requantization(Requantized):
@@ -29,29 +30,18 @@ class Requantization(Requantized):
 
 
 def keeps_fp8(target: LogicalModel, dtype: Dtype | None) -> bool:
-    """Return whether the result's weights are to be 8-bit floats; None and ``bfloat16`` make bf16 of fp8 weights.
+    """Return whether the result's weights are to be 8-bit floats; otherwise bf16 is made of fp8 weights.
 
     Raises:
-        OptionError: no such dtype, or one that this target's weights can't become.
+        OptionError: this target's weights can't become 8-bit floats.
     """
-    if dtype is None:
+    if dtype != FP8:
         return False
     where = str(target.checkpoint.source.path)
-    if dtype not in get_args(Dtype):
-        raise OptionError(f"weights can become {' or '.join(get_args(Dtype))}, not {dtype!r}")
-    if dtype == "bfloat16":
-        dtypes = sorted({tensor.dtype for tensor in target.tensors.values()} & FLOATS.keys())
-        if dtypes and "BF16" not in dtypes:
-            raise OptionError(
-                f"its weights are {' and '.join(dtypes)}; --dtype bfloat16 is for fp8 targets only",
-                where=where,
-                remedy="remove --dtype, and cast the result",
-            )
-        return False
     codes = {
-        name: tensor.source.codes.dtype
+        name: "MXFP4" if isinstance(tensor.source, Mxfp4) else tensor.source.code
         for name, tensor in target.tensors.items()
-        if isinstance(tensor.source, Dequantized)
+        if isinstance(tensor.source, (Dequantized, Mxfp4))
     }
     if not codes:
         raise OptionError(
@@ -65,6 +55,13 @@ def keeps_fp8(target: LogicalModel, dtype: Dtype | None) -> bool:
             where=where,
             remedy="remove --dtype; the result's weights are then bf16",
         )
+    scales = {tensor.source.scale for tensor in target.tensors.values() if isinstance(tensor.source, Dequantized)}
+    if any(scale.dtype not in FLOATS for scale in scales):
+        raise OptionError(
+            "its scales are powers of two (E8M0), and new ones can only be F32, BF16 or F16",
+            where=where,
+            remedy="remove --dtype; the result's weights are then bf16",
+        )
     return True
 
 
@@ -75,7 +72,7 @@ def requantization(deviations: Iterable[Deviation]) -> Requantization | None:
         return None
     total = sum(each, Deviation())
     return Requantization(
-        dtype="float8_e4m3fn",
+        dtype=FP8,
         tensors=len(each),
         rms_error=total.relative,
         largest_error=total.largest_relative,

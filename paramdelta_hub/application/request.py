@@ -35,8 +35,9 @@ class ApplyRequest(Request):
     partials: tuple[str, ...] = ()
     """Patterns of tensors that have another size in the target, and to whose leading part the delta is added."""
     dtype: Dtype | None = None
-    """What the weights of an fp8 target become: ``bfloat16`` (the default), or ``float8_e4m3fn`` with new scales in the
-    target's layout. The report says what that costs."""
+    """The dtype of all float tensors of the result: ``bfloat16``, ``float16`` or ``float32``; or, for an fp8 target,
+    ``float8_e4m3fn`` with new scales in the target's layout, and the report says what that costs. By default each
+    tensor has the target's dtype, and bf16 where that is fp8."""
     companions: Mode = "post"
     """Where tokenizer, templates, processors and generation settings come from: ``post`` (the first delta that has
     some), ``target``, or ``none`` for ``config.json`` alone."""

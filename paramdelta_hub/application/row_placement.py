@@ -19,7 +19,7 @@ from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, sa
 from paramdelta_hub.errors import MismatchError, PackageError
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.numerics.row_runs import Run
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
@@ -142,9 +142,18 @@ class RowPlanner:
         self, rows: int, number: int, record: TensorRecord, target: Vocabulary | None, result_tokenizer: TokenizerSide
     ) -> Placement:
         post = self._vocabulary(number)
-        dropped = self._packages[number].manifest.given_up
+        manifest = self._packages[number].manifest
         try:
-            return place_rows(rows, record.shape[0], record.runs, target, post, result_tokenizer, dropped)
+            return place_rows(
+                rows,
+                record.shape[0],
+                record.runs,
+                target,
+                post,
+                result_tokenizer,
+                manifest.given_up,
+                manifest.taken_up,
+            )
         except MismatchError as error:
             if post is None:  # and no option could bring it
                 error.remedy = (

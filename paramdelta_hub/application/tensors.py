@@ -44,7 +44,7 @@ def tensors(delta: str | Path, pattern: str = "") -> Iterator[tuple[str, torch.T
     kernel = kernel_for(decoded_nbytes(records))
     with OpenFiles(PackageError) as shards:
         for record in records:
-            reader = DeltaReader(StoredDelta.of(record, locations), record.dtype, shards, kernel)
+            reader = DeltaReader(StoredDelta.of(record, locations), shards, kernel)
             yield record.name, _dense(record, reader)
 
 

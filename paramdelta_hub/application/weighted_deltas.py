@@ -22,7 +22,7 @@ from paramdelta_hub.package.tensor_delta import StoredDelta
 from paramdelta_hub.transforms.arranged import ArrangedAddend, SpilledDelta
 from paramdelta_hub.transforms.sum import Addend, RowPlacement
 
-__all__ = ["AppliedDelta", "addends_by_tensor", "check_lineage", "spilled_deltas"]
+__all__ = ["AppliedDelta", "addends_by_tensor", "check_lineage", "foreign_notes", "spilled_deltas"]
 
 
 class AppliedDelta(Delta):
@@ -45,7 +45,12 @@ class AppliedDelta(Delta):
             weight=weight,
             base=Model(name=manifest.base.name, commit=manifest.base.commit),
             post=Model(name=manifest.post.name, commit=manifest.post.commit),
-            lineage=Lineage(correlation=kinship.correlation, tensors=kinship.tensors, forced=not kinship.is_related),
+            lineage=Lineage(
+                correlation=kinship.correlation,
+                tensors=kinship.tensors,
+                foreign=kinship.foreign,
+                forced=not kinship.is_related,
+            ),
             package=package,
             kinship=kinship,
         )
@@ -67,7 +72,7 @@ def check_lineage(
         if name in compatibility.carried or (placed and number not in placed.inverse):
             continue  # nothing of the delta is added to the target's values
         tensor = compatibility.tensor(name).reorder_rows(placed.inverse[number] if placed else None)
-        if tensor.shape == package.records[delta_name].shape:
+        if tensor.shape == package.records[delta_name].shape and (name == delta_name or delta_name not in tensors):
             tensors[delta_name] = tensor
     tensors |= compatibility.in_delta_order(number, package)
     lineage = compare_samples(samples, tensors, remote)
@@ -75,13 +80,35 @@ def check_lineage(
         lineage = replace(lineage, same_values=False)  # the target has more than base, or less
     if not lineage.is_related and not force:
         raise LineageError(
-            f"not kin to the delta's base {package.manifest.base.name!r}: {lineage};"
-            f" the minimum is {KIN_CORRELATION:.2f}",
+            _refusal(lineage, package.manifest.base.name),
             float("nan") if lineage.correlation is None else lineage.correlation,
+            lineage.mismatches,
             where=str(compatibility.target.checkpoint.source.path),
-            remedy="choose a target that was made from the delta's base; with --force the result may be useless",
+            remedy=f"choose a target that was made from the delta's base{_or_keep(lineage)}; "
+            "with --force the result may be useless",
         )
     return AppliedDelta.of(package, weight, lineage)
+
+
+def _refusal(lineage: LineageMatch, base: str) -> str:
+    if not lineage.is_foreign:
+        return f"not kin to the delta's base {base!r}: {lineage}; the minimum is {KIN_CORRELATION:.2f}"
+    kin = "kin only in part" if lineage.has_kin else "not kin"
+    return f"{kin} to the delta's base {base!r}: {lineage.foreign_words()}"
+
+
+def _or_keep(lineage: LineageMatch) -> str:
+    proposed = lineage.renames_to_try
+    if proposed:
+        return f", or try {proposed}"
+    partly = lineage.foreign and lineage.has_kin
+    return ", or keep the unrelated tensors as they are with --skip REGEX" if partly else ""
+
+
+def foreign_notes(deltas: Sequence[AppliedDelta]) -> tuple[str, ...]:
+    """Name the tensors of the target that have nothing in common with a delta's base."""
+    notes = (delta.kinship.foreign_note(f"{delta.base.name}, the base of {delta.name}") for delta in deltas)
+    return tuple(note for note in notes if note)
 
 
 def addends_by_tensor(

@@ -7,14 +7,16 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from paramdelta_hub.checkpoints.checkpoint import Checkpoint, WeightFile
-from paramdelta_hub.checkpoints.matching import DERIVED
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.logical import logical_model
+from paramdelta_hub.checkpoints.weight_files import WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.durable import file_digest
 from paramdelta_hub.package.manifest import Architecture, Source, SourceFile
 
 __all__ = ["architecture_record", "fingerprint", "source_record"]
 
+_UNCOUNTED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
 _SCALE_NAME = re.compile(r"(.+)_scale(_inv)?", re.DOTALL)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 
@@ -23,13 +25,14 @@ def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
     """Return the identity of an architecture: sha256 over its tensors' names and shapes, sorted by name.
 
     One line per tensor: ``name TAB 4096x1024 LF``. Headers are enough, so a model on the Hub need not be downloaded.
-    Dtypes, buffers that models compute themselves, and scales (the name of another tensor plus ``_scale`` or
-    ``_scale_inv``) are left out, so copies of a model in bf16, fp32 and fp8 have the same fingerprint.
+    Of quantized weights, names and shapes are those of the values that they stand for.
+    Dtypes, positions and frequencies that models compute themselves, and scales (the name of another tensor plus
+    ``_scale`` or ``_scale_inv``) are left out, so copies of a model in bf16, fp32 and fp8 have the same fingerprint.
     """
     digest, shapes = hashlib.sha256(), dict(tensors)
     for name, shape in sorted(shapes.items()):
         scaled = _SCALE_NAME.fullmatch(name)
-        if DERIVED.search(name) or (scaled and scaled[1] in shapes):
+        if _UNCOUNTED.search(name) or (scaled and scaled[1] in shapes):
             continue
         digest.update(f"{name}\t{'x'.join(map(str, shape))}\n".encode())
     return digest.hexdigest()
@@ -42,7 +45,7 @@ def architecture_record(checkpoint: Checkpoint) -> Architecture:
     return Architecture(
         model_type=model_type if _fits_manifest(model_type) else None,
         classes=tuple(filter(_fits_manifest, classes))[:64] if isinstance(classes, list) else (),
-        fingerprint=fingerprint((name, span.shape) for name, (_, span) in checkpoint.tensors.items()),
+        fingerprint=fingerprint((name, tensor.shape) for name, tensor in logical_model(checkpoint).tensors.items()),
     )
 
 
@@ -58,8 +61,8 @@ def _blob_digest(file: WeightFile) -> str | None:
     return name if is_blob else None
 
 
-def source_record(checkpoint: Checkpoint, digests: Mapping[Path, str]) -> Source:
-    """Return the manifest's record of base or post."""
+def source_record(checkpoint: Checkpoint, digests: Mapping[Path, str], tied_embeddings: bool | None) -> Source:
+    """Return the manifest's record of base or post, given whether its output head is its embedding."""
     return Source(
         name=checkpoint.source.name,
         commit=checkpoint.source.commit,
@@ -68,7 +71,7 @@ def source_record(checkpoint: Checkpoint, digests: Mapping[Path, str]) -> Source
             for file in checkpoint.files
         ),
         dtypes=checkpoint.dtypes,
-        tied_embeddings=checkpoint.tied_embeddings,
+        tied_embeddings=tied_embeddings,
         tokenizer_sha256=_tokenizer_digest(checkpoint),
     )
 

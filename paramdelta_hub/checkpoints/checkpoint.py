@@ -3,52 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from paramdelta_hub.checkpoints.repository import INDEX, Repository, not_safetensors, read_repository
 from paramdelta_hub.checkpoints.resolve import ModelSource, resolve
-from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS
+from paramdelta_hub.checkpoints.weight_files import Index, WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.names import check_file_name, shown
-from paramdelta_hub.fileio.safetensors import GGUF_REMEDY, Header, TensorSpan, read_header
+from paramdelta_hub.fileio.safetensors import TensorSpan, read_header
 from paramdelta_hub.fileio.strict_json import JsonObject
-from paramdelta_hub.limits import CONFIG_BYTES, FILES, HEADER_BYTES
+from paramdelta_hub.limits import CONFIG_BYTES, HEADER_BYTES, NAME_DEPTH
 
-__all__ = ["INDEX", "WEIGHTS", "Checkpoint", "WeightFile", "assemble", "open_checkpoint", "parse_index", "read_index"]
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_MODEL_REMEDY = "give a folder in Hugging Face layout, a .safetensors file, or org/name"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
-_PICKLE_REMEDY = (
-    "a pickle can run code when it is read, so it is never opened; convert it once, in an environment you trust: "
-    "scripts/tools/convert_pickle.py, or transformers' save_pretrained(safe_serialization=True)"
-)
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """One safetensors file of a model: its name in the folder, its real path, its checked header."""
-
-    name: str
-    path: Path
-    header: Header
-    sha256: str | None = None
-    """As reported by the Hub, for a file that has not been downloaded."""
-    start: bytes | None = None
-    """All bytes before the data, for such a file."""
-
-    def identity(self) -> JsonObject:
-        """Return what identifies the file for resuming: its digest if known, else size and modification time."""
-        if self.sha256 is not None:
-            return {"file": str(self.path), "sha256": self.sha256}
-        status = os.stat(self.path)
-        return {"file": str(self.path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+__all__ = ["INDEX", "Checkpoint", "WeightFile", "open_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +30,21 @@ class Checkpoint:
 
     source: ModelSource
     files: tuple[WeightFile, ...]
-    index: Mapping[str, Any] | None
-    """``model.safetensors.index.json`` as it was, or None for a single file."""
+    indexes: tuple[Index, ...] = ()
+    """One for every component that has several files."""
+    folders: tuple[str, ...] = ()
+    """Folders of components, and of modules without weights."""
+    notes: tuple[str, ...] = ()
+    """Which files were chosen where there was a choice, and which were not read, in words."""
+
+    @classmethod
+    def of(cls, source: ModelSource, repository: Repository) -> Checkpoint:
+        """Return the model that consists of these files."""
+        return cls(source, repository.files, repository.indexes, repository.folders, repository.notes)
+
+    def notes_of(self, side: str) -> tuple[str, ...]:
+        """Return the notes with the name of the model's side before them, such as ``base``."""
+        return tuple(f"{side}: {note}" for note in self.notes)
 
     @cached_property
     def tensors(self) -> dict[str, tuple[WeightFile, TensorSpan]]:
@@ -97,6 +83,12 @@ class Checkpoint:
         """Bytes of all tensors."""
         return sum(span.nbytes for _, span in self.tensors.values())
 
+    def neighbor(self, name: str) -> str | None:
+        """Return the tensor beside which a new one belongs, the last of its component; None if there is no such one."""
+        component = max((folder for folder in self.folders if name.startswith(f"{folder}/")), key=len, default="")
+        files = [file for file in self.files if file.is_listed and file.folder == component and file.header.tensors]
+        return files[-1].header.tensors[-1].name if files else None
+
     @property
     def dtypes(self) -> dict[str, int]:
         """Parameters by dtype, the most first."""
@@ -105,124 +97,83 @@ class Checkpoint:
             counts[span.dtype] += span.elements
         return dict(counts.most_common())
 
-    @property
-    def tied_embeddings(self) -> bool | None:
-        """Whether the output head is the token embedding, as the tensors say; None where there is no embedding."""
-        if not any(TYING_EMBEDDINGS.search(name) for name in self.tensors):
-            return None
-        return not any(HEADS.search(name) for name in self.tensors)
-
 
 def open_checkpoint(model: str | Path, *, code: bool = False) -> Checkpoint:
     """Open a model by path or Hub id and read its headers; Python files are downloaded only with ``code``.
 
     Raises:
-        CheckpointError: there is no model, it is pickled, GGUF or truncated, or the index names missing files.
+        CheckpointError: there is no model, it is pickled, GGUF or truncated, or its files contradict each other.
     """
     source = resolve(model, code=code)
     path = source.path
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise _not_safetensors(path)
-        return Checkpoint(source, (_weight_file(path.name, path),), None)
+            raise not_safetensors(str(path))
+        return Checkpoint(source, (_weight_file(path.name, path),), notes=_lone_shard(path))
     if not path.is_dir():
         raise CheckpointError("neither a file nor a folder", where=str(path))
     if (path / "manifest.json").exists() and not (path / "config.json").exists():
         raise CheckpointError("this is a delta package, but a model is needed", where=str(path))
-    names = sorted(entry.name for entry in path.iterdir())
-    if INDEX in names:
-        return _sharded(source, names)
-    weight_files = [name for name in names if name.endswith(".safetensors")]
-    if WEIGHTS in weight_files:
-        weight_files = [WEIGHTS]
-    if len(weight_files) > 1:
-        raise CheckpointError(
-            f"{len(weight_files)} safetensors files, but no {INDEX} that lists their tensors",
-            where=str(path),
-            remedy="get the index file, or give a single file",
-        )
-    if weight_files == ["adapter_model.safetensors"]:
-        raise CheckpointError("a LoRA adapter, not a model", where=str(path), remedy="merge it into its model first")
-    if not weight_files:
-        raise _no_weights(path, names)
-    return Checkpoint(source, (_weight_file(weight_files[0], path / weight_files[0]),), None)
+    return Checkpoint.of(source, read_repository(_LocalListing(path)))
 
 
-def read_index(folder: Path) -> tuple[JsonObject, list[str]]:
-    """Return ``model.safetensors.index.json`` and the names of the files it speaks of, sorted, all of them safe.
+@dataclass(frozen=True)
+class _LocalListing:
+    """The files of a folder on this machine."""
 
-    Raises:
-        CheckpointError: not an index.
+    path: Path
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    @cached_property
+    def names(self) -> list[str]:
+        return list(_files_in(self.path))
+
+    def read(self, name: str) -> bytes:
+        return read_small(self.path / name, HEADER_BYTES, CheckpointError, follow=True)
+
+    def open_files(self, names: Sequence[str]) -> list[WeightFile]:
+        return [_weight_file(name, self.path / name) for name in names]
+
+
+def _files_in(top: Path) -> Iterator[str]:
+    """Yield the names of all files below a folder, as deep as a name may be; links are followed, hidden folders not.
+
+    People link the weights of their own models, and the Hub cache does.
     """
-    path = folder / INDEX
-    return parse_index(read_small(path, HEADER_BYTES, CheckpointError, follow=True), str(path))
-
-
-def parse_index(text: bytes, where: str) -> tuple[JsonObject, list[str]]:
-    """Parse the content of an index; see :func:`read_index`.
-
-    Raises:
-        CheckpointError: not an index.
-    """
-    index = strict_json.parse(text, CheckpointError, where)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError("the index has no weight_map from tensors to files", where=where)
-    shards = sorted(set(weight_map.values()))
-    if len(shards) > FILES:
-        raise CheckpointError(f"the index names {len(shards)} files", where=where)
-    for shard in shards:
+    folders, seen = [""], {os.path.realpath(top)}
+    while folders:
+        folder = folders.pop()
         try:
-            check_file_name(shard, CheckpointError)
-        except CheckpointError as error:
-            raise CheckpointError(error.what, where=where) from None
-    return index, shards
+            entries = sorted(os.scandir(top / folder), key=lambda entry: entry.name)
+        except OSError as problem:
+            raise CheckpointError(f"can't be read: {problem.strerror}", where=str(top / folder)) from None
+        for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link to where nobody may look
+                is_folder = False
+            if not is_folder:
+                yield name
+            elif not entry.name.startswith(".") and name.count("/") < NAME_DEPTH - 1:
+                real = os.path.realpath(entry.path)
+                if real not in seen:  # else a link leads round in a circle
+                    seen.add(real)
+                    folders.append(name)
 
 
-def assemble(source: ModelSource, files: Sequence[WeightFile], index: JsonObject) -> Checkpoint:
-    """Return a model of several files, after checking that the index and the headers list the same tensors.
-
-    Raises:
-        CheckpointError: they do not.
-    """
-    held = {span.name: file.name for file in files for span in file.header.tensors}
-    if held != index["weight_map"] or len(held) != sum(len(file.header.tensors) for file in files):
-        odd = sorted(held.items() ^ index["weight_map"].items(), key=str)
-        what = f"tensor {odd[0][0]!r}" if odd else "a tensor that is in two files"
-        raise CheckpointError(f"the index and the files disagree about {what}", where=str(source.path / INDEX))
-    return Checkpoint(source, tuple(files), index)
-
-
-def _sharded(source: ModelSource, names: list[str]) -> Checkpoint:
-    index, shards = read_index(source.path)
-    present = set(names)
-    if missing := [shard for shard in shards if shard not in present]:
-        raise CheckpointError(
-            f"the index names {len(missing)} missing file(s): {', '.join(missing[:5])}",
-            where=str(source.path / INDEX),
-            remedy="the download is not complete; get the missing files",
-        )
-    return assemble(source, [_weight_file(shard, source.path / shard) for shard in shards], index)
+def _lone_shard(path: Path) -> tuple[str, ...]:
+    """Return in words that a file is only a part of a model, if its name says so."""
+    shard = re.fullmatch(r".*-\d+-of-0*(\d+)\.safetensors", path.name, re.DOTALL)
+    if shard is None or shard[1] == "1":
+        return ()
+    return (f"{shown(path.name)} is one of {shard[1]} files; the tensors of the others are not read",)
 
 
 def _weight_file(name: str, path: Path) -> WeightFile:
     """Open a weight file. Links are followed: people link the weights of their own models, and the Hub cache does."""
     check_file_name(name, CheckpointError)
     return WeightFile(name, path.resolve(), read_header(path, CheckpointError, follow=True))
-
-
-def _not_safetensors(path: Path) -> CheckpointError:
-    where = shown(str(path))  # a stranger may have named the file
-    if path.suffix == ".gguf":
-        return CheckpointError("a GGUF file, not safetensors", where=where, remedy=GGUF_REMEDY)
-    if path.suffix in _PICKLES:
-        return CheckpointError("a pickled checkpoint", where=where, remedy=_PICKLE_REMEDY)
-    return CheckpointError("not a .safetensors file", where=where, remedy=_MODEL_REMEDY)
-
-
-def _no_weights(path: Path, names: list[str]) -> CheckpointError:
-    for name in names:
-        if name.endswith(".gguf") or name.endswith(_PICKLES):
-            return _not_safetensors(path / name)
-    what = "an empty folder" if not names else "no .safetensors file in this folder"
-    return CheckpointError(what, where=str(path), remedy=_MODEL_REMEDY)

@@ -15,18 +15,21 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.errors import CheckpointError, IntegrityError, PackageError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small
+from paramdelta_hub.fileio.lfs import POINTER_BYTES, refuse_pointer
 from paramdelta_hub.fileio.names import check_file_name
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import COMPANION_BYTES, CONFIG_BYTES
-from paramdelta_hub.package.manifest import FileRecord
+from paramdelta_hub.package.manifest import DATA_SUFFIXES, FileRecord
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.package.records import CODE_KEYS
+from paramdelta_hub.package.records import CODE_KEYS, CONFIG_NAME
 
 __all__ = [
     "FOLDER",
     "Kind",
     "code_files",
     "code_key",
+    "component_of",
+    "is_config",
     "is_vocabulary_file",
     "kind_of",
     "may_name_code",
@@ -47,7 +50,8 @@ _KINDS: dict[Kind, re.Pattern[str]] = {
     "config": re.compile(r"config\.json"),
     "generation": re.compile(r"generation_config\.json"),
     "layout": re.compile(
-        r"modules\.json|config_sentence_transformers\.json|sentence_bert_config\.json|[0-9]+_[A-Z][A-Za-z]*/config\.json"
+        r"modules\.json|model_index\.json|router_config\.json|config_sentence_transformers\.json"
+        r"|sentence_bert_config\.json"
     ),
     "processor": re.compile(r"((video_)?pre)?processor_config\.json"),
     "template": re.compile(r"chat_template\.(jinja|json)|additional_chat_templates/[\w-][\w.-]*\.jinja", re.ASCII),
@@ -58,16 +62,41 @@ _KINDS: dict[Kind, re.Pattern[str]] = {
 }
 """The allow-list: transformers' and sentence-transformers' own files. No code (``.py``), no pickles, no other weights,
 no model card (the result is another model). ``config`` and ``layout`` describe the target's tensors, so they never
-come out of a package."""
+come out of a package. Files of components have the same names in their folders; other data there is ``layout``."""
+_IN_COMPONENTS = re.compile(r"(scheduler_)?config\.json")
+_DATA = re.compile(rf"[\w-][\w.-]*({'|'.join(map(re.escape, DATA_SUFFIXES))})", re.ASCII)
+_NO_DATA = re.compile(
+    r".*\.index(\.[\w-]+)?\.json|paramdelta_\w+\.json|manifest\.json|(readme|license|notice)[\w.-]*", re.I
+)
+_TEMPLATES = "additional_chat_templates"
 
 _WORDS = re.compile(r"tokenizer\.(json|model)|vocab\.(txt|json)|spiece\.model|sentencepiece\.bpe\.model|tekken\.json")
-_MAY_NAME_CODE = re.compile(r"(.*/)?config\.json|(generation|tokenizer|processor|(video_)?preprocessor)_config\.json")
+_MAY_NAME_CODE = re.compile(r"(.*/)?((generation|tokenizer|processor|(video_)?preprocessor)_)?config\.json")
+_CONFIG_NAME = re.compile(CONFIG_NAME)
 _CODE = re.compile(r"[A-Za-z_]\w*\.py", re.ASCII)
 
 
 def kind_of(name: str) -> Kind | None:
     """Return the kind of a file in a model's folder, or None if it is not on the allow-list."""
-    return next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(name)), None)
+    kind = next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(name)), None)
+    folder, _, last = name.rpartition("/")
+    if kind or not folder or folder.partition("/")[0] == _TEMPLATES:
+        return kind
+    if _IN_COMPONENTS.fullmatch(last):
+        return "config"
+    kind = next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(last)), None)
+    return kind or ("layout" if _DATA.fullmatch(last) and not _NO_DATA.fullmatch(last) else None)
+
+
+def component_of(name: str) -> str:
+    """Return the folder of the component that a companion belongs to; an empty text for the model's own."""
+    folder = name.rpartition("/")[0]
+    return "" if folder == _TEMPLATES else folder
+
+
+def is_config(name: str) -> bool:
+    """Whether a companion is a config in which what post changed is laid over what the target has."""
+    return _CONFIG_NAME.fullmatch(name) is not None
 
 
 def is_vocabulary_file(name: str) -> bool:
@@ -79,15 +108,21 @@ def model_companions(checkpoint: Checkpoint) -> dict[str, Path]:
     """Return a model's companion files by name, sorted. A single weight file has none.
 
     Raises:
-        CheckpointError: a file is a link out of the folder. It would be copied into the result and published.
+        CheckpointError: a file is a git-lfs pointer, or a link out of the folder. It would be copied into the result
+            and published.
     """
-    return {} if checkpoint.is_lone_file else _companions_in(checkpoint.folder)
+    return {} if checkpoint.is_lone_file else _companions_in(checkpoint.folder, checkpoint.folders)
 
 
-def _companions_in(folder: Path) -> dict[str, Path]:
-    files = (*folder.iterdir(), *folder.glob("[0-9]*_*/config.json"), *folder.glob("additional_chat_templates/*"))
-    names = sorted(path.relative_to(folder).as_posix() for path in files if path.is_file())
-    return {name: resolve_inside(folder, name, CheckpointError) for name in names if kind_of(name)}
+def _companions_in(folder: Path, components: Iterable[str] = ()) -> dict[str, Path]:
+    folders = [folder, folder / _TEMPLATES, *(folder / component for component in components)]
+    files = [path for each in folders if each.is_dir() for path in each.iterdir()]
+    names = sorted({path.relative_to(folder).as_posix() for path in files if path.is_file()})
+    found = {name: resolve_inside(folder, name, CheckpointError) for name in names if kind_of(name)}
+    for path in found.values():
+        if path.stat().st_size < POINTER_BYTES:
+            read_companion(path)
+    return found
 
 
 def post_companions(post: Checkpoint, tokenizer: Path | None = None) -> dict[str, Path]:
@@ -99,7 +134,7 @@ def post_companions(post: Checkpoint, tokenizer: Path | None = None) -> dict[str
     files = {name: path for name, path in model_companions(post).items() if kind_of(name) not in ("config", "layout")}
     if tokenizer is not None and (post.is_lone_file or not tokenizer.samefile(post.folder)):
         speech = ("tokenizer", "template")
-        files = {name: path for name, path in files.items() if kind_of(name) not in speech}
+        files = {name: path for name, path in files.items() if component_of(name) or kind_of(name) not in speech}
         files |= {name: path for name, path in _companions_in(tokenizer).items() if kind_of(name) in speech}
     for name, path in files.items():
         check_file_name(name, CheckpointError)
@@ -195,7 +230,9 @@ def read_companion(path: Path) -> bytes:
     Raises:
         CheckpointError: unreadable or absurdly large.
     """
-    return read_small(path, COMPANION_BYTES, CheckpointError)
+    content = read_small(path, COMPANION_BYTES, CheckpointError)
+    refuse_pointer(content, CheckpointError, str(path))
+    return content
 
 
 def _pairs(value: Any) -> Iterable[tuple[str, Any]]:

@@ -52,7 +52,7 @@ STRUCTURE: Exceptions = {
     "the shapes are those of the target's tensors": re.compile(
         r"(?!num_(beams|beam_groups|return_sequences)$)num_\w+|n_(?!ctx|positions)\w+|(?!.*ngram_size)\w+_(size|sizes|dim|dims|rank)"
         r"|d_(model|ff|kv|state|conv|inner)|\w*(layers|heads|experts)|layer_types|tie_word_embeddings"
-        r"|model_type|architectures|id2label|label2id"
+        r"|model_type|architectures|id2label|label2id|(in|out)_features|\w*_channels|\w+_dimension|\w+_block_types?"
     ),
     "the target's weights were trained with its positions": re.compile(
         r"rope_\w+|rotary_\w+|partial_rotary_factor|original_max_position_embeddings|max_position_embeddings"
@@ -63,8 +63,12 @@ STRUCTURE: Exceptions = {
 
 ALWAYS: Exceptions = {
     "the dtype is that of the target's tensors": re.compile(r"(torch_)?dtype|(quantization|compression)_config"),
-    "it says who wrote the file": re.compile(r"transformers_version|_name_or_path|_commit_hash|_from_model_config"),
-    "it refers to code, and code is never taken from a package": re.compile("|".join(sorted(CODE_KEYS))),
+    "it says who wrote the file": re.compile(
+        r"transformers_version|_diffusers_version|__version__|_name_or_path|_commit_hash|_from_model_config"
+    ),
+    "it refers to code, and code is never taken from a package": re.compile(
+        "|".join([*sorted(CODE_KEYS), "_class_name", "activation_(fn|function)", "module_(input|output)_\\w+"])
+    ),
 }
 """Keys that are the target's in every file, even where all tensors are post's."""
 
@@ -152,17 +156,13 @@ def merge_config(
 ) -> MergedConfig:
     """Return ``target`` with every change merged into it in order. The target's keys keep their order.
 
-    Merging the same changes into the result again changes nothing.
+    Merging the same changes into the result again changes nothing. They are (label of the delta, what its post
+    changed), in the order of the deltas. Where the target changed a key, too, ``prefer`` tells who wins; with ``post``,
+    the last delta does. Keys of ``exceptions`` stay the target's, by the reason. Token ids are those of the delta whose
+    number ``tokens`` is, the target's, or merged as other keys are.
 
-    Args:
-        target: the target's config, which is left as it is.
-        changes: (label of the delta, what its post changed) in the order of the deltas.
-        exceptions: keys that stay the target's, by the reason: see :data:`STRUCTURE` and :data:`ALWAYS`.
-        prefer: who wins where both changed a key; with ``post``, the last delta does.
-        tokens: whose token ids: the number of the delta whose tokenizer the result has, the target's, or merged as
-            other keys are.
-        overrides: keys that the result's tensors decide; they win over everything, and None deletes. They are set
-            wherever the target has them: at the top, and in the part that describes the language model.
+    ``overrides`` are keys that the result's tensors decide; they win over everything, and None deletes. They are set
+    wherever the target has them: at the top, and in the part that describes the language model.
     """
     result = MergedConfig(copy.deepcopy(dict(target)))
     elsewhere = {f"the tokenizer is {'the target' if tokens == 'target' else 'another delta'}'s": _TOKENS}

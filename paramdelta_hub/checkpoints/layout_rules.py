@@ -8,8 +8,9 @@ A rule is a verb, what it takes, and what comes of it::
     split@1 experts.gate_up_proj -> experts.gate_proj, experts.up_proj
     transpose c_attn.weight
 
-A pattern is the end of a name, from a dot on; what comes before it stays. ``^`` at its beginning makes it the whole
-name. ``*`` stands for a number. ``@`` gives the axis, which else is the first. ``transpose`` swaps the last two axes.
+A pattern is the end of a name, from a dot or a slash on; what comes before it stays. ``^`` at its beginning makes it
+the whole name. ``*`` stands for a number. ``@`` gives the axis, which else is the first. ``transpose`` swaps the last
+two axes.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class NamePattern:
     @cached_property
     def _expression(self) -> re.Pattern[str]:
         body = r"([0-9]+)".join(map(re.escape, self.text.removeprefix("^").split("*")))
-        before = "()" if self.text.startswith("^") else r"(|.*\.)"
+        before = "()" if self.text.startswith("^") else r"(|.*[./])"
         return re.compile(f"{before}{body}", re.DOTALL)
 
     def match(self, name: str) -> tuple[str, tuple[str, ...]] | None:

@@ -255,7 +255,7 @@ def arranged_model(model: LogicalModel, layout: Layout) -> LogicalModel:
     tensors = {name: model.tensors[name] for name in layout.kept}
     for name, arrangement in layout.arrangements.items():
         tensors[name] = arranged_tensor(arrangement, {source: model.tensors[source] for source in arrangement.sources})
-    return LogicalModel(model.checkpoint, tensors, model.omissions, model.unsupported)
+    return replace(model, tensors=tensors)
 
 
 def arranged_tensor(arrangement: Arrangement, tensors: Mapping[str, LogicalTensor]) -> LogicalTensor:

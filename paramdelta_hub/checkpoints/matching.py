@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from paramdelta_hub.checkpoints.roles import HEADS, TYING_EMBEDDINGS, Entry
+from paramdelta_hub.checkpoints.roles import Entry, is_derived
 from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.ties import Ties
+from paramdelta_hub.checkpoints.training_saves import EMPTY, is_sharded_away
 from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.fileio.safetensors import DISCRETE
 from paramdelta_hub.numerics.floats import FLOATS
 
-__all__ = ["PARTIAL", "SKIPPED", "Entry", "Match", "OmittedTensor", "match"]
+__all__ = ["DERIVED", "KNOWN", "PARTIAL", "SKIPPED", "Entry", "Match", "OmittedTensor", "match", "rename_entries"]
 
-DERIVED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
-"""Buffers that models compute anew when they are built. transformers kept them in checkpoints for a while (until
-4.31), so old and new checkpoints of one model differ by them."""
-
-
+DERIVED = "a buffer that models compute themselves"
+"""Why a tensor was left out whose values never matter."""
 SKIPPED = "skipped by rule"
 """Why a tensor was left out that could have been summed."""
-
-
+KNOWN = "left out when the delta was made"
+"""Why a target keeps a tensor for which its delta has nothing."""
 PARTIAL = "used in part: "
 """How the reason begins why a part of a tensor was left out."""
 
@@ -42,12 +40,29 @@ class Match:
 
     pairs: dict[str, str] = field(default_factory=dict)
     """Name → right name; the name is the left side's too, but for ties."""
-    ties: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Output heads that one side has no tensor for, because its embedding serves: head → (side, embedding)."""
+    left_ties: dict[str, str] = field(default_factory=dict)
+    """Names in ``pairs`` that the left side has no tensor for → the one that stands for it."""
+    right_ties: dict[str, str] = field(default_factory=dict)
+    """Names in ``pairs`` that the right side has no tensor for → the one that stands for it, by its right name."""
+    copies: dict[str, str] = field(default_factory=dict)
+    """Names under which both sides have the tensor of a pair once more → the name of the pair."""
     carried: set[str] = field(default_factory=set)
     """Names in ``pairs`` that the left side has not: the right one's tensors are carried whole."""
     omissions: list[OmittedTensor] = field(default_factory=list)
     mismatches: list[Mismatch] = field(default_factory=list)
+
+
+def rename_entries(right: Mapping[str, Entry], rules: Rules) -> tuple[dict[str, str], list[Mismatch]]:
+    """Return new name → right name, after the rename rules, and a mismatch for every two that get the same."""
+    renamed: dict[str, str] = {}
+    mismatches = []
+    for name in right:
+        new = rules.rename(name)
+        if new in renamed:
+            what = f"the rename rules give it the name {new!r}, but {renamed[new]!r} has this name too"
+            mismatches.append(Mismatch(name, "rename", what))
+        renamed[new] = name
+    return renamed, mismatches
 
 
 def match(
@@ -57,6 +72,8 @@ def match(
     sides: tuple[str, str],
     known: Sequence[str] = (),
     carried: Collection[str] = (),
+    ties: tuple[Ties, Ties] = (Ties(), Ties()),
+    folds: bool = False,
 ) -> Match:
     """Pair the tensors of two sides by name, after renaming the right side's.
 
@@ -67,70 +84,92 @@ def match(
         sides: what to call the two, in messages.
         known: left names that may lack a partner, because that has been recorded before.
         carried: right names that need no partner, because their tensors are no differences.
+        ties: which names of either side stand for one tensor, after renaming.
+        folds: whether copies that both sides have are one pair; else each that the left side stores is one.
 
     Returns:
         Pairs, ties, omissions, and every mismatch: missing, extra, other shape, other dtype.
     """
-    result = Match()
-    renamed: dict[str, str] = {}
-    for name in right:
-        new = rules.rename(name)
-        if new in renamed:
-            what = f"the rename rules give it the name {new!r}, but {renamed[new]!r} has this name too"
-            result.mismatches.append(Mismatch(name, "rename", what))
-        renamed[new] = name
-    entries = {new: right[name] for new, name in renamed.items()}
-    extended = dict(left)
-    for head, embedding in _find_ties(left, entries).items():
-        result.ties[head] = (sides[0], embedding)
-        extended[head] = left[embedding]
-    for head, embedding in _find_ties(entries, left).items():
-        if head not in known:
-            result.ties[head] = (sides[1], renamed[embedding])
-            renamed[head] = renamed[embedding]
-    left = extended
+    renamed, mismatches = rename_entries(right, rules)
+    result = Match(mismatches=mismatches)
+    tied = _TiedNames(left, renamed, *ties)
+    pair_of: dict[tuple[str, str], str] = {}
     for name in [*left, *(name for name in renamed if name not in left)]:
         in_left, in_right = name in left, name in renamed
         side = "both" if in_left and in_right else sides[0] if in_left else sides[1]
-        if rules.skips_name(name) or (in_right and rules.skips_name(renamed[name])):
+        entries = [left[name]] if in_left else []
+        entries += [right[renamed[name]]] if in_right else []
+        found = tied.find(name)
+        # A copy is skipped or not as the tensor is that it is a copy of: else the two would differ afterwards.
+        first = tied.first_name(name) if found else name
+        of_right = renamed.get(first)
+        if all(is_derived(name, entry) for entry in entries):
+            result.omissions.append(OmittedTensor(name, side, DERIVED))
+        elif rules.skips_name(first) or (of_right is not None and rules.skips_name(of_right)):
             result.omissions.append(OmittedTensor(name, side, SKIPPED))
-        elif in_left and in_right:
-            result.pairs[name] = renamed[name]
-            result.mismatches += _compare_entries(name, left[name], right[renamed[name]], sides)
+        elif found:
+            classes = tied.classes(name)
+            is_known = classes in pair_of
+            pair = pair_of.setdefault(classes, first if folds else name)
+            if name != pair and (folds or not in_left):
+                result.copies[name] = pair
+            if is_known and (folds or not in_left):
+                continue
+            name = pair if folds else name
+            left_name, right_name = tied.find(name) or found
+            result.pairs[name] = renamed[right_name]
+            if left_name != name:
+                result.left_ties[name] = left_name
+            if name not in renamed:
+                result.right_ties[name] = renamed[right_name]
+            result.mismatches += _compare_entries(name, left[left_name], right[renamed[right_name]], sides)
         elif in_right and renamed[name] in carried:
             result.pairs[name] = renamed[name]
             result.carried.add(name)
             result.mismatches += _check_carried(name, right[renamed[name]])
-        elif DERIVED.search(name):
-            result.omissions.append(OmittedTensor(name, side, "a buffer that models compute themselves"))
         elif name in known:
-            result.omissions.append(OmittedTensor(name, side, "left out when the delta was made"))
+            result.omissions.append(OmittedTensor(name, side, KNOWN))
         else:
             other = sides[1] if in_left else sides[0]
             result.mismatches.append(Mismatch(name, "missing", f"{side} has it, {other} does not"))
     return result
 
 
-def _find_ties(names: Mapping[str, Entry], others: Mapping[str, Entry]) -> dict[str, str]:
-    """Return the heads that others have and for which the one embedding of ``names`` serves: head → embedding.
+@dataclass(frozen=True)
+class _TiedNames:
+    """The stored names of two sides, the right ones renamed, and which further names stand for them."""
 
-    As the tensors say, not the config, which other tools leave wrong (mergekit#350): no head at all, one embedding.
-    """
-    embeddings = [name for name in names if TYING_EMBEDDINGS.search(name)]
-    if len(embeddings) != 1 or any(HEADS.search(name) for name in names):
-        return {}
-    width = names[embeddings[0]].shape[1:]
-    return {head: embeddings[0] for head, entry in others.items() if HEADS.search(head) and entry.shape[1:] == width}
+    left: Mapping[str, Entry]
+    right: Mapping[str, str]
+    left_ties: Ties
+    right_ties: Ties
+
+    def find(self, name: str) -> tuple[str, str] | None:
+        """Return the two tensors that a name stands for; None where a side has none."""
+        left = name if name in self.left else self.left_ties.same.get(name)
+        right = name if name in self.right else self.right_ties.same.get(name)
+        return None if left is None or right is None or right not in self.right else (left, right)
+
+    def classes(self, name: str) -> tuple[str, str]:
+        """Return what is equal for names that stand for the same two tensors."""
+        return self.left_ties.tensor_of(name), self.right_ties.tensor_of(name)
+
+    def first_name(self, name: str) -> str:
+        """Return the name to call the two tensors of a name by: that of the left one, if it stands for both of them."""
+        first = self.left_ties.tensor_of(name)
+        return first if self.find(first) and self.classes(first) == self.classes(name) else name
 
 
 def _compare_entries(name: str, left: Entry, right: Entry, sides: tuple[str, str]) -> list[Mismatch]:
     mismatches = []
     axes = slice(1 if left.vocabulary and right.vocabulary else 0, None)
+    if is_sharded_away(left.shape, right.shape):
+        return [Mismatch(name, EMPTY, f"{sides[0]} has {list(left.shape)}, {sides[1]} has {list(right.shape)}")]
     if left.shape[axes] != right.shape[axes] or len(left.shape) != len(right.shape):
         mismatches.append(
             Mismatch(name, "shape", f"{sides[0]} has {list(left.shape)}, {sides[1]} has {list(right.shape)}")
         )
-    if left.dtype != right.dtype:
+    if left.dtype != right.dtype and not {left.dtype, right.dtype} <= FLOATS.keys():
         mismatches.append(Mismatch(name, "dtype", f"{sides[0]} has {left.dtype}, {sides[1]} has {right.dtype}"))
     else:
         mismatches += _check_dtype(name, left)

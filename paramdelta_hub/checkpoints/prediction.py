@@ -1,8 +1,8 @@
 """Predict how well a delta transfers to a target, from measured outcomes at similar distances.
 
 Only the distance predicts the outcome (``docs/evidence.md``): the correlation of the target's values with base's, which
-comes from the package's lineage samples. Sign agreement and the cosine of drift and Δ were measured too. They do not
-differ between complete and failed transfers, so they are not used.
+comes from the package's lineage samples of the tensors that have anything in common with base's. Sign agreement and the
+cosine of drift and Δ were measured too. They do not differ between complete and failed transfers, so they are not used.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Prediction(Report):
         text += "" if least == most else f"range {least}–{most} %, "
         text += f"{band.trainings} small trainings)"
         if self.distance is not None:
-            text += f"; distance to base: {_percent(self.distance)} of base's norm"
+            text += f"; distance to base: {100 * self.distance:.2g} % of base's norm"
         if self.delta_to_distance is not None:
             text += f", and Δ is {self.delta_to_distance:.2g} × as large"
         return text
@@ -90,10 +90,8 @@ def predict(lineage: LineageMatch, tensors: Iterable[TensorRecord]) -> Predictio
         value = fmean(own.values()) / fmean(lineage.distances[name] for name in own)
         ratio = value if math.isfinite(value) else None
     band = None
-    if lineage.correlation is not None and not lineage.same_values:
+    if lineage.is_foreign:
+        band = BANDS[-1]
+    elif lineage.correlation is not None and not lineage.same_values:
         band = next((band for band in BANDS if lineage.correlation >= band.correlation), BANDS[-1])
     return Prediction(measured=band, is_base=lineage.same_values, distance=distance, delta_to_distance=ratio)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"

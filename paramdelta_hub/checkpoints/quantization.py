@@ -1,14 +1,19 @@
-"""Quantized checkpoints: fp8 weights with the scales that belong to them, and what else there is, which is refused.
+"""Quantized checkpoints: weights with the scales that belong to them, and what else there is, which is refused.
 
-All supported kinds mean value = code · scale, and differ in names and in how many weights share a scale:
+All supported kinds mean value = code · scale, and differ in names, in codes, and in how many weights share a scale:
 
-    quant_method          scale of ``x.weight``              one scale for
-    fp8                   ``x.weight_scale_inv``             a block (DeepSeek-V3, Qwen3-FP8), or the tensor
-    fp8, modelopt         ``x.weight_scale``                 the tensor
-    fbgemm_fp8            ``x.weight_scale``                 a row; of stacked experts, also a column
-    compressed-tensors    ``x.weight_scale``                 the tensor, a row, or a block
+    quant_method          codes        scale                            one scale for
+    fp8                   8-bit float  ``x.weight_scale_inv``           a block (DeepSeek-V3, Qwen3-FP8), or the tensor
+    fp8, modelopt         8-bit float  ``x.weight_scale``               the tensor
+    fbgemm_fp8            8-bit float  ``x.weight_scale``               a row; of stacked experts, also a column
+    compressed-tensors    8-bit float  ``x.weight_scale``               the tensor, a row, or a block
+    none (ComfyUI)        8-bit float  ``x.scale_weight``               the tensor, or a row
+    mxfp8                 8-bit float  any of these, as E8M0            32 neighbours, or a block
+    mxfp4 (gpt-oss)       E2M1         ``x_scales`` of ``x_blocks``     32 neighbours
+    compressed-tensors    4-bit int    ``x.weight_scale``               neighbours in a row (``group_size``), or a row
 
-Stacked experts are called ``x_proj`` and ``x_proj_scale_inv`` or ``x_proj_scale``.
+Stacked experts are called ``x_proj`` and ``x_proj_scale_inv`` or ``x_proj_scale``. E8M0 scales are powers of two, as
+F8_E8M0 or U8. Integers are those of ``pack-quantized``, symmetric: eight in an int32, ``x.weight_packed``.
 """
 
 from __future__ import annotations
@@ -20,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Mxfp4, Stored
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.names import shown
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import SCALE_BYTES
 from paramdelta_hub.numerics.float8 import DECODED, Grid
 from paramdelta_hub.numerics.floats import FLOATS
@@ -32,12 +38,20 @@ __all__ = ["BLOCK", "ScaledWeight", "find_scales", "quantization_files", "unsupp
 BLOCK = (128, 128)
 """Rows and columns of a block where nothing else is said: DeepSeek-V3's, which engines have kernels for."""
 _SCALE_ENDINGS = ("_scale_inv", "_scale")
+_E8M0 = frozenset({"F8_E8M0", "U8"})
+_MARKS = re.compile(r"(^|\.)(scaled_fp8|comfy_quant)$")
+"""Tensors by which ComfyUI knows fp8."""
 _OF_ACTIVATIONS = re.compile(
-    r"(^|[._])(input_scale|input_scale_ub|activation_scale|output_scale|[qkv]_scale|kv_scale|prob_output_scale)$"
+    r"(^|[._])(scale_input|input_scale|input_scale_ub|activation_scale|output_scale|[qkv]_scale|kv_scale|prob_output_scale)$"
 )
 _REMEDY = "use the 16-bit release that it was made from"
+_BITSANDBYTES_REMEDY = (
+    f"{_REMEDY}, or dequantize it, and give OUT: "
+    'python -c "from transformers import AutoModelForCausalLM as Model; '
+    "Model.from_pretrained('MODEL').dequantize().save_pretrained('OUT')\""
+)
 _METHODS = {
-    "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "mxfp4": "MXFP4", "eetq": "EETQ", "hqq": "HQQ",
+    "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "eetq": "EETQ", "hqq": "HQQ",
     "torchao": "torchao", "quanto": "Quanto", "aqlm": "AQLM", "vptq": "VPTQ", "spqr": "SpQR", "higgs": "HIGGS",
     "auto-round": "AutoRound", "bitnet": "BitNet", "quark": "Quark",
 }  # fmt: skip
@@ -54,68 +68,107 @@ _TENSOR_NAME_SIGNS = (
     (re.compile(r"\.weight\._(data|scale|shift|packed)$"), "Quanto"),
 )
 """What the names of a model's tensors give away, whatever its config says."""
-_WEIGHT_SCALE = re.compile(r"(^|\.)weight_(scale|scale_inv|scales)$|_proj_scale_inv$")
+_WEIGHT_SCALE = re.compile(r"(^|\.)(weight_(scale|scale_inv|scales)|scale_weight)$|_proj_scale_inv$")
 
 
 @dataclass(frozen=True)
 class ScaledWeight:
-    """An fp8 weight, its scales, and how they lie over it. The two may lie in different files."""
+    """A quantized weight, its scales, and how they lie over it. The two may lie in different files."""
 
     weight: str
     scale: str
     grid: Grid
+    code: str
+    """What its codes stand for: a key of :data:`~paramdelta_hub.numerics.packed.TABLES`."""
+    name: str
+    """Of the values: the weight's, unless that is one of packed codes."""
+    shape: tuple[int, ...]
+    """Of the values."""
+    dtype: str = "BF16"
+    """Of the values."""
+    shape_name: str | None = None
+    """Of the tensor that holds its shape."""
+
+    def source(self, checkpoint: Checkpoint) -> Dequantized | Mxfp4:
+        """Return how the values are read."""
+        codes, scale = (Stored.of(*checkpoint.tensors[name]) for name in (self.weight, self.scale))
+        if self.code == "F4_E2M1":
+            return Mxfp4(codes, scale, self.scale, self.grid.rows, self.grid.columns)
+        shape = Stored.of(*checkpoint.tensors[self.shape_name]) if self.shape_name else None
+        return Dequantized(codes, scale, self.scale, self.grid, self.code, self.dtype, shape)
 
 
 def find_scales(checkpoint: Checkpoint) -> dict[str, ScaledWeight]:
-    """Return every F8_E4M3 and F8_E5M2 weight with its scale, by the weight's name; headers alone are read.
+    """Return every quantized weight with its scale, by the name of what holds its codes; headers alone are read.
 
     Whether the scales are finite and above zero, who reads them sees.
 
     Raises:
         CheckpointError: a weight without a scale, or a scale whose dtype or shape does not fit it.
     """
-    scaled_weights, declared = {}, _declared_blocks(checkpoint)
+    scaled_weights, declared, groups = {}, _declared_blocks(checkpoint), _group_sizes(checkpoint)
+    bits = _bits(checkpoint)
     for name, (file, span) in checkpoint.tensors.items():
-        if span.dtype not in DECODED:
+        if _is_mxfp4(name, checkpoint):
+            scaled_weights[name] = _mxfp4(name, span.shape)
+            continue
+        packed = _is_packed(name, checkpoint, bits)
+        if _MARKS.search(name) or not (packed or span.dtype in DECODED):
             continue
         where = str(file.path)
         if (scale := _scale_of(name, checkpoint)) is None:
             raise CheckpointError(f"tensor {name!r} is {span.dtype}, but has no scale", where=where, remedy=_REMEDY)
         scale_span = checkpoint.tensors[scale][1]
-        if scale_span.dtype not in FLOATS:
+        powers = scale_span.dtype in _E8M0
+        if scale_span.dtype not in FLOATS and (packed or not powers):
             raise CheckpointError(f"scale {scale!r} is {scale_span.dtype}, not F32, BF16 or F16", where=where)
         if scale_span.elements * 4 > SCALE_BYTES:
             raise CheckpointError(f"scale {scale!r} has {scale_span.elements} elements, too many to hold", where=where)
-        grid = _grid(span.shape, scale_span.shape, declared)
+        shape = (*span.shape[:-1], span.shape[-1] * (32 // (bits or 32))) if packed else span.shape
+        blocks = [*declared, *((1, group) for group in groups), *([(1, 32)] if powers else [])]
+        grid = _grid(shape, scale_span.shape, blocks)
         if grid is None:
             raise CheckpointError(
                 f"scale {scale!r} of shape {list(scale_span.shape)} does not fit tensor {name!r} of shape "
-                f"{list(span.shape)} in blocks of {' or '.join(f'{height} × {width}' for height, width in declared)}",
+                f"{list(shape)} in blocks of {' or '.join(f'{height} × {width}' for height, width in blocks)}",
                 where=where,
                 remedy="get the model again, with its own config.json",
             )
-        scaled_weights[name] = ScaledWeight(name, scale, grid)
+        if packed:
+            stem, dtype = name.removesuffix("_packed"), "F16" if scale_span.dtype == "F16" else "BF16"
+            its = ScaledWeight(name, scale, grid, f"I{bits}", stem, shape, dtype, f"{stem}_shape")
+        else:
+            its = ScaledWeight(name, scale, grid, span.dtype, name, shape)
+        scaled_weights[name] = its
     return scaled_weights
 
 
 def unused_tensors(checkpoint: Checkpoint, scales: Mapping[str, ScaledWeight]) -> dict[str, str]:
-    """Return the tensors that values in bf16 have no use for, each with the reason; none for a model without fp8.
+    """Return the tensors that dequantized values have no use for, each with the reason; none for a plain model.
 
-    Those are the scales of weights, and single numbers that scale activations or the key-value cache.
+    Those are the scales of weights and what belongs to them, marks of ComfyUI, and single numbers that scale
+    activations or the key-value cache.
     """
     if not scales:
         return {}
-    unused = {scaled.scale: f"a scale, folded into {scaled.weight!r}" for scaled in scales.values()}
+    unused = {scaled.scale: f"a scale, folded into {scaled.name!r}" for scaled in scales.values()}
+    for scaled in scales.values():
+        if scaled.name != scaled.weight:
+            unused[scaled.weight] = f"codes, read with their scales as {scaled.name!r}"
+        if scaled.shape_name:
+            unused[scaled.shape_name] = f"the shape of {scaled.name!r}"
     for name, (_, span) in checkpoint.tensors.items():
         if span.elements == 1 and span.dtype in FLOATS and _OF_ACTIVATIONS.search(name):
             unused[name] = "a scale of activations, which only fp8 inference uses"
+        if _MARKS.search(name):
+            unused[name] = "a mark of fp8 for ComfyUI"
     return unused
 
 
 def unsupported_reason(checkpoint: Checkpoint) -> str | None:
-    """Return in a sentence how a model is quantized and what to use instead, or None for plain and for fp8 weights.
+    """Return in a sentence how a model is quantized and what to use instead, or None for those that can be read.
 
-    Whether fp8 scales fit their weights is for :func:`find_scales` to say.
+    Whether scales fit their weights is for :func:`find_scales` to say.
     """
     reason = next(_reasons(checkpoint), None)
     return reason and "; ".join(reason)
@@ -137,39 +190,123 @@ def _reasons(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     settings = _settings(checkpoint)
     for where, setting in settings:
         if (how := _unsupported(setting)) is not None:
-            yield f"{where} says that it is quantized by {shown(how)}", _REMEDY
+            yield f"{where} says that it is quantized by {shown(how)}", _remedy(how)
     tensors = {name: span for name, (_, span) in checkpoint.tensors.items()}
+    bits = _bits(checkpoint)
+    known = {name for name in tensors if _is_packed(name, checkpoint, bits) or _is_mxfp4(name, checkpoint)}
+    known |= {f"{name.removesuffix('_packed')}_shape" for name in known}
+    known |= {f"{name.removesuffix('_blocks')}_scales" for name in known}
+    codes = known & tensors.keys()
     for name, span in tensors.items():
+        if name in known:
+            continue
         if method := next((method for sign, method in _TENSOR_NAME_SIGNS if sign.search(name)), None):
-            yield f"tensor {name!r} shows that it is quantized by {method}", _REMEDY
-        if name.endswith(("_blocks", "_scales")) and span.dtype == "U8":
+            yield f"tensor {name!r} shows that it is quantized by {method}", _remedy(method)
+        if name.endswith(("_blocks", "_scales", ".blocks", ".scales")) and span.dtype == "U8":
             yield (
-                f"tensor {name!r} shows that it is quantized by MXFP4",
-                "use a bf16 copy, which transformers makes with Mxfp4Config(dequantize=True)",
+                f"tensor {name!r} shows that it is quantized by MXFP4, in another layout than transformers' gpt-oss",
+                _REMEDY,
             )
         if span.dtype in _PACKED and any(name + ending in tensors for ending in (*_SCALE_ENDINGS, "_scales")):
             yield f"tensor {name!r} holds scaled integers ({span.dtype})", _REMEDY
         if span.dtype in _PACKED and name.endswith(".W_q"):
             yield f"tensor {name!r} shows that it is quantized by HQQ", _REMEDY
-        if span.dtype in DECODED and _scale_of(name, checkpoint) is None:
-            yield f"tensor {name!r} is {span.dtype}, but has no scale", _REMEDY
-        if span.dtype.startswith("F8_") and span.dtype not in DECODED:
+        if name.endswith("comfy_quant") and _is_swizzled(name, checkpoint):
+            yield f"tensor {name!r} shows ComfyUI's scales in the order of a GPU's tiles", _REMEDY
+        if _MARKS.search(name):
+            continue
+        if span.dtype in DECODED:
+            codes.add(name)
+            if _scale_of(name, checkpoint) is None:
+                yield f"tensor {name!r} is {span.dtype}, but has no scale", _REMEDY
+        elif span.dtype.startswith("F8_") and not _is_exponent(name, checkpoint):
             yield f"tensor {name!r} is {span.dtype}, which can't be added", _REMEDY
     if orphan := next(_orphans(checkpoint), None):
-        yield f"tensor {orphan!r} is a scale, but there is no fp8 weight for it", _REMEDY
-    if settings and not any(span.dtype in DECODED for span in tensors.values()):
+        yield f"tensor {orphan!r} is a scale, but there is no quantized weight for it", _REMEDY
+    if settings and not codes:
         yield (
-            f"{settings[0][0]} says that it is quantized to fp8, but no tensor is",
+            f"{settings[0][0]} says that it is quantized, but no tensor is",
             "if the weights are right, remove that from the file",
         )
 
 
+def _remedy(method: str) -> str:
+    return _BITSANDBYTES_REMEDY if method.startswith("bitsandbytes") else _REMEDY
+
+
 def _scale_of(weight: str, checkpoint: Checkpoint) -> str | None:
-    return next((name for ending in _SCALE_ENDINGS if (name := weight + ending) in checkpoint.tensors), None)
+    """Return the name of a weight's scale, if there is one."""
+    stem = weight.removesuffix("_packed")
+    names = [stem + ending for ending in _SCALE_ENDINGS]
+    if stem == "weight" or stem.endswith(".weight"):
+        names += [stem.removesuffix("weight") + ending for ending in ("scale_weight", "scale")]
+    return next((name for name in names if name in checkpoint.tensors), None)
+
+
+def _is_packed(name: str, checkpoint: Checkpoint, bits: int | None) -> bool:
+    """Whether a tensor holds symmetric integers of compressed-tensors, of so many bits, that can be read."""
+    stem = name.removesuffix("_packed")
+    tensors = checkpoint.tensors
+    return (
+        stem != name
+        and tensors[name][1].dtype == "I32"
+        and len(tensors[name][1].shape) == 2
+        and f"{stem}_shape" in tensors
+        and tensors[f"{stem}_shape"][1].shape == (2,)
+        and tensors[f"{stem}_shape"][1].dtype in ("I64", "I32")
+        and f"{stem}_zero_point" not in tensors
+        and f"{stem}_g_idx" not in tensors
+        and _scale_of(name, checkpoint) is not None
+        and bits in (4, 8)
+    )
+
+
+def _is_mxfp4(name: str, checkpoint: Checkpoint) -> bool:
+    """Whether a tensor holds the codes of experts as transformers' gpt-oss has them."""
+    stem = name.removesuffix("_blocks")
+    if stem == name or f"{stem}_scales" not in checkpoint.tensors or stem in checkpoint.tensors:
+        return False
+    codes, scales = checkpoint.tensors[name][1], checkpoint.tensors[f"{stem}_scales"][1]
+    return (
+        (codes.dtype, len(codes.shape), codes.shape[-1:]) == ("U8", 4, (16,))
+        and codes.elements > 0
+        and scales.dtype in _E8M0
+        and scales.shape == codes.shape[:-1]
+    )
+
+
+def _mxfp4(name: str, shape: tuple[int, ...]) -> ScaledWeight:
+    matrices, rows, groups, _ = shape
+    stem, columns = name.removesuffix("_blocks"), 32 * groups
+    grid = Grid(rows, columns, (1, 32), matrices)
+    return ScaledWeight(name, f"{stem}_scales", grid, "F4_E2M1", stem, (matrices, columns, rows))
+
+
+def _is_exponent(name: str, checkpoint: Checkpoint) -> bool:
+    """Whether an F8_E8M0 tensor is the scale of a weight that can be read."""
+    if checkpoint.tensors[name][1].dtype != "F8_E8M0":
+        return False
+    return any(
+        span.dtype in DECODED and _scale_of(weight, checkpoint) == name
+        for stem in (re.sub(r"_scale(_inv)?$", "", name), re.sub(r"scale(_weight)?$", "weight", name))
+        if (weight := stem) in checkpoint.tensors
+        for span in (checkpoint.tensors[weight][1],)
+    )
+
+
+def _is_swizzled(mark: str, checkpoint: Checkpoint) -> bool:
+    """Whether the scales of a weight that ComfyUI marks are not single numbers, whose order it changes."""
+    scale = _scale_of(mark.removesuffix("comfy_quant") + "weight", checkpoint)
+    return scale is None or checkpoint.tensors[scale][1].elements != 1
 
 
 def _orphans(checkpoint: Checkpoint) -> Iterator[str]:
-    used = {_scale_of(name, checkpoint) for name, (_, span) in checkpoint.tensors.items() if span.dtype in DECODED}
+    bits = _bits(checkpoint)
+    used = {
+        _scale_of(name, checkpoint)
+        for name, (_, span) in checkpoint.tensors.items()
+        if span.dtype in DECODED or _is_packed(name, checkpoint, bits)
+    }
     return (name for name in checkpoint.tensors if _WEIGHT_SCALE.search(name) and name not in used)
 
 
@@ -191,12 +328,14 @@ def _settings(checkpoint: Checkpoint) -> list[tuple[str, Mapping[str, Any]]]:
 def _unsupported(setting: Mapping[str, Any]) -> str | None:
     """Return the name of a way of quantizing that is not supported, or None."""
     method = setting.get("quant_method")
-    if method in ("fp8", "fbgemm_fp8"):
+    if method == "mxfp4":
+        return None
+    if method in ("fp8", "fbgemm_fp8", "mxfp8"):
         block = setting.get("weight_block_size")
         return None if block is None or _block(block) else f"fp8 in odd blocks ({str(block)[:40]})"
     if method == "modelopt":
         algorithm = setting.get("quant_algo")
-        return None if algorithm == "FP8" else f"ModelOpt's {str(algorithm)[:40]}"
+        return None if algorithm in ("FP8", "MXFP8") else f"ModelOpt's {str(algorithm)[:40]}"
     if method == "compressed-tensors":
         return _unsupported_compressed(setting)
     if not isinstance(method, str):
@@ -205,19 +344,53 @@ def _unsupported(setting: Mapping[str, Any]) -> str | None:
 
 
 def _unsupported_compressed(setting: Mapping[str, Any]) -> str | None:
-    """Look for anything in a compressed-tensors setting that is not value = fp8 code · scale."""
+    """Look for anything in a compressed-tensors setting that is not value = code · scale."""
     sparsity, rotation = setting.get("sparsity_config"), setting.get("transform_config")
     if isinstance(sparsity, dict) and sparsity.get("format") not in (None, "dense"):
         return f"compressed-tensors as {str(sparsity['format'])[:40]}"
     if isinstance(rotation, dict) and rotation.get("config_groups"):
         return "compressed-tensors with rotated weights"
+    layout = setting.get("format")
+    for weights in _weight_settings(setting):
+        kind, bits = weights.get("type"), weights.get("num_bits")
+        integers = kind == "int" and bits in (4, 8) and layout == "pack-quantized"
+        if (bits, kind) != (8, "float") and not integers:
+            return f"compressed-tensors as {str(kind)[:40]} of {str(bits)[:40]} bits"
+        if integers and weights.get("symmetric") is False:
+            return "compressed-tensors as integers with zero points"
+        if integers and weights.get("actorder") == "group":
+            return "compressed-tensors as integers in the order of activations"
+        if integers and weights.get("strategy") not in (None, "group", "channel", "tensor"):
+            return f"compressed-tensors as integers by {str(weights.get('strategy'))[:40]}"
+    known = (None, "float-quantized", "naive-quantized", "mxfp8-quantized", "pack-quantized")
+    if layout == "pack-quantized" and _one_width(setting) is None:
+        return "compressed-tensors as pack-quantized, without one width for all integers"
+    return None if layout in known else f"compressed-tensors as {layout}"[:80]
+
+
+def _weight_settings(setting: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     groups = setting.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
-        if isinstance(weights, dict) and (weights.get("num_bits"), weights.get("type")) != (8, "float"):
-            return f"compressed-tensors as {str(weights.get('type'))[:40]} of {str(weights.get('num_bits'))[:40]} bits"
-    layout = setting.get("format")
-    return None if layout in (None, "float-quantized", "naive-quantized") else f"compressed-tensors as {layout}"[:80]
+        if isinstance(weights, dict):
+            yield weights
+
+
+def _one_width(setting: Mapping[str, Any]) -> int | None:
+    """Return the bits of all integers of a compressed-tensors setting; None if they differ, or none is named."""
+    widths = [weights.get("num_bits") for weights in _weight_settings(setting) if weights.get("type") == "int"]
+    return widths[0] if widths and isinstance(widths[0], int) and all(width == widths[0] for width in widths) else None
+
+
+def _bits(checkpoint: Checkpoint) -> int | None:
+    """Return the bits of the integers that are packed, as the config says."""
+    return next((bits for _, setting in _settings(checkpoint) if (bits := _one_width(setting)) is not None), None)
+
+
+def _group_sizes(checkpoint: Checkpoint) -> list[int]:
+    """Return how many neighbours in a row share a scale, as the config says; none where it does not."""
+    sizes = [weights.get("group_size") for _, setting in _settings(checkpoint) for weights in _weight_settings(setting)]
+    return list(dict.fromkeys(size for size in sizes if isinstance(size, int) and 0 < size < 1 << 30))
 
 
 def _block(value: object) -> tuple[int, int] | None:
@@ -234,10 +407,7 @@ def _declared_blocks(checkpoint: Checkpoint) -> list[tuple[int, int]]:
     values = []
     for _, setting in _settings(checkpoint):
         values.append(setting.get("weight_block_size"))
-        groups = setting.get("config_groups")
-        for group in groups.values() if isinstance(groups, dict) else ():
-            weights = group.get("weights") if isinstance(group, dict) else None
-            values.append(weights.get("block_structure") if isinstance(weights, dict) else None)
+        values += [weights.get("block_structure") for weights in _weight_settings(setting)]
     return list(dict.fromkeys(block for value in values if (block := _block(value)))) or [BLOCK]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint, WeightFile, assemble, read_index
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.repository import read_repository
 from paramdelta_hub.checkpoints.resolve import download, is_hub_id
+from paramdelta_hub.checkpoints.weight_files import WeightFile
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.fileio.durable import file_digest
-from paramdelta_hub.fileio.names import check_file_name
+from paramdelta_hub.fileio.durable import file_digest, read_small
 from paramdelta_hub.fileio.safetensors import check_header
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.limits import HEADER_BYTES, KIB
@@ -31,7 +32,6 @@ __all__ = ["RemoteModel", "RemoteValues", "open_remote", "read_remote_header"]
 _FIRST_BYTES = 96 * KIB
 """Bytes asked for first: nearly every header fits."""
 _REQUESTS_AT_ONCE = 8
-_REMEDY = f"name a model that has {WEIGHTS}, or an index of its files"
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class RemoteModel:
                 where=source.name,
                 remedy="run the command again",
             )
+        path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(fetched, path)
         shutil.rmtree(staging)
 
@@ -87,11 +88,7 @@ class RemoteValues:
         self._cache: dict[tuple[str, int, int], bytes] = {}
 
     def read(self, path: str, position: int, out: NDArray[Any]) -> None:
-        """Fill ``out`` (uint8) with a file's bytes from ``position``.
-
-        Raises:
-            CheckpointError: they can't be had.
-        """
+        """Fill ``out`` (uint8) with a file's bytes from ``position``, or raise a CheckpointError."""
         key = (path, position, out.size)
         if key not in self._cache:
             source = self._source
@@ -122,33 +119,40 @@ def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: boo
     commit = str(info.sha)
     siblings = {file.rfilename: file for file in info.siblings or []}
     source = download(repository, commit, part="companions" if tokenizers else "config", code=code)
-    index, names = read_index(source.path) if INDEX in siblings else (None, [_lone_file(siblings, model)])
-
-    def open_file(name: str) -> WeightFile:
-        about = siblings.get(name)
-        if about is None or about.lfs is None or not about.size:
-            raise CheckpointError(f"the repository has no {name!r}, or no sha256 of it", where=model, remedy=_REMEDY)
-        start = read_remote_header(repository, commit, name, about.size)
-        header = check_header(start[8:], about.size, CheckpointError, f"{model}/{name}")
-        return WeightFile(name, folder / name, header, about.lfs.sha256, start)
-
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-        files = list(pool.map(open_file, names))
-    checkpoint = assemble(source, files, index) if index else Checkpoint(source, tuple(files), None)
-    return RemoteModel(checkpoint, folder, bases)
+    listing = _HubListing(model, repository, commit, siblings, source.path, folder)
+    return RemoteModel(Checkpoint.of(source, read_repository(listing)), folder, bases)
 
 
-def _lone_file(names: Iterable[str], where: str) -> str:
-    """Return the weights of a repository without an index."""
-    weight_files = [name for name in names if name.endswith(".safetensors") and "/" not in name]
-    if WEIGHTS in weight_files:
-        return WEIGHTS
-    if len(weight_files) != 1:
-        what = (
-            "no safetensors weights" if not weight_files else f"{len(weight_files)} safetensors files, but no {INDEX}"
-        )
-        raise CheckpointError(what, where=where, remedy=_REMEDY)
-    return check_file_name(weight_files[0], CheckpointError)
+@dataclass(frozen=True)
+class _HubListing:
+    """The files of a repository on the Hub: small ones are on this machine already, of weights the headers are read."""
+
+    where: str
+    repository: str
+    commit: str
+    siblings: Mapping[str, Any]
+    cache: Path
+    folder: Path
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.siblings.keys()
+
+    def read(self, name: str) -> bytes:
+        return read_small(self.cache / name, HEADER_BYTES, CheckpointError, follow=True)
+
+    def open_files(self, names: Sequence[str]) -> list[WeightFile]:
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+            return list(pool.map(self._open_file, names))
+
+    def _open_file(self, name: str) -> WeightFile:
+        about = self.siblings[name]
+        if about.lfs is None or not about.size:
+            remedy = "download the model, and give its folder"
+            raise CheckpointError(f"the Hub states no sha256 of {name!r}", where=self.where, remedy=remedy)
+        start = read_remote_header(self.repository, self.commit, name, about.size)
+        header = check_header(start[8:], about.size, CheckpointError, f"{self.where}/{name}")
+        return WeightFile(name, self.folder / name, header, about.lfs.sha256, start)
 
 
 def read_remote_header(repository: str, revision: str, name: str, size: int) -> bytes:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from paramdelta_hub.checkpoints.matching import Entry
 from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.training_saves import WRAPPERS
 
 __all__ = ["find_renames", "suggest_renames"]
 
@@ -30,6 +31,9 @@ _LEAST, _SHARE = 2, 4
 """A rule is worth proposing if it pairs at least two more tensors, and a quarter of those that could be paired."""
 _LENGTH = 200
 """Characters of a pattern that people still read before they paste it."""
+
+_SEPARATORS = re.compile(r"[./]")
+"""A slash ends the folder of a model's component."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -49,13 +53,8 @@ class _Rename(NamedTuple):
 def suggest_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules | None = None) -> str | None:
     r"""Return the ``--rename`` options that pair many more names of equal shape, and how many; None if there are none.
 
-    The options, ready to paste behind those already given, hold for the right side, as all rename rules do:
-    ``--rename '^bert\.=' (pairs 197 of 199 tensors, 0 without)``. Takes about a second for 91,000 names a side.
-
-    Args:
-        left: the side whose names are kept.
-        right: the side whose names the rules change.
-        rules: what the user has given already.
+    The options, ready to paste behind the ``rules`` already given, change names of the right side, as all rename rules
+    do: ``--rename '^bert\.=' (pairs 197 of 199 tensors, 0 without)``. Takes about a second for 91,000 names a side.
     """
     left_shapes, right_shapes = _shapes(left, right, rules or Rules())
     before = _count_paired(left_shapes, right_shapes)
@@ -87,11 +86,26 @@ def _shapes(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules)
 def _best_renames(left: Shapes, right: Shapes) -> tuple[list[_Rename], Shapes]:
     """Return the rules that together pair most, and the right side under its new names."""
     found: list[_Rename] = []
+    for rule in _wrapper_renames(left, right):
+        found.append(rule)
+        right = _renamed(rule, right)
     while len(found) < _RULES and (best := _best_rename(left, right)):
         found.append(best)
-        rename = Rules(renames=((best.pattern, best.replacement),)).rename
-        right = {rename(name): shape for name, shape in right.items()}
+        right = _renamed(best, right)
     return found, right
+
+
+def _wrapper_renames(left: Shapes, right: Shapes) -> Iterator[_Rename]:
+    """Yield the rules that take the components of wrappers out of names, however often they are in one."""
+    for wrapper in WRAPPERS:
+        rule = _Rename(rf"\b{re.escape(wrapper)}", "", sum(wrapper in name for name in right))
+        if rule.gain and not any(wrapper in name for name in left):
+            yield rule
+
+
+def _renamed(rule: _Rename, shapes: Shapes) -> Shapes:
+    rename = Rules(renames=((rule.pattern, rule.replacement),)).rename
+    return {rename(name): shape for name, shape in shapes.items()}
 
 
 def _comparable_shape(entry: Entry) -> tuple[int, ...]:
@@ -117,14 +131,9 @@ def _best_rename(left: Shapes, right: Shapes) -> _Rename | None:
     return best if best and best.gain >= max(_LEAST, possible / _SHARE) else None
 
 
-def _endings(name: str) -> Iterator[int]:
-    """Give every place where a component of a name begins, the first first."""
-    at = 0
-    while True:
-        yield at
-        at = name.find(".", at) + 1
-        if not at:
-            return
+def _endings(name: str) -> list[int]:
+    """Return every place where a component of a name begins, the first first."""
+    return [0, *(dot.end() for dot in _SEPARATORS.finditer(name))]
 
 
 def _candidates(unmatched_left: Shapes, right: Shapes, unmatched_right: list[str]) -> list[tuple[str, str]]:
@@ -147,7 +156,7 @@ def _candidates(unmatched_left: Shapes, right: Shapes, unmatched_right: list[str
 
 def _is_prefix_change(old: str, new: str) -> bool:
     """Whether two prefixes differ in their last component, and by more than a layer's or an expert's number."""
-    last, other = (prefix[:-1].rpartition(".")[2] for prefix in (old, new))
+    last, other = (_SEPARATORS.split(prefix[:-1])[-1] for prefix in (old, new))
     # A replacement that holds an equals sign could not be told from the pattern on the command line.
     return last != other and not (last.isdigit() and other.isdigit()) and "=" not in new
 

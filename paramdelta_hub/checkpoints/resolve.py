@@ -21,7 +21,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 _ALLOW_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*/config.json"]
 """Files fetched from a Hub repository: weights, configs, tokenizers. Never ``.bin`` or ``.gguf``."""
-_CONFIG_PATTERNS = ["config.json", "model.safetensors.index.json"]
+_CONFIG_PATTERNS = ["config.json", "*/config.json", "*.safetensors.index*.json", "modules.json", "model_index.json"]
 """What the headers of weights are understood by."""
 _IGNORE_PATTERNS = ["original/*", "onnx/*", "openvino/*", "consolidated*.safetensors"]
 """Second copies of the same weights, in other formats or layouts."""
@@ -50,10 +50,10 @@ def resolve(model: str | Path, *, code: bool = False) -> ModelSource:
     text = str(model)
     path = expand(model)
     if path_exists(path):
-        # A snapshot folder of the Hub cache, given as a path, is still the commit its name says.
-        commit = path.name if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name) else None
-        name = _printable(path.resolve().name) if commit is None else _cached_name(path)
-        return ModelSource(path, name, commit)
+        if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name):
+            # models--org--name/snapshots/<commit> of the Hub's cache, given as a path, is still that commit.
+            return ModelSource(path, path.parents[1].name.removeprefix("models--").replace("--", "/"), path.name)
+        return ModelSource(path, _printable(path.resolve().name), None)
     if isinstance(model, Path) or not is_hub_id(text):
         raise CheckpointError(
             "no such file or folder", where=text, remedy="give a folder, a .safetensors file or org/name"
@@ -94,21 +94,12 @@ def _printable(name: str) -> str:
     return "".join(character if is_clear(character) else "?" for character in name) or "model"
 
 
-def _cached_name(snapshot: Path) -> str:
-    """``models--org--name/snapshots/<commit>`` → ``org/name``."""
-    return snapshot.parent.parent.name.removeprefix("models--").replace("--", "/")
-
-
 def download(
     repository: str, revision: str | None, *, part: Literal["all", "companions", "config"] = "all", code: bool = False
 ) -> ModelSource:
-    """Fetch a repository's files into the Hub's cache.
+    """Fetch a repository's files into the Hub's cache; Python files only with ``code``.
 
-    Args:
-        repository: ``org/name``.
-        revision: a branch, a tag or a commit.
-        part: weights, configs and tokenizer; all but the weights; or the model's config and its index alone.
-        code: with Python files.
+    ``all`` are weights, configs and tokenizer; ``companions`` all but the weights; ``config`` the config and the index.
 
     Raises:
         CheckpointError: it can't be had.

@@ -1,4 +1,4 @@
-"""The role of a tensor in its model, by its name and shape: token embedding, output head, or neither."""
+"""The role of a tensor in its model, by its name and shape: token embedding, output head, a buffer that is computed."""
 
 from __future__ import annotations
 
@@ -6,28 +6,37 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["EMBEDDINGS", "HEADS", "TYING_EMBEDDINGS", "Entry", "vocabulary_tensors"]
+__all__ = ["EMBEDDINGS", "Entry", "is_derived", "is_head", "vocabulary_tensors"]
 
 EMBEDDINGS = re.compile(
     r"(^|\.)(embed_tokens|embed_tokens_per_layer|wte|word_embeddings?|shared|embed_in|tok_embeddings"
-    r"|backbone\.embeddings)\.weight$"
+    r"|tokens_embed|(backbone|rwkv|transformer)\.embeddings)\.weight$"
 )
 """Token embeddings."""
 
-TYING_EMBEDDINGS = re.compile(
-    r"(^|\.)(embed_tokens|wte|(?<!embeddings\.)word_embeddings|embed_in|tok_embeddings)\.weight$"
+HEADS = re.compile(
+    r"(^|\.)(lm_head|embed_out|output|output_layer|proj_out|output_projection|lm_loss|head|predictions\.decoder"
+    r"|lm_head\.(decoder|out_proj)|pred_layer\.proj|generator_lm_head|vocab_projector|mlm_score\.decoder)\.weight$"
+    r"|^decoder\.weight$"
 )
-"""Those of models that predict tokens, where a missing head means that the embedding serves. Not BERT's
-``embeddings.word_embeddings``, whose models may well have no head at all."""
-
-HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output|output_layer)\.weight$")
-"""What turns the last hidden state into a score for every token, of the same models."""
+"""Output heads of all kinds of models: what turns the last hidden state into a score for every token."""
 
 _OF_THE_VOCABULARY = re.compile(
     r"(^|\.)(lm_head|embed_out|output|output_layer|shared_head\.head|predictions|predictions\.decoder|lm_head\.decoder"
-    r"|generator_lm_head|vocab_projector)\.(weight|bias)$"
+    r"|generator_lm_head|vocab_projector|proj_out|output_projection|lm_loss|pred_layer\.proj|mlm_score\.decoder"
+    r"|lm_head\.out_proj)\.(weight|bias)$"
 )
 """Heads of all kinds of models, and their biases."""
+
+_COMPUTED = re.compile(
+    r"(^|\.)((text_|token_|visual_|image_)?position_ids|(full_|original_)?inv_freq|masked_bias|relative_position_index"
+    r"|relative_coords_table|rope\.freqs|freqs_cis|rotary_(emb|pos_emb)\.\w*freqs|(cos|sin)_cached|token_type_ids)$"
+)
+"""Positions, frequencies of rotations, and the number that hides masked scores."""
+_MASKS = re.compile(
+    r"(^|\.)(attn|attention|self_attention|causal_self_attention)\.(bias|causal_mask|mask)$|(^|\.)(attn_mask|causal_mask)$"
+)
+"""Causal masks, which GPT-2 and its kin call a bias."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,19 @@ class Entry:
     shape: tuple[int, ...]
     vocabulary: bool = False
     """Whether the first axis is the vocabulary: rows are then matched by token, and may differ in number."""
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor of this name scores every token, if it is as long as the vocabulary."""
+    return HEADS.search(name) is not None
+
+
+def is_derived(name: str, entry: Entry) -> bool:
+    """Whether a model computes this tensor anew when it is built, so that what a file holds never matters."""
+    if _MASKS.search(name):  # not the trained bias of the same name, which is a vector
+        *ones, rows, columns = entry.shape if len(entry.shape) >= 2 else (0, 0, 1)
+        return rows == columns and set(ones) <= {1}
+    return _COMPUTED.search(name) is not None
 
 
 def vocabulary_tensors(entries: Mapping[str, Entry]) -> list[str]:

@@ -18,7 +18,7 @@ from paramdelta_hub.errors import Mismatch, MismatchError
 from paramdelta_hub.limits import VOCABULARY_ROWS
 from paramdelta_hub.numerics.row_runs import Run
 
-__all__ = ["Placement", "Run", "dropped_tokens", "match_rows", "place_rows", "row_sources", "runs_of"]
+__all__ = ["Placement", "Run", "dropped_tokens", "match_rows", "newly_named", "place_rows", "row_sources", "runs_of"]
 
 _SHOWN = 60
 """Characters of a token that a message shows."""
@@ -38,8 +38,8 @@ class Placement:
     delta: tuple[Run, ...]
     """The delta row that is added to it; None: none."""
     counts: Mapping[str, int]
-    """Rows by fate. ``summed``, ``brought``, ``kept`` and ``padding`` add up to ``rows``; ``given up`` (tokens of the
-    target where OUT's tokenizer has others) and ``left out`` (tokens of post that it lacks) have no row."""
+    """Rows by what becomes of them. ``summed``, ``brought``, ``kept`` and ``padding`` add up to ``rows``; ``given up``
+    (tokens of the target where OUT's tokenizer has others) and ``left out`` (post's tokens that it lacks) have none."""
     is_identity: bool
     """Whether row i of OUT is row i of the target plus row i of the delta, for all rows of all three."""
 
@@ -83,14 +83,29 @@ def dropped_tokens(base: Vocabulary, post: Vocabulary) -> dict[str, int]:
     return {token: row for token, row in base.tokens.items() if token not in post.tokens}
 
 
+def newly_named(base: Vocabulary, post: Vocabulary) -> dict[str, int]:
+    """Return the tokens of post that base lacks, with their ids, where base's tokenizer gives the id to no other.
+
+    Their rows may be padding of base that post gave a token to, or rows that both trained and of which base's
+    tokenizer file does not tell, such as T5's sentinels. Only values can say which.
+    """
+    taken = set(base.tokens.values())
+    return {token: row for token, row in post.tokens.items() if token not in base.tokens and row not in taken}
+
+
 def match_rows(
-    base_rows: int, post_rows: int, base: Vocabulary | None, post: Vocabulary | None
+    base_rows: int,
+    post_rows: int,
+    base: Vocabulary | None,
+    post: Vocabulary | None,
+    taken_up: Mapping[str, int] | None = None,
 ) -> tuple[Run, ...] | None:
     """Return which base row each of post's rows comes from; None if that is its own, and the sizes are equal.
 
-    A row that post names comes from base's row of that name, wherever it is. One that post does not name comes from
-    base's row at its place, unless that row has moved because post names it elsewhere: so padding goes with padding,
-    and a row whose name alone is gone stays with itself.
+    A row that has a token in post comes from base's row of that token. Any other comes from base's row at its place,
+    unless base's token there is elsewhere in post. So padding stays with padding, and a row that only lost its token
+    stays where it was. So does a row of ``taken_up``, tokens of :func:`newly_named`
+    whose rows base had trained without naming them.
 
     Raises:
         MismatchError: other sizes, and no tokenizers to tell the rows by.
@@ -102,8 +117,11 @@ def match_rows(
     _check_size(base_rows, post_rows)
     sources = _rows_by_token(post, post_rows, base, base_rows)
     here = _identity_rows(min(base_rows, post_rows))
-    stays = ~_named(post, post_rows)[here] & ~_moved(base, base_rows, post)[here]
+    moved = _mask((row for token, row in base.tokens.items() if token in post.tokens), base_rows)
+    stays = ~_named(post, post_rows)[here] & ~moved[here]
     sources[here[stays]] = here[stays]
+    continued = np.array([row for row in (taken_up or {}).values() if row < len(here)], np.int64)
+    sources[continued] = continued
     runs = runs_of(sources)
     return None if base_rows == post_rows and runs == _identity(post_rows) else runs
 
@@ -116,22 +134,19 @@ def place_rows(
     post: Vocabulary | None,
     result: Literal["post", "target"],
     dropped: Mapping[str, int] | None = None,
+    taken_up: Mapping[str, int] | None = None,
 ) -> Placement:
     """Return where OUT's rows come from, when OUT's tokenizer is post's, or the target's.
 
-    With post's: a row is where post's tokenizer says. Rows of one name are summed; rows that base lacked are brought
-    whole; the target's own rows stay at their ids if post names nothing there. OUT is at least as long as the target.
-    Words of the target are never lost; special tokens that post's tokenizer has not may be, and are counted.
-    With the target's: OUT has the target's rows in the target's order; post's other tokens are left out.
+    With post's tokenizer, each token's row is at post's id. Rows of one token are summed. Rows that base lacked are
+    taken from the delta as they are. The target's own rows keep their ids if post has no token there. Of the target's
+    tokens only special ones, and those that post dropped, can be lost, and they are counted. OUT has at least as many
+    rows as the target.
 
-    Args:
-        target_rows: rows of the target's tensor.
-        delta_rows: rows of the delta's, which are post's.
-        delta_base: what :func:`match_rows` returned for the delta.
-        target: the target's vocabulary.
-        post: post's vocabulary.
-        result: whose tokenizer OUT has.
-        dropped: what :func:`dropped_tokens` returned for the delta.
+    With the target's tokenizer, OUT has the target's rows in their order; post's other tokens are left out.
+
+    ``delta_base`` is what :func:`match_rows` returned for the delta, and ``dropped`` what :func:`dropped_tokens` did.
+        taken_up: tokens of post whose rows base had without naming them.
 
     Raises:
         MismatchError: no tokenizers where they are needed; a row that post needs is in neither the target nor the
@@ -141,14 +156,19 @@ def place_rows(
         return _by_position(target_rows, delta_rows, delta_base, target, post)
     _check_size(target_rows, delta_rows)
     base_row = _identity_rows(delta_rows) if delta_base is None else row_sources(delta_base)
-    dropped = dropped or {}
+    dropped, taken_up = dropped or {}, taken_up or {}
     if result == "target":
         return _in_targets_order(target_rows, base_row, target, post, dropped)
-    return _in_posts_order(target_rows, base_row, target, post, dropped)
+    return _in_posts_order(target_rows, base_row, target, post, dropped, taken_up)
 
 
 def _in_posts_order(
-    target_rows: int, base_row: Rows, target: Vocabulary, post: Vocabulary, dropped: Mapping[str, int]
+    target_rows: int,
+    base_row: Rows,
+    target: Vocabulary,
+    post: Vocabulary,
+    dropped: Mapping[str, int],
+    taken_up: Mapping[str, int],
 ) -> Placement:
     delta_rows, is_whole = len(base_row), base_row < 0
     needed = np.flatnonzero(_named(post, delta_rows) | is_whole)
@@ -163,6 +183,11 @@ def _in_posts_order(
     replaceable = _resized(~_named(target, target_rows) | _special(target, target_rows), rows)
     renamed = np.flatnonzero(named & has_delta & ~is_whole & (target_row < 0) & _special(post, rows) & replaceable)
     target_row[renamed] = renamed
+    # A row that base had without a name, and the target too, is the same row.
+    unnamed = np.flatnonzero(
+        _mask(taken_up.values(), rows) & stays & (target_row < 0) & _resized(~_named(target, target_rows), rows)
+    )
+    target_row[unnamed] = unnamed
 
     own = {token: row for token, row in target.tokens.items() if row < target_rows and token not in post.tokens}
     _refuse_lost({token: row for token, row in own.items() if token not in target.special}, named, dropped, target)
@@ -192,7 +217,10 @@ def _in_targets_order(
     known = Vocabulary({**post.tokens, **kept}, post.where)
     added = _rows_by_token(target, target_rows, known, delta_rows)
     named = _named(target, target_rows)
-    by_position = ~named & _resized(unnamed, target_rows)
+    # Post may name a row that the target does not, such as a sentinel that only some tokenizer files list.
+    elsewhere = _mask((row for token, row in post.tokens.items() if token in target.tokens), delta_rows)
+    same = (base_row == _identity_rows(delta_rows)) & ~elsewhere
+    by_position = ~named & _resized(same, target_rows)
     added[by_position] = np.flatnonzero(by_position)
     start = _identity_rows(target_rows)
     has_delta = np.flatnonzero(added >= 0)
@@ -288,11 +316,6 @@ def _rows_by_token(names: Vocabulary, rows: int, other: Vocabulary, other_rows: 
         if row < rows and (target_row := other.tokens.get(token, other_rows)) < other_rows:
             sources[row] = target_row
     return sources
-
-
-def _moved(base: Vocabulary, base_rows: int, post: Vocabulary) -> Mask:
-    """Which base rows have a name that post gives to some row."""
-    return _mask((row for token, row in base.tokens.items() if token in post.tokens), base_rows)
 
 
 def _named(vocabulary: Vocabulary, rows: int) -> Mask:

@@ -1,4 +1,4 @@
-"""Read a tokenizer's tokens and ids from its files, without building or running the tokenizer."""
+"""Read a tokenizer's tokens and ids from its files, without building or running it, and check a model's ids by them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from paramdelta_hub.checkpoints.config_merge import TEXT_CONFIGS
 from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import file_digest, read_small
+from paramdelta_hub.fileio.lfs import refuse_pointer
+from paramdelta_hub.fileio.names import is_clear
 from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import COMPANION_BYTES, TOKENIZER_VALUES, VOCABULARY_ROWS
 
-__all__ = ["Vocabulary", "read_vocabulary", "same_tokenizer"]
+__all__ = ["Vocabulary", "has_tokenizer", "read_vocabulary", "same_tokenizer", "token_id_warnings"]
 
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 """Files that hold a vocabulary. The first that is there decides, as in transformers."""
@@ -29,6 +32,9 @@ _MERGES = re.compile(rb'"merges"\s*:\s*\[')
 # No group repeats here: such a pattern would take memory for every character of a hostile string.
 _PAIR_STRING_OR_MARK = re.compile(rb'\[\s*"[^"\\]*"\s*,\s*"[^"\\]*"\s*\]|"[^"\\]*"|["\[\]]')
 _QUOTE_OR_ESCAPE = re.compile(rb'"|\\.', re.DOTALL)
+_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_SHOWN = 60
+"""Characters of a token that a warning shows."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +69,16 @@ def same_tokenizer(a: Path, b: Path) -> bool:
 
     Equal tables in other bytes count as different: :func:`read_vocabulary` tells.
     """
-    files = [_files_of(folder) for folder in (a, b)]
-    return (
-        bool(files[0])
-        and [path.name for path in files[0]] == [path.name for path in files[1]]
-        and all(
-            file_digest(x, CheckpointError, follow=True) == file_digest(y, CheckpointError, follow=True)
-            for x, y in zip(*files, strict=True)
-        )
+    files, others = (
+        [(path.name, file_digest(path, CheckpointError, follow=True)) for path in _files_of(folder)]
+        for folder in (a, b)
     )
+    return bool(files) and files == others
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a vocabulary."""
+    return bool(_files_of(folder))
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -100,6 +107,7 @@ def read_vocabulary(folder: Path, error: type[SourceError] = CheckpointError) ->
     path, *additions = files
     where = str(path)
     content = read_small(path, COMPANION_BYTES, error, follow=True)
+    refuse_pointer(content, error, str(path))
     settings = {
         file.name: _parse(read_small(file, COMPANION_BYTES, error, follow=True), error, str(file)) for file in additions
     }
@@ -240,3 +248,49 @@ def _merge_added(
             raise error(f"the token {token[:60]!r} has the ids {other_row} and {row}", where=where)
         tokens.pop(by_id.get(row, token), None)
         tokens[token] = row
+
+
+def token_id_warnings(
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    tokens: Mapping[str, int] | None,
+) -> list[str]:
+    """Return warnings about ids that would make generation never stop, or that have no row in the embedding.
+
+    The config's ``vocab_size`` must be what the tensors have. A file that is not there is an empty mapping, and
+    ``tokens`` (token → id) is None where the tokenizer's are not known.
+    """
+    text = next((part for name in TEXT_CONFIGS if isinstance(part := config.get(name), Mapping)), {})
+    rows = config.get("vocab_size", text.get("vocab_size"))
+    known = None if tokens is None else set(tokens.values())
+    warnings = []
+    for file, part in (("config.json", config), ("config.json", text), ("generation_config.json", generation)):
+        for key in _ID_KEYS:
+            for number in _as_list(part.get(key)):
+                if isinstance(number, bool) or not isinstance(number, int):
+                    warnings.append(f"{file}: {key} is not a number")
+                elif number < 0 or (isinstance(rows, int) and number >= rows):
+                    warnings.append(f"{file}: {key} {number} is outside the vocabulary of {rows} rows")
+                elif known is not None and number not in known:
+                    warnings.append(f"{file}: {key} {number} is not a token of the tokenizer")
+    warnings += _end_token_warnings({**text, **config, **generation}.get("eos_token_id"), tokenizer, tokens)
+    return list(dict.fromkeys(warnings))
+
+
+def _end_token_warnings(stops: Any, tokenizer: Mapping[str, Any], tokens: Mapping[str, int] | None) -> Iterable[str]:
+    """Yield a warning if generation does not stop at the tokenizer's end-of-text token."""
+    token = tokenizer.get("eos_token")
+    token = token.get("content") if isinstance(token, Mapping) else token
+    if tokens is None or not isinstance(token, str):
+        return
+    quoted = repr(token[:_SHOWN]) if is_clear(token) else ascii(token[:_SHOWN])
+    if token not in tokens:
+        yield f"tokenizer_config.json: eos_token {quoted} is not a token of the tokenizer"
+    elif tokens[token] not in _as_list(stops):
+        ids = ", ".join(map(ascii, _as_list(stops))) or "no id"
+        yield f"generation stops at {ids}, but the tokenizer's eos_token {quoted} is {tokens[token]}"
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

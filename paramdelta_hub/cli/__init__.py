@@ -18,22 +18,6 @@ from paramdelta_hub.cli.search import search
 from paramdelta_hub.cli.verify import verify
 from paramdelta_hub.cli.versions import versions
 
-__all__ = [
-    "apply",
-    "catalog",
-    "commit",
-    "extract",
-    "inspect",
-    "link",
-    "main",
-    "publish",
-    "pull",
-    "relabel",
-    "search",
-    "verify",
-    "versions",
-]
-
 _EXIT_CODES = (
     "Exit codes: 0 done, 2 usage, 3 unreadable input, 4 mismatch, 5 not exact, 6 output exists, 7 disk, 8 registry."
 )

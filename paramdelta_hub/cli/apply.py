@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from paramdelta_hub.cli.common import (
-    Console,
-    command,
-    gather,
-    human_bytes,
-    registry_option,
-    rules_options,
-    tokenizer_option,
-)
+from paramdelta_hub.cli.common import Console, command, registry_option, rules_options, tokenizer_option
 from paramdelta_hub.cli.executor_options import Work, executor_options
 from paramdelta_hub.errors import OptionError
+from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.application.apply import ApplyReport
-    from paramdelta_hub.application.companions import Mode
     from paramdelta_hub.application.preview import Preview
-    from paramdelta_hub.application.requantize import Dtype
-    from paramdelta_hub.application.request import ApplyRequest
     from paramdelta_hub.application.weighted_deltas import AppliedDelta
     from paramdelta_hub.checkpoints.matching import OmittedTensor
     from paramdelta_hub.checkpoints.rules import Rules
-
-__all__ = ["apply", "preview_text", "report_text"]
 
 _EXAMPLES = """
 pd-apply org/new-base org/instruct-delta@1.2.0 -o new-instruct
@@ -38,42 +26,6 @@ pd-apply org/new-base org/instruct-delta -o new-instruct --dry-run
 pd-apply ./new-base ./delta -o out --weight-map '.*=0' --weight-map 'self_attn=1'
 """
 _SHOWN_OMISSIONS = 20
-
-
-def _request(
-    target: str,
-    deltas: tuple[str, ...],
-    factors: tuple[str, ...],
-    rules: Rules,
-    target_tokenizer: str | None,
-    dtype: Dtype | None,
-    companions: Mode,
-    prefer: Literal["target", "post"],
-    keep_remote_code_of_target: bool,
-    stream: bool,
-    force: bool,
-) -> ApplyRequest:
-    from paramdelta_hub.application.request import ApplyRequest
-    from paramdelta_hub.application.weights import WeightMap, weighted_deltas
-
-    if rules.carries:
-        raise OptionError("carry rules are for pd-extract only", remedy="remove them")
-    return ApplyRequest(
-        target=target,
-        deltas=tuple((str(summand.delta), summand.weight) for summand in weighted_deltas(deltas)),
-        weight_map=WeightMap.of(factors).rules,
-        renames=rules.renames,
-        skips=rules.skips,
-        layouts=rules.layouts,
-        partials=rules.partials,
-        dtype=dtype,
-        companions=companions,
-        prefer=prefer,
-        keep_remote_code_of_target=keep_remote_code_of_target,
-        target_tokenizer=target_tokenizer,
-        stream=stream,
-        force=force,
-    )
 
 
 @command(examples=_EXAMPLES)
@@ -96,8 +48,8 @@ def _request(
 @tokenizer_option("target")
 @click.option(
     "--dtype",
-    type=click.Choice(["bfloat16", "float8_e4m3fn"]),
-    help="Weights of the result of an fp8 TARGET: bfloat16 (the default), or fp8 with new scales.",
+    type=click.Choice(["bfloat16", "float16", "float32", "float8_e4m3fn"]),
+    help="Dtype of OUT's float tensors. The default is TARGET's; of an fp8 TARGET, bfloat16. fp8 gets new scales.",
 )
 @click.option(
     "--companions",
@@ -128,15 +80,17 @@ def _request(
 @click.option("--overwrite", is_flag=True, help="Replace OUT if pd-apply made it and it is unchanged.")
 @click.option("--dry-run", is_flag=True, help="Write nothing. Print whether the delta fits, and the expected transfer.")
 @executor_options
-@gather(request=_request)
 def apply(
-    request: ApplyRequest,
+    deltas: tuple[str, ...],
     output: str,
+    factors: tuple[str, ...],
+    rules: Rules,
     registry: str | None,
     overwrite: bool,
     dry_run: bool,
     work: Work,
     console: Console,
+    **options: Any,
 ) -> None:
     """Write OUT = TARGET + Σ WEIGHT · DELTA, with TARGET's shards, tensor order and metadata.
 
@@ -145,7 +99,20 @@ def apply(
     """
     from paramdelta_hub.application.apply import check_stream, run_apply
     from paramdelta_hub.application.preview import preview
+    from paramdelta_hub.application.request import ApplyRequest
+    from paramdelta_hub.application.weights import WeightMap, weighted_deltas
 
+    if rules.carries:
+        raise OptionError("carry rules are for pd-extract only", remedy="remove them")
+    request = ApplyRequest(
+        deltas=tuple((str(summand.delta), summand.weight) for summand in weighted_deltas(deltas)),
+        weight_map=WeightMap.of(factors).rules,
+        renames=rules.renames,
+        skips=rules.skips,
+        layouts=rules.layouts,
+        partials=rules.partials,
+        **options,
+    )
     if dry_run and work.rank is not None:
         raise OptionError("--dry-run is for the whole work, not for a rank", remedy="remove --rank and --world")
     check_stream(request, work.config)

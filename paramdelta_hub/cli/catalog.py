@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from paramdelta_hub.cli.common import Console, command, human_bytes
+from paramdelta_hub.cli.common import Console, command
 from paramdelta_hub.environment import REGISTRY_VARIABLE
+from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.limits import CATALOG_DELTAS, SPECTRUM_MATRICES
 
 if TYPE_CHECKING:
     from paramdelta_hub.reports.catalog import CatalogReport
-
-__all__ = ["catalog"]
 
 _EXAMPLES = """
 pd-catalog ./registry -o site
@@ -39,34 +38,14 @@ pd-catalog -o site --query instruct
     help="Matrices to decode per delta for their effective rank. Only for weights on this machine.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace FOLDER if pd-catalog made it and it is unchanged.")
-def catalog(
-    registry: str | None,
-    out: str,
-    query: str | None,
-    bases: tuple[str, ...],
-    title: str,
-    limit: int,
-    samples: int,
-    overwrite: bool,
-    console: Console,
-) -> None:
+def catalog(console: Console, **options: Any) -> None:
     """Make a static site of the deltas in REGISTRY: a list that can be searched by base, and a report for each delta.
 
     REGISTRY is a folder or a bucket. The default is $PARAMDELTA_REGISTRY, or else the Hub.
     """
     from paramdelta_hub.reports.catalog import catalog as run
 
-    report = run(
-        registry,
-        out,
-        query=query,
-        bases=bases,
-        title=title,
-        limit=limit,
-        samples=samples,
-        overwrite=overwrite,
-        progress=console.progress(with_json=True),
-    )
+    report = run(**options, progress=console.progress(with_json=True))
     console.emit(report, _text(report))
 
 

@@ -8,8 +8,6 @@ from paramdelta_hub.cli.apply import report_text as apply_text
 from paramdelta_hub.cli.common import Console, command
 from paramdelta_hub.cli.extract import report_text as extract_text
 
-__all__ = ["commit"]
-
 _EXAMPLES = """
 pd-apply ./new-base ./delta -o out --rank 0 --world 2     # on one machine
 pd-apply ./new-base ./delta -o out --rank 1 --world 2     # on another

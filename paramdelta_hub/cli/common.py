@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import click
 
@@ -18,7 +18,6 @@ from paramdelta_hub.environment import KEYS_VARIABLE, REGISTRY_VARIABLE, REQUIRE
 from paramdelta_hub.errors import OptionError, ParamdeltaError, SourceError
 from paramdelta_hub.fileio.durable import expand, read_small, storage_error
 from paramdelta_hub.fileio.names import shown
-from paramdelta_hub.fileio.sizes import human_bytes
 from paramdelta_hub.limits import DEFAULT_MEMORY, GIB, KIB, MIB, RULES_BYTES
 from paramdelta_hub.tasks.progress import Progress
 
@@ -28,29 +27,12 @@ if TYPE_CHECKING:
     from paramdelta_hub.checkpoints.rules import Rules
     from paramdelta_hub.fileio.report import Report
 
-__all__ = [
-    "Bars",
-    "Console",
-    "command",
-    "gather",
-    "human_bytes",
-    "publish_options",
-    "registry_option",
-    "rules_options",
-    "table",
-    "tokenizer_option",
-    "trust_options",
-    "work_options",
-]
-
-P = ParamSpec("P")
-R = TypeVar("R")
 Decorator: TypeAlias = "Callable[[Callable[..., None]], Callable[..., None]]"
 _INTERRUPTED = 130
 
 
 class Bars(Progress):
-    """Bars on stderr: bytes, rate, time left, on a terminal alone; and notes. Nothing when ``quiet``."""
+    """Draws bars on stderr if it is a terminal, and prints notes there; nothing if ``quiet``."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
@@ -70,7 +52,7 @@ class Bars(Progress):
             self._bar.update(nbytes)
 
     def note(self, text: str) -> None:
-        """Print a line on stderr, also where that is no terminal."""
+        """Print a line on stderr, even if it is not a terminal."""
         if not self._quiet:
             click.echo(text, err=True)
 
@@ -110,7 +92,7 @@ class Console:
 
 
 def gather(**makers: Callable[..., object]) -> Decorator:
-    """Replace options by objects: each maker gets the options that its parameters name, and gives one argument."""
+    """Replace options by objects: each maker gets the options that its parameters name, and makes one argument."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -133,26 +115,73 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> in
     return int(float(found[1]) * unit)
 
 
-def work_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Add ``--threads`` and ``--memory``."""
-    function = click.option(
+def together(*options: Decorator) -> Decorator:
+    """Add several options, which the help lists in this order."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+work_options = together(
+    click.option("--threads", type=click.IntRange(min=1), help="Tasks at a time [default: number of processors]."),
+    click.option(
         "--memory",
         callback=_bytes,
         default=f"{DEFAULT_MEMORY // MIB}M",
         show_default=True,
         metavar="BYTES",
         help="Memory limit of all buffers together.",
-    )(function)
-    threads = click.option(
-        "--threads", type=click.IntRange(min=1), help="Tasks at a time [default: number of processors]."
+    ),
+)
+
+registry_option = click.option(
+    "--registry",
+    envvar=REGISTRY_VARIABLE,
+    metavar="FOLDER|URL",
+    help=f"Folder or bucket in which to look up org/name [default: ${REGISTRY_VARIABLE}, or else the Hub].",
+)
+
+trust_options = together(
+    click.option(
+        "--require-signature",
+        is_flag=True,
+        default=None,
+        help=f"Require a signature by one of your trusted keys (in ${KEYS_VARIABLE}, or else in "
+        f"~/.config/paramdelta/trusted_keys). {REQUIRE_VARIABLE}=1 requires it for all commands.",
+    ),
+    click.option(
+        "--trusted-key",
+        "trusted_keys",
+        multiple=True,
+        metavar="PUB",
+        help="Require a signature by this EC public key (PEM). If given several times, one of the keys must match.",
+    ),
+)
+
+publish_options = together(
+    click.option("--private", is_flag=True, help="On the Hub, make a new repository private."),
+    click.option("--create-pr", is_flag=True, help="On the Hub, open a pull request."),
+)
+
+
+def tokenizer_option(side: str) -> Decorator:
+    """Return the option ``--SIDE-tokenizer``."""
+    return click.option(
+        f"--{side}-tokenizer",
+        metavar="FOLDER",
+        help=f"Folder of {side.upper()}'s tokenizer, if it is not in the model's folder. Rows are matched by token.",
     )
-    return threads(function)
 
 
 def command(*, examples: str) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of a function: ``--json`` and ``-q``, examples at the end of its help, and errors as messages.
 
-    The function gets a :class:`Console` as ``console``.
+    The function gets a :class:`Console` as ``console``. An option that is only handed on has the name of the parameter
+    of the function of the library, and comes in ``**options``.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
@@ -172,25 +201,19 @@ def command(*, examples: str) -> Callable[[Callable[..., None]], click.Command]:
             except OSError as problem:  # nothing closer to it has made a message, such as for a folder's list
                 console.fail(storage_error("reading or writing", problem))
 
-        options = [
+        options = together(
             click.option("--json", "as_json", is_flag=True, help="Print a machine-readable report on stdout."),
             click.option("-q", "--quiet", is_flag=True, help="Print only errors."),
-        ]
-        for option in reversed(options):
-            run = option(run)
+        )
         epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-        return click.command(epilog=epilog, context_settings=settings)(run)
+        return click.command(epilog=epilog, context_settings=settings)(options(run))
 
     return decorate
 
 
 def parse_assignment(text: str, what: str) -> tuple[str, str]:
-    """Split ``LEFT=RIGHT`` at the last ``=``.
-
-    Raises:
-        OptionError: there is none, or nothing to its left.
-    """
+    """Split ``LEFT=RIGHT`` at the last ``=``; OptionError if there is none, or nothing to its left."""
     left, equals, right = text.rpartition("=")
     if not equals or not left:
         raise OptionError(f"{text!r} is not of the form {what}")
@@ -198,13 +221,14 @@ def parse_assignment(text: str, what: str) -> tuple[str, str]:
 
 
 def rules_options(*, layout: str, rename: str, skip: str, partial: str, carry: str | None = None) -> Decorator:
-    """Add an option for each kind of rule, with these helps, and ``--rules``. They give ``rules``."""
-    options = [
+    """Return an option for each kind of rule, with these helps, and ``--rules``. They make ``rules``."""
+    carries = [click.option("--carry", "carries", multiple=True, metavar="REGEX", help=carry)] if carry else []
+    return together(
         click.option("--layout", "layouts", multiple=True, metavar="RULE", help=layout),
         click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help=rename),
         click.option("--skip", "skips", multiple=True, metavar="REGEX", help=skip),
         click.option("--partial", "partials", multiple=True, metavar="REGEX", help=partial),
-        click.option("--carry", "carries", multiple=True, metavar="REGEX", help=carry),
+        *carries,
         click.option(
             "--rules",
             "files",
@@ -213,26 +237,8 @@ def rules_options(*, layout: str, rename: str, skip: str, partial: str, carry: s
             help="Read rules from a file. A line is `rename OLD=NEW`, `skip REGEX`, `carry REGEX`, `partial REGEX`, a "
             "layout rule, or a # comment.",
         ),
-    ]
-    if carry is None:
-        del options[4]
-
-    def without_carry(
-        layouts: Sequence[str],
-        renames: Sequence[str],
-        skips: Sequence[str],
-        partials: Sequence[str],
-        files: Sequence[str],
-    ) -> Rules:
-        return parse_rules(renames, skips, files, layouts=layouts, partials=partials)
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        function = gather(rules=parse_rules if carry else without_carry)(function)
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
+        gather(rules=parse_rules if carry else _parse_rules_without_carry),
+    )
 
 
 def parse_rules(
@@ -264,6 +270,16 @@ def parse_rules(
     )
 
 
+def _parse_rules_without_carry(
+    renames: Sequence[str],
+    skips: Sequence[str],
+    files: Sequence[str],
+    layouts: Sequence[str],
+    partials: Sequence[str],
+) -> Rules:
+    return parse_rules(renames, skips, files, layouts=layouts, partials=partials)
+
+
 def _parse_layout(text: str) -> Rules:
     """Return the one rule that a text spells, as ``--layout`` and the lines of a rules file have it."""
     from paramdelta_hub.checkpoints.rules import Rules
@@ -273,7 +289,7 @@ def _parse_layout(text: str) -> Rules:
 
 
 def _read_rules(file: Path) -> Iterator[Rules]:
-    """Give the rule of every line that has one."""
+    """Yield the rule of every line that has one."""
     from paramdelta_hub.checkpoints.layout_rules import LAYOUT_VERBS
     from paramdelta_hub.checkpoints.rules import Rules
 
@@ -299,49 +315,6 @@ def _read_rules(file: Path) -> Iterator[Rules]:
                 )
         except OptionError as error:
             raise OptionError(error.what, where=f"{file}:{number}", remedy=error.remedy) from None
-
-
-def tokenizer_option(side: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Add ``--SIDE-tokenizer``."""
-    return click.option(
-        f"--{side}-tokenizer",
-        metavar="FOLDER",
-        help=f"Folder of {side.upper()}'s tokenizer, if it is not in the model's folder. Rows are matched by token.",
-    )
-
-
-def registry_option(function: Callable[P, R]) -> Callable[P, R]:
-    """Add ``--registry``."""
-    return click.option(
-        "--registry",
-        envvar=REGISTRY_VARIABLE,
-        metavar="FOLDER|URL",
-        help=f"Folder or bucket in which to look up org/name [default: ${REGISTRY_VARIABLE}, or else the Hub].",
-    )(function)
-
-
-def trust_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Add ``--require-signature``, which gives True or None, and ``--trusted-key``, which gives ``trusted_keys``."""
-    function = click.option(
-        "--trusted-key",
-        "trusted_keys",
-        multiple=True,
-        metavar="PUB",
-        help="Require a signature by this EC public key (PEM). If given several times, one of the keys must match.",
-    )(function)
-    return click.option(
-        "--require-signature",
-        is_flag=True,
-        default=None,
-        help=f"Require a signature by one of your trusted keys (in ${KEYS_VARIABLE}, or else in "
-        f"~/.config/paramdelta/trusted_keys). {REQUIRE_VARIABLE}=1 requires it for all commands.",
-    )(function)
-
-
-def publish_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Add ``--private`` and ``--create-pr``."""
-    function = click.option("--create-pr", is_flag=True, help="On the Hub, open a pull request.")(function)
-    return click.option("--private", is_flag=True, help="On the Hub, make a new repository private.")(function)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

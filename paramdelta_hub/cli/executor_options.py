@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Console, gather, human_bytes, work_options
+from paramdelta_hub.cli.common import Console, gather, together, work_options
 from paramdelta_hub.errors import OptionError
+from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.ranks import RankReport, Request
     from paramdelta_hub.tasks.runner import Executor, ExecutorConfig
-
-__all__ = ["Work", "executor_options"]
 
 
 @dataclass(frozen=True)
@@ -55,32 +53,28 @@ def _work(executor: Executor, rank: int | None, world: int | None, threads: int 
     return Work(ExecutorConfig(executor, threads, memory), ranks)
 
 
-def executor_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--executor``, ``--rank``, ``--world``, ``--threads`` and ``--memory``. They give ``work``."""
-    function = work_options(gather(work=_work)(function))
-    function = click.option(
-        "--world", type=click.IntRange(min=1), metavar="N", help="How many ranks there are, with --rank."
-    )(function)
-    function = click.option(
-        "--rank",
-        type=click.IntRange(min=0),
-        metavar="I",
-        help="Do part I of N, counted from 0, as in a SLURM array. When all ranks are done, run `paramdelta commit`.",
-    )(function)
-    return click.option(
+executor_options = together(
+    click.option(
         "--executor",
         type=click.Choice(["threads", "ray"]),
         default="threads",
         show_default=True,
         help="What runs the tasks. ray: the machines of a cluster, which must all see the same files.",
-    )(function)
+    ),
+    click.option(
+        "--rank",
+        type=click.IntRange(min=0),
+        metavar="I",
+        help="Do part I of N, counted from 0, as in a SLURM array. When all ranks are done, run `paramdelta commit`.",
+    ),
+    click.option("--world", type=click.IntRange(min=1), metavar="N", help="How many ranks there are, with --rank."),
+    work_options,
+    gather(work=_work),
+)
+"""Options that make ``work``."""
 
 
 def _text(report: RankReport) -> str:
     kept = f", {report.resumed_tasks} of them by an earlier run" if report.resumed_tasks else ""
-    return "\n".join(
-        [
-            f"rank {report.rank} of {report.world}: {report.tasks} tasks done{kept} ({human_bytes(report.nbytes)})",
-            f"  when all ranks are done: paramdelta commit {report.path}",
-        ]
-    )
+    done = f"rank {report.rank} of {report.world}: {report.tasks} tasks done{kept} ({human_bytes(report.nbytes)})"
+    return f"{done}\n  when all ranks are done: paramdelta commit {report.path}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,7 +11,6 @@ from paramdelta_hub.cli.common import (
     Console,
     command,
     gather,
-    human_bytes,
     publish_options,
     registry_option,
     rules_options,
@@ -20,20 +19,20 @@ from paramdelta_hub.cli.common import (
 from paramdelta_hub.cli.executor_options import Work, executor_options
 from paramdelta_hub.cli.publish import published_text
 from paramdelta_hub.errors import OptionError, PublishError, RegistryError, SourceError
+from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.checkpoints.rules import Rules
     from paramdelta_hub.extraction.extract import ExtractReport
     from paramdelta_hub.extraction.request import ExtractRequest
+    from paramdelta_hub.registry.locate import Reference
     from paramdelta_hub.registry.protocol import Published, Registry
-    from paramdelta_hub.registry.reference import Reference
-
-__all__ = ["extract", "report_text"]
 
 _EXAMPLES = """
 pd-extract org/base org/base-instruct -o instruct-delta
 pd-extract ./base ./post -o delta --name my-delta --version 1.2.0 --license apache-2.0
 pd-extract org/base org/base-instruct -o instruct-delta --version 1.1.0 --publish org/instruct-delta
+pd-extract org/base org/base-lora -o lora-delta
 pd-extract ./bert ./classifier -o delta --rename '^bert\\.=' --skip '^classifier\\.'
 """
 
@@ -48,12 +47,7 @@ class Publication:
     create_pr: bool
 
     def check(self, request: ExtractRequest, work: Work) -> None:
-        """Find out before the work whether the package can be published.
-
-        Raises:
-            OptionError: the options contradict each other.
-            PublishError: the version is there, under another name or license.
-        """
+        """Check before the work whether the package can be published."""
         from paramdelta_hub.registry.locate import find_to_publish
         from paramdelta_hub.registry.stores.registry import check_options
 
@@ -87,43 +81,8 @@ class Publication:
             raise
 
 
-def _request(
-    base: str,
-    post: str,
-    name: str | None,
-    version: str,
-    license_name: str | None,
-    rules: Rules,
-    base_tokenizer: str | None,
-    post_tokenizer: str | None,
-    hash_files: bool,
-) -> ExtractRequest:
-    from paramdelta_hub.extraction.request import ExtractRequest
-
-    return ExtractRequest(
-        base=base,
-        post=post,
-        name=name,
-        version=version,
-        license=license_name,
-        renames=rules.renames,
-        skips=rules.skips,
-        carries=rules.carries,
-        layouts=rules.layouts,
-        partials=rules.partials,
-        base_tokenizer=base_tokenizer,
-        post_tokenizer=post_tokenizer,
-        hash_files=hash_files,
-    )
-
-
 def _check_published(there: Registry, reference: Reference, request: ExtractRequest) -> None:
-    """Check the version that REPO names, and that a published one has the labels that this one will have.
-
-    Raises:
-        OptionError: REPO names another version.
-        PublishError: the version is there, under another name or license.
-    """
+    """Check the version that REPO names, and that a published one has the labels that this one will have."""
     from paramdelta_hub.package.labels import check_license
     from paramdelta_hub.package.package import open_package
 
@@ -153,7 +112,7 @@ def _check_published(there: Registry, reference: Reference, request: ExtractRequ
 @click.option("-o", "--output", required=True, metavar="DELTA", help="Folder of the new package.")
 @click.option("--name", help="Name of the delta [default: from POST].")
 @click.option("--version", default="1.0.0", show_default=True, help="Semantic version of the delta.")
-@click.option("--license", "license_name", help="License: an SPDX expression, or the Hub's name for it.")
+@click.option("--license", help="License: an SPDX expression, or the Hub's name for it.")
 @rules_options(
     layout="Stack, cut, join or transpose POST's tensors to BASE's, as in 'stack experts.*.w1.weight -> experts.w1'.",
     rename="Rename POST's tensors, by regex.",
@@ -161,26 +120,48 @@ def _check_published(there: Registry, reference: Reference, request: ExtractRequ
     carry="Store matching tensors whole if only POST has them.",
     partial="Use the leading part of matching tensors that are larger in POST.",
 )
+@click.option(
+    "--cast",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Read both models in this dtype, rounded once. Without it, the delta is exact whatever their dtypes are.",
+)
 @tokenizer_option("base")
 @tokenizer_option("post")
 @click.option("--hash-files", is_flag=True, help="Record the sha256 of local weight files. Reads both models twice.")
 @click.option("--publish", "repo", metavar="REPO", help="Publish DELTA afterwards, as pd-publish does.")
 @registry_option
 @publish_options
+@click.option("--force", is_flag=True, help="Extract even if POST does not descend from BASE.")
 @click.option("--overwrite", is_flag=True, help="Replace DELTA if it is an unchanged package.")
 @executor_options
-@gather(request=_request, publication=Publication)
+@gather(publication=Publication)
 def extract(
-    request: ExtractRequest, output: str, publication: Publication, overwrite: bool, work: Work, console: Console
+    output: str,
+    rules: Rules,
+    publication: Publication,
+    overwrite: bool,
+    work: Work,
+    console: Console,
+    **options: Any,
 ) -> None:
     """Extract the delta POST − BASE into a package, and prove that BASE ⊕ Δ == POST, bit for bit.
 
     BASE and POST are folders in Hugging Face layout, .safetensors files, or Hub ids with an optional @revision.
+    POST can also be a LoRA adapter of BASE: a PEFT folder, or a file of PEFT, diffusers or kohya.
     """
     from paramdelta_hub.extraction.extract import Extraction
+    from paramdelta_hub.extraction.request import ExtractRequest
     from paramdelta_hub.outputs.replacing import check_new
     from paramdelta_hub.tasks.runner import complete
 
+    request = ExtractRequest(
+        renames=rules.renames,
+        skips=rules.skips,
+        carries=rules.carries,
+        layouts=rules.layouts,
+        partials=rules.partials,
+        **options,
+    )
     publication.check(request, work)
     check_new(output, overwrite=overwrite)
     if work.run_rank(request, output, console, registry=publication.registry, overwrite=overwrite):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Console, command, human_bytes, registry_option, table
+from paramdelta_hub.cli.common import Console, command, registry_option, table
 from paramdelta_hub.errors import OptionError
+from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.limits import COMPARED_DELTAS, SPECTRUM_MATRICES
 
 if TYPE_CHECKING:
     from paramdelta_hub.package.manifest import Source
     from paramdelta_hub.reports.agreement import Comparison
     from paramdelta_hub.reports.inspect import InspectReport
-
-__all__ = ["inspect"]
 
 _EXAMPLES = """
 pd-inspect ./delta
@@ -70,7 +70,11 @@ def inspect(
         report = run(deltas[0], registry=registry, samples=wanted).model_copy(update={"top": top})
         text = _text(report)
     else:
-        _check_several(deltas, samples)
+        if len(deltas) > COMPARED_DELTAS:
+            remedy = f"give at most {COMPARED_DELTAS}"
+            raise OptionError(f"{len(deltas)} deltas are too many to compare", remedy=remedy)
+        if samples:
+            raise OptionError("--samples is for one delta", remedy="inspect one delta at a time")
         report = compare(deltas, registry=registry, threads=threads, progress=console.progress(with_json=True))
         text = _compared(report, deltas)
     if html:
@@ -81,20 +85,9 @@ def inspect(
     console.emit(report, text)
 
 
-def _check_several(deltas: tuple[str, ...], samples: int | None) -> None:
-    """Check the options for several deltas before anything is downloaded.
-
-    Raises:
-        OptionError: too many, or an option for one.
-    """
-    if len(deltas) > COMPARED_DELTAS:
-        raise OptionError(f"{len(deltas)} deltas are too many to compare", remedy=f"give at most {COMPARED_DELTAS}")
-    if samples:
-        raise OptionError("--samples is for one delta", remedy="inspect one delta at a time")
-
-
 def _compared(comparison: Comparison, deltas: tuple[str, ...]) -> str:
-    from paramdelta_hub.reports.comparison_page import pair_labels
+    from paramdelta_hub.reports.comparison_page import layer_table, pair_labels
+    from paramdelta_hub.reports.pages import figure
 
     labels = pair_labels(comparison)
     lines = [
@@ -109,20 +102,12 @@ def _compared(comparison: Comparison, deltas: tuple[str, ...]) -> str:
         more = ", …" if len(comparison.omissions) > 3 else ""
         lines.append(f"left out: {len(comparison.omissions)} ({names}{more})")
     rows = [
-        (label, _figure(a.cosine, ".4f"), f"{a.moved_by_both:,}", _figure(a.opposite_signs, ".1%"))
+        (label, figure(a.cosine, ".4f"), f"{a.moved_by_both:,}", figure(a.opposite_signs, ".1%"))
         for label, a in zip(labels, comparison.pairs, strict=True)
     ]
     lines += ["", table(("pair", "cosine", "changed by both", "opposite signs"), rows)]
-    heads = ("layer", *(f"{label} {what}" for label in labels for what in ("cosine", "opposite")))
-    by_layer = [
-        (layer.layer, *(t for a in layer.pairs for t in (_figure(a.cosine, ".4f"), _figure(a.opposite_signs, ".1%"))))
-        for layer in comparison.layers
-    ]
-    return "\n".join([*lines, "", table(heads, by_layer)])
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    heads, by_layer = layer_table(comparison)
+    return "\n".join([*lines, "", table(["layer", *heads], by_layer)])
 
 
 def _text(report: InspectReport) -> str:
@@ -146,8 +131,8 @@ def _text(report: InspectReport) -> str:
         width = max(len(tensor.name) for tensor in changed)
         lines += ["", f"  {'most changed':<{width}}  |Δ|/|base|  changed  shape"]
         lines += [
-            f"  {tensor.name:<{width}}  {_or_infinite(tensor.relative_change):>9.2%}  {tensor.changed:>7.1%}"
-            f"  {'×'.join(map(str, tensor.shape)) or 'scalar'} {tensor.dtype}"
+            f"  {tensor.name:<{width}}  {math.inf if tensor.relative_change is None else tensor.relative_change:>9.2%}"
+            f"  {tensor.changed:>7.1%}  {'×'.join(map(str, tensor.shape)) or 'scalar'} {tensor.dtype}"
             for tensor in changed
         ]
     if report.spectra:
@@ -155,10 +140,6 @@ def _text(report: InspectReport) -> str:
         lines += ["", f"  {'sampled':<{width}}  effective rank  of noise"]
         lines += [f"  {s.name:<{width}}  {s.effective_rank:>14.1f}  {s.noise_rank:>8.1f}" for s in report.spectra]
     return "\n".join(lines)
-
-
-def _or_infinite(change: float | None) -> float:
-    return float("inf") if change is None else change
 
 
 def _source(source: Source) -> str:

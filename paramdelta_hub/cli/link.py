@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from paramdelta_hub.cli.common import Console, command
 
 if TYPE_CHECKING:
-    from paramdelta_hub.registry.hub.links import Linked, Role
-
-__all__ = ["link"]
+    from paramdelta_hub.registry.hub.links import Linked
 
 _EXAMPLES = """
 pd-link org/delta org/base-instruct --dry-run
@@ -22,7 +20,7 @@ pd-link org/delta me/new-base-instruct --as result --create-pr
 
 @command(examples=_EXAMPLES)
 @click.argument("delta")
-@click.argument("model")
+@click.argument("repo", metavar="MODEL")
 @click.option(
     "--as",
     "role",
@@ -37,34 +35,24 @@ pd-link org/delta me/new-base-instruct --as result --create-pr
     help="Open a pull request, or write directly [default: write directly to your own repositories].",
 )
 @click.option("--message", help="Message of the commit or pull request.")
-def link(
-    delta: str,
-    model: str,
-    role: Role | None,
-    dry_run: bool,
-    create_pr: bool | None,
-    message: str | None,
-    console: Console,
-) -> None:
+def link(dry_run: bool, console: Console, **options: Any) -> None:
     """Link to DELTA on the card of MODEL, which is its base, its post, or a result of it. Both are on the Hub.
 
     Linking again changes nothing.
     """
     from paramdelta_hub.registry.api import link as run
 
-    linked = run(delta, model, role=role, create_pr=create_pr, dry_run=dry_run, message=message)
+    linked = run(**options, dry_run=dry_run)
     console.emit(linked, _text(linked, dry_run))
 
 
 def _text(linked: Linked, dry_run: bool) -> str:
     if not linked.diff:
         return f"{linked.repo} already links to {linked.delta}; nothing was changed"
-    if linked.pull_request:
+    if dry_run:
+        done = "nothing was changed (--dry-run)"
+    elif linked.pull_request:
         done = f"proposed: {linked.pull_request}"
     else:
-        done = (
-            "nothing was changed (--dry-run)"
-            if dry_run
-            else (f"{linked.repo} links to {linked.delta}: {linked.commit}")
-        )
+        done = f"{linked.repo} links to {linked.delta}: {linked.commit}"
     return f"{linked.diff.rstrip()}\n\n{done}"

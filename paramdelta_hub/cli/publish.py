@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,8 +11,6 @@ from paramdelta_hub.environment import PASSWORD_VARIABLE
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.protocol import Published
-
-__all__ = ["publish", "published_text"]
 
 _EXAMPLES = """
 pd-publish ./delta org/name
@@ -33,17 +31,7 @@ pd-publish ./delta org/name --registry s3://bucket/deltas
 @click.option(
     "--sign", metavar="KEY", help=f"Sign with this EC private key (PEM). Its password is in ${PASSWORD_VARIABLE}."
 )
-def publish(
-    delta: str,
-    repo: str,
-    version: str | None,
-    registry: str | None,
-    private: bool,
-    create_pr: bool,
-    message: str | None,
-    sign: str | None,
-    console: Console,
-) -> None:
+def publish(console: Console, **options: Any) -> None:
     """Publish the package in the folder DELTA as a version of REPO, with a new model card.
 
     REPO is org/name, or a folder or URL that ends in it. hf://org/name is always the Hub. The command prints the
@@ -53,17 +41,7 @@ def publish(
     """
     from paramdelta_hub.registry.publish import publish as run
 
-    published = run(
-        delta,
-        repo,
-        version=version,
-        registry=registry,
-        private=private,
-        create_pr=create_pr,
-        message=message,
-        sign=sign,
-        progress=console.progress(with_json=True),
-    )
+    published = run(**options, progress=console.progress(with_json=True))
     console.emit(published, published_text(published))
 
 

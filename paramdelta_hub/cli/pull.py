@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from paramdelta_hub.cli.common import Console, command, human_bytes, registry_option, trust_options
+from paramdelta_hub.cli.common import Console, command, registry_option, trust_options
+from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.protocol import Part, Pulled
-
-__all__ = ["pull"]
 
 _EXAMPLES = """
 pd-pull org/name
@@ -24,23 +23,13 @@ pd-pull org/name --registry s3://bucket/deltas --companions-only
 
 @command(examples=_EXAMPLES)
 @click.argument("delta")
-@click.option("-o", "--output", metavar="DIR", help="Folder of the copy [default: the registry's cache].")
+@click.option("-o", "--output", "folder", metavar="DIR", help="Folder of the copy [default: the registry's cache].")
 @click.option("--companions-only", is_flag=True, help="Fetch only the manifest, the tokenizer, templates and settings.")
 @click.option("--manifest-only", is_flag=True, help="Fetch only the manifest.")
 @click.option("--allow-downgrade", is_flag=True, help="Allow a lower version to replace a higher one in DIR.")
 @trust_options
 @registry_option
-def pull(
-    delta: str,
-    output: str | None,
-    companions_only: bool,
-    manifest_only: bool,
-    allow_downgrade: bool,
-    require_signature: bool | None,
-    trusted_keys: tuple[str, ...],
-    registry: str | None,
-    console: Console,
-) -> None:
+def pull(companions_only: bool, manifest_only: bool, console: Console, **options: Any) -> None:
     """Download DELTA, and check the size and sha256 of every file. Run it again to resume an interrupted pull.
 
     DELTA is org/name[@version|@commit], or a folder or URL that ends in it. The default is the newest version.
@@ -49,27 +38,16 @@ def pull(
     from paramdelta_hub.registry.api import pull as run
 
     part: Part = "manifest" if manifest_only else "companions" if companions_only else "package"
-    pulled = run(
-        delta,
-        output,
-        registry=registry,
-        part=part,
-        allow_downgrade=allow_downgrade,
-        require_signature=require_signature,
-        trusted_keys=trusted_keys,
-        progress=console.progress(),
-    )
+    pulled = run(**options, part=part, progress=console.progress())
     console.emit(pulled, _text(pulled))
 
 
 def _text(pulled: Pulled) -> str:
-    lines = [f"{pulled.repo} {pulled.version} → {pulled.path}"]
-    lines.append(
-        f"  fetched   {human_bytes(pulled.downloaded_nbytes)}"
-        if pulled.downloaded_nbytes
-        else "  fetched   nothing new"
-    )
-    lines.append(f"  id        {pulled.id}")
+    lines = [
+        f"{pulled.repo} {pulled.version} → {pulled.path}",
+        f"  fetched   {human_bytes(pulled.downloaded_nbytes) if pulled.downloaded_nbytes else 'nothing new'}",
+        f"  id        {pulled.id}",
+    ]
     if pulled.signed_by:
         lines.append(f"  signed    by {pulled.signed_by}")
     if pulled.revision not in (pulled.id, pulled.version):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,8 +10,6 @@ from paramdelta_hub.cli.common import Console, command, registry_option
 
 if TYPE_CHECKING:
     from paramdelta_hub.extraction.relabel import RelabelReport
-
-__all__ = ["relabel"]
 
 _EXAMPLES = """
 pd-relabel ./delta -o licensed-delta --license apache-2.0
@@ -22,22 +20,13 @@ pd-relabel ./delta -o math-delta --name math-delta
 
 @command(examples=_EXAMPLES)
 @click.argument("delta")
-@click.option("-o", "--output", required=True, metavar="NEW", help="Folder of the new package.")
+@click.option("-o", "--output", "out", required=True, metavar="NEW", help="Folder of the new package.")
 @click.option("--name", help="New name [default: as in DELTA].")
 @click.option("--version", help="New semantic version [default: as in DELTA].")
-@click.option("--license", "license_name", help="New license: an SPDX expression, or the Hub's name for it.")
+@click.option("--license", help="New license: an SPDX expression, or the Hub's name for it.")
 @click.option("--overwrite", is_flag=True, help="Replace NEW if it is an unchanged package.")
 @registry_option
-def relabel(
-    delta: str,
-    output: str,
-    name: str | None,
-    version: str | None,
-    license_name: str | None,
-    overwrite: bool,
-    registry: str | None,
-    console: Console,
-) -> None:
+def relabel(console: Console, **options: Any) -> None:
     """Copy the package DELTA with another name, version or license. The models are not needed.
 
     DELTA is a folder, or org/name[@version] in a registry. The weights are checked and copied byte for byte. NEW gets
@@ -45,16 +34,7 @@ def relabel(
     """
     from paramdelta_hub.extraction.relabel import relabel as run
 
-    report = run(
-        delta,
-        output,
-        name=name,
-        version=version,
-        license=license_name,
-        registry=registry,
-        overwrite=overwrite,
-        progress=console.progress(),
-    )
+    report = run(**options, progress=console.progress())
     console.emit(report, _text(report))
 
 

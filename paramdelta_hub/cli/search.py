@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Console, command, human_bytes, registry_option, table
+from paramdelta_hub.cli.common import Console, command, registry_option, table
+from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.registry.search import Found
-
-__all__ = ["search"]
 
 _EXAMPLES = """
 pd-search instruct

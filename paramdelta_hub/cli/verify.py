@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from paramdelta_hub.cli.common import Console, command, human_bytes, registry_option, trust_options, work_options
+from paramdelta_hub.cli.common import Console, command, registry_option, trust_options, work_options
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.durable import expand, io_errors, write_file
+from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.outputs.applied_model import ResultReport
     from paramdelta_hub.verification.package import VerifyReport
-
-__all__ = ["verify"]
 
 _EXAMPLES = """
 pd-verify ./delta
@@ -58,12 +56,17 @@ def verify(
     """
     from paramdelta_hub.outputs.applied_model import is_allowed_extra, is_result, verify_result
     from paramdelta_hub.outputs.replacing import check_output_file
+    from paramdelta_hub.verification import attestations
     from paramdelta_hub.verification.package import verify as run
 
     progress = console.progress()
     if is_result(expand(delta)):
         _refuse(delta, "a model that pd-apply made", base, post, require_signature, trusted_keys)
-        asked = [(f, make, ours) for f, make, ours in _texts(statement_file, bom_file) if f]
+        files = (
+            (statement_file, attestations.statement, attestations.is_statement),
+            (bom_file, attestations.bill_of_materials, attestations.is_bill_of_materials),
+        )
+        asked = [(file, make, is_ours) for file, make, is_ours in files if file]
         for file, _, is_ours in asked:
             _check_place(expand(delta), expand(file))
             check_output_file(file, is_ours, overwrite=overwrite, beside=is_allowed_extra(expand(file).name))
@@ -91,25 +94,10 @@ def verify(
     console.emit(report, _text(report))
 
 
-def _texts(
-    statement_file: str | None, bom_file: str | None
-) -> list[tuple[str | None, Callable[[ResultReport], bytes], Callable[[bytes], bool]]]:
-    """Return the files that can be written of a result: where to, what makes one, and what knows an older one."""
-    from paramdelta_hub.verification.attestations import (
-        bill_of_materials,
-        is_bill_of_materials,
-        is_statement,
-        statement,
-    )
-
-    return [(statement_file, statement, is_statement), (bom_file, bill_of_materials, is_bill_of_materials)]
-
-
 def _refuse(where: str, what: str, *options: object) -> None:
     if any(options):
-        raise OptionError(
-            f"this is {what}; some of the options can't be used with it", where=where, remedy="see --help"
-        )
+        what = f"this is {what}; some of the options can't be used with it"
+        raise OptionError(what, where=where, remedy="see --help")
 
 
 def _check_place(folder: Path, file: Path) -> None:
@@ -131,7 +119,10 @@ def _text(report: VerifyReport) -> str:
     if report.signed_by:
         lines.append(f"  sig   by {report.signed_by}")
     if report.checked_base:
-        lines.append("  base  is the delta's base, and base ⊕ Δ == post, bit for bit")
+        proved = "base ⊕ Δ == post, bit for bit"
+        if report.skipped:
+            proved += f", but for {report.skipped} tensor(s) that the delta leaves out"
+        lines.append(f"  base  is the delta's base, and {proved}")
     if report.checked_post:
         lines.append("  post  is the delta's post")
     return "\n".join(lines)
@@ -139,18 +130,14 @@ def _text(report: VerifyReport) -> str:
 
 def _result_text(report: ResultReport) -> str:
     provenance = report.provenance
-    beside = len(provenance.companions.files)
+    beside, commit = len(provenance.companions.files), provenance.target.commit
     lines = [
         f"{report.path}: matches its provenance ({len(provenance.tensors)} tensors, "
         f"{human_bytes(report.nbytes)}, {beside} other files)",
-        f"  target  {provenance.target.name}{_at(provenance.target.commit)}",
+        f"  target  {provenance.target.name}{f' at {commit[:12]}' if commit else ''}",
     ]
     for delta in provenance.deltas:
         forced = ", NOT kin, forced" if delta.lineage.forced else ""
         lines.append(f"  delta   {delta.weight:+g} × {delta.name} {delta.version} (id {delta.id[:16]}…{forced})")
     lines.append(f"  by      {provenance.created_by}")
     return "\n".join(lines)
-
-
-def _at(commit: str | None) -> str:
-    return f" at {commit[:12]}" if commit else ""

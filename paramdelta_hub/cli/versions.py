@@ -12,8 +12,6 @@ from paramdelta_hub.cli.common import Console, command, registry_option, table
 if TYPE_CHECKING:
     from paramdelta_hub.registry.protocol import Version
 
-__all__ = ["versions"]
-
 _EXAMPLES = """
 pd-versions org/name
 pd-versions ./registry/org/name --json

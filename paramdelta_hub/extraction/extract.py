@@ -9,16 +9,19 @@ from pathlib import Path
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.rules import Rules, RuleUse, check_rules
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
-from paramdelta_hub.extraction.companions import check_companions
+from paramdelta_hub.extraction.companions import check_companions, layout_notes
+from paramdelta_hub.extraction.descent import check_descent, descent_notes, lineage_record
 from paramdelta_hub.extraction.finalize import build_manifest, final_names
 from paramdelta_hub.extraction.pairs import Differences, pair_up, tokenizer_folder, uses_with_trained
 from paramdelta_hub.extraction.request import ExtractRequest
 from paramdelta_hub.fileio.durable import io_errors, write_file
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
+from paramdelta_hub.numerics.casts import FloatDtype, float_dtype
 from paramdelta_hub.outputs.replacing import Replacement, check_new, model_places, registry_places
 from paramdelta_hub.package.labels import check_labels
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Rows, parse_manifest
+from paramdelta_hub.package.provenance import Lineage
 from paramdelta_hub.package.report import PackageReport
 from paramdelta_hub.registry.protocol import Published
 from paramdelta_hub.tasks.models import DigestTask, Encoded, EncodeTask, Outcome, Task
@@ -36,8 +39,11 @@ class ExtractReport(PackageReport):
 
     resumed_tasks: int
     """Tasks of an interrupted run that were kept."""
+    lineage: Lineage
+    """How post was found to descend from base, and which of its tensors do not."""
     notes: tuple[str, ...] = ()
-    """What became of ties, of rows that have no like in base, and of tensors that are carried whole."""
+    """Which files were read where there was a choice; what became of ties, of rows that have no like in base, and of
+    tensors that are carried whole; and which tensors of post are unrelated to base's."""
     rules: tuple[RuleUse, ...] = ()
     """What each rule hit, and which trained tensors it left out."""
     published: Published | None = None
@@ -53,9 +59,11 @@ def extract(
     version: str = "1.0.0",
     license: str | None = None,  # noqa: A002 - the field's own name
     rules: Rules | None = None,
+    cast: FloatDtype | None = None,
     base_tokenizer: str | Path | None = None,
     post_tokenizer: str | Path | None = None,
     hash_files: bool = False,
+    force: bool = False,
     overwrite: bool = False,
     executor: Executor = "threads",
     threads: int | None = None,
@@ -67,7 +75,7 @@ def extract(
     Both models are read once, chunk by chunk, and every chunk's sum is checked against post as it is made. A killed run
     leaves no ``out``; run it again to resume.
 
-    The arguments from ``base`` to ``hash_files`` are described at :class:`ExtractRequest`; ``rules`` are its layouts,
+    The arguments from ``base`` to ``force`` are described at :class:`ExtractRequest`; ``rules`` are its layouts,
     renames, skips, carries and partials. ``executor``, ``threads`` and ``memory`` are described at
     :class:`ExecutorConfig`, ``overwrite`` and ``progress`` at :mod:`paramdelta_hub`.
 
@@ -75,7 +83,8 @@ def extract(
         OptionError: a name, version, license or rule that can't be used.
         CheckpointError: a model can't be read.
         MismatchError: the two don't fit; every mismatch is listed.
-        NotFiniteError: a weight is NaN or infinite.
+        LineageError: post does not descend from base, and that is not forced.
+        NotFiniteError: base and post differ where one is NaN or infinite.
         DestinationError: ``out`` exists, or is being written to.
         StorageError: the disk is full or fails.
     """
@@ -91,9 +100,11 @@ def extract(
         carries=rules.carries,
         layouts=rules.layouts,
         partials=rules.partials,
+        cast=cast,
         base_tokenizer=_text(base_tokenizer),
         post_tokenizer=_text(post_tokenizer),
         hash_files=hash_files,
+        force=force,
     )
     config = ExecutorConfig(executor, threads, memory)
     check_new(out, overwrite=overwrite)
@@ -107,13 +118,14 @@ class Extraction(Operation[ExtractReport]):
         OptionError: a name, version, license or rule that can't be used.
         CheckpointError: a model can't be read.
         MismatchError: the two don't fit; every misfit is listed.
+        LineageError: post does not descend from base, and the request does not force it.
     """
 
     stage = "extracting"
 
     @planning()
     def __init__(self, request: ExtractRequest) -> None:
-        self._rules = request.rules
+        self._rules, self._cast = request.rules, None if request.cast is None else float_dtype(request.cast)
         first = "delta" if request.name is None else request.name
         check_labels(first, request.version, request.license)  # before anything is read
         self._base, self._post = open_checkpoint(request.base), open_checkpoint(request.post)
@@ -135,7 +147,8 @@ class Extraction(Operation[ExtractReport]):
         check_companions(self._base, self._post, self._tokenizer)
         name = request.name or f"{self._post.source.name.rpartition('/')[2]}-delta"
         self._labels = check_labels(name, request.version, request.license)
-        self._differences = pair_up(self._base, self._post, self._rules, *tokenizers)
+        self._differences = pair_up(self._base, self._post, self._rules, *tokenizers, cast=self._cast)
+        self._kinship = check_descent(self._base, self._post, self._differences, force=request.force)
         self.plan = _plan(self._base, self._post, self._differences, request)
 
     @property
@@ -161,7 +174,7 @@ class Extraction(Operation[ExtractReport]):
                     os.rename(workspace.result / shard, workspace.pieces / piece)
 
     def refuse(self, outcomes: Outcomes) -> None:
-        """Raise if values are not finite, or if there is no difference."""
+        """Raise if values changed that are not finite, or if there is no difference."""
         _refuse_not_finite(outcomes.values())
         encoded = [outcome for outcome in outcomes.values() if isinstance(outcome, Encoded)]
         records = [record for outcome in encoded for record in outcome.tensors]
@@ -184,6 +197,7 @@ class Extraction(Operation[ExtractReport]):
                 self._tokenizer,
                 self._differences,
                 self._rules,
+                self._cast,
                 ordered,
                 workspace,
                 self._labels,
@@ -196,9 +210,16 @@ class Extraction(Operation[ExtractReport]):
             path=workspace.given,
             id=digest,
             manifest=manifest,
-            model_nbytes=self._post.nbytes,
+            model_nbytes=self._post.nbytes if self._differences.post_is_model else self._base.nbytes,
             resumed_tasks=resumed,
-            notes=self._differences.notes,
+            lineage=lineage_record(self._kinship),
+            notes=(
+                *self._base.notes_of("base"),
+                *self._post.notes_of("post"),
+                *layout_notes(self._base, self._post),
+                *self._differences.notes,
+                *descent_notes(self._kinship),
+            ),
             rules=uses,
         )
 
@@ -212,6 +233,8 @@ def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, request:
         EncodedTensor(
             name=pair.name,
             dtype=pair.base.dtype,
+            base_dtype=pair.base_dtype,
+            post_dtype=pair.post_dtype,
             shape=pair.base.shape,
             base=pair.base.source,
             post=pair.post.source,
@@ -241,14 +264,15 @@ def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
         Mismatch(
             tensor.name,
             "not-finite",
-            f"values that are NaN or infinite: {tensor.counts[0]} in base, {tensor.counts[1]} in post",
+            f"base and post differ in values that are NaN or infinite: {tensor.counts[0]} in base,"
+            f" {tensor.counts[1]} in post",
         )
         for outcome in outcomes
         for tensor in outcome.not_finite
     ]
     if problems:
         raise NotFiniteError(
-            f"{len(problems)} tensor(s) are not finite",
+            f"{len(problems)} tensor(s) have changes to or from NaN or infinity",
             problems,
-            remedy="repair the model, or leave these tensors out with --skip REGEX",
+            remedy="give both models the same values there, or leave these tensors out with --skip REGEX",
         )

@@ -16,6 +16,7 @@ from paramdelta_hub.extraction.companions import config_changes, copy_companions
 from paramdelta_hub.extraction.pairs import Differences
 from paramdelta_hub.fileio.durable import file_digest, write_file
 from paramdelta_hub.fileio.open_files import OpenFiles
+from paramdelta_hub.numerics.casts import StoredFloat
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.manifest import (
     LINEAGE_NAME,
@@ -45,6 +46,7 @@ def build_manifest(
     tokenizer: Path | None,
     differences: Differences,
     rules: Rules,
+    cast: StoredFloat | None,
     outcomes: Sequence[Outcome],
     workspace: Workspace,
     labels: Labels,
@@ -72,8 +74,8 @@ def build_manifest(
         version=labels.version,
         license=labels.license,
         created_by=__about__.CREATED_BY,
-        base=source_record(base, digests),
-        post=source_record(post, digests),
+        base=source_record(base, digests, differences.ties.base.tied_embeddings),
+        post=source_record(post, digests, differences.ties.post.tied_embeddings),
         architecture=architecture_record(base),
         exactness=Exactness(
             exact=True,
@@ -84,8 +86,11 @@ def build_manifest(
         ),
         configs=config_changes(base, post),
         given_up=dict(sorted(differences.given_up.items(), key=lambda token: token[1])),
+        cast=cast,
+        taken_up=dict(sorted(differences.taken_up.items(), key=lambda token: token[1])),
         renames=tuple(Rename(pattern=pattern, replacement=new) for pattern, new in rules.renames),
         layouts=rules.layout_texts,
+        ties=dict(differences.ties.copies),
         omissions=tuple(Omission(**vars(omission)) for omission in differences.omissions),
         shards=tuple(shards),
         lineage=lineage,

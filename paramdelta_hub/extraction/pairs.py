@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
 from paramdelta_hub.checkpoints.layouts import Layout, arrange, arranged_model, partial_note
-from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model
-from paramdelta_hub.checkpoints.matching import PARTIAL, SKIPPED, Match, OmittedTensor, match
+from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model, logical_post, same_values
+from paramdelta_hub.checkpoints.matching import PARTIAL, SKIPPED, Match, OmittedTensor, match, rename_entries
+from paramdelta_hub.checkpoints.roles import EMBEDDINGS, is_head
 from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses
 from paramdelta_hub.checkpoints.tensor_sources import Zeros
-from paramdelta_hub.checkpoints.token_rows import dropped_tokens, match_rows
-from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
+from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings
+from paramdelta_hub.checkpoints.token_rows import dropped_tokens, match_rows, newly_named
+from paramdelta_hub.checkpoints.tokenizer import Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
+from paramdelta_hub.checkpoints.training_saves import refuse_ungathered
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.open_files import OpenFiles
-from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.numerics.casts import common_dtype
+from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import Run
-from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["Differences", "Pair", "pair_up", "tokenizer_folder", "uses_with_trained"]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of the delta: base's side and post's, of one dtype and shape."""
+    """A tensor of the delta: base's side and post's, of one shape, and read in the dtype that holds both."""
 
     name: str
     base: LogicalTensor
     """Its rows are arranged in post's order; zeros, where post's tensor is carried whole."""
     post: LogicalTensor
     base_name: str | None
-    """Base's embedding, where it serves as this head."""
+    """Base's tensor that stands for this one, where base has none of this name."""
     post_name: str | None
-    """Post's own name, or its embedding's, where it is not ``name``."""
+    """Post's own name, where it is not ``name``."""
     tied_to: str | None
-    """Post's embedding, where it serves as this head."""
+    """Post's tensor that stands for this one, where post has none of this name."""
+    base_dtype: str
+    post_dtype: str
+    """What each side has; their tensors here are read in the dtype that holds both."""
     base_rows: int
     runs: tuple[Run, ...] | None
     """Where base's rows went, if they were arranged."""
@@ -61,6 +72,26 @@ class Pair:
         return f"{self.name}: {'; '.join(words)}" if words else None
 
 
+@dataclass(frozen=True)
+class SideTies:
+    """The ties of base and of post, and the copies that are one tensor of the delta."""
+
+    base: Ties
+    post: Ties
+    """Of names after renaming."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Names under which base or post has a tensor of the delta once more → the delta's name for it."""
+
+    def notes(self, rules: Rules) -> Iterator[str]:
+        """Yield what there is to say of copies, and of tensors that a config ties although they differ."""
+        for side, ties in (("base", self.base), ("post", self.post)):
+            for name, other in ties.apart.items():
+                yield f"{name}: {side}'s config ties it to {other}, but their values differ; taken as two tensors"
+        for name, first in self.copies.items():
+            skipped = ", and is not skipped without it" if rules.skips_name(name) else ""
+            yield f"{name}: the same tensor as {first}{skipped}"
+
+
 class SkippedPair(NamedTuple):
     """A tensor that both models have and a rule skips."""
 
@@ -77,14 +108,31 @@ class Differences:
     pairs: tuple[Pair, ...]
     omissions: tuple[OmittedTensor, ...]
     given_up: Mapping[str, int]
+    taken_up: Mapping[str, int]
+    """Tokens of post whose rows base has without a name."""
     uses: tuple[RuleUse, ...]
     """What each of the user's rules hit."""
     skipped: tuple[SkippedPair, ...]
+    ties: SideTies
+    rules: Rules
+    """Those that renamed post's tensors to base's names: none do, where post is an adapter."""
+    model_notes: tuple[str, ...]
+    """How base and post are read, where there is something to say."""
+    post_is_model: bool
+    """False where it is base with an adapter."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What became of ties, of rows, and of tensors that only post has."""
-        return tuple(note for pair in self.pairs if (note := pair.note))
+        """How the models are read; what became of ties, of rows, and of tensors that only post has."""
+        dtypes = Counter((pair.base_dtype, pair.post_dtype) for pair in self.pairs)
+        across = [
+            f"{count:,} tensor{'s' * (count != 1)}: {base} in base, {post} in post; the delta is exact in"
+            f" {common_dtype(base, post)}, and a result has its target's dtype unless --dtype says otherwise"
+            for (base, post), count in dtypes.items()
+            if base != post
+        ]
+        pairs = (note for pair in self.pairs if (note := pair.note))
+        return (*self.model_notes, *across, *self.ties.notes(self.rules), *pairs)
 
 
 def uses_with_trained(differences: Differences) -> tuple[RuleUse, ...]:
@@ -99,55 +147,59 @@ def uses_with_trained(differences: Differences) -> tuple[RuleUse, ...]:
         trained = {
             name: (name, post_name)
             for name, post_name, base, post in differences.skipped
-            if not _equal_values(base, post, files)
+            if not same_values(base, post, files)
         }
     return tuple(use.with_trained(trained) for use in differences.uses)
 
 
-def _equal_values(base: LogicalTensor, post: LogicalTensor, files: OpenFiles) -> bool:
-    if (base.dtype, base.shape) != (post.dtype, post.shape):
-        return False
-    base_values, post_values = base.source.open(files), post.source.open(files)
-    for start in range(0, base.elements, CHUNK_ELEMENTS):
-        size = min(CHUNK_ELEMENTS, base.elements - start) * base.itemsize
-        base_chunk, post_chunk = scratch("one side", size, np.uint8), scratch("the other side", size, np.uint8)
-        base_values.read(start, base_chunk)
-        post_values.read(start, post_chunk)
-        if not np.array_equal(base_chunk, post_chunk):
-            return False
-    return True
-
-
 def pair_up(
-    base: Checkpoint, post: Checkpoint, rules: Rules, base_tokenizer: Path | None, post_tokenizer: Path | None
+    base: Checkpoint,
+    post: Checkpoint,
+    rules: Rules,
+    base_tokenizer: Path | None,
+    post_tokenizer: Path | None,
+    cast: str | None = None,
 ) -> Differences:
     """Pair the two models' tensors, or raise with everything that does not fit; only headers are read.
+
+    Both sides are read in the float dtype ``cast``, if given.
 
     Raises:
         OptionError: a rule that hits nothing.
         MismatchError: every misfit is listed.
         CheckpointError: scales or a tokenizer that can't be used.
     """
-    as_stored = _Sides(logical_model(base), logical_model(post))
-    layout = arrange(as_stored.post.entries, rules, as_stored.base.entries)
-    sides = _Sides(as_stored.base, arranged_model(as_stored.post, layout))
+    base_model = logical_model(base)
+    base_side = base_model.cast(cast)
+    post_as_stored = logical_post(post, base_model, rules).cast(cast)
+    user_rules = rules
+    if post_as_stored.adapter_names is not None:
+        rules = replace(rules, renames=())
+        if post_tokenizer is None or not has_tokenizer(post_tokenizer):
+            post_tokenizer = base_tokenizer
+    layout = arrange(post_as_stored.entries, rules, base_side.entries)
+    sides = _Sides(base_side, arranged_model(post_as_stored, layout))
     base_entries, post_entries = sides.base.entries, sides.post.entries
+    post_names = [*post_entries] if sides.post.adapter_names is None else [*sides.post.adapter_names]
     carried = [name for name in post_entries if rules.carries_name(name)]
-    matched = match(base_entries, post_entries, rules, ("base", "post"), carried=carried)
+    ties = _find_ties(sides, rules)
+    matched = match(
+        base_entries, post_entries, rules, ("base", "post"), carried=carried, ties=(ties.base, ties.post), folds=True
+    )
     matched.mismatches += [*layout.problems, *_too_small(layout)]
-    uses = [*layout.uses, *rule_uses(rules, base_entries, [post_entries], matched.carried)]
+    uses = [*layout.uses, *rule_uses(user_rules, base_entries, [post_names], matched.carried)]
     candidates: dict[RuleKind, list[str]] = {
-        "skip": [*base_entries, *post_entries],
-        "rename": [*post_entries],
+        "skip": [*base_entries, *post_names],
+        "rename": post_names,
         "carry": [name for name in post_entries if rules.rename(name) not in base_entries],
-        "layout": [*as_stored.post.entries],
+        "layout": [*post_as_stored.entries],
         "partial": [*post_entries],
     }
     if not layout.problems:  # what a rule could not make, later ones don't find
         refuse_unused(uses, candidates)
-    vocabularies = _Vocabularies(base_tokenizer, post_tokenizer)
+    vocabularies = _Vocabularies(base_tokenizer, post_tokenizer, partial(_continued_rows, matched, sides))
     return Differences(
-        pairs=_make_pairs(matched, sides, as_stored.post, rules, vocabularies),
+        pairs=_make_pairs(matched, sides, post_as_stored, rules, vocabularies),
         omissions=(
             *matched.omissions,
             *(
@@ -156,10 +208,50 @@ def pair_up(
             ),
             *(OmittedTensor(name, "base", reason) for name, reason in sides.base.omissions),
             *(OmittedTensor(name, "post", reason) for name, reason in sides.post.omissions),
+            *(OmittedTensor(name, "post", SKIPPED) for name in sides.post.homeless),  # the others were refused
         ),
         given_up=vocabularies.dropped_tokens,
+        taken_up=vocabularies.taken_up,
         uses=tuple(uses),
         skipped=_skipped_pairs(matched, sides, rules) if rules.skips else (),
+        ties=replace(ties, copies=matched.copies),
+        rules=rules,
+        model_notes=(*sides.base.notes, *sides.post.notes),
+        post_is_model=sides.post.adapter_names is None,
+    )
+
+
+def _find_ties(sides: _Sides, rules: Rules) -> SideTies:
+    """Return which names of either model stand for one tensor; of values, only stored copies are read.
+
+    Raises:
+        CheckpointError: a file was truncated or can't be read.
+    """
+    base, post = sides
+    renamed, _ = rename_entries(post.entries, rules)
+    post_entries = {name: post.entries[own] for name, own in renamed.items()}
+    # Base's config serves for an adapter too: one beside that is a trainer's copy.
+    holders = base.checkpoint, base.checkpoint if post.adapter_names is not None else post.checkpoint
+    configs = [checkpoint.config for checkpoint in holders]
+    groups = TieGroups.of(base.entries, post_entries, shares_embeddings=all(map(shares_embeddings, configs)))
+    with OpenFiles(CheckpointError) as files:
+        base_ties = groups.ties(
+            base.entries,
+            head_is_tied(configs[0]),
+            lambda one, other: same_values(base.tensors[one], base.tensors[other], files),
+            post_entries,
+        )
+        post_ties = groups.ties(
+            post_entries,
+            head_is_tied(configs[1]),
+            lambda one, other: same_values(post.tensors[renamed[one]], post.tensors[renamed[other]], files),
+            base.entries,
+        )
+    # A head that base has for itself and post lacks was dropped, whatever post's config says: embedding models and
+    # reward models keep the config of their base.
+    return SideTies(
+        base=base_ties.supported_by(post_ties, post_entries),
+        post=post_ties.supported_by(base_ties, base.entries).without(base_ties.own_heads),
     )
 
 
@@ -183,20 +275,33 @@ def _make_pairs(
     """Return a pair for every match, or raise with everything that does not fit."""
     base, post = sides
     where = str(post.checkpoint.source.path)
+    _refuse_ungathered(matched, sides)
     problems = [
         Mismatch(side, "quantized", f"{model.checkpoint.source.path}: {model.unsupported}")
         for side, model in (("base", base), ("post", post))
         if model.unsupported
     ]
     problems += matched.mismatches
+    problems += [Mismatch(name, "missing", why) for name, why in post.homeless.items() if not rules.skips_name(name)]
     remedy = (
         "give models of one architecture and dtype, or rename post's tensors with --rename, leave some out "
         "with --skip, or store those that only post has with --carry"
     )
-    if problems and (options := suggest_rules(base.entries, post_as_stored.entries, rules)):
+    if base.unsupported or post.unsupported:
+        remedy = "see what is said of the quantized model; the rest may follow from it"
+    elif post.homeless:
+        remedy = (
+            "give the base that the adapter was trained on, or rename the adapter's tensors with --rename, "
+            "or leave some out with --skip"
+        )
+    elif problems and (options := suggest_rules(base.entries, post_as_stored.entries, rules)):
         remedy = f"try {options}; for the remaining tensors use --skip, or --carry if only post has them"
     elif option := suggest_partials(base.entries, post.entries, rules, grow=True):
         remedy = f"to use the part of post's tensors that base has too, give {option}; else leave them out with --skip"
+    if heads := [m.location for m in matched.mismatches if m.kind == "missing" and is_head(m.location)]:
+        patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in heads)
+        keeps = f"{patterns} leaves the head out, and targets keep their own"
+        remedy = keeps if len(heads) == len(problems) else f"{remedy}; {keeps}"
     pairs = []
     mismatched = {mismatch.location for mismatch in matched.mismatches}
     for name in matched.pairs:
@@ -207,12 +312,82 @@ def _make_pairs(
         except MismatchError as error:
             problems.append(Mismatch(name, "rows", error.what))
             remedy = error.remedy or remedy
+    if uneven := _uneven_rows(pairs, sides):
+        problems += uneven
+        grown = " ".join(f"--skip {shlex.quote(f'^{re.escape(mismatch.location)}$')}" for mismatch in uneven)
+        remedy = (
+            f"make them equally long in post, or leave out what has other rows: {grown}, and apply with "
+            "--companions target"
+        )
     if problems:
         raise MismatchError(f"base and post differ in {len(problems)} way(s)", problems, where=where, remedy=remedy)
     if not pairs:
         what = "the skip rules leave no tensor" if rules.skips else "base and post have no tensor in common"
         raise MismatchError(what, where=where)
     return tuple(pairs)
+
+
+def _uneven_rows(pairs: Sequence[Pair], sides: _Sides) -> list[Mismatch]:
+    """Return the vocabulary tensors that are as long as others in base, but not in post.
+
+    Such a delta could not even be applied to its own base: an embedding and its head must stay as long as each other.
+    """
+    groups: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        base_name = pair.base_name or pair.name
+        if base_name in sides.base.entries and sides.base.entries[base_name].vocabulary:
+            groups.setdefault(pair.base_rows, []).append(pair)
+    return [
+        Mismatch(pair.name, "rows", f"{pair.post.shape[0]} in post, where {kept.name} has {kept.post.shape[0]}")
+        for group in groups.values()
+        for kept in [min(group, key=lambda pair: abs(pair.post.shape[0] - pair.base_rows))]
+        for pair in group
+        if pair.post.shape[0] != kept.post.shape[0]
+    ]
+
+
+_CONTINUED = 0.5
+"""The largest change of a row, as a share of its norm, with which it still is the row that it was. Training changes
+rows by far less; a new token's row has nothing in common with the padding that was at its place."""
+
+
+def _continued_rows(matched: Match, sides: _Sides, rows: Collection[int]) -> list[int]:
+    """Return which rows of base's token embedding post trained on, by their values; none, if there is no embedding.
+
+    Raises:
+        CheckpointError: a file was truncated or can't be read.
+    """
+    for name, post_name in matched.pairs.items():
+        base, post = sides.base.tensors.get(matched.left_ties.get(name, name)), sides.post.tensors[post_name]
+        if EMBEDDINGS.search(name) and base and base.shape[1:] == post.shape[1:] and len(base.shape) == 2:
+            break
+    else:
+        return []
+    with OpenFiles(CheckpointError) as files:
+        found = []
+        for row in sorted(row for row in rows if row < min(base.shape[0], post.shape[0])):
+            old, new = (_row_of(tensor, row, files) for tensor in (base, post))
+            norm = float(np.linalg.norm(old))
+            if norm and float(np.linalg.norm(new - old)) <= _CONTINUED * norm:
+                found.append(row)
+        return found
+
+
+def _row_of(tensor: LogicalTensor, row: int, files: OpenFiles) -> NDArray[np.floating[Any]]:
+    kind, width = FLOATS[tensor.dtype], tensor.shape[1]
+    raw = np.empty(width * kind.itemsize, np.uint8)
+    tensor.source.open(files).read(row * width, raw)
+    bits = raw.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
+    return kind.widen(bits, np.empty(width, kind.wide))
+
+
+def _refuse_ungathered(matched: Match, sides: _Sides) -> None:
+    paired = {name: sides.post.entries[new] for name, new in matched.pairs.items() if new in sides.post.entries}
+    for side, model, entries in (
+        ("post", sides.post, {**sides.post.entries, **paired}),
+        ("base", sides.base, sides.base.entries),
+    ):
+        refuse_ungathered(entries, matched.mismatches, side, str(model.checkpoint.source.path))
 
 
 def _skipped_pairs(matched: Match, sides: _Sides, rules: Rules) -> tuple[SkippedPair, ...]:
@@ -242,22 +417,24 @@ def tokenizer_folder(chosen: str | Path | None, model: Checkpoint) -> Path | Non
 def _pair(name: str, matched: Match, sides: _Sides, vocabularies: _Vocabularies) -> Pair:
     runs: tuple[Run, ...] | None = None
     post_name = matched.pairs[name]
-    post, (side, embedding) = sides.post.tensors[post_name], matched.ties.get(name, ("", ""))
+    post, base_name = sides.post.tensors[post_name], matched.left_ties.get(name, name)
     if name in matched.carried:
         base = LogicalTensor(post.dtype, (0, *post.shape[1:]), Zeros(post.dtype))
         runs = (Run(0, None, post.shape[0]),) if post.shape[0] else ()
     else:
-        base = sides.base.tensor(name, matched, "base")
-        base_entry = sides.base.entries[embedding if side == "base" else name]
-        if base_entry.vocabulary or sides.post.entries[post_name].vocabulary:
+        base = sides.base.tensors[base_name]
+        if sides.base.entries[base_name].vocabulary or sides.post.entries[post_name].vocabulary:
             runs = vocabularies.match_rows(base.shape[0], post.shape[0])
+    dtype = common_dtype(base.dtype, post.dtype)
     return Pair(
         name=name,
-        base=base.reorder_rows(runs),
-        post=post,
-        base_name=embedding if side == "base" else None,
+        base=base.cast(dtype).reorder_rows(runs),
+        post=post.cast(dtype),
+        base_name=None if base_name == name else base_name,
         post_name=None if post_name == name else post_name,
-        tied_to=embedding if side == "post" else None,
+        tied_to=matched.right_ties.get(name),
+        base_dtype=base.dtype,
+        post_dtype=post.dtype,
         base_rows=base.shape[0] if base.shape else 0,
         runs=runs,
     )
@@ -266,8 +443,11 @@ def _pair(name: str, matched: Match, sides: _Sides, vocabularies: _Vocabularies)
 class _Vocabularies:
     """Base's and post's tokens, read once, and only if the files differ or an embedding has other rows."""
 
-    def __init__(self, base: Path | None, post: Path | None) -> None:
-        self._base, self._post = base, post
+    def __init__(
+        self, base: Path | None, post: Path | None, continued: Callable[[Collection[int]], Collection[int]]
+    ) -> None:
+        """Take the tokenizers' folders, and what tells of rows whether post trained them on from base's."""
+        self._base, self._post, self._continued = base, post, continued
         self._same = base is not None and post is not None and same_tokenizer(base, post)
         self._read: tuple[Vocabulary | None, Vocabulary | None] | None = None
         self._runs: dict[tuple[int, int], tuple[Run, ...] | None] = {}
@@ -282,7 +462,7 @@ class _Vocabularies:
             return None
         sizes = (base_rows, post_rows)
         if sizes not in self._runs:
-            self._runs[sizes] = match_rows(*sizes, *self._vocabularies())
+            self._runs[sizes] = match_rows(*sizes, *self._vocabularies(), self.taken_up)
         return self._runs[sizes]
 
     @property
@@ -290,6 +470,14 @@ class _Vocabularies:
         """Tokens of base that post no longer has."""
         base, post = self._read or (None, None)
         return dropped_tokens(base, post) if base and post else {}
+
+    @cached_property
+    def taken_up(self) -> dict[str, int]:
+        """Tokens of post whose rows base has without a name, if the tokenizers were needed."""
+        base, post = self._read or (None, None)
+        named = newly_named(base, post) if base and post else {}
+        continued = set(self._continued(named.values())) if named else set()
+        return {token: row for token, row in named.items() if row in continued}
 
     def _vocabularies(self) -> tuple[Vocabulary | None, Vocabulary | None]:
         if self._read is None:

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.durable import expand
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.fileio.report import derived
-from paramdelta_hub.fileio.symlinks import resolve_inside
 from paramdelta_hub.outputs.replacing import Replacement, check_apart, check_new, registry_places
 from paramdelta_hub.package.labels import check_labels
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest

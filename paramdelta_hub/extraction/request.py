@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.numerics.casts import FloatDtype
 from paramdelta_hub.tasks.requests import Request, absolute
 
 __all__ = ["ExtractRequest"]
@@ -18,7 +19,7 @@ class ExtractRequest(Request):
     base: str
     """The model post was trained from: a folder, a ``.safetensors`` file, or ``org/name[@revision]``."""
     post: str
-    """The post-trained model, likewise."""
+    """The post-trained model, likewise; or a LoRA adapter of base."""
     name: str | None = None
     """The name of the delta. The default is made from post's name."""
     version: str = "1.0.0"
@@ -35,6 +36,9 @@ class ExtractRequest(Request):
     """Layout rules, such as ``stack experts.*.w1.weight -> experts.w1``, that make base's tensors of post's."""
     partials: tuple[str, ...] = ()
     """Patterns of tensors that are larger in post, and of which the leading part is used."""
+    cast: FloatDtype | None = None
+    """Read both sides in this float dtype, rounded once, whatever theirs are. Without it a delta is exact in the dtype
+    that holds both sides."""
     base_tokenizer: str | None = None
     """The folder of base's tokenizer, if it is not beside the weights. Rows of embeddings are matched by token."""
     post_tokenizer: str | None = None
@@ -42,6 +46,8 @@ class ExtractRequest(Request):
     hash_files: bool = False
     """Also record the sha256 of local weight files, which reads both models twice. For files from the Hub it is known,
     and the digest of every tensor is always recorded."""
+    force: bool = False
+    """Extract although post does not descend from base."""
 
     @property
     def rules(self) -> Rules:

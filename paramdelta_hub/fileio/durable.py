@@ -235,9 +235,9 @@ def exchange(one: Path, other: Path) -> bool:
     raise OSError(number, os.strerror(number), str(other))
 
 
-def sync_file(path: Path) -> None:
-    """Force a file's content to disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def sync_file(path: Path, flags: int = 0) -> None:
+    """Force a file's content to disk. ``flags`` are added to those that it is opened with."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(descriptor)
     finally:
@@ -246,11 +246,7 @@ def sync_file(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Force a folder's entries to disk. A rename or a new file is not durable before this."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_file(folder, os.O_DIRECTORY)
 
 
 def sync_tree(folder: Path) -> None:

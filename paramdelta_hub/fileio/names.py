@@ -1,15 +1,23 @@
-"""Checking names from strangers: file names that are safe on every system, and text that is safe to print."""
+"""Names from strangers, checked: file names that are safe on every system. And what messages print of them."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from paramdelta_hub.errors import PackageError, SourceError
 from paramdelta_hub.limits import NAME_BYTES, NAME_DEPTH, TENSOR_NAME_BYTES
 
-__all__ = ["check_file_name", "check_file_names", "check_tensor_name", "is_clear", "shown"]
+__all__ = [
+    "check_file_name",
+    "check_file_names",
+    "check_tensor_name",
+    "human_bytes",
+    "is_clear",
+    "shown",
+    "shown_names",
+]
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
@@ -29,15 +37,28 @@ def shown(text: str) -> str:
     return text if is_clear(text) else repr(text)[1:-1]
 
 
+def shown_names(names: Sequence[str], limit: int = 5) -> str:
+    """Return the first names of a list for a message, and the number of the others."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(shown(name) for name in names[:limit]) + more
+
+
+def human_bytes(count: int) -> str:
+    """Return a size with three digits, such as ``43.3 MB``. Units are powers of 1000, as on the Hub."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
 def check_file_name(name: str, error: type[SourceError] = PackageError) -> str:
     """Return ``name`` if it is a relative path that always stays inside the folder that it is joined to.
 
     It has one to four components of ``[A-Za-z0-9._-]``. None of them begins or ends with a dot, or is a device name of
     Windows. This allows every name that models and packages use. It excludes ``..``, drives, streams, control
-    characters, and everything that two file systems could read differently.
-
-    Raises:
-        SourceError: (as ``error``) any other name.
+    characters, and everything that two file systems could read differently. Any other name raises ``error``.
     """
     components = name.split("/")
     safe = len(components) <= NAME_DEPTH and all(
@@ -53,11 +74,7 @@ def check_file_name(name: str, error: type[SourceError] = PackageError) -> str:
 
 
 def check_file_names(names: Iterable[str], error: type[SourceError] = PackageError) -> None:
-    """Check every name, and that no two names differ only in case.
-
-    Raises:
-        SourceError: (as ``error``) a name is unsafe, or two names collide.
-    """
+    """Raise ``error`` if a name is unsafe, or if two names are equal or differ only in case."""
     seen: dict[str, str] = {}
     for name in names:
         check_file_name(name, error)
@@ -71,10 +88,7 @@ def check_tensor_name(name: str, error: type[SourceError] = PackageError) -> str
     """Return ``name`` if it is not empty, not too long, and without hidden characters. It is never used as a path.
 
     Control, format and surrogate characters and line separators (Unicode Cc, Cf, Cs, Zl, Zp) are refused, because they
-    could hide in a line of a terminal or a log, or rewrite it.
-
-    Raises:
-        SourceError: (as ``error``) any other name.
+    could hide in a line of a terminal or a log, or rewrite it. Any other name raises ``error``.
     """
     if not name or not is_clear(name) or len(name.encode("utf-8", "surrogatepass")) > TENSOR_NAME_BYTES:
         raise error(f"unsafe tensor name {name[:200]!r}")

@@ -16,6 +16,7 @@ from typing import NoReturn
 from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import open_regular
+from paramdelta_hub.fileio.lfs import POINTER_START, refuse_pointer
 from paramdelta_hub.fileio.names import check_tensor_name
 from paramdelta_hub.limits import HEADER_BYTES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
 
@@ -96,12 +97,10 @@ def read_header(path: Path, error: type[SourceError] = CheckpointError, *, follo
 
         prefix = read(_LENGTH_BYTES)
         if len(prefix) < _LENGTH_BYTES:
-            raise error(
-                f"truncated: {size} bytes are not a safetensors file",
-                where=where,
-                remedy="get the file again",
-            )
+            raise error(f"truncated: {size} bytes are not a safetensors file", where=where, remedy="get the file again")
         length = int.from_bytes(prefix, "little")
+        if POINTER_START.startswith(prefix):
+            refuse_pointer(prefix + read(len(POINTER_START)), error, where)
         if prefix[:4] == b"GGUF":
             raise error("a GGUF file, not safetensors", where=where, remedy=GGUF_REMEDY)
         if length > HEADER_BYTES:
@@ -210,13 +209,10 @@ def _is_offset(value: object) -> bool:
 def build_header(
     tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str], least: int = 0
 ) -> bytes:
-    """Return the length and the header of a file whose tensors follow each other without gaps.
+    """Return the length and the header of a file of these tensors (name, dtype, shape, bytes), without gaps.
 
-    Args:
-        tensors: (name, dtype, shape, bytes) in the order of their data.
-        metadata: written as ``__metadata__`` unless empty.
-        least: the minimum size of the result in bytes, to reserve space before the sizes are known. The header is
-            padded with spaces, always to a multiple of 8.
+    The header is padded with spaces to a multiple of 8, and to ``least`` bytes: so space is reserved before the sizes
+    are known.
     """
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0

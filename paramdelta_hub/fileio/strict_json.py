@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 
 from paramdelta_hub.errors import PackageError, SourceError
+from paramdelta_hub.fileio.lfs import refuse_pointer
 from paramdelta_hub.limits import JSON_DEPTH, JSON_VALUES
 
 __all__ = ["JsonObject", "canonical", "compact", "parse", "parse_object", "pretty"]
@@ -84,6 +85,7 @@ def parse(
         SourceError: (as ``error``) not UTF-8, not JSON, too deep, a duplicate key, or a number that is not finite.
     """
     rules = _Rules(error, where, long_integers)
+    refuse_pointer(text, error, where)
     # Every value follows one of these bytes. Those inside strings are counted too, which is on the safe side.
     if sum(text.count(byte) for byte in (b",", b"[", b"{")) > limit:
         rules.refuse(f"JSON of more than {limit} values")
@@ -155,19 +157,9 @@ def _is_deeper_than(value: Any, levels: int) -> bool:
     """Whether a value is nested deeper than ``levels``. It walks level by level, so the stack can't overflow."""
     level = [value]
     for _ in range(levels):
-        level = (
-            [
-                child
-                for node in level
-                for child in (node.values() if isinstance(node, dict) else node)
-                if isinstance(child, (dict, list))
-            ]
-            if level and isinstance(level[0], (dict, list))
-            else []
-        )
-        if not level:
-            return False
-    return True
+        nodes = [node.values() if isinstance(node, dict) else node for node in level if isinstance(node, (dict, list))]
+        level = [child for node in nodes for child in node]
+    return any(isinstance(child, (dict, list)) for child in level)
 
 
 def canonical(value: Any) -> bytes:

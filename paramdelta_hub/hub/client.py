@@ -23,7 +23,7 @@ def connect() -> HfApi:
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    # A package's files may only be links to the blobs of its own repository (see fileio.symlinks), not to blobs that
+    # A package's files may only be links to the blobs of its own repository (see fileio.paths), not to blobs that
     # all repositories share. The client reads this setting during a download. Older releases ignore it.
     constants.HF_HUB_DISABLE_SHARED_BLOBS = True
     return HfApi(library_name="paramdelta-hub", library_version=__version__)

@@ -57,14 +57,10 @@ def endpoint() -> str:
 def translate_hub_errors(
     where: str, kind: type[CheckpointError] | type[RegistryError] = RegistryError
 ) -> Iterator[None]:
-    """Turn every exception of the client into an error about ``where``, with a remedy.
+    """Turn every exception of the client into an error about ``where``, a repository or ``org/name@REVISION``.
 
     Wrap only single calls of the client, and none of our own code. The client uses several libraries, and nobody
-    documents what they raise on a broken answer. So all exceptions are caught.
-
-    Args:
-        where: the repository, perhaps with a revision: ``org/name@1.0.0``.
-        kind: CheckpointError for models, RegistryError for deltas.
+    documents what they raise on a broken answer. So all exceptions are caught. ``kind`` is CheckpointError for models.
 
     Raises:
         StorageError: the disk of the client's cache is full or fails.
@@ -152,8 +148,7 @@ def _translate(
         if of_model:
             what = "no such folder here, and not in the Hub's cache; HF_HUB_OFFLINE is set"
             return kind(what, where=where, remedy="check the path, or unset HF_HUB_OFFLINE")
-        what = "this needs the Hub, but HF_HUB_OFFLINE is set"
-        return kind(what, where=where, remedy="unset HF_HUB_OFFLINE")
+        return kind("this needs the Hub, but HF_HUB_OFFLINE is set", where=where, remedy="unset HF_HUB_OFFLINE")
     if error := _translate_status(problem, where, kind):
         return error
     if isinstance(problem, LocalEntryNotFoundError):
@@ -173,8 +168,10 @@ def _translate_status(
 
     A failed HEAD request becomes the cause of "not in the cache", and a failed upload that of "error while uploading".
     """
-    status = _status(problem)
-    if status is None:
+    responses = (getattr(link, "response", None) for link in _causes(problem))
+    response: Any = next((found for found in responses if found is not None), None)
+    status = getattr(response, "status_code", None)
+    if not isinstance(status, int):
         return None
     of_model = issubclass(kind, CheckpointError)
     if status in (409, 412):
@@ -183,7 +180,10 @@ def _translate_status(
     messages = {**_STATUS_MESSAGES, **_STATUS_MESSAGES_FOR_MODELS} if of_model else _STATUS_MESSAGES
     if status in messages:
         what, remedy = messages[status]
-        return kind(f"{what} ({status})", where=where, remedy=remedy + _retry_after(problem))
+        seconds = str(getattr(response, "headers", {}).get("Retry-After", ""))
+        if seconds.isdigit() and seconds != "0":
+            remedy = f"{remedy} (the Hub asks for a wait of {seconds} s)"
+        return kind(f"{what} ({status})", where=where, remedy=remedy)
     what = "the Hub has an internal error" if status >= 500 else "the Hub refuses this"
     return kind(f"{what} ({status}: {_first_line(problem)})", where=where, remedy=_RETRY)
 
@@ -196,20 +196,6 @@ def _causes(problem: BaseException | None, *, contexts: bool = False) -> Iterato
         yield problem
         around = None if problem.__suppress_context__ or not contexts else problem.__context__
         problem = problem.__cause__ or around
-
-
-def _response(problem: Exception) -> Any:
-    return next((found for link in _causes(problem) if (found := getattr(link, "response", None)) is not None), None)
-
-
-def _status(problem: Exception) -> int | None:
-    status = getattr(_response(problem), "status_code", None)
-    return status if isinstance(status, int) else None
-
-
-def _retry_after(problem: Exception) -> str:
-    seconds = str(getattr(_response(problem), "headers", {}).get("Retry-After", ""))
-    return f" (the Hub asks for a wait of {seconds} s)" if seconds.isdigit() and seconds != "0" else ""
 
 
 def _first_line(problem: BaseException) -> str:

@@ -8,12 +8,15 @@ analogue (Param∆, arXiv 2504.21023, eq. 1).
 A wide delta is stored as two parts whose integer sum is its bit pattern::
 
     bits(Δ) = bits(widen(symbol)) + rest        symbol: the target's own width, Δ rounded toward zero
-                                                rest:   zero wherever symbol says it all (Sterbenz: whenever
+                                                rest:   zero where symbol alone is exact (Sterbenz: whenever
                                                         base/2 ≤ post ≤ 2·base; 92–99.9 % of real weights)
 
 Rounding toward zero makes ``rest`` a small non-negative number and the split a bijection; rounding to nearest would
 leave ties ambiguous. Even so ``base + Δ`` need not be post (post = −0, |post| ≪ |base|, Δ overflows):
 :func:`unreachable` finds those elements, and a package stores post's bits for them.
+
+NaN and infinity take no part in sums. Where base and post hold the same bits, nothing changed, and Δ is +0; where Δ is
+zero, such a value of a target keeps its bits, a NaN's payload included (padding rows, masks of −∞).
 """
 
 from __future__ import annotations
@@ -65,6 +68,8 @@ class Float:
     """How many low bits of the wide pattern a symbol does not hold (for normal numbers)."""
     overflow: float
     """The smallest magnitude, in the wide type, that rounds to infinity."""
+    infinity: int
+    """The bits of infinity: those of the exponent, all of which are set in NaN and infinity alone."""
 
     @property
     def itemsize(self) -> int:
@@ -105,27 +110,27 @@ class Float:
 
     def count_not_finite(self, wide: Wide) -> int:
         """How many values are NaN, infinite, or would round to infinity."""
+        if wide.itemsize == self.itemsize:  # float32 as it is, which nothing is rounded to
+            return int(wide.size - np.count_nonzero(np.isfinite(wide)))
         return int(wide.size - np.count_nonzero(np.abs(wide) < self.overflow))
 
-
-def _float(name: str, bits: str, wide: str, narrow: str | None, dropped: int, overflow: float) -> Float:
-    wide_type = np.dtype(wide)
-    return Float(
-        name=name,
-        bits=np.dtype(bits),
-        wide=wide_type,
-        wide_bits=np.dtype(f"u{wide_type.itemsize}"),
-        narrow=np.dtype(narrow) if narrow else None,
-        dropped=dropped,
-        overflow=overflow,
-    )
+    def not_finite(self, bits: Bits) -> NDArray[np.bool_]:
+        """Return where bit patterns are NaN or infinite. No value is converted, so that a signalling NaN stays one."""
+        exponent = self.bits.type(self.infinity)
+        found: NDArray[np.bool_] = (bits & exponent) == exponent
+        return found
 
 
+_U2, _U4, _F4 = np.dtype("u2"), np.dtype("u4"), np.dtype("f4")
 # The overflow thresholds lie half a unit in the last place above the largest finite number of each type.
+_F32_OVERFLOW = 2.0**128 - 2.0**103
+_BF16_OVERFLOW = float(np.uint32(0x7F7F8000).view(np.float32))
 FLOATS: dict[str, Float] = {
-    "BF16": _float("BF16", "u2", "f4", None, 16, float(np.uint32(0x7F7F8000).view(np.float32))),
-    "F16": _float("F16", "u2", "f4", "f2", 13, 65520.0),
-    "F32": _float("F32", "u4", "f8", "f4", 29, 2.0**128 - 2.0**103),
+    "BF16": Float("BF16", _U2, _F4, _U4, None, dropped=16, overflow=_BF16_OVERFLOW, infinity=0x7F80),
+    "F16": Float("F16", _U2, _F4, _U4, np.dtype("f2"), dropped=13, overflow=65520.0, infinity=0x7C00),
+    "F32": Float(
+        "F32", _U4, np.dtype("f8"), np.dtype("u8"), _F4, dropped=29, overflow=_F32_OVERFLOW, infinity=0x7F800000
+    ),
 }
 """The weight dtypes a delta can be taken of, by their safetensors names."""
 
@@ -176,12 +181,12 @@ class Difference:
 
     @property
     def is_zero(self) -> bool:
-        """Whether base and post are equal and adding +0 says so: where both hold −0, +0 would change it."""
+        """Whether base and post are equal, and stay so when +0 is added, which makes +0 of −0."""
         return not (self.statistics.changed or self.exceptions.size)
 
 
 class NotFiniteChunkError(ValueError):
-    """Base or post holds NaN or infinity: how many of each."""
+    """Base and post differ where one is NaN or infinite: how many such values are in base, and how many in post."""
 
     def __init__(self, base: int, post: int) -> None:
         super().__init__(base, post)
@@ -195,16 +200,10 @@ def difference(base: Wide, post: Wide, out: Wide) -> Wide:
 
 
 def split(kind: Float, delta: Wide, symbols: Bits, scratch: Bits) -> tuple[Bits, Bits]:
-    """Split wide deltas into symbols and what they leave out; :func:`join` puts them together again.
+    """Split a block of wide deltas into ``symbols`` and what they leave out; :func:`join` puts them together again.
 
-    Args:
-        kind: the weights' type.
-        delta: wide deltas, one block.
-        symbols: receives a symbol an element.
-        scratch: overwritten; ``wide_bits``' type, at least as long as ``delta``.
-
-    Returns:
-        Positions within the block (ascending ``intp``) and the non-zero rest at each (``wide_bits``' type).
+    Return positions within the block (ascending ``intp``) and the non-zero rest at each (``wide_bits``' type).
+    ``scratch`` is overwritten; it has that type, too, and at least the length of ``delta``.
     """
     bits = delta.view(kind.wide_bits)
     rest = scratch[: bits.size]
@@ -212,8 +211,8 @@ def split(kind: Float, delta: Wide, symbols: Bits, scratch: Bits) -> tuple[Bits,
         np.right_shift(bits, 16, out=symbols, casting="unsafe")
         np.bitwise_and(bits, 0xFFFF, out=rest)
     else:
-        # Masking first makes the conversion exact, so that NumPy's rounding never gets a say; what exceeds the
-        # narrow range is held at its largest finite number, and the rest carries the difference.
+        # Masking first makes the conversion exact, so that NumPy has nothing to round. What exceeds the narrow range
+        # is clipped to its largest finite number, and the rest holds the difference.
         np.bitwise_and(bits, kind.wide_bits.type(-(1 << kind.dropped) % (1 << 8 * bits.itemsize)), out=rest)
         largest = kind.wide.type(np.finfo(kind.narrow).max)
         towards_zero = rest.view(kind.wide)
@@ -232,18 +231,9 @@ def join(kind: Float, delta: Wide, positions: Bits, rest: Bits) -> Wide:
 
 
 def unreachable(kind: Float, base: Wide, delta: Wide, post: Wide, post_bits: Bits, work: WorkArrays) -> Bits:
-    """Positions where base + Δ, rounded, is not post to the bit.
+    """Return the ascending positions where base + Δ, rounded, is not post to the bit; ``base`` is overwritten.
 
-    Args:
-        kind: the weights' type.
-        base: base's block, wide; overwritten.
-        delta: Δ's block, wide.
-        post: post's block, wide.
-        post_bits: the same block as bits.
-        work: scratch.
-
-    Returns:
-        Ascending positions within the block; empty for nearly every block of real weights.
+    There are none in nearly every block of real weights. ``post_bits`` is the same block as ``post``.
     """
     total = base
     with np.errstate(over="ignore", invalid="ignore"):

@@ -41,9 +41,8 @@ def check_runs(runs: Iterable[Run], rows: int, source_rows: int) -> None:
 class ElementRuns:
     """Runs of rows as runs of elements: any range of elements is a few pieces, each from one place.
 
-    Args:
-        runs: (first, source or None, number, …), ascending, without gap; what follows the three is not looked at.
-        width: elements of a row.
+    Runs are (first, source or None, number, …), ascending, without gap; what follows the three is not looked at. A row
+    has ``width`` elements.
     """
 
     def __init__(self, runs: Iterable[Sequence[Any]], width: int) -> None:

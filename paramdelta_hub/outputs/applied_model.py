@@ -10,23 +10,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.tensor_sources import Stored
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
 from paramdelta_hub.fileio.durable import expand, file_digest, read_small
-from paramdelta_hub.fileio.listing import files_below
 from paramdelta_hub.fileio.names import shown
+from paramdelta_hub.fileio.paths import files_below
 from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.limits import DEFAULT_MEMORY, PROVENANCE_BYTES
 from paramdelta_hub.package.manifest import FileRecord
-from paramdelta_hub.package.provenance import (
-    PROVENANCE_NAME,
-    Companions,
-    Delta,
-    Model,
-    Provenance,
-    parse_provenance,
-)
+from paramdelta_hub.package.provenance import PROVENANCE_NAME, Companions, Delta, Model, Provenance, parse_provenance
 from paramdelta_hub.tasks.digests import tensor_digests
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import workers
@@ -106,14 +99,7 @@ def verify_result(
     provenance = parse_provenance(text, str(path))
     model = open_checkpoint(folder)
     before = [file.identity() for file in model.files]
-    problems = [
-        *_tensor_mismatches(model, provenance),
-        *_unlisted_files(model, provenance),
-        *_changed_companions(folder, provenance),
-    ]
-    promised = {name: tensor.blake3 for name, tensor in provenance.tensors.items()}
-    problems += digest_mismatches(model, promised, {problem.location for problem in problems}, threads, progress)
-    if problems:
+    if problems := _mismatches(model, provenance, threads, progress):
         raise MismatchError(
             f"the model differs from its provenance in {len(problems)} way(s)",
             problems,
@@ -137,6 +123,17 @@ def verify_result(
         companions=provenance.companions,
         files=files,
     )
+
+
+def _mismatches(model: Checkpoint, provenance: Provenance, threads: int, progress: Progress) -> list[Mismatch]:
+    """Return everything in which the model differs from its provenance."""
+    found = [
+        *_tensor_mismatches(model, provenance),
+        *_unlisted_files(model, provenance),
+        *_changed_companions(model.folder, provenance),
+    ]
+    promised = {name: tensor.blake3 for name, tensor in provenance.tensors.items()}
+    return found + digest_mismatches(model, promised, {problem.location for problem in found}, threads, progress)
 
 
 def _tensor_mismatches(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
@@ -184,7 +181,7 @@ def _changed_companions(folder: Path, provenance: Provenance) -> Iterator[Mismat
 def _unlisted_files(model: Checkpoint, provenance: Provenance) -> Iterator[Mismatch]:
     """Yield the files that nobody promised: a library could take one of them for the model, or for code to run."""
     listed = {PROVENANCE_NAME, *(file.name for file in model.files), *(f.path for f in provenance.companions.files)}
-    listed |= {INDEX} if model.index is not None else set()
+    listed |= {index.name for index in model.indexes}
     for name in files_below(model.folder):
         if name not in listed and not is_allowed_extra(name):
             yield Mismatch(shown(name), "unlisted", "not in the provenance; move it elsewhere")
@@ -198,9 +195,9 @@ def _files(model: Checkpoint, provenance: Provenance, text: bytes, progress: Pro
             yield FileRecord(path=file.name, size=size, sha256=digest)
     finally:
         progress.finish()
-    if model.index is not None:
-        digest, size = file_digest(model.folder / INDEX, CheckpointError, follow=True)
-        yield FileRecord(path=INDEX, size=size, sha256=digest)
+    for index in model.indexes:
+        digest, size = file_digest(model.folder / index.name, CheckpointError, follow=True)
+        yield FileRecord(path=index.name, size=size, sha256=digest)
     yield FileRecord(path=PROVENANCE_NAME, size=len(text), sha256=hashlib.sha256(text).hexdigest())
     for companion in provenance.companions.files:
         yield FileRecord(path=companion.path, size=companion.size, sha256=companion.sha256)

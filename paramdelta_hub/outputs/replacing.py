@@ -11,34 +11,33 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.errors import DestinationError, OptionError, SourceError
+from paramdelta_hub.fileio.digests import is_sealed
 from paramdelta_hub.fileio.durable import expand, file_digest, io_errors, read_small
-from paramdelta_hub.fileio.listing import shown_names
+from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.fileio.paths import relation
-from paramdelta_hub.fileio.seal import is_sealed
-from paramdelta_hub.limits import CARD_BYTES, CATALOG_BYTES, PROVENANCE_BYTES
+from paramdelta_hub.limits import CARD_BYTES, CATALOG_BYTES, FILES, PROVENANCE_BYTES
 from paramdelta_hub.outputs.applied_model import digest_mismatches
-from paramdelta_hub.outputs.catalog_files import SITE_NAME, SiteFiles
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import LOCK_NAME, open_package
 from paramdelta_hub.package.provenance import PROVENANCE_NAME, Provenance, parse_provenance
-from paramdelta_hub.registry.artifacts import artifact_in
-from paramdelta_hub.registry.locate import local_registries, registry_root
+from paramdelta_hub.package.records import Record, Sha256, Text, at_most
+from paramdelta_hub.registry.artifacts import SITE_NAME, artifact_in
+from paramdelta_hub.registry.locate import local_registries, parse_reference, registry_root
 from paramdelta_hub.registry.lockfile import read_lock
-from paramdelta_hub.registry.names import is_repo
-from paramdelta_hub.registry.reference import parse_reference
-from paramdelta_hub.registry.versions import is_version
+from paramdelta_hub.registry.names import is_repo, is_version
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.workspace import Workspace, anything
 
 __all__ = [
     "Kind",
     "Replacement",
+    "SiteFiles",
     "check_apart",
     "check_new",
     "check_output_file",
@@ -53,21 +52,27 @@ _KIND_NAMES: dict[Kind, str] = {
     "model": "a model that pd-apply made",
     "catalog": "a catalog that pd-catalog made",
 }
+IsOurs: TypeAlias = Callable[[Path], bool]
+"""Whether a file is what we wrote."""
 _REMEDY = "choose another name for the output, or check what is there and delete it yourself"
+
+
+class SiteFiles(Record):
+    """What ``paramdelta_catalog.json`` says."""
+
+    format: Literal["paramdelta-catalog"] = "paramdelta-catalog"
+    format_version: Literal[1] = 1
+    files: Annotated[dict[Text, Sha256], at_most(FILES)] = Field(description="every other file of the site, by name")
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """Decides whether a finished output may be replaced; see :class:`~paramdelta_hub.tasks.workspace.Workspace`.
-
-    Args:
-        kind: the kind of the new output. Only an output of this kind may be replaced.
-        apart_from: the command's inputs and registries, each with its name for messages. The output must not equal,
-            contain or lie inside any of them.
-    """
+    """Decides whether a finished output may be replaced; see :class:`~paramdelta_hub.tasks.workspace.Workspace`."""
 
     kind: Kind
+    """Of the new output. Only an output of this kind may be replaced."""
     apart_from: Sequence[tuple[str, Path]] = ()
+    """Inputs and registries, with their names for messages. The output must not equal, contain or lie inside one."""
 
     def __call__(self, out: Path) -> None:
         """Check that an existing output may be replaced. All links in its path are resolved.
@@ -88,7 +93,8 @@ class Replacement:
             if not os.listdir(out):
                 return
             try:
-                foreign = list(_FOREIGN[self.kind](out))
+                known = _KNOWN[self.kind](out)
+                foreign = [name for name in _names(out) if not _is_ours(out / name, known.get(name))]
             except SourceError as error:
                 place = f"{Path(error.where).name}: " if error.where and Path(error.where) != out else ""
                 what = f"not replaced, because it is not {_KIND_NAMES[self.kind]} ({place}{error.what})"
@@ -107,11 +113,8 @@ def check_output_file(
 ) -> Path:
     """Return the path at which a report may be written without loss, with all links resolved.
 
-    Args:
-        file: the path that the user gave.
-        is_ours: whether a content is a report that paramdelta made.
-        overwrite: whether an existing report may be replaced.
-        beside: whether the report may be inside an output of ours, as statements may: no library loads them.
+    With ``overwrite``, it may replace a report that paramdelta made, which ``is_ours`` tells by the content. With
+    ``beside``, it may be inside an output of ours, as statements may: no library loads them.
 
     Raises:
         DestinationError: the file exists and must not be replaced, or it is a folder.
@@ -165,7 +168,8 @@ def check_new(out: str | Path, *, overwrite: bool, registry: str | Path | None =
 
 def model_places(what: str, model: Checkpoint) -> list[tuple[str, Path]]:
     """Return the places of a model: its folder or file, and the folders that its weight files are links to."""
-    linked = sorted({file.path.parent for file in model.files} - {Path(os.path.realpath(model.folder))})
+    own = Path(os.path.realpath(model.folder))
+    linked = sorted(folder for folder in {file.path.parent for file in model.files} if not folder.is_relative_to(own))
     return [(what, model.source.path), *((f"the folder of the weights of {what}", folder) for folder in linked)]
 
 
@@ -192,11 +196,7 @@ def _has_versions(folder: Path) -> bool:
 
 
 def check_apart(out: str | Path, apart_from: Sequence[tuple[str, Path]]) -> None:
-    """Check that an output is apart from these places, and neither equals nor contains where people work.
-
-    Raises:
-        DestinationError: it is, contains or lies inside one of them.
-    """
+    """Raise a DestinationError unless an output is apart from these places, and from where people work."""
     out = Path(os.path.realpath(expand(out)))
     may_contain_it = [("the working folder", Path.cwd()), ("the home folder", expand("~"))]
     for what, path in [*may_contain_it, *apart_from]:
@@ -213,46 +213,6 @@ def _is_published(out: Path) -> bool:
     """Whether a folder is ``ROOT/org/name/VERSION`` with a card, as in a registry."""
     repo = f"{out.parent.parent.name}/{out.parent.name}"
     return is_version(out.name) and is_repo(repo) and (out / MANIFEST_NAME).exists() and (out / "README.md").exists()
-
-
-def _foreign_in_package(out: Path) -> Iterator[str]:
-    package, lock = open_package(out), read_lock(out)
-    mark = os.stat(out / MANIFEST_NAME).st_mtime_ns
-    listed = {file.path: (file.size, file.sha256) for file in package.manifest.files}
-    extras = lock.extras if lock else {}
-    for name in _names(out):
-        path = out / name
-        if path.is_symlink():
-            yield name
-        elif name in listed:
-            if _is_changed(path, *listed[name], mark):
-                yield name
-        elif name in extras:
-            if file_digest(path)[0] != extras[name]:
-                yield name
-        elif name not in (MANIFEST_NAME, LOCK_NAME):
-            yield name
-
-
-def _foreign_in_model(out: Path) -> Iterator[str]:
-    place = out / PROVENANCE_NAME
-    provenance = parse_provenance(read_small(place, PROVENANCE_BYTES), str(place))
-    model = open_checkpoint(out)
-    changed = set(_changed_weights(model, provenance, os.stat(place).st_mtime_ns))
-    weights = {file.name for file in model.files} - changed
-    companions = {file.path: (file.size, file.sha256) for file in provenance.companions.files}
-    for name in _names(out):
-        path = out / name
-        if path.is_symlink():
-            yield name
-        elif name in companions:
-            if _is_changed(path, *companions[name], mark=0):
-                yield name
-        elif name == "README.md":
-            if not is_sealed(read_small(path, CARD_BYTES)):
-                yield name
-        elif name not in weights and name not in (PROVENANCE_NAME, *((INDEX,) if model.index is not None else ())):
-            yield name
 
 
 def _changed_weights(model: Checkpoint, provenance: Provenance, mark: int) -> Iterator[str]:
@@ -277,24 +237,43 @@ def _changed_weights(model: Checkpoint, provenance: Provenance, mark: int) -> It
             yield model.tensors[problem.location][0].name
 
 
-def _foreign_in_catalog(out: Path) -> Iterator[str]:
+def _known_in_package(out: Path) -> dict[str, IsOurs]:
+    package, lock = open_package(out), read_lock(out)
+    mark = os.stat(out / MANIFEST_NAME).st_mtime_ns
+    return {
+        **dict.fromkeys((MANIFEST_NAME, LOCK_NAME), _always),
+        **{name: _has_content(digest) for name, digest in (lock.extras if lock else {}).items()},
+        **{file.path: _has_content(file.sha256, file.size, mark) for file in package.manifest.files},
+    }
+
+
+def _known_in_model(out: Path) -> dict[str, IsOurs]:
+    place = out / PROVENANCE_NAME
+    provenance = parse_provenance(read_small(place, PROVENANCE_BYTES), str(place))
+    model = open_checkpoint(out)
+    changed = set(_changed_weights(model, provenance, os.stat(place).st_mtime_ns))
+    unchanged = [file.name for file in model.files if file.name not in changed]
+    return {
+        **dict.fromkeys((PROVENANCE_NAME, *unchanged, *(index.name for index in model.indexes)), _always),
+        "README.md": lambda path: is_sealed(read_small(path, CARD_BYTES)),
+        **{file.path: _has_content(file.sha256, file.size) for file in provenance.companions.files},
+    }
+
+
+def _known_in_catalog(out: Path) -> dict[str, IsOurs]:
     try:
         site = SiteFiles.model_validate_json(read_small(out / SITE_NAME, CATALOG_BYTES))
     except ValidationError:
         raise SourceError("its list of files can't be read") from None
-    for name in _names(out):
-        path = out / name
-        if name == SITE_NAME:
-            continue
-        if path.is_symlink() or name not in site.files or file_digest(path)[0] != site.files[name]:
-            yield name
+    return {**{name: _has_content(digest) for name, digest in site.files.items()}, SITE_NAME: _always}
 
 
-_FOREIGN: Mapping[Kind, Callable[[Path], Iterator[str]]] = {
-    "package": _foreign_in_package,
-    "model": _foreign_in_model,
-    "catalog": _foreign_in_catalog,
+_KNOWN: Mapping[Kind, Callable[[Path], dict[str, IsOurs]]] = {
+    "package": _known_in_package,
+    "model": _known_in_model,
+    "catalog": _known_in_catalog,
 }
+"""The files that an output lists, by name, each with its check."""
 
 
 def _names(out: Path) -> Iterator[str]:
@@ -310,9 +289,19 @@ def _names(out: Path) -> Iterator[str]:
             yield (within / name).as_posix()
 
 
-def _is_changed(path: Path, size: int, sha256: str, mark: int) -> bool:
-    """Whether a file differs from the listed one. Only files written after ``mark`` are hashed."""
-    return os.stat(path).st_size != size or (_written_at(path) >= mark and file_digest(path)[0] != sha256)
+def _is_ours(path: Path, check: IsOurs | None) -> bool:
+    return check is not None and not path.is_symlink() and check(path)
+
+
+def _always(_: Path) -> bool:
+    return True
+
+
+def _has_content(sha256: str, size: int | None = None, mark: int = 0) -> IsOurs:
+    """Return the check that a file is the listed one. It is hashed only if it was written after ``mark``."""
+    return lambda path: (
+        size in (None, os.stat(path).st_size) and (_written_at(path) < mark or file_digest(path)[0] == sha256)
+    )
 
 
 def _written_at(path: Path) -> int:

@@ -18,15 +18,16 @@ from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.names import check_file_names, check_tensor_name
 from paramdelta_hub.fileio.safetensors import DISCRETE, ITEM_SIZES
 from paramdelta_hub.limits import (
+    CONFIGS,
     FILES,
     MANIFEST_BYTES,
     MANIFEST_VALUES,
     RENAMES,
     TENSOR_ELEMENTS,
-    TENSOR_RANK,
     TENSORS,
     VOCABULARY_ROWS,
 )
+from paramdelta_hub.numerics.casts import StoredFloat, common_dtype
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import Run, check_runs
 from paramdelta_hub.package.records import (
@@ -43,6 +44,7 @@ from paramdelta_hub.package.records import (
     Record,
     Rename,
     SemanticVersion,
+    Shape,
     Source,
     SourceFile,
     Text,
@@ -80,6 +82,9 @@ DATA_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 """What companions are named. No name that an interpreter would take, and no weights."""
 
 
+TensorName = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
 class CodecRecord(Record):
     """How a tensor's chunks are coded."""
 
@@ -99,20 +104,20 @@ class Rows(Record):
 class TensorRecord(Record):
     """One tensor of the delta, under base's name for it, or post's where base ties it to its embedding."""
 
-    name: Annotated[str, Field(min_length=1, max_length=1024)]
-    base_name: Text | None = Field(description="base's embedding, where base has no tensor for this output head")
+    name: TensorName
+    base_name: Text | None = Field(description="base's tensor that stands for it, where base has none of this name")
     post_name: Text | None = Field(description="post's name for it, where a rule made the two alike or post ties it")
-    dtype: Text
-    shape: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK, fail_fast=True)
-    ]
+    dtype: Text = Field(description="of the delta, and of the digests: the one that holds both sides")
+    base_dtype: Text
+    post_dtype: Text
+    shape: Shape
     rows: Rows | None = Field(description="of a vocabulary, where its rows are not just base's")
     effect: Literal["add", "replace"] = Field(description="add: a float delta; replace: integers, carried whole")
     codec: CodecRecord
     shard: Text | None = Field(description="the file that holds the payload; null for the codec zero")
     nbytes: Count = Field(description="bytes of the payload")
     payload_blake3: Blake3 | None
-    base_blake3: Blake3 = Field(description="of base's values, little-endian, in C order")
+    base_blake3: Blake3 = Field(description="of base's values in dtype, little-endian, in C order")
     post_blake3: Blake3
     base_norm: Norm = Field(description="Euclidean norm, six significant digits; 0 for replaced tensors")
     delta_norm: Norm
@@ -138,8 +143,13 @@ class TensorRecord(Record):
     @model_validator(mode="after")
     def _coherent(self) -> TensorRecord:
         check_tensor_name(self.name)
-        if self.dtype not in ITEM_SIZES:
-            raise ValueError(f"unknown dtype {self.dtype!r}")
+        for dtype in (self.dtype, self.base_dtype, self.post_dtype):
+            if dtype not in ITEM_SIZES:
+                raise ValueError(f"unknown dtype {dtype!r}")
+        if self.dtype != common_dtype(self.base_dtype, self.post_dtype):
+            raise ValueError(f"{self.dtype} is not the dtype of {self.base_dtype} and {self.post_dtype} together")
+        if self.base_dtype != self.post_dtype and not {self.base_dtype, self.post_dtype} <= FLOATS.keys():
+            raise ValueError(f"{self.base_dtype} and {self.post_dtype} have no common dtype")
         if (self.effect == "add" and self.dtype not in FLOATS) or (
             self.effect == "replace" and self.dtype not in DISCRETE
         ):
@@ -192,13 +202,20 @@ class Manifest(Record):
     post: Source
     architecture: Architecture
     exactness: Exactness
-    configs: Annotated[dict[ConfigName, ConfigChange], at_most(2)] = Field(
-        description="by file; one that base or post lacks is left out"
+    configs: Annotated[dict[ConfigName, ConfigChange], at_most(CONFIGS)] = Field(
+        description="by file, also of components; one that base or post lacks is left out"
+    )
+    cast: StoredFloat | None = Field(
+        description="the dtype in which both sides were read, rounded once; null where each is as it is stored"
     )
     given_up: Counts = Field(description="tokens of base that post no longer has, with base's ids")
+    taken_up: Counts = Field(description="tokens of post whose rows base has without a name, with their ids")
     renames: Annotated[tuple[Rename, ...], Field(max_length=RENAMES, fail_fast=True)]
     layouts: Annotated[tuple[Text, ...], Field(max_length=RENAMES, fail_fast=True)] = Field(
         description="rules by which post's tensors were put together to base's, before the renames"
+    )
+    ties: Annotated[dict[TensorName, TensorName], at_most(TENSORS)] = Field(
+        description="names under which base or post has a tensor once more: name → the record's name"
     )
     omissions: Annotated[tuple[Omission, ...], Field(max_length=TENSORS, fail_fast=True)]
     shards: Annotated[tuple[FileRecord, ...], Field(max_length=FILES, fail_fast=True)]
@@ -241,19 +258,18 @@ class Manifest(Record):
                 raise ValueError(f"the companion {file.path!r} lies outside companions/")
             if not file.path.endswith(DATA_SUFFIXES):
                 raise ValueError(f"the companion {file.path!r} is none of {', '.join(DATA_SUFFIXES)}")
-        if len({tensor.name for tensor in self.tensors}) != len(self.tensors):
+        names = {tensor.name for tensor in self.tensors}
+        if len(names) != len(self.tensors):
             raise ValueError("two tensors have the same name")
+        for name, first in self.ties.items():
+            check_tensor_name(name)
+            if name in names or first not in names:
+                raise ValueError(f"the tie of {name!r} is not one to another tensor of the delta")
         if {tensor.shard for tensor in self.tensors} - {None} != {file.path for file in self.shards}:
             raise ValueError("a shard holds no tensor, or a tensor lies in an unlisted file")
-        totals = (
-            sum(tensor.elements for tensor in self.tensors),
-            sum(tensor.changed for tensor in self.tensors),
-            sum(tensor.remainders for tensor in self.tensors),
-            sum(tensor.exceptions for tensor in self.tensors),
-        )
-        stated = self.exactness
-        if totals != (stated.elements, stated.changed, stated.remainders, stated.exceptions):
-            raise ValueError("the exactness totals differ from the tensors'")
+        for count in ("elements", "changed", "remainders", "exceptions"):
+            if sum(getattr(tensor, count) for tensor in self.tensors) != getattr(self.exactness, count):
+                raise ValueError("the exactness totals differ from the tensors'")
         return self
 
     def to_json(self) -> bytes:

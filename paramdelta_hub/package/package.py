@@ -13,16 +13,9 @@ from pathlib import Path
 from paramdelta_hub.errors import IntegrityError, PackageError
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest, is_folder, read_small
-from paramdelta_hub.fileio.listing import files_below
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import files_below, resolve_inside
 from paramdelta_hub.limits import HEADER_BYTES, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, MANIFEST_BYTES
-from paramdelta_hub.package.manifest import (
-    MANIFEST_NAME,
-    FileRecord,
-    Manifest,
-    TensorRecord,
-    parse_manifest,
-)
+from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, TensorRecord, parse_manifest
 from paramdelta_hub.package.shard import check_shard_header
 
 __all__ = ["LOCK_NAME", "PICTURE_NAME", "Package", "open_package"]
@@ -57,31 +50,25 @@ class Package:
         """Every tensor by name."""
         return {record.name: record for record in self.manifest.tensors}
 
-    def shard_records(self) -> dict[str, list[TensorRecord]]:
-        """Group the tensors that have a payload by the shard that holds it."""
-        groups: dict[str, list[TensorRecord]] = defaultdict(list)
-        for record in self.manifest.tensors:
-            if record.shard is not None:
-                groups[record.shard].append(record)
-        return dict(groups)
-
     def payload_locations(self) -> dict[str, tuple[str, int]]:
         """Return each payload's file and its start there, having checked every shard's header and size.
 
         Raises:
             PackageError: a shard is missing, truncated, or disagrees with the manifest.
         """
-        sizes = {file.path: file.size for file in self.manifest.shards}
+        records: defaultdict[str | None, list[TensorRecord]] = defaultdict(list)
+        for record in self.manifest.tensors:
+            records[record.shard].append(record)
         locations = {}
-        for shard, records in self.shard_records().items():
-            self._check_size(shard, sizes[shard])
-            path = resolve_inside(self.path, shard)
-            for name, start in check_shard_header(path, records).items():
+        for shard in self.manifest.shards:
+            self._check_size(shard.path, shard.size)
+            path = resolve_inside(self.path, shard.path)
+            for name, start in check_shard_header(path, records[shard.path]).items():
                 locations[name] = (str(path), start)
         return locations
 
-    def check_files(self, advance: Callable[[int], None] = lambda _: None) -> int:
-        """Check that every listed file has its promised bytes and that no other file is there; return bytes read.
+    def check_files(self, advance: Callable[[int], None] = lambda _: None) -> None:
+        """Check that every listed file has its promised bytes and that no other file is there.
 
         Raises:
             IntegrityError: a file differs, or one is there that the manifest does not list.
@@ -95,13 +82,10 @@ class Package:
                     where=str(self.path),
                     remedy="delete it, or get the package again",
                 )
-        total = 0
         for file in listed.values():
             self._check_size(file.path, file.size)
-            digest, size = file_digest(resolve_inside(self.path, file.path), PackageError, advance=advance)
+            digest, _ = file_digest(resolve_inside(self.path, file.path), PackageError, advance=advance)
             check_digest(digest, file.sha256, f"the file {file.path!r}", str(self.path))
-            total += size
-        return total
 
     def read_lineage(self) -> bytes:
         """Return the content of the lineage file, checked against its digest.
@@ -109,10 +93,9 @@ class Package:
         Raises:
             PackageError: missing, larger than the samples of these tensors can be, or not the promised bytes.
         """
-        file = self.manifest.lineage
         runs = LINEAGE_RUNS * LINEAGE_RUN_LENGTH
         max_bytes = HEADER_BYTES + sum(min(tensor.elements, runs) * tensor.itemsize for tensor in self.manifest.tensors)
-        return self.read_file(file, max_bytes)
+        return self.read_file(self.manifest.lineage, max_bytes)
 
     def read_file(self, file: FileRecord, max_bytes: int) -> bytes:
         """Return the content of a listed file of at most ``max_bytes`` bytes, checked against its digest.

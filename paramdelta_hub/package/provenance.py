@@ -15,13 +15,14 @@ from pydantic import Field, ValidationError, model_validator
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.names import check_file_names, check_tensor_name
-from paramdelta_hub.limits import FILES, KIB, MANIFEST_VALUES, RENAMES, TENSOR_ELEMENTS, TENSOR_RANK, TENSORS
+from paramdelta_hub.limits import FILES, KIB, MANIFEST_VALUES, RENAMES, TENSORS
 from paramdelta_hub.package.records import (
     Blake3,
     Count,
     Record,
     SemanticVersion,
     Sha256,
+    Shape,
     Text,
     at_most,
     check_keys,
@@ -35,6 +36,7 @@ __all__ = [
     "Conflict",
     "Delta",
     "Factor",
+    "ForeignTensor",
     "LeftOut",
     "Lineage",
     "Merged",
@@ -62,11 +64,28 @@ class Model(Record):
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(description="of a Hub repository")
 
 
+class ForeignTensor(Record):
+    """A tensor that has nothing in common with base's, although the models are kin."""
+
+    name: Text = Field(description="the delta's name for it")
+    correlation: Number
+    elements: Count
+    hint: Words | None = Field(description="where its values are, if they were found in another place")
+
+    @property
+    def hint_words(self) -> str:
+        """The hint in parentheses, if there is one."""
+        return f" ({self.hint})" if self.hint else ""
+
+
 class Lineage(Record):
     """How the target was found to be kin to a delta's base."""
 
-    correlation: Number | None = Field(description="null: nothing could be compared")
+    correlation: Number | None = Field(
+        description="mean over tensors, without foreign ones unless they are too many; null: nothing could be compared"
+    )
     tensors: Count = Field(description="how many were compared")
+    foreign: tuple[ForeignTensor, ...] = Field(max_length=TENSORS)
     forced: bool = Field(description="applied although the target is not kin")
 
 
@@ -161,9 +180,7 @@ class Tensor(Record):
     """A tensor of the result."""
 
     dtype: Text
-    shape: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK, fail_fast=True)
-    ]
+    shape: Shape
     blake3: Blake3 = Field(description="of its values, little-endian, in C order")
 
 
@@ -223,7 +240,7 @@ def parse_provenance(text: bytes, where: str | None = None) -> Provenance:
             remedy="pip install --upgrade paramdelta-hub",
         )
     check_keys(value, Provenance, CheckpointError, where, "the provenance")
-    # at_most() is not for these: lists within what a function has looked at are no tuples to strict models.
+    # at_most() can't be used for these: strict models refuse lists as tuples inside what a validator function has seen.
     configs = value["companions"]["configs"] if isinstance(value["companions"], dict) else {}
     for table in (value["tensors"], configs):
         if isinstance(table, dict) and len(table) > TENSORS:

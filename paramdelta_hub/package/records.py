@@ -1,8 +1,8 @@
-"""The parts a manifest is made of: what a field can hold, and the records that stand for themselves.
+"""The types of fields, and the smaller records, of manifests and provenances.
 
-Every record is strict, frozen and closed: a field we do not know is an error, because a reader that skips what it does
-not understand applies the wrong delta. Lists are read to their first wrong item (``fail_fast``), and tables are
-bounded: else pydantic makes an error of every wrong one, and a few megabytes become gigabytes.
+Every record is strict, frozen and closed: an unknown field is an error, because a reader that skips what it does not
+understand applies the wrong delta. Lists are read up to their first wrong item (``fail_fast``), and tables have a
+limit. Otherwise pydantic makes an error for each wrong item, and a few megabytes become gigabytes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from pydantic import (
 
 from paramdelta_hub.errors import SourceError
 from paramdelta_hub.fileio.names import is_clear, shown
-from paramdelta_hub.limits import DTYPES, FILES
+from paramdelta_hub.limits import DTYPES, FILES, TENSOR_ELEMENTS, TENSOR_RANK
 
 __all__ = [
     "CODE_KEYS",
+    "CONFIG_NAME",
     "Architecture",
     "Blake3",
     "ConfigChange",
@@ -41,6 +42,7 @@ __all__ = [
     "Rename",
     "SemanticVersion",
     "Sha256",
+    "Shape",
     "Source",
     "SourceFile",
     "Text",
@@ -51,11 +53,16 @@ __all__ = [
 
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines"})
 """Keys of a config by which it names code to be run when a model is loaded."""
-ConfigName = Literal["config.json", "generation_config.json"]
+CONFIG_NAME = (
+    r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/){0,3}"
+    r"((generation_|scheduler_|sentence_bert_)?config|config_sentence_transformers)\.json$"
+)
+ConfigName = Annotated[str, Field(pattern=CONFIG_NAME, max_length=1024)]
+"""A config by its name in the model's folder; that of a component with the component's folder."""
 
 
 def _clear(text: str) -> str:
-    """Texts are printed on terminals: refuse what could move a cursor, hide, or start a line of its own."""
+    """Refuse what could move a terminal's cursor, hide, or start another line: texts are printed."""
     if not is_clear(text):
         raise ValueError("control characters, or others that do not show")
     return text
@@ -84,6 +91,9 @@ _TEXT, _COUNT, _PROBLEMS = 1024, 2**62, 1000
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=_COUNT)]
+Shape = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=TENSOR_ELEMENTS)], ...], Field(max_length=TENSOR_RANK, fail_fast=True)
+]
 Norm = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, max_length=_TEXT), AfterValidator(_clear)]
 Counts = Annotated[dict[Annotated[str, Field(max_length=_TEXT)], Count], BeforeValidator(_counts)]
@@ -143,7 +153,9 @@ class Source(Record):
     dtypes: Annotated[dict[Text, Count], Field(max_length=DTYPES), at_most(DTYPES)] = Field(
         description="parameters by safetensors dtype"
     )
-    tied_embeddings: bool | None = Field(description="as the tensors say; null where there are no token embeddings")
+    tied_embeddings: bool | None = Field(
+        description="whether config and tensors say that the output head is the embedding; null where nothing tells"
+    )
     tokenizer_sha256: Sha256 | None = Field(
         description="of its tokenizer.json, tokenizer.model, vocab.txt or vocab.json"
     )
@@ -194,19 +206,10 @@ class ConfigChange(Record):
 
 
 def check_keys(value: Any, kind: type[BaseModel], error: type[SourceError], where: str | None, place: str) -> None:
-    """Refuse an object that has not just the fields its record has; descend into records, and into lists of them.
+    """Refuse a JSON object whose fields are not just its record's; also the objects of records in it, and of lists.
 
-    To be asked before pydantic, which keeps a copy of the whole object for every field that it misses there.
-
-    Args:
-        value: what JSON has in the record's place.
-        kind: the record.
-        error: what to raise.
-        where: the file, for the message.
-        place: what to call the record.
-
-    Raises:
-        SourceError: (as ``error``) naming the place and the odd fields.
+    Call it before pydantic, which keeps a copy of the whole object for each field that is missing. ``place`` is what
+    the message calls the record.
     """
     if not isinstance(value, dict):
         return  # pydantic says what is wrong with it

@@ -39,6 +39,7 @@ class StoredDelta:
 
     Args:
         name: the tensor's name in the package.
+        dtype: of the delta: the one that holds both base and post.
         elements: how many it has.
         effect: ``add`` for the difference of floats, ``replace`` for other values, which are kept whole.
         codec: the name of the codec; ``zero`` if nothing changed.
@@ -46,11 +47,13 @@ class StoredDelta:
         start: where the payload begins in the shard.
         nbytes: the size of the payload.
         digest: the BLAKE3 digest of the payload.
+        base_digest: the BLAKE3 digest of base's values, in the delta's dtype.
         remainders: how many elements do not fit the tensor's own dtype.
         exceptions: how many elements no sum with base reaches.
     """
 
     name: str
+    dtype: str
     elements: int
     effect: Literal["add", "replace"]
     codec: str
@@ -58,6 +61,7 @@ class StoredDelta:
     start: int
     nbytes: int
     digest: str | None
+    base_digest: str
     remainders: int
     exceptions: int
 
@@ -67,6 +71,7 @@ class StoredDelta:
         shard, start = locations.get(record.name, (None, 0))
         return cls(
             name=record.name,
+            dtype=record.dtype,
             elements=record.elements,
             effect=record.effect,
             codec=record.codec.name,
@@ -74,6 +79,7 @@ class StoredDelta:
             start=start,
             nbytes=record.nbytes,
             digest=record.payload_blake3,
+            base_digest=record.base_blake3,
             remainders=record.remainders,
             exceptions=record.exceptions,
         )
@@ -129,14 +135,14 @@ class DeltaReader:
     The chunks can be relied on only once :meth:`finish` has returned: it checks the digest of the payload.
     """
 
-    def __init__(self, delta: StoredDelta, dtype: str, shards: OpenFiles, kernel: Kernel) -> None:
+    def __init__(self, delta: StoredDelta, shards: OpenFiles, kernel: Kernel) -> None:
         self._delta, self._kernel = delta, kernel
         self._remainders = self._exceptions = 0
         self._reader: PayloadReader | None = None
         if not delta.is_zero:
             assert delta.shard is not None
             codec, added = codec_named(delta.codec), delta.effect == "add"
-            self._layout = Layout(codec, dtype, delta.elements, added)
+            self._layout = Layout(codec, delta.dtype, delta.elements, added)
             self._reader = PayloadReader(shards[delta.shard], delta.start, delta.nbytes, self._layout, delta.shard)
 
     def next_added(self, out: Wide) -> AddedChunk | None:
@@ -202,7 +208,7 @@ def delta_chunks(
     Raises:
         PackageError: damaged.
     """
-    reader = DeltaReader(StoredDelta.of(record, locations), record.dtype, shards, kernel)
+    reader = DeltaReader(StoredDelta.of(record, locations), shards, kernel)
     wide = FLOATS[record.dtype].wide
     for start in range(0, record.elements, CHUNK_ELEMENTS):
         chunk = reader.next_added(scratch(buffer, min(CHUNK_ELEMENTS, record.elements - start), wide))

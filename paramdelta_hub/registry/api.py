@@ -18,9 +18,8 @@ from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.registry.hub.links import Linked, Role
 from paramdelta_hub.registry.hub.links import link as link_on_hub
-from paramdelta_hub.registry.locate import find_delta, hint_at_folder, local_registries, registry_root
+from paramdelta_hub.registry.locate import find_delta, hint_at_folder, local_registries, open_registry, registry_root
 from paramdelta_hub.registry.protocol import Hit, Part, Pulled, Registry, Version
-from paramdelta_hub.registry.reference import open_registry
 from paramdelta_hub.registry.search import Found, describe_base, search_registry
 from paramdelta_hub.registry.signing import trust
 from paramdelta_hub.tasks.progress import Progress
@@ -80,9 +79,6 @@ def _check_target(target: Path, registries: Sequence[str]) -> None:
     """Check that a copy will not be mixed with a registry, or with everything in the home folder.
 
     This is not the rule for other outputs, which may not be the working folder either: people do pull into that.
-
-    Raises:
-        DestinationError: it would be.
     """
     if relation(target, "~") == "is":
         raise DestinationError("this is your home folder", where=str(target), remedy="name a separate folder")

@@ -20,7 +20,7 @@ from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.limits import KEY_BYTES, TRUSTED_KEYS
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 __all__ = [
     "PrivateKey",
@@ -67,7 +67,6 @@ def read_public_key(path: Path, org: str | None = None) -> PublicKey:
         OptionError: model-signing is not installed.
     """
     require_model_signing()
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     content = read_small(path, KEY_BYTES, SourceError, follow=True)
@@ -76,8 +75,6 @@ def read_public_key(path: Path, org: str | None = None) -> PublicKey:
     except Exception:  # ValueError, UnsupportedAlgorithm and others
         what = "a private key; a public key is needed" if b"PRIVATE KEY" in content else "not a public key in PEM"
         raise SourceError(what, where=str(path), remedy=_PUBLIC_HALF) from None
-    if not isinstance(key, EllipticCurvePublicKey):
-        raise _unsupported_key(path)
     return _public(key, path, org)
 
 
@@ -89,7 +86,6 @@ def read_private_key(path: Path) -> PrivateKey:
         OptionError: model-signing is not installed.
     """
     require_model_signing()
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     content = read_small(path, KEY_BYTES, SourceError, follow=True)
@@ -103,8 +99,6 @@ def read_private_key(path: Path) -> PrivateKey:
     except Exception:  # as above
         what = f"{PASSWORD_VARIABLE} does not decrypt this key" if password else "not a private key in PEM"
         raise SourceError(what, where=str(path), remedy=_HOW_TO_MAKE) from None
-    if not isinstance(key, EllipticCurvePrivateKey):
-        raise _unsupported_key(path)
     return PrivateKey(path, _public(key.public_key(), path, None), password)
 
 
@@ -162,14 +156,11 @@ def _keys_in(place: Path) -> Iterator[tuple[Path, str | None]]:
         yield path, path.parent.name if path.parent != place else None
 
 
-def _public(key: EllipticCurvePublicKey, path: Path, org: str | None) -> PublicKey:
+def _public(key: PublicKeyTypes, path: Path, org: str | None) -> PublicKey:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    if key.curve.name not in _CURVES:
-        raise _unsupported_key(path)
+    if not isinstance(key, EllipticCurvePublicKey) or key.curve.name not in _CURVES:
+        raise SourceError("the key must be on the curve P-256, P-384 or P-521", where=str(path), remedy=_HOW_TO_MAKE)
     pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return PublicKey(path, org, pem, hashlib.sha256(pem).hexdigest())
-
-
-def _unsupported_key(path: Path) -> SourceError:
-    return SourceError("the key must be on the curve P-256, P-384 or P-521", where=str(path), remedy=_HOW_TO_MAKE)

@@ -1,48 +1,125 @@
-"""Finding the registry and the folder of a delta from the text that the user gave."""
+"""Finding the registry and the folder of a delta from the text that the user gave.
+
+    org/name[@REVISION]                  on the Hub
+    hf://org/name[@REVISION]             the same, even if a local folder has this name
+    FOLDER/org/name[@VERSION]            in a registry in a folder
+    file:///FOLDER/org/name[@VERSION]    the same
+    s3://BUCKET/…/org/name[@VERSION]     in a registry in a bucket or another fsspec store
+
+In a local registry a version is a folder, so ``FOLDER/org/name/VERSION`` is a plain path.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
+from paramdelta_hub.checkpoints.resolve import path_exists
 from paramdelta_hub.environment import REGISTRY_VARIABLE
-from paramdelta_hub.errors import OptionError, RegistryError
+from paramdelta_hub.errors import OptionError, PackageError, RegistryError
 from paramdelta_hub.fileio.durable import expand
-from paramdelta_hub.registry.names import folder_of, is_repo
+from paramdelta_hub.fileio.names import is_clear
+from paramdelta_hub.package.manifest import MANIFEST_NAME
+from paramdelta_hub.registry.names import check_address, folder_of, is_id, is_repo, is_version
 from paramdelta_hub.registry.protocol import Part, Registry
-from paramdelta_hub.registry.reference import (
-    HUB_SCHEME,
-    Reference,
-    check_root,
-    open_registry,
-    parse_reference,
-    reference_in,
-)
 from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.registry.signing import trust as default_trust
 from paramdelta_hub.tasks.progress import Progress
 
-__all__ = ["find_delta", "find_to_publish", "hint_at_folder", "local_registries", "locate_delta", "registry_root"]
+__all__ = [
+    "Reference",
+    "find_delta",
+    "find_to_publish",
+    "hint_at_folder",
+    "local_registries",
+    "locate_delta",
+    "open_registry",
+    "parse_reference",
+    "registry_root",
+]
+
+HUB_SCHEME = "hf"
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_HUB_REFERENCE = re.compile(r"([^/@]+/[^/@]+)(?:@(.*))?", re.DOTALL)
+_HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9][A-Za-z0-9._+-]*)*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A delta in a registry, and perhaps one of its versions."""
+
+    root: str | None
+    """The registry: a folder or an fsspec URL; None is the Hub."""
+    repo: str
+    """``org/name``."""
+    revision: str | None
+    """A version, a commit (on the Hub) or a package's id (elsewhere); None is the newest version."""
+
+    def __str__(self) -> str:
+        root = "" if self.root is None else "/" if self.root == "/" else f"{self.root}/"
+        return f"{root}{self.repo}" + (f"@{self.revision}" if self.revision else "")
+
+
+def parse_reference(text: str) -> Reference | None:
+    """Return the reference that ``text`` is, or None if it can only be a local path.
+
+    An existing path wins over a repository on the Hub of the same name, as for models. An existing folder is a
+    reference only if it looks like a repository of a registry: it holds only folders named by versions.
+
+    Raises:
+        OptionError: the URL or the revision is not valid.
+        PackageError: a folder above it can't be read, so nobody can tell whether it exists.
+    """
+    if not is_clear(text):
+        return None
+    if found := _URL.fullmatch(text):
+        return _parse_url(found[1].lower(), found[2], text)
+    path = os.path.expanduser(text)
+    if os.path.lexists(path) or path_exists(Path(path), PackageError):
+        return _parse_path(path, text) if _looks_like_repository(Path(path)) else None
+    if (found := _HUB_REFERENCE.fullmatch(text)) and is_repo(found[1]):
+        return Reference(None, found[1], _check_revision(found[2], text, on_hub=True))
+    return _parse_path(path, text)
+
+
+def open_registry(root: str | None) -> Registry:
+    """Return the registry at ``root``: a folder, which may not exist yet, or an fsspec URL; None is the Hub.
+
+    Raises:
+        OptionError: the URL is not valid.
+        RegistryError: the kind of URL needs a package that is not installed.
+    """
+    # Imported here because the Hub's client takes a quarter of a second, and only one kind of registry needs it.
+    if root is None:
+        from paramdelta_hub.registry.hub.registry import HubRegistry
+
+        return HubRegistry()
+    from paramdelta_hub.registry.stores.registry import StoreRegistry
+
+    return StoreRegistry(root)
 
 
 def find_delta(text: str, registry: str | Path | None = None) -> tuple[Registry, Reference]:
     """Return the registry of a delta, and its reference there. The registry is not contacted yet.
 
-    Args:
-        text: ``org/name[@revision]``, or a folder or URL that ends in it.
-        registry: the registry of a bare ``org/name``; by default the one in PARAMDELTA_REGISTRY, or the Hub.
+    A bare ``org/name[@revision]`` is looked up in ``registry``; see :func:`registry_root`.
 
     Raises:
         OptionError: the text is not a reference, or the registry is not valid.
     """
     root = registry_root(registry)
-    if root is not None and is_repo(text.partition("@")[0]):
-        reference = reference_in(root, text)
+    name, at, revision = text.partition("@")
+    reference: Reference | None
+    if root is not None and is_repo(name):  # local folders of this name do not matter
+        reference = Reference(root, name, _check_revision(revision if at else None, text))
     else:
-        reference = parse_reference(text) or Reference(None, "", None)
-    if not reference.repo:
+        reference = parse_reference(text)
+    if reference is None:
         raise OptionError("not a delta in a registry", where=text, remedy="write org/name, or FOLDER/org/name")
     return open_registry(reference.root), reference
 
@@ -110,13 +187,95 @@ def registry_root(registry: str | Path | None) -> str | None:
         OptionError: it is not a folder or URL.
     """
     named = (os.environ.get(REGISTRY_VARIABLE) or None) if registry is None else str(registry)
-    return None if named is None else check_root(named)
+    return None if named is None else _check_root(named)
 
 
 def local_registries(*roots: str | None) -> list[str]:
     """Return the folders of those registries that are on this machine, without ``/``, in which everything lies."""
     folders = [folder for root in roots if root is not None and (folder := folder_of(root)) is not None]
     return [folder for folder in folders if os.path.realpath(folder) != os.sep]
+
+
+def _check_root(text: str) -> str:
+    """Return the registry that an option or a variable names, as a path or a URL. ``file://`` URLs become paths."""
+    if not text.strip():
+        raise OptionError(
+            "the name of the registry is empty", remedy="name a folder or a bucket; for the Hub, omit the option"
+        )
+    if not (found := _URL.fullmatch(text)):
+        return text.rstrip("/") or "/"
+    scheme, place = found[1].lower(), found[2].rstrip("/")
+    if scheme == HUB_SCHEME:
+        raise OptionError(
+            "the Hub can't be named as a registry",
+            where=text,
+            remedy=f"omit the option, and write the delta as {HUB_SCHEME}://org/name",
+        )
+    if scheme in ("file", "local"):
+        if (folder := folder_of(text)) is None:
+            raise OptionError("not a folder on this machine", where=text, remedy="write file:///FOLDER")
+        return folder.rstrip("/") or "/"
+    if not place.partition("/")[0]:
+        raise OptionError("names no bucket", where=text, remedy=f"write {scheme}://BUCKET/PREFIX")
+    return f"{scheme}://{place}"
+
+
+def _parse_url(scheme: str, rest: str, text: str) -> Reference:
+    if scheme == HUB_SCHEME:
+        if not (found := _HUB_REFERENCE.fullmatch(rest.rstrip("/"))) or not is_repo(found[1]):
+            raise OptionError(
+                "not a repository on the Hub", where=text, remedy="write hf://org/name or hf://org/name@1.2.0"
+            )
+        return Reference(None, found[1], _check_revision(found[2], text, on_hub=True))
+    parts = check_address(f"{scheme}://{rest}").partition("://")[2].rstrip("/").split("/")
+    if scheme in ("file", "local"):
+        if parts[0] not in ("", "localhost"):
+            raise OptionError("the file URL names another host", where=text, remedy="write file:///FOLDER/org/name")
+        reference = _parse_path(unquote("/" + "/".join(parts[1:])), text)
+    else:
+        name, at, revision = parts[-1].partition("@")
+        repo = "/".join([*parts[-2:-1], name])
+        reference = None
+        if len(parts) > 2 and parts[0] and is_repo(repo):
+            root = f"{scheme}://{'/'.join(parts[:-2])}".rstrip("/")
+            reference = Reference(root, repo, _check_revision(revision if at else None, text))
+    if reference is None:
+        raise OptionError(
+            "not a delta in a registry", where=text, remedy="the URL must end in org/name or org/name@VERSION"
+        )
+    return reference
+
+
+def _parse_path(path: str, text: str) -> Reference | None:
+    """Parse ``ROOT/org/name[@VERSION]``; None if the path has another form, such as that of a version's own folder."""
+    head, _, last = path.rstrip("/").rpartition("/")
+    root, slash, org = head.rpartition("/")
+    name, at, revision = last.partition("@")
+    if not is_repo(f"{org}/{name}") or is_version(name):
+        return None
+    return Reference(root or slash or ".", f"{org}/{name}", _check_revision(revision if at else None, text))
+
+
+def _check_revision(revision: str | None, text: str, *, on_hub: bool = False) -> str | None:
+    if revision is None:
+        return None
+    if on_hub:
+        is_valid = _HUB_REVISION.fullmatch(revision) is not None and ".." not in revision
+    else:
+        is_valid = is_version(revision) or is_id(revision)
+    if not is_valid:
+        hint = "write the version without the v" if is_version(revision.lstrip("vV")) else "write it like @1.2.0"
+        raise OptionError(f"{revision[:200]!r} is not a valid version", where=text, remedy=hint)
+    return revision
+
+
+def _looks_like_repository(path: Path) -> bool:
+    """Whether a folder holds only versions, complete or ``.partial``. Hidden files do not count."""
+    try:
+        names = [name for name in os.listdir(path) if not name.startswith(".")]
+    except OSError:
+        return False
+    return MANIFEST_NAME not in names and all(is_version(name.removesuffix(".partial")) for name in names)
 
 
 def _local_spelling(text: str, reference: Reference) -> str | None:

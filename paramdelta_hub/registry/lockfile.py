@@ -20,15 +20,14 @@ from paramdelta_hub.errors import DestinationError, IntegrityError, PackageError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest, io_errors, read_small, write_file
-from paramdelta_hub.fileio.listing import shown_names
-from paramdelta_hub.fileio.names import check_file_names
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.names import check_file_names, shown_names
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import FILES, LOCK_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest
 from paramdelta_hub.package.package import LOCK_NAME, open_package
 from paramdelta_hub.package.records import Record, SemanticVersion, Sha256, Text, at_most, check_keys
 from paramdelta_hub.registry.materialize import EXTRAS
-from paramdelta_hub.registry.versions import precedence
+from paramdelta_hub.registry.names import precedence
 
 _Extra = Literal["README.md", "manifest.json.sig"]
 _MAX_NAMES = 10
@@ -50,26 +49,17 @@ class Lock(Record):
 
     @classmethod
     def of(
-        cls,
-        manifest: Manifest,
-        package_id: str,
-        *,
-        registry: str,
-        repo: str,
-        revision: str,
-        extras: Mapping[str, bytes] | None = None,
+        cls, manifest: Manifest, package_id: str, registry: str, repo: str, revision: str, extras: Mapping[str, bytes]
     ) -> Lock:
         """Return the lock of a package that is about to be pulled; ``extras`` are its card and its signature."""
-        files = {file.path: file.sha256 for file in manifest.files}
-        digests = {cast(_Extra, name): hashlib.sha256(content).hexdigest() for name, content in (extras or {}).items()}
         return cls(
             registry=registry,
             repo=repo,
             version=manifest.version,
             revision=revision,
             id=package_id,
-            files=files,
-            extras=digests,
+            files={file.path: file.sha256 for file in manifest.files},
+            extras={cast(_Extra, name): hashlib.sha256(content).hexdigest() for name, content in extras.items()},
         )
 
 
@@ -110,13 +100,8 @@ def pin(
     mixture of two versions never looks like a package. A card or signature with new content is removed as well:
     otherwise a killed pull could leave an old one that looks edited.
 
-    Args:
-        folder: an existing folder that is locked by the caller.
-        lock: what will be pulled.
-        named: whether the user named a version. If not, the folder keeps the version that it has.
-        allow_downgrade: whether a lower version may replace a higher one.
-        with_extras: whether the card and the signature are pulled too. If not, the existing ones stay.
-        companions: the companions to be pulled, if a user may have edited the existing ones; empty for a cache.
+    The caller has locked ``folder``. Unless the user named a version, the folder keeps the one that it has. Without
+    ``with_extras``, its card and its signature stay. ``companions`` are those that a user may have edited.
 
     Raises:
         DestinationError: the folder holds something else, a version that must not be replaced, or edited files.
@@ -157,12 +142,9 @@ def _check_adoptable(folder: Path, lock: Lock) -> None:
 def _check_unchanged(
     folder: Path, held: Lock | None, lock: Lock, *, with_extras: bool, companions: Iterable[FileRecord]
 ) -> None:
-    """Check that no file will be replaced or removed that the user has edited.
+    """Check that no file will be replaced or removed that the user has edited. The error names all such files.
 
     A pull of the same version repairs damaged files: shards, which nobody edits, and truncated companions.
-
-    Raises:
-        DestinationError: an edited file would be lost. The message names every such file.
     """
     before: dict[str, str] = {} if held is None else dict(held.extras.items())
     after: dict[str, str] = dict(lock.extras.items())
@@ -202,6 +184,7 @@ def _is_edited(folder: Path, file: FileRecord) -> bool:
 
 
 def _check_version_change(folder: Path, held: Lock, lock: Lock, named: bool, allow_downgrade: bool) -> None:
+    """Check that ``lock`` may replace ``held``, which is of another package."""
     where = str(folder)
     if (held.registry, held.repo) != (lock.registry, lock.repo):
         raise DestinationError(

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from paramdelta_hub.errors import IntegrityError, PackageError, SourceError, StorageError
@@ -27,11 +27,11 @@ from paramdelta_hub.fileio.durable import (
     write_exactly,
     write_file,
 )
-from paramdelta_hub.fileio.sizes import human_bytes
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.names import human_bytes
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord
-from paramdelta_hub.package.package import LOCK_NAME
+from paramdelta_hub.package.package import LOCK_NAME, Package
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "EXTRAS",
     "SIGNATURE_NAME",
     "check_free_space",
+    "check_in_place",
     "exclusive_dir",
     "file_chunks",
     "is_intact",
@@ -105,14 +106,8 @@ def receive(
 ) -> int:
     """Write every file into ``folder``, force it to disk, and return the number of bytes written.
 
-    Intact files that are already there are kept. They do not count.
-
-    Args:
-        files: the files that the folder must hold.
-        chunks: returns a file's content by its name, in pieces.
-        folder: nobody else may write to it; see :func:`exclusive_dir`.
-        where: the files' origin, for messages.
-        progress: receives the number of bytes as they arrive.
+    Intact files that are already there are kept. They do not count. ``chunks`` returns a file's content by its name.
+    Nobody else may write to ``folder``; see :func:`exclusive_dir`. ``where`` is the files' origin, for messages.
 
     Raises:
         IntegrityError: a file is not what the manifest promises. It does not get its name.
@@ -147,6 +142,25 @@ def is_intact(folder: Path, file: FileRecord) -> bool:
         return path.stat().st_size == file.size and file_digest(path)[0] == file.sha256
     except (OSError, SourceError):
         return False
+
+
+def check_in_place(package: Package, files: Sequence[FileRecord], progress: Progress) -> None:
+    """Check the size and sha256 of a package's files where they are.
+
+    Raises:
+        IntegrityError: a file is not what the manifest promises, or, if all are checked, there are others.
+        PackageError: a file is missing, or is not a regular file.
+    """
+    progress.start("checking", sum(file.size for file in files))
+    try:
+        if files == package.manifest.files:
+            package.check_files(progress.advance)
+        else:
+            for file in files:
+                digest, _ = file_digest(resolve_inside(package.path, file.path), advance=progress.advance)
+                check_digest(digest, file.sha256, f"the file {file.path!r}", str(package.path))
+    finally:
+        progress.finish()
 
 
 def check_free_space(folder: Path, needed: int) -> None:

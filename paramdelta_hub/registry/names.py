@@ -1,25 +1,39 @@
-"""Names of repositories, commits and packages, and addresses of registries."""
+"""Names of repositories, versions, commits and packages, and addresses of registries.
+
+``packaging.version`` is no substitute for our comparison of versions: it implements PEP 440, which reads ``1.0.0-1`` as
+a release *after* 1.0.0 and refuses ``1.0.0-rc.x``. The grammar is the manifest's own.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from urllib.parse import unquote
+
+from pydantic import TypeAdapter, ValidationError
 
 from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.fileio.names import check_file_name
+from paramdelta_hub.package.records import SemanticVersion
 
 __all__ = [
     "check_address",
     "check_repo",
+    "check_version",
     "folder_of",
     "is_commit",
     "is_id",
     "is_repo",
+    "is_version",
+    "newest",
+    "newest_first",
+    "precedence",
 ]
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", re.ASCII)
 _COMMIT, _ID = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
+_VERSION: TypeAdapter[str] = TypeAdapter(SemanticVersion)
 _LOCAL_URL = re.compile(r"(?:file|local)://(?:localhost)?(/.*)", re.DOTALL | re.IGNORECASE)
 
 
@@ -34,11 +48,7 @@ def is_repo(text: str) -> bool:
 
 
 def check_repo(text: str) -> str:
-    """Return ``text`` if it names a repository.
-
-    Raises:
-        OptionError: it is not a repository name.
-    """
+    """Return ``text`` if it names a repository; otherwise raise OptionError."""
     if not is_repo(text):
         raise OptionError(
             f"{text[:200]!r} is not a valid repository name",
@@ -76,3 +86,43 @@ def is_commit(text: str) -> bool:
 def is_id(text: str) -> bool:
     """Whether a text has the form of a package's id, or of any other sha256 in hex."""
     return _ID.fullmatch(text) is not None
+
+
+def is_version(text: str) -> bool:
+    """Whether a text is a semantic version, by the manifest's own grammar."""
+    try:
+        _VERSION.validate_python(text)
+    except ValidationError:
+        return False
+    return True
+
+
+def check_version(found: str, wanted: str | None, where: str) -> None:
+    """Check that the version to publish is the package's own; ``wanted`` may be None.
+
+    Raises:
+        OptionError: another version was asked for.
+    """
+    if wanted is not None and wanted != found:
+        raise OptionError(
+            f"the package is version {found}, not {wanted[:200]}; the version is part of the package's id",
+            where=where,
+            remedy=f"publish it as {found}, or change it: paramdelta relabel DELTA -o NEW --version {wanted[:200]}",
+        )
+
+
+def precedence(version: str) -> tuple[object, ...]:
+    """Return the sort key of a semantic version (semver.org, section 11). Build metadata does not count."""
+    core, _, prerelease = version.partition("+")[0].partition("-")
+    identifiers = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in prerelease.split(".") if part]
+    return (*map(int, core.split(".")), not prerelease, tuple(identifiers))
+
+
+def newest(versions: Iterable[str]) -> str | None:
+    """Return the version meant where none is named: the highest release, or without one the highest pre-release."""
+    return max(versions, key=lambda version: (precedence(version)[3], precedence(version), version), default=None)
+
+
+def newest_first(versions: Iterable[str]) -> list[str]:
+    """Return versions from the highest to the lowest, pre-releases in their place."""
+    return sorted(versions, key=lambda version: (precedence(version), version), reverse=True)

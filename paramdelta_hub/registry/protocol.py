@@ -1,33 +1,41 @@
-"""The interface of a registry. It has two implementations: :mod:`.hub` and :mod:`.stores` (a folder or fsspec URL)."""
+"""What every registry does: publish, pull, search, versions. Its kinds are in :mod:`.hub` and :mod:`.stores`."""
 
 from __future__ import annotations
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from paramdelta_hub.fileio.report import Report
-from paramdelta_hub.package.manifest import Manifest
+from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest
+from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.package.records import FileRecord
+from paramdelta_hub.registry.lockfile import Lock, pin
+from paramdelta_hub.registry.materialize import EXTRAS, SIGNATURE_NAME, exclusive_dir, write_if_changed
+from paramdelta_hub.registry.names import check_repo, check_version, is_version
 from paramdelta_hub.registry.signing import Trust
-from paramdelta_hub.registry.versions import is_version
 from paramdelta_hub.tasks.progress import Progress
 
-__all__ = ["HIGHER_VERSION", "Hit", "Part", "Published", "Pulled", "Registry", "Version", "VersionsReport", "files_of"]
+__all__ = [
+    "HIGHER_VERSION",
+    "Hit",
+    "Part",
+    "Publication",
+    "Published",
+    "Pulled",
+    "Registry",
+    "Snapshot",
+    "Version",
+    "VersionsReport",
+]
 
 HIGHER_VERSION = "publish yours as a higher version: paramdelta relabel DELTA -o NEW --version …"
 """The remedy if a version exists with other content: a published version is never replaced."""
 Part = Literal["package", "companions", "manifest", "lineage", "evidence"]
 """What to pull: everything; or the manifest, alone or with the companions, the lineage file, or both."""
-
-
-def files_of(manifest: Manifest, part: Part) -> tuple[FileRecord, ...]:
-    """Return the files that a part has in addition to the manifest."""
-    if part == "package":
-        return manifest.files
-    companions = manifest.companions if part in ("companions", "evidence") else ()
-    return (*companions, manifest.lineage) if part in ("lineage", "evidence") else companions
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,71 @@ class Hit:
         return self.version if self.version and is_version(self.version) else None
 
 
-class Registry(Protocol):
-    """Publish, pull, search, versions. Implementations raise only :class:`~paramdelta_hub.errors.ParamdeltaError`."""
+@dataclass(frozen=True)
+class Snapshot:
+    """One published version, as a registry holds it at this moment."""
+
+    repo: str
+    revision: str
+    """What pins the version: the commit on the Hub, the package's id elsewhere."""
+    manifest: Manifest
+    content: bytes
+    """The manifest as it was published."""
+    id: str
+    """sha256 of ``content``."""
+    where: str
+    """The version, for messages."""
+
+    def files(self, part: Part) -> tuple[FileRecord, ...]:
+        """Return the files that a part has in addition to the manifest."""
+        if part == "package":
+            return self.manifest.files
+        companions = self.manifest.companions if part in ("companions", "evidence") else ()
+        return (*companions, self.manifest.lineage) if part in ("lineage", "evidence") else companions
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A package that is being published; see :meth:`Registry.publish`."""
+
+    package: Package
+    repo: str
+    extras: Mapping[str, bytes] | None
+    private: bool
+    create_pr: bool
+    message: str | None
+    notes: Sequence[str]
+    progress: Progress
+
+    def announce(self, place: str) -> None:
+        """Tell ``progress`` where the package will be published, before anything is uploaded."""
+        manifest = self.package.manifest
+        for note in (*self.notes, f"publishing {manifest.name} {manifest.version} to {place}"):
+            self.progress.note(note)
+
+    def done(self, revision: str, url: str, *, uploaded: bool, pull_request: str | None = None) -> Published:
+        """Return the report of this publication."""
+        return Published(
+            repo=self.repo,
+            version=self.package.manifest.version,
+            revision=revision,
+            id=self.package.digest,
+            url=url,
+            uploaded=uploaded,
+            pull_request=pull_request,
+        )
+
+
+class Registry(ABC):
+    """Publish, pull, search, versions. Implementations raise only :class:`~paramdelta_hub.errors.ParamdeltaError`.
+
+    Every method raises RegistryError if something does not exist, is not allowed, or is not reachable.
+    """
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """The registry's address, as lock files record it."""
 
     def publish(
         self,
@@ -121,24 +192,22 @@ class Registry(Protocol):
     ) -> Published:
         """Publish a package completely or not at all. Publishing the same content again does nothing.
 
-        Before the upload, ``progress`` is told where the package goes and who can see it. The folder is only read.
-
-        Args:
-            package: the package's folder.
-            repo: ``org/name``.
-            version: the manifest's version.
-            extras: the model card and the signature, by their names in
-                :data:`~paramdelta_hub.registry.materialize.EXTRAS`; by default those in the folder.
-            private: whether a new repository on the Hub is private.
-            create_pr: whether to open a pull request on the Hub.
-            message: the title of the commit on the Hub.
-            notes: texts for ``progress``, if something will be uploaded.
-            progress: receives the destination and the progress of the work.
+        Before the upload, ``progress`` is told the ``notes``, where the package goes and who can see it. The folder is
+        only read. ``extras`` are the model card and the signature, by file name; by default those in the folder.
+        ``private`` (for a new repository), ``create_pr`` and ``message`` are for the Hub.
 
         Raises:
+            OptionError: ``version`` is not the manifest's, ``repo`` is not a valid name, or an option is for the Hub.
+            PackageError: the package is broken.
             PublishError: the version exists with other content, or somebody else published it first.
-            RegistryError: not allowed, not reachable, …
+            StorageError: the disk is full or fails.
         """
+        check_repo(repo)
+        opened = open_package(Path(package))
+        check_version(opened.manifest.version, version, str(package))
+        return self._publish(
+            Publication(opened, repo, extras, private, create_pr, message, notes, progress or Progress())
+        )
 
     def pull(
         self,
@@ -153,22 +222,100 @@ class Registry(Protocol):
     ) -> Pulled:
         """Fetch a version (by default the newest) into ``folder``, or into a cache, and check every file.
 
-        A folder that holds another version is changed only if the user named the new one; to a lower version only with
-        ``allow_downgrade``. With ``trust``, the manifest must be signed for this repository by one of its keys. This is
-        checked before anything is written.
+        Intact files that are already there are kept, so a rerun continues file by file. A folder that holds another
+        version is changed only if the user named the new one; to a lower version only with ``allow_downgrade``. With
+        ``trust``, the manifest must be signed for this repository by one of its keys. This is checked before anything
+        is written.
 
         Raises:
             SignatureError: the manifest is not signed as demanded.
-            IntegrityError: a file is not what the manifest promises.
+            IntegrityError: a file is not what the manifest promises, or the version has changed since an earlier pull.
             DestinationError: the folder holds something else.
-            RegistryError: no such repository or version, not allowed, not reachable, …
         """
+        progress = progress or Progress()
+        found = self._find(check_repo(repo), revision)
+        signed_by = None
+        if trust is not None:
+            signed_by = trust.check(found.content, self._extra(found, SIGNATURE_NAME), found.where, repo)
+        if folder is None:
+            path, downloaded = self._pull_into_cache(found, part, trust is not None, progress)
+        else:
+            path = Path(os.path.abspath(os.path.expanduser(folder)))
+            downloaded = self._install(
+                found, part, path, progress, named=revision is not None, allow_downgrade=allow_downgrade
+            )
+        return Pulled(
+            path=path,
+            repo=repo,
+            version=found.manifest.version,
+            revision=found.revision,
+            id=found.id,
+            downloaded_nbytes=downloaded,
+            signed_by=signed_by,
+        )
 
+    @abstractmethod
     def versions(self, repo: str) -> list[Version]:
         """Return all versions, the newest first by semantic version."""
 
+    @abstractmethod
     def card(self, repo: str) -> str | None:
         """Return the model card of the newest version, or None if there is no version or no card."""
 
+    @abstractmethod
     def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
         """Yield deltas with ``query`` in their name or title, and with this ``base`` and ``fingerprint``."""
+
+    @abstractmethod
+    def _publish(self, publication: Publication) -> Published:
+        """Publish a package whose name and version are checked, and whose files are not."""
+
+    @abstractmethod
+    def _find(self, repo: str, revision: str | None) -> Snapshot:
+        """Return the version that ``revision`` names, or the newest."""
+
+    @abstractmethod
+    def _extra(self, found: Snapshot, name: str) -> bytes | None:
+        """Return the card or the signature of a version, if it has one."""
+
+    @abstractmethod
+    def _fetch(self, found: Snapshot, files: Sequence[FileRecord], folder: Path, progress: Progress) -> int:
+        """Make ``folder`` hold every listed file; return the size of those that were missing or damaged."""
+
+    @abstractmethod
+    def _pull_into_cache(self, found: Snapshot, part: Part, signed: bool, progress: Progress) -> tuple[Path, int]:
+        """Return the folder of a checked copy, which nobody is expected to edit, and the bytes that were fetched."""
+
+    def _install(
+        self,
+        found: Snapshot,
+        part: Part,
+        folder: Path,
+        progress: Progress,
+        *,
+        named: bool = True,
+        allow_downgrade: bool = False,
+        is_cache: bool = False,
+    ) -> int:
+        """Make ``folder`` hold a version; return the number of bytes written. The manifest is written last.
+
+        See :func:`.lockfile.pin` for what is refused.
+        """
+        files = found.files(part)
+        with_extras = part == "package"
+        wanted = EXTRAS if with_extras else ()
+        extras = {name: content for name in wanted if (content := self._extra(found, name)) is not None}
+        lock = Lock.of(found.manifest, found.id, self.address, found.repo, found.revision, extras)
+        with exclusive_dir(folder):
+            pin(
+                folder,
+                lock,
+                named=named,
+                allow_downgrade=allow_downgrade,
+                with_extras=with_extras,
+                companions=[] if is_cache else [file for file in found.manifest.companions if file in files],
+            )
+            written = self._fetch(found, files, folder, progress)
+            if with_extras:
+                written += sum(write_if_changed(folder / name, extras.get(name)) for name in EXTRAS)
+            return written + write_if_changed(folder / MANIFEST_NAME, found.content)

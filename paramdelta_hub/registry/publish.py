@@ -16,12 +16,11 @@ from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.registry.cards.card import delta_card
 from paramdelta_hub.registry.cards.markdown import hub_id, own_words
 from paramdelta_hub.registry.keys import PrivateKey, read_private_key
-from paramdelta_hub.registry.locate import find_to_publish
+from paramdelta_hub.registry.locate import Reference, find_to_publish
 from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME
+from paramdelta_hub.registry.names import check_version
 from paramdelta_hub.registry.protocol import Published, Registry
-from paramdelta_hub.registry.reference import Reference
 from paramdelta_hub.registry.signing import Trust, read_manifest, read_signature, sign_manifest
-from paramdelta_hub.registry.versions import check_version
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["publish", "read_card"]
@@ -125,11 +124,7 @@ def _compare_license(registry: Registry, repo: str, manifest: Manifest) -> tuple
 
 
 def _check_signed(registry: Registry, published: Published, key: PrivateKey) -> None:
-    """Check that a version that was published before is signed by this key. A signature can't be added later.
-
-    Raises:
-        PublishError: it is not.
-    """
+    """Check that a version that was published before is signed by this key. A signature can't be added later."""
     try:
         with tempfile.TemporaryDirectory() as scratch:
             registry.pull(published.repo, published.version, Path(scratch), part="manifest", trust=Trust((key.public,)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from paramdelta_hub.checkpoints.architecture import fingerprint
-from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
 from paramdelta_hub.checkpoints.prediction import Prediction
 from paramdelta_hub.checkpoints.remote import RemoteValues, open_remote
@@ -73,14 +73,15 @@ def describe_base(model: str | Path) -> Wanted:
     if path_exists(expand(model)) or not is_repo(str(model).partition("@")[0]):
         checkpoint = open_checkpoint(model)
         hub_name = checkpoint.source.name if checkpoint.source.commit else None
-        return Wanted(hub_name, _fingerprint(checkpoint), frozenset(), logical_model(checkpoint))
+        tensors = logical_model(checkpoint)
+        return Wanted(hub_name, _fingerprint(tensors), frozenset(), tensors)
     remote = open_remote(str(model), Path(str(model)), tokenizers=False)
-    name, identity = remote.checkpoint.source.name, _fingerprint(remote.checkpoint)
-    return Wanted(name, identity, remote.bases, logical_model(remote.checkpoint), RemoteValues(remote))
+    name, tensors = remote.checkpoint.source.name, logical_model(remote.checkpoint)
+    return Wanted(name, _fingerprint(tensors), remote.bases, tensors, RemoteValues(remote))
 
 
-def _fingerprint(checkpoint: Checkpoint) -> str:
-    return fingerprint((name, span.shape) for name, (_, span) in checkpoint.tensors.items())
+def _fingerprint(model: LogicalModel) -> str:
+    return fingerprint((name, tensor.shape) for name, tensor in model.tensors.items())
 
 
 def judge(hit: Hit, wanted: Wanted) -> Verdict:
@@ -107,19 +108,14 @@ def search_registry(registry: Registry, query: str | None, wanted: Wanted | None
     """Yield deltas of a registry, each with a verdict.
 
     First come those of the model's architecture, then those whose base has the model's name. With a query, those that
-    match it but do not fit come last.
-
-    Args:
-        registry: the registry to search.
-        query: text to find; None finds everything.
-        wanted: the model to apply to; None gives every delta the verdict "unknown".
+    match it but do not fit come last. Without a model to compare with, every verdict is "unknown".
 
     Raises:
         RegistryError: not allowed, or not reachable.
     """
     if wanted is None:
         for hit in registry.search(query, None, None):
-            yield _found(hit, Verdict("unknown", "no model was named to compare with"))
+            yield Found(**vars(hit), judgement="unknown", reason="no model was named to compare with")
         return
     shown: set[tuple[str, str]] = set()
     searches: list[tuple[str | None, str | None]] = [(None, wanted.fingerprint)]
@@ -129,8 +125,4 @@ def search_registry(registry: Registry, query: str | None, wanted: Wanted | None
         for hit in registry.search(query, name, architecture):
             if (hit.repo, hit.revision) not in shown:
                 shown.add((hit.repo, hit.revision))
-                yield _found(hit, judge(hit, wanted))
-
-
-def _found(hit: Hit, verdict: Verdict) -> Found:
-    return Found(**vars(hit), judgement=verdict.judgement, reason=verdict.reason)
+                yield Found(**vars(hit), **judge(hit, wanted)._asdict())

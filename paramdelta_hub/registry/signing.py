@@ -23,7 +23,7 @@ from paramdelta_hub.errors import PackageError, SignatureError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import expand, io_errors, read_small
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import MANIFEST_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
@@ -43,11 +43,7 @@ class Trust:
     def check(self, manifest: bytes, signature: bytes | None, where: str, repo: str | None = None) -> str:
         """Check the signature of a manifest offline; return a description of the key that signed it.
 
-        Args:
-            manifest: the bytes of the manifest that will be used.
-            signature: the content of the signature file; None if there is none.
-            where: the package, for messages.
-            repo: the repository that the package came from; None for a package in a plain folder.
+        ``repo`` is the repository that the package came from; None for a package in a plain folder.
 
         Raises:
             SignatureError: there is no signature; or it was altered, is by a key that is not trusted, for another
@@ -55,9 +51,8 @@ class Trust:
             OptionError: model-signing is not installed.
         """
         if signature is None:
-            raise SignatureError(
-                "not signed", where=where, remedy="ask its publisher to sign it with pd-publish --sign"
-            )
+            remedy = "ask its publisher to sign it with pd-publish --sign"
+            raise SignatureError("not signed", where=where, remedy=remedy)
         statement = _parse_bundle(signature, where)
         keys = [key for key in self.keys if key.fingerprint == statement.fingerprint]
         if not keys:
@@ -91,21 +86,15 @@ class Trust:
         return f"{trusted[0].path.name} (sha256 {statement.fingerprint[:16]}…), for {statement.repo}"
 
     def check_package(self, package: Package) -> str:
-        """Check the signature in a package's folder; return what :meth:`check` returns.
-
-        Raises:
-            SignatureError: see :meth:`check`.
-            PackageError: the files can't be read any more.
-        """
+        """Do what :meth:`check` does for the package in a folder; PackageError if its files can't be read any more."""
         return self.check(read_manifest(package), read_signature(package.path), str(package.path))
 
 
 def trust(keys: Sequence[str | Path] = (), *, require: bool | None = None) -> Trust | None:
     """Return the keys that a package must be signed by, or None if no signature is required.
 
-    Args:
-        keys: files of public keys. If given, these are the only trusted keys.
-        require: whether a signature by a configured key is required; by default PARAMDELTA_REQUIRE_SIGNATURE decides.
+    If files of public keys are given, these are the only trusted keys. Otherwise ``require``, and by default
+    PARAMDELTA_REQUIRE_SIGNATURE, decides whether a signature by a configured key is required.
 
     Raises:
         SourceError: a key can't be read.
@@ -208,11 +197,7 @@ def _verify(manifest: bytes, signature: bytes, key: PublicKey, where: str) -> No
     from model_signing import verifying
 
     with io_errors("checking the signature"), tempfile.TemporaryDirectory() as scratch:
-        folder, signature_file, public = (
-            Path(scratch, "package"),
-            Path(scratch, SIGNATURE_NAME),
-            Path(scratch, "key.pem"),
-        )
+        folder, signature_file, public = (Path(scratch, name) for name in ("package", SIGNATURE_NAME, "key.pem"))
         folder.mkdir()
         (folder / MANIFEST_NAME).write_bytes(manifest)
         signature_file.write_bytes(signature)

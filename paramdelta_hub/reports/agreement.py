@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,12 +122,6 @@ class Comparison(Report):
         )
 
 
-@dataclass
-class _Layer:
-    label: str
-    sums: list[_Sums]
-
-
 def compare_packages(
     packages: Sequence[Package], *, threads: int | None = None, progress: Progress | None = None
 ) -> Comparison:
@@ -161,15 +156,16 @@ def compare_packages(
     finally:
         progress.finish()
     total = [_Sums() for _ in pairs]
-    layers: dict[tuple[str, int], _Layer] = {}
-    stacks = {place_of(records[0].name).stack for records in shared} - {""}
+    layers: dict[tuple[str, int], list[_Sums]] = defaultdict(lambda: [_Sums() for _ in pairs])
     for number, records in enumerate(shared):  # in the tensors' order: sums of floats depend on it
         stack, layer, _ = place_of(records[0].name)
-        label = ("" if len(stacks) < 2 else f"{stack} ") + str(layer) if stack else "outside the layers"
-        of_layer = layers.setdefault((stack, layer), _Layer(label, [_Sums() for _ in pairs]))
         for index, sums in enumerate(outcomes[number]):
             total[index].add(sums)
-            of_layer.sums[index].add(sums)
+            layers[stack, layer][index].add(sums)
+    has_stacks = len({stack for stack, _ in layers if stack}) > 1
+
+    def label(stack: str, layer: int) -> str:
+        return (f"{stack} " * has_stacks + str(layer)) if stack else "outside the layers"
 
     def agreements(sums: Sequence[_Sums]) -> tuple[Agreement, ...]:
         return tuple(each.agreement(pair) for pair, each in zip(pairs, sums, strict=True))
@@ -178,7 +174,7 @@ def compare_packages(
     return Comparison(
         packages=tuple(packages),
         pairs=agreements(total),
-        layers=tuple(LayerAgreement(layer=layers[key].label, pairs=agreements(layers[key].sums)) for key in ordered),
+        layers=tuple(LayerAgreement(layer=label(*key), pairs=agreements(layers[key])) for key in ordered),
         tensors=len(shared),
         elements=sum(records[0].elements for records in shared),
         omissions=tuple(left_out),
@@ -186,9 +182,7 @@ def compare_packages(
     )
 
 
-def _shared(
-    sides: Sequence[dict[str, TensorRecord]],
-) -> tuple[list[tuple[TensorRecord, ...]], list[OmittedTensor]]:
+def _shared(sides: Sequence[dict[str, TensorRecord]]) -> tuple[list[tuple[TensorRecord, ...]], list[OmittedTensor]]:
     """Return the records of each tensor that can be compared, and the reasons why the others can't."""
     shared, left_out = [], []
     for name in dict.fromkeys(itertools.chain.from_iterable(sides)):

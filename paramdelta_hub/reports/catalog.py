@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paramdelta_hub.errors import ParamdeltaError
@@ -12,14 +12,13 @@ from paramdelta_hub.fileio.durable import expand, io_errors
 from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.limits import CATALOG_DELTAS
 from paramdelta_hub.outputs.replacing import Replacement, check_new, registry_places
-from paramdelta_hub.package.package import Package, open_package
-from paramdelta_hub.registry.locate import registry_root
+from paramdelta_hub.package.package import open_package
+from paramdelta_hub.registry.locate import Reference, open_registry, registry_root
 from paramdelta_hub.registry.names import is_repo
 from paramdelta_hub.registry.protocol import Hit, Registry
-from paramdelta_hub.registry.reference import Reference, open_registry
 from paramdelta_hub.registry.search import Wanted, describe_base, judge
 from paramdelta_hub.reports.site import Entry, site_pages
-from paramdelta_hub.reports.spectra import Spectrum, measure_spectra
+from paramdelta_hub.reports.spectra import has_weights, measure_spectra
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.workspace import Workspace
 
@@ -75,20 +74,14 @@ def catalog(
     """
     out, bases = os.path.expanduser(out), [os.path.expanduser(base) for base in bases]
     root = registry_root(registry)
-    client, progress = open_registry(root), progress or Progress()
-    may_replace = Replacement("catalog", [*registry_places(registry), *_local_models(bases)]) if overwrite else None
+    client = open_registry(root)
+    local_bases = [("a base", expand(model)) for model in bases if os.path.exists(model)]
+    may_replace = Replacement("catalog", [*registry_places(registry), *local_bases]) if overwrite else None
     check_new(out, overwrite=overwrite, registry=registry)
     wanted = [(_public_name(model), describe_base(model)) for model in bases]
     hits = [hit for hit in itertools.islice(client.search(query, None, None), limit + 1) if is_repo(hit.repo)]
     with Workspace(Path(out), may_replace=may_replace) as place:
-        entries = []
-        progress.start("deltas", min(len(hits), limit))
-        try:
-            for hit in hits[:limit]:
-                entries.append(_entry(client, root, hit, wanted, samples))
-                progress.advance(1)
-        finally:
-            progress.finish()
+        entries = list(_entries(client, root, hits[:limit], wanted, samples, progress or Progress()))
         place.start_afresh()
         pages, nbytes = _write_site(place.result, title, entries)
         place.commit()
@@ -114,6 +107,23 @@ def _write_site(folder: Path, title: str, entries: Sequence[Entry]) -> tuple[int
     return pages, nbytes
 
 
+def _entries(
+    client: Registry,
+    root: str | None,
+    hits: Sequence[Hit],
+    wanted: Sequence[tuple[str, Wanted]],
+    samples: int,
+    progress: Progress,
+) -> Iterator[Entry]:
+    progress.start("deltas", len(hits))
+    try:
+        for hit in hits:
+            yield _entry(client, root, hit, wanted, samples)
+            progress.advance(1)
+    finally:
+        progress.finish()
+
+
 def _entry(client: Registry, root: str | None, hit: Hit, wanted: Sequence[tuple[str, Wanted]], samples: int) -> Entry:
     """Return a delta with the manifest of its newest version, or with the reason why it can't be read."""
     verdicts = tuple((model, judge(hit, what)) for model, what in wanted)
@@ -123,19 +133,10 @@ def _entry(client: Registry, root: str | None, hit: Hit, wanted: Sequence[tuple[
         # Visitors of the site can't use a folder of this machine, but they may reach a bucket.
         address = root if root is None or "://" in root else None
         reference = str(Reference(address, hit.repo, package.manifest.version))
-        spectra = _spectra(package, samples)
+        spectra = tuple(measure_spectra(package, samples)) if samples and has_weights(package) else None
     except ParamdeltaError as error:
         return Entry(hit, problem=error.what, verdicts=verdicts)
     return Entry(hit, package.manifest, package.digest, "", reference, versions, verdicts, spectra)
-
-
-def _spectra(package: Package, samples: int) -> tuple[Spectrum, ...] | None:
-    here = samples and all(os.path.lexists(package.path / file.path) for file in package.manifest.shards)
-    return tuple(measure_spectra(package, samples)) if here else None
-
-
-def _local_models(bases: Sequence[str]) -> list[tuple[str, Path]]:
-    return [("a base", expand(model)) for model in bases if os.path.exists(expand(model))]
 
 
 def _public_name(model: str) -> str:

@@ -8,7 +8,7 @@ from paramdelta_hub.reports.agreement import Agreement, Comparison
 from paramdelta_hub.reports.charts import Pictures, Series, dots_chart, draw
 from paramdelta_hub.reports.pages import figure, render
 
-__all__ = ["comparison_page", "pair_labels"]
+__all__ = ["comparison_page", "layer_table", "pair_labels"]
 
 _OUTSIDE = "rest"
 """The name of the tensors outside the layers in a chart."""
@@ -17,6 +17,19 @@ _OUTSIDE = "rest"
 def pair_labels(comparison: Comparison) -> list[str]:
     """Return a short name for every pair, with letters in the order of the deltas."""
     return [f"{'ABCDEF'[a]} × {'ABCDEF'[b]}" for a, b in (pair.deltas for pair in comparison.pairs)]
+
+
+def layer_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return the heads of all columns but the first, and a row for every layer: its name, and each pair's figures."""
+    heads = [f"{label} {what}" for label in pair_labels(comparison) for what in ("cosine", "opposite")]
+    rows = [
+        [
+            layer.layer,
+            *(text for a in layer.pairs for text in (figure(a.cosine, ".4f"), figure(a.opposite_signs, ".1%"))),
+        ]
+        for layer in comparison.layers
+    ]
+    return heads, rows
 
 
 def comparison_page(comparison: Comparison) -> bytes:
@@ -30,20 +43,13 @@ def comparison_page(comparison: Comparison) -> bytes:
         (0.0, 1.0),
         "Share of opposite signs among weights that both deltas move, by layer",
     )
-    labels = pair_labels(comparison)
-    layer_rows = [
-        (
-            layer.layer,
-            [text for a in layer.pairs for text in (figure(a.cosine, ".4f"), figure(a.opposite_signs, ".1%"))],
-        )
-        for layer in comparison.layers
-    ]
+    layer_heads, layer_rows = layer_table(comparison)
     return render(
         "comparison.html.j2",
         title,
         comparison=comparison,
-        labels=labels,
-        layer_heads=[f"{label} {what}" for label in labels for what in ("cosine", "opposite")],
+        labels=pair_labels(comparison),
+        layer_heads=layer_heads,
         layer_rows=layer_rows,
         cosines=cosines,
         conflicts=conflicts,

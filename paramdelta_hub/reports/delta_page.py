@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from paramdelta_hub.package.manifest import Manifest, TensorRecord
-from paramdelta_hub.registry.cards.changes import Part, parts, percent, place_of
+from paramdelta_hub.registry.cards.changes import Part, norms, parts, percent, place_of, ratio
 from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
 from paramdelta_hub.registry.cards.markdown import hub_id
 from paramdelta_hub.reports.charts import Bar, Pictures, Series, bars_chart, draw, lines_chart
@@ -50,11 +49,7 @@ class DeltaView:
 def delta_page(manifest: Manifest, package_id: str, reference: str, spectra: Sequence[Spectrum] | None) -> bytes:
     """Return the report of a delta as one self-contained page. Equal deltas give equal pages.
 
-    Args:
-        manifest: the package's manifest.
-        package_id: sha256 of the manifest.
-        reference: the name of the delta in commands: a folder, or ``org/name@version``.
-        spectra: the spectra of sampled matrices; None if no weights were read.
+    ``reference`` is the name of the delta in commands. ``spectra`` is None if no weights were read.
     """
     view = view_delta(manifest, package_id, reference, spectra)
     return render("delta.html.j2", f"{manifest.name} {manifest.version}", delta=view)
@@ -87,9 +82,7 @@ def view_delta(manifest: Manifest, package_id: str, reference: str, spectra: Seq
 def relative_change(manifest: Manifest) -> str:
     """Return the norm of Δ relative to that of base, over all added weights, as text."""
     added = [tensor for tensor in manifest.tensors if tensor.effect == "add"]
-    delta = math.hypot(*(tensor.delta_norm for tensor in added))
-    base = math.hypot(*(tensor.base_norm for tensor in added))
-    return percent(delta / base if base and math.isfinite(delta) else math.inf if delta else 0.0)
+    return percent(ratio(*norms(added)))
 
 
 def _stacks(tensors: Sequence[TensorRecord]) -> dict[str, dict[int, list[TensorRecord]]]:
@@ -104,8 +97,7 @@ def _stacks(tensors: Sequence[TensorRecord]) -> dict[str, dict[int, list[TensorR
 
 def _norms(layers: dict[int, list[TensorRecord]]) -> Pictures:
     numbers = sorted(layers)
-    base = [_drawable(math.hypot(*(tensor.base_norm for tensor in layers[number]))) for number in numbers]
-    delta = [_drawable(math.hypot(*(tensor.delta_norm for tensor in layers[number]))) for number in numbers]
+    delta, base = zip(*([*map(_drawable, norms(layers[number]))] for number in numbers), strict=True)
     if not any(base + delta):
         return {}
     labels = [str(number) for number in numbers]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,19 +12,20 @@ from paramdelta_hub.fileio.durable import io_errors, write_file
 from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.limits import SPECTRUM_MATRICES
 from paramdelta_hub.outputs.replacing import check_output_file
-from paramdelta_hub.package.manifest import Architecture, ConfigChange, Source, TensorRecord
-from paramdelta_hub.package.package import Package, open_package
+from paramdelta_hub.package.manifest import Architecture, ConfigChange, Source
+from paramdelta_hub.package.package import open_package
 from paramdelta_hub.package.records import ConfigName
 from paramdelta_hub.package.report import PackageReport
+from paramdelta_hub.registry.cards.changes import ratio
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.reports.agreement import Comparison, compare_packages
 from paramdelta_hub.reports.comparison_page import comparison_page
 from paramdelta_hub.reports.delta_page import delta_page
 from paramdelta_hub.reports.pages import is_page
-from paramdelta_hub.reports.spectra import Spectrum, measure_spectra
+from paramdelta_hub.reports.spectra import Spectrum, has_weights, measure_spectra
 from paramdelta_hub.tasks.progress import Progress
 
-__all__ = ["InspectReport", "check_report", "compare", "inspect", "relative_change", "write_report"]
+__all__ = ["InspectReport", "check_report", "compare", "inspect", "write_report"]
 
 DEFAULT_SAMPLES = 16
 """The number of matrices whose effective rank a report shows by default. They take a few seconds."""
@@ -86,22 +86,18 @@ class InspectReport(PackageReport):
     @derived
     def most_changed(self) -> tuple[ChangedTensor, ...]:
         """The changed tensors with the largest |Δ| relative to |base|, the largest first."""
-        changed = [tensor for tensor in self.manifest.tensors if tensor.delta_norm > 0]
+        tensors = (tensor for tensor in self.manifest.tensors if tensor.delta_norm > 0)
+        changed = [(ratio(tensor.delta_norm, tensor.base_norm), tensor) for tensor in tensors]
         return tuple(
             ChangedTensor(
                 name=tensor.name,
                 shape=tensor.shape,
                 dtype=tensor.dtype,
-                relative_change=relative_change(tensor) if tensor.base_norm else None,
+                relative_change=change if tensor.base_norm else None,
                 changed=tensor.changed / tensor.elements if tensor.elements else 0.0,
             )
-            for tensor in sorted(changed, key=lambda tensor: (-relative_change(tensor), tensor.name))[: self.top]
+            for change, tensor in sorted(changed, key=lambda found: (-found[0], found[1].name))[: self.top]
         )
-
-
-def relative_change(tensor: TensorRecord) -> float:
-    """Return |Δ| / |base|; infinite if base is zero."""
-    return tensor.delta_norm / tensor.base_norm if tensor.base_norm else float("inf")
 
 
 def inspect(delta: str | Path, *, registry: str | Path | None = None, samples: int | None = 0) -> InspectReport:
@@ -124,8 +120,7 @@ def inspect(delta: str | Path, *, registry: str | Path | None = None, samples: i
         raise OptionError(f"{samples} matrices can't be sampled", remedy=f"give 0 to {SPECTRUM_MATRICES}")
     package = open_package(locate_delta(delta, registry, part="package" if samples else "manifest"))
     if samples is None:
-        here = all(os.path.lexists(package.path / file.path) for file in package.manifest.shards)
-        samples = DEFAULT_SAMPLES if here else 0
+        samples = DEFAULT_SAMPLES if has_weights(package) else 0
     spectra = tuple(measure_spectra(package, samples)) if samples else None
     return InspectReport(
         path=package.path,
@@ -158,16 +153,12 @@ def compare(
         PackageError: not a package, or damaged.
         RegistryError: a delta can't be fetched from its registry.
     """
-    packages: list[Package] = [open_package(locate_delta(delta, registry, progress=progress)) for delta in deltas]
+    packages = [open_package(locate_delta(delta, registry, progress=progress)) for delta in deltas]
     return compare_packages(packages, threads=threads, progress=progress)
 
 
 def check_report(path: str | Path, *, overwrite: bool = False) -> Path:
-    """Return the path of a report, checked before the report is made.
-
-    Raises:
-        DestinationError: the file exists.
-    """
+    """Return the path of a report, checked before the report is made; DestinationError if it may not be replaced."""
     return check_output_file(path, is_page, overwrite=overwrite)
 
 

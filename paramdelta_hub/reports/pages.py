@@ -13,8 +13,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.__about__ import __version__
-from paramdelta_hub.fileio.seal import is_sealed, seal
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.digests import is_sealed, seal
+from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.package.manifest import Source
 from paramdelta_hub.registry.cards.changes import percent
 from paramdelta_hub.registry.cards.markdown import hub_id
@@ -38,13 +38,7 @@ _OUR_ADDRESS = re.compile(
 def render(template: str, title: str, *, script: str | None = None, **values: Any) -> bytes:
     """Return a self-contained page with a seal. Its content security policy forbids every request.
 
-    The policy allows only the style and the script in the page, by their sha256.
-
-    Args:
-        template: the name of a file in ``templates/``.
-        title: the title of the page.
-        script: the name of a script in this package that the page runs.
-        **values: the values that the template uses.
+    The policy allows only the style and the script in the page, by their sha256. ``script`` is a file of this package.
     """
     style, code = _read("style.css"), _read(script) if script else ""
     policy = [
@@ -82,11 +76,7 @@ def environment() -> Environment:
 
 
 def _address(address: str) -> str:
-    """Return the address if it is on the Hub or within the site.
-
-    Raises:
-        ValueError: it is another address, which is a bug of ours.
-    """
+    """Return the address if it is on the Hub or within the site. Another one would be a bug of ours."""
     if not _OUR_ADDRESS.fullmatch(address):
         raise ValueError(f"not an allowed address: {address!r}")
     return address

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from paramdelta_hub.fileio import strict_json
-from paramdelta_hub.fileio.sizes import human_bytes
-from paramdelta_hub.outputs.catalog_files import SITE_NAME, SiteFiles
+from paramdelta_hub.fileio.names import human_bytes
+from paramdelta_hub.outputs.replacing import SiteFiles
 from paramdelta_hub.package.manifest import Manifest
+from paramdelta_hub.registry.artifacts import SITE_NAME
 from paramdelta_hub.registry.protocol import Hit, Version
 from paramdelta_hub.registry.search import Verdict
 from paramdelta_hub.reports.delta_page import relative_change, view_delta
@@ -90,11 +91,7 @@ class Entry:
 def site_pages(title: str, entries: Sequence[Entry]) -> Iterator[tuple[str, bytes]]:
     """Yield the path and the content of every file of the site, the list of files last.
 
-    Equal entries give equal files.
-
-    Args:
-        title: the title of the site.
-        entries: the deltas. Their repository names must be safe as paths.
+    Equal entries give equal files. Repository names become paths, and must be safe as such.
     """
     files = {}
     for path, content in _pages(title, entries):
@@ -113,17 +110,13 @@ def _pages(title: str, entries: Sequence[Entry]) -> Iterator[tuple[str, bytes]]:
     yield _INDEX, render("catalog.html.j2", title, script="filter.js", entries=ordered, groups=by_base)
     for entry in ordered:
         if entry.manifest is not None:
-            same = [other for other in by_fingerprint[entry.fingerprint] if other is not entry]
-            yield entry.path, _delta_page(title, entry, entry.manifest, same)
-
-
-def _delta_page(title: str, entry: Entry, manifest: Manifest, same_architecture: Sequence[Entry]) -> bytes:
-    return render(
-        "catalog_delta.html.j2",
-        f"{entry.hit.repo} {manifest.version}",
-        catalog_title=title,
-        up="../" * entry.path.count("/"),
-        entry=entry,
-        delta=view_delta(manifest, entry.package_id, entry.reference, entry.spectra),
-        same_architecture=same_architecture,
-    )
+            page = render(
+                "catalog_delta.html.j2",
+                f"{entry.hit.repo} {entry.manifest.version}",
+                catalog_title=title,
+                up="../" * entry.path.count("/"),
+                entry=entry,
+                delta=view_delta(entry.manifest, entry.package_id, entry.reference, entry.spectra),
+                same_architecture=[other for other in by_fingerprint[entry.fingerprint] if other is not entry],
+            )
+            yield entry.path, page

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.tensor_delta import decoded_nbytes, delta_chunks
 from paramdelta_hub.registry.cards.changes import place_of
 
-__all__ = ["Spectrum", "choose", "effective_rank", "measure_spectra"]
+__all__ = ["Spectrum", "choose", "effective_rank", "has_weights", "measure_spectra"]
 
 _MIN_SIDE = 8
 """The minimum number of rows and columns. The rank of a smaller matrix says nothing."""
@@ -68,6 +69,11 @@ def choose(tensors: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
         for tensor in _spread(sorted(kind, key=lambda tensor: place_of(tensor.name).layer), each)
     ]
     return _spread(chosen, count)
+
+
+def has_weights(package: Package) -> bool:
+    """Whether the weights of a package are on this machine, and not its manifest alone."""
+    return all(os.path.lexists(package.path / file.path) for file in package.manifest.shards)
 
 
 def measure_spectra(package: Package, count: int) -> list[Spectrum]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, source_digest
 from paramdelta_hub.errors import CheckpointError
@@ -14,23 +14,15 @@ from paramdelta_hub.tasks.models import Advance
 from paramdelta_hub.tasks.plan import cut
 from paramdelta_hub.tasks.progress import Progress
 
-__all__ = ["HasBytes", "run_over", "tensor_digests"]
+__all__ = ["run_over", "tensor_digests"]
 
-
-class HasBytes(Protocol):
-    """Something of a known size."""
-
-    @property
-    def nbytes(self) -> int:
-        """Its size in bytes."""
-
-
-T = TypeVar("T", bound=HasBytes)
+T = TypeVar("T")
 R = TypeVar("R")
 
 
 def run_over(
     tensors: Sequence[T],
+    size: Callable[[T], int],
     run: Callable[[Sequence[T], Advance], Mapping[str, R]],
     threads: int,
     progress: Progress,
@@ -38,15 +30,11 @@ def run_over(
 ) -> dict[str, R]:
     """Return what ``run`` returns for the tensors, by name; it is called for groups of them on several threads.
 
-    Args:
-        tensors: what to read.
-        run: takes a group, and a callback for the bytes that it has handled.
-        threads: calls at a time.
-        progress: told of those bytes.
-        what: the name of the stage.
+    ``size`` tells how many bytes a tensor has, and ``run`` reports those that it has handled to its second argument.
+    ``what`` names the stage for the progress.
     """
-    total = sum(tensor.nbytes for tensor in tensors)
-    groups = cut(tensors, lambda tensor: tensor.nbytes, total)
+    total = sum(map(size, tensors))
+    groups = cut(tensors, size, total)
     found: dict[str, R] = {}
 
     def run_group(group: list[T], stop: Stop) -> Mapping[str, R]:
@@ -58,7 +46,7 @@ def run_over(
 
     progress.start(what, total)
     try:
-        for part in run_tasks(groups, run_group, threads, size=lambda group: sum(tensor.nbytes for tensor in group)):
+        for part in run_tasks(groups, run_group, threads, size=lambda group: sum(map(size, group))):
             found |= part
     finally:
         progress.finish()
@@ -68,27 +56,18 @@ def run_over(
 def tensor_digests(
     sources: Mapping[str, tuple[TensorSource, int]], threads: int, progress: Progress, what: str
 ) -> dict[str, str]:
-    """Return the BLAKE3 digest (hex) of the values of every source.
-
-    Args:
-        sources: by name: each source, and how many elements it has.
-        threads: how many to read at a time.
-        progress: told of the bytes read.
-        what: the name of the stage.
+    """Return the BLAKE3 digest (hex) of the values of every source, given by name with its number of elements.
 
     Raises:
         CheckpointError: a file was truncated or can't be read.
     """
 
-    def digest_all(group: Sequence[_Named], advance: Advance) -> dict[str, str]:
+    def size(name: str) -> int:
+        source, elements = sources[name]
+        return elements * ITEM_SIZES[source.dtype]
+
+    def digest_all(names: Sequence[str], advance: Advance) -> dict[str, str]:
         with OpenFiles(CheckpointError) as files:
-            return {named.name: source_digest(named.source, named.elements, files, advance) for named in group}
+            return {name: source_digest(*sources[name], files, advance) for name in names}
 
-    named = [_Named(name, source, elements) for name, (source, elements) in sources.items()]
-    return run_over(named, digest_all, threads, progress, what)
-
-
-class _Named:
-    def __init__(self, name: str, source: TensorSource, elements: int) -> None:
-        self.name, self.source, self.elements = name, source, elements
-        self.nbytes = elements * ITEM_SIZES[source.dtype]
+    return run_over(list(sources), size, digest_all, threads, progress, what)

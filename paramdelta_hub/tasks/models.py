@@ -19,7 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
-from paramdelta_hub.checkpoints.tensor_sources import Stored, TensorSource, read_chunks, source_digest
+from paramdelta_hub.checkpoints.tensor_sources import (
+    Arranged,
+    Cast,
+    Files,
+    Reordered,
+    Stored,
+    TensorSource,
+    is_exact_cast,
+    read_chunks,
+    source_digest,
+)
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.direct_writer import DirectWriter
@@ -65,7 +75,7 @@ Advance: TypeAlias = "Callable[[int], None]"
 
 @dataclass(frozen=True, slots=True)
 class NotFinite:
-    """A tensor with values that are NaN or infinite: how many, in the result of an apply or in each side of a pair."""
+    """A tensor whose values are, or become, NaN or infinite: how many, in a result or in each side of a pair."""
 
     name: str
     counts: tuple[int, ...]
@@ -85,14 +95,9 @@ class OutputSpan:
 class ResultTensor:
     """A tensor of the result: what it is made of, and where it goes.
 
-    Args:
-        name: in the result.
-        dtype: of the target's values and of the sum.
-        elements: how many.
-        source: the target's values.
-        outputs: where the result goes; of a tensor that becomes 8-bit floats, the codes and then the scales.
-        addends: what is added.
-        quantization: given if the sum becomes 8-bit floats.
+    ``dtype`` is that of the target's values, which are read from ``source``; ``result_dtype`` that of the sum, if it is
+    another. With ``quantization`` the sum becomes 8-bit floats: its ``outputs`` are the codes, then the scales.
+    ``may_be_base`` says whether the target may hold base's values, which matters where dtypes differ.
     """
 
     name: str
@@ -102,6 +107,29 @@ class ResultTensor:
     outputs: tuple[OutputSpan, ...]
     addends: tuple[Addend | ArrangedAddend, ...] = ()
     quantization: Quantization | None = None
+    result_dtype: str | None = None
+    may_be_base: bool = False
+
+    def base_source(self, files: Files) -> TensorSource | None:
+        """Return how to read the target's values in the delta's dtype, if they are base's; else None.
+
+        Looked for only where a dtype differs: post's values are then the result, rounded once to its dtype.
+        """
+        if not self.may_be_base or len(self.addends) != 1 or isinstance(self.source, Arranged | Cast | Reordered):
+            return None
+        [addend] = self.addends
+        if isinstance(addend, ArrangedAddend):
+            return None
+        dtype = addend.dtype
+        differs = {self.dtype, self.result_dtype or self.dtype} != {dtype}
+        if not differs or addend.delta.effect == "replace" or addend.weight != 1.0 or addend.placement:
+            return None
+        source: TensorSource = self.source
+        if self.dtype != dtype:
+            source = cast = Cast(self.source, dtype)
+            if not is_exact_cast(cast, self.elements, files):
+                return None
+        return source if source_digest(source, self.elements, files) == addend.delta.base_digest else None
 
     @property
     def nbytes(self) -> int:
@@ -163,12 +191,7 @@ class ApplyTask:
         return {span.file for tensor in self.tensors for span in tensor.outputs}
 
     def run(self, folder: Path, kernel: Kernel, advance: Advance) -> Applied:
-        """Do the task.
-
-        Args:
-            folder: the work folder; the files of the result are there, at their final sizes.
-            kernel: does the arithmetic.
-            advance: told of the bytes handled.
+        """Do the task. The files of the result are in the work folder already, at their final sizes.
 
         Raises:
             CheckpointError: a file of the target was truncated or can't be read.
@@ -187,12 +210,16 @@ class ApplyTask:
             for tensor in self.tensors:
                 writers = [_TensorWriter(outputs[span.file], span.start) for span in tensor.outputs]
                 with ExitStack() as scope:
+                    base = tensor.base_source(sources)
+                    source = base or tensor.source
                     total = scope.enter_context(
                         TensorSum(
-                            tensor.dtype,
+                            source.dtype,
                             tensor.addends,
                             shards,
                             kernel,
+                            result=tensor.result_dtype or tensor.dtype,
+                            is_base=base is not None,
                             sources=sources,
                             folder=folder,
                             decoded=decoded,
@@ -202,13 +229,13 @@ class ApplyTask:
                     if tensor.quantization is not None:
                         requantizer = scope.enter_context(Requantizer(tensor.quantization, folder))
                     take = requantizer.add if requantizer else writers[0].write
-                    for values in read_chunks(tensor.source, tensor.elements, sources):
-                        summed = total.add(values)
-                        take(summed)
-                        advance(summed.size)
+                    for values in read_chunks(source, tensor.elements, sources):
+                        take(total.add(values))
+                        advance(values.size)
                     total.finish()
-                    if total.not_finite:
-                        not_finite.append(NotFinite(tensor.name, (total.not_finite,)))
+                    bad = requantizer.not_finite if requantizer else total.not_finite
+                    if bad:
+                        not_finite.append(NotFinite(tensor.name, (bad,)))
                     elif requantizer:
                         for codes in requantizer.codes():
                             writers[0].write(codes)

@@ -11,10 +11,8 @@ def group_by_output_file(written: Sequence[Collection[str]]) -> list[list[int]]:
     """Group the tasks that write to a common file, in ascending order; a group is done on one machine.
 
     Network file systems promise nothing about two machines that write to one file at a time, even if the ranges do
-    not overlap: each writes back whole pages of the file (nfs(5), close-to-open).
-
-    Args:
-        written: for every task, the files that it writes to.
+    not overlap: each writes back whole pages of the file (nfs(5), close-to-open). ``written`` holds the files that
+    each task writes to.
     """
     group_of: dict[str, list[int]] = {}
     groups: list[list[int]] = []
@@ -32,15 +30,8 @@ def group_by_output_file(written: Sequence[Collection[str]]) -> list[list[int]]:
 def partition(groups: Sequence[Sequence[int]], sizes: Sequence[int], world: int) -> list[list[int]]:
     """Divide groups of tasks among ranks: the largest first, each to the rank that has the fewest bytes by then.
 
-    The longest rank then has at most 4/3 of what the best division would give it (Graham 1969).
-
-    Args:
-        groups: tasks that are done together, as :func:`group_by_output_file` returns them.
-        sizes: bytes of every task.
-        world: how many ranks there are.
-
-    Returns:
-        The tasks of every rank, in ascending order; equal arguments give equal results.
+    The longest rank then has at most 4/3 of what the best division would give it (Graham 1969). A rank's tasks are in
+    ascending order, and equal arguments give equal results. ``sizes`` holds the bytes of each task.
     """
     ranks: list[list[int]] = [[] for _ in range(world)]
     filled = [0] * world

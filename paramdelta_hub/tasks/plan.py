@@ -21,7 +21,7 @@ from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import PLAN_BYTES, PLAN_VALUES, TASK_BYTES_MAX, TASK_BYTES_MIN, TASKS_WANTED
 from paramdelta_hub.tasks.models import TASK, Outcome, Task
 
-__all__ = ["Kind", "Plan", "Receipt", "cut", "planning", "read_request", "read_task"]
+__all__ = ["RECEIPT", "Kind", "Plan", "Receipt", "cut", "planning", "read_request", "read_task"]
 
 Kind: TypeAlias = Literal["extract", "apply"]
 T = TypeVar("T")
@@ -99,11 +99,7 @@ def read_task(path: Path, digest: str, number: int) -> tuple[int, Task]:
 
 
 def read_request(path: Path) -> tuple[Kind, JsonObject]:
-    """Return a plan's kind and request from the file that holds its request's text.
-
-    Raises:
-        SourceError: not a request.
-    """
+    """Return a plan's kind and request from the file that holds its request's text, or raise a SourceError."""
     found = _parsed(read_small(path, PLAN_BYTES, SourceError), path)
     if not isinstance(found, dict) or found.keys() != {"kind", "request"}:
         found = dict.fromkeys(("kind", "request"))
@@ -125,22 +121,8 @@ class Receipt:
     task: int
     outcome: Outcome
 
-    @property
-    def text(self) -> bytes:
-        """The receipt as JSON."""
-        return _RECEIPT.dump_json(self)
 
-    @classmethod
-    def parse(cls, text: bytes) -> Receipt:
-        """Return the receipt in a text.
-
-        Raises:
-            ValueError: it is none.
-        """
-        return _RECEIPT.validate_json(text)
-
-
-_RECEIPT = TypeAdapter(Receipt)
+RECEIPT = TypeAdapter(Receipt)
 
 
 @contextlib.contextmanager

@@ -28,11 +28,7 @@ class Request:
         self.check_fields()
 
     def check_fields(self) -> None:
-        """Check that every field is of its type and, where there is a choice, one of it.
-
-        Raises:
-            OptionError: one is not; the message names it, and what it can be.
-        """
+        """Raise an OptionError for the first field that is not of its type; it tells what the field can be."""
         for name, adapter in _adapters(type(self)).items():
             value = getattr(self, name)
             try:
@@ -53,11 +49,7 @@ def _adapters(kind: type[Request]) -> dict[str, TypeAdapter[Any]]:
 
 
 def request_of(kind: type[T], fields: Mapping[str, Any], where: str) -> T:
-    """Return the request of which these are the fields, as plain JSON.
-
-    Raises:
-        SourceError: these are not its fields.
-    """
+    """Return the request of which these are the fields, as plain JSON, or raise a SourceError."""
     try:
         return TypeAdapter(kind).validate_json(strict_json.compact(fields))
     except ValidationError as error:

@@ -196,17 +196,9 @@ def execute(
     config: ExecutorConfig,
     progress: Progress,
 ) -> Outcomes:
-    """Return the outcomes of tasks, by number: of those that are done, and of the rest, which are done now.
+    """Return the outcomes of the tasks ``numbers``: those in ``done``, and of the rest, which are done now.
 
     A receipt is kept of each, once its bytes are on disk, unless the outcome spoils the result.
-
-    Args:
-        operation: whose tasks.
-        workspace: where they write to.
-        done: outcomes of tasks that need not be done.
-        numbers: the tasks that are wanted.
-        config: what runs them.
-        progress: told how far the work is.
     """
     tasks = operation.plan.tasks
     outcomes = {number: outcome for number, outcome in done.items() if number in numbers}

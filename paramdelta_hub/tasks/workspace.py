@@ -32,7 +32,6 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TypeAlias
 
 from paramdelta_hub.errors import DestinationError, OptionError, PackageError, StorageError
@@ -48,11 +47,10 @@ from paramdelta_hub.fileio.durable import (
     sync_tree,
     write_file,
 )
-from paramdelta_hub.fileio.listing import shown_names
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.names import human_bytes, shown_names
 from paramdelta_hub.limits import RECEIPT_BYTES
 from paramdelta_hub.tasks.models import PIECES, RESULT
-from paramdelta_hub.tasks.plan import Plan, Receipt
+from paramdelta_hub.tasks.plan import RECEIPT, Plan, Receipt
 
 __all__ = ["PLAN_NAME", "MayReplace", "Workspace", "anything"]
 
@@ -78,12 +76,9 @@ def anything(_: Path) -> None:
 class Workspace:
     """Access to ``OUT.partial/`` for the length of a ``with`` block; the block's end releases the lock.
 
-    A link at ``out`` is followed: what it leads to is what is made, or replaced.
-
-    Args:
-        out: the final path; it must not exist unless ``may_replace`` is given and lets it be replaced.
-        may_replace: judges a finished ``out``, which is then replaced at the commit, not before.
-        shared: let others that say so work on the same plan at the same time; who shares does not commit.
+    A link at ``out`` is followed: what it leads to is what is made, or replaced. A finished ``out`` is replaced at the
+    commit, not before, if ``may_replace`` is given and lets it be. With ``shared``, others that say so may work on the
+    same plan at the same time; who shares does not commit.
 
     Raises:
         DestinationError: ``out`` exists and is not to be replaced, another process is writing to it, or there is a
@@ -98,18 +93,9 @@ class Workspace:
         self.work_dir = self.out.with_name(self.out.name + ".partial")
         self.result = self.work_dir / RESULT
         self.pieces = self.work_dir / PIECES
+        self.plan_path, self.request_path = self.work_dir / PLAN_NAME, self.work_dir / "request.json"
         self.may_replace, self._shared = may_replace, shared
         self._lock: int | None = None
-
-    @property
-    def plan_path(self) -> Path:
-        """Where the plan lies."""
-        return self.work_dir / PLAN_NAME
-
-    @property
-    def request_path(self) -> Path:
-        """Where the request lies."""
-        return self.work_dir / "request.json"
 
     def __enter__(self) -> Workspace:
         self.check()
@@ -132,17 +118,11 @@ class Workspace:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._release()
 
     def check(self) -> None:
-        """Raise if there is a finished ``out`` that must not be replaced, or something foreign where we would work.
-
-        Raises:
-            DestinationError: there is.
-        """
+        """Raise a DestinationError if ``out`` is finished and must not be replaced, or foreign files are in the way."""
         if os.path.islink(expand(self.given)) and not os.path.exists(self.out):
             raise DestinationError(
                 f"a link to {os.readlink(expand(self.given))}, which does not exist",
@@ -216,11 +196,7 @@ class Workspace:
             self._lock = None
 
     def check_space(self, needed: int) -> None:
-        """Check that ``needed`` more bytes fit, counting what an interrupted run has already written.
-
-        Raises:
-            StorageError: they do not.
-        """
+        """Raise a StorageError unless ``needed`` bytes fit, counting what an interrupted run has already written."""
         if needed > (space := self.space()):
             raise StorageError(
                 f"needs {human_bytes(needed)}; {human_bytes(space)} are free",
@@ -237,9 +213,7 @@ class Workspace:
     def resume(self, plan: Plan, prepare: Callable[[], None] = lambda: None) -> dict[int, Receipt]:
         """Have the place ready for ``plan``: return the receipts that there are of just this plan, or start afresh.
 
-        Args:
-            plan: what is to be made.
-            prepare: makes the files that tasks write to; calling it again does no harm to what they hold.
+        ``prepare`` makes the files that tasks write to; called again, it keeps what they hold.
 
         Raises:
             DestinationError: others are at work on another plan.
@@ -345,7 +319,7 @@ class Workspace:
         receipts = {}
         for path in sorted((self.work_dir / "receipts").glob("*.json")):
             try:
-                receipt = Receipt.parse(read_small(path, RECEIPT_BYTES))
+                receipt = RECEIPT.validate_json(read_small(path, RECEIPT_BYTES))
             except (PackageError, ValueError):
                 continue  # torn by a crash of the machine: the task is done again
             if receipt.plan == plan.digest:
@@ -355,7 +329,9 @@ class Workspace:
     def keep(self, receipt: Receipt) -> None:
         """Store a finished task's receipt: a claim, not a fact, since what it speaks of is hashed on resuming."""
         with io_errors("writing a receipt"):
-            write_file(self.work_dir / "receipts" / f"{receipt.task:06d}.json", receipt.text, durable=False)
+            write_file(
+                self.work_dir / "receipts" / f"{receipt.task:06d}.json", RECEIPT.dump_json(receipt), durable=False
+            )
 
     def commit(self) -> None:
         """Make the result visible under its final name, durably, and remove what only the work needed.

@@ -23,7 +23,7 @@ from paramdelta_hub.fileio.durable import read_exactly, write_exactly
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.arrangements import Box, BoxReader, positions_in_result
-from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide
+from paramdelta_hub.numerics.floats import FLOATS, Bits, Wide
 from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.package.tensor_delta import DeltaReader, StoredDelta
@@ -38,13 +38,12 @@ class SpilledDelta:
     Args:
         key: names it in the addends of its task.
         delta: where the package keeps it.
-        dtype: of its tensor.
-        target: the target's values in the order of the delta; None where the target has not all of them.
+        target: the target's values in the order of the delta; None where the target has not all of them, or in another
+            dtype.
     """
 
     key: str
     delta: StoredDelta
-    dtype: str
     target: TensorSource | None
 
     @property
@@ -61,6 +60,7 @@ class ArrangedAddend:
         keys: of the deltas.
         boxes: which elements of the tensor get which of these deltas.
         elements: how many the tensor has.
+        dtype: of the deltas.
         weight: what the deltas are multiplied by.
         is_zero: whether none of the deltas changes anything.
     """
@@ -68,6 +68,7 @@ class ArrangedAddend:
     keys: tuple[str, ...]
     boxes: tuple[Box, ...]
     elements: int
+    dtype: str
     weight: float
     is_zero: bool
 
@@ -127,11 +128,11 @@ class DecodedDeltas:
                 decoded.file.close()
 
     def _decode(self, spilled: SpilledDelta) -> _Decoded:
-        kind, elements = FLOATS[spilled.dtype], spilled.delta.elements
+        kind, elements = FLOATS[spilled.delta.dtype], spilled.delta.elements
         none = _Decoded(None, np.empty(0, np.intp), np.empty(0, kind.bits))
         if spilled.delta.is_zero:
             return none
-        reader = DeltaReader(spilled.delta, spilled.dtype, self._shards, self._kernel)
+        reader = DeltaReader(spilled.delta, self._shards, self._kernel)
         target = spilled.target.open(self._sources) if spilled.target is not None else None
         exceptions, exact = [], []
         file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by release(), or at the block's end
@@ -173,11 +174,11 @@ class ArrangedDelta:
     Args:
         addend: the blocks of deltas.
         decoded: the deltas.
-        kind: the arithmetic of the tensor.
         is_post: whether nothing else is added, with a weight of 1: on base's values the result is then post.
     """
 
-    def __init__(self, addend: ArrangedAddend, decoded: DecodedDeltas, kind: Float, *, is_post: bool) -> None:
+    def __init__(self, addend: ArrangedAddend, decoded: DecodedDeltas, *, is_post: bool) -> None:
+        kind = FLOATS[addend.dtype]
         self._deltas = [decoded[key] for key in addend.keys]
         self._boxes = BoxReader(addend.boxes, addend.elements, kind.wide, self._read)
         # Where no delta has anything, weight times this is −0, which changes no value at all: +0 would make +0 of −0.

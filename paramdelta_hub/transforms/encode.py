@@ -14,7 +14,7 @@ from paramdelta_hub.codecs import ZERO, Codec, candidates
 from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.numerics.floats import FLOATS, Bits, Difference, Statistics
+from paramdelta_hub.numerics.floats import FLOATS, Bits, Difference, NotFiniteChunkError, Statistics
 from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.package.chunks import encode_added
@@ -34,10 +34,12 @@ class EncodedTensor:
 
     Args:
         name: in the package.
-        dtype: of both sides.
+        dtype: in which both sides are read.
         shape: of both sides.
         base: base's values, in the order of post's rows.
         post: post's values.
+        base_dtype: what base has.
+        post_dtype: what post has.
         base_name: base's embedding, if it serves as this output head.
         post_name: post's name, if it is another.
         rows: which of base's rows each row belongs to, if not its own.
@@ -48,6 +50,8 @@ class EncodedTensor:
     shape: tuple[int, ...]
     base: TensorSource
     post: TensorSource
+    base_dtype: str
+    post_dtype: str
     base_name: str | None = None
     post_name: str | None = None
     rows: Rows | None = None
@@ -93,17 +97,23 @@ class TensorEncoder:
             advance: called with the number of bytes read; may raise to stop.
 
         Raises:
-            NotFiniteChunkError: a value of base or post is NaN or infinite.
+            NotFiniteChunkError: base and post differ where one is NaN or infinite; how many of each there are.
             CheckpointError: a file was truncated or can't be read.
         """
         base_values, post_values = self._tensor.base.open(files), self._tensor.post.open(files)
+        refused = [0, 0]
         for start in range(0, self._tensor.elements, CHUNK_ELEMENTS):
             nbytes = min(CHUNK_ELEMENTS, self._tensor.elements - start) * self._dtype.itemsize
             base, post = scratch("base", nbytes, np.uint8), scratch("post", nbytes, np.uint8)
             base_values.read(start, base)
             post_values.read(start, post)
-            self._add(base, post)
+            try:
+                self._add(base, post)
+            except NotFiniteChunkError as error:  # the others are counted, too
+                refused = [refused[0] + error.base, refused[1] + error.post]
             advance(2 * nbytes)
+        if any(refused):
+            raise NotFiniteChunkError(*refused)
         return self._finish(shard)
 
     def drop(self) -> None:
@@ -176,6 +186,8 @@ class TensorEncoder:
             base_name=tensor.base_name,
             post_name=tensor.post_name,
             dtype=tensor.dtype,
+            base_dtype=tensor.base_dtype,
+            post_dtype=tensor.post_dtype,
             shape=tensor.shape,
             rows=tensor.rows,
             effect="add" if self._added else "replace",

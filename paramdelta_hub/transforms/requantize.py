@@ -47,11 +47,16 @@ class Requantizer:
         self._scales: NDArray[np.uint8] | None = None
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the object
         self.deviation = Deviation()
+        self.not_finite = 0
+        """How many sums are NaN or infinite: each spoils its block's scale, so there are no codes of them."""
 
     def add(self, sums: NDArray[np.uint8]) -> None:
         """Take the next sums, as bytes of little-endian BF16."""
         write_exactly(self._file.fileno(), sums, self._elements * _BF16.itemsize)
-        raise_peaks(_widened(sums), self._grid, self._elements, self._peaks)
+        values = _widened(sums)
+        raise_peaks(values, self._grid, self._elements, self._peaks)
+        if not np.isfinite(self._peaks).all():
+            self.not_finite += _BF16.count_not_finite(values)
         self._elements += sums.size // _BF16.itemsize
 
     def codes(self) -> Iterator[NDArray[np.uint8]]:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,8 @@ from paramdelta_hub.fileio.durable import read_exactly, write_exactly
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide
+from paramdelta_hub.numerics.casts import as_bits, round_once, summing_type
+from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide, accumulate
 from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.numerics.row_runs import ElementRuns
 from paramdelta_hub.numerics.scratch import scratch
@@ -68,6 +69,11 @@ class Addend:
     placement: RowPlacement | None = None
 
     @property
+    def dtype(self) -> str:
+        """The delta's dtype."""
+        return self.delta.dtype
+
+    @property
     def is_zero(self) -> bool:
         """Whether the delta changes nothing."""
         return self.delta.is_zero
@@ -85,10 +91,16 @@ class TensorSum:
     chunk has exceptions looks at the digest of the target's chunk: on base's own values the result is post, bit for
     bit; on any other target the sum stands. To be used in a ``with`` block.
 
+    Target, deltas and result may have different float dtypes. The sum is then made in float64 if a float32 is among
+    them, else in float32.
+
     Args:
-        dtype: the dtype of the tensor.
+        dtype: the dtype of the target's values.
         addends: what is added.
         shards: open files of the packages.
+        result: the dtype of the result; default: the target's.
+        is_base: whether the target's values are known to be base's, in the delta's dtype: the sum is then post, and is
+            rounded once to the dtype of the result.
         sources: read access to the target; needed for addends with a placement.
         folder: where their temporary files are.
         kernel: does the arithmetic.
@@ -102,31 +114,35 @@ class TensorSum:
         shards: OpenFiles,
         kernel: Kernel,
         *,
+        result: str | None = None,
+        is_base: bool = False,
         sources: Files | None = None,
         folder: Path | None = None,
         decoded: DecodedDeltas | None = None,
     ) -> None:
-        self._dtype, self._kernel = dtype, kernel
+        self._dtype, self._kernel, self._result = dtype, kernel, result or dtype
+        dtypes = {dtype, self._result, *(addend.dtype for addend in addends)}
+        self._summing_type = summing_type(dtypes) if len(dtypes) > 1 and not is_base else None
         self.not_finite = 0
-        """How many values of the result are NaN or infinite."""
+        """How many values of the result are NaN or infinite, without those that the target has and nothing changes."""
         self._replaced_by: DeltaReader | None = None
         self._additions: list[_Addition] = []
         self._exit = ExitStack()
         with self._exit:
-            is_post = len(addends) == 1 and addends[0].weight == 1.0
+            is_post = len(addends) == 1 and addends[0].weight == 1.0 and self._summing_type is None
             for addend in addends:
                 if isinstance(addend, ArrangedAddend):
                     assert decoded is not None
-                    self._additions.append(_InPieces(addend, decoded, dtype, is_post=is_post))
+                    self._additions.append(_InPieces(addend, decoded, is_post=is_post))
                 elif addend.delta.effect == "replace":
                     if not addend.delta.is_zero:
-                        self._replaced_by = DeltaReader(addend.delta, dtype, shards, kernel)
+                        self._replaced_by = DeltaReader(addend.delta, shards, kernel)
                 elif addend.placement is None:
-                    self._additions.append(_InOrder(addend, dtype, shards, kernel, is_post=is_post))
+                    self._additions.append(_InOrder(addend, shards, kernel, is_post=is_post))
                 else:
                     assert sources is not None
                     assert folder is not None
-                    placed = _Placed(addend, dtype, shards, sources, folder, kernel, is_post=is_post)
+                    placed = _Placed(addend, shards, sources, folder, kernel, is_post=is_post)
                     self._additions.append(self._exit.enter_context(placed))
             self._exit = self._exit.pop_all()
 
@@ -135,6 +151,19 @@ class TensorSum:
 
         They are in this thread's buffer, until its next use.
         """
+        if self._summing_type is not None:
+            return self._add_across_dtypes(target, self._summing_type)
+        summed = self._add(target)
+        if self._result == self._dtype:
+            return summed
+        kind, result = FLOATS[self._dtype], FLOATS[self._result]
+        bits = as_bits(summed, kind)
+        wide = kind.widen(bits, scratch("post's values", bits.size, kind.wide))
+        self.not_finite += result.count_not_finite(wide) - kind.count_not_finite(wide)
+        return little_endian(round_once(wide, result, scratch("cast result", bits.size, result.bits)))
+
+    def _add(self, target: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the result's next chunk where target, deltas and result have one dtype."""
         if self._replaced_by is not None:
             values = scratch("result", target.size, np.uint8).view(f"u{ITEM_SIZES[self._dtype]}")
             self._replaced_by.next_replaced(values)
@@ -151,16 +180,38 @@ class TensorSum:
         added = addition.next(target, scratch("delta", bits.size, kind.wide))
         self.not_finite += self._kernel.add(kind, bits, added.delta, addition.weight, out)
         if added.positions.size:
-            sums = kind.widen(out[added.positions], np.empty(added.positions.size, kind.wide))
-            self.not_finite -= kind.count_not_finite(sums)
+            self.not_finite += _not_finite_instead(kind, bits, out, added)
             out[added.positions] = added.exact
         return little_endian(out)
 
     def _deltas(self, kind: Float, target: NDArray[np.uint8]) -> Iterator[tuple[Wide | None, float]]:
         """Decode one delta after another, into the one buffer that all of them share."""
         for addition in self._additions:
-            out = scratch("delta", target.size // kind.itemsize, kind.wide)
+            out = scratch("delta", target.size // kind.itemsize, addition.wide)
             yield addition.next(target, out).delta, addition.weight
+
+    def _add_across_dtypes(self, target: NDArray[np.uint8], wide: np.dtype[Any]) -> NDArray[np.uint8]:
+        """Return the result's next chunk where target, deltas and result do not have one dtype."""
+        kind, result = FLOATS[self._dtype], FLOATS[self._result]
+        bits = as_bits(target, kind)
+        total = scratch("sum", bits.size, wide)
+        with np.errstate(invalid="ignore"):  # a signaling NaN of the target's
+            np.copyto(total, kind.widen(bits, scratch("widened target", bits.size, kind.wide)))
+        kept = np.flatnonzero(kind.not_finite(bits))
+        term = scratch("term", bits.size, wide)
+        for delta, weight in self._deltas(kind, target):
+            if delta is None:
+                term.fill(0.0)  # as where all dtypes are equal: −0 + 0 is +0
+            else:
+                np.copyto(term, delta)
+            kept = kept[term[kept] == 0]
+            accumulate(total, term, weight)
+        # NaN and infinity of the target's to which nothing is added are no fault of the sum's.
+        self.not_finite += result.count_not_finite(total) - kept.size
+        out = round_once(total, result, scratch("result", bits.size * result.itemsize, np.uint8).view(result.bits))
+        if result is kind:
+            out[kept] = bits[kept]
+        return little_endian(out)
 
     def finish(self) -> None:
         """Check every payload.
@@ -199,6 +250,10 @@ class _Addition(Protocol):
     def weight(self) -> float:
         """What its values are multiplied by."""
 
+    @property
+    def wide(self) -> np.dtype[Any]:
+        """The type of its values."""
+
     def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
         """Return its part in the next chunk; ``out`` is a buffer for the values.
 
@@ -218,11 +273,12 @@ class _Addition(Protocol):
 class _InOrder:
     """A delta whose elements are in the order of the result: decoded as the sum is made."""
 
-    def __init__(self, addend: Addend, dtype: str, shards: OpenFiles, kernel: Kernel, *, is_post: bool) -> None:
-        self.weight = addend.weight
-        self._reader = DeltaReader(addend.delta, dtype, shards, kernel)
+    def __init__(self, addend: Addend, shards: OpenFiles, kernel: Kernel, *, is_post: bool) -> None:
+        kind = FLOATS[addend.delta.dtype]
+        self.weight, self.wide = addend.weight, kind.wide
+        self._reader = DeltaReader(addend.delta, shards, kernel)
         self._is_post = is_post
-        self._none = np.empty(0, np.intp), np.empty(0, FLOATS[dtype].bits)
+        self._none = np.empty(0, np.intp), np.empty(0, kind.bits)
 
     def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
         chunk = self._reader.next_added(out)
@@ -239,9 +295,9 @@ class _InOrder:
 class _InPieces:
     """Blocks of deltas whose tensors are those of the target in other pieces."""
 
-    def __init__(self, addend: ArrangedAddend, decoded: DecodedDeltas, dtype: str, *, is_post: bool) -> None:
-        self.weight = addend.weight
-        self._delta = ArrangedDelta(addend, decoded, FLOATS[dtype], is_post=is_post)
+    def __init__(self, addend: ArrangedAddend, decoded: DecodedDeltas, *, is_post: bool) -> None:
+        self.weight, self.wide = addend.weight, FLOATS[addend.dtype].wide
+        self._delta = ArrangedDelta(addend, decoded, is_post=is_post)
 
     def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
         positions, exact = self._delta.next(out)
@@ -258,7 +314,6 @@ class _Placed:
 
     Args:
         addend: the delta, with its placement.
-        dtype: the dtype of the tensor.
         shards: open files of the package.
         sources: read access to the target.
         folder: where the temporary file is.
@@ -275,7 +330,6 @@ class _Placed:
     def __init__(
         self,
         addend: Addend,
-        dtype: str,
         shards: OpenFiles,
         sources: Files,
         folder: Path,
@@ -284,7 +338,8 @@ class _Placed:
         is_post: bool,
     ) -> None:
         assert addend.placement is not None
-        self._kind = FLOATS[dtype]
+        self._kind = FLOATS[addend.delta.dtype]
+        self.wide = self._kind.wide
         self._runs = ElementRuns(addend.placement.runs, addend.placement.width)
         self._weights = [1.0 if run.whole else addend.weight for run in addend.placement.runs]
         self._is_zero = addend.delta.is_zero
@@ -303,7 +358,7 @@ class _Placed:
         """Decode the payload to the file, and find the exceptions that hold for this target."""
         assert addend.placement is not None
         kind, elements = self._kind, addend.delta.elements
-        reader = DeltaReader(addend.delta, kind.name, shards, kernel)
+        reader = DeltaReader(addend.delta, shards, kernel)
         target = addend.placement.target.open(sources) if sources is not None else None
         exceptions, exact = [], []
         for start in range(0, elements, CHUNK_ELEMENTS):
@@ -356,6 +411,15 @@ class _Placed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def _not_finite_instead(kind: Float, target: Bits, sums: Bits, added: _Added) -> int:
+    """Return how many more values of a chunk are not finite if it gets the exact ones in place of the sums."""
+    at = added.positions
+    assert added.delta is not None
+    kept = kind.not_finite(target[at]) & (added.delta[at] == 0)  # never counted
+    before = np.count_nonzero(kind.not_finite(sums[at]) & ~kept)
+    return int(np.count_nonzero(kind.not_finite(added.exact)) - before)
 
 
 def little_endian(bits: Bits) -> NDArray[np.uint8]:

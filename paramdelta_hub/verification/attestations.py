@@ -79,7 +79,8 @@ def bill_of_materials(report: ResultReport) -> bytes:
         from cyclonedx.schema import OutputFormat, SchemaVersion
     provenance = report.provenance
     name = report.path.resolve().name
-    ancestors = [_model(model, f"ancestor-{n}") for n, model in enumerate(_ancestors(report), start=1)]
+    models = [provenance.target, *(delta.post for delta in provenance.deltas)]
+    ancestors = [_model(model, f"ancestor-{n}") for n, model in enumerate(dict.fromkeys(models), start=1)]
     files = [
         Component(name=file.path, type=ComponentType.FILE, bom_ref=f"file-{n}", hashes=_sha256(file.sha256))
         for n, file in enumerate(report.files, start=1)
@@ -146,10 +147,6 @@ def _pinned(model: Model) -> Iterator[dict[str, Any]]:
 
 def _package_url(model: Model) -> str:
     return f"pkg:huggingface/{quote(model.name, safe='/')}@{model.commit}"
-
-
-def _ancestors(report: ResultReport) -> list[Model]:
-    return list(dict.fromkeys([report.provenance.target, *(delta.post for delta in report.provenance.deltas)]))
 
 
 def _properties(delta: Delta) -> Iterator[tuple[str, str]]:

@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.layouts import arrange, arranged_model
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
-from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
-from paramdelta_hub.checkpoints.matching import PARTIAL
+from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model, logical_post
+from paramdelta_hub.checkpoints.matching import PARTIAL, SKIPPED
 from paramdelta_hub.checkpoints.roles import Entry
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
@@ -55,6 +55,8 @@ class VerifyReport(Report):
     """base's tensors have the digests the manifest promises, and base ⊕ Δ has post's."""
     checked_post: bool
     """post's tensors have the digests the manifest promises."""
+    skipped: int = 0
+    """How many tensors of base or post a skip rule left out when the delta was made: they are not post's."""
     signed_by: str | None = None
     """Which trusted key its signature holds good for; None where no signature was asked for."""
 
@@ -105,23 +107,22 @@ def verify(
     package = open_package(locate_delta(delta, registry, trust=trusted, progress=progress))
     signed_by = trusted.check_package(package) if trusted else None
     locations = _check_files(package, progress)
-    records = package.manifest.tensors
     base_model = open_checkpoint(base) if base is not None else None
     post_model = open_checkpoint(post) if post is not None else None
-    decode = partial(_sum_digests, kernel_for(decoded_nbytes(records)))
-    digests = run_over(_sums(package, base_model, locations), decode, threads, progress, "decoding and adding")
+    digests = _decode(package, base_model, locations, threads, progress)
     if base_model is not None:
-        _check_base(package, base_model, digests)
+        _check_base(package, base_model, digests, threads, progress)
     if post_model is not None:
-        _check_post(package, post_model, threads, progress)
+        _check_post(package, base_model, post_model, threads, progress)
     return VerifyReport(
         path=package.path,
         id=package.digest,
         files=len(package.manifest.files) + 1,
-        tensors=len(records),
+        tensors=len(package.manifest.tensors),
         elements=package.manifest.exactness.elements,
         checked_base=base_model is not None,
         checked_post=post_model is not None,
+        skipped=sum(omission.reason == SKIPPED for omission in package.manifest.omissions),
         signed_by=signed_by,
     )
 
@@ -138,9 +139,25 @@ def _check_files(package: Package, progress: Progress) -> dict[str, tuple[str, i
     return locations
 
 
-def _check_base(package: Package, base: Checkpoint, digests: Mapping[str, tuple[str, str]]) -> None:
+def _decode(
+    package: Package,
+    base: Checkpoint | None,
+    locations: Mapping[str, tuple[str, int]],
+    threads: int,
+    progress: Progress,
+) -> dict[str, tuple[str, str]]:
+    """Decode every payload, and return each tensor's digests of base and of base ⊕ Δ."""
+    sums = _sums(package, base, locations)
+    decode = partial(_sum_digests, kernel_for(decoded_nbytes(package.manifest.tensors)))
+    return run_over(sums, lambda each: each.nbytes, decode, threads, progress, "decoding and adding")
+
+
+def _check_base(
+    package: Package, base: Checkpoint, digests: Mapping[str, tuple[str, str]], threads: int, progress: Progress
+) -> None:
     """Check the digests of base's tensors and of base ⊕ Δ against the manifest's."""
     _refuse_other_model("base", package, base, {name: before for name, (before, _) in digests.items()})
+    _check_copies("base", package, logical_model(base), threads, progress)
     wrong = [record.name for record in package.manifest.tensors if digests[record.name][1] != record.post_blake3]
     if wrong:
         raise VerificationError(
@@ -150,13 +167,43 @@ def _check_base(package: Package, base: Checkpoint, digests: Mapping[str, tuple[
         )
 
 
-def _check_post(package: Package, post: Checkpoint, threads: int, progress: Progress) -> None:
-    """Check the digests of post's tensors against the manifest's."""
+def _check_post(package: Package, base: Checkpoint | None, post: Checkpoint, threads: int, progress: Progress) -> None:
+    """Check the digests of post's tensors against the manifest's; where post is an adapter, of base's with it."""
+    renames = Rules(tuple((rule.pattern, rule.replacement) for rule in package.manifest.renames))
+    model = logical_post(post, logical_model(base) if base else None, renames).cast(package.manifest.cast)
+    model = _as_in_the_delta(model, package)
     records = package.manifest.tensors
     names = {record.name: record.post_name or record.name for record in records}
-    sources = _sources(post, names, package, "post")
+    sources = _sources(model, names, records, "post")
     sized = {record.name: (sources[record.name], record.elements) for record in records}
     _refuse_other_model("post", package, post, tensor_digests(sized, threads, progress, "comparing post"))
+    _check_copies("post", package, model, threads, progress)
+
+
+def _check_copies(side: Side, package: Package, model: LogicalModel, threads: int, progress: Progress) -> None:
+    """Check that what the manifest calls copies of a tensor are copies of it in the model, where that stores them.
+
+    Of post, copies are known by base's names; where a rule renamed them, post's digests cover the tensors alone.
+
+    Raises:
+        MismatchError: some are not.
+    """
+    records, tensors = package.records, model.tensors
+    copies = {name: first for name, first in package.manifest.ties.items() if name in tensors}
+    firsts: dict[str, str] = {}
+    for name in set(copies.values()):
+        record = records[name]
+        firsts[name] = (record.base_name if side == "base" else record.post_name) or name
+    sized = {name: (tensors[name].source, tensors[name].elements) for name in {*copies, *firsts.values()}}
+    digests = tensor_digests(sized, threads, progress, f"comparing copies in {side}") if copies else {}
+    wrong = [name for name, first in copies.items() if digests[name] != digests[firsts[first]]]
+    if wrong:
+        raise MismatchError(
+            f"not the {side} of this delta",
+            [Mismatch(name, "digest", f"it is no copy of {copies[name]}") for name in wrong],
+            where=str(model.checkpoint.source.path),
+            remedy=f"the delta's {side} is {getattr(package.manifest, side).name!r}",
+        )
 
 
 def _refuse_other_model(side: Side, package: Package, model: Checkpoint, digests: Mapping[str, str]) -> None:
@@ -189,16 +236,15 @@ def _check_lineage_file(package: Package) -> None:
     where = str(package.path / package.manifest.lineage.path)
     samples = unpack_samples(package.read_lineage(), where)
     promised = {
-        record.name: (record.dtype, record.itemsize * sum(run.stop - run.start for run in _runs(record)))
+        record.name: (
+            record.dtype,
+            record.itemsize * sum(run.stop - run.start for run in sample_runs(record.name, record.elements)),
+        )
         for record in package.manifest.tensors
         if record.dtype in FLOATS and record.elements
     }
     if promised != {name: (dtype, values.size) for name, (dtype, values) in samples.items()}:
         raise PackageError("the lineage samples are not those of the delta's tensors", where=where)
-
-
-def _runs(record: TensorRecord) -> list[slice]:
-    return sample_runs(record.name, record.elements)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +265,9 @@ def _sums(package: Package, base: Checkpoint | None, locations: Mapping[str, tup
     """Return the sum of every tensor of the delta with base's values; with zeros, if there is no base."""
     records = package.manifest.tensors
     names = {record.name: record.base_name or record.name for record in records}
-    sources = _sources(base, names, package, "base") if base else {}
+    sources = {}
+    if base is not None:
+        sources = _sources(logical_model(base).cast(package.manifest.cast), names, records, "base")
     sums = []
     for record in records:
         if base is None and not record.shard:
@@ -251,17 +299,16 @@ def _as_in_the_delta(post: LogicalModel, package: Package) -> LogicalModel:
     return arranged_model(post, layout)
 
 
-def _sources(model: Checkpoint, names: Mapping[str, str], package: Package, side: str) -> dict[str, TensorSource]:
+def _sources(
+    model: LogicalModel, names: Mapping[str, str], records: Sequence[TensorRecord], side: Side
+) -> dict[str, TensorSource]:
     """Return how to read every tensor of the delta in the model, in post's row order.
 
     Raises:
         MismatchError: some are missing, or of another dtype or shape; all of them are listed.
     """
-    sources, problems, records = {}, [], package.manifest.tensors
-    logical = logical_model(model)
-    if side == "post":
-        logical = _as_in_the_delta(logical, package)
-    tensors = logical.tensors
+    sources, problems = {}, []
+    tensors = model.tensors
     for record in records:
         name = names[record.name]
         if side == "base" and record.rows and not record.rows.base:
@@ -271,13 +318,14 @@ def _sources(model: Checkpoint, names: Mapping[str, str], package: Package, side
             continue
         tensor = tensors[name]
         shape = (record.rows.base, *record.shape[1:]) if record.rows and side == "base" else record.shape
-        if (tensor.dtype, tensor.shape) != (record.dtype, shape):
-            promised, given = f"{record.dtype} {list(shape)}", f"{tensor.dtype} {list(tensor.shape)}"
+        dtype = record.base_dtype if side == "base" else record.post_dtype
+        if (tensor.dtype, tensor.shape) != (dtype, shape):
+            promised, given = f"{dtype} {list(shape)}", f"{tensor.dtype} {list(tensor.shape)}"
             problems.append(Mismatch(record.name, "shape", f"{promised} in {side}, {given} in the model given"))
             continue
-        sources[record.name] = tensor.reorder_rows(record.runs if side == "base" else None).source
+        sources[record.name] = tensor.cast(record.dtype).reorder_rows(record.runs if side == "base" else None).source
     if problems:
-        raise MismatchError(f"not the {side} of this delta", problems, where=str(model.source.path))
+        raise MismatchError(f"not the {side} of this delta", problems, where=str(model.checkpoint.source.path))
     return sources
 
 

@@ -13,7 +13,7 @@ from blake3 import blake3
 from safetensors import safe_open
 
 import paramdelta_hub as pd
-from paramdelta_hub.errors import DestinationError, LineageError, MismatchError, NotFiniteError, OptionError
+from paramdelta_hub.errors import DestinationError, LineageError, NotFiniteError, OptionError
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from tests.conftest import Family
 from tests.support.chunks import set_chunk_elements
@@ -267,6 +267,33 @@ def test_what_would_not_be_finite_is_refused(tmp_path: Path, dtype_name: str, wh
     pd.apply(tmp_path / "target", delta, tmp_path / "skipped", rules=pd.Rules(skips=("w",)), force=True)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.5, -2.0])
+def test_where_nothing_is_added_the_target_keeps_what_is_not_finite(
+    tmp_path: Path, dtype_name: str, weight: float
+) -> None:
+    """Whether base was finite there or not; and a finite target stays finite where base and post hold NaN."""
+    dtype = TORCH[dtype_name]
+    base, post, target = trio(9, dtype, 3000)
+    base[:20] = post[:20] = math.nan
+    base[20:40] = post[20:40] = 0.25
+    target[:10] = torch.linspace(1, 2, 10).to(dtype)
+    target[10:30], target[30:40] = -math.inf, math.nan
+    delta = extracted(tmp_path, "delta", {"w": base, "same": base}, {"w": post, "same": base})
+    write_model(tmp_path / "target", {"w": target, "same": target})
+    pd.apply(tmp_path / "target", pd.WeightedDelta(delta, weight), tmp_path / "out", force=True)
+    result = read_weights(tmp_path / "out")
+    assert_same({name: result[name][:40] for name in result}, dict.fromkeys(result, target[:40]))
+    assert torch.isfinite(result["w"][40:]).all()
+    two = [pd.WeightedDelta(delta, weight), pd.WeightedDelta(delta, 0.25)]
+    pd.apply(tmp_path / "target", two, tmp_path / "sum", force=True)
+    assert_same({"w": read_weights(tmp_path / "sum")["w"][:40]}, {"w": target[:40]})
+    target[40] = math.nan  # here Δ is not 0
+    write_model(tmp_path / "target", {"w": target, "same": target})
+    with pytest.raises(NotFiniteError) as caught:
+        pd.apply(tmp_path / "target", pd.WeightedDelta(delta, weight), tmp_path / "refused", force=True)
+    assert [(m.location, m.message.split()[0]) for m in caught.value.mismatches] == [("w", "1")]
+
+
 def test_a_sum_that_just_stays_finite(tmp_path: Path, dtype_name: str) -> None:
     dtype = TORCH[dtype_name]
     largest = torch.finfo(dtype).max
@@ -322,11 +349,3 @@ def test_kin_and_strangers(family: Family, tmp_path: Path) -> None:
         is True
     )
     assert not pd.apply(family.target, family.delta, tmp_path / "kin", force=True).deltas[0].lineage.forced
-
-
-def test_another_dtype_is_another_model(family: Family, tmp_path: Path) -> None:
-    target = {name: t.float() if t.is_floating_point() else t for name, t in read_weights(family.base).items()}
-    write_model(tmp_path / "wide", target)
-    with pytest.raises(MismatchError) as caught:
-        pd.apply(tmp_path / "wide", family.delta, tmp_path / "out")
-    assert {mismatch.kind for mismatch in caught.value.mismatches} == {"dtype"}

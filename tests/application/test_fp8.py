@@ -397,8 +397,8 @@ REFUSED: dict[str, tuple[Callable[[Path, Tensors], object], str, str]] = {
     "a bf16 target": (lambda path, tensors: write(path, tensors), "float8_e4m3fn", "weights are not fp8"),
     "another type": (
         lambda path, tensors: write(path, tensors, BLOCKS),
-        "float16",
-        "'bfloat16' or 'float8_e4m3fn', not",
+        "int8",
+        "or 'float8_e4m3fn', not 'int8'",
     ),
     "an E5M2 target": (
         lambda path, tensors: write_model(
@@ -406,11 +406,6 @@ REFUSED: dict[str, tuple[Callable[[Path, Tensors], object], str, str]] = {
         ),
         "float8_e4m3fn",
         "'a.weight' is F8_E5M2",
-    ),
-    "an fp16 target": (
-        lambda path, tensors: write_model(path, {name: tensor.half() for name, tensor in tensors.items()}),
-        "bfloat16",
-        "its weights are F16; --dtype bfloat16 is for fp8 targets only",
     ),
 }
 

@@ -183,14 +183,21 @@ def test_everything_that_is_wrong_is_told_at_once(out: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "pytorch_model.bin", "adapter_config.json", "tokenizer.json", "x/y/z.py", "a/b/c/d/e/f.txt"],
+    ["pytorch_model.bin", "adapter_config.json", "tokenizer.json", "x/y/z.py", "a/b/c/d/e/f.txt"],
 )
 def test_a_file_that_a_library_could_load_does_not_slip_in(name: str, out: Path) -> None:
-    """A lone ``model.safetensors`` is the worst: transformers prefers it to the index."""
     (out / name).parent.mkdir(parents=True, exist_ok=True)
-    write_model(out, {"x": torch.ones(1)}) if name == "model.safetensors" else (out / name).write_text("evil")
+    (out / name).write_text("evil")
     shown = "a/b/c/d" if name.startswith("a/") else name
     refuses(out, (shown, "unlisted"))
+
+
+def test_a_single_file_beside_the_shards_is_what_libraries_would_load(out: Path) -> None:
+    """transformers prefers ``model.safetensors`` to the index, so that nothing of what was promised would be loaded."""
+    promised = [(name, "missing") for name in read_weights(out)]
+    beside = [(path.name, "unlisted") for path in out.glob("model*-of-*.safetensors")]
+    write_model(out, {"x": torch.ones(1)})
+    refuses(out, ("x", "unlisted"), ("model.safetensors.index.json", "unlisted"), *promised, *beside)
 
 
 def test_what_people_add_may_lie_beside(out: Path) -> None:

@@ -166,7 +166,7 @@ def test_derived_buffers_may_be_missing_on_either_side(tmp_path: Path) -> None:
 def test_every_misfit_of_every_delta_is_listed_before_anything_is_written(family: Family, tmp_path: Path) -> None:
     target = read_weights(family.target)
     target["model.embed_tokens.weight"] = torch.zeros(50, 16, dtype=torch.bfloat16)
-    target["model.layers.0.mlp.weight"] = target["model.layers.0.mlp.weight"].half()
+    target["model.layers.0.mlp.weight"] = target["model.layers.0.mlp.weight"].short()
     target["model.steps"] = target["model.steps"].int()
     del target["model.layers.1.bias"]
     target["lm_head.weight"] = torch.zeros(48, 16, dtype=torch.bfloat16)
@@ -176,7 +176,7 @@ def test_every_misfit_of_every_delta_is_listed_before_anything_is_written(family
         pd.apply(tmp_path / "odd", [family.delta, family.delta], tmp_path / "out", force=True)
     expected = {
         ("target", "quantized"), ("model.embed_tokens.weight", "rows"), ("model.layers.0.mlp.weight", "dtype"),
-        ("model.steps", "dtype"), ("model.layers.1.bias", "missing"),
+        ("model.steps", "dtype"), ("model.layers.1.bias", "missing"), ("lm_head.weight", "missing"),
     }  # fmt: skip
     assert {(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches} == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == before

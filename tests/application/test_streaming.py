@@ -145,3 +145,30 @@ def test_a_dry_run_fetches_a_few_values(hub: LoopbackHub, models: Path, tmp_path
 def test_only_the_hub_streams(models: Path, tmp_path: Path) -> None:
     with pytest.raises(pd.CheckpointError, match="not a Hub id"):
         pd.apply(models / "target", models / "delta", tmp_path / "out", stream=True)
+
+
+@pytest.mark.parametrize("options", [["--stream"], []], ids=["streamed", "downloaded"])
+def test_components(tmp_path: Path, options: list[str]) -> None:
+    """A component's files come from the Hub as the others do, and its config with them."""
+    for number, name in enumerate(("base", "post", "target")):
+        for folder, shards in ((".", 1), ("2_Dense", 2)):
+            tensors = {f"{part}.weight": torch.full((8, 4), 1.0 + number) for part in "ab"}
+            write_model(tmp_path / name / folder, tensors, shards, {"in_features": 4})
+        modules = [{"path": "", "type": "x.Transformer"}, {"path": "2_Dense", "type": "x.Dense"}]
+        (tmp_path / name / "modules.json").write_text(json.dumps(modules))
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    hub = LoopbackHub()
+    hub.add("org/target", tmp_path / "target")
+    arguments = ["org/target", str(tmp_path / "delta"), "-o", str(tmp_path / "out"), "--force", *options]
+    with hub.running():
+        subprocess.run(
+            [sys.executable, "-m", "paramdelta_hub", "apply", *arguments],
+            env=hub.environment(tmp_path / "hf"),
+            check=True,
+        )
+    for folder in (".", "2_Dense"):
+        out = read_weights(tmp_path / "out" / folder)
+        assert_same(out, {f"{part}.weight": torch.full((8, 4), 4.0) for part in "ab"})
+    kept = ("2_Dense/config.json", "2_Dense/model.safetensors.index.json", "modules.json")
+    for name in kept:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "target" / name).read_bytes()

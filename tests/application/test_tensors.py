@@ -19,7 +19,7 @@ def test_dense_deltas_are_the_differences(dtype: torch.dtype, tmp_path: Path) ->
     steps = {"steps": torch.arange(3)}
     save_file({**base, **steps}, tmp_path / "base.safetensors")
     save_file({**post, "steps": torch.arange(3) + 1}, tmp_path / "post.safetensors")
-    pd.extract(tmp_path / "base.safetensors", tmp_path / "post.safetensors", tmp_path / "delta")
+    pd.extract(tmp_path / "base.safetensors", tmp_path / "post.safetensors", tmp_path / "delta", force=True)
 
     wide = torch.float64 if dtype == torch.float32 else torch.float32
     deltas = dict(pd.tensors(tmp_path / "delta"))

@@ -142,7 +142,9 @@ def in_targets_order(base: Side, post: Side, target: Side, name: str) -> torch.T
     for row in range(target.rows):
         token = target.name(row)
         at = row if token is None else post.row(token) if token in post.tokens else base.tokens.get(token)
-        if at is not None and (at >= post.rows or (token not in post.tokens and post.name(at) is not None)):
+        if at is not None and (at >= post.rows or (token and token not in post.tokens and post.name(at) is not None)):
+            at = None
+        if at is not None and token is None and post.name(at) in target.tokens:
             at = None
         if at is not None and token not in post.tokens and base_row(base, post, at) != at:
             at = None

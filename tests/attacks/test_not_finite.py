@@ -1,4 +1,4 @@
-"""NaN, infinities and overflow: a target or a sum that is not finite is refused by tensor and count, for each dtype.
+"""NaN, infinities and overflow: a sum that is not finite is refused by tensor and count, for each dtype.
 
 A delta can be made so that base ⊕ Δ is fine and another target overflows; nobody should get such weights unawares.
 """
@@ -8,11 +8,20 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import paramdelta_hub as pd
-from paramdelta_hub.errors import NotFiniteError
+from paramdelta_hub.codecs import CODECS
+from paramdelta_hub.errors import NotFiniteError, PackageError
+from paramdelta_hub.fileio.open_files import OpenFiles
+from paramdelta_hub.numerics.floats import FLOATS, Difference, Statistics
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
+from paramdelta_hub.package.chunks import encode_added
+from paramdelta_hub.package.shard import ShardWriter
+from paramdelta_hub.package.tensor_delta import StoredDelta
+from paramdelta_hub.transforms.sum import Addend, TensorSum
 from tests.attacks.threats import shows
 from tests.support.models import TORCH, read_weights, write_model
 
@@ -29,7 +38,10 @@ def delta(tmp_path: Path, dtype_name: str) -> Path:
     return tmp_path / "delta"
 
 
-@shows("NaN, Inf, overflow", f"a target that holds them, in each of {len(TORCH)} dtypes: refused by tensor and count")
+@shows(
+    "NaN, Inf, overflow",
+    f"a target that holds them where Δ is not 0, in each of {len(TORCH)} dtypes: refused by tensor and count",
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_target_that_holds_them(tmp_path: Path, delta: Path, value: float, count: int) -> None:
@@ -81,3 +93,45 @@ def test_a_refused_run_is_refused_again_and_leaves_no_result(tmp_path: Path, del
         with pytest.raises(NotFiniteError):
             pd.apply(tmp_path / "base", pd.WeightedDelta(delta, 2.0), tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+@shows("NaN, Inf, overflow", "an exception of NaN, on base itself: refused by tensor and count")
+@pytest.mark.parametrize("unchanged", [False, True])
+def test_an_exception_that_is_not_finite(tmp_path: Path, dtype_name: str, unchanged: bool) -> None:
+    """No honest writer lists one; it must not make up for a value that is counted, nor pass for one that is kept."""
+    kind = FLOATS[dtype_name]
+    base = np.zeros(100, kind.bits)
+    if unchanged:
+        base[7] = kind.infinity
+    post = base.copy()
+    post[7] = kind.infinity + 1
+    found = Difference(
+        np.zeros_like(base), np.empty(0, np.intp), np.empty(0, kind.wide_bits), np.array([7]), Statistics()
+    )
+    codec = CODECS["planes"]
+    shard = ShardWriter(tmp_path / "x.safetensors", ["w"])
+    payload = shard.payload("w")
+    payload.append(encode_added(codec.encode(found.symbols, NumpyKernel()), found, base, post))
+    nbytes, digest = payload.finish()
+    shard.close()
+    path = tmp_path / "x.safetensors"
+    delta = StoredDelta(
+        name="w",
+        dtype=dtype_name,
+        elements=100,
+        effect="add",
+        codec="planes",
+        shard=str(path),
+        start=path.stat().st_size - nbytes,
+        nbytes=nbytes,
+        digest=digest,
+        base_digest="",
+        remainders=0,
+        exceptions=1,
+    )
+    with (
+        OpenFiles(PackageError) as shards,
+        TensorSum(dtype_name, [Addend(delta, 1.0)], shards, NumpyKernel()) as total,
+    ):
+        total.add(base.view(np.uint8).copy())
+        assert total.not_finite == 1

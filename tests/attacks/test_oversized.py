@@ -39,7 +39,7 @@ from paramdelta_hub.registry.lockfile import read_lock
 
 folder, size = Path(sys.argv[1]), int(sys.argv[2])
 place, wanted = sys.argv[3], sys.argv[4:]
-model = Checkpoint(ModelSource(folder, "x", None), (), None)
+model = Checkpoint(ModelSource(folder, "x", None), ())
 JSON = {
     "keys": lambda: b"{" + b",".join(b'"%d":0' % i for i in range(size // 12)) + b"}",
     "the same key": lambda: b"{" + b",".join([b'"a":0'] * (size // 6)) + b"}",

@@ -45,11 +45,6 @@ SchemaValidator = jsonschema.validators.extend(jsonschema.Draft202012Validator, 
 """JSON Schema takes 1.0 for an integer, and cannot be told otherwise; the specification does not (§3.1)."""
 
 
-def some_of(rounds: int) -> pytest.MarkDecorator:
-    """Make a tenth of the changes, or all."""
-    return sampled("rounds", rounds // 10, rounds)
-
-
 @pytest.fixture(scope="module")
 def schema() -> Any:
     return SchemaValidator(json.loads(SCHEMA.read_bytes()))
@@ -87,20 +82,18 @@ def agree(text: bytes, schema: Any) -> bool:
 
 
 @shows("hostile manifests", f"{MANIFESTS:,} random changes of values: accepted or refused, as by an independent reader")
-@some_of(MANIFESTS)
-def test_manifests(shared_rich: Family, shared_family: Family, schema: Any, rounds: int) -> None:
-    source, accepted = random.Random(rounds), 0
+def test_manifests(shared_rich: Family, shared_family: Family, schema: Any) -> None:
+    source, accepted = random.Random(MANIFESTS), 0
     originals = [json.loads((family.delta / "manifest.json").read_bytes()) for family in (shared_rich, shared_family)]
-    for _ in range(rounds):
+    for _ in range(MANIFESTS):
         value = copy.deepcopy(source.choice(originals))
         for _ in range(source.randint(1, 2)):
             mutate(value, source)
         accepted += agree(json.dumps(value).encode(), schema)
-    assert rounds / 50 < accepted < rounds / 2
+    assert MANIFESTS / 50 < accepted < MANIFESTS / 2
 
 
 @shows("hostile manifests", f"{TEXTS:,} random edits of text: likewise")
-@some_of(TEXTS)
 def test_texts(shared_rich: Family, schema: Any, rounds: int) -> None:
     original = (shared_rich.delta / "manifest.json").read_bytes()
     tokens = [
@@ -120,14 +113,14 @@ def test_texts(shared_rich: Family, schema: Any, rounds: int) -> None:
         b"[]",
         b"\xff",
     ]
-    source, accepted = random.Random(rounds), 0
-    for _ in range(rounds):
+    source, accepted = random.Random(TEXTS), 0
+    for _ in range(TEXTS):
         text = bytearray(original)
         for _ in range(source.randint(1, 2)):
             at = source.randrange(len(text))
             text[at : at + source.randrange(3)] = source.choice(tokens)
         accepted += agree(bytes(text), schema)
-    assert rounds / 50 < accepted < rounds / 2
+    assert TEXTS / 50 < accepted < TEXTS / 2
 
 
 Streams = list[bytes]
@@ -198,7 +191,7 @@ def read_by_the_specification(delta: Path, target: dict[str, torch.Tensor]) -> d
 
 @shows("lying packages", f"{PACKAGES:,} packages that lie, all digests made to fit: an independent reader refuses the "
        "same ones, and has the same bits of the others")  # fmt: skip
-@some_of(PACKAGES)
+@sampled("rounds", PACKAGES // 10, PACKAGES)
 def test_packages(family: Family, tmp_path: Path, rounds: int) -> None:
     source, accepted, refused = random.Random(rounds), 0, 0
     original = {path.name: path.read_bytes() for path in family.delta.iterdir()}

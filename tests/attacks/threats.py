@@ -27,7 +27,8 @@ THREATS = {
     "mix-and-match of files": "the same digests",
     "downgrade, replaced versions": "an unknown format version is refused as such; a pulled version is pinned by id",
     "forged origin": "an optional signature over the manifest; trusted keys come from the user's configuration alone",
-    "NaN, Inf, overflow": "refused, naming tensor and count, before a result appears",
+    "NaN, Inf, overflow": "what is equal in base and post stays as the target has it; else refused, naming tensor and "
+    "count, before a result appears",
     "code": "no pickle, no `torch.load`, no `eval`, no process, no template rendered; companions by an allow-list, and "
     "none that names code",
     "forged terminal output": "texts with control, format or surrogate characters are refused, or shown as escapes",
@@ -119,7 +120,7 @@ ELSEWHERE = (
     ),
     Figure(
         "NaN, Inf, overflow",
-        "in base or post, for each dtype: no package is made",
+        "in base or post where they differ, for each dtype: no package is made",
         "extraction/test_extract.py",
         "test_what_is_not_finite_is_refused_by_name_and_count",
     ),

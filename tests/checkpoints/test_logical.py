@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.logical import LogicalTensor, entries_of, logical_model
-from paramdelta_hub.checkpoints.matching import Match
+from paramdelta_hub.checkpoints.logical import LogicalTensor, entries_of, logical_model, same_values
 from paramdelta_hub.checkpoints.tensor_sources import Stored, Zeros
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.open_files import OpenFiles
@@ -78,13 +77,16 @@ def test_zeros_are_a_tensor_too() -> None:
     assert (tensor.shape, values(tensor)) == ((4, 2, 3), bytes(96))
 
 
-def test_a_tied_head_is_the_embedding(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    model = logical_model(open_checkpoint(tmp_path))
-    found = Match(ties={HEAD: ("base", EMBEDDING)})
-    assert model.tensor(HEAD, found, "base") is model.tensors[EMBEDDING]
-    assert model.tensor(EMBEDDING, found, "base") is model.tensors[EMBEDDING]
-    with pytest.raises(KeyError):
-        model.tensor(HEAD, found, "post")  # it is base that ties
+def test_values_are_compared_to_the_last_bit(tmp_path: Path) -> None:
+    first = torch.linspace(-1, 1, 3 << 19).bfloat16()
+    last = first.clone()
+    last[-1] += 1
+    write_model(tmp_path, {"a": first, "b": first, "c": last, "d": first.reshape(3, -1), "e": first.half()})
+    tensors = logical_model(open_checkpoint(tmp_path)).tensors
+    with OpenFiles(CheckpointError) as files:
+        equal = [name for name in tensors if same_values(tensors["a"], tensors[name], files)]
+        assert equal == ["a", "b"]
+        assert same_values(tensors["a"], tensors["c"], files, at_most=1 << 20)
 
 
 def test_only_floats_have_a_vocabulary() -> None:

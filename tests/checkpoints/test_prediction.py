@@ -79,3 +79,20 @@ def test_what_can_not_be_compared_is_not_predicted(package: Package, tmp_path: P
     found = predict(compare_samples(samples, logical_model(open_checkpoint(target)).tensors), package.manifest.tensors)
     assert (found.measured, found.distance, found.delta_to_distance) == (None, None, None)
     assert str(found).startswith("no prediction")
+
+
+def test_one_unrelated_tensor_does_not_change_what_is_promised_and_half_of_them_promise_nothing(tmp_path: Path) -> None:
+    noise = torch.Generator().manual_seed(4)
+    base = {f"layers.{number}.a": torch.randn(SHAPE, generator=noise) for number in range(6)}
+    write_model(tmp_path / "base", base)
+    write_model(tmp_path / "post", {name: 1.01 * value for name, value in base.items()})
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", threads=1)
+    package, found = open_package(tmp_path / "delta"), []
+    for count in (0, 1, 3):
+        near = {name: value + 0.001 * torch.randn(SHAPE, generator=noise) for name, value in base.items()}
+        strange = {name: torch.randn(SHAPE, generator=noise) for name in list(base)[:count]}
+        target = logical_model(open_checkpoint(write_model(tmp_path / str(count), {**near, **strange}))).tensors
+        match = compare_samples(unpack_samples(package.read_lineage(), "it"), target)
+        found.append(predict(match, package.manifest.tensors))
+    assert [each.measured for each in found] == [BANDS[0], BANDS[0], BANDS[-1]]
+    assert found[1].distance == pytest.approx(0.001, rel=0.1)

@@ -155,7 +155,10 @@ class Family:
             source = self.post.get(token, self.post_rows) if token else row
             if token and token not in self.post:
                 source = self.base.get(token, self.post_rows)
-            if source >= self.post_rows or (token not in self.post and source in self.post.values()):
+            here = next((token for token, at in self.post.items() if at == source), None)
+            if source >= self.post_rows or (token and token not in self.post and here):
+                continue
+            if not token and here and (here in self.target or self.base_row(source) != source):
                 continue
             if self.base_row(source) is not None:
                 out[row] += self.change(source)

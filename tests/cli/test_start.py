@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -26,6 +28,16 @@ print("HEAVY", sorted({HEAVY!r} & sys.modules.keys()))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout[-200:]
     assert "Usage:" in done.stdout
+
+
+@pytest.mark.parametrize("operation", [pd.catalog, pd.link, pd.publish, pd.pull, pd.relabel], ids=lambda f: f.__name__)
+def test_options_that_are_handed_on_are_the_librarys(operation: Callable[..., object]) -> None:
+    command = main.commands[operation.__name__]
+    assert command.callback is not None
+    own = {"as_json", "quiet", *inspect.signature(command.callback).parameters}
+    handed_on = {option.name for option in command.params} - own
+    assert handed_on
+    assert handed_on <= set(inspect.signature(operation).parameters)
 
 
 def test_every_public_name_is_there() -> None:

@@ -226,6 +226,53 @@ def test_layouts_do_not_matter(tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2]
 
 
+def not_finite(dtype_name: str, count: int, seed: int) -> torch.Tensor:
+    """Return NaN with all kinds of payloads, quiet and signalling, and infinities of both signs."""
+    kind = FLOATS[dtype_name]
+    bits = np.random.default_rng(seed).integers(0, 1 << (8 * kind.itemsize), count, dtype=np.uint64).astype(kind.bits)
+    bits |= kind.bits.type(kind.infinity)
+    bits[:3] = kind.infinity, kind.infinity + 1, (1 << (8 * kind.itemsize - 1)) | kind.infinity
+    return from_bits(bits, TORCH[dtype_name])
+
+
+def test_values_that_are_not_finite_and_did_not_change_come_back_bit_for_bit(tmp_path: Path, dtype_name: str) -> None:
+    """Padding rows of NaN, masks of −∞, tensors of nothing else; exceptions beside them in one chunk."""
+    base = weights(12, TORCH[dtype_name])
+    base["mask"] = torch.tensor(-math.inf).to(TORCH[dtype_name])
+    base["all.of.it"] = not_finite(dtype_name, 500, 1)
+    post = tuned(base, 13)
+    embedding = "model.embed_tokens.weight"
+    rows, width = base[embedding].shape
+    padding = not_finite(dtype_name, 3 * width, 2).reshape(3, width)
+    for side in (base, post):
+        side[embedding] = torch.cat([side[embedding][: rows - 3], padding])
+        side["mask"], side["all.of.it"] = base["mask"], base["all.of.it"]
+    post[embedding][0, :5] = -0.0
+    report = roundtrip(tmp_path, base, post)
+    records = {record.name: record for record in report.manifest.tensors}
+    assert records["mask"].codec.name == records["all.of.it"].codec.name == "zero"
+    assert records["all.of.it"].base_norm == 0.0
+    assert records[embedding].exceptions == 5
+    finite = post[embedding][: rows - 3].double() - base[embedding][: rows - 3].double()
+    assert records[embedding].delta_norm == pytest.approx(float(finite.norm()), rel=1e-5)
+
+
+def test_all_changes_to_and_from_values_that_are_not_finite_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every chunk, and without those that are equal on both sides."""
+    set_chunk_elements(monkeypatch, 64)
+    base, post = torch.ones(300), torch.ones(300)
+    base[::50], post[::30] = math.inf, math.nan  # both at 0 and 150, and unlike
+    base[1:300:64] = post[1:300:64] = math.nan
+    write_model(tmp_path / "base", {"w": base})
+    write_model(tmp_path / "post", {"w": post})
+    with pytest.raises(NotFiniteError, match="changes to or from NaN or infinity") as caught:
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    [mismatch] = caught.value.mismatches
+    assert mismatch.message.endswith("6 in base, 10 in post")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("side", ["base", "post"])
 def test_what_is_not_finite_is_refused_by_name_and_count(
@@ -252,7 +299,7 @@ def test_every_misfit_is_listed_and_nothing_is_written(tmp_path: Path) -> None:
     base = weights(14)
     post = tuned(base, 15)
     post["model.layers.0.mlp.weight"] = torch.zeros(40, 17, dtype=torch.bfloat16)
-    post["model.layers.1.bias"] = post["model.layers.1.bias"].float()
+    post["model.layers.1.bias"] = post["model.layers.1.bias"].long()
     del post["model.norm.weight"]
     post["model.extra"] = torch.ones(3)
     write_model(tmp_path / "base", base)
@@ -383,7 +430,20 @@ def chunked_payload(path: Path, name: str, base: list[np.ndarray], post: list[np
     shard.close()
     remainders, exceptions = counts.tolist()
     start, elements = path.stat().st_size - nbytes, sum(part.size for part in base)
-    return StoredDelta("w", elements, "add", codec, str(path), start, nbytes, digest, remainders, exceptions)
+    return StoredDelta(
+        name="w",
+        dtype=name,
+        elements=elements,
+        effect="add",
+        codec=codec,
+        shard=str(path),
+        start=start,
+        nbytes=nbytes,
+        digest=digest,
+        base_digest="",
+        remainders=remainders,
+        exceptions=exceptions,
+    )
 
 
 def added(delta: StoredDelta, name: str, targets: list[np.ndarray]) -> list[np.ndarray]:

@@ -21,7 +21,7 @@ from paramdelta_hub import limits
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.extraction.extract import Extraction
 from paramdelta_hub.fileio.open_files import OpenFiles
-from paramdelta_hub.numerics import kernels
+from paramdelta_hub.numerics import floats, kernels
 from paramdelta_hub.numerics.floats import FLOATS, Difference, Float, NotFiniteChunkError
 from paramdelta_hub.numerics.kernels import Kernel, LoadingKernel, kernel_for
 from paramdelta_hub.numerics.kernels.numpy import NumpyKernel, gaps_of, positions_of
@@ -104,25 +104,36 @@ def test_sums(kernel: Kernel, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         weight = data.draw(st.sampled_from([1.0, 0.5, -1.0, 0.3, 0.0, -0.0]))
         wide = random.integers(0, 1 << 8 * kind.wide.itemsize, length, dtype=np.uint64).astype(kind.wide_bits)
+        wide[random.random(length) < 0.3] &= kind.wide_bits.type(1 << 8 * kind.wide.itemsize - 1)  # ±0
         deltas.append((wide.view(kind.wide) if data.draw(st.booleans()) else None, weight))
     with np.errstate(all="ignore"):
-        expected = reference(kind, target, deltas)
+        expected, kept = reference(kind, target, deltas), keeps(kind, target, deltas)
         for way in (NumpyKernel(), kernel):
-            assert_sum(kind, expected, *added(way, kind, target, deltas))
+            assert_sum(kind, expected, kept, *added(way, kind, target, deltas))
             if len(deltas) == 1:
                 [(delta, weight)], out = deltas, np.zeros_like(target)
                 bad = way.add(kind, target, None if delta is None else delta.copy(), weight, out)
-                assert_sum(kind, expected, out, bad)
+                assert_sum(kind, expected, kept, out, bad)
+
+
+def keeps(kind: Float, target: np.ndarray, deltas: list[tuple[np.ndarray | None, float]]) -> np.ndarray:
+    """Where the target is NaN or infinite and gets nothing but zeros."""
+    wide = torch.float32 if kind.wide.itemsize == 4 else torch.float64
+    kept = ~from_bits(target, TORCH[kind.name]).isfinite()
+    for delta, weight in deltas:
+        if delta is not None:
+            kept &= torch.tensor(weight, dtype=wide) * torch.from_numpy(delta.copy()) == 0
+    return kept.numpy()
 
 
 def reference(kind: Float, target: np.ndarray, deltas: list[tuple[np.ndarray | None, float]]) -> np.ndarray:
-    """The sum in PyTorch's own arithmetic, as bits."""
+    """The sum in PyTorch's own arithmetic, as bits; where the target is kept, its own."""
     wide = torch.float32 if kind.wide.itemsize == 4 else torch.float64
     total = from_bits(target, TORCH[kind.name]).to(wide)
     for delta, weight in deltas:
         zeros = torch.zeros(target.size, dtype=wide)
         total = total + torch.tensor(weight, dtype=wide) * (zeros if delta is None else torch.from_numpy(delta.copy()))
-    return to_bits(total.to(TORCH[kind.name]))
+    return np.where(keeps(kind, target, deltas), target, to_bits(total.to(TORCH[kind.name])))
 
 
 def added(
@@ -140,11 +151,76 @@ def added(
     return out, kernel.add_all(kind, target, one_by_one(), out)
 
 
-def assert_sum(kind: Float, expected: np.ndarray, found: np.ndarray, not_finite: int) -> None:
+def assert_sum(kind: Float, expected: np.ndarray, kept: np.ndarray, found: np.ndarray, not_finite: int) -> None:
+    """``expected`` holds the target's bits where they are kept."""
     # What a NaN is rounded to means nothing, and may even be a number: it is counted, and the result is refused.
     finite = np.isfinite(from_bits(expected, TORCH[kind.name]).double().numpy())
-    assert np.array_equal(found[finite], expected[finite])
-    assert np.count_nonzero(~finite) == not_finite
+    assert np.array_equal(found[finite | kept], expected[finite | kept])
+    assert np.count_nonzero(~finite & ~kept) == not_finite
+
+
+@pytest.mark.parametrize("name", ["BF16", "F16"])
+def test_every_value_that_did_not_change(kernel: Kernel, name: str) -> None:
+    """All 65,536 patterns, equal on both sides: Δ is +0, and every NaN and infinity comes back bit for bit."""
+    kind, every = FLOATS[name], np.arange(1 << 16, dtype=np.uint16)
+    not_finite = ~from_bits(every, TORCH[name]).isfinite().numpy()
+    symbols, out = np.empty_like(every), np.empty_like(every)
+    for way in (NumpyKernel(), kernel):
+        found = way.subtract(kind, every, every, symbols)
+        assert not found.symbols.any()
+        assert not found.positions.size
+        assert found.exceptions.tolist() == [0x8000], "−0 + 0 is +0"
+        assert (found.statistics.changed, found.statistics.delta_square) == (0, 0.0)
+        values = from_bits(every[~not_finite], TORCH[name]).double()
+        assert found.statistics.base_square == pytest.approx(float((values * values).sum()), rel=1e-12)
+        for weight in (1.0, -0.5, 7.0):
+            for delta in (None, np.zeros(every.size, kind.wide), np.full(every.size, -0.0, kind.wide)):
+                assert way.add(kind, every, None if delta is None else delta.copy(), weight, out) == 0
+                assert np.array_equal(out[not_finite], every[not_finite])
+                both = [(delta, weight), (None, 1.0)]
+                result, bad = added(way, kind, every, both)
+                assert bad == 0
+                assert np.array_equal(result[not_finite], every[not_finite])
+            some = np.full(every.size, 1e-3, kind.wide)
+            assert way.add(kind, every, some.copy(), weight, out) == np.count_nonzero(not_finite)
+            assert added(way, kind, every, [(None, 1.0), (some, weight)])[1] == np.count_nonzero(not_finite)
+
+
+@pytest.mark.parametrize("name", ["BF16", "F16"])
+@pytest.mark.parametrize("other", [0x0000, 0x3C00, 0x7C00, 0x7F80, 0xFF80, 0x7FC0, 0xFFFF])
+def test_every_value_that_changed(kernel: Kernel, name: str, other: int) -> None:
+    """Each of the 65,536 patterns beside one other: refused if they differ and one is not finite."""
+    kind, every = FLOATS[name], np.arange(1 << 16, dtype=np.uint16)
+    base, post = every, np.full_like(every, other)
+    not_finite = [~from_bits(side, TORCH[name]).isfinite().numpy() for side in (base, post)]
+    counts = tuple(int(np.count_nonzero(side & (base != post))) for side in not_finite)
+    for way in (NumpyKernel(), kernel):
+        with pytest.raises(NotFiniteChunkError) as caught:
+            way.subtract(kind, base, post, np.empty_like(every))
+        assert (caught.value.base, caught.value.post) == counts
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_mixtures_with_values_that_did_not_change(kernel: Kernel, data: st.DataObject) -> None:
+    """Both kernels take the same difference, and base ⊕ Δ, with the exceptions, is post to the bit."""
+    name = data.draw(st.sampled_from(["BF16", "F16", "F32"]))
+    kind, length = FLOATS[name], data.draw(st.sampled_from(LENGTHS))
+    random = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
+    base, post = random_bits(name, 3 * length + 64, int(random.integers(1 << 30)))[: 2 * length].reshape(2, -1).copy()
+    drawn = random.integers(0, 1 << 8 * kind.itemsize, length, dtype=np.uint64).astype(kind.bits)
+    same = random.random(length) < data.draw(st.sampled_from([0.001, 0.3, 1.0]))
+    base[same] = post[same] = drawn[same] | kind.bits.type(kind.infinity)
+    assert_same_difference(name, kernel, base, post)
+    for way in (NumpyKernel(), kernel):
+        found = way.subtract(kind, base, post, np.empty_like(base))
+        assert not same[found.exceptions].any()
+        delta = floats.join(kind, kind.widen(found.symbols, np.empty(length, kind.wide)), found.positions, found.rest)
+        out = np.empty_like(base)
+        with np.errstate(all="ignore"):
+            way.add(kind, base, delta, 1.0, out)
+        out[found.exceptions] = post[found.exceptions]
+        assert np.array_equal(out, post)
 
 
 @pytest.mark.parametrize("name", ["BF16", "F16", "F32"])

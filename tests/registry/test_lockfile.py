@@ -227,7 +227,9 @@ def test_death_while_changing_versions(
 
 def test_pin_by_itself(tmp_path: Path, shared_family: Family) -> None:
     inspected = pd.inspect(shared_family.delta)
-    lock = Lock.of(inspected.manifest, inspected.id, registry="https://huggingface.co", repo=REPO, revision="c" * 40)
+    lock = Lock.of(
+        inspected.manifest, inspected.id, registry="https://huggingface.co", repo=REPO, revision="c" * 40, extras={}
+    )
     pin(tmp_path, lock, named=False)
     assert read_lock(tmp_path) == lock
     moved = lock.model_copy(update={"revision": "d" * 40})

@@ -12,7 +12,7 @@ import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.registry.cards.tags import FACTS_KEY, LIBRARY, TAG, fingerprint_tag
+from paramdelta_hub.registry.cards.card import FACTS_KEY, LIBRARY, TAG, fingerprint_tag
 from paramdelta_hub.registry.protocol import Hit
 from paramdelta_hub.registry.search import Wanted, describe_base, judge
 from tests.conftest import Family

@@ -91,7 +91,7 @@ def test_a_failure_leaves_no_site(registry: Path, tmp_path: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("paramdelta_hub.reports.site._delta_page", broken)
+        patch.setattr("paramdelta_hub.reports.site.view_delta", broken)
         with pytest.raises(KeyboardInterrupt):
             pd.catalog(registry, tmp_path / "site")
     assert not (tmp_path / "site").exists()

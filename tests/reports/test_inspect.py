@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import paramdelta_hub as pd
-from paramdelta_hub.fileio.seal import is_sealed
+from paramdelta_hub.fileio.digests import is_sealed
 from tests.conftest import Family
 
 

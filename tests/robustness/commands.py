@@ -10,14 +10,11 @@ import json
 import os
 import shutil
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-# Once here, and not in every child:
-from huggingface_hub import ModelCard  # noqa: F401
-
-import paramdelta_hub.registry.stores.registry  # noqa: F401
 from paramdelta_hub.cli import main
 from paramdelta_hub.tasks import plan
 from tests.robustness.calls import Among, Fault, Faulty, wrap
@@ -47,6 +44,10 @@ class Commands(Piped):
         """Run commands at the same time, each under the fault; a tape gets what the first one changes."""
         request: dict[str, Any] = {"commands": commands, "tape": tape and str(tape)}
         return [Ended(*ended) for ended in self.send({**request, "fault": fault and fault.to_json()})]  # type: ignore[misc]
+
+    def warm_up(self, command: list[str]) -> None:
+        """Run a command where children are forked: what a first run imports and compiles, none has to do again."""
+        assert self.send({"warm_up": command}) == [0]
 
     def run(self, command: list[str], fault: Fault | None = None, tape: Path | None = None) -> Ended:
         """Run one command."""
@@ -95,11 +96,24 @@ def child(command: list[str], fault: dict[str, Any] | None, tape: str | None, ga
         os._exit(status)
 
 
+def run_here(command: list[str]) -> int:
+    """Run a command in this process, and leave no thread behind."""
+    try:
+        main(command, prog_name="paramdelta")
+    except SystemExit as end:
+        assert threading.active_count() == 1
+        return int(end.code or 0)
+    return UNTOLD
+
+
 def serve() -> None:
     """Answer requests until there are no more."""
     plan.TASK_BYTES_MIN = 1  # a task a tensor
     for line in sys.stdin:
         request = json.loads(line)
+        if "warm_up" in request:
+            print(json.dumps([run_here(request["warm_up"])]), flush=True)
+            continue
         gate, children = os.pipe(), []
         for number, command in enumerate(request["commands"]):
             told = os.memfd_create("told") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)

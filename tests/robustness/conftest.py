@@ -50,7 +50,11 @@ def verb(request: pytest.FixtureRequest) -> Verb:
 
 
 @pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
+def commands(small: World, memory: Path) -> Iterator[Commands]:
     started = Commands()
+    for name in VERBS:
+        case = small.case(name, memory / "warming")
+        started.warm_up(case.command)
+        shutil.rmtree(case.place)
     yield started
     started.close()

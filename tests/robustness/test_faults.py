@@ -17,7 +17,6 @@ from tests.robustness.calls import Among, Fault
 from tests.robustness.cases import Case, Verb, World
 from tests.robustness.commands import Commands, Ended, finish, paths_of
 from tests.support.hub import LoopbackHub
-from tests.support.sampling import sampled
 
 ERRORS = [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EINTR]
 """The kernel's own EINTR comes further below."""
@@ -35,26 +34,23 @@ def is_told(case: Case, ended: Ended, number: int, what: object) -> bool:
     return True
 
 
-@sampled("step", 13, 1)
 @pytest.mark.parametrize("number", ERRORS, ids=[errno.errorcode[number] for number in ERRORS])
-def test_each_change_fails_once(
-    verb: Verb, small: World, commands: Commands, place: Path, number: int, step: int
-) -> None:
+def test_each_change_fails_once(verb: Verb, small: World, commands: Commands, place: Path, number: int) -> None:
     paths = paths_of(commands, small.case(verb, place))
-    points = range(1 + ERRORS.index(number), len(paths) + 1, step)
+    points = range(1, len(paths) + 1)
     told = 0
     for at in points:
         case, what = small.case(verb, place), (at, paths[at - 1])
         told += is_told(case, commands.run(case.command, Fault("errno", at, number)), number, what)
         finish(commands, case, what)
-    assert told > (0.5 if step == 1 else 0.2) * len(points)
+    assert told > 0.5 * len(points)
 
 
-def fail_once_each(verb: Verb, world: World, commands: Commands, place: Path, among: Among, step: int) -> float:
+def fail_once_each(verb: Verb, world: World, commands: Commands, place: Path, among: Among) -> float:
     """Let every so many-th such call fail in turn; return which share of the runs it ended."""
     paths = paths_of(commands, world.case(verb, place), among)
     told = 0
-    points = list(enumerate(paths, start=1))[::step]
+    points = list(enumerate(paths, start=1))
     for at, path in points:
         case = world.case(verb, place)
         ended = commands.run(case.command, Fault("errno", at, errno.EIO, among=among))
@@ -63,14 +59,12 @@ def fail_once_each(verb: Verb, world: World, commands: Commands, place: Path, am
     return told / len(points)
 
 
-@sampled("step", 9, 1)
-def test_each_read_fails_once(verb: Verb, small: World, commands: Commands, place: Path, step: int) -> None:
-    assert fail_once_each(verb, small, commands, place, "reads", step) > (0.3 if step == 1 else 0)
+def test_each_read_fails_once(verb: Verb, small: World, commands: Commands, place: Path) -> None:
+    assert fail_once_each(verb, small, commands, place, "reads") > 0.3
 
 
-@sampled("step", 9, 1)
-def test_each_listing_fails_once(verb: Verb, small: World, commands: Commands, place: Path, step: int) -> None:
-    assert fail_once_each(verb, small, commands, place, "lists", step) > (0.1 if step == 1 else -1)
+def test_each_listing_fails_once(verb: Verb, small: World, commands: Commands, place: Path) -> None:
+    assert fail_once_each(verb, small, commands, place, "lists") > 0.1
 
 
 @pytest.mark.parametrize("most", [1, 4099, 0], ids=["a byte", "a page", "half"])
@@ -109,11 +103,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(mounted)], check=True)
 
 
-@sampled("step", 6, 1)
-def test_a_full_disk(verb: Verb, small: World, commands: Commands, disk: Path, step: int) -> None:
+def test_a_full_disk(verb: Verb, small: World, commands: Commands, disk: Path) -> None:
     """A file system with no mocks and so many pages left, from none to enough."""
     enough = 0
-    for pages in range(0, 42, step):
+    for pages in range(42):
         case = small.case(verb, disk / "place")
         with (disk / "ballast").open("wb") as ballast:
             free = os.statvfs(disk).f_bavail
@@ -122,7 +115,7 @@ def test_a_full_disk(verb: Verb, small: World, commands: Commands, disk: Path, s
         (disk / "ballast").unlink()
         enough += not is_told(case, ended, errno.ENOSPC, pages) if "needs" not in ended.errors else 0
         finish(commands, case, pages)
-    assert 0 < enough < len(range(0, 42, step))
+    assert 0 < enough < len(range(42))
 
 
 def run_limited(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

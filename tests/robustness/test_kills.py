@@ -10,7 +10,6 @@ import pytest
 from tests.robustness.calls import Fault
 from tests.robustness.cases import Verb, World
 from tests.robustness.commands import Commands, finish, paths_of
-from tests.support.sampling import sampled
 
 INTERRUPTED = 130
 
@@ -20,12 +19,11 @@ def spread(total: int, count: int) -> list[int]:
     return sorted({1 + number * total // count for number in range(count)} | set(range(total - count // 5, total + 1)))
 
 
-@sampled("count", 15, 110)
-def test_killed_at_many_points(verb: Verb, large: World, commands: Commands, place: Path, count: int) -> None:
+def test_killed_at_many_points(verb: Verb, large: World, commands: Commands, place: Path) -> None:
     """``kill -9`` before calls that change a file system, and in the middle of writes."""
     paths = paths_of(commands, large.case(verb, place))
-    points = [(number, half) for number in spread(len(paths), count) for half in (False, True)]
-    assert len(points) >= 2 * count
+    points = [(number, half) for number in spread(len(paths), 110) for half in (False, True)]
+    assert len(points) >= 220
     for number, half in points:
         case = large.case(verb, place)
         ended = commands.run(case.command, Fault("signal", number, signal.SIGKILL, half))
@@ -33,15 +31,14 @@ def test_killed_at_many_points(verb: Verb, large: World, commands: Commands, pla
         finish(commands, case, (number, half))
 
 
-@sampled("count", 8, 30)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_at_many_points(
-    verb: Verb, large: World, commands: Commands, place: Path, number: signal.Signals, count: int
+    verb: Verb, large: World, commands: Commands, place: Path, number: signal.Signals
 ) -> None:
     """Ctrl-C ends with 130 and a sentence; SIGTERM with the signal, as for any program that does not catch it."""
     paths = paths_of(commands, large.case(verb, place))
-    points = spread(len(paths), count)
-    assert len(points) >= count
+    points = spread(len(paths), 30)
+    assert len(points) >= 30
     for point in points:
         case = large.case(verb, place)
         status, errors = commands.run(case.command, Fault("signal", point, number))

@@ -19,17 +19,15 @@ from tests.robustness.cases import Verb, World, tree
 from tests.robustness.commands import Commands
 from tests.support.hub import Account, LoopbackHub
 from tests.support.hub.client import CallError, Client
-from tests.support.sampling import sampled
 
-RACES = sampled("races", 12, 50)
+RACES = 50
 TOKEN = "hf_racer"
 
 
-@RACES
 @pytest.mark.parametrize("verb", ["extract", "apply"])
-def test_races_for_one_output(verb: Verb, small: World, commands: Commands, place: Path, races: int) -> None:
+def test_races_for_one_output(verb: Verb, small: World, commands: Commands, place: Path) -> None:
     """One wins; the other is told that the place is taken."""
-    for number in range(races):
+    for number in range(RACES):
         case = small.case(verb, place)
         ended = commands.together(case.command, case.command)
         assert sorted(status for status, _ in ended) == [0, DestinationError.exit_code], (number, ended)
@@ -38,13 +36,12 @@ def test_races_for_one_output(verb: Verb, small: World, commands: Commands, plac
         shutil.rmtree(place)
 
 
-@RACES
-def test_races_in_one_folder_registry(small: World, commands: Commands, memory: Path, place: Path, races: int) -> None:
+def test_races_in_one_folder_registry(small: World, commands: Commands, memory: Path, place: Path) -> None:
     """Two packages as one version: one wins, the other is told, and what is there is one of the two, whole."""
     alone = labelled(small.root / "delta", memory / "alone", name="other")
     pd.publish(alone, f"{memory}/registry/org/delta")
     whole = (small.trees["publish"], tree(memory / "registry/org/delta/1.0.0"))
-    for number in range(races):
+    for number in range(RACES):
         case = small.case("publish", place)
         other = labelled(small.root / "delta", place / "other", name="other")
         rival = [case.command[0], str(other), *case.command[2:]]
@@ -56,10 +53,9 @@ def test_races_in_one_folder_registry(small: World, commands: Commands, memory: 
         shutil.rmtree(place)
 
 
-@RACES
-def test_races_of_pulls_into_one_folder(small: World, commands: Commands, place: Path, races: int) -> None:
+def test_races_of_pulls_into_one_folder(small: World, commands: Commands, place: Path) -> None:
     """Both succeed: the second waits, and finds it done."""
-    for number in range(races):
+    for number in range(RACES):
         case = small.case("pull", place)
         ended = commands.together(case.command, case.command)
         assert [status for status, _ in ended] == [0, 0], (number, ended)
@@ -67,10 +63,9 @@ def test_races_of_pulls_into_one_folder(small: World, commands: Commands, place:
         shutil.rmtree(place)
 
 
-@RACES
-def test_races_of_one_package(small: World, commands: Commands, place: Path, races: int) -> None:
+def test_races_of_one_package(small: World, commands: Commands, place: Path) -> None:
     """Both publish the same: one does it, the other finds it done, or is told that somebody is at it."""
-    for number in range(races):
+    for number in range(RACES):
         case = small.case("publish", place)
         ended = commands.together(case.command, case.command)
         assert {status for status, _ in ended} in ({0}, {0, PublishError.exit_code}), (number, ended)
@@ -91,14 +86,11 @@ def publishers(tmp_path: Path) -> Iterator[tuple[LoopbackHub, Client, Client]]:
         yield hub, one, two
 
 
-@RACES
-def test_races_on_one_hub(
-    small: World, publishers: tuple[LoopbackHub, Client, Client], tmp_path: Path, races: int
-) -> None:
+def test_races_on_one_hub(small: World, publishers: tuple[LoopbackHub, Client, Client], tmp_path: Path) -> None:
     """Two packages as one version of a repository: one wins, the other is told, and the winner's is what one pulls."""
     hub, *clients = publishers
     packages = [labelled(small.root / "delta", tmp_path / name, name=name) for name in ("this", "that")]
-    for number in range(races):
+    for number in range(RACES):
         repo = f"org/race-{number}"
         for client, package in zip(clients, packages if number % 2 else packages[::-1], strict=True):
             client.begin("publish", package=package, repo=repo, version="1.0.0")

@@ -31,15 +31,15 @@ WIDE = {"BF16": np.dtype("<f4"), "F16": np.dtype("<f4"), "F32": np.dtype("<f8")}
 TOLERATED = {"manifest.json", "README.md", "manifest.json.sig", "change.svg", ".gitattributes", ".gitignore"}
 FIELDS = {
     "manifest": "format format_version name version license created_by base post architecture exactness configs "
-    "given_up renames layouts omissions shards lineage companions tensors",
+    "cast given_up taken_up renames layouts ties omissions shards lineage companions tensors",
     "source": "name commit files dtypes tied_embeddings tokenizer_sha256",
     "architecture": "model_type classes fingerprint",
     "exactness": "exact elements changed remainders exceptions",
     "file": "path size sha256",
     "config": "patch reverse",
     "rows": "base runs",
-    "record": "name base_name post_name dtype shape rows effect codec shard nbytes payload_blake3 base_blake3 "
-    "post_blake3 base_norm delta_norm changed remainders exceptions",
+    "record": "name base_name post_name dtype base_dtype post_dtype shape rows effect codec shard nbytes "
+    "payload_blake3 base_blake3 post_blake3 base_norm delta_norm changed remainders exceptions",
 }
 COMPONENT = r"[A-Za-z0-9_-]([A-Za-z0-9._-]{0,253}[A-Za-z0-9_-])?"
 PATH = re.compile(rf"{COMPONENT}(/{COMPONENT}){{0,3}}")
@@ -179,11 +179,14 @@ def positions(stream: bytes, count: int) -> np.ndarray:
 def widen(dtype: str, bits: np.ndarray) -> np.ndarray:
     if dtype == "BF16":
         return (bits.astype("<u4") << np.uint32(16)).view("<f4")
-    return bits.view("<f2" if dtype == "F16" else "<f4").astype(WIDE[dtype])
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return bits.view("<f2" if dtype == "F16" else "<f4").astype(WIDE[dtype])
 
 
 def narrow(dtype: str, wide: np.ndarray) -> np.ndarray:
     """Round to nearest, ties to even; BF16 by its definition, in integers."""
+    if dtype == "BF16" and wide.dtype.itemsize == 8:
+        return nearest_bf16(wide)
     if dtype != "BF16":
         with np.errstate(over="ignore"):
             return wide.astype("<f2" if dtype == "F16" else "<f4").view("<u2" if dtype == "F16" else "<u4")
@@ -191,6 +194,18 @@ def narrow(dtype: str, wide: np.ndarray) -> np.ndarray:
     kept, dropped = bits >> np.uint32(16), bits & np.uint32(0xFFFF)
     up = (dropped > 0x8000) | ((dropped == 0x8000) & (kept % 2 == 1))
     return (kept + up).astype("<u2")
+
+
+def nearest_bf16(wide: np.ndarray) -> np.ndarray:
+    """Round binary64 to BF16 once: of the two numbers around a value the nearer, of two as near the even one."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        below = (np.abs(wide).astype("<f4").view("<u4") >> np.uint32(16)).astype("<u4")
+        below -= widen("BF16", below).astype("<f8") > np.abs(wide)  # binary32 may have been rounded up
+        low, high = (widen("BF16", bits).astype("<f8") for bits in (below, below + np.uint32(1)))
+        high = np.where(np.isinf(high), 2.0**128, high)  # as if the exponent went on
+        low_gap, high_gap = np.abs(wide) - low, high - np.abs(wide)
+    up = (high_gap < low_gap) | ((high_gap == low_gap) & (below % 2 == 1))
+    return ((below + up) | (np.signbit(wide).astype("<u4") << np.uint32(15))).astype("<u2")
 
 
 @dataclass
@@ -277,9 +292,52 @@ class SpecPackage:
         return b"".join(symbols(codec, streams, count, width).tobytes() for count, streams in self.streams(name))
 
 
-def add(target: bytes, summands: list[tuple[SpecPackage, str, float]]) -> bytes:
-    """Return target ⊕ Σ wᵢΔᵢ (§6) for one tensor's bytes; a summand is a package, the tensor's name in it, a weight."""
+def cast(values: bytes, dtype: str, to: str) -> bytes:
+    """Return float values in another dtype, each rounded once (§6)."""
+    bits = np.frombuffer(values, f"<u{ITEM_SIZES[dtype]}")
+    return values if dtype == to else narrow(to, widen(dtype, bits)).tobytes()
+
+
+def add_across(target: bytes, summands: list[tuple[SpecPackage, str, float]], dtype: str, result: str) -> bytes:
+    """Return target ⊕ Σ wᵢΔᵢ (§6) where not all dtypes are equal."""
+    records = [package.records[name] for package, name, _ in summands]
+    if len(summands) == 1 and summands[0][2] == 1:
+        there = cast(target, dtype, records[0]["dtype"])
+        is_base = blake3(there).hex() == records[0]["base_blake3"] and cast(there, records[0]["dtype"], dtype) == target
+        if is_base:
+            return cast(add(there, summands), records[0]["dtype"], result)
+    wide = np.dtype("<f8" if "F32" in {dtype, result, *(record["dtype"] for record in records)} else "<f4")
+    target_bits = np.frombuffer(target, f"<u{ITEM_SIZES[dtype]}")
+    total = widen(dtype, target_bits).astype(wide)
+    kept = ~np.isfinite(total)
+    for package, name, weight in summands:
+        delta = np.concatenate([np.empty(0, wide), *(chunk.delta.astype(wide) for chunk in package.added(name))])
+        with np.errstate(over="ignore", invalid="ignore"):
+            addend = delta if weight == 1 else wide.type(weight) * delta
+            total = total + addend
+        kept &= addend == 0
+    bits = narrow(result, total)
+    require((np.isfinite(widen(result, bits)) | kept).all(), "§6 the result is not finite")
+    if result == dtype:
+        bits = np.where(kept, target_bits, bits)
+    return bits.tobytes()
+
+
+def add(
+    target: bytes,
+    summands: list[tuple[SpecPackage, str, float]],
+    dtype: str | None = None,
+    result: str | None = None,
+) -> bytes:
+    """Return target ⊕ Σ wᵢΔᵢ (§6) for one tensor's bytes; a summand is a package, the tensor's name in it, a weight.
+
+    Where they are not the deltas', ``dtype`` is the target's and ``result`` the result's.
+    """
     left = [(package, name, weight) for package, name, weight in summands if weight != 0]
+    dtypes = {p.records[n]["dtype"] for p, n, _ in left} | {dtype, result or dtype} - {None}
+    if len(dtypes) > 1:
+        assert dtype is not None
+        return add_across(target, left, dtype, result or dtype)
     if not left:
         return target
     record = left[0][0].records[left[0][1]]
@@ -291,17 +349,23 @@ def add(target: bytes, summands: list[tuple[SpecPackage, str, float]]) -> bytes:
     width, out = ITEM_SIZES[dtype], []
     for index, chunks in enumerate(zip(*(package.added(name) for package, name, _ in left), strict=True)):
         piece = target[index * CHUNK * width : (index + 1) * CHUNK * width]
-        total = widen(dtype, np.frombuffer(piece, f"<u{width}"))
+        target_bits = np.frombuffer(piece, f"<u{width}")
+        total = widen(dtype, target_bits)
+        kept = ~np.isfinite(total)
         for chunk, (_, _, weight) in zip(chunks, left, strict=True):
             with np.errstate(over="ignore", invalid="ignore"):
-                total = total + (chunk.delta if weight == 1 else WIDE[dtype].type(weight) * chunk.delta)
+                addend = chunk.delta if weight == 1 else WIDE[dtype].type(weight) * chunk.delta
+                total = total + addend
+            kept &= addend == 0
         is_base = bool(chunks[0].base_digest) and blake3(piece) == chunks[0].base_digest
-        overflow = ~np.isfinite(total)
-        bits = narrow(dtype, total)
+        overflow = ~np.isfinite(total) & ~kept
+        bits = np.where(kept, target_bits, narrow(dtype, total))
         if len(left) == 1 and left[0][2] == 1 and is_base:
             bits[chunks[0].exceptions] = chunks[0].exact
+            kept[chunks[0].exceptions] = False
             overflow[chunks[0].exceptions] = False
-        require(not overflow.any() and np.isfinite(widen(dtype, bits)).all(), "§6 the result is not finite")
+        finite = np.isfinite(widen(dtype, bits)) | kept
+        require(not overflow.any() and finite.all(), "§6 the result is not finite")
         out.append(bits.tobytes())
     return b"".join(out)
 
@@ -342,6 +406,7 @@ def check_manifest(manifest: object) -> None:
     fields(manifest["architecture"], "architecture")
     texts(manifest["architecture"]["model_type"], *manifest["architecture"]["classes"])
     fields(manifest["exactness"], "exactness")
+    require(manifest["cast"] in {None, *WIDE}, "§3.2 cast")
     texts(manifest["name"], manifest["license"], manifest["created_by"])
     texts(*(text for omission in manifest["omissions"] for text in omission.values()))
     texts(*(rename["pattern"] for rename in manifest["renames"]), *manifest["layouts"])
@@ -359,12 +424,20 @@ def check_manifest(manifest: object) -> None:
     require(manifest["lineage"]["path"] == "lineage.safetensors", "§2 the lineage file's name")
     for file in manifest["companions"]:
         require(re.fullmatch(r"companions/.*\.(json|jinja|txt|model)", file["path"]), "§2 companions")
-    require(manifest["configs"].keys() <= {"config.json", "generation_config.json"}, "§3.2 configs")
+    names = r"((generation|scheduler|sentence_bert)_)?config\.json|config_sentence_transformers\.json"
+    require(len(manifest["configs"]) <= 1000, "§3.2 configs")
+    for name in manifest["configs"]:
+        require(re.fullmatch(rf"([\w-][\w.-]*/){{0,3}}({names})", name, re.ASCII), "§3.2 configs")
     for change in manifest["configs"].values():
         check_change(change)
     for record in manifest["tensors"]:
         check_record(record)
     require(len({record["name"] for record in manifest["tensors"]}) == len(manifest["tensors"]), "§3.2 names")
+    names = {record["name"] for record in manifest["tensors"]}
+    for name, first in manifest["ties"].items():
+        texts(name, first)
+        require(0 < len(name.encode()) <= 1024, "§3.3 a name's length")
+        require(name not in names and first in names, "§3.2 ties")
     totals = {key: sum(r[key] for r in manifest["tensors"]) for key in ("changed", "remainders", "exceptions")}
     totals |= {"exact": True, "elements": sum(math.prod(record["shape"]) for record in manifest["tensors"])}
     require(totals == manifest["exactness"], "§3.2 exactness")
@@ -403,6 +476,8 @@ def check_record(record: dict) -> None:
     name, dtype, effect, codec = record["name"], record["dtype"], record["effect"], record["codec"]
     require(0 < len(name.encode()) <= 1024, "§3.3 a name's length")
     texts(name, record["base_name"], record["post_name"])
+    sides = {record["base_dtype"], record["post_dtype"]}
+    require(sides == {dtype} or (sides < WIDE.keys() and len(sides) == 2 and dtype == "F32"), "§3.3 dtypes")
     require(effect == ("add" if dtype in WIDE else "replace") and dtype in ITEM_SIZES.keys() - {"F64"}, "§3.3 effect")
     require(codec == {"name": codec["name"], "parameters": {}}, "§3.3 codec")
     takes = {"zero", "planes", "raw", *(["palette"] if ITEM_SIZES[dtype] == 2 else [])}

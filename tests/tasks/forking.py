@@ -9,10 +9,6 @@ from typing import Any
 import paramdelta_hub as pd
 from tests.conftest import Family
 from tests.support.piped import Piped
-from tests.support.sampling import sampled
-
-EVERY = sampled("step", 7, 1)
-"""Every seventh call, or every one."""
 
 
 class Forks(Piped):

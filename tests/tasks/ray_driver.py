@@ -35,11 +35,11 @@ def faults(target: Path, delta: Path, out: Path) -> dict[str, object]:
         pd.apply(target, delta, out, executor="ray")
     except pd.PackageError as error:
         found["damaged"] = error.exit_code
-    lost = []
-    with Cluster(raise_one, "", "") as cluster:
-        for number, expected in enumerate(every()):
+    lost: list[object] = []
+    for number, expected in enumerate(every()):
+        with Cluster(raise_one, str(out.parent), "") as cluster:  # one for each: after a failure, no task begins
             try:
-                cluster.run([number], Stop())
+                lost.append(repr(cluster.run([number], Stop())))
             except pd.ParamdeltaError as error:
                 if known(error) != known(expected):
                     lost.append(known(error))

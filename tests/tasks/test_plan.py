@@ -15,7 +15,7 @@ from paramdelta_hub.limits import TASK_BYTES_MAX, TASK_BYTES_MIN, TASKS_WANTED
 from paramdelta_hub.numerics.float8 import Deviation
 from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.tasks.models import Applied, Digested, DigestTask, Encoded, NotFinite
-from paramdelta_hub.tasks.plan import Plan, Receipt, cut
+from paramdelta_hub.tasks.plan import RECEIPT, Plan, Receipt, cut
 from tests.conftest import Family
 
 
@@ -72,7 +72,7 @@ def test_receipts_come_back() -> None:
         Applied(("a", "b"), {"w": "1" * 64}, (), (deviation, deviation)),
     ):
         receipt = Receipt("a" * 64, 3, outcome)
-        assert Receipt.parse(receipt.text) == receipt
+        assert RECEIPT.validate_json(RECEIPT.dump_json(receipt)) == receipt
 
 
 SIZES = st.lists(st.integers(0, 3 * TASK_BYTES_MIN) | st.just(0) | st.integers(0, 2 * TASK_BYTES_MAX), max_size=60)

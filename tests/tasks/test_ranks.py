@@ -21,7 +21,7 @@ from paramdelta_hub.tasks import plan
 from paramdelta_hub.tasks.workspace import Workspace
 from tests.conftest import Family, make_family
 from tests.support.models import tuned, weights, write_model
-from tests.tasks.forking import EVERY, Forks, inputs, make_older, tree
+from tests.tasks.forking import Forks, inputs, make_older, tree
 
 WORLD = 3
 
@@ -91,10 +91,9 @@ def test_ranks_at_the_same_time(
         shutil.rmtree(out)
 
 
-@EVERY
 @pytest.mark.parametrize("half", [False, True], ids=["before", "half-way"])
 def test_a_rank_killed_at_every_call(
-    operation: str, models: Family, forks: Forks, tmp_path: Path, expected: dict[str, str], half: bool, step: int
+    operation: str, models: Family, forks: Forks, tmp_path: Path, expected: dict[str, str], half: bool
 ) -> None:
     """``kill -9`` of one rank, beside others that are done or have not begun; then it is run again."""
     report, paths = tmp_path / "calls", inputs(operation, models)
@@ -109,7 +108,7 @@ def test_a_rank_killed_at_every_call(
         assert rank(killed, counted, report=str(report)) == [0]
         total = int(report.read_text())
         assert total > 8
-        for at in range(1 + half, total + 1, step):
+        for at in range(1 + half, total + 1):
             if killed:
                 assert rank(0, out) == [0]
             ended = rank(killed, out, report=str(tmp_path / "x"), kill_at=at, half=half)
@@ -123,9 +122,8 @@ def test_a_rank_killed_at_every_call(
             shutil.rmtree(out)
 
 
-@EVERY
 def test_a_commit_killed_at_every_call(
-    operation: str, models: Family, forks: Forks, tmp_path: Path, expected: dict[str, str], step: int
+    operation: str, models: Family, forks: Forks, tmp_path: Path, expected: dict[str, str]
 ) -> None:
     """A commit is run again, not the ranks: what it had renamed is found again."""
 
@@ -137,7 +135,7 @@ def test_a_commit_killed_at_every_call(
     assert forks.ask("commit", tmp_path / "counted", report=str(tmp_path / "calls")) == [0]
     total = int((tmp_path / "calls").read_text())
     out, seen = tmp_path / "out", set()
-    for at in range(1, total + 1, step):
+    for at in range(1, total + 1):
         ready(out)
         forks.ask("commit", out, report=str(tmp_path / "x"), kill_at=at)
         seen.add(out.exists())

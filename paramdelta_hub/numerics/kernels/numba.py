@@ -13,7 +13,7 @@ fast-math: every sum is rounded where NumPy rounds it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numba
 import numpy as np
@@ -44,9 +44,9 @@ def _compile(loop: Callable[..., Any]) -> Any:
 
 
 class NumbaKernel(NumpyKernel):
-    """See :class:`~paramdelta_hub.numerics.kernels.Kernel`; other dtypes, and sums of several deltas, go to NumPy."""
+    """Compiled loops; other dtypes, and sums of several deltas, go to NumPy."""
 
-    name: ClassVar[str] = "numba"
+    name = "numba"
 
     def subtract(self, kind: Float, base: Bits, post: Bits, symbols: Bits) -> Difference:
         """Δ = post − base of one chunk, split and proven."""
@@ -62,7 +62,7 @@ class NumbaKernel(NumpyKernel):
         changed, rest_count, missed_count, finite = _subtract(
             base, post, symbols, positions, rests, missed, flags, words, wide, bits, squares
         )
-        if not finite:  # NumPy counts them, or finds that no more than a delta overflows
+        if not finite:  # NumPy finds out which: they are unchanged, or no more than a delta overflows, or it refuses
             return super().subtract(kind, base, post, symbols)
         base_square, delta_square = squares.sum(axis=1).tolist()
         counted = Statistics(changed, rest_count, missed_count, base_square, delta_square)
@@ -73,7 +73,13 @@ class NumbaKernel(NumpyKernel):
         if kind.name != "BF16" or delta is None:
             return super().add(kind, target, delta, weight, out)
         total = scratch("slice of sums", SLICE, np.float32)
-        return int(_add(target, delta, np.float32(weight), total, total.view(np.uint32), out))
+        bad = int(_add(target, delta, np.float32(weight), total, total.view(np.uint32), out))
+        if bad:  # what is not finite in the target, and gets nothing, keeps its bits
+            kept = np.flatnonzero(kind.not_finite(target))
+            kept = kept[np.float32(weight) * delta[kept] == 0]
+            out[kept] = target[kept]
+            bad -= kept.size
+        return bad
 
     def look_up(self, palette: Bits | Wide, ranks: Bits, escaped: Bits | Wide, out: Bits | Wide) -> None:
         """``out = palette[ranks]``, the escaped ones from ``escaped``."""
@@ -101,7 +107,7 @@ class NumbaKernel(NumpyKernel):
 
 @_compile
 def _look_up(palette: Any, ranks: Any, escaped: Any, positions: Any, out: Any) -> None:
-    """See :meth:`Kernel.look_up`. ``positions`` is scratch: int32, at least 4,097."""
+    """See :meth:`NumpyKernel.look_up`. ``positions`` is scratch: int32, at least 4,097."""
     taken = 0
     for start in range(0, ranks.size, SLICE):
         rank_slice, out_slice = ranks[start : start + SLICE], out[start : start + SLICE]
@@ -118,7 +124,7 @@ def _look_up(palette: Any, ranks: Any, escaped: Any, positions: Any, out: Any) -
 
 @_compile
 def _gather(symbols: Any, gaps: Any, values: Any, positions: Any) -> tuple[int, int]:
-    """See :meth:`Kernel.gather`. Return how many gaps and how many values were written.
+    """See :meth:`NumpyKernel.gather`. Return how many gaps and how many values were written.
 
     ``values`` has one element more than there are symbols; ``positions`` is scratch: int32, at least 4,097.
     """
@@ -146,7 +152,7 @@ def _gather(symbols: Any, gaps: Any, values: Any, positions: Any) -> tuple[int, 
 
 @_compile
 def _spread(gaps: Any, values: Any, out: Any) -> None:
-    """See :meth:`Kernel.spread`; the elements between the positions are left alone. The caller checks all bounds."""
+    """See :meth:`NumpyKernel.spread`. Elements between the positions are left alone. The caller checks all bounds."""
     at, taken = 0, 0
     for i in range(gaps.size):
         gap = gaps[i]
@@ -159,7 +165,7 @@ def _spread(gaps: Any, values: Any, out: Any) -> None:
 
 @_compile
 def _rank(symbols: Any, rank_of: Any, ranks: Any, low: Any, high: Any) -> int:
-    """See :meth:`Kernel.rank`. Return how many symbols escape.
+    """See :meth:`NumpyKernel.rank`. Return how many symbols escape.
 
     ``low`` and ``high`` have one element more than there are symbols.
     """
@@ -250,7 +256,10 @@ def _subtract(
 
 @_compile
 def _add(target: Any, delta: Any, weight: Any, total: Any, total_bits: Any, out: Any) -> int:
-    """See :meth:`Kernel.add`. ``total`` is scratch: float32, at least 4,096. ``total_bits`` is the same memory."""
+    """Sum and round, and return how many sums are not finite. ``total`` is scratch: float32, at least 4,096.
+
+    ``total_bits`` is the same memory.
+    """
     not_finite = 0
     for start in range(0, target.size, SLICE):
         end = min(start + SLICE, target.size)

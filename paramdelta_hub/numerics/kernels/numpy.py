@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +32,21 @@ LONG_GAP = 255
 
 
 class NumpyKernel:
-    """See :class:`paramdelta_hub.numerics.kernels.Kernel`, which says what each method promises."""
+    """The arithmetic of one chunk. A kernel is safe to share between threads.
 
-    name: ClassVar[str] = "numpy"
+    Arrays are flat, and ``out`` and ``symbols`` receive an element for each of the input. Arrays that are returned are
+    in this thread's buffers: its next call may overwrite them.
+    """
+
+    name: str = "numpy"
+    """What reports call it."""
 
     def subtract(self, kind: Float, base: Bits, post: Bits, symbols: Bits) -> Difference:
-        """Δ = post − base of one chunk, split and proven."""
+        """Take Δ = post − base and prove it: every element is reached by a sum, or listed as an exception.
+
+        Raises:
+            NotFiniteChunkError: a value of base or post is NaN or infinite.
+        """
         work = WorkArrays(kind)
         counted = Statistics()
         positions, rests, exceptions = [], [], []
@@ -49,8 +58,8 @@ class NumpyKernel:
             counted.changed += int(np.count_nonzero(base[block] != post[block]))
             square = _square(delta)
             if not math.isfinite(square):  # a delta may overflow although both its sides are finite
-                if not (kind.finite(wide_base) and kind.finite(wide_post)):
-                    raise NotFiniteChunkError(kind.count_not_finite(wide_base), kind.count_not_finite(wide_post))
+                unchanged = _unchanged_not_finite(kind, base, post, block)
+                wide_base[unchanged] = wide_post[unchanged] = delta[unchanged] = 0.0
                 largest = np.finfo(kind.wide).max
                 square = _square(np.clip(delta, -largest, largest))
             counted.delta_square += square
@@ -73,28 +82,44 @@ class NumpyKernel:
         return chunk
 
     def add(self, kind: Float, target: Bits, delta: Wide | None, weight: float, out: Bits) -> int:
-        """Target + w·Δ of one chunk, rounded once; how many are not finite."""
+        """Write ``target + wΔ``, summed in the wide type and rounded once; return how many results are not finite.
+
+        ``delta`` may be overwritten; None stands for zeros.
+        """
         work = WorkArrays(kind)
         not_finite = 0
         for block in blocks(target.size):
             total = kind.widen(target[block], work.base[: block.stop - block.start])
             _accumulate(kind, total, delta, block, weight)
-            not_finite += _round(kind, total, out[block], work)
+            bad = _round(kind, total, out[block], work)
+            if bad:
+                kept = np.flatnonzero(kind.not_finite(target[block]))
+                bad -= _keep(_without_change(kept, delta, block), target[block], out[block])
+            not_finite += bad
         return not_finite
 
     def add_all(self, kind: Float, target: Bits, deltas: Iterable[tuple[Wide | None, float]], out: Bits) -> int:
-        """Target + Σ wᵢΔᵢ of one chunk, rounded once; how many are not finite."""
+        """Write ``target + Σ wᵢΔᵢ``, summed in the order given, in the same way; return how many are not finite.
+
+        Each delta is done with before the next is asked for, so all of them may lie in one buffer.
+        """
         total = scratch("total", target.size, kind.wide)
+        kept: dict[int, NDArray[np.intp]] = {}
         for block in blocks(target.size):
             kind.widen(target[block], total[block])
+            kept[block.start] = _where_not_finite(kind, target[block])
         for delta, weight in deltas:
             for block in blocks(target.size):
                 _accumulate(kind, total[block], delta, block, weight)
+                kept[block.start] = _without_change(kept[block.start], delta, block)
         work = WorkArrays(kind)
-        return sum(_round(kind, total[block], out[block], work) for block in blocks(target.size))
+        return sum(
+            _round(kind, total[block], out[block], work) - _keep(kept[block.start], target[block], out[block])
+            for block in blocks(target.size)
+        )
 
     def look_up(self, palette: Bits | Wide, ranks: Bits, escaped: Bits | Wide, out: Bits | Wide) -> None:
-        """``out = palette[ranks]``, the escaped ones from ``escaped``."""
+        """``out = palette[ranks]``, and for each rank of 255 the next of ``escaped``."""
         _take(palette, ranks, out)
         taken = 0
         for block in blocks(ranks.size):
@@ -103,17 +128,21 @@ class NumpyKernel:
             taken += where.size
 
     def gather(self, symbols: Bits) -> tuple[Bits, Bits]:
-        """Gaps between the symbols other than 0, and those symbols."""
+        """Return where the symbols (uint16) other than 0 are, as gaps, and those symbols: what :meth:`spread` takes."""
         positions = np.flatnonzero(symbols)
         return gaps_of(positions), symbols[positions]
 
     def spread(self, gaps: Bits, values: Bits | Wide, out: Bits | Wide) -> None:
-        """``out[positions] = values``, and +0 elsewhere."""
+        """``out[positions] = values``, and +0 elsewhere.
+
+        ``gaps`` (uint8) tell, of each position, how many elements lie before it and after the one before; a byte of
+        255 stands for 255 and goes on. All positions lie inside ``out``.
+        """
         out.fill(0)
         out[positions_of(gaps)] = values
 
     def rank(self, symbols: Bits, rank_of: Bits) -> tuple[Bits, Bits, Bits]:
-        """Every symbol's rank, and the low and high bytes of those that escape."""
+        """Return ``rank_of[symbols]`` (uint16 → uint8), and the low and high bytes of the symbols whose rank is 255."""
         ranks = scratch("ranks", symbols.size, np.uint8)
         _take(rank_of, symbols, ranks)
         # By blocks: what is made on the way stays small, in memory that need not be touched anew. And by positions: a
@@ -125,9 +154,47 @@ class NumpyKernel:
 def _accumulate(kind: Float, total: Wide, delta: Wide | None, block: slice, weight: float) -> None:
     """Add a block of a weighted delta, or of zeros, whose sign counts where the total is −0."""
     if delta is None:
-        np.add(total, kind.wide.type(weight * 0.0), out=total)
+        with np.errstate(invalid="ignore"):  # a signalling NaN of the target's
+            np.add(total, kind.wide.type(weight * 0.0), out=total)
     else:
         accumulate(total, delta[block], weight)
+
+
+def _unchanged_not_finite(kind: Float, base: Bits, post: Bits, block: slice) -> NDArray[np.intp]:
+    """Return where a block holds NaN or infinity with equal bits on both sides.
+
+    Raises:
+        NotFiniteChunkError: base and post differ where one is not finite; those of the whole chunk are counted.
+    """
+    not_finite = kind.not_finite(base[block]) | kind.not_finite(post[block])
+    if (base[block][not_finite] != post[block][not_finite]).any():
+        differ = base != post
+        sides = (int(np.count_nonzero(differ & kind.not_finite(side))) for side in (base, post))
+        raise NotFiniteChunkError(*sides)
+    return np.flatnonzero(not_finite)
+
+
+def _where_not_finite(kind: Float, bits: Bits) -> NDArray[np.intp]:
+    """Return where a block is NaN or infinite.
+
+    Among the positive and among the negative values, these have the largest patterns: two fast passes find none.
+    """
+    if not bits.size or (
+        bits.view(f"i{kind.itemsize}").max() < kind.infinity and bits.max() < kind.infinity | 1 << 8 * kind.itemsize - 1
+    ):
+        return np.empty(0, np.intp)
+    return np.flatnonzero(kind.not_finite(bits))
+
+
+def _without_change(positions: NDArray[np.intp], delta: Wide | None, block: slice) -> NDArray[np.intp]:
+    """Return those positions of a block at which a delta, weighted already, is zero."""
+    return positions if delta is None or not positions.size else positions[delta[block][positions] == 0]
+
+
+def _keep(positions: NDArray[np.intp], target: Bits, out: Bits) -> int:
+    """Give a block of the result the target's bits at these positions, and return how many they are."""
+    out[positions] = target[positions]
+    return positions.size
 
 
 def _round(kind: Float, total: Wide, out: Bits, work: WorkArrays) -> int:
@@ -138,7 +205,7 @@ def _round(kind: Float, total: Wide, out: Bits, work: WorkArrays) -> int:
 
 
 def gaps_of(positions: NDArray[Any]) -> Bits:
-    """Return ascending positions as the gaps between them, see :meth:`~..Kernel.spread`."""
+    """Return ascending positions as the gaps between them, see :meth:`NumpyKernel.spread`."""
     gaps = np.diff(positions, prepend=-1) - 1
     if positions.size == 0 or int(gaps.max()) < LONG_GAP:
         return gaps.astype(np.uint8)
@@ -150,7 +217,7 @@ def gaps_of(positions: NDArray[Any]) -> Bits:
 
 
 def positions_of(gaps: Bits) -> NDArray[np.int64]:
-    """Return the positions that gaps tell of, see :meth:`~..Kernel.spread`."""
+    """Return the positions that gaps tell of, see :meth:`NumpyKernel.spread`."""
     is_end = gaps != LONG_GAP
     positions: NDArray[np.int64] = np.cumsum(gaps.astype(np.int64) + is_end)[is_end] - 1
     return positions

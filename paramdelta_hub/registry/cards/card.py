@@ -1,4 +1,4 @@
-"""The model cards of deltas and of applied models.
+"""The model cards of deltas and of applied models, and the tags by which deltas are found on the Hub.
 
 People read the text of a card, and the Hub reads its metadata. Manifests come from strangers, so all their texts are
 escaped. When a card is written again, the text and the metadata of its author stay.
@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.fileio.seal import seal
-from paramdelta_hub.fileio.sizes import human_bytes
+from paramdelta_hub.fileio.digests import seal
+from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.package.labels import HUB_LICENSES
 from paramdelta_hub.package.manifest import Manifest, Source
 from paramdelta_hub.package.package import PICTURE_NAME
@@ -28,9 +28,33 @@ from paramdelta_hub.registry.cards.markdown import (
     own_words,
     split,
 )
-from paramdelta_hub.registry.cards.tags import FACTS_KEY, FINGERPRINT_PREFIX, LIBRARY, TAG, card_facts, fingerprint_tag
 
-__all__ = ["delta_card", "result_card"]
+__all__ = [
+    "BASE_PREFIX",
+    "FACTS_KEY",
+    "FINGERPRINT_PREFIX",
+    "LIBRARY",
+    "LICENSE_PREFIX",
+    "TAG",
+    "delta_card",
+    "fingerprint_tag",
+    "result_card",
+    "tag_value",
+]
+
+LIBRARY = "paramdelta-hub"
+"""The ``library_name`` of every card."""
+
+TAG = "paramdelta"
+"""A tag that every delta has, and nothing else. A search for it finds only deltas."""
+
+FACTS_KEY = "paramdelta"
+"""The metadata key of facts that a search shows without a download, but never trusts."""
+
+FINGERPRINT_PREFIX = "paramdelta-fp-"
+BASE_PREFIX = "base_model:"
+"""The Hub derives these tags from a card's ``base_model``, and also ``base_model:adapter:org/name``."""
+LICENSE_PREFIX = "license:"
 
 _MAX_LINES = 10
 """The number of lines of a list, such as the omitted tensors. The manifest has all of them."""
@@ -71,6 +95,16 @@ The arithmetic is that of Param∆ (Cao et al., ICLR 2025); also published as in
 ```"""
 
 
+def fingerprint_tag(fingerprint: str) -> str:
+    """Return the tag of an architecture: 64 bits of its fingerprint. A match is then compared in full."""
+    return FINGERPRINT_PREFIX + fingerprint[:16]
+
+
+def tag_value(tags: Iterable[str], prefix: str) -> str | None:
+    """Return what follows ``prefix`` in the first tag that begins with it, without tags of the form ``a:b:value``."""
+    return next((tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix) and tag.count(":") < 2), None)
+
+
 def delta_card(
     manifest: Manifest,
     id: str,  # noqa: A002 - the package's own term
@@ -83,14 +117,7 @@ def delta_card(
     """Return a delta's card. The author's text and metadata in ``existing`` are kept.
 
     The metadata is read and written by huggingface_hub's ``ModelCard``. This keeps the author's keys, but not comments.
-
-    Args:
-        manifest: the package's manifest.
-        id: sha256 of the manifest.
-        repo: the repository that it is published in, ``org/name``.
-        existing: the previous card.
-        licenses: the licenses of base and of post, if known. A delta without a license inherits post's.
-        on_hub: whether it is published on the Hub. Otherwise commands need ``--registry``.
+    ``licenses`` are those of base and post, if known. A delta without a license inherits post's.
 
     Raises:
         OptionError: the existing card's metadata can't be read.
@@ -118,12 +145,7 @@ def result_card(provenance: Provenance, manifests: Sequence[Manifest], lines: It
     """Return the card of an applied model: its sources with weights, versions, commits and warnings.
 
     Nothing in it depends on time or place. It takes nothing from the target's own card, because this is another model.
-    It ends with a seal, which shows whether the card was edited.
-
-    Args:
-        provenance: what ``paramdelta_provenance.json`` says.
-        manifests: the manifests of the deltas, in the provenance's order.
-        lines: notes about the files other than the weights.
+    It ends with a seal, which shows whether the card was edited. ``lines`` are notes about files other than weights.
     """
     target, deltas = provenance.target, provenance.deltas
     sources = [(target.name, target.commit), *((m.post.name, m.post.commit) for m in manifests)]
@@ -150,7 +172,7 @@ def result_card(provenance: Provenance, manifests: Sequence[Manifest], lines: It
         *lines,
     ]
     if options:
-        sections.append("## Notes\n\n" + _bullet_list(options))
+        sections.append("\n".join(["## Notes\n", *_bullets([escape_markdown(line, 400) for line in options])]))
     sections.append(
         "`paramdelta_provenance.json` has the sha256 of every delta's manifest, and the BLAKE3 digest of every tensor."
         " The licenses of the target, and of the models that the deltas were made from, apply."
@@ -171,9 +193,9 @@ def _delta_line(delta: Delta, manifest: Manifest) -> str:
     return line
 
 
-def _bullet_list(lines: Sequence[str]) -> str:
-    shown = [f"- {escape_markdown(line, 400)}" for line in lines[:_MAX_LINES]]
-    return "\n".join(shown + [f"- … and {len(lines) - _MAX_LINES} more"] * (len(lines) > _MAX_LINES))
+def _bullets(lines: Sequence[str]) -> list[str]:
+    shown = [f"- {line}" for line in lines[:_MAX_LINES]]
+    return shown + [f"- … and {len(lines) - _MAX_LINES} more"] * (len(lines) > _MAX_LINES)
 
 
 def _metadata(manifest: Manifest, id_: str, existing: str | None, license_name: str | None) -> str:
@@ -191,6 +213,7 @@ def _metadata(manifest: Manifest, id_: str, existing: str | None, license_name: 
     base = hub_id(manifest.base.name, manifest.base.commit)
     known = license_name.lower() if license_name and license_name.lower() in HUB_LICENSES else None
     tags = old.get("tags")
+    kept = [str(tag) for tag in tags] if isinstance(tags, list) else []
     ours = {
         "library_name": LIBRARY,
         "base_model": [base] if base else None,
@@ -201,13 +224,17 @@ def _metadata(manifest: Manifest, id_: str, existing: str | None, license_name: 
         "tags": [
             TAG,
             fingerprint_tag(manifest.architecture.fingerprint),
-            *(
-                str(tag)
-                for tag in (tags if isinstance(tags, list) else [])
-                if not str(tag).startswith(FINGERPRINT_PREFIX)
-            ),
+            *(tag for tag in kept if not tag.startswith(FINGERPRINT_PREFIX)),
         ],
-        FACTS_KEY: card_facts(manifest, id_),
+        FACTS_KEY: {
+            "id": id_,
+            "name": manifest.name,
+            "version": manifest.version,
+            "base": manifest.base.name,
+            "post": manifest.post.name,
+            "fingerprint": manifest.architecture.fingerprint,
+            "bytes": manifest.nbytes,
+        },
     }
     if ours["license"]:
         old.pop("license_name", None)
@@ -225,11 +252,14 @@ def _slug(text: str) -> str:
 
 def _commands(manifest: Manifest, repo: str, on_hub: bool) -> str:
     reference = f"{repo}@{manifest.version}"
-    base = hub_id(manifest.base.name, manifest.base.commit)
-    lines = ["pip install paramdelta-hub", f"pd-apply NEW_BASE {reference} -o new-model"]
-    lines.append(f"pd-verify {reference} --base {base or 'BASE'}    # proves that base ⊕ Δ is post")
+    base = hub_id(manifest.base.name, manifest.base.commit) or "BASE"
     note = "" if on_hub else "\n\nUse `--registry` to name the folder or bucket of the registry."
-    return "\n".join(["```sh", *lines, "```"]) + note
+    return f"""\
+```sh
+pip install paramdelta-hub
+pd-apply NEW_BASE {reference} -o new-model
+pd-verify {reference} --base {base}    # proves that base ⊕ Δ is post
+```{note}"""
 
 
 def _sources(manifest: Manifest) -> str:
@@ -265,12 +295,8 @@ def _fit(manifest: Manifest) -> str:
         lines[2 * _MAX_LINES :] = [f"- … and {len(lines) - 2 * _MAX_LINES} more tensors with new rows."]
     if manifest.omissions:
         lines.append(f"- Omitted tensors ({len(manifest.omissions)}):")
-        shown = [
-            f"{escape_markdown(item.name)} ({item.side}): {escape_markdown(item.reason)}"
-            for item in manifest.omissions[:_MAX_LINES]
-        ]
-        lines += [f"  - {text}" for text in shown]
-        lines += [f"  - … and {len(manifest.omissions) - _MAX_LINES} more"] * (len(manifest.omissions) > _MAX_LINES)
+        texts = [f"{escape_markdown(o.name)} ({o.side}): {escape_markdown(o.reason)}" for o in manifest.omissions]
+        lines += [f"  {line}" for line in _bullets(texts)]
     return "\n".join(lines)
 
 
@@ -295,13 +321,12 @@ def _exactness(manifest: Manifest, id_: str) -> str:
 
 
 def _license_text(own: str | None, base: str | None, post: str | None) -> str:
-    lines = []
     if own:
-        lines.append(f"The maker of the delta states: {escape_markdown(own)}.")
+        lines = [f"The maker of the delta states: {escape_markdown(own)}."]
     elif post:
-        lines.append(f"Inherited from post: {escape_markdown(post)}.")
+        lines = [f"Inherited from post: {escape_markdown(post)}."]
     else:
-        lines.append("Not stated. The licenses of post and base apply to works derived from them.")
+        lines = ["Not stated. The licenses of post and base apply to works derived from them."]
     if base and post and base != post:
         lines.append(
             f"**Warning**: base is under {escape_markdown(base)}, post under {escape_markdown(post)}. Both may apply."

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paramdelta_hub.checkpoints.roles import EMBEDDINGS, HEADS
+from paramdelta_hub.checkpoints.roles import EMBEDDINGS, is_head
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.registry.cards.markdown import escape_markdown
 
-__all__ = ["Part", "Place", "change_table", "parts", "percent", "place_of"]
+__all__ = ["Part", "Place", "change_table", "norms", "parts", "percent", "place_of", "ratio"]
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 32
@@ -67,9 +67,9 @@ def parts(tensors: Iterable[TensorRecord], *, fine: bool = False) -> list[Part]:
     found = []
     for (stack, module), layers in members.items():
         own = tuple(tensor for number in sorted(layers) for tensor in layers[number])
-        by_layer = tuple((number, _ratio(*_norms(layers[number]))) for number in sorted(layers)) if stack else ()
+        by_layer = tuple((number, ratio(*norms(layers[number]))) for number in sorted(layers)) if stack else ()
         label = f"{stack}: {module}" if len(stacks) > 1 and stack else module
-        found.append(Part(label, _ratio(*_norms(own)), by_layer, *_norms(own), own))
+        found.append(Part(label, ratio(*norms(own)), by_layer, *norms(own), own))
     return found
 
 
@@ -101,7 +101,7 @@ def place_of(name: str, *, fine: bool = False) -> Place:
     exact = exact.removesuffix(".weight").removesuffix(".bias") if fine else ""
     if EMBEDDINGS.search(name) or (name.startswith("embeddings.") and not _NORM.search(name)):
         return Place("", 0, exact or "embeddings")
-    if HEADS.search(name):
+    if is_head(name):
         return Place("", 0, exact or "head")
     is_norm = any(_NORM.search(part) for part in path)
     if found:
@@ -116,13 +116,13 @@ def percent(change: float) -> str:
     return "new" if math.isinf(change) else f"{change:.2%}" if change < 10 else f"{change:.3g} ×"
 
 
-def _norms(tensors: Iterable[TensorRecord]) -> tuple[float, float]:
+def norms(tensors: Sequence[TensorRecord]) -> tuple[float, float]:
     """Return |Δ| and |base| over all tensors. ``hypot`` does not overflow if a stranger's manifest says 1e300."""
-    own = tuple(tensors)
-    return math.hypot(*(tensor.delta_norm for tensor in own)), math.hypot(*(tensor.base_norm for tensor in own))
+    return math.hypot(*(tensor.delta_norm for tensor in tensors)), math.hypot(*(tensor.base_norm for tensor in tensors))
 
 
-def _ratio(delta: float, base: float) -> float:
+def ratio(delta: float, base: float) -> float:
+    """Return |Δ| / |base|; infinite if base is zero, and zero if nothing changed."""
     if not delta:
         return 0.0
     return delta / base if base and math.isfinite(delta) else math.inf

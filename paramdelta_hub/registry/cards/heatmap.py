@@ -45,12 +45,7 @@ def heat_map(rows: Sequence[Part], width: int = 720, *, alone: bool = False) -> 
 
     All cells have the same scale, from zero to the largest change. A few outliers do not stretch it: the scale ends at
     three times the change that nine of ten cells stay below, and the legend says so. Names come from strangers and are
-    escaped.
-
-    Args:
-        rows: the result of :func:`heat_parts`. Rows that do not fit are only counted.
-        width: the width of the picture in pixels.
-        alone: whether it is a file of its own, with colors and background, or part of a page.
+    escaped. Rows that do not fit are only counted. A picture ``alone`` has its own colors and background.
     """
     shown, left = rows[:HEAT_MAP_ROWS], len(rows) - HEAT_MAP_ROWS
     labels = [shorten(part.label, width * 0.42) for part in shown]

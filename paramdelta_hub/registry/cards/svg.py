@@ -57,15 +57,9 @@ def layer_axis(labels: Sequence[str], centers: Sequence[float], y: float, end: f
 def picture(
     shapes: Iterable[str], width: float, height: float, description: str, *, margin: int = 0, style: str = ""
 ) -> str:
-    """Return an SVG document with a description for screen readers.
+    """Return an SVG document of shapes, whose text is escaped, with a description for screen readers.
 
-    Args:
-        shapes: SVG elements, with their text escaped.
-        width: the width in pixels, without margins.
-        height: the height in pixels, without margins.
-        description: the accessible name of the picture.
-        margin: the number of empty pixels on every side.
-        style: elements before the shapes. A picture outside a page defines its own colors.
+    The width and the height are without margins. ``style`` comes before the shapes.
     """
     full_width, full_height = width + 2 * margin, height + 2 * margin
     size = f'width="{full_width:g}" height="{full_height:g}"'

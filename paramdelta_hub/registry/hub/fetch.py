@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError
 from paramdelta_hub.fileio.durable import read_small, sync_file
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import is_offline
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.package.manifest import FileRecord
@@ -95,15 +95,10 @@ def get_commit(api: HfApi, repo: str, revision: str | None = None) -> Commit:
 
 
 def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, revision: str | None = None) -> bytes:
-    """Return the content of a file that no manifest lists. The cache is used; a damaged file is fetched once more.
+    """Return the content of a file of a commit that no manifest lists, if it has at most ``limit`` bytes.
 
-    Args:
-        api: the client.
-        repo: ``org/name``.
-        name: the file's name. The commit has this file.
-        commit: the commit to read from.
-        limit: the largest size that is accepted, in bytes.
-        revision: the name by which the commit was found. The cache then knows the file by this name too.
+    The cache is used; a damaged file is fetched once more. With ``revision``, by which the commit was found, the cache
+    then knows the file by this name too.
 
     Raises:
         PackageError: the file is too large.
@@ -116,9 +111,9 @@ def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, re
     cached = _cached_path(repo, name, commit.id)
     damaged = cached is not None and not remote.matches(_content(cached, limit) or b"")
     for force in (damaged, True):
-        path = _download(api, repo, name, revision or commit.id, None, force)
+        path = _download(api, repo, name, revision or commit.id, None, force, Progress())
         if path.parent.name != commit.id:  # the revision has moved since then
-            path = _download(api, repo, name, commit.id, None, force)
+            path = _download(api, repo, name, commit.id, None, force, Progress())
         content = read_small(resolve_inside(path.parent, name), limit)
         if remote.matches(content):
             return content
@@ -177,16 +172,9 @@ def check_remote_files(files: Iterable[FileRecord], commit: Commit, where: str) 
 def fetch(
     api: HfApi, repo: str, commit: str, file: FileRecord, folder: Path, into: Path | None, progress: Progress
 ) -> None:
-    """Download a listed file and check it. A damaged file is downloaded once more.
+    """Download a listed file into the folder ``into`` or, if that is None, into the cache, and check it.
 
-    Args:
-        api: the client.
-        repo: ``org/name``.
-        commit: the commit to read from.
-        file: the file as the manifest lists it.
-        folder: where the file will be: the cache's snapshot, or ``into``.
-        into: the folder to download into; None means the cache.
-        progress: receives the number of bytes as they arrive.
+    A damaged file is downloaded once more. ``folder`` is where the file will be: the cache's snapshot, or ``into``.
 
     Raises:
         IntegrityError: the file arrived damaged twice.
@@ -211,13 +199,7 @@ def fetch(
 
 
 def _download(
-    api: HfApi,
-    repo: str,
-    name: str,
-    revision: str,
-    into: Path | None,
-    force: bool,
-    progress: Progress | None = None,
+    api: HfApi, repo: str, name: str, revision: str, into: Path | None, force: bool, progress: Progress
 ) -> Path:
     from huggingface_hub import hf_hub_download
     from tqdm import tqdm
@@ -230,8 +212,7 @@ def _download(
             super().__init__(*args, **{**settings, "disable": True})
 
         def update(self, n: float | None = 1) -> None:
-            if progress is not None:
-                progress.advance(int(n or 0))
+            progress.advance(int(n or 0))
 
     # huggingface_hub 1.0, the oldest release allowed, has no such parameter.
     bar: Any = {"tqdm_class": Forward} if "tqdm_class" in inspect.signature(hf_hub_download).parameters else {}

@@ -81,13 +81,7 @@ class Linked(Report):
 
 
 def add_link(card: str, repo: str, delta: str, role: Role) -> CardEdit:
-    """Return a card with the delta added to its section and its metadata. Deltas that it names already stay.
-
-    Args:
-        card: the text of README.md; may be empty.
-        repo: the model's repository.
-        delta: the delta's repository.
-        role: what the model is to the delta.
+    """Return the card of ``repo`` with the delta added to its section and its metadata. Other deltas stay.
 
     Raises:
         OptionError: a name is not valid, or both names are the same.
@@ -112,15 +106,8 @@ def link(
 ) -> Linked:
     """Name a delta on a model's card on the Hub: by a commit to your own repositories, by a pull request to others.
 
-    Running it again changes nothing, and opens no second pull request.
-
-    Args:
-        repo: the model's repository.
-        delta: the delta's repository, which must exist.
-        role: what the model is to the delta.
-        create_pr: whether to open a pull request; None decides by whether the token's account may write to ``repo``.
-        dry_run: only return the diff.
-        message: the title of the commit or pull request.
+    Running it again changes nothing, and opens no second pull request. ``create_pr`` overrules the choice between the
+    two, which goes by whether the token's account may write to ``repo``.
 
     Raises:
         RegistryError: not allowed, not reachable, or no such repository.
@@ -160,9 +147,8 @@ def _commit_card(api: HfApi, edit: CardEdit, parent: str, title: str, create_pr:
             parent_commit=parent,
             create_pr=create_pr,
         )
-    if create_pr:
-        return Linked(repo=edit.repo, delta=edit.delta, diff=edit.diff, pull_request=made.pr_url)
-    return Linked(repo=edit.repo, delta=edit.delta, diff=edit.diff, commit=made.oid)
+    done = {"pull_request": made.pr_url} if create_pr else {"commit": made.oid}
+    return Linked(repo=edit.repo, delta=edit.delta, diff=edit.diff, **done)
 
 
 def _can_write(api: HfApi, repo: str) -> bool:

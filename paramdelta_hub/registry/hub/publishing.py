@@ -9,23 +9,20 @@ The tag makes the version. It is created once and never moved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from paramdelta_hub.errors import PackageError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import read_small
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.errors import MissingError, StaleError, endpoint, translate_hub_errors
 from paramdelta_hub.limits import MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
-from paramdelta_hub.package.package import PICTURE_NAME, Package, open_package
+from paramdelta_hub.package.package import PICTURE_NAME, Package
 from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
 from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, get_commit
-from paramdelta_hub.registry.materialize import SIGNATURE_NAME, read_extras
-from paramdelta_hub.registry.protocol import HIGHER_VERSION, Published
-from paramdelta_hub.registry.versions import check_version
-from paramdelta_hub.tasks.progress import Progress
+from paramdelta_hub.registry.materialize import SIGNATURE_NAME, check_in_place, read_extras
+from paramdelta_hub.registry.protocol import HIGHER_VERSION, Publication, Published
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -36,53 +33,43 @@ ATTEMPTS = 6
 """How often a publication is tried while others commit at the same time."""
 
 
-def publish(
-    api: HfApi,
-    package: Path,
-    repo: str,
-    version: str,
-    *,
-    extras: Mapping[str, bytes] | None,
-    private: bool,
-    create_pr: bool,
-    message: str | None,
-    notes: Sequence[str] = (),
-    progress: Progress,
-) -> Published:
-    """Publish the package in a folder as a version of a repository. The repository is created if needed.
+def publish(api: HfApi, publication: Publication) -> Published:
+    """Publish a package as a version of a repository. The repository is created if needed.
 
     With ``create_pr`` the commit becomes a pull request without a tag. After it is merged, publish again: this finds
     the content on the main branch and tags it.
 
     Raises:
-        PublishError, RegistryError, OptionError, PackageError: see :meth:`.hub.HubRegistry.publish`.
+        PublishError: the version exists with other content, or somebody else published it first.
+        RegistryError: not allowed, not reachable, or the repository is no place for a delta.
+        PackageError: the package is broken.
     """
-    delta = _open_checked(package, version, progress)
-    files = read_extras(delta.path, extras)
+    delta, repo, create_pr = publication.package, publication.repo, publication.create_pr
+    check_in_place(delta, delta.manifest.files, publication.progress)
+    extras = read_extras(delta.path, publication.extras)
     announced = False
 
     def announce(visibility: str) -> None:
         nonlocal announced
         if not announced:  # only once, however many attempts it takes
             announced = True
-            for note in (*notes, f"publishing {delta.manifest.name} {version} to {endpoint()}/{repo} ({visibility})"):
-                progress.note(note)
+            publication.announce(f"{endpoint()}/{repo} ({visibility})")
 
-    title = f"{message or f'Publish {delta.manifest.name}'} ({version}, {delta.digest[:12]})"
+    manifest = delta.manifest
+    title = f"{publication.message or f'Publish {manifest.name}'} ({manifest.version}, {delta.digest[:12]})"
     for _ in range(ATTEMPTS):
         try:
-            head = _get_or_create_head(api, repo, private, create_pr, announce)
-            if published := _find_tagged(api, repo, delta):
+            head = _get_or_create_head(api, publication, announce)
+            if published := _find_tagged(api, publication):
                 return published
             visibility = "private" if head.private else "public"
             announce(f"{visibility}, by a pull request" if create_pr else visibility)
             if create_pr:
-                return _open_pull_request(api, repo, delta, files, head, title)
-            uploaded = _is_uploaded(delta, files, head)
-            commit = head.id if uploaded else _commit(api, repo, delta, files, head, title)
+                return _open_pull_request(api, publication, extras, head, title)
+            commit = head.id if _is_uploaded(delta, extras, head) else _commit(api, repo, delta, extras, head, title)
             with translate_hub_errors(repo):
-                api.create_tag(repo, tag=version, revision=commit, tag_message=title)
-            return _published(api, repo, delta, commit, uploaded=True)
+                api.create_tag(repo, tag=manifest.version, revision=commit, tag_message=title)
+            return _done(publication, commit, uploaded=True)
         except StaleError:
             continue
     raise PublishError(
@@ -103,29 +90,16 @@ def find_pull_request(api: HfApi, repo: str, title: str) -> str | None:
     return None
 
 
-def _open_checked(path: Path, version: str, progress: Progress) -> Package:
-    delta = open_package(path)
-    check_version(delta.manifest.version, version, str(path))
-    progress.start("checking", delta.manifest.nbytes)
-    try:
-        delta.check_files(progress.advance)
-    finally:
-        progress.finish()
-    return delta
-
-
-def _get_or_create_head(
-    api: HfApi, repo: str, private: bool, create_pr: bool, announce: Callable[[str], None]
-) -> Commit:
+def _get_or_create_head(api: HfApi, publication: Publication, announce: Callable[[str], None]) -> Commit:
     """Return the head of the repository's main branch. A missing repository is created, after ``announce`` was called.
 
-    Raises:
-        RegistryError: the repository is public although ``private`` was asked for, or it holds a model.
+    A repository is refused if it is public although a private one was asked for, or if it holds a model.
     """
+    repo, private = publication.repo, publication.private
     try:
         head = get_commit(api, repo)
     except MissingError:
-        if create_pr:
+        if publication.create_pr:
             raise
         announce(f"{'private' if private else 'public'}, a new repository")
         with translate_hub_errors(repo):
@@ -148,31 +122,29 @@ def _get_or_create_head(
     return head
 
 
-def _find_tagged(api: HfApi, repo: str, delta: Package) -> Published | None:
-    """Return the publication if the tag of this version exists, with the same content.
-
-    Raises:
-        PublishError: the tag exists with other content.
-    """
+def _find_tagged(api: HfApi, publication: Publication) -> Published | None:
+    """Return the report if the tag of this version exists with the same content; PublishError if with another."""
+    repo, version = publication.repo, publication.package.manifest.version
     with translate_hub_errors(repo):
         tags = {tag.name for tag in api.list_repo_refs(repo).tags}
-    if delta.manifest.version not in tags:
+    if version not in tags:
         return None
-    commit = get_commit(api, repo, delta.manifest.version)
-    if not _has_manifest(delta, commit):
-        raise _version_exists(repo, delta.manifest.version)
-    return _published(api, repo, delta, commit.id, uploaded=False)
+    commit = get_commit(api, repo, version)
+    if not _has_manifest(publication.package, commit):
+        raise _version_exists(repo, version)
+    return _done(publication, commit.id, uploaded=False)
 
 
 def _open_pull_request(
-    api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit, title: str
+    api: HfApi, publication: Publication, extras: Mapping[str, bytes], head: Commit, title: str
 ) -> Published:
+    repo, delta = publication.repo, publication.package
     if _is_uploaded(delta, extras, head):  # already merged; only the tag is missing
         raise RegistryError(
             "the main branch holds this content already", where=repo, remedy="publish without --create-pr to tag it"
         )
     if url := find_pull_request(api, repo, title):
-        return _published(api, repo, delta, head.id, uploaded=False, pull_request=url)
+        return _done(publication, head.id, uploaded=False, pull_request=url)
     with translate_hub_errors(repo):
         made = api.create_commit(
             repo,
@@ -182,7 +154,7 @@ def _open_pull_request(
             parent_commit=head.id,
             create_pr=True,
         )
-    return _published(api, repo, delta, made.oid, uploaded=True, pull_request=made.pr_url)
+    return _done(publication, made.oid, uploaded=True, pull_request=made.pr_url)
 
 
 def _commit(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit, title: str) -> str:
@@ -209,11 +181,7 @@ def _commit(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], 
 def _operations(
     api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit
 ) -> Iterator[CommitOperationAdd | CommitOperationDelete]:
-    """Yield the operations that make ``head`` hold this package: add its files, and delete those of another version.
-
-    Raises:
-        PublishError: ``head`` holds this version with other content, which is not tagged yet.
-    """
+    """Yield the operations that make ``head`` hold this package: add its files, and delete those of another version."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     listed = [*(file.path for file in delta.manifest.files), MANIFEST_NAME]
@@ -226,7 +194,7 @@ def _operations(
     yield CommitOperationAdd(path_in_repo=PICTURE_NAME, path_or_fileobj=picture.encode())
     old = _manifest_of(api, repo, head)
     if old is not None:
-        if old.version == delta.manifest.version and not _has_manifest(delta, head):
+        if old.version == delta.manifest.version and not _has_manifest(delta, head):  # it is not tagged yet
             raise _version_exists(repo, old.version)
         old_names = {file.path for file in old.files} | {SIGNATURE_NAME}
         for name in sorted((old_names & head.files.keys()) - {*listed, *extras}):
@@ -262,24 +230,13 @@ def _has_file(delta: Package, file: FileRecord, commit: Commit) -> bool:
         return False
     if remote.sha256 is not None:
         return remote.sha256 == file.sha256
-    return remote.matches(
-        read_small(resolve_inside(delta.path, file.path), file.size)
-    )  # kept by git itself, so it is small
+    # Without a sha256 it is kept by git itself, so it is small.
+    return remote.matches(read_small(resolve_inside(delta.path, file.path), file.size))
 
 
-def _published(
-    api: HfApi, repo: str, delta: Package, commit: str, *, uploaded: bool, pull_request: str | None = None
-) -> Published:
-    version = delta.manifest.version
-    return Published(
-        repo=repo,
-        version=version,
-        revision=commit,
-        id=delta.digest,
-        url=f"{endpoint()}/{repo}/tree/{version}",
-        uploaded=uploaded,
-        pull_request=pull_request,
-    )
+def _done(publication: Publication, commit: str, *, uploaded: bool, pull_request: str | None = None) -> Published:
+    url = f"{endpoint()}/{publication.repo}/tree/{publication.package.manifest.version}"
+    return publication.done(commit, url, uploaded=uploaded, pull_request=pull_request)
 
 
 def _version_exists(repo: str, version: str) -> PublishError:

@@ -3,175 +3,61 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import IntegrityError, RegistryError
 from paramdelta_hub.fileio.names import is_clear
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect, is_offline
 from paramdelta_hub.hub.errors import MissingError, endpoint, translate_hub_errors
-from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES, SIGNATURE_BYTES
-from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
-from paramdelta_hub.registry.cards.tags import (
+from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
+from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, parse_manifest
+from paramdelta_hub.registry.cards.card import (
     BASE_PREFIX,
     FACTS_KEY,
     FINGERPRINT_PREFIX,
     LICENSE_PREFIX,
     TAG,
-    base_tag,
     fingerprint_tag,
     tag_value,
 )
 from paramdelta_hub.registry.hub.fetch import check_remote_files, fetch, fetch_small, get_commit, read_cached
 from paramdelta_hub.registry.hub.publishing import publish
-from paramdelta_hub.registry.install import Snapshot, install
-from paramdelta_hub.registry.materialize import (
-    CARD_NAME,
-    EXTRAS,
-    SIGNATURE_NAME,
-    check_free_space,
-    file_chunks,
-    is_intact,
-    receive,
-)
-from paramdelta_hub.registry.names import check_repo, is_commit
-from paramdelta_hub.registry.protocol import Hit, Part, Published, Pulled, Version, files_of
-from paramdelta_hub.registry.signing import Trust
-from paramdelta_hub.registry.versions import is_version, newest, newest_first
+from paramdelta_hub.registry.materialize import CARD_NAME, EXTRAS, check_free_space, file_chunks, is_intact, receive
+from paramdelta_hub.registry.names import check_repo, is_commit, is_version, newest, newest_first
+from paramdelta_hub.registry.protocol import Hit, Part, Publication, Published, Registry, Snapshot, Version
 from paramdelta_hub.tasks.progress import Progress
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, ModelInfo
+    from huggingface_hub import ModelInfo
 
 __all__ = ["HubRegistry"]
 
 _TEXT_LENGTH = 1024
 
 
-@dataclass(frozen=True)
-class _ManifestFile:
-    """The content of a manifest, and the commit that holds it."""
+class HubRegistry(Registry):
+    """Publishes to, pulls from and searches the Hub at HF_ENDPOINT, with the account of HF_TOKEN.
 
-    content: bytes
-    commit: str
+    A version or commit that is complete in the cache needs no network, because a version never changes.
+    """
 
-
-class HubRegistry:
-    """Publishes to, pulls from and searches the Hub at HF_ENDPOINT, with the account of HF_TOKEN."""
-
-    def publish(
-        self,
-        package: Path,
-        repo: str,
-        version: str,
-        *,
-        extras: Mapping[str, bytes] | None = None,
-        private: bool = False,
-        create_pr: bool = False,
-        message: str | None = None,
-        notes: Sequence[str] = (),
-        progress: Progress | None = None,
-    ) -> Published:
-        """Publish a package completely or not at all: one commit, then the tag ``version``; see :mod:`.publishing`.
-
-        The arguments are those of :meth:`.protocol.Registry.publish`.
-
-        Raises:
-            PublishError: the version exists with other content, or somebody else published it first.
-            RegistryError: not allowed, not reachable, or the repository is no place for a delta.
-            OptionError: ``version`` is not the manifest's, or ``repo`` is not a valid name.
-            PackageError: the package is broken.
-        """
-        return publish(
-            connect(),
-            package,
-            check_repo(repo),
-            version,
-            extras=extras,
-            private=private,
-            create_pr=create_pr,
-            message=message,
-            notes=notes,
-            progress=progress or Progress(),
-        )
-
-    def pull(
-        self,
-        repo: str,
-        revision: str | None,
-        folder: Path | None = None,
-        *,
-        part: Part = "package",
-        allow_downgrade: bool = False,
-        trust: Trust | None = None,
-        progress: Progress | None = None,
-    ) -> Pulled:
-        """Fetch a version, commit or branch (by default the newest version) into ``folder``, or into the Hub's cache.
-
-        Intact files that are already there are kept, so a rerun continues file by file. A version or commit that is
-        complete in the cache needs no network, because a version never changes.
-
-        Raises:
-            SignatureError: see :meth:`.protocol.Registry.pull`.
-            IntegrityError: a file is not what the manifest promises, or the tag is not the manifest's version.
-            DestinationError: ``folder`` holds something else.
-            RegistryError: no such repository or version, not allowed, not reachable, or offline and not in the cache.
-        """
-        check_repo(repo)
-        api, progress = connect(), progress or Progress()
-        wanted = revision or self._newest(repo)
-        found = self._cached_manifest(repo, wanted) or self._fetch_manifest(api, repo, wanted)
-        manifest, package_id = parse_manifest(found.content, f"{repo}@{wanted}")
-        _check_tag(manifest, repo, wanted)
-        signed_by = None
-        if trust is not None:
-            signature = read_cached(repo, SIGNATURE_NAME, found.commit, SIGNATURE_BYTES)
-            signed_by = trust.check(found.content, signature[0] if signature else None, f"{repo}@{wanted}", repo)
-        files = files_of(manifest, part)
-        if folder is None:
-            out = _snapshot_folder(repo, found.commit)
-            downloaded = self._fetch_files(api, repo, found.commit, files, out, None, progress)
-        else:
-            out = Path(os.path.abspath(os.path.expanduser(folder)))
-            extras = _cached_extras(repo, found.commit) if part == "package" else None
-            downloaded = install(
-                Snapshot(endpoint(), repo, found.commit, manifest, found.content, package_id, extras),
-                out,
-                lambda: self._fetch_files(api, repo, found.commit, files, out, out, progress),
-                named=revision is not None,
-                allow_downgrade=allow_downgrade,
-                companions=[file for file in manifest.companions if file in files],
-            )
-        return Pulled(
-            path=out,
-            repo=repo,
-            version=manifest.version,
-            revision=found.commit,
-            id=package_id,
-            downloaded_nbytes=downloaded,
-            signed_by=signed_by,
-        )
+    @property
+    def address(self) -> str:
+        """The Hub's address."""
+        return endpoint()
 
     def versions(self, repo: str) -> list[Version]:
-        """Return all versions, the newest first by semantic version. Other tags are left out.
-
-        Raises:
-            RegistryError: no such repository, not allowed, or not reachable.
-        """
+        """Return all versions, the newest first by semantic version. Other tags are left out."""
         with translate_hub_errors(check_repo(repo)):
             commits = {tag.name: tag.target_commit for tag in connect().list_repo_refs(repo).tags}
         return [Version(name, commits[name], None, None) for name in newest_first(filter(is_version, commits))]
 
     def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
-        """Yield deltas page by page. What a hit says comes from its card and is not checked.
-
-        Raises:
-            RegistryError: not reachable, or offline.
-        """
-        tags = [TAG, *([base_tag(base)] if base else []), *([fingerprint_tag(fingerprint)] if fingerprint else [])]
+        """Yield deltas page by page. What a hit says comes from its card and is not checked."""
+        tags = [TAG, *([BASE_PREFIX + base] if base else []), *([fingerprint_tag(fingerprint)] if fingerprint else [])]
         with translate_hub_errors("the Hub"):
             models = iter(connect().list_models(filter=tags, search=query, full=True, cardData=True))
         while True:
@@ -182,12 +68,7 @@ class HubRegistry:
             yield _hit(model)
 
     def card(self, repo: str) -> str | None:
-        """Return the model card on the main branch; None if the repository or its card does not exist.
-
-        Raises:
-            RegistryError: not allowed, or not reachable.
-            PackageError: the card is too large.
-        """
+        """Return the model card on the main branch; None if the repository or its card does not exist."""
         api = connect()
         try:
             head = get_commit(api, check_repo(repo))
@@ -196,6 +77,23 @@ class HubRegistry:
         if CARD_NAME not in head.files:
             return None
         return fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode("utf-8", "replace")
+
+    def _publish(self, publication: Publication) -> Published:
+        return publish(connect(), publication)
+
+    def _find(self, repo: str, revision: str | None) -> Snapshot:
+        """Return a version, a commit or the head of a branch; by default the newest version."""
+        wanted = revision or self._newest(repo)
+        where = f"{repo}@{wanted}"
+        content, commit = self._cached_manifest(repo, wanted) or self._fetch_manifest(repo, wanted)
+        manifest, package_id = parse_manifest(content, where)
+        if is_version(wanted) and manifest.version != wanted:
+            raise IntegrityError(
+                f"the tag {wanted} holds version {manifest.version}",
+                where=where,
+                remedy="the tag was moved or set by hand; use another version, or tell the publisher",
+            )
+        return Snapshot(repo, commit, manifest, content, package_id, where)
 
     def _newest(self, repo: str) -> str:
         """Return the newest version (if offline: the newest in the cache), or the main branch if there is none."""
@@ -206,15 +104,15 @@ class HubRegistry:
             names = [version.version for version in self.versions(repo)]
         return newest(filter(is_version, names)) or "main"
 
-    def _cached_manifest(self, repo: str, revision: str) -> _ManifestFile | None:
-        """Return the manifest from the cache, if the cached one is sure to be the current one."""
-        if not (is_offline() or is_version(revision) or is_commit(revision)):
-            return None
-        found = read_cached(repo, MANIFEST_NAME, revision, MANIFEST_BYTES)
-        return _ManifestFile(*found) if found else None
+    def _cached_manifest(self, repo: str, revision: str) -> tuple[bytes, str] | None:
+        """Return (manifest, commit) from the cache, if the cached one is sure to be the current one."""
+        if is_offline() or is_version(revision) or is_commit(revision):
+            return read_cached(repo, MANIFEST_NAME, revision, MANIFEST_BYTES)
+        return None
 
-    def _fetch_manifest(self, api: HfApi, repo: str, revision: str) -> _ManifestFile:
+    def _fetch_manifest(self, repo: str, revision: str) -> tuple[bytes, str]:
         """Fetch the card and the signature into the cache, then the manifest: a cached manifest implies the others."""
+        api = connect()
         commit = get_commit(api, repo, revision)
         if MANIFEST_NAME not in commit.files:
             raise RegistryError(
@@ -225,22 +123,24 @@ class HubRegistry:
         for name, limit in EXTRAS.items():
             if name in commit.files and commit.files[name].size <= limit:
                 fetch_small(api, repo, name, commit, limit)
-        return _ManifestFile(fetch_small(api, repo, MANIFEST_NAME, commit, MANIFEST_BYTES, revision), commit.id)
+        return fetch_small(api, repo, MANIFEST_NAME, commit, MANIFEST_BYTES, revision), commit.id
 
-    def _fetch_files(
-        self,
-        api: HfApi,
-        repo: str,
-        commit: str,
-        files: Sequence[FileRecord],
-        folder: Path,
-        into: Path | None,
-        progress: Progress,
+    def _extra(self, found: Snapshot, name: str) -> bytes | None:
+        cached = read_cached(found.repo, name, found.revision, EXTRAS[name])
+        return cached[0] if cached else None
+
+    def _pull_into_cache(self, found: Snapshot, part: Part, signed: bool, progress: Progress) -> tuple[Path, int]:
+        folder = _snapshot_folder(found)
+        return folder, self._fetch_missing(found, found.files(part), folder, None, progress)
+
+    def _fetch(self, found: Snapshot, files: Sequence[FileRecord], folder: Path, progress: Progress) -> int:
+        return self._fetch_missing(found, files, folder, folder, progress)
+
+    def _fetch_missing(
+        self, found: Snapshot, files: Sequence[FileRecord], folder: Path, into: Path | None, progress: Progress
     ) -> int:
-        """Make ``folder`` hold every listed file; return the size of those that were missing or damaged.
-
-        ``into`` is as for :func:`.fetch.fetch`.
-        """
+        """Do what :meth:`_fetch` does; ``into`` is as for :func:`.fetch.fetch`."""
+        api = connect()
         progress.start("pulling", sum(file.size for file in files))
         try:
             missing = []
@@ -251,40 +151,16 @@ class HubRegistry:
                     missing.append(file)
             needed = sum(file.size for file in missing)
             if into is not None:
-                missing = self._copy_cached(repo, commit, missing, into, progress)
+                missing = _copy_cached(found, missing, into, progress)
             if missing and not is_offline():
-                check_remote_files(missing, get_commit(api, repo, commit), f"{repo}@{commit[:12]}")
+                commit = get_commit(api, found.repo, found.revision)
+                check_remote_files(missing, commit, f"{found.repo}@{found.revision[:12]}")
                 check_free_space(folder, sum(file.size for file in missing))
             for file in missing:
-                fetch(api, repo, commit, file, folder, into, progress)
+                fetch(api, found.repo, found.revision, file, folder, into, progress)
             return needed
         finally:
             progress.finish()
-
-    def _copy_cached(
-        self, repo: str, commit: str, files: list[FileRecord], into: Path, progress: Progress
-    ) -> list[FileRecord]:
-        """Copy the files that are intact in the cache; return those that are not."""
-        snapshot = _snapshot_folder(repo, commit)
-        cached = [file for file in files if is_intact(snapshot, file)]
-        receive(cached, lambda name: file_chunks(resolve_inside(snapshot, name)), into, str(snapshot))
-        for file in cached:
-            progress.advance(file.size)
-        return [file for file in files if file not in cached]
-
-
-def _check_tag(manifest: Manifest, repo: str, wanted: str) -> None:
-    """Check that a tag that is a version holds this version.
-
-    Raises:
-        IntegrityError: it holds another one.
-    """
-    if is_version(wanted) and manifest.version != wanted:
-        raise IntegrityError(
-            f"the tag {wanted} holds version {manifest.version}",
-            where=f"{repo}@{wanted}",
-            remedy="the tag was moved or set by hand; use another version, or tell the publisher",
-        )
 
 
 def _cache_folder(repo: str) -> Path:
@@ -293,14 +169,18 @@ def _cache_folder(repo: str) -> Path:
     return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
 
 
-def _snapshot_folder(repo: str, commit: str) -> Path:
-    return _cache_folder(repo) / "snapshots" / commit
+def _snapshot_folder(found: Snapshot) -> Path:
+    return _cache_folder(found.repo) / "snapshots" / found.revision
 
 
-def _cached_extras(repo: str, commit: str) -> dict[str, bytes]:
-    """Return the card and the signature of a commit from the cache, by file name."""
-    found = {name: read_cached(repo, name, commit, limit) for name, limit in EXTRAS.items()}
-    return {name: cached[0] for name, cached in found.items() if cached is not None}
+def _copy_cached(found: Snapshot, files: Sequence[FileRecord], into: Path, progress: Progress) -> list[FileRecord]:
+    """Copy the files that are intact in the cache; return those that are not."""
+    snapshot = _snapshot_folder(found)
+    cached = [file for file in files if is_intact(snapshot, file)]
+    receive(cached, lambda name: file_chunks(resolve_inside(snapshot, name)), into, str(snapshot))
+    for file in cached:
+        progress.advance(file.size)
+    return [file for file in files if file not in cached]
 
 
 def _hit(model: ModelInfo) -> Hit:

@@ -29,7 +29,7 @@ from typing import Any
 
 from paramdelta_hub.errors import PackageError, ParamdeltaError, PublishError, RegistryError
 from paramdelta_hub.fileio import strict_json
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import COPY_BYTES, KIB, STORE_BLOCK_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
@@ -68,11 +68,7 @@ class BucketStore:
         self._root = str(path).rstrip("/")
 
     def exists(self) -> bool:
-        """Whether there is anything at the URL. Most stores know no empty folders.
-
-        Raises:
-            RegistryError: it is a file, there is no such bucket, not reachable, or not allowed.
-        """
+        """Whether there is anything at the URL. Most stores know no empty folders."""
         with self._translate_errors(""):
             if self._store.isfile(self._root):
                 raise RegistryError(
@@ -86,37 +82,17 @@ class BucketStore:
     def check_apart(self, repo: str) -> None:
         """Do nothing: other outputs are never written to a bucket."""
 
-    def list_names(self, folder: str) -> list[str]:
-        """Return the names of the files and folders in ``folder``, without hidden ones.
-
-        Raises:
-            RegistryError: not reachable, or not allowed.
-        """
+    def list_folder(self, folder: str) -> dict[str, bool]:
+        """Return the names in ``folder``, and whether each is a folder; empty if there is no such folder."""
         entries = []
         path = self._path(folder)
         with self._translate_errors(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            entries = self._store.ls(path, detail=False)
-        names = (str(entry).rstrip("/").rpartition("/")[2] for entry in entries if entry.rstrip("/") != path)
-        return sorted(name for name in names if not name.startswith("."))
-
-    def list_folders(self, folder: str) -> list[str]:
-        """Return the names of the folders in ``folder``; empty if there is no such folder.
-
-        Raises:
-            RegistryError: not reachable, or not allowed.
-        """
-        entries = []
-        with self._translate_errors(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            entries = self._store.ls(self._path(folder), detail=True)
-        return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
+            entries = self._store.ls(path, detail=True)
+        found = ((str(entry["name"]).rstrip("/"), entry["type"] == "directory") for entry in entries)
+        return {name.rpartition("/")[2]: is_folder for name, is_folder in found if name != path}
 
     def read(self, folder: str, name: str, limit: int) -> bytes | None:
-        """Return the content of a small file, or None if it does not exist.
-
-        Raises:
-            PackageError: larger than ``limit``.
-            RegistryError: not reachable, or not allowed.
-        """
+        """Return the content of a file, or None if it does not exist; PackageError if it is larger than ``limit``."""
         if self._size(folder, name) is None:
             return None
         content = bytearray()
@@ -127,12 +103,7 @@ class BucketStore:
         return bytes(content)
 
     def chunks(self, folder: str, name: str) -> Iterator[bytes]:
-        """Yield a file's content in pieces.
-
-        Raises:
-            PackageError: there is no such file.
-            RegistryError: not reachable, or not allowed.
-        """
+        """Yield a file's content in pieces; PackageError if there is no such file."""
         with self._translate_errors(f"{folder}/{name}"):
             try:
                 file = self._store.open(self._path(f"{folder}/{name}"), "rb", block_size=STORE_BLOCK_BYTES)
@@ -155,14 +126,9 @@ class BucketStore:
         return None
 
     def put(
-        self, package: Package, folder: str, manifest: bytes, extras: Mapping[str, bytes], progress: Progress | None
+        self, package: Package, folder: str, manifest: bytes, extras: Mapping[str, bytes], progress: Progress
     ) -> None:
-        """Publish a version completely or not at all; ``extras`` are its card and its signature.
-
-        Raises:
-            PublishError: somebody else has claimed the version, with other content.
-            RegistryError: not reachable, not allowed, or publishing to this store is not safe.
-        """
+        """Publish a version completely or not at all. RegistryError also if publishing to this store is not safe."""
         repo, _, version = folder.rpartition("/")
         claims = f"{repo}/{_CLAIMS}"
         self._make_folder(folder)
@@ -182,8 +148,7 @@ class BucketStore:
         ):
             raise PublishError("somebody else published it first", where=self._address(folder))
 
-    def _put_files(self, package: Package, folder: str, extras: Mapping[str, bytes], progress: Progress | None) -> None:
-        progress = progress or Progress()
+    def _put_files(self, package: Package, folder: str, extras: Mapping[str, bytes], progress: Progress) -> None:
         missing = [file for file in package.manifest.files if self._size(folder, file.path) != file.size]
         progress.start("upload", sum(file.size for file in missing))
         try:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from paramdelta_hub.errors import DestinationError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import io_errors, read_small, sync_folder
-from paramdelta_hub.fileio.symlinks import resolve_inside
+from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.registry.artifacts import artifact_in
@@ -46,11 +46,7 @@ class FolderStore:
         self.url = str(self._root)
 
     def exists(self) -> bool:
-        """Whether the folder exists.
-
-        Raises:
-            RegistryError: it is not a folder, or can't be read.
-        """
+        """Whether the folder exists; RegistryError if it is a file, or can't be read."""
         try:
             is_folder = stat.S_ISDIR(os.stat(self._root).st_mode)
         except FileNotFoundError:
@@ -58,9 +54,7 @@ class FolderStore:
         except NotADirectoryError:
             is_folder = False
         except OSError as error:
-            raise RegistryError(
-                f"can't be read: {error.strerror}", where=self.url, remedy="check the permissions"
-            ) from None
+            raise _unreadable(self._root, error) from None
         if not is_folder:
             raise RegistryError(
                 "a registry must be a folder, and this is a file", where=self.url, remedy="name the folder"
@@ -68,11 +62,7 @@ class FolderStore:
         return True
 
     def check_apart(self, repo: str) -> None:
-        """Check that the repository is not inside another output of ours, which a new file would break.
-
-        Raises:
-            PublishError: it is, or is inside, a package, a result or a catalog.
-        """
+        """Check that the repository is not inside a package, a result or a catalog, which a new file would break."""
         real = Path(os.path.realpath(self._root / repo))
         for folder in (real, *real.parents):
             if kind := artifact_in(folder):
@@ -82,43 +72,23 @@ class FolderStore:
                     remedy="choose a separate folder for the registry",
                 )
 
-    def list_names(self, folder: str) -> list[str]:
-        """Return the names of the files and folders in ``folder``, without hidden ones; empty if it can't be read."""
-        with contextlib.suppress(OSError):
-            return sorted(name for name in os.listdir(self._root / folder) if not name.startswith("."))
-        return []
-
-    def list_folders(self, folder: str) -> list[str]:
-        """Return the names of the folders in ``folder``; empty if there is no such folder.
-
-        Raises:
-            RegistryError: it can't be read.
-        """
+    def list_folder(self, folder: str) -> dict[str, bool]:
+        """Return the names in ``folder``, and whether each is a folder; empty if there is no such folder."""
         try:
             with os.scandir(self._root / folder) as entries:
-                return [entry.name for entry in entries if entry.is_dir()]
+                return {entry.name: entry.is_dir() for entry in entries}
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            return {}
         except OSError as error:
-            raise RegistryError(
-                f"can't be read: {error.strerror}", where=str(self._root / folder), remedy="check the permissions"
-            ) from None
+            raise _unreadable(self._root / folder, error) from None
 
     def read(self, folder: str, name: str, limit: int) -> bytes | None:
-        """Return the content of a small file, or None if it does not exist.
-
-        Raises:
-            PackageError: larger than ``limit``, not a regular file, or not readable.
-        """
+        """Return the content of a file, or None if it does not exist; PackageError if it is larger than ``limit``."""
         path = resolve_inside(self._root / folder, name)
         return read_small(path, limit) if os.path.lexists(path) else None
 
     def chunks(self, folder: str, name: str) -> Iterator[bytes]:
-        """Yield a file's content in pieces.
-
-        Raises:
-            PackageError: missing, not a regular file, or not readable.
-        """
+        """Yield a file's content in pieces; PackageError if there is no such file."""
         return file_chunks(resolve_inside(self._root / folder, name))
 
     def created(self, folder: str) -> str | None:
@@ -133,22 +103,16 @@ class FolderStore:
         return self._root / folder
 
     def put(
-        self, package: Package, folder: str, manifest: bytes, extras: Mapping[str, bytes], progress: Progress | None
+        self, package: Package, folder: str, manifest: bytes, extras: Mapping[str, bytes], progress: Progress
     ) -> None:
-        """Publish a version completely or not at all; ``extras`` are its card and its signature.
-
-        Raises:
-            PublishError: somebody else is publishing it or was faster, or something else has this name.
-            StorageError: the disk is full or fails.
-        """
+        """Publish a version completely or not at all."""
         out = self._root / folder
         try:
             with Workspace(out) as workspace:
                 stage = workspace.work_dir / package.digest
                 with io_errors("preparing the publication"):
-                    for (
-                        other
-                    ) in workspace.work_dir.iterdir():  # left by a killed process that published another package
+                    # Left by killed processes that published other packages.
+                    for other in workspace.work_dir.iterdir():
                         if other.is_dir() and other != stage:
                             shutil.rmtree(other)
                 with exclusive_dir(stage):
@@ -162,12 +126,7 @@ class FolderStore:
 
 
 def _rename(stage: Path, out: Path) -> None:
-    """Make the finished version visible.
-
-    Raises:
-        PublishError: somebody else was faster.
-        StorageError: the disk fails.
-    """
+    """Make the finished version visible; PublishError if somebody else was faster."""
     with io_errors("publishing"):
         try:
             os.rename(stage, out)
@@ -178,9 +137,7 @@ def _rename(stage: Path, out: Path) -> None:
         sync_folder(out.parent)  # the folders above it were synced before anything was written into them
 
 
-def _fill(
-    stage: Path, package: Package, manifest: bytes, extras: Mapping[str, bytes], progress: Progress | None
-) -> None:
+def _fill(stage: Path, package: Package, manifest: bytes, extras: Mapping[str, bytes], progress: Progress) -> None:
     source = package.path
     receive(
         package.manifest.files, lambda name: file_chunks(resolve_inside(source, name)), stage, str(source), progress
@@ -188,3 +145,7 @@ def _fill(
     for name in EXTRAS:
         write_if_changed(stage / name, extras.get(name))
     write_if_changed(stage / MANIFEST_NAME, manifest)
+
+
+def _unreadable(path: Path, error: OSError) -> RegistryError:
+    return RegistryError(f"can't be read: {error.strerror}", where=str(path), remedy="check the permissions")

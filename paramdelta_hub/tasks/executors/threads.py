@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 __all__ = ["Interrupted", "Stop", "default_threads", "run_tasks"]
@@ -24,23 +23,12 @@ class Interrupted(Exception):  # noqa: N818 - not an error: somebody else's erro
     """Raised inside a task that is asked to stop; never leaves :func:`run_tasks`."""
 
 
-class Stop:
+class Stop(Event):
     """A flag that tasks look at between chunks, so that a failed or interrupted run ends within milliseconds."""
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def set(self) -> None:
-        """Ask all tasks to stop."""
-        self._event.set()
-
     def check(self) -> None:
-        """Raise if asked to stop.
-
-        Raises:
-            Interrupted: :meth:`set` was called.
-        """
-        if self._event.is_set():
+        """Raise Interrupted if the flag is set."""
+        if self.is_set():
             raise Interrupted
 
 
@@ -51,21 +39,12 @@ def default_threads() -> int:
 
 
 def run_tasks(
-    tasks: Sequence[T],
-    run: Callable[[T, Stop], R],
-    threads: int,
-    *,
-    size: Callable[[T], int] | None = None,
+    tasks: Sequence[T], run: Callable[[T, Stop], R], threads: int, *, size: Callable[[T], int] | None = None
 ) -> Iterator[R]:
-    """Run every task and yield what each returned, in the order in which they end.
+    """Call ``run(task, stop)`` for every task and yield what each returned, in the order in which they end.
 
     The first error stops the others and is raised; so does ``Ctrl-C``. Nothing runs on when this returns or raises.
-
-    Args:
-        tasks: what there is to do.
-        run: called as ``run(task, stop)`` on some thread.
-        threads: how many run at a time.
-        size: the largest are begun first, so that no large one is left over; without it, in the order given.
+    With ``size``, the largest are begun first, so that no large one is left over; else in the order given.
     """
     stop = Stop()
     ordered = sorted(tasks, key=size, reverse=True) if size else tasks

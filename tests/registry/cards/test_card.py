@@ -20,8 +20,8 @@ from markdown_it.token import Token
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import OptionError
+from paramdelta_hub.fileio.digests import is_sealed
 from paramdelta_hub.fileio.names import is_clear
-from paramdelta_hub.fileio.seal import is_sealed
 from paramdelta_hub.package.manifest import Manifest, Omission
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.package.provenance import Delta, Factor, Lineage, Model, Provenance
@@ -343,7 +343,7 @@ def provenance_of(**fields: Any) -> Provenance:
 
 
 def delta_of(name: str, *, weight: float, forced: bool) -> Delta:
-    lineage = Lineage(correlation=None, tensors=0, forced=forced)
+    lineage = Lineage(correlation=None, tensors=0, forced=forced, foreign=())
     return Delta.model_construct(name=name, version="1.0.0", id="f" * 64, weight=weight, lineage=lineage)
 
 

@@ -26,8 +26,8 @@ from paramdelta_hub.errors import (
     StorageError,
 )
 from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN
+from paramdelta_hub.registry.locate import open_registry
 from paramdelta_hub.registry.protocol import Registry
-from paramdelta_hub.registry.reference import open_registry
 from paramdelta_hub.registry.stores.registry import StoreRegistry
 from paramdelta_hub.tasks.progress import Progress
 from tests.attacks.names import HOSTILE
@@ -611,7 +611,7 @@ def test_a_failing_disk(
 _LIGHT = """
 import sys
 from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN
-from paramdelta_hub.registry.reference import open_registry
+from paramdelta_hub.registry.locate import open_registry
 from paramdelta_hub.registry.stores.registry import StoreRegistry
 StoreRegistry(sys.argv[1]).pull(sys.argv[2], None)
 print(*sorted(name for name in sys.modules if "." not in name))

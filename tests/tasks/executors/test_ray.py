@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from paramdelta_hub.errors import MismatchError, ParamdeltaError
-from paramdelta_hub.tasks.executors.answers import answer, outcome_of
+from paramdelta_hub.tasks.executors.ray import answer, outcome_of
 from paramdelta_hub.tasks.models import Outcome
 from tests.tasks.raising import every, known, raise_one
 

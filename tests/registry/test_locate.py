@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import OptionError, RegistryError
+from paramdelta_hub.registry.locate import Reference, open_registry, parse_reference
 from paramdelta_hub.registry.names import check_repo, is_repo
-from paramdelta_hub.registry.reference import Reference, open_registry, parse_reference
 from paramdelta_hub.registry.stores.registry import StoreRegistry
 from tests.attacks.names import HOSTILE
 

@@ -7,8 +7,8 @@ import random
 import pytest
 from hypothesis import given
 
-from paramdelta_hub.registry.versions import is_version, newest, newest_first, precedence
-from tests.registry.test_reference import VERSIONS
+from paramdelta_hub.registry.names import is_version, newest, newest_first, precedence
+from tests.registry.test_locate import VERSIONS
 
 
 def test_precedence_is_that_of_semver_org() -> None:

@@ -1,0 +1,207 @@
+"""Base, post and target in different float dtypes: exact by value, faithful to the formula, in the dtype asked for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import paramdelta_hub as pd
+from paramdelta_hub.cli import main
+from paramdelta_hub.errors import MismatchError, OptionError
+from tests.support.models import TORCH, assert_same, read_weights, write_model
+
+NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+DTYPES = tuple(NAMES)
+SHAPE = (48, 32)
+
+
+def normal(seed: int, scale: float = 1.0) -> torch.Tensor:
+    return torch.randn(*SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Round float64 once, to the nearest, ties to even: candidates beside torch's own, which rounds twice."""
+    near = values.to(dtype)
+    if dtype == torch.float32:
+        return near
+    patterns = near.view(torch.int16)
+    for step in (-1, 1):
+        other = (patterns + step).view(dtype)
+        gap, other_gap = (near.double() - values).abs(), (other.double() - values).abs()
+        even = (other.view(torch.int16) & 1) == 0
+        near = torch.where((other_gap < gap) | ((other_gap == gap) & even), other, near)
+    return near
+
+
+def formula(base: torch.Tensor, post: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return (post − base) + target: Δ in the wide type of both sides, the sum in that of all, rounded once."""
+    sides = {base.dtype, post.dtype}
+    narrow_sides = len(sides) == 1 and torch.float32 not in sides
+    wide = torch.float32 if narrow_sides else torch.float64
+    delta = post.to(wide) - base.to(wide)
+    if not narrow_sides or torch.float32 in {target.dtype, dtype}:
+        return rounded(delta.double() + target.double(), dtype)
+    return (delta + target.float()).to(dtype)
+
+
+def moved(model: dict[str, torch.Tensor], seed: int, scale: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return a model beside another, in a dtype."""
+    noise = normal(seed, scale).reshape(-1)
+    return {name: (t.double() + noise[: t.numel()].reshape(t.shape)).to(dtype) for name, t in model.items()}
+
+
+class Sides:
+    """Three models of one matrix and one bias each, in their own dtypes."""
+
+    def __init__(self, root: Path, base: torch.dtype, post: torch.dtype, target: torch.dtype) -> None:
+        weight = normal(1, 0.1).to(base)
+        self.base = {"w.weight": weight, "w.bias": weight[0].clone()}
+        self.post = moved(self.base, 2, 0.003, post)
+        # what plain sums miss: −0, and values far smaller than base's
+        self.post["w.weight"][0, :4] = torch.tensor([-0.0, 1e-6, -1e-6, 2.0**-14]).to(post)
+        self.target = moved(self.base, 3, 0.01, target)
+        self.folders = {
+            name: write_model(root / name, tensors, config={"model_type": "llama", "torch_dtype": NAMES[dtype]})
+            for name, tensors, dtype in (
+                ("base", self.base, base), ("post", self.post, post), ("target", self.target, target),
+            )
+        }  # fmt: skip
+        self.delta = root / "delta"
+        self.report = pd.extract(self.folders["base"], self.folders["post"], self.delta, threads=1)
+
+
+@pytest.mark.parametrize(("base", "post", "target"), list(itertools.product(DTYPES, repeat=3)), ids=str)
+def test_all_combinations(tmp_path: Path, base: torch.dtype, post: torch.dtype, target: torch.dtype) -> None:
+    sides = Sides(tmp_path, base, post, target)
+    record = pd.inspect(sides.delta).manifest.tensors[0]
+    assert (TORCH[record.base_dtype], TORCH[record.post_dtype]) == (base, post)
+    checked = pd.verify(sides.delta, base=sides.folders["base"], post=sides.folders["post"], threads=1)
+    assert checked.exact
+
+    # base ⊕ Δ has post's values, rounded once to base's dtype, and all of them if it is asked for post's
+    pd.apply(sides.folders["base"], sides.delta, tmp_path / "on_base", threads=1)
+    assert_same(read_weights(tmp_path / "on_base"), {name: t.to(base) for name, t in sides.post.items()})
+    pd.apply(sides.folders["base"], sides.delta, tmp_path / "as_post", dtype=NAMES[post], threads=1)  # type: ignore[arg-type]
+    assert_same(read_weights(tmp_path / "as_post"), sides.post)
+    assert json.loads((tmp_path / "as_post" / "config.json").read_text())["torch_dtype"] == NAMES[post]
+
+    # base's values, kept in the target's dtype where it holds them, are base all the same
+    kept = {name: t.to(target) for name, t in sides.base.items()}
+    if all(torch.equal(kept[name].to(base), t) for name, t in sides.base.items()):
+        write_model(tmp_path / "kept", kept)
+        pd.apply(tmp_path / "kept", sides.delta, tmp_path / "on_kept", threads=1)
+        assert_same(read_weights(tmp_path / "on_kept"), {name: t.to(target) for name, t in sides.post.items()})
+
+    # any other target gets the formula, in its own dtype or another
+    for dtype in {target, torch.float32}:
+        out = tmp_path / f"out-{NAMES[dtype]}"
+        report = pd.apply(sides.folders["target"], sides.delta, out, dtype=NAMES[dtype], threads=1)  # type: ignore[arg-type]
+        expected = {name: formula(sides.base[name], sides.post[name], t, dtype) for name, t in sides.target.items()}
+        assert_same(read_weights(out), expected)
+        assert not report.is_post
+
+
+def test_a_tensor_has_its_own_dtypes(tmp_path: Path) -> None:
+    """A router that one side keeps in float32, as transformers does for DeepSeek-V3; nothing else is touched by it."""
+    base = {"mlp.gate.weight": normal(1).bfloat16(), "q.weight": normal(2).bfloat16(), "n.weight": normal(3).bfloat16()}
+    post = {**base, "mlp.gate.weight": base["mlp.gate.weight"].float(), "q.weight": normal(4).bfloat16()}
+    write_model(tmp_path / "base", base)
+    write_model(tmp_path / "post", post)
+    report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    records = {record.name: record for record in report.manifest.tensors}
+    assert records["mlp.gate.weight"].codec.name == records["n.weight"].codec.name == "zero"
+    assert any("1 tensor: BF16 in base, F32 in post" in note for note in report.notes)
+    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    assert_same(read_weights(tmp_path / "out"), {**post, "mlp.gate.weight": base["mlp.gate.weight"]})
+    pd.apply(tmp_path / "post", tmp_path / "delta", tmp_path / "other", force=True)
+    assert read_weights(tmp_path / "other")["mlp.gate.weight"].dtype == torch.float32
+
+
+def test_cast_takes_both_sides_in_one_dtype_first(tmp_path: Path) -> None:
+    base, post = {"w": normal(1).float()}, {"w": (normal(1) + normal(2, 0.01)).float()}
+    folders = write_model(tmp_path / "base", base), write_model(tmp_path / "post", post)
+    exact = pd.extract(*folders, tmp_path / "exact")
+    cast = pd.extract(*folders, tmp_path / "cast", cast="bfloat16")
+    assert (exact.manifest.cast, cast.manifest.cast) == (None, "BF16")
+    assert cast.manifest.nbytes < exact.manifest.nbytes / 2
+    assert pd.verify(tmp_path / "cast", base=folders[0], post=folders[1]).exact
+    write_model(tmp_path / "b16", {"w": base["w"].bfloat16()})
+    assert pd.apply(tmp_path / "b16", tmp_path / "cast", tmp_path / "out").is_post
+    assert_same(read_weights(tmp_path / "out"), {"w": post["w"].bfloat16()})
+    command = ["extract", str(folders[0]), str(folders[1]), "-o", str(tmp_path / "again"), "--cast", "bfloat16"]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    assert pd.inspect(tmp_path / "again").manifest.content_id == cast.manifest.content_id
+    with pytest.raises(OptionError, match="not 'half'"):
+        pd.extract(*folders, tmp_path / "no", cast="half")  # type: ignore[arg-type]
+
+
+def test_several_deltas_of_several_dtypes(tmp_path: Path) -> None:
+    """The sum is made once in float64, in the order given, and rounded once."""
+    one = Sides(tmp_path / "one", torch.bfloat16, torch.bfloat16, torch.bfloat16)
+    two = Sides(tmp_path / "two", torch.float32, torch.float16, torch.bfloat16)
+    pd.apply(one.folders["target"], [(one.delta, 0.5), (two.delta, -0.25)], tmp_path / "out", force=True)
+    result = read_weights(tmp_path / "out")["w.weight"]
+    first = (one.post["w.weight"].float() - one.base["w.weight"].float()).double()
+    second = two.post["w.weight"].double() - two.base["w.weight"].double()
+    total = one.target["w.weight"].double() + 0.5 * first + -0.25 * second
+    assert torch.equal(result, rounded(total, torch.bfloat16))
+
+
+def test_a_result_that_its_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
+    base = {"w": normal(1).bfloat16(), "kept": normal(2).bfloat16()}
+    post = {"w": normal(3).bfloat16(), "kept": base["kept"]}
+    target = {"w": base["w"] + 0.01, "kept": torch.full(SHAPE, 1e5).bfloat16()}
+    for name, tensors in (("base", base), ("post", post), ("target", target)):
+        write_model(tmp_path / name, tensors)
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    with pytest.raises(pd.NotFiniteError, match=rf"kept.*{48 * 32} value"):
+        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", dtype="float16", force=True)
+    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", dtype="float32", force=True)
+    assert torch.equal(read_weights(tmp_path / "out")["kept"], target["kept"].float())
+
+
+def test_integers_have_no_other_dtype(tmp_path: Path) -> None:
+    steps = torch.arange(8)
+    write_model(tmp_path / "base", {"w": normal(1).bfloat16(), "steps": steps})
+    write_model(tmp_path / "post", {"w": normal(2).bfloat16(), "steps": steps.int()})
+    with pytest.raises(MismatchError, match=r"steps.*I64.*I32"):
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+
+
+def test_rows_of_a_vocabulary(tmp_path: Path) -> None:
+    """Rows that are matched by token are cast as all others are."""
+    words = [f"w{number}" for number in range(48)]
+
+    def tokenizer(folder: Path, vocabulary: list[str]) -> None:
+        model: dict[str, Any] = {"type": "BPE", "merges": [], "vocab": {w: i for i, w in enumerate(vocabulary)}}
+        (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [], "model": model}))
+
+    name, norm = "model.embed_tokens.weight", "model.norm.weight"
+    base = {name: normal(1).float(), norm: normal(4)[0].float()}
+    post = {name: (normal(1) + normal(2, 0.01)).half(), norm: base[norm]}
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
+    target = {name: (normal(1) + normal(3, 0.01)).bfloat16()[order], norm: base[norm]}
+    for role, tensors in (("base", base), ("post", post), ("target", target)):
+        write_model(tmp_path / role, tensors, config={"model_type": "llama"})
+    for role in ("base", "post"):
+        tokenizer(tmp_path / role, words)
+    tokenizer(tmp_path / "target", [words[i] for i in order])
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    result = read_weights(tmp_path / "out")[name]
+    assert result.dtype == torch.bfloat16
+    back = target[name][torch.argsort(order)]
+    assert torch.equal(result, formula(base[name], post[name], back, torch.bfloat16))
+
+
+def test_the_reference_of_these_tests_rounds_once() -> None:
+    values = torch.tensor([1 + 2.0**-8 + 2.0**-40, 1 + 2.0**-8 - 2.0**-40, -1 - 2.0**-8], dtype=torch.float64)
+    assert rounded(values, torch.bfloat16).tolist() == [float(Fraction(129, 128)), 1.0, -1.0]
