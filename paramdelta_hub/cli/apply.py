@@ -134,7 +134,10 @@ def report_text(report: ApplyReport) -> str:
     lines += [_delta_text(delta) for delta in report.deltas]
     lines.append(f"  {report.changed_tensors} tensors summed, {report.kept_tensors} kept from the target")
     if report.is_post:
-        lines.append(f"  the target is the delta's base, so the result is {report.deltas[0].post.name}, bit for bit")
+        result = f"{report.deltas[0].post.name}, bit for bit"
+        if left_out := report.deltas[0].package.manifest.left_out:
+            result += f", but for {left_out} tensor(s) that the delta leaves out"
+        lines.append(f"  the target is the delta's base, so the result is {result}")
     if report.requantization:
         lines.append(f"  {report.requantization}")
     lines += [f"  {use}" for use in report.rules]

@@ -239,6 +239,11 @@ class Manifest(Record):
         return sum(tensor.elements * tensor.itemsize for tensor in self.tensors)
 
     @property
+    def left_out(self) -> int:
+        """How many of post's tensors the delta leaves out, such as buffers that models compute."""
+        return sum(omission.side != "base" for omission in self.omissions)
+
+    @property
     def content_id(self) -> str:
         """Return what names the delta itself, a sha256: equal for packages that differ in labels and files alone."""
         lines = sorted(f"{tensor.name}\0{tensor.base_blake3}\0{tensor.post_blake3}" for tensor in self.tensors)

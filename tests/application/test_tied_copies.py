@@ -382,3 +382,9 @@ def test_a_broken_buffer_of_post_replaces_nothing(tmp_path: Path) -> None:
     pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
     expected = {name: reference(base[name], post[name], target[name]) for name in base}
     assert_same(read_weights(tmp_path / "out"), {**expected, **buffers})
+
+    arguments = [str(tmp_path / "base"), str(tmp_path / "delta"), "-o", str(tmp_path / "again")]
+    told = CliRunner().invoke(main, ["apply", *arguments]).output
+    assert "so the result is post, bit for bit, but for 4 tensor(s) that the delta leaves out\n" in told
+    card = " ".join((tmp_path / "again/README.md").read_text().split())
+    assert "this is post, bit for bit, but for 4 tensor(s) that the delta leaves out." in card
