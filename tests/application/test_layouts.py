@@ -165,6 +165,62 @@ def test_weights_and_two_deltas_of_different_layouts(tmp_path: Path) -> None:
         assert_same(result, {name: kept[name] if "c_fc" in name else wanted[name] for name in wanted})
 
 
+@pytest.mark.parametrize("layout", ["single", "fused"])
+def test_a_target_of_another_dtype(layout: str, tmp_path: Path) -> None:
+    """What is added in pieces is summed across dtypes as all else is; the result has the target's."""
+    base = single(1)
+    post, target = tuned(base, 2), {name: values.float() * 1.001 for name, values in tuned(base, 7).items()}
+    other = "single" if layout == "fused" else "fused"
+    for name, tensors in (("base", base), ("post", post)):
+        write_model(tmp_path / name, in_layout(other, tensors))
+    write_model(tmp_path / "target", in_layout(layout, target))
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    rules = pd.Rules(layouts=RULES[other, layout])
+    report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules)
+    assert not report.is_post
+    deltas = {name: post[name].float() - base[name].float() for name in base}
+    expected = {name: (deltas[name].double() + values.double()).float() for name, values in target.items()}
+    assert_same(read_weights(tmp_path / "out"), in_layout(layout, expected))
+
+
+@pytest.mark.parametrize("wider", ["base", "post"])
+def test_post_of_another_dtype_in_another_layout(wider: str, tmp_path: Path) -> None:
+    """The delta is exact in the dtype that holds both sides; --cast takes both in one, before they are put together."""
+    base, post = single(1), tuned(single(1), 2)
+    if wider == "base":
+        base = {name: values.float() * 1.001 for name, values in base.items()}
+    else:
+        post = {name: values.float() * 1.001 for name, values in post.items()}
+    write_model(tmp_path / "base", base)
+    write_model(tmp_path / "post", fused(post))
+    rules = pd.Rules(layouts=CUT)
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "cast", rules=rules, cast="bfloat16")
+    for name in ("delta", "cast"):
+        checked = pd.verify(tmp_path / name, base=tmp_path / "base", post=tmp_path / "post")
+        assert (checked.exact, checked.checked_post) == (True, True)
+    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", dtype="float32")
+    assert_same(read_weights(tmp_path / "out"), {name: values.float() for name, values in post.items()})
+    write_model(tmp_path / "cast-base", {name: values.bfloat16() for name, values in base.items()})
+    pd.apply(tmp_path / "cast-base", tmp_path / "cast", tmp_path / "rounded")
+    assert_same(read_weights(tmp_path / "rounded"), {name: values.bfloat16() for name, values in post.items()})
+
+
+def test_pieces_of_different_dtypes_are_refused_unless_they_are_cast(tmp_path: Path) -> None:
+    base = single(1)
+    post = tuned(base, 2)
+    mixed = {name: values.float() if "q_proj" in name else values for name, values in post.items()}
+    write_model(tmp_path / "base", fused(base))
+    write_model(tmp_path / "post", mixed)
+    rules = pd.Rules(layouts=JOIN)
+    with pytest.raises(MismatchError, match="base and post differ") as refused:
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
+    assert any("different dtypes: BF16, F32" in each.message for each in refused.value.mismatches)
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules, cast="bfloat16")
+    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    assert_same(read_weights(tmp_path / "out"), fused(post))
+
+
 def run(*words: str | Path) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "paramdelta_hub", *map(str, words)], capture_output=True, text=True, check=False

@@ -82,6 +82,7 @@ def test_a_pattern_is_the_end_of_a_name() -> None:
     pattern = NamePattern("experts.*.w1")
     assert pattern.match("model.layers.3.experts.12.w1") == ("model.layers.3.", ("12",))
     assert pattern.match("experts.0.w1") == ("", ("0",))
+    assert pattern.match("unet/experts.0.w1") == ("unet/", ("0",))  # a component's
     assert pattern.match("shared_experts.0.w1") is None
     assert pattern.match("experts.0.w1.weight") is None
     assert pattern.match("experts.x.w1") is None
