@@ -13,7 +13,18 @@ from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.fileio.safetensors import DISCRETE
 from paramdelta_hub.numerics.floats import FLOATS
 
-__all__ = ["DERIVED", "KNOWN", "PARTIAL", "SKIPPED", "Entry", "Match", "OmittedTensor", "match", "rename_entries"]
+__all__ = [
+    "DERIVED",
+    "KNOWN",
+    "PARTIAL",
+    "SKIPPED",
+    "Entry",
+    "Match",
+    "OmittedTensor",
+    "lacks_values",
+    "match",
+    "rename_entries",
+]
 
 DERIVED = "a buffer that models compute themselves"
 """Why a tensor was left out whose values never matter."""
@@ -23,6 +34,11 @@ KNOWN = "left out when the delta was made"
 """Why a target keeps a tensor for which its delta has nothing."""
 PARTIAL = "used in part: "
 """How the reason begins why a part of a tensor was left out."""
+
+
+def lacks_values(reason: str) -> bool:
+    """Whether a tensor that was left out for this reason has values that a delta could have had, all or some."""
+    return reason == SKIPPED or reason.startswith(PARTIAL)
 
 
 @dataclass(frozen=True)

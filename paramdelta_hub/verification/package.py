@@ -12,7 +12,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.layouts import arrange, arranged_model
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
 from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model, logical_post
-from paramdelta_hub.checkpoints.matching import PARTIAL, SKIPPED
+from paramdelta_hub.checkpoints.matching import PARTIAL, lacks_values
 from paramdelta_hub.checkpoints.roles import Entry
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
@@ -56,7 +56,7 @@ class VerifyReport(Report):
     checked_post: bool
     """post's tensors have the digests the manifest promises."""
     skipped: int = 0
-    """How many tensors of base or post a skip rule left out when the delta was made: they are not post's."""
+    """How many tensors of base or post a rule left out when the delta was made, all or part of them: not post's."""
     signed_by: str | None = None
     """Which trusted key its signature holds good for; None where no signature was asked for."""
 
@@ -122,7 +122,7 @@ def verify(
         elements=package.manifest.exactness.elements,
         checked_base=base_model is not None,
         checked_post=post_model is not None,
-        skipped=sum(omission.reason == SKIPPED for omission in package.manifest.omissions),
+        skipped=sum(lacks_values(omission.reason) for omission in package.manifest.omissions),
         signed_by=signed_by,
     )
 

@@ -388,7 +388,9 @@ def test_a_part_of_post(tmp_path: Path) -> None:
     report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
     assert [(o.name, o.side) for o in report.omissions] == [("conv_in.weight", "post")]
     assert report.omissions[0].reason.startswith(PARTIAL)
-    assert pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post").checked_post
+    verified = pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
+    assert verified.checked_post
+    assert verified.skipped == 1
     applied = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
     assert not applied.is_post
     assert_same(read_weights(tmp_path / "out"), {n: post[n][:, : t.shape[1]].contiguous() for n, t in base.items()})
