@@ -143,8 +143,10 @@ def addends_by_tensor(
                 placement = RowPlacement(runs, math.prod(in_its_order.shape[1:]), in_its_order.source)
             addends.append(Addend(StoredDelta.of(record, locations), weight, placement))
         arranged = compatibility.arranged[number]
-        for name in arranged.pairs:
-            if weight := weights.of(number, name):
+        for name, arrangement in arranged.pairs.items():
+            # Integers did not change, or they were refused; a tensor without elements has no sources.
+            is_sum = any(records[source].effect == "add" for source in arrangement.sources)
+            if is_sum and (weight := weights.of(number, name)):
                 sums.setdefault(name, []).append(arranged.addend(name, package, weight))
     # Weights that would become fp8 again only to gain nothing are left as they are, codes and scales.
     unchanged = {

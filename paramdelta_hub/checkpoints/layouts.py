@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -254,18 +255,17 @@ def arranged_model(model: LogicalModel, layout: Layout) -> LogicalModel:
         return model
     tensors = {name: model.tensors[name] for name in layout.kept}
     for name, arrangement in layout.arrangements.items():
-        tensors[name] = arranged_tensor(arrangement, {source: model.tensors[source] for source in arrangement.sources})
+        tensors[name] = arranged_tensor(arrangement, layout.dtypes[name], model.tensors)
     return replace(model, tensors=tensors)
 
 
-def arranged_tensor(arrangement: Arrangement, tensors: Mapping[str, LogicalTensor]) -> LogicalTensor:
-    """Return the tensor that an arrangement makes of others, which have one dtype and lie in their own order."""
+def arranged_tensor(arrangement: Arrangement, dtype: str, tensors: Mapping[str, LogicalTensor]) -> LogicalTensor:
+    """Return the tensor that an arrangement makes of others, which have this dtype and lie in their own order."""
     sources = arrangement.sources
     parts = []
     for name in sources:
         source = tensors[name].source
         assert not isinstance(source, (Arranged, Reordered))
         parts.append(source)
-    dtype = tensors[sources[0]].dtype
-    tensor = LogicalTensor(dtype, arrangement.shape, parts[0])
-    return replace(tensor, source=Arranged(tuple(parts), arrangement.boxes(sources), tensor.elements, dtype))
+    source = Arranged(tuple(parts), arrangement.boxes(sources), math.prod(arrangement.shape), dtype)
+    return LogicalTensor(dtype, arrangement.shape, source)

@@ -206,6 +206,19 @@ def test_post_of_another_dtype_in_another_layout(wider: str, tmp_path: Path) -> 
     assert_same(read_weights(tmp_path / "rounded"), {name: values.bfloat16() for name, values in post.items()})
 
 
+def test_integers_that_did_not_change_stay_the_targets(tmp_path: Path) -> None:
+    base: Tensors = {**single(1), "table": torch.arange(24).reshape(6, 4)}
+    post = {**tuned(single(1), 2), "table": base["table"]}
+    write_model(tmp_path / "base", base)
+    write_model(tmp_path / "post", post)
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    write_model(tmp_path / "target", {**base, "table": base["table"].T.contiguous()})
+    rules = pd.Rules(layouts=("transpose table",))
+    report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules)
+    assert report.is_post
+    assert_same(read_weights(tmp_path / "out"), {**post, "table": post["table"].T.contiguous()})
+
+
 def test_pieces_of_different_dtypes_are_refused_unless_they_are_cast(tmp_path: Path) -> None:
     base = single(1)
     post = tuned(base, 2)
