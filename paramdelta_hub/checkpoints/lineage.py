@@ -38,6 +38,7 @@ from paramdelta_hub.limits import (
     REMOTE_LINEAGE_RUNS,
     REMOTE_LINEAGE_TENSORS,
 )
+from paramdelta_hub.numerics.casts import as_bits
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.provenance import ForeignTensor
 
@@ -399,7 +400,7 @@ def _every_nth_run(step: int, samples: NDArray[np.uint8], elements: int) -> NDAr
 
 def _values(dtype: str, raw: NDArray[np.uint8]) -> NDArray[Any]:
     kind = FLOATS[dtype]
-    bits = raw.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
+    bits = as_bits(raw, kind)
     values = kind.widen(bits, np.empty(bits.size, kind.wide))
     values[kind.not_finite(bits)] = np.nan
     return values.astype(np.float64)

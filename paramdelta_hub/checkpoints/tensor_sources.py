@@ -24,7 +24,7 @@ from paramdelta_hub.fileio.paths import PathText
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES, TensorSpan
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.arrangements import Box, BoxReader
-from paramdelta_hub.numerics.casts import cast_bytes
+from paramdelta_hub.numerics.casts import as_bits, cast, cast_bytes, round_once
 from paramdelta_hub.numerics.float8 import Grid, dequantize
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.low_rank import add_low_rank
@@ -47,7 +47,7 @@ __all__ = [
     "TensorSource",
     "Values",
     "Zeros",
-    "is_exact_cast",
+    "exact_cast_digest",
     "read_chunks",
     "read_floats",
     "source_digest",
@@ -391,13 +391,15 @@ def source_digest(
     return digest.hexdigest()
 
 
-def is_exact_cast(source: Cast, elements: int, files: Files) -> bool:
-    """Whether every value of a source is the same in the other dtype, to the bit when cast back.
+def exact_cast_digest(source: Cast, elements: int, files: Files) -> str | None:
+    """Return the BLAKE3 digest (hex) of the cast values if every one is the same in both dtypes, else None.
+
+    Each is cast back, and must be equal to the bit. The values are read once, until the first that differs.
 
     Raises:
         CheckpointError: a file is truncated or can't be read.
     """
-    values, dtype = source.inner.open(files), source.inner.dtype
+    values, dtype, digest = source.inner.open(files), source.inner.dtype, begin_digest()
     for start in range(0, elements, CHUNK_ELEMENTS):
         size = min(CHUNK_ELEMENTS, elements - start)
         before = scratch("before a cast", size * ITEM_SIZES[dtype], np.uint8)
@@ -406,8 +408,9 @@ def is_exact_cast(source: Cast, elements: int, files: Files) -> bool:
         cast_bytes(before, dtype, source.dtype, there)
         back = cast_bytes(there, source.dtype, dtype, scratch("cast back", before.size, np.uint8))
         if not np.array_equal(before, back):
-            return False
-    return True
+            return None
+        digest.update(there.data)
+    return digest.hexdigest()
 
 
 class _ZeroValues:
@@ -560,8 +563,7 @@ class _Mxfp4Values:
 
 
 def _rounded(wide: NDArray[np.float32]) -> NDArray[np.uint16]:
-    bits = np.empty(wide.shape, np.uint16)
-    FLOATS["BF16"].round(wide.reshape(-1), bits.reshape(-1), np.empty(wide.size, np.uint32))
+    bits: NDArray[np.uint16] = round_once(wide, FLOATS["BF16"], np.empty(wide.shape, np.uint16))
     return bits
 
 
@@ -610,23 +612,14 @@ class _AdaptedValues:
             if first < last:
                 wide[first - start : last - start] = row[first - place : last - place]
         kind = FLOATS[self._to]
-        if self._to == "F32":
-            bits = wide.view(np.uint32)
-        else:
-            bits = kind.round(
-                wide, scratch("adapted bits", elements, kind.bits), scratch("adapted round", elements, "u4")
-            )
+        bits = round_once(wide, kind, scratch("adapted bits", elements, kind.bits))
         np.copyto(out, bits.astype(kind.bits.newbyteorder("<"), copy=False).view(np.uint8))
 
 
 def _to_float32(raw: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> NDArray[np.float32]:
     """Fill ``out`` with the values of little-endian floats of at most 32 bits, exactly."""
     kind = FLOATS[dtype]
-    bits = raw.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
-    if dtype == "F32":
-        np.copyto(out, bits.view(np.float32))
-    else:
-        kind.widen(bits, out)
+    cast(as_bits(raw, kind), kind, FLOATS["F32"], out.view(np.uint32))
     return out
 
 

@@ -134,9 +134,8 @@ def report_text(report: ApplyReport) -> str:
     lines += [_delta_text(delta) for delta in report.deltas]
     lines.append(f"  {report.changed_tensors} tensors summed, {report.kept_tensors} kept from the target")
     if report.is_post:
-        result = f"{report.deltas[0].post.name}, bit for bit"
-        if left_out := report.deltas[0].package.manifest.left_out:
-            result += f", but for {left_out} tensor(s) that the delta leaves out"
+        [delta] = report.deltas
+        result = f"{delta.post.name}, bit for bit{delta.package.manifest.but_left_out}"
         lines.append(f"  the target is the delta's base, so the result is {result}")
     if report.requantization:
         lines.append(f"  {report.requantization}")

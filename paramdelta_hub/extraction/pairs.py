@@ -29,7 +29,7 @@ from paramdelta_hub.checkpoints.training_saves import refuse_ungathered
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.open_files import OpenFiles
-from paramdelta_hub.numerics.casts import common_dtype
+from paramdelta_hub.numerics.casts import as_bits, common_dtype
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import Run
 
@@ -377,8 +377,7 @@ def _row_of(tensor: LogicalTensor, row: int, files: OpenFiles) -> NDArray[np.flo
     kind, width = FLOATS[tensor.dtype], tensor.shape[1]
     raw = np.empty(width * kind.itemsize, np.uint8)
     tensor.source.open(files).read(row * width, raw)
-    bits = raw.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
-    return kind.widen(bits, np.empty(width, kind.wide))
+    return kind.widen(as_bits(raw, kind), np.empty(width, kind.wide))
 
 
 def _refuse_ungathered(matched: Match, sides: _Sides) -> None:

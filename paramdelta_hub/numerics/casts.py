@@ -57,9 +57,12 @@ def cast(bits: Bits, source: Float, target: Float, out: Bits) -> Bits:
     Args:
         bits: patterns of ``source``, flat.
         source: their dtype.
-        target: another dtype.
+        target: the dtype wanted; the bits stay as they are, if it is the same.
         out: receives as many patterns of ``target``, and is returned.
     """
+    if source is target:
+        np.copyto(out, bits)
+        return out
     wide = source.widen(bits, scratch("cast", bits.size, source.wide))
     return round_once(wide, target, out)
 

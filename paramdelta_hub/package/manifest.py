@@ -239,9 +239,10 @@ class Manifest(Record):
         return sum(tensor.elements * tensor.itemsize for tensor in self.tensors)
 
     @property
-    def left_out(self) -> int:
-        """How many of post's tensors the delta leaves out, such as buffers that models compute."""
-        return sum(omission.side != "base" for omission in self.omissions)
+    def but_left_out(self) -> str:
+        """What is to be added wherever a result is called post: how many of post's tensors the delta leaves out."""
+        left_out = sum(omission.side != "base" for omission in self.omissions)
+        return f", but for {left_out} tensor(s) that the delta leaves out" if left_out else ""
 
     @property
     def content_id(self) -> str:

@@ -26,7 +26,7 @@ from paramdelta_hub.checkpoints.tensor_sources import (
     Reordered,
     Stored,
     TensorSource,
-    is_exact_cast,
+    exact_cast_digest,
     read_chunks,
     source_digest,
 )
@@ -124,12 +124,11 @@ class ResultTensor:
         differs = {self.dtype, self.result_dtype or self.dtype} != {dtype}
         if not differs or addend.delta.effect == "replace" or addend.weight != 1.0 or addend.placement:
             return None
-        source: TensorSource = self.source
-        if self.dtype != dtype:
-            source = cast = Cast(self.source, dtype)
-            if not is_exact_cast(cast, self.elements, files):
-                return None
-        return source if source_digest(source, self.elements, files) == addend.delta.base_digest else None
+        if self.dtype == dtype:
+            is_base = source_digest(self.source, self.elements, files) == addend.delta.base_digest
+            return self.source if is_base else None
+        cast = Cast(self.source, dtype)
+        return cast if exact_cast_digest(cast, self.elements, files) == addend.delta.base_digest else None
 
     @property
     def nbytes(self) -> int:

@@ -171,7 +171,7 @@ class TensorSum:
         if not self._additions:
             return target
         kind = FLOATS[self._dtype]
-        bits = target.view(kind.bits.newbyteorder("<")).astype(kind.bits, copy=False)
+        bits = as_bits(target, kind)
         out = scratch("result", target.size, np.uint8).view(kind.bits)
         if len(self._additions) > 1:
             self.not_finite += self._kernel.add_all(kind, bits, self._deltas(kind, target), out)

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 from paramdelta_hub.errors import MismatchError, OptionError
+from scripts.tools.make_golden import rounded
 from tests.support.models import TORCH, assert_same, read_weights, write_model
 
 NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
@@ -24,20 +25,6 @@ SHAPE = (48, 32)
 
 def normal(seed: int, scale: float = 1.0) -> torch.Tensor:
     return torch.randn(*SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
-
-
-def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Round float64 once, to the nearest, ties to even: candidates beside torch's own, which rounds twice."""
-    near = values.to(dtype)
-    if dtype == torch.float32:
-        return near
-    patterns = near.view(torch.int16)
-    for step in (-1, 1):
-        other = (patterns + step).view(dtype)
-        gap, other_gap = (near.double() - values).abs(), (other.double() - values).abs()
-        even = (other.view(torch.int16) & 1) == 0
-        near = torch.where((other_gap < gap) | ((other_gap == gap) & even), other, near)
-    return near
 
 
 def formula(base: torch.Tensor, post: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

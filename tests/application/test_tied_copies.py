@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from paramdelta_hub.errors import MismatchError
 from tests.application.test_vocabularies import write_tokenizer
 from tests.support.models import assert_same, read_weights, reference, tuned, write_model
 
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 Tensors = dict[str, torch.Tensor]
 SMALL = {"vocab_size": 64, "d_model": 16, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 ENCODER_DECODER = {
@@ -137,19 +138,6 @@ class Models:
                 answer = model(input_ids=ids)
         logits: torch.Tensor = answer.logits
         return logits
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    """Without bars and advice, and only one thread, for sums in one order."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tests.support import models_zoo as zoo
 from tests.support.models import assert_same, read_weights, reference
 from tests.support.models_zoo import GENERATING, KINDS, Zoo
 
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 Family = Callable[[str], "Applied"]
 
 
@@ -31,19 +32,6 @@ class Applied:
         pd.extract(models.base, models.post, self.delta, threads=1)
         self.base_report = pd.apply(models.base, self.delta, self.rebuilt, threads=1)
         self.report = pd.apply(models.target, self.delta, self.out, threads=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    """Without bars and advice, and only one thread, for sums in one order."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_manifests(shared_rich: Family, shared_family: Family, schema: Any) -> N
 
 
 @shows("hostile manifests", f"{TEXTS:,} random edits of text: likewise")
-def test_texts(shared_rich: Family, schema: Any, rounds: int) -> None:
+def test_texts(shared_rich: Family, schema: Any) -> None:
     original = (shared_rich.delta / "manifest.json").read_bytes()
     tokens = [
         b"",

@@ -164,9 +164,7 @@ def result_card(provenance: Provenance, manifests: Sequence[Manifest], lines: It
         "## Made of\n\n" + "\n".join(parts),
     ]
     if provenance.is_post:
-        left_out = manifests[0].left_out
-        but = f", but for {left_out} tensor(s) that the delta leaves out" if left_out else ""
-        sections.append(f"The target is the delta's base, so this is post, bit for bit{but}.")
+        sections.append(f"The target is the delta's base, so this is post, bit for bit{manifests[0].but_left_out}.")
     options = [
         *(f"Weight of tensors that match {rule.pattern}: times {rule.factor:g}" for rule in provenance.weight_map),
         *(f"Tensors that match {pattern}: taken from the target" for pattern in provenance.skips),
