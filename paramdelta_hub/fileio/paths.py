@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 from urllib.parse import quote, unquote_to_bytes
@@ -51,9 +52,10 @@ def resolve_inside(folder: Path, name: str, error: type[SourceError] = PackageEr
     also in the middle of a path, could make us read, hash or copy a private file: it raises ``error``.
     """
     inside = os.path.realpath(folder)
+    parts = name.split("/")
+    if _has_no_links(inside, parts):
+        return Path(inside, *parts)
     real = os.path.realpath(os.path.join(inside, name))
-    if real == os.path.join(inside, *name.split("/")):
-        return Path(real)
     snapshots = os.path.dirname(inside)
     repository = os.path.dirname(snapshots)
     if os.path.basename(snapshots) == "snapshots":
@@ -63,6 +65,15 @@ def resolve_inside(folder: Path, name: str, error: type[SourceError] = PackageEr
         if above == own or (is_shared and os.path.basename(repository).startswith("models--")):
             return Path(real)
     raise error("symbolic links are not allowed here", where=str(folder / name))
+
+
+def _has_no_links(at: str, parts: Sequence[str]) -> bool:
+    """Whether no part of a path below ``at`` is a link, or leads upward. Parts that do not exist are none."""
+    for part in parts:
+        at = os.path.join(at, part)
+        if part in ("", ".", "..") or os.path.islink(at):
+            return False
+    return True
 
 
 def files_below(top: Path) -> list[str]:

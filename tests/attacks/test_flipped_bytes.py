@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,6 @@ from tests.attacks.outcomes import apply_is_safe
 from tests.attacks.threats import shows
 from tests.conftest import Family
 from tests.support.models import read_weights, tuned, weights, write_model
-from tests.support.sampling import sampled
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
@@ -39,24 +39,31 @@ def small(tmp_path: Path) -> Family:
     return family
 
 
-def flips(delta: Path, step: int) -> Iterator[Path]:
-    """Flip a bit of every ``step``-th byte of every file in turn; yield the file, and mend it."""
-    source = random.Random(step)
-    every = [(path, at) for path in sorted(delta.rglob("*")) if path.is_file() for at in range(path.stat().st_size)]
-    for path, at in every[::step]:
+def flips(delta: Path) -> Iterator[Path]:
+    """Flip a bit of every byte of every file in turn; yield the file, and mend it."""
+    source = random.Random(0)
+    for path in sorted(path for path in delta.rglob("*") if path.is_file()):
         content = path.read_bytes()
-        path.write_bytes(content[:at] + bytes([content[at] ^ (1 << source.randrange(8))]) + content[at + 1 :])
-        yield path
-        path.write_bytes(content)
+        for at, byte in enumerate(content):
+            put(path, at, byte ^ (1 << source.randrange(8)))
+            yield path
+            put(path, at, byte)
+        assert path.read_bytes() == content
+
+
+def put(path: Path, at: int, byte: int) -> None:
+    """Write one byte in place. To write the file anew would take longer than all that is tried on it."""
+    descriptor = os.open(path, os.O_WRONLY)
+    os.pwrite(descriptor, bytes([byte]), at)
+    os.close(descriptor)
 
 
 @shows("tampering", "every byte of every file of a package flipped: verify refuses, but for labels in the manifest, "
        "which give another id")  # fmt: skip
-@sampled("step", 11, 1)
-def test_verify_refuses_every_flip(rich: Family, step: int) -> None:
+def test_verify_refuses_every_flip(rich: Family) -> None:
     refused = relabelled = 0
     untouched = pd.verify(rich.delta).id
-    for path in flips(rich.delta, step):
+    for path in flips(rich.delta):
         try:
             report = pd.verify(rich.delta, threads=1)
         except SourceError:
@@ -71,15 +78,14 @@ def test_verify_refuses_every_flip(rich: Family, step: int) -> None:
 
 @shows("tampering", "every byte flipped of a package that was pulled before, or is pulled by its id: refused, without "
        "exception")  # fmt: skip
-@sampled("step", 11, 1)
-def test_a_pinned_package_refuses_every_flip(rich: Family, tmp_path: Path, step: int) -> None:
+def test_a_pinned_package_refuses_every_flip(rich: Family, tmp_path: Path) -> None:
     registry = StoreRegistry(tmp_path / "registry")
     version = registry.publish(rich.delta, "org/name", "1.0.0")
     place, copy = Path(version.url), tmp_path / "copy"
     registry.pull("org/name", "1.0.0", copy)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     tried = 0
-    for path in flips(place, step):
+    for path in flips(place):
         held = copy / path.relative_to(place)
         if path.name != "manifest.json":  # what the copy has, and has right, is not fetched again
             held.unlink()
@@ -88,20 +94,19 @@ def test_a_pinned_package_refuses_every_flip(rich: Family, tmp_path: Path, step:
                 registry.pull("org/name", revision, copy)
         held.write_bytes(before[held])
         tried += 1
-    assert tried >= sum(len(content) for path, content in before.items() if path.name != "paramdelta.lock") // step
+    assert tried >= sum(len(content) for path, content in before.items() if path.name != "paramdelta.lock")
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
 @shows("tampering", "every byte of every file flipped: apply refuses, or gives the same weights, on base and on "
        "another target")  # fmt: skip
-@sampled("step", 23, 1)
 @pytest.mark.parametrize("side", ["base", "target"])
-def test_apply_never_gives_other_weights(small: Family, tmp_path: Path, step: int, side: str) -> None:
+def test_apply_never_gives_other_weights(small: Family, tmp_path: Path, side: str) -> None:
     model = small.base if side == "base" else small.target
     pd.apply(model, small.delta, tmp_path / "expected")
     expected = read_weights(tmp_path / "expected")
     refused = 0
-    for _ in flips(small.delta, step):
+    for _ in flips(small.delta):
         refused += apply_is_safe(model, small.delta, tmp_path / "out", expected) is not None
     assert refused > 20
 
@@ -123,11 +128,10 @@ DAMAGES = 1500
 
 @shows("tampering", f"{DAMAGES:,} pieces cut out, doubled, zeroed, reversed or overwritten in any file: refused, or "
        "the very same weights")  # fmt: skip
-@sampled("rounds", DAMAGES // 10, DAMAGES)
-def test_larger_damage(rich: Family, tmp_path: Path, rounds: int) -> None:
+def test_larger_damage(rich: Family, tmp_path: Path) -> None:
     pd.apply(rich.target, rich.delta, tmp_path / "expected")
-    source, expected, refused = random.Random(rounds), read_weights(tmp_path / "expected"), 0
-    for _ in range(rounds):
+    source, expected, refused = random.Random(0), read_weights(tmp_path / "expected"), 0
+    for _ in range(DAMAGES):
         path = source.choice(sorted(path for path in rich.delta.rglob("*") if path.is_file()))
         content = path.read_bytes()
         at, length = source.randrange(len(content)), source.randint(1, 64)
@@ -145,4 +149,4 @@ def test_larger_damage(rich: Family, tmp_path: Path, rounds: int) -> None:
                 assert path.name == "manifest.json"
             apply_is_safe(rich.target, rich.delta, tmp_path / "out", expected)
         path.write_bytes(content)
-    assert refused > rounds * 0.7
+    assert refused > DAMAGES * 0.7

@@ -21,7 +21,6 @@ from tests.registry.packages import id_of, labelled, tree
 from tests.support.hub import Fault, LoopbackHub, Repository
 from tests.support.hub.client import CallError, Client
 from tests.support.hub.repositories import Blob
-from tests.support.sampling import sampled
 
 TYPED = {"registry", "publish", "integrity", "package"}
 
@@ -587,12 +586,14 @@ def schedule(seed: int, hub: LoopbackHub, repo: str) -> list[Fault]:
     return [fault() for _ in range(chance.randrange(1, 4))]
 
 
-@sampled("schedules", 30, 200)
+SCHEDULES = 200
+
+
 def test_schedules_of_faults_end_in_success_or_in_one_of_our_errors(
-    hub: LoopbackHub, client: Client, repo: str, packages: Packages, tmp_path: Path, schedules: int
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages, tmp_path: Path
 ) -> None:
     failed = {"publish": 0, "pull": 0}
-    for seed in range(schedules // 2):
+    for seed in range(SCHEDULES // 2):
         name, copy = f"{repo}-{seed}", tmp_path / str(seed)
         calls: dict[str, dict[str, Any]] = {
             "publish": {"package": packages.v1, "version": "1.0.0"},
@@ -611,10 +612,9 @@ def test_schedules_of_faults_end_in_success_or_in_one_of_our_errors(
         made = hub.repositories[name]
         assert made.tags.keys() == {"1.0.0"}
         holds(copy if seed % 2 else Path(done["path"]), packages.v1)
-    assert min(failed.values()) > schedules // 15, failed  # or the faults would not have struck
+    assert min(failed.values()) > SCHEDULES // 15, failed  # or the faults would not have struck
 
 
-@sampled("step", 3, 1)
 @pytest.mark.parametrize("call", ["publish", "pull", "pull into a folder"])
 def test_killed_at_every_request_the_same_command_goes_on(
     hub: LoopbackHub,
@@ -623,9 +623,8 @@ def test_killed_at_every_request_the_same_command_goes_on(
     packages: Packages,
     tmp_path: Path,
     call: str,
-    step: int,
 ) -> None:
-    for number in range(1, 40, step):
+    for number in range(1, 40):
         name, home, copy = f"{repo[:40]}-{number}", tmp_path / f"hf{number}", tmp_path / f"copy{number}"
         arguments: dict[str, Any] = {"package": packages.v1, "version": "1.0.0"} if call == "publish" else {}
         arguments |= {"folder": copy} if "folder" in call else {}

@@ -177,9 +177,11 @@ def main() -> None:
     """Answer calls until the input ends."""
     import logging
 
-    import huggingface_hub.utils._http as http
+    from huggingface_hub import file_download
+    from huggingface_hub.utils import _http
 
-    http.time = _Impatient()  # type: ignore[assignment]
+    for module in (_http, file_download):
+        module.time = _Impatient()  # type: ignore[assignment]
     logging.disable(logging.WARNING)
     calls = _calls()
     for line in sys.stdin:
