@@ -1,4 +1,4 @@
-"""Thirty architectures of transformers, made tiny: every delta applies to its base and to another target, and loads.
+"""Architectures of transformers, made tiny: every delta applies to its base and to another target, and loads.
 
 No option is needed where both sides were saved by one version of the library. On base the result has post's values and
 post's logits; on another target it has those of the formula.
@@ -6,6 +6,7 @@ post's logits; on another target it has those of the formula.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 import paramdelta_hub as pd
-from tests.support.models import reference
+from tests.support.models import read_weights, reference
 
-transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_transformers")]
 
 TEXT = {
@@ -63,6 +65,13 @@ def wave(_: Any) -> dict[str, Any]:
 
 def image(config: Any) -> dict[str, Any]:
     return {"pixel_values": noise(1, 3, config.image_size, config.image_size)}
+
+
+def text_and_image(config: Any) -> dict[str, Any]:
+    size, tokens = config.vision_config.image_size, [config.image_token_index] * config.mm_tokens_per_image
+    ids = torch.tensor([[5, *tokens, 7, 8]])
+    kinds = (ids == config.image_token_index).long()
+    return {"input_ids": ids, "token_type_ids": kinds, "pixel_values": noise(1, 3, size, size)}
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,9 @@ ARCHITECTURES = {
     "gemma": causal("Gemma", HEAD),
     "gemma2": causal("Gemma2", HEAD),
     "gemma3": Architecture("Gemma3ForCausalLM", "Gemma3TextConfig", HEAD),
+    "gemma3-vision": Architecture("Gemma3ForConditionalGeneration", "Gemma3Config", {
+        "text_config": HEAD, "vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 90,
+        "boi_token_index": 91, "eoi_token_index": 92}, text_and_image),
     "phi3": causal("Phi3"),
     "olmo2": causal("Olmo2"),
     "granite": causal("Granite"),
@@ -175,6 +187,60 @@ def logits(folder: Path, architecture: Architecture) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model(**inputs).logits
     return found
+
+
+def add_prediction_layer(folder: Path, seed: int, scale: float) -> dict[str, torch.Tensor]:
+    """Store a layer for multi-token prediction behind the last one, as DeepSeek-V3 has it; return its tensors.
+
+    Its embedding and head are copies of the model's. transformers leaves the layer out when it loads the model.
+    """
+    source = torch.Generator().manual_seed(seed)
+    stored = load_file(folder / "model.safetensors")
+    last = "model.layers.1."
+    own = {name.replace(last, "model.layers.2."): values for name, values in stored.items() if name.startswith(last)}
+    own |= {
+        f"model.layers.2.{norm}.weight": torch.ones(32).bfloat16() for norm in ("enorm", "hnorm", "shared_head.norm")
+    }
+    own["model.layers.2.eh_proj.weight"] = noise(32, 64).bfloat16()
+    for name, values in own.items():
+        own[name] = values + (torch.randn(values.shape, generator=source) * scale).to(values.dtype)
+    own["model.layers.2.embed_tokens.weight"] = stored["model.embed_tokens.weight"].clone()
+    own["model.layers.2.shared_head.head.weight"] = stored["lm_head.weight"].clone()
+    files = {"model-00001-of-00002.safetensors": stored, "model-00002-of-00002.safetensors": own}
+    for file, tensors in files.items():
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    index = {name: file for file, tensors in files.items() for name in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "model.safetensors").unlink()
+    return own
+
+
+def test_layers_for_multi_token_prediction(tmp_path: Path) -> None:
+    """What transformers does not load is part of the model all the same."""
+    architecture = ARCHITECTURES["deepseek-v3"]
+    torch.manual_seed(0)
+    model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**LATENT)).to(torch.bfloat16).eval()
+    kept = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    layers = {}
+    for role, seed, scale in (("base", 1, 0.0), ("post", 2, 0.003), ("target", 3, 0.003)):
+        model.load_state_dict(kept)
+        move(model, seed, scale)
+        model.save_pretrained(tmp_path / role)
+        config = json.loads((tmp_path / role / "config.json").read_text())
+        (tmp_path / role / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+        layers[role] = add_prediction_layer(tmp_path / role, seed, scale)
+    report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", threads=1)
+    assert not report.omissions
+    pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post", threads=1)
+    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "on_base", threads=1)
+    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", threads=1)
+    assert torch.equal(logits(tmp_path / "on_base", architecture), logits(tmp_path / "post", architecture))
+    logits(tmp_path / "out", architecture)
+    on_base, out = (read_weights(tmp_path / folder) for folder in ("on_base", "out"))
+    for name, base in layers["base"].items():
+        post, target = layers["post"][name], layers["target"][name]
+        assert torch.equal(on_base[name], post), name
+        assert torch.equal(out[name], target if torch.equal(base, post) else reference(base, post, target)), name
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
