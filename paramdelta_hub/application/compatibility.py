@@ -15,7 +15,14 @@ from paramdelta_hub.application.weights import Weights
 from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
 from paramdelta_hub.checkpoints.layouts import Layout, arrange
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of, same_values
-from paramdelta_hub.checkpoints.matching import Match, OmittedTensor, match, rename_entries
+from paramdelta_hub.checkpoints.matching import (
+    Match,
+    OmittedTensor,
+    lacking_heads,
+    match,
+    rename_entries,
+    suggest_skips,
+)
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry, is_head
 from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
 from paramdelta_hub.checkpoints.tensor_sources import Files, Stored, Zeros
@@ -226,8 +233,12 @@ def check_compatibility(
             problems.remedy = f"try {options}; leave out the remaining tensors with --skip"
         elif matched.mismatches and (option := suggest_partials(target.entries, entries, rules)):
             problems.remedy = f"to add to the part that both have, give {option}; else keep the target's with --skip"
+        elif skips := suggest_skips(matched, target.entries):
+            problems.remedy = f"to leave out what one side lacks, give {skips}"
     if heads := [
-        m.location for matched in matches for m in matched.mismatches if m.kind == "missing" and is_head(m.location)
+        head
+        for matched, entries in zip(matches, sides, strict=True)
+        for head in lacking_heads(matched, target.entries, entries)
     ]:
         patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in dict.fromkeys(heads))
         problems.remedy += f"; {patterns} leaves the head as the target has it"

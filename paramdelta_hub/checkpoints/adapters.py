@@ -97,6 +97,11 @@ _KNOWN = frozenset({
     "base_model_name_or_path", "revision", "inference_mode", "trainable_token_indices",
 })  # fmt: skip
 """Keys of PEFT's config that are read here, or that say nothing of what an adapter adds to its base."""
+_NO_WEIGHTS = frozenset({
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "XLORA", "POLY",
+    "CARTRIDGE",
+})  # fmt: skip
+"""Kinds that can't be merged: they add tokens, or what they add depends on the input."""
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Ways to begin a training that leave base as it is; the others, such as PiSSA, move a part of it into the adapter."""
 _TRANSPOSING_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
@@ -378,6 +383,12 @@ def _check_config(config: JsonObject | None, where: str) -> None:
     if config is None:
         return
     method = config.get("peft_type", "LORA")
+    if method in _NO_WEIGHTS:
+        what = f"an adapter of the kind {method}, which works on inputs and activations"
+        raise CheckpointError(what, where=where, remedy="it changes no weights, so that there is no delta to extract")
+    if config.get("layer_replication"):
+        what = "the adapter repeats layers of base (layer_replication)"
+        raise CheckpointError(what, where=where, remedy="a model with other layers than base has no delta from it")
     if method != "LORA":
         _refuse(f"an adapter of the kind {str(method)[:40]}, not LoRA", where)
     for key, value in config.items():

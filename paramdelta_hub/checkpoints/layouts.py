@@ -68,7 +68,8 @@ class _Tensors:
             taken += len(names)
             try:
                 if len(dtypes) > 1:
-                    raise _MisfitError(f"the tensors have different dtypes: {', '.join(sorted(dtypes))}")
+                    there = ", ".join(sorted(dtypes))
+                    raise _MisfitError(f"different dtypes: {there}; pd-extract gives them one with --cast float32")
                 made = self._make(rule, prefix, numbers, parts)
             except _MisfitError as error:
                 self.problems.append(Mismatch(names[0], "layout", f"{rule}: {error}"))

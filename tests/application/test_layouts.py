@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import paramdelta_hub as pd
 from paramdelta_hub.application.apply import Application
 from paramdelta_hub.application.request import ApplyRequest
-from paramdelta_hub.checkpoints.matching import PARTIAL
 from paramdelta_hub.errors import MismatchError, OptionError
+from paramdelta_hub.package.records import PARTIAL
 from paramdelta_hub.tasks.models import TASK, ApplyTask
 from tests.support.chunks import set_chunk_elements
 from tests.support.models import assert_same, read_weights, reference, tuned, write_model
@@ -228,7 +228,10 @@ def test_pieces_of_different_dtypes_are_refused_unless_they_are_cast(tmp_path: P
     rules = pd.Rules(layouts=JOIN)
     with pytest.raises(MismatchError, match="base and post differ") as refused:
         pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
-    assert any("different dtypes: BF16, F32" in each.message for each in refused.value.mismatches)
+    assert any(
+        "different dtypes: BF16, F32; pd-extract gives them one with --cast float32" in each.message
+        for each in refused.value.mismatches
+    )
     pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules, cast="bfloat16")
     pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
     assert_same(read_weights(tmp_path / "out"), fused(post))
@@ -403,7 +406,7 @@ def test_a_part_of_post(tmp_path: Path) -> None:
     assert report.omissions[0].reason.startswith(PARTIAL)
     verified = pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
     assert verified.checked_post
-    assert verified.skipped == 1
+    assert verified.left_out == 1
     applied = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
     assert not applied.is_post
     assert_same(read_weights(tmp_path / "out"), {n: post[n][:, : t.shape[1]].contiguous() for n, t in base.items()})

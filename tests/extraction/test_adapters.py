@@ -301,6 +301,7 @@ REFUSED: list[tuple[str, Tensors, dict[str, Any] | None]] = [
     ("LoHa", {"lora_unet_a.hada_w1_a": torch.ones(4, 4)}, None),
     ("LoKr", {"lora_unet_a.lokr_w1": torch.ones(4, 4)}, None),
     ("kind IA3", {f"{Q}.ia3_l": torch.ones(4, 4)}, {**CONFIG, "peft_type": "IA3"}),
+    ("kind PREFIX_TUNING", {"prompt_embeddings": torch.ones(4, 16)}, {"peft_type": "PREFIX_TUNING"}),
     ("begun with pissa_niter_4", GOOD, {**CONFIG, "init_lora_weights": "pissa_niter_4"}),
     ("target_parameters", GOOD, {**CONFIG, "target_parameters": ["experts.gate_up_proj"]}),
     ("layer_replication", GOOD, {**CONFIG, "layer_replication": [[0, 2]]}),
