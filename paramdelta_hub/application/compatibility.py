@@ -233,7 +233,7 @@ def check_compatibility(
             problems.remedy = f"try {options}; leave out the remaining tensors with --skip"
         elif matched.mismatches and (option := suggest_partials(target.entries, entries, rules)):
             problems.remedy = f"to add to the part that both have, give {option}; else keep the target's with --skip"
-        elif skips := suggest_skips(matched, target.entries):
+        elif skips := suggest_skips(matched, target.entries, entries):
             problems.remedy = f"to leave out what one side lacks, give {skips}"
     if heads := [
         head

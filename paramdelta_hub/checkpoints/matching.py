@@ -147,7 +147,7 @@ def match(
     return result
 
 
-def suggest_skips(matched: Match, left: Mapping[str, Entry]) -> str | None:
+def suggest_skips(matched: Match, left: Mapping[str, Entry], right: Mapping[str, Entry]) -> str | None:
     """Return the few ``--skip`` options that leave out what one side lacks; None if more than that does not fit.
 
     A part that a side lacks is left out as a whole. It is the first component of the names: ``2_Dense/``,
@@ -155,11 +155,16 @@ def suggest_skips(matched: Match, left: Mapping[str, Entry]) -> str | None:
 
     Args:
         matched: what was found.
-        left: the left side's tensors. What scores tokens is left to who knows ties.
+        left: the left side's tensors. Nothing is proposed for heads, which are another matter.
+        right: the right side's.
     """
     names = [mismatch.location for mismatch in matched.mismatches if mismatch.kind == "missing"]
-    heads = [name for name in names if name in left and left[name].vocabulary]
-    if not names or heads or len(names) < len(matched.mismatches) or len(names) > len(matched.pairs):
+    if (
+        not names
+        or lacking_heads(matched, left, right)
+        or len(names) < len(matched.mismatches)
+        or len(names) > len(matched.pairs)
+    ):
         return None
     common = {_part(name) for name in matched.pairs}
     patterns = dict.fromkeys(_skip_pattern(name if _part(name) in common else _part(name)) for name in names)

@@ -306,7 +306,7 @@ def _make_pairs(
         remedy = f"try {options}; for the remaining tensors use --skip, or --carry if only post has them"
     elif option := suggest_partials(base.entries, post.entries, rules, grow=True):
         remedy = f"to use the part of post's tensors that base has too, give {option}; else leave them out with --skip"
-    elif skips := suggest_skips(matched, base.entries):
+    elif skips := suggest_skips(matched, base.entries, post.entries):
         remedy = f"to leave out what one side lacks, give {skips}; --carry REGEX stores what only post has"
     if heads := lacking_heads(matched, base.entries, post.entries):
         patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in heads)

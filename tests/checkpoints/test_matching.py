@@ -54,14 +54,14 @@ def test_what_one_side_lacks_can_be_skipped_by_pasting() -> None:
     more = {f"{name}.weight": Entry("BF16", (4, 4)) for name in ("2_Dense/linear", "vae.encoder.1", "vae.decoder")}
     more |= {f"layers.{n}.q_norm.weight": Entry("BF16", (4,)) for n in range(12)}
     for left, right in ((model, {**model, **more}), ({**model, **more}, model)):
-        options = suggest_skips(match(left, right, Rules(), SIDES), left)
+        options = suggest_skips(match(left, right, Rules(), SIDES), left, right)
         assert options is not None
         skips = tuple(shlex.split(options)[1::2])
         assert skips == (r"^2_Dense/", r"^vae\.", r"^layers\.\d+\.q_norm\.weight$")
         assert not match(left, right, Rules(skips=skips), SIDES).mismatches
-    assert suggest_skips(match(model, more, Rules(), SIDES), model) is None
+    assert suggest_skips(match(model, more, Rules(), SIDES), model, more) is None
     other = {**model, "layers.0.q.weight": Entry("BF16", (4, 5))}
-    assert suggest_skips(match({**model, **more}, other, Rules(), SIDES), model) is None
+    assert suggest_skips(match({**model, **more}, other, Rules(), SIDES), model, more) is None
 
 
 def test_a_head_scores_tokens() -> None:
