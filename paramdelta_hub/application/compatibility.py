@@ -229,7 +229,8 @@ def check_compatibility(
     uses = _rule_uses(target, packages, sides, layouts, matches, rules, weights)
     for package, entries, matched in zip(packages, sides, matches, strict=True):
         refuse_ungathered(target.entries, matched.mismatches, "the target", str(target.checkpoint.source.path))
-        if matched.mismatches and (options := suggest_rules(target.entries, _entries(package), rules)):
+        config = target.checkpoint.config
+        if matched.mismatches and (options := suggest_rules(target.entries, _entries(package), rules, config)):
             problems.remedy = f"try {options}; leave out the remaining tensors with --skip"
         elif matched.mismatches and (option := suggest_partials(target.entries, entries, rules)):
             problems.remedy = f"to add to the part that both have, give {option}; else keep the target's with --skip"
@@ -387,10 +388,12 @@ def _rule_uses(
         for name in matches[number].pairs:
             weights.of(number, name)  # a product that is too large is told before anything is written
     trained: dict[str, set[str]] = {}
-    for package in packages if rules.skips else ():
-        for name, record in package.records.items():
-            renamed = rules.rename(name)
-            if record.changed and (rules.skips_name(name) or rules.skips_name(renamed)):
+    for package, layout in zip(packages, layouts, strict=True) if rules.skips else ():
+        for name in layout.names:
+            renamed, made = rules.rename(name), layout.arrangements.get(name)
+            if not (rules.skips_name(name) or rules.skips_name(renamed)):
+                continue
+            if any(package.records[source].changed for source in (made.sources if made else [name])):
                 trained.setdefault(renamed, set()).update((name, renamed))
     return [use.with_trained(trained) for use in uses]
 

@@ -1,8 +1,9 @@
 """Suggest layout rules for models that have the same tensors in other pieces, from names and shapes.
 
 A proposal is tried before it is made: every tensor that its rules make must have its like on the other side, in name
-and in shape. Names alone can't be trusted where pieces are interleaved, as in the ``query_key_value`` of GPT-NeoX,
-Falcon and BLOOM, the ``wqkv`` of InternLM2 or the ``gate_up_proj`` of gpt-oss: no rule is proposed for those.
+and in shape. Those can't be trusted where pieces are interleaved: the ``query_key_value`` of GPT-NeoX, Falcon and BLOOM
+and the ``wqkv`` of InternLM2 need the number of heads, which a config has. For the ``gate_up_proj`` of gpt-oss, whose
+rows alternate, no rule is proposed.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from paramdelta_hub.checkpoints.layouts import Layout, arrange
 from paramdelta_hub.checkpoints.logical import entries_of
 from paramdelta_hub.checkpoints.rename_proposals import find_renames, suggest_renames
 from paramdelta_hub.checkpoints.roles import Entry
 from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.limits import TENSORS
 from paramdelta_hub.numerics.floats import FLOATS
 
 __all__ = ["suggest_partials", "suggest_rules"]
@@ -34,6 +36,9 @@ _QKV = (
     "attn.qkv",
 )
 """What q, k and v are called where they are rows of one matrix, one after another."""
+_BY_HEAD = ("attention.wqkv", "attention.query_key_value", "self_attention.query_key_value")
+"""The same where each head, or each group of heads that share k and v, has its rows of q, k and v together."""
+_HEAD_COUNTS = ("num_key_value_heads", "num_kv_heads", "num_attention_heads", "n_head")
 _Q_K_V = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("attn.q_proj", "attn.k_proj", "attn.v_proj"),
@@ -72,13 +77,14 @@ class _Fit(NamedTuple):
     """Whether all tensors that layout rules made do."""
 
 
-def suggest_rules(left: Entries, right: Entries, rules: Rules) -> str | None:
+def suggest_rules(left: Entries, right: Entries, rules: Rules, config: Mapping[str, Any] | None = None) -> str | None:
     """Return the options that pair more tensors, ready to paste behind those already given; None if there are none.
 
     Args:
         left: the side whose names and shapes are kept.
         right: the side that the rules change.
         rules: what the user has given already.
+        config: of one of the sides. It tells how many heads there are.
     """
     left = {name: entry for name, entry in left.items() if not rules.skips_name(name)}
     right = {
@@ -88,7 +94,7 @@ def suggest_rules(left: Entries, right: Entries, rules: Rules) -> str | None:
     }
     before = _fit(left, right, rules).pairs
     found = _with_renames(left, right, rules)
-    for family in _families(left, right):
+    for family in _families(left, right, _groups(config or {})):
         found = _with_best(left, right, found, family)
     if found.layouts == rules.layouts:
         return suggest_renames(left, _arranged(right, arrange(right, rules, left)), rules)
@@ -188,7 +194,15 @@ def _arranged(entries: Entries, layout: Layout) -> dict[str, Entry]:
     return entries_of(tensors)
 
 
-def _families(left: Entries, right: Entries) -> Iterator[list[list[str]]]:
+def _groups(config: Mapping[str, Any]) -> int | None:
+    """Return how many heads, or groups of heads that share k and v, a config says there are; None if it does not."""
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        return 1  # Falcon 7B
+    counts = (config.get(key) for key in _HEAD_COUNTS)
+    return next((count for count in counts if type(count) is int and 0 < count <= TENSORS), None)
+
+
+def _families(left: Entries, right: Entries, groups: int | None) -> Iterator[list[list[str]]]:
     """Yield what to try: of each family of rules, the variants that exclude each other."""
     endings = _endings(left), _endings(right)
     yield from _experts(*endings)
@@ -196,6 +210,8 @@ def _families(left: Entries, right: Entries) -> Iterator[list[list[str]]]:
         for ending in ("weight", "bias"):
             whole = f"{fused}_{ending}" if fused in _IN_PROJ else f"{fused}.{ending}"
             yield _concat_or_split(whole, [f"{part}.{ending}" for part in parts], *endings)
+    for fused, parts, ending in product(_BY_HEAD if groups else (), _Q_K_V, ("weight", "bias")):
+        yield _concat_or_split(f"{fused}.{ending}", [f"{part}.{ending}" for part in parts], *endings, groups or 1)
     for parts in _Q_K_V:
         yield _conv1d_concat_or_split([f"{part}.weight" for part in parts], *endings)
         yield _concat_or_split("attn.c_attn.bias", [f"{part}.bias" for part in parts], *endings)
@@ -213,12 +229,14 @@ def _endings(names: Iterable[str]) -> set[str]:
     return {".".join(parts[-length:]) for parts in (name.split(".") for name in names) for length in (1, 2, 3, 4)}
 
 
-def _concat_or_split(fused: str, parts: Sequence[str], left: set[str], right: set[str]) -> list[list[str]]:
-    joined = ", ".join(parts)
+def _concat_or_split(
+    fused: str, parts: Sequence[str], left: set[str], right: set[str], groups: int = 1
+) -> list[list[str]]:
+    joined, by = ", ".join(parts), f"/{groups}" if groups > 1 else ""
     if fused in right and left.issuperset(parts):
-        return [[f"split {fused} -> {joined}"]]
+        return [[f"split{by} {fused} -> {joined}"]]
     if fused in left and right.issuperset(parts):
-        return [[f"concat {joined} -> {fused}"]]
+        return [[f"concat{by} {joined} -> {fused}"]]
     return []
 
 

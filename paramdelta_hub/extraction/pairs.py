@@ -302,7 +302,7 @@ def _make_pairs(
             "give the base that the adapter was trained on, or rename the adapter's tensors with --rename, "
             "or leave some out with --skip"
         )
-    elif problems and (options := suggest_rules(base.entries, post_as_stored.entries, rules)):
+    elif problems and (options := suggest_rules(base.entries, post_as_stored.entries, rules, base.checkpoint.config)):
         remedy = f"try {options}; for the remaining tensors use --skip, or --carry if only post has them"
     elif option := suggest_partials(base.entries, post.entries, rules, grow=True):
         remedy = f"to use the part of post's tensors that base has too, give {option}; else leave them out with --skip"

@@ -44,6 +44,8 @@ def problems_of(shapes: Shapes, *rules: str, other: Shapes | None = None) -> lis
         "unstack@1 x.*.w -> x.*.w.*.b",
         "concat@-1 a.*.w, b.*.w -> c.*.w",
         "split qkv_proj.weight -> q_proj.weight, k_proj.weight",
+        "split/16 qkv_proj.weight -> q_proj.weight, k_proj.weight",
+        "concat@-1/2880 gate, up -> gate_up",
         "transpose c_attn.weight",
         "transpose ^old.weight -> new.weight",
     ],
@@ -70,6 +72,8 @@ def test_a_rule_is_what_it_says(text: str) -> None:
         ("concat a, b -> c, d", "makes one tensor"),
         ("transpose@1 a", "swaps the last two axes"),
         ("stack@99 a.*.b -> a.b", "no axis 99"),
+        ("stack/2 a.*.b -> a.b", "stack has no groups"),
+        ("split/0 a -> b, c", "not a layout rule"),
         ("transpose a.**.b", "not the end of a tensor's name"),
     ],
 )
@@ -120,6 +124,8 @@ def test_what_does_not_fit_is_told() -> None:
     assert "4 + 2" in problems_of({"a": (5, 6)}, "split a -> b, c", other={"b": (4, 6), "c": (2, 6)})[0]
     assert "no two axes" in problems_of({"a": (5,)}, "transpose a")[0]
     assert "there already" in problems_of({"q": (4,), "k": (4,), "qk": (8,)}, "concat q, k -> qk")[0]
+    assert "into 4 groups" in problems_of({"q": (6,), "k": (8,)}, "concat/4 q, k -> qk")[0]
+    assert "into 4 groups" in problems_of({"a": (8,)}, "split/4 a -> b, c", other={"b": (2,), "c": (6,)})[0]
     mixed = {"q": Entry("BF16", (4,)), "k": Entry("F32", (4,))}
     assert "dtypes" in arrange(mixed, Rules(layouts=("concat q, k -> qk",)), {}).problems[0].message
 
@@ -282,12 +288,18 @@ def test_q_k_and_v_of_gpt2(kind: str) -> None:
         assert turned_too == (kind == "linear")
 
 
-def test_interleaved_pieces_are_not_proposed() -> None:
+def test_interleaved_pieces_are_not_proposed_without_the_number_of_heads() -> None:
     single: Shapes = {f"layers.{n}.attention.{x}_proj.weight": (4, 4) for n in range(2) for x in "qkv"}
     for name in ("query_key_value.weight", "wqkv.weight"):
         whole: Shapes = {f"layers.{n}.attention.{name}": (12, 4) for n in range(2)}
         assert suggest_rules(entries(single), entries(whole), Rules()) is None
         assert suggest_rules(entries(whole), entries(single), Rules()) is None
+        text = suggest_rules(entries(single), entries(whole), Rules(), {"num_attention_heads": 2})
+        assert text is not None
+        assert text.startswith(f"--layout 'split/2 attention.{name} -> attention.q_proj.weight, ")
+        text = suggest_rules(entries(whole), entries(single), Rules(), {"multi_query": True, "num_attention_heads": 2})
+        assert text is not None
+        assert text.startswith("--layout 'concat attention.q_proj.weight, ")
     experts: Shapes = {
         f"layers.{n}.mlp.experts.{e}.{x}_proj.weight": (6, 4)
         for n in range(2)
