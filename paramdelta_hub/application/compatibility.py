@@ -236,11 +236,12 @@ def check_compatibility(
             problems.remedy = f"to add to the part that both have, give {option}; else keep the target's with --skip"
         elif skips := suggest_skips(matched, target.entries, entries):
             problems.remedy = f"to leave out what one side lacks, give {skips}"
-    if heads := [
+    heads = [
         head
         for matched, entries in zip(matches, sides, strict=True)
         for head in lacking_heads(matched, target.entries, entries)
-    ]:
+    ]
+    if heads and not problems.remedy.startswith("try "):  # which may pair them
         patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in dict.fromkeys(heads))
         problems.remedy += f"; {patterns} leaves the head as the target has it"
     arranged = []

@@ -308,7 +308,8 @@ def _make_pairs(
         remedy = f"to use the part of post's tensors that base has too, give {option}; else leave them out with --skip"
     elif skips := suggest_skips(matched, base.entries, post.entries):
         remedy = f"to leave out what one side lacks, give {skips}; --carry REGEX stores what only post has"
-    if heads := lacking_heads(matched, base.entries, post.entries):
+    heads = lacking_heads(matched, base.entries, post.entries)
+    if heads and not remedy.startswith("try "):  # which may pair them
         patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in heads)
         keeps = f"{patterns} leaves the head out, and targets keep their own"
         remedy = keeps if len(heads) == len(problems) else f"{remedy}; {keeps}"
