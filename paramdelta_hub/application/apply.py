@@ -29,6 +29,7 @@ from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.outputs.replacing import check_new
+from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.package.provenance import Model, parse_provenance, provenance_problems
 from paramdelta_hub.registry.cards.card import result_card
 from paramdelta_hub.tasks.models import Advance, Applied, Outcome
@@ -250,7 +251,7 @@ class Application(Operation[ApplyReport]):
                 result,
                 prefer=request.prefer,
                 overrides=compatibility.config_overrides,
-                is_post=exactly_post,
+                is_post=exactly_post and _is_called_as_post(inputs.packages[0].manifest, self._rules),
             )
             for name, index in new_indexes(model, list(self._files.values()), compatibility.results).items():
                 write_file(result / name, index or read_companion((model.folder / name).resolve()))
@@ -299,6 +300,15 @@ class Application(Operation[ApplyReport]):
 
         with OpenFiles(CheckpointError) as opened:
             return compatibility.arranged[0].have_values(package, written, opened)
+
+
+def _is_called_as_post(manifest: Manifest, rules: Rules) -> bool:
+    """Whether post's config fits the names and pieces of a result that has post's values.
+
+    Where rules lead from one type of model to another, such as from Llama to InternLM2, it does not.
+    """
+    rearranged = manifest.renames or manifest.layouts or rules.renames or rules.layouts
+    return not (rearranged and any("model_type" in change.patch for change in manifest.configs.values()))
 
 
 def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:

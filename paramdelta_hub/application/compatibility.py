@@ -15,7 +15,14 @@ from paramdelta_hub.application.weights import Weights
 from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
 from paramdelta_hub.checkpoints.layouts import Layout, arrange
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of, same_values
-from paramdelta_hub.checkpoints.matching import Match, OmittedTensor, match, rename_entries
+from paramdelta_hub.checkpoints.matching import (
+    Match,
+    OmittedTensor,
+    lacking_heads,
+    match,
+    rename_entries,
+    suggest_skips,
+)
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry, is_head
 from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
 from paramdelta_hub.checkpoints.tensor_sources import Files, Stored, Zeros
@@ -222,13 +229,19 @@ def check_compatibility(
     uses = _rule_uses(target, packages, sides, layouts, matches, rules, weights)
     for package, entries, matched in zip(packages, sides, matches, strict=True):
         refuse_ungathered(target.entries, matched.mismatches, "the target", str(target.checkpoint.source.path))
-        if matched.mismatches and (options := suggest_rules(target.entries, _entries(package), rules)):
+        config = target.checkpoint.config
+        if matched.mismatches and (options := suggest_rules(target.entries, _entries(package), rules, config)):
             problems.remedy = f"try {options}; leave out the remaining tensors with --skip"
         elif matched.mismatches and (option := suggest_partials(target.entries, entries, rules)):
             problems.remedy = f"to add to the part that both have, give {option}; else keep the target's with --skip"
-    if heads := [
-        m.location for matched in matches for m in matched.mismatches if m.kind == "missing" and is_head(m.location)
-    ]:
+        elif skips := suggest_skips(matched, target.entries, entries):
+            problems.remedy = f"to leave out what one side lacks, give {skips}"
+    heads = [
+        head
+        for matched, entries in zip(matches, sides, strict=True)
+        for head in lacking_heads(matched, target.entries, entries)
+    ]
+    if heads and not problems.remedy.startswith("try "):  # which may pair them
         patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in dict.fromkeys(heads))
         problems.remedy += f"; {patterns} leaves the head as the target has it"
     arranged = []
@@ -376,10 +389,12 @@ def _rule_uses(
         for name in matches[number].pairs:
             weights.of(number, name)  # a product that is too large is told before anything is written
     trained: dict[str, set[str]] = {}
-    for package in packages if rules.skips else ():
-        for name, record in package.records.items():
-            renamed = rules.rename(name)
-            if record.changed and (rules.skips_name(name) or rules.skips_name(renamed)):
+    for package, layout in zip(packages, layouts, strict=True) if rules.skips else ():
+        for name in layout.names:
+            renamed, made = rules.rename(name), layout.arrangements.get(name)
+            if not (rules.skips_name(name) or rules.skips_name(renamed)):
+                continue
+            if any(package.records[source].changed for source in (made.sources if made else [name])):
                 trained.setdefault(renamed, set()).update((name, renamed))
     return [use.with_trained(trained) for use in uses]
 

@@ -9,7 +9,6 @@ from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.application.earlier import earlier_deltas
 from paramdelta_hub.application.weighted_deltas import AppliedDelta
 from paramdelta_hub.application.weights import WeightMap
-from paramdelta_hub.checkpoints.matching import lacks_values
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.package.provenance import (
     PROVENANCE_NAME,
@@ -34,7 +33,7 @@ def is_post(applied: Sequence[AppliedDelta], compatibility: Compatibility, diges
     if len(applied) != 1:
         return False
     records, pairs = applied[0].package.records, compatibility.matches[0].pairs
-    if any(lacks_values(omission.reason) for omission in applied[0].package.manifest.omissions):
+    if any(omission.lacks_values for omission in applied[0].package.manifest.omissions):
         return False
     used = {*pairs.values(), *compatibility.arranged[0].delta_names}
     return used == records.keys() and all(

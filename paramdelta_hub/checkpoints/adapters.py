@@ -87,7 +87,14 @@ MERGE_REMEDY = (
     "PeftModel.from_pretrained(Model.from_pretrained('BASE', dtype='auto'), 'ADAPTER')"
     ".merge_and_unload().save_pretrained('OUT')\""
 )
-"""What makes a full model of any adapter."""
+"""What makes a full model of any adapter of PEFT."""
+_FUSE_REMEDY = (
+    "fuse it with diffusers, and give OUT: "
+    "python -c \"from diffusers import DiffusionPipeline as Pipe; pipe = Pipe.from_pretrained('BASE'); "
+    "pipe.load_lora_weights('ADAPTER'); pipe.fuse_lora(); pipe.unload_lora_weights(); pipe.save_pretrained('OUT')\""
+    "; for LoHa and LoKr, LyCORIS has tools/merge.py"
+)
+"""What makes a full pipeline of the adapters that diffusers can load."""
 
 _KNOWN = frozenset({
     "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora",
@@ -97,12 +104,24 @@ _KNOWN = frozenset({
     "base_model_name_or_path", "revision", "inference_mode", "trainable_token_indices",
 })  # fmt: skip
 """Keys of PEFT's config that are read here, or that say nothing of what an adapter adds to its base."""
+_NO_WEIGHTS = frozenset({
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "XLORA", "POLY",
+    "CARTRIDGE",
+})  # fmt: skip
+"""Kinds that can't be merged: they add tokens, or what they add depends on the input."""
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Ways to begin a training that leave base as it is; the others, such as PiSSA, move a part of it into the adapter."""
 _TRANSPOSING_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 """Models whose layers hold their weights as (inputs, outputs)."""
 _HEADS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "diffusion_model")
 """Components that diffusers' and ComfyUI's files begin their names with."""
+_FOLDERS = {
+    "lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2",
+    "lora_te3": "text_encoder_3", "lora_transformer": "transformer", "lora_prior_unet": "prior",
+}  # fmt: skip
+"""Folders of diffusers' components by how kohya's names begin."""
+_METADATA = "lora_adapter_metadata"
+"""Where diffusers keeps the configs of an adapter, as JSON, in the header of its file."""
 _KOHYA = re.compile(r"(lora_(?:unet|te[1-3]?|transformer|prior_unet))_(.+)", re.DOTALL)
 
 
@@ -175,6 +194,12 @@ class Adapter:
     """Rows of trained tokens: the module of the embedding → the name in the file."""
     alphas: Mapping[str, float] = field(default_factory=dict)
     """kohya's alpha by module."""
+    part_configs: Mapping[str, JsonObject] = field(default_factory=dict)
+    """What diffusers writes into the file's metadata: the config of each component, by how its names begin."""
+
+    def config_of(self, module: str) -> JsonObject | None:
+        """Return the config that tells a module's scale."""
+        return self.config or self.part_configs.get(module.partition(".")[0]) or self.part_configs.get("")
 
     @property
     def trained_on(self) -> str | None:
@@ -247,10 +272,13 @@ def open_adapter(checkpoint: Checkpoint) -> Adapter:
     """
     where = shown(str(checkpoint.source.path))
     config = _read_config(checkpoint)
-    _check_config(config, where)
+    part_configs = {} if config else _read_metadata(checkpoint)
+    remedy = MERGE_REMEDY if config else _FUSE_REMEDY
+    for each in (config, *part_configs.values()):
+        _check_config(each, where, remedy)
     for name in checkpoint.tensors:
         if method := next((method for sign, method in _OTHER_METHODS if sign.search(name)), None):
-            _refuse(f"tensor {name!r} shows that the adapter is {method}, not plain LoRA", where)
+            _refuse(f"tensor {name!r} shows that the adapter is {method}, not plain LoRA", where, remedy)
     modules: dict[str, _Module] = {}
     wholes: dict[str, str] = {}
     tokens: dict[str, str] = {}
@@ -283,14 +311,14 @@ def open_adapter(checkpoint: Checkpoint) -> Adapter:
             raise CheckpointError(
                 f"module {module.name!r} lacks one of its two factors", where=where, remedy="get the file again"
             )
-    if config is None and not all(module.alpha or _says_no_scale(module) for module in modules.values()):
+    if not (config or part_configs) and not all(module.alpha or _says_no_scale(module) for module in modules.values()):
         raise CheckpointError(
             f"a LoRA adapter without its {CONFIG}, which has the scale (lora_alpha)",
             where=where,
             remedy=f"put the {CONFIG} that belongs to it in the same folder",
         )
     alphas = _read_alphas(checkpoint, modules)
-    return Adapter(checkpoint, config, modules, wholes, tokens, alphas)
+    return Adapter(checkpoint, config, modules, wholes, tokens, alphas, part_configs)
 
 
 def find_updates(
@@ -361,8 +389,8 @@ def _token_indices(adapter: Adapter, module: str, rows: str, shape: tuple[int, .
     return tuple(said)
 
 
-def _refuse(what: str, where: str) -> NoReturn:
-    raise CheckpointError(what, where=where, remedy=MERGE_REMEDY)
+def _refuse(what: str, where: str, remedy: str = MERGE_REMEDY) -> NoReturn:
+    raise CheckpointError(what, where=where, remedy=remedy)
 
 
 def _read_config(checkpoint: Checkpoint) -> JsonObject | None:
@@ -373,21 +401,39 @@ def _read_config(checkpoint: Checkpoint) -> JsonObject | None:
     return strict_json.parse_object(text, CheckpointError, str(path))
 
 
-def _check_config(config: JsonObject | None, where: str) -> None:
+def _read_metadata(checkpoint: Checkpoint) -> dict[str, JsonObject]:
+    """Return the configs in a file's metadata: ``unet.lora_alpha`` is that of ``unet``."""
+    configs: dict[str, JsonObject] = {}
+    for file in checkpoint.files:
+        if (text := file.header.metadata.get(_METADATA)) is None:
+            continue
+        for name, value in strict_json.parse_object(text.encode(), CheckpointError, str(file.path)).items():
+            head, _, key = name.rpartition(".")
+            configs.setdefault(head, {})[key] = value
+    return configs
+
+
+def _check_config(config: JsonObject | None, where: str, remedy: str) -> None:
     """Refuse what is not base + scale · B · A."""
     if config is None:
         return
     method = config.get("peft_type", "LORA")
+    if method in _NO_WEIGHTS:
+        what = f"an adapter of the kind {method}, which works on inputs and activations"
+        raise CheckpointError(what, where=where, remedy="it changes no weights, so that there is no delta to extract")
+    if config.get("layer_replication"):
+        what = "the adapter repeats layers of base (layer_replication)"
+        raise CheckpointError(what, where=where, remedy="a model with other layers than base has no delta from it")
     if method != "LORA":
-        _refuse(f"an adapter of the kind {str(method)[:40]}, not LoRA", where)
+        _refuse(f"an adapter of the kind {str(method)[:40]}, not LoRA", where, remedy)
     for key, value in config.items():
         if key == "use_dora" and value:
-            _refuse("the adapter is DoRA (use_dora), which also scales base's columns", where)
+            _refuse("the adapter is DoRA (use_dora), which also scales base's columns", where, remedy)
         if key not in _KNOWN and value not in (None, False, [], {}, ""):
-            _refuse(f"the adapter uses {shown(key[:80])}, which is not supported", where)
+            _refuse(f"the adapter uses {shown(key[:80])}, which is not supported", where, remedy)
     start = config.get("init_lora_weights")
     if not any(start is plain or (isinstance(start, str) and start == plain) for plain in _PLAIN_STARTS):
-        _refuse(f"the adapter was begun with {str(start)[:40]}, which also changes base", where)
+        _refuse(f"the adapter was begun with {str(start)[:40]}, which also changes base", where, remedy)
 
 
 def _module(modules: dict[str, _Module], name: str) -> _Module:
@@ -480,7 +526,7 @@ def _orientation(
 def _scale(adapter: Adapter, module: _Module, where: str) -> tuple[int, float]:
     """Return a module's rank and the factor of its product."""
     rank = adapter.span(module.down or "").shape[0]
-    config = adapter.config
+    config = adapter.config_of(module.name)
     if module.name in adapter.alphas or config is None:
         alpha = adapter.alphas.get(module.name, float(rank))
         scale = alpha / rank
@@ -530,7 +576,11 @@ def _find_places(
     places: dict[str, str] = {}
     for head, group in groups.items():
         flat = bool(_KOHYA.match(f"{head}_x"))
-        places |= _place_group(group, shapes, base, flat, where)
+        folder = f"{_FOLDERS.get(head, head)}/"
+        component = {name: shape for name, shape in base.items() if name.startswith(folder)}
+        if component:
+            group = {name: wanted.removeprefix(f"{head}.") for name, wanted in group.items()}
+        places |= _place_group(group, shapes, component or base, flat, where, folder)
     doubled = len(places) - len(set(places.values()))
     if doubled:
         _refuse(f"{doubled} of its modules have the same place in base as others", where)
@@ -543,12 +593,14 @@ def _place_group(
     base: Mapping[str, tuple[int, ...]],
     flat: bool,
     where: str,
+    folder: str,
 ) -> dict[str, str]:
     separator = "_" if flat else "."
     by_name: dict[str, list[str]] = {}
     for name in base:
         if name.endswith(".weight"):
-            by_name.setdefault(name.replace(".", "_") if flat else name, []).append(name)
+            in_module = name.removeprefix(folder).replace("/", ".")
+            by_name.setdefault(in_module.replace(".", "_") if flat else in_module, []).append(name)
 
     def resolve(old: str, new: str) -> dict[str, str] | None:
         """Return the places with a prefix replaced; None if one has no place, or several."""

@@ -1,8 +1,9 @@
 """Suggest layout rules for models that have the same tensors in other pieces, from names and shapes.
 
 A proposal is tried before it is made: every tensor that its rules make must have its like on the other side, in name
-and in shape. Names alone can't be trusted where pieces are interleaved, as in the ``query_key_value`` of GPT-NeoX,
-Falcon and BLOOM, the ``wqkv`` of InternLM2 or the ``gate_up_proj`` of gpt-oss: no rule is proposed for those.
+and in shape. Those can't be trusted where pieces are interleaved: the ``query_key_value`` of GPT-NeoX, Falcon and BLOOM
+and the ``wqkv`` of InternLM2 need the number of heads, which a config has. For the ``gate_up_proj`` of gpt-oss, whose
+rows alternate, no rule is proposed.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from paramdelta_hub.checkpoints.layouts import Layout, arrange
 from paramdelta_hub.checkpoints.logical import entries_of
 from paramdelta_hub.checkpoints.rename_proposals import find_renames, suggest_renames
 from paramdelta_hub.checkpoints.roles import Entry
 from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.limits import TENSORS
+from paramdelta_hub.numerics.floats import FLOATS
 
 __all__ = ["suggest_partials", "suggest_rules"]
 
@@ -33,6 +36,9 @@ _QKV = (
     "attn.qkv",
 )
 """What q, k and v are called where they are rows of one matrix, one after another."""
+_BY_HEAD = ("attention.wqkv", "attention.query_key_value", "self_attention.query_key_value")
+"""The same where each head, or each group of heads that share k and v, has its rows of q, k and v together."""
+_HEAD_COUNTS = ("num_key_value_heads", "num_kv_heads", "num_attention_heads", "n_head")
 _Q_K_V = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("attn.q_proj", "attn.k_proj", "attn.v_proj"),
@@ -42,6 +48,9 @@ _Q_K_V = (
     ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
     ("attention.self.query", "attention.self.key", "attention.self.value"),
 )
+_IN_PROJ = ("attn.in_proj", "self_attn.in_proj")
+"""The same in torch.nn.MultiheadAttention, with an underscore before ``weight`` and ``bias``."""
+_GATE_UP = tuple(f"{module}.gate_up_proj" for module in ("mlp", "shared_expert", "shared_experts"))
 _CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """GPT-2's matrices, which are all transposed or none; the shape of a square one does not tell."""
 _MODULES = (
@@ -49,8 +58,10 @@ _MODULES = (
     ((r"\.mlp\.", ".block_sparse_moe."),),
     ((r"\.block_sparse_moe\.", ".mlp."), (r"\.gate\.weight$", ".router.weight")),
     ((r"\.mlp\.", ".block_sparse_moe."), (r"\.router\.weight$", ".gate.weight")),
+    ((r"\.router\.linear\.", ".router."),),
+    ((r"\.router\.(weight|bias)$", r".router.linear.\1"),),
 )
-"""Renames of transformers 5 that go with its layouts, there and back: Mixtral's, and those of PhiMoE."""
+"""Renames that go with layouts, there and back: of transformers 5 (Mixtral, PhiMoE) and of Unsloth (gpt-oss)."""
 _SQUARES = 4
 """Endings of names of square matrices that a message lists."""
 _PARTIALS = 4
@@ -66,23 +77,24 @@ class _Fit(NamedTuple):
     """Whether all tensors that layout rules made do."""
 
 
-def suggest_rules(left: Entries, right: Entries, rules: Rules) -> str | None:
+def suggest_rules(left: Entries, right: Entries, rules: Rules, config: Mapping[str, Any] | None = None) -> str | None:
     """Return the options that pair more tensors, ready to paste behind those already given; None if there are none.
 
     Args:
         left: the side whose names and shapes are kept.
         right: the side that the rules change.
         rules: what the user has given already.
+        config: of one of the sides. It tells how many heads there are.
     """
     left = {name: entry for name, entry in left.items() if not rules.skips_name(name)}
     right = {
-        name: entry
+        name: replace(entry, dtype="F32") if entry.dtype in FLOATS else entry  # dtypes can be made equal with --cast
         for name, entry in right.items()
         if not (rules.skips_name(name) or rules.skips_name(rules.rename(name)))
     }
     before = _fit(left, right, rules).pairs
     found = _with_renames(left, right, rules)
-    for family in _families(left, right):
+    for family in _families(left, right, _groups(config or {})):
         found = _with_best(left, right, found, family)
     if found.layouts == rules.layouts:
         return suggest_renames(left, _arranged(right, arrange(right, rules, left)), rules)
@@ -182,18 +194,31 @@ def _arranged(entries: Entries, layout: Layout) -> dict[str, Entry]:
     return entries_of(tensors)
 
 
-def _families(left: Entries, right: Entries) -> Iterator[list[list[str]]]:
+def _groups(config: Mapping[str, Any]) -> int | None:
+    """Return how many heads, or groups of heads that share k and v, a config says there are; None if it does not."""
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        return 1  # Falcon 7B
+    counts = (config.get(key) for key in _HEAD_COUNTS)
+    return next((count for count in counts if type(count) is int and 0 < count <= TENSORS), None)
+
+
+def _families(left: Entries, right: Entries, groups: int | None) -> Iterator[list[list[str]]]:
     """Yield what to try: of each family of rules, the variants that exclude each other."""
     endings = _endings(left), _endings(right)
     yield from _experts(*endings)
-    for fused, parts in product(_QKV, _Q_K_V):
+    for fused, parts in product((*_QKV, *_IN_PROJ), _Q_K_V):
         for ending in ("weight", "bias"):
-            yield _concat_or_split(f"{fused}.{ending}", [f"{part}.{ending}" for part in parts], *endings)
-    for ending in ("weight", "bias"):
-        names = [f"self_attn.{which}_proj.{ending}" for which in "qkv"]
-        yield _concat_or_split(f"attn.in_proj_{ending}", names, *endings)
-        names = [f"mlp.gate_proj.{ending}", f"mlp.up_proj.{ending}"]
-        yield _concat_or_split(f"mlp.gate_up_proj.{ending}", names, *endings)
+            whole = f"{fused}_{ending}" if fused in _IN_PROJ else f"{fused}.{ending}"
+            yield _concat_or_split(whole, [f"{part}.{ending}" for part in parts], *endings)
+    for fused, parts, ending in product(_BY_HEAD if groups else (), _Q_K_V, ("weight", "bias")):
+        yield _concat_or_split(f"{fused}.{ending}", [f"{part}.{ending}" for part in parts], *endings, groups or 1)
+    for parts in _Q_K_V:
+        yield _conv1d_concat_or_split([f"{part}.weight" for part in parts], *endings)
+        yield _concat_or_split("attn.c_attn.bias", [f"{part}.bias" for part in parts], *endings)
+    for fused, ending in product(_GATE_UP, ("weight", "bias")):
+        module = fused.removesuffix("gate_up_proj")
+        names = [f"{module}gate_proj.{ending}", f"{module}up_proj.{ending}"]
+        yield _concat_or_split(f"{fused}.{ending}", names, *endings)
     yield from ([[f"stack {pattern} -> {whole}"]] for pattern, whole in _numbered(right, left))
     yield from ([[f"unstack {whole} -> {pattern}"]] for pattern, whole in _numbered(left, right))
     yield from _transposes(left, right)
@@ -204,12 +229,27 @@ def _endings(names: Iterable[str]) -> set[str]:
     return {".".join(parts[-length:]) for parts in (name.split(".") for name in names) for length in (1, 2, 3, 4)}
 
 
-def _concat_or_split(fused: str, parts: Sequence[str], left: set[str], right: set[str]) -> list[list[str]]:
-    joined = ", ".join(parts)
+def _concat_or_split(
+    fused: str, parts: Sequence[str], left: set[str], right: set[str], groups: int = 1
+) -> list[list[str]]:
+    joined, by = ", ".join(parts), f"/{groups}" if groups > 1 else ""
     if fused in right and left.issuperset(parts):
-        return [[f"split {fused} -> {joined}"]]
+        return [[f"split{by} {fused} -> {joined}"]]
     if fused in left and right.issuperset(parts):
-        return [[f"concat {joined} -> {fused}"]]
+        return [[f"concat{by} {joined} -> {fused}"]]
+    return []
+
+
+def _conv1d_concat_or_split(parts: Sequence[str], left: set[str], right: set[str]) -> list[list[str]]:
+    """Return how GPT-2's fused matrix may be q, k and v: of linear layers, or transposed as all of its matrices are."""
+    fused, joined = _CONV1D[0], ", ".join(parts)
+    turns = [f"transpose {name}" for name in _CONV1D[1:] if name in left & right]
+    if fused in right and left.issuperset(parts):
+        split = f"split {fused} -> {joined}"
+        return [[split], [f"split@1 {fused} -> {joined}"], [f"transpose {fused}", split, *turns]]
+    if fused in left and right.issuperset(parts):
+        concat = f"concat {joined} -> {fused}"
+        return [[concat], [f"concat@1 {joined} -> {fused}"], [concat, f"transpose {fused}", *turns]]
     return []
 
 
@@ -217,6 +257,7 @@ def _experts(left: set[str], right: set[str]) -> Iterator[list[list[str]]]:
     """Yield the rules between experts one by one and all experts in two tensors, as they are or transposed."""
     fused, down_all, one = "experts.gate_up_proj", "experts.down_proj", "experts.*.gate_up_proj"
     if f"{fused}_bias" in left | right:
+        yield from _numbered_modules(left, right)
         return  # gpt-oss, whose gate and up rows alternate
     for gate, up, down in _EXPERTS:
         names = f"experts.*.{gate}, experts.*.{up}"
@@ -232,6 +273,22 @@ def _experts(left: set[str], right: set[str]) -> Iterator[list[list[str]]]:
                 for each in [f"experts.*.{down}"]
                 for turn, back in (([], []), ([f"transpose {one}"], [f"transpose {each}"]))
             ]
+
+
+def _numbered_modules(left: set[str], right: set[str]) -> Iterator[list[list[str]]]:
+    """Yield the rules between the experts of gpt-oss and a linear layer for each, as Unsloth trains them."""
+    pairs = [(f"experts.{which}_projs", f"experts.{which}_proj") for which in ("gate_up", "down")]
+    if all(f"{many}.0.weight" in left and one in right for many, one in pairs):
+        weights = [f"unstack {one} -> {many}.*.weight" for many, one in pairs]
+        turns = [f"transpose {many}.*.weight" for many, _ in pairs]
+        biases = [f"unstack {one}_bias -> {many}.*.bias" for many, one in pairs]
+    elif all(f"{many}.0.weight" in right and one in left for many, one in pairs):
+        weights = [f"stack {many}.*.weight -> {one}" for many, one in pairs]
+        turns = [f"transpose {one}" for _, one in pairs]
+        biases = [f"stack {many}.*.bias -> {one}_bias" for many, one in pairs]
+    else:
+        return
+    yield [[*weights, *biases], [*weights, *turns, *biases]]
 
 
 def _numbered(many: Entries, one: Entries) -> list[tuple[str, str]]:

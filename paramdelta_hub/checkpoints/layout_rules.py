@@ -6,11 +6,13 @@ A rule is a verb, what it takes, and what comes of it::
     unstack experts.gate_up_proj -> experts.*.gate_up_proj
     concat q_proj.weight, k_proj.weight, v_proj.weight -> qkv_proj.weight
     split@1 experts.gate_up_proj -> experts.gate_proj, experts.up_proj
+    split/32 attention.query_key_value.weight -> q_proj.weight, k_proj.weight, v_proj.weight
     transpose c_attn.weight
 
 A pattern is the end of a name, from a dot or a slash on; what comes before it stays. ``^`` at its beginning makes it
-the whole name. ``*`` stands for a number. ``@`` gives the axis, which else is the first. ``transpose`` swaps the last
-two axes.
+the whole name. ``*`` stands for a number. ``@`` gives the axis, which else is the first. ``/`` gives the
+number of equal groups along it, of which each has a piece of every tensor, as a head has rows of q, k and v.
+``transpose`` swaps the last two axes.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ __all__ = ["LAYOUT_VERBS", "LayoutRule", "LayoutVerb", "NamePattern"]
 LayoutVerb = Literal["stack", "unstack", "concat", "split", "transpose"]
 LAYOUT_VERBS: tuple[LayoutVerb, ...] = get_args(LayoutVerb)
 
-_RULE = re.compile(r"\s*([a-z]+)(?:@(-?[0-9]{1,2}))?(?:\s*:\s*|\s+)(.*?)\s*", re.DOTALL)
+_RULE = re.compile(r"\s*([a-z]+)(?:@(-?[0-9]{1,2}))?(?:/([1-9][0-9]{0,7}))?(?:\s*:\s*|\s+)(.*?)\s*", re.DOTALL)
 _PATTERN = re.compile(r"\^?[^\s,^]+")
 _STARS = 4
 """Numbers in a pattern. Names have the layer's and the expert's."""
@@ -71,6 +73,8 @@ class LayoutRule:
     sources: tuple[NamePattern, ...]
     targets: tuple[NamePattern, ...]
     axis: int = 0
+    groups: int = 1
+    """Of concat and split: how many groups lie one after another, each with a piece of every tensor."""
 
     @classmethod
     def parse(cls, text: str) -> LayoutRule:
@@ -86,15 +90,19 @@ class LayoutRule:
                 remedy=_EXAMPLE,
             )
         verb = next(verb for verb in LAYOUT_VERBS if verb == found[1])
-        left, arrow, right = found[3].partition("->")
+        left, arrow, right = found[4].partition("->")
         if verb == "transpose" and not arrow:
             right = left
         if verb == "transpose" and found[2]:
             raise OptionError("transpose swaps the last two axes", where=text, remedy="remove the axis")
+        if found[3] and verb not in ("concat", "split"):
+            raise OptionError(
+                f"{verb} has no groups; concat and split may have", where=text, remedy="remove the number"
+            )
         axis = int(found[2] or 0)
         if not -TENSOR_RANK <= axis < TENSOR_RANK:
             raise OptionError(f"there is no axis {axis}", where=text)
-        rule = cls(verb, _patterns(left, text), _patterns(right, text), axis)
+        rule = cls(verb, _patterns(left, text), _patterns(right, text), axis, int(found[3] or 1))
         rule._check(text)
         return rule
 
@@ -128,7 +136,7 @@ class LayoutRule:
     def __str__(self) -> str:
         left = ", ".join(pattern.text for pattern in self.sources)
         right = ", ".join(pattern.text for pattern in self.targets)
-        verb = f"{self.verb}@{self.axis}" if self.axis else self.verb
+        verb = self.verb + (f"@{self.axis}" if self.axis else "") + (f"/{self.groups}" if self.groups > 1 else "")
         return f"{verb} {left}" if self.verb == "transpose" and left == right else f"{verb} {left} -> {right}"
 
 

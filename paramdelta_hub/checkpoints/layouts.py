@@ -68,7 +68,8 @@ class _Tensors:
             taken += len(names)
             try:
                 if len(dtypes) > 1:
-                    raise _MisfitError(f"the tensors have different dtypes: {', '.join(sorted(dtypes))}")
+                    there = ", ".join(sorted(dtypes))
+                    raise _MisfitError(f"different dtypes: {there}; pd-extract gives them one with --cast float32")
                 made = self._make(rule, prefix, numbers, parts)
             except _MisfitError as error:
                 self.problems.append(Mismatch(names[0], "layout", f"{rule}: {error}"))
@@ -141,6 +142,10 @@ class _Tensors:
             return {name: Arrangement.stacked(parts, axis)}
         if rule.verb == "concat":
             _check_equal([(*part.shape[:axis], *part.shape[axis + 1 :]) for part in parts])
+            if any(part.shape[axis] % rule.groups for part in parts):
+                raise _MisfitError(f"{parts[0].shape[axis]} along axis {axis} can't be cut into {rule.groups} groups")
+            if rule.groups > 1:
+                return {names[0]: Arrangement.interleaved(parts, axis, rule.groups)}
             return {names[0]: Arrangement.concatenated(parts, axis)}
         if rule.verb == "unstack":
             made = first.unstacked(axis)
@@ -149,11 +154,12 @@ class _Tensors:
             if len(names) != len(made):
                 raise _MisfitError(f"axis {axis} of {list(first.shape)} makes {len(made)} tensors, not {len(names)}")
             return dict(zip(names, made, strict=True))
-        split, start = {}, 0
-        for name, size in zip(names, self._sizes(names, first.shape, axis), strict=True):
-            split[name] = first.part(axis, start, start + size)
-            start += size
-        return split
+        sizes = self._sizes(names, first.shape, axis)
+        if any(size % rule.groups for size in sizes):
+            raise _MisfitError(
+                f"{' + '.join(map(str, sizes))} along axis {axis} can't be cut into {rule.groups} groups"
+            )
+        return dict(zip(names, first.dealt(axis, rule.groups, sizes), strict=True))
 
     def _sizes(self, names: Sequence[str], shape: tuple[int, ...], axis: int) -> list[int]:
         """Return the sizes of the parts: those of the other side if it has them all, else equal ones."""

@@ -137,6 +137,9 @@ class LineageMatch:
     exchanged: tuple[str, str] | None = None
     """Two parts of names under which all foreign tensors have changed places."""
 
+    transposed: tuple[str, ...] = ()
+    """Ends of names, with ``*`` for numbers, of square matrices that are all transposed."""
+
     @property
     def is_foreign(self) -> bool:
         """Whether so much has nothing in common with base that the model does not descend from it.
@@ -171,10 +174,10 @@ class LineageMatch:
         ]
 
     @property
-    def renames_to_try(self) -> str | None:
-        """Return options that put tensors back which have changed places."""
+    def options_to_try(self) -> str | None:
+        """Return options that put tensors back which have changed places, or rows and columns."""
         if self.exchanged is None:
-            return None
+            return " ".join(f"--layout 'transpose {end}'" for end in self.transposed) or None
         one, other = self.exchanged
         steps = ((one, "exchanged"), (other, one), ("exchanged", other))
         return " ".join(rf"--rename '\b{re.escape(old)}\b={new}'" for old, new in steps)
@@ -278,6 +281,7 @@ def compare_samples(
         foreign_share=sum(each.elements for each in foreign) / max(1, sum(each.elements for each in found)),
         foreign_kinds=_foreign_kinds([each.name for each in found], set(foreign_names)),
         exchanged=_exchanged(places, [each.name for each in found], set(foreign_names)),
+        transposed=_transposed_ends(places, [each.name for each in found], set(foreign_names)),
     )
     counted = found if match.is_foreign else [each for each in found if each not in foreign]
     return replace(
@@ -374,6 +378,19 @@ def _exchanged(places: Mapping[str, str], compared: Iterable[str], foreign: Coll
     holders = {name for name in compared if {one, other} & set(name.split("."))}
     usable = re.fullmatch(r"\w*[^\W\d]\w*", one) and re.fullmatch(r"\w*[^\W\d]\w*", other)
     return (one, other) if usable and holders == set(foreign) else None
+
+
+def _transposed_ends(places: Mapping[str, str], compared: Sequence[str], foreign: Collection[str]) -> tuple[str, ...]:
+    """Return the shortest ends of the names of transposed matrices that no related tensor's name has."""
+    kind_of = {name: _kind(name) for name in compared}
+    related = {kind for name, kind in kind_of.items() if name not in foreign}
+    ends: dict[str, None] = {}
+    for kind in dict.fromkeys(kind_of[name] for name, place in places.items() if place == name):
+        parts = kind.split(".")
+        found = (".".join(parts[-length:]) for length in range(2, len(parts) + 1))
+        if end := next((end for end in found if not any(f".{other}".endswith(f".{end}") for other in related)), None):
+            ends[end] = None
+    return tuple(ends)
 
 
 def _transposed(name: str, tensor: LogicalTensor, files: Files) -> NDArray[Any]:

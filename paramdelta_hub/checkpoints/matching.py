@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from paramdelta_hub.checkpoints.roles import Entry, is_derived
+from paramdelta_hub.checkpoints.roles import Entry, is_derived, is_head
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.checkpoints.ties import Ties
 from paramdelta_hub.checkpoints.training_saves import EMPTY, is_sharded_away
 from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.fileio.safetensors import DISCRETE
 from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.package.records import SKIPPED
 
 __all__ = [
     "DERIVED",
     "KNOWN",
-    "PARTIAL",
-    "SKIPPED",
     "Entry",
     "Match",
     "OmittedTensor",
-    "lacks_values",
+    "lacking_heads",
     "match",
     "rename_entries",
+    "suggest_skips",
 ]
+
+_SKIPS = 6
+"""``--skip`` options that are proposed together."""
 
 DERIVED = "a buffer that models compute themselves"
 """Why a tensor was left out whose values never matter."""
-SKIPPED = "skipped by rule"
-"""Why a tensor was left out that could have been summed."""
 KNOWN = "left out when the delta was made"
 """Why a target keeps a tensor for which its delta has nothing."""
-PARTIAL = "used in part: "
-"""How the reason begins why a part of a tensor was left out."""
-
-
-def lacks_values(reason: str) -> bool:
-    """Whether a tensor that was left out for this reason has values that a delta could have had, all or some."""
-    return reason == SKIPPED or reason.startswith(PARTIAL)
 
 
 @dataclass(frozen=True)
@@ -149,6 +145,52 @@ def match(
             other = sides[1] if in_left else sides[0]
             result.mismatches.append(Mismatch(name, "missing", f"{side} has it, {other} does not"))
     return result
+
+
+def suggest_skips(matched: Match, left: Mapping[str, Entry], right: Mapping[str, Entry]) -> str | None:
+    """Return the few ``--skip`` options that leave out what one side lacks; None if more than that does not fit.
+
+    A part that a side lacks is left out as a whole. It is the first component of the names: ``2_Dense/``,
+    ``first_stage_model.``. Of others, the same tensor of all layers.
+
+    Args:
+        matched: what was found.
+        left: the left side's tensors. Nothing is proposed for heads, which are another matter.
+        right: the right side's.
+    """
+    names = [mismatch.location for mismatch in matched.mismatches if mismatch.kind == "missing"]
+    if (
+        not names
+        or lacking_heads(matched, left, right)
+        or len(names) < len(matched.mismatches)
+        or len(names) > len(matched.pairs)
+    ):
+        return None
+    common = {_part(name) for name in matched.pairs}
+    patterns = dict.fromkeys(_skip_pattern(name if _part(name) in common else _part(name)) for name in names)
+    if len(patterns) > _SKIPS:
+        return None
+    return " ".join(f"--skip {shlex.quote(pattern)}" for pattern in patterns)
+
+
+def lacking_heads(matched: Match, left: Mapping[str, Entry], right: Mapping[str, Entry]) -> list[str]:
+    """Return the names of output heads that one side lacks. A UNet's ``proj_out`` scores no tokens, and is none."""
+    names = [mismatch.location for mismatch in matched.mismatches if mismatch.kind == "missing"]
+    entries = {**right, **left}
+    return [name for name in names if is_head(name) and (name not in entries or entries[name].vocabulary)]
+
+
+def _skip_pattern(name: str) -> str:
+    """Return the pattern of a part, or of a tensor's name with any number for its numbers."""
+    pattern = re.sub(r"(?<=\\\.)[0-9]+(?=\\\.)", r"\\d+", re.escape(name))
+    return f"^{pattern}" if name[-1] in "./" else f"^{pattern}$"
+
+
+def _part(name: str) -> str:
+    """Return the first component of a name, with what ends it."""
+    folder, slash, _ = name.partition("/")
+    first, dot, _ = name.partition(".")
+    return folder + slash if slash else first + dot
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ _LEAST, _SHARE = 2, 4
 _LENGTH = 200
 """Characters of a pattern that people still read before they paste it."""
 
+_WRAPPERS = re.compile("|".join(map(re.escape, WRAPPERS)))
+_WRAPPINGS = 4
+"""Places of wrappers for which rules are proposed together."""
 _SEPARATORS = re.compile(r"[./]")
 """A slash ends the folder of a model's component."""
 
@@ -89,6 +92,9 @@ def _best_renames(left: Shapes, right: Shapes) -> tuple[list[_Rename], Shapes]:
     for rule in _wrapper_renames(left, right):
         found.append(rule)
         right = _renamed(rule, right)
+    for rule in _wrapping_renames(left, right):
+        found.append(rule)
+        right = _renamed(rule, right)
     while len(found) < _RULES and (best := _best_rename(left, right)):
         found.append(best)
         right = _renamed(best, right)
@@ -101,6 +107,26 @@ def _wrapper_renames(left: Shapes, right: Shapes) -> Iterator[_Rename]:
         rule = _Rename(rf"\b{re.escape(wrapper)}", "", sum(wrapper in name for name in right))
         if rule.gain and not any(wrapper in name for name in left):
             yield rule
+
+
+def _wrapping_renames(left: Shapes, right: Shapes) -> list[_Rename]:
+    """Return the rules that put the left side's wrappers into names, if those give just its names; the outer first."""
+    places: dict[tuple[str, str], int] = {}
+    bare: dict[str, str] = {}
+    for name in left:
+        for found in _WRAPPERS.finditer(name):
+            before = re.sub(r"(?<=\\\.)[0-9]+(?=\\\.)", r"\\d+", re.escape(name[: found.start()]))
+            places[before, found[0]] = places.get((before, found[0]), 0) + 1
+        bare[_WRAPPERS.sub("", name)] = name
+    if not places or len(places) > _WRAPPINGS or not bare.keys() & right.keys():
+        return []
+    rules = [
+        _Rename(f"^({before})" if before else "^", rf"\1{wrapper}" if before else wrapper, gain)
+        for (before, wrapper), gain in sorted(places.items(), key=lambda item: len(item[0][0]))
+    ]
+    rename = Rules(renames=tuple((rule.pattern, rule.replacement) for rule in rules)).rename
+    fitting = all(rename(name) == bare[name] for name in bare.keys() & right.keys())
+    return rules if fitting else []
 
 
 def _renamed(rule: _Rename, shapes: Shapes) -> Shapes:

@@ -23,8 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from paramdelta_hub.checkpoints.config_merge import TEXT_CONFIGS
-from paramdelta_hub.checkpoints.roles import EMBEDDINGS
+from paramdelta_hub.checkpoints.ties import tied_to
 from paramdelta_hub.checkpoints.weight_files import Index, WeightFile, parse_index
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
@@ -90,12 +89,6 @@ _WITH_WEIGHTS = frozenset(
 """Modules of sentence-transformers that are nothing without weights."""
 _PART = re.compile(r"([a-z]\w*_)?[0-9]+_[A-Z][A-Za-z]*")
 """Folders of sentence-transformers' modules."""
-
-_TIED_HEADS = re.compile(
-    r"(^|\.)(lm_head|embed_out|output|output_layer|proj_out|generator_lm_head|lm_head\.decoder|predictions\.decoder"
-    r"|vocab_projector)\.(weight|bias)$"
-)
-_TIED_EMBEDDINGS = re.compile(r"(^|\.)(encoder|decoder)\.embed_tokens\.weight$")
 
 
 class Listing(Protocol):
@@ -394,7 +387,7 @@ class _Reader:
     def _check_index(self, index: Index, held: Mapping[str, str], config: Mapping[str, Any]) -> Iterator[str]:
         """Yield what the index says wrongly, where that does no harm."""
         unstored = [name for name in index.weight_map if name not in held]
-        tied = {name: tie for name in unstored if (tie := _tied_to(name, held, config))}
+        tied = {name: tie for name in unstored if (tie := tied_to(name, held, config))}
         if unknown := [name for name in unstored if name not in tied]:
             raise CheckpointError(
                 f"the index names {len(unknown)} tensor(s) that no file holds: {shown_names(unknown)}",
@@ -488,16 +481,3 @@ def _variant(name: str) -> str | None:
             if found := re.fullmatch(pattern, name, re.ASCII):
                 return found[1]
     return None
-
-
-def _tied_to(name: str, held: Mapping[str, str], config: Mapping[str, Any]) -> str | None:
-    """Return the stored tensor that serves for one that an index names and no file holds; None if none does."""
-    if name.endswith(".bias"):
-        own = name.replace("decoder.bias", "bias")
-        return own if own != name and own in held and _TIED_HEADS.search(name) else None
-    embedding = next((other for other in held if EMBEDDINGS.search(other)), None)
-    if _TIED_EMBEDDINGS.search(name):
-        return embedding if embedding and embedding.endswith("shared.weight") else None
-    text = next((part for key in TEXT_CONFIGS if isinstance(part := config.get(key), dict)), {})
-    is_tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
-    return embedding if _TIED_HEADS.search(name) and is_tied is not False else None

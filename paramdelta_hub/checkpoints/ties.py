@@ -11,7 +11,7 @@ Files store a tied tensor once, or once under each of its names. What is a tie i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
@@ -20,7 +20,7 @@ from paramdelta_hub.checkpoints.config_merge import TEXT_CONFIGS
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry, is_head
 from paramdelta_hub.checkpoints.tie_defaults import TIED_BY_DEFAULT, UNTIED_BY_DEFAULT
 
-__all__ = ["TieGroups", "Ties", "head_is_tied", "shares_embeddings"]
+__all__ = ["TieGroups", "Ties", "head_is_tied", "shares_embeddings", "tied_to"]
 
 _HALF = re.compile(r"^(?P<root>|.*\.)(text_)?(encoder|decoder)\.(embed_tokens|word_embeddings)\.weight$")
 """The embedding of one half of a model with an encoder and a decoder."""
@@ -49,6 +49,23 @@ def head_is_tied(config: Mapping[str, Any] | None) -> bool | None:
 def shares_embeddings(config: Mapping[str, Any] | None) -> bool:
     """Whether the two halves of a model with an encoder and a decoder share one embedding, where it has ``shared``."""
     return (config or {}).get("share_encoder_decoder_embeddings") is not False
+
+
+def tied_to(name: str, stored: Collection[str], config: Mapping[str, Any] | None) -> str | None:
+    """Return the stored tensor that serves for a name without one of its own, by names and config alone; None if none.
+
+    A head is taken for tied unless the config says that it is not.
+    """
+    if found := _BIAS.fullmatch(name):
+        bias = f"{found['head']}.bias"
+        return bias if bias != name and bias in stored else None
+    embeddings = [other for other in stored if EMBEDDINGS.search(other) and not _PER_LAYER.search(other)]
+    if is_head(name):
+        return _nearest(name, embeddings) if head_is_tied(config) is not False else None
+    if not shares_embeddings(config):
+        return None
+    shared = _shared_name(name, stored)
+    return shared if shared != name else None
 
 
 def _parts(config: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
@@ -206,7 +223,7 @@ def _scores_tokens(name: str, side: Mapping[str, Entry], groups: Mapping[str, st
     return not lengths or rows in lengths
 
 
-def _shared_name(name: str, entries: Mapping[str, Entry]) -> str:
+def _shared_name(name: str, entries: Collection[str]) -> str:
     """Return the name of the embedding that the halves of a model share; ``name``, where there is none."""
     if found := _HALF.match(name):
         for whole in (f"{found['root']}shared.weight", f"{found['root']}word_embeddings.weight"):

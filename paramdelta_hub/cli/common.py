@@ -306,7 +306,7 @@ def _read_rules(file: Path) -> Iterator[Rules]:
                 yield Rules(skips=(rule,))
             elif verb == "carry" and rule:
                 yield Rules(carries=(rule,))
-            elif re.split("[@:]", verb)[0] in (*LAYOUT_VERBS, "partial") and rule:
+            elif re.split("[@/:]", verb)[0] in (*LAYOUT_VERBS, "partial") and rule:
                 yield _parse_layout(line)
             elif verb and not verb.startswith("#"):
                 raise OptionError(

@@ -120,8 +120,8 @@ def _text(report: VerifyReport) -> str:
         lines.append(f"  sig   by {report.signed_by}")
     if report.checked_base:
         proved = "base ⊕ Δ == post, bit for bit"
-        if report.skipped:
-            proved += f", but for {report.skipped} tensor(s) that the delta leaves out"
+        if report.left_out:
+            proved += f", but for {report.left_out} tensor(s) that the delta leaves out"
         lines.append(f"  base  is the delta's base, and {proved}")
     if report.checked_post:
         lines.append("  post  is the delta's post")

@@ -44,7 +44,7 @@ def _descends(match: LineageMatch) -> str:
 
 
 def _or_leave_out(match: LineageMatch) -> str:
-    proposed = match.renames_to_try
+    proposed = match.options_to_try
     if proposed:
         return f", or try {proposed}"
     return ", or leave the unrelated tensors out with --skip REGEX" if match.has_kin else ""

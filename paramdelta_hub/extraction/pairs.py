@@ -18,8 +18,15 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
 from paramdelta_hub.checkpoints.layouts import Layout, arrange, arranged_model, partial_note
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model, logical_post, same_values
-from paramdelta_hub.checkpoints.matching import PARTIAL, SKIPPED, Match, OmittedTensor, match, rename_entries
-from paramdelta_hub.checkpoints.roles import EMBEDDINGS, is_head
+from paramdelta_hub.checkpoints.matching import (
+    Match,
+    OmittedTensor,
+    lacking_heads,
+    match,
+    rename_entries,
+    suggest_skips,
+)
+from paramdelta_hub.checkpoints.roles import EMBEDDINGS
 from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses
 from paramdelta_hub.checkpoints.tensor_sources import Zeros
 from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings
@@ -32,6 +39,7 @@ from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.numerics.casts import as_bits, common_dtype
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.row_runs import Run
+from paramdelta_hub.package.records import PARTIAL, SKIPPED
 
 __all__ = ["Differences", "Pair", "pair_up", "tokenizer_folder", "uses_with_trained"]
 
@@ -294,11 +302,14 @@ def _make_pairs(
             "give the base that the adapter was trained on, or rename the adapter's tensors with --rename, "
             "or leave some out with --skip"
         )
-    elif problems and (options := suggest_rules(base.entries, post_as_stored.entries, rules)):
+    elif problems and (options := suggest_rules(base.entries, post_as_stored.entries, rules, base.checkpoint.config)):
         remedy = f"try {options}; for the remaining tensors use --skip, or --carry if only post has them"
     elif option := suggest_partials(base.entries, post.entries, rules, grow=True):
         remedy = f"to use the part of post's tensors that base has too, give {option}; else leave them out with --skip"
-    if heads := [m.location for m in matched.mismatches if m.kind == "missing" and is_head(m.location)]:
+    elif skips := suggest_skips(matched, base.entries, post.entries):
+        remedy = f"to leave out what one side lacks, give {skips}; --carry REGEX stores what only post has"
+    heads = lacking_heads(matched, base.entries, post.entries)
+    if heads and not remedy.startswith("try "):  # which may pair them
         patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in heads)
         keeps = f"{patterns} leaves the head out, and targets keep their own"
         remedy = keeps if len(heads) == len(problems) else f"{remedy}; {keeps}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -57,13 +58,43 @@ class Box(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """A box in coordinates: a range of every axis of the tensor."""
+    """A box in coordinates: so many indices of every axis of the tensor, each a stride after the one before."""
 
     source: str
     starts: Shape
     sizes: Shape
+    strides: Shape
     source_first: int
     source_steps: Shape
+
+    def range(self, axis: int, low: int, high: int) -> _Block:
+        """Return some of its indices of an axis, by their number, at their places."""
+        return self._replace(
+            starts=_set(self.starts, axis, self.starts[axis] + low * self.strides[axis]),
+            sizes=_set(self.sizes, axis, high - low),
+            source_first=self.source_first + low * self.source_steps[axis],
+        )
+
+    def spread(self, axis: int, step: int, place: int) -> _Block:
+        """Return the block with its indices of an axis times ``step``, and ``place`` further on."""
+        return self._replace(
+            starts=_set(self.starts, axis, self.starts[axis] * step + place),
+            strides=_set(self.strides, axis, self.strides[axis] * step),
+        )
+
+    def every(self, axis: int, first: int, step: int) -> Iterator[_Block]:
+        """Give the part at the places ``first + n·step`` of an axis, at its place ``n``."""
+        at, size, stride = self.starts[axis], self.sizes[axis], self.strides[axis]
+        every = step // math.gcd(stride, step)  # so many-th of its indices lie at such places, if any does
+        low = next((low for low in range(min(size, every)) if (at + low * stride - first) % step == 0), None)
+        if low is not None:
+            yield self._replace(
+                starts=_set(self.starts, axis, (at + low * stride - first) // step),
+                sizes=_set(self.sizes, axis, -((low - size) // every)),
+                strides=_set(self.strides, axis, every * stride // step),
+                source_first=self.source_first + low * self.source_steps[axis],
+                source_steps=_set(self.source_steps, axis, every * self.source_steps[axis]),
+            )
 
 
 @dataclass(frozen=True)
@@ -76,7 +107,7 @@ class Arrangement:
     @classmethod
     def whole(cls, name: str, shape: Shape) -> Arrangement:
         """Return a tensor as it is."""
-        return cls(shape, (_Block(name, (0,) * len(shape), shape, 0, _steps(shape)),))
+        return cls(shape, (_Block(name, (0,) * len(shape), shape, (1,) * len(shape), 0, _steps(shape)),))
 
     @classmethod
     def concatenated(cls, parts: Sequence[Arrangement], axis: int) -> Arrangement:
@@ -98,6 +129,7 @@ class Arrangement:
                 block.source,
                 _insert(block.starts, axis, number),
                 _insert(block.sizes, axis, 1),
+                _insert(block.strides, axis, 1),
                 block.source_first,
                 _insert(block.source_steps, axis, 0),
             )
@@ -106,21 +138,49 @@ class Arrangement:
         )
         return cls(_insert(parts[0].shape, axis, len(parts)), blocks)
 
+    @classmethod
+    def interleaved(cls, parts: Sequence[Arrangement], axis: int, groups: int) -> Arrangement:
+        """Join tensors along an axis in so many groups, each with an equal piece of every tensor."""
+        widths = [part.shape[axis] // groups for part in parts]
+        blocks: list[_Block] = []
+        for number, (part, width) in enumerate(zip(parts, widths, strict=True)):
+            place = sum(widths[:number])
+            if width == 1:
+                blocks += [block.spread(axis, sum(widths), place) for block in part.blocks]
+                continue
+            for group in range(groups):
+                piece = part.part(axis, group * width, (group + 1) * width)
+                blocks += [block.spread(axis, 1, group * sum(widths) + place) for block in piece.blocks]
+        return cls(_set(parts[0].shape, axis, groups * sum(widths)), tuple(blocks))
+
+    def dealt(self, axis: int, groups: int, sizes: Sequence[int]) -> list[Arrangement]:
+        """Cut an axis into equal groups, and those into pieces; a tensor of a size has its piece of every group."""
+        width = self.shape[axis] // groups
+        made, start = [], 0
+        for stop in accumulate(size // groups for size in sizes):
+            if stop - start == 1:
+                made.append(self._every(axis, start, width))
+            else:
+                firsts = range(0, self.shape[axis], width)
+                pieces = [self.part(axis, first + start, first + stop) for first in firsts]
+                made.append(Arrangement.concatenated(pieces, axis))
+            start = stop
+        return made
+
+    def _every(self, axis: int, first: int, step: int) -> Arrangement:
+        """Return the indices ``first``, ``first + step``, … of an axis."""
+        blocks = (found for block in self.blocks for found in block.every(axis, first, step))
+        return Arrangement(_set(self.shape, axis, self.shape[axis] // step), tuple(blocks))
+
     def part(self, axis: int, start: int, stop: int) -> Arrangement:
         """Cut out a range of an axis."""
         blocks = []
         for block in self.blocks:
-            first = max(block.starts[axis], start)
-            end = min(block.starts[axis] + block.sizes[axis], stop)
-            if first < end:
-                skipped = (first - block.starts[axis]) * block.source_steps[axis]
-                blocks.append(
-                    block._replace(
-                        starts=_set(block.starts, axis, first - start),
-                        sizes=_set(block.sizes, axis, end - first),
-                        source_first=block.source_first + skipped,
-                    )
-                )
+            at, stride = block.starts[axis], block.strides[axis]
+            low = max(0, -((at - start) // stride))
+            high = min(block.sizes[axis], -((at - stop) // stride))
+            if low < high:
+                blocks.append(block.range(axis, low, high).spread(axis, 1, -start))
         return Arrangement(_set(self.shape, axis, stop - start), tuple(blocks))
 
     def unstacked(self, axis: int) -> list[Arrangement]:
@@ -133,6 +193,7 @@ class Arrangement:
                     block._replace(
                         starts=_drop(block.starts, axis),
                         sizes=_drop(block.sizes, axis),
+                        strides=_drop(block.strides, axis),
                         source_steps=_drop(block.source_steps, axis),
                     )
                     for block in part.blocks
@@ -144,7 +205,12 @@ class Arrangement:
     def transposed(self) -> Arrangement:
         """Swap the last two axes."""
         blocks = tuple(
-            block._replace(starts=_swap(block.starts), sizes=_swap(block.sizes), source_steps=_swap(block.source_steps))
+            block._replace(
+                starts=_swap(block.starts),
+                sizes=_swap(block.sizes),
+                strides=_swap(block.strides),
+                source_steps=_swap(block.source_steps),
+            )
             for block in self.blocks
         )
         return Arrangement(_swap(self.shape), blocks)
@@ -176,7 +242,7 @@ class Arrangement:
                     number_of[block.source],
                     block.sizes,
                     sum(start * step for start, step in zip(block.starts, steps, strict=True)),
-                    steps,
+                    tuple(stride * step for stride, step in zip(block.strides, steps, strict=True)),
                     block.source_first,
                     block.source_steps,
                 )

@@ -239,10 +239,14 @@ class Manifest(Record):
         return sum(tensor.elements * tensor.itemsize for tensor in self.tensors)
 
     @property
+    def left_out(self) -> int:
+        """How many tensors the delta leaves out, or has a part of; base's own buffers and scales don't count."""
+        return sum(omission.side != "base" or omission.lacks_values for omission in self.omissions)
+
+    @property
     def but_left_out(self) -> str:
-        """What is to be added wherever a result is called post: how many of post's tensors the delta leaves out."""
-        left_out = sum(omission.side != "base" for omission in self.omissions)
-        return f", but for {left_out} tensor(s) that the delta leaves out" if left_out else ""
+        """What is to be added wherever a result is called post."""
+        return f", but for {self.left_out} tensor(s) that the delta leaves out" if self.left_out else ""
 
     @property
     def content_id(self) -> str:

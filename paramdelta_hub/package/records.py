@@ -28,6 +28,8 @@ from paramdelta_hub.limits import DTYPES, FILES, TENSOR_ELEMENTS, TENSOR_RANK
 __all__ = [
     "CODE_KEYS",
     "CONFIG_NAME",
+    "PARTIAL",
+    "SKIPPED",
     "Architecture",
     "Blake3",
     "ConfigChange",
@@ -169,12 +171,23 @@ class Architecture(Record):
     fingerprint: Sha256 = Field(description="of base's tensor names and shapes; see SPEC-v1 §7")
 
 
+PARTIAL = "used in part: "
+"""How the reason begins why a part of a tensor was left out."""
+SKIPPED = "skipped by rule"
+"""Why a tensor was left out that could have been summed."""
+
+
 class Omission(Record):
     """A tensor of base or post that the delta leaves out, and why. Nothing is left out without a record."""
 
     name: Text
     side: Literal["base", "post", "both"]
     reason: Text
+
+    @property
+    def lacks_values(self) -> bool:
+        """Whether the tensor has values that the delta could have had, all or some."""
+        return self.reason == SKIPPED or self.reason.startswith(PARTIAL)
 
 
 class Rename(Record):

@@ -12,7 +12,6 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.layouts import arrange, arranged_model
 from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
 from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model, logical_post
-from paramdelta_hub.checkpoints.matching import PARTIAL, lacks_values
 from paramdelta_hub.checkpoints.roles import Entry
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
@@ -26,6 +25,7 @@ from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package, open_package
+from paramdelta_hub.package.records import PARTIAL
 from paramdelta_hub.package.tensor_delta import StoredDelta, decoded_nbytes
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.signing import trust
@@ -55,8 +55,8 @@ class VerifyReport(Report):
     """base's tensors have the digests the manifest promises, and base ⊕ Δ has post's."""
     checked_post: bool
     """post's tensors have the digests the manifest promises."""
-    skipped: int = 0
-    """How many tensors of base or post a rule left out when the delta was made, all or part of them: not post's."""
+    left_out: int = 0
+    """How many tensors of base or post the delta leaves out, all or part of them."""
     signed_by: str | None = None
     """Which trusted key its signature holds good for; None where no signature was asked for."""
 
@@ -122,7 +122,7 @@ def verify(
         elements=package.manifest.exactness.elements,
         checked_base=base_model is not None,
         checked_post=post_model is not None,
-        skipped=sum(lacks_values(omission.reason) for omission in package.manifest.omissions),
+        left_out=package.manifest.left_out,
         signed_by=signed_by,
     )
 

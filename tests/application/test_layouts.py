@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -17,8 +18,8 @@ from hypothesis import strategies as st
 import paramdelta_hub as pd
 from paramdelta_hub.application.apply import Application
 from paramdelta_hub.application.request import ApplyRequest
-from paramdelta_hub.checkpoints.matching import PARTIAL
 from paramdelta_hub.errors import MismatchError, OptionError
+from paramdelta_hub.package.records import PARTIAL
 from paramdelta_hub.tasks.models import TASK, ApplyTask
 from tests.support.chunks import set_chunk_elements
 from tests.support.models import assert_same, read_weights, reference, tuned, write_model
@@ -228,7 +229,10 @@ def test_pieces_of_different_dtypes_are_refused_unless_they_are_cast(tmp_path: P
     rules = pd.Rules(layouts=JOIN)
     with pytest.raises(MismatchError, match="base and post differ") as refused:
         pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
-    assert any("different dtypes: BF16, F32" in each.message for each in refused.value.mismatches)
+    assert any(
+        "different dtypes: BF16, F32; pd-extract gives them one with --cast float32" in each.message
+        for each in refused.value.mismatches
+    )
     pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules, cast="bfloat16")
     pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
     assert_same(read_weights(tmp_path / "out"), fused(post))
@@ -403,7 +407,7 @@ def test_a_part_of_post(tmp_path: Path) -> None:
     assert report.omissions[0].reason.startswith(PARTIAL)
     verified = pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
     assert verified.checked_post
-    assert verified.skipped == 1
+    assert verified.left_out == 1
     applied = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
     assert not applied.is_post
     assert_same(read_weights(tmp_path / "out"), {n: post[n][:, : t.shape[1]].contiguous() for n, t in base.items()})
@@ -454,13 +458,62 @@ def test_rules_in_a_file(tmp_path: Path) -> None:
     assert f"{tmp_path / 'rules'}:1" in text
 
 
+def test_q_k_and_v_by_head_between_two_types_of_models(tmp_path: Path) -> None:
+    """InternLM2 has a group's rows of q, k and v together. Its config stays one of InternLM2, whatever post's is."""
+    base = single(1)
+    groups = 2
+
+    def by_head(tensors: Tensors) -> Tensors:
+        result = {n: t for n, t in tensors.items() if "self_attn" not in n}
+        for layer in range(2):
+            attention = [tensors[f"model.layers.{layer}.self_attn.{name}_proj.weight"] for name, _ in QKV]
+            pieces = zip(*(tensor.chunk(groups) for tensor in attention), strict=True)
+            name = f"model.layers.{layer}.attention.wqkv.weight"
+            result[name] = torch.cat([piece for group in pieces for piece in group])
+        return result
+
+    post, target = tuned(base, 2), tuned(base, 3)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": groups}
+    write_model(tmp_path / "base", by_head(base), config={"model_type": "internlm2", **heads})
+    write_model(tmp_path / "post", post, config={"model_type": "llama", "attention_bias": False, **heads})
+    write_model(tmp_path / "target", target, config={"model_type": "llama", **heads})
+    code, text = run("extract", tmp_path / "base", tmp_path / "post", "-o", tmp_path / "d")
+    assert code == 4
+    code, text = run("extract", tmp_path / "base", tmp_path / "post", "-o", tmp_path / "d", *proposal(text))
+    assert code == 0, text
+    report = pd.apply(tmp_path / "base", tmp_path / "d", tmp_path / "out")
+    assert report.is_post
+    assert_same(read_weights(tmp_path / "out"), by_head(post))
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["model_type"], config["attention_bias"]) == ("internlm2", False)
+    (tmp_path / "rules").write_text(
+        "split/2 attention.wqkv.weight -> self_attn.q_proj.weight, self_attn.k_proj.weight, self_attn.v_proj.weight\n"
+    )
+    code, text = run("apply", tmp_path / "target", tmp_path / "d", "-o", tmp_path / "o", "--rules", tmp_path / "rules")
+    assert code == 0, text
+    assert_same(read_weights(tmp_path / "o"), {name: reference(base[name], post[name], target[name]) for name in base})
+
+
+def test_skipped_tensors_of_another_layout_are_said_to_be_trained(tmp_path: Path) -> None:
+    base = single(1)
+    write_model(tmp_path / "base", base)
+    write_model(tmp_path / "post", tuned(base, 2))
+    write_model(tmp_path / "target", fused(tuned(base, 3)))
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    rules = pd.Rules(layouts=JOIN, skips=("experts.down_proj",))
+    report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules)
+    [use] = [use for use in report.rules if use.rule == "skip"]
+    assert set(use.trained) == {f"model.layers.{n}.mlp.experts.down_proj" for n in range(2)}
+
+
 @given(st.integers(0, 2**32 - 1), st.data())
 @settings(max_examples=8, deadline=None)
 def test_random_rules(tmp_path_factory: pytest.TempPathFactory, seed: int, data: st.DataObject) -> None:
     """Any chain of rules: post rearranged by torch, and back by the rules; then a target as post is."""
     folder = tmp_path_factory.mktemp("random")
     noise = torch.Generator().manual_seed(seed)
-    rows, columns, count = (data.draw(st.integers(1, 6)) for _ in range(3))
+    groups, count = (data.draw(st.integers(1, 3)) for _ in range(2))
+    rows, columns = (groups * data.draw(st.integers(1, 3)) for _ in range(2))
     base = {f"e.{n}.{w}": torch.randn(rows, columns, generator=noise).bfloat16() for n in range(count) for w in "ab"}
     base["other"] = torch.randn(9, 3, generator=noise).bfloat16()
     post = {name: values + torch.randn(values.shape, generator=noise).bfloat16() for name, values in base.items()}
@@ -468,12 +521,16 @@ def test_random_rules(tmp_path_factory: pytest.TempPathFactory, seed: int, data:
 
     def joined(tensors: Tensors) -> Tensors:
         parts = [[tensors[f"e.{n}.{w}"] for w in "ab"] for n in range(count)]
-        whole = torch.stack([torch.cat([t.T if turned else t for t in pair], axis) for pair in parts], first)
+        pieces = [[(t.T if turned else t).chunk(groups, axis) for t in pair] for pair in parts]
+        alternating = [
+            torch.cat([piece for group in zip(*pair, strict=True) for piece in group], axis) for pair in pieces
+        ]
+        whole = torch.stack(alternating, first)
         return {"other": tensors["other"], "e.ab": whole.contiguous()}
 
     turns = ("transpose e.*.a", "transpose e.*.b") if turned else ()
-    join = (*turns, f"concat@{axis} e.*.a, e.*.b -> e.*.ab", f"stack@{first} e.*.ab -> e.ab")
-    cut = (f"unstack@{first} e.ab -> e.*.ab", f"split@{axis} e.*.ab -> e.*.a, e.*.b", *turns)
+    join = (*turns, f"concat@{axis}/{groups} e.*.a, e.*.b -> e.*.ab", f"stack@{first} e.*.ab -> e.ab")
+    cut = (f"unstack@{first} e.ab -> e.*.ab", f"split@{axis}/{groups} e.*.ab -> e.*.a, e.*.b", *turns)
     write_model(folder / "base", base)
     write_model(folder / "base-joined", joined(base))
     write_model(folder / "post-joined", joined(post))

@@ -376,3 +376,4 @@ def test_a_broken_buffer_of_post_replaces_nothing(tmp_path: Path) -> None:
     assert "so the result is post, bit for bit, but for 4 tensor(s) that the delta leaves out\n" in told
     card = " ".join((tmp_path / "again/README.md").read_text().split())
     assert "this is post, bit for bit, but for 4 tensor(s) that the delta leaves out." in card
+    assert pd.verify(tmp_path / "delta", base=tmp_path / "base").left_out == 4

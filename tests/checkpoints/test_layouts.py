@@ -44,6 +44,8 @@ def problems_of(shapes: Shapes, *rules: str, other: Shapes | None = None) -> lis
         "unstack@1 x.*.w -> x.*.w.*.b",
         "concat@-1 a.*.w, b.*.w -> c.*.w",
         "split qkv_proj.weight -> q_proj.weight, k_proj.weight",
+        "split/16 qkv_proj.weight -> q_proj.weight, k_proj.weight",
+        "concat@-1/2880 gate, up -> gate_up",
         "transpose c_attn.weight",
         "transpose ^old.weight -> new.weight",
     ],
@@ -70,6 +72,8 @@ def test_a_rule_is_what_it_says(text: str) -> None:
         ("concat a, b -> c, d", "makes one tensor"),
         ("transpose@1 a", "swaps the last two axes"),
         ("stack@99 a.*.b -> a.b", "no axis 99"),
+        ("stack/2 a.*.b -> a.b", "stack has no groups"),
+        ("split/0 a -> b, c", "not a layout rule"),
         ("transpose a.**.b", "not the end of a tensor's name"),
     ],
 )
@@ -120,6 +124,8 @@ def test_what_does_not_fit_is_told() -> None:
     assert "4 + 2" in problems_of({"a": (5, 6)}, "split a -> b, c", other={"b": (4, 6), "c": (2, 6)})[0]
     assert "no two axes" in problems_of({"a": (5,)}, "transpose a")[0]
     assert "there already" in problems_of({"q": (4,), "k": (4,), "qk": (8,)}, "concat q, k -> qk")[0]
+    assert "into 4 groups" in problems_of({"q": (6,), "k": (8,)}, "concat/4 q, k -> qk")[0]
+    assert "into 4 groups" in problems_of({"a": (8,)}, "split/4 a -> b, c", other={"b": (2,), "c": (6,)})[0]
     mixed = {"q": Entry("BF16", (4,)), "k": Entry("F32", (4,))}
     assert "dtypes" in arrange(mixed, Rules(layouts=("concat q, k -> qk",)), {}).problems[0].message
 
@@ -221,12 +227,79 @@ def test_other_stacks() -> None:
     assert proposed(single, whole).layouts == ("unstack experts.up_proj -> experts.*.up_proj.weight",)
 
 
-def test_interleaved_pieces_are_not_proposed() -> None:
+def pairs_everything(left: Shapes, right: Shapes) -> bool:
+    """Whether the proposed rules make the left side's names and shapes of the right side's."""
+    rules = proposed(left, right)
+    layout = arrange(entries(right), rules, entries(left))
+    result = {name: right[name] for name in layout.kept} | {n: made.shape for n, made in layout.arrangements.items()}
+    return not layout.problems and {rules.rename(name): shape for name, shape in result.items()} == left
+
+
+@pytest.mark.parametrize("router", ["router", "router.linear"])
+def test_experts_of_gpt_oss_in_one_tensor_or_a_linear_layer_each(router: str) -> None:
+    """As Unsloth trains them. Real down projections are square; they are turned as the others are."""
+    single: Shapes = {}
+    whole: Shapes = {}
+    for layer in range(2):
+        mlp = f"model.layers.{layer}.mlp."
+        for kind, inputs, outputs in (("gate_up", 8, 12), ("down", 8, 8)):
+            whole |= {f"{mlp}experts.{kind}_proj": (3, inputs, outputs), f"{mlp}experts.{kind}_proj_bias": (3, outputs)}
+            for expert in range(3):
+                name = f"{mlp}experts.{kind}_projs.{expert}"
+                single |= {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+        whole |= {f"{mlp}router.weight": (3, 8), f"{mlp}router.bias": (3,)}
+        single |= {f"{mlp}{router}.weight": (3, 8), f"{mlp}{router}.bias": (3,)}
+    for left, right in ((single, whole), (whole, single)):
+        assert pairs_everything(left, right)
+        assert [rule for rule in proposed(left, right).layouts if rule.startswith("transpose experts.down_proj")]
+
+
+@pytest.mark.parametrize("module", ["attn", "self_attn"])
+@pytest.mark.parametrize("fused", ["attn", "self_attn"])
+def test_attention_of_torch(module: str, fused: str) -> None:
+    single: Shapes = {}
+    whole: Shapes = {}
+    for layer in range(2):
+        block = f"visual.transformer.resblocks.{layer}."
+        whole |= {f"{block}{fused}.in_proj_weight": (12, 4), f"{block}{fused}.in_proj_bias": (12,)}
+        for which in "qkv":
+            name = f"{block}{module}.{which}_proj"
+            single |= {f"{name}.weight": (4, 4), f"{name}.bias": (4,)}
+    assert pairs_everything(single, whole)
+    assert pairs_everything(whole, single)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "fused_linear"])
+def test_q_k_and_v_of_gpt2(kind: str) -> None:
+    """Its fused matrix is transposed if its other matrices are, and is that of a linear layer in Qwen."""
+    single: Shapes = {}
+    whole: Shapes = {}
+    for layer in range(2):
+        block = f"transformer.h.{layer}."
+        single |= {f"{block}attn.{which}_proj.weight": (4, 4) for which in "qkv"}
+        single |= {f"{block}attn.{which}_proj.bias": (4,) for which in "qkv"}
+        whole |= {f"{block}attn.c_attn.weight": (12, 4) if kind == "fused_linear" else (4, 12)}
+        whole |= {f"{block}attn.c_attn.bias": (12,)}
+        for side, turned in ((single, False), (whole, kind == "linear")):
+            side |= {f"{block}attn.c_proj.weight": (4, 4), f"{block}mlp.c_fc.weight": (4, 16) if turned else (16, 4)}
+    for left, right in ((single, whole), (whole, single)):
+        assert pairs_everything(left, right)
+        turned_too = "transpose attn.c_proj.weight" in proposed(left, right).layouts
+        assert turned_too == (kind == "linear")
+
+
+def test_interleaved_pieces_are_not_proposed_without_the_number_of_heads() -> None:
     single: Shapes = {f"layers.{n}.attention.{x}_proj.weight": (4, 4) for n in range(2) for x in "qkv"}
     for name in ("query_key_value.weight", "wqkv.weight"):
         whole: Shapes = {f"layers.{n}.attention.{name}": (12, 4) for n in range(2)}
         assert suggest_rules(entries(single), entries(whole), Rules()) is None
         assert suggest_rules(entries(whole), entries(single), Rules()) is None
+        text = suggest_rules(entries(single), entries(whole), Rules(), {"num_attention_heads": 2})
+        assert text is not None
+        assert text.startswith(f"--layout 'split/2 attention.{name} -> attention.q_proj.weight, ")
+        text = suggest_rules(entries(whole), entries(single), Rules(), {"multi_query": True, "num_attention_heads": 2})
+        assert text is not None
+        assert text.startswith("--layout 'concat attention.q_proj.weight, ")
     experts: Shapes = {
         f"layers.{n}.mlp.experts.{e}.{x}_proj.weight": (6, 4)
         for n in range(2)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.checkpoints.matching import DERIVED, Entry, OmittedTensor, match
+from paramdelta_hub.checkpoints.matching import DERIVED, Entry, OmittedTensor, lacking_heads, match, suggest_skips
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.numerics.floats import FLOATS
@@ -45,6 +46,30 @@ def test_a_derived_buffer_is_left_out_whatever_it_is_like() -> None:
         assert found.omissions == [OmittedTensor(name, side, DERIVED)]
         assert not found.pairs
         assert not found.mismatches
+
+
+def test_what_one_side_lacks_can_be_skipped_by_pasting() -> None:
+    """Whole parts by their names, others in all layers at once; nothing is proposed where most does not fit."""
+    model = {f"layers.{n}.{x}.weight": Entry("BF16", (4, 4)) for n in range(12) for x in "qkv"}
+    more = {f"{name}.weight": Entry("BF16", (4, 4)) for name in ("2_Dense/linear", "vae.encoder.1", "vae.decoder")}
+    more |= {f"layers.{n}.q_norm.weight": Entry("BF16", (4,)) for n in range(12)}
+    for left, right in ((model, {**model, **more}), ({**model, **more}, model)):
+        options = suggest_skips(match(left, right, Rules(), SIDES), left, right)
+        assert options is not None
+        skips = tuple(shlex.split(options)[1::2])
+        assert skips == (r"^2_Dense/", r"^vae\.", r"^layers\.\d+\.q_norm\.weight$")
+        assert not match(left, right, Rules(skips=skips), SIDES).mismatches
+    assert suggest_skips(match(model, more, Rules(), SIDES), model, more) is None
+    other = {**model, "layers.0.q.weight": Entry("BF16", (4, 5))}
+    assert suggest_skips(match({**model, **more}, other, Rules(), SIDES), model, more) is None
+
+
+def test_a_head_scores_tokens() -> None:
+    """A UNet's proj_out is called as a head is, but there is no vocabulary."""
+    head, unet = "lm_head.weight", "unet/mid_block.proj_out.weight"
+    model = {"x": Entry("BF16", (4,)), unet: Entry("BF16", (4, 4)), head: Entry("BF16", (50, 4), vocabulary=True)}
+    for left, right in ((model, {"x": model["x"]}), ({"x": model["x"]}, model)):
+        assert lacking_heads(match(left, right, Rules(), SIDES), left, right) == [head]
 
 
 def test_known_omissions_of_a_delta_may_be_missing_from_it() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from paramdelta_hub.checkpoints.roles import Entry, is_derived
-from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings
+from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings, tied_to
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 T5 = ("decoder.embed_tokens.weight", "encoder.embed_tokens.weight", HEAD, "shared.weight")
@@ -119,6 +119,26 @@ def test_heads_are_as_long_as_an_embedding_of_their_width() -> None:
     assert HEAD not in TieGroups.of(narrow).groups
     layers = entries(EMBEDDING, HEAD, "model.embed_tokens_per_layer.weight")
     assert TieGroups.of(layers).groups == {EMBEDDING: EMBEDDING, HEAD: EMBEDDING}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "expected"),
+    [
+        (HEAD, {"tie_word_embeddings": True}, EMBEDDING),
+        (HEAD, {}, EMBEDDING),
+        (HEAD, {"model_type": "gemma3_text"}, EMBEDDING),
+        (HEAD, {"model_type": "llama"}, None),
+        (HEAD, {"text_config": {"tie_word_embeddings": False}}, None),
+        ("model.norm.weight", {"tie_word_embeddings": True}, None),
+    ],
+)
+def test_what_serves_for_a_name_of_an_index(name: str, config: dict[str, Any], expected: str | None) -> None:
+    stored = [EMBEDDING, "model.embed_tokens_per_layer.weight", "model.layers.0.up_proj.weight"]
+    assert tied_to(name, stored, config) == expected
+    assert tied_to("encoder.embed_tokens.weight", ["shared.weight"], config) == "shared.weight"
+    assert tied_to("cls.predictions.decoder.bias", ["cls.predictions.bias"], config) == "cls.predictions.bias"
+    assert tied_to("cls.predictions.bias", [], config) is None
+    assert tied_to("embeddings.embed_tokens.weight", ["shared.weight"], config) is None
 
 
 def test_the_biases_of_bert() -> None:

@@ -41,6 +41,20 @@ def test_names_of_wrappers(tmp_path: Path, case: str) -> None:
     assert_same(read_weights(tmp_path / "out"), post)
 
 
+@pytest.mark.parametrize("case", sorted(WRAPPED))
+def test_a_target_with_names_of_wrappers(tmp_path: Path, case: str) -> None:
+    """The delta's tensors get the target's names, wrappers and all."""
+    base, post = write_model(tmp_path / "base", weights(0)), tuned(weights(0), 1)
+    pd.extract(base, write_model(tmp_path / "post", post), tmp_path / "delta")
+    target = write_model(tmp_path / "target", {WRAPPED[case](name): tensor for name, tensor in weights(0).items()})
+    with pytest.raises(MismatchError) as caught:
+        pd.apply(target, tmp_path / "delta", tmp_path / "out")
+    options = shlex.split(str(caught.value.remedy).removeprefix("try ").partition(" (pairs")[0])
+    renames = [tuple(text.split("=", 1)) for text in options[1::2]]
+    pd.apply(target, tmp_path / "delta", tmp_path / "out", rules=pd.Rules(renames=renames))
+    assert_same(read_weights(tmp_path / "out"), {WRAPPED[case](name): tensor for name, tensor in post.items()})
+
+
 @pytest.mark.parametrize("side", ["base", "post"])
 def test_weights_that_were_not_gathered(tmp_path: Path, side: str) -> None:
     empty = {name: torch.zeros(0, dtype=tensor.dtype) for name, tensor in weights(0).items()}

@@ -291,6 +291,70 @@ def test_diffusers_files_of_one_component(tmp_path: Path, kinds: dict[str, str])
     assert_post(tmp_path, base, tmp_path / "lora", {name: plus(base[name], product(*tensors.values(), 1.0))})
 
 
+PIPELINE = {
+    "unet/down.0.attn.to_q.weight": normal(1, 16, 16),
+    "text_encoder/encoder.layers.0.mlp.fc1.weight": normal(2, 16, 16),
+    "text_encoder_2/encoder.layers.0.mlp.fc1.weight": normal(3, 16, 16),
+}
+
+
+def write_pipeline(root: Path) -> Path:
+    for name, tensor in PIPELINE.items():
+        folder, _, rest = name.partition("/")
+        stem = "diffusion_pytorch_model" if folder == "unet" else "model"
+        (root / folder).mkdir(parents=True)
+        save_file({rest: tensor}, root / folder / f"{stem}.safetensors")
+        (root / folder / "config.json").write_text("{}")
+    index = {folder: ["some", "Class"] for folder in ("unet", "text_encoder", "text_encoder_2")}
+    (root / "model_index.json").write_text(json.dumps(index))
+    return root
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "kohya", "metadata"])
+def test_adapters_of_a_whole_pipeline(tmp_path: Path, kind: str) -> None:
+    """Each component has its own names, and in diffusers' metadata its own scale."""
+    base = write_pipeline(tmp_path / "base")
+    if kind == "kohya":
+        modules = ("lora_unet_down_0_attn_to_q", "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+                   "lora_te2_text_model_encoder_layers_0_mlp_fc1")  # fmt: skip
+        tensors = {}
+        for seed, module in enumerate(modules):
+            tensors |= kohya(module, 16, 16, 2.0, 50 + 2 * seed)
+        scales = [0.5] * 3
+    else:
+        modules = ("unet.down.0.attn.to_q", "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+                   "text_encoder_2.text_model.encoder.layers.0.mlp.fc1")  # fmt: skip
+        tensors = {}
+        for seed, module in enumerate(modules):
+            tensors |= factors(module, 16, 16, seed=50 + 2 * seed)
+        scales = [1.0] * 3
+    metadata = {}
+    if kind == "metadata":
+        told = {"unet.lora_alpha": 8, "unet.r": 4, "text_encoder.lora_alpha": 2, "text_encoder.peft_type": "LORA"}
+        told |= {"text_encoder_2.lora_alpha": 4, "text_encoder_2.use_rslora": True, "unet.init_lora_weights": True}
+        metadata = {"lora_adapter_metadata": json.dumps(told)}
+        scales = [2.0, 0.5, 2.0]
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file(tensors, path, metadata=metadata)
+    pd.extract(base, path, tmp_path / "delta")
+    pd.verify(tmp_path / "delta", base=base, post=path)
+    assert pd.apply(base, tmp_path / "delta", tmp_path / "out").is_post
+    for seed, (name, scale) in enumerate(zip(PIPELINE, scales, strict=True)):
+        update = product(normal(50 + 2 * seed, 4, 16), normal(51 + 2 * seed, 16, 4), scale)
+        [file] = (tmp_path / "out" / name.partition("/")[0]).glob("*.safetensors")
+        assert_same(load_file(file), {name.partition("/")[2]: plus(PIPELINE[name], update)})
+
+
+def test_what_metadata_says_is_checked_as_a_config_is(tmp_path: Path) -> None:
+    base = write_pipeline(tmp_path / "base")
+    for told, words in (({"unet.use_dora": True}, "DoRA"), ({"unet.r": 8, "unet.lora_alpha": 8}, "rank 4, but")):
+        path = tmp_path / "pytorch_lora_weights.safetensors"
+        save_file(factors("unet.down.0.attn.to_q", 16, 16), path, {"lora_adapter_metadata": json.dumps(told)})
+        with pytest.raises(CheckpointError, match=words) as caught:
+            pd.extract(base, path, tmp_path / "delta")
+        assert words != "DoRA" or "fuse_lora" in str(caught.value.remedy)
+
+
 Q = PREFIX + ATTENTION.format(0, "q")
 GOOD = factors(Q, 16, 16)
 TOKENS = f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta"
@@ -301,6 +365,7 @@ REFUSED: list[tuple[str, Tensors, dict[str, Any] | None]] = [
     ("LoHa", {"lora_unet_a.hada_w1_a": torch.ones(4, 4)}, None),
     ("LoKr", {"lora_unet_a.lokr_w1": torch.ones(4, 4)}, None),
     ("kind IA3", {f"{Q}.ia3_l": torch.ones(4, 4)}, {**CONFIG, "peft_type": "IA3"}),
+    ("kind PREFIX_TUNING", {"prompt_embeddings": torch.ones(4, 16)}, {"peft_type": "PREFIX_TUNING"}),
     ("begun with pissa_niter_4", GOOD, {**CONFIG, "init_lora_weights": "pissa_niter_4"}),
     ("target_parameters", GOOD, {**CONFIG, "target_parameters": ["experts.gate_up_proj"]}),
     ("layer_replication", GOOD, {**CONFIG, "layer_replication": [[0, 2]]}),
@@ -466,7 +531,7 @@ def test_peft_merges_the_same(tmp_path: Path, dtype: torch.dtype) -> None:
     )  # fmt: skip
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+            parameter.data.add_(torch.randn_like(parameter) * 0.01)
     model.save_pretrained(tmp_path / "lora")
     pd.extract(tmp_path / "base", tmp_path / "lora", tmp_path / "delta")
     pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")

@@ -39,7 +39,9 @@ def compositions(draw: st.DrawFn) -> tuple[Composition, Array, Arrangement]:
     rank = draw(st.integers(1, 3))
     array, arrangement = made.new(tuple(draw(st.integers(1, 4)) for _ in range(rank)))
     for _ in range(draw(st.integers(0, 5))):
-        verb = draw(st.sampled_from(["concat", "stack", "part", "unstack", "transpose", "resize"]))
+        verb = draw(
+            st.sampled_from(["concat", "interleave", "stack", "part", "deal", "unstack", "transpose", "resize"])
+        )
         axes = st.integers(0, array.ndim - 1)
         if verb == "concat":
             axis = draw(axes)
@@ -51,6 +53,24 @@ def compositions(draw: st.DrawFn) -> tuple[Composition, Array, Arrangement]:
                 pairs.reverse()
             array = np.concatenate([pair[0] for pair in pairs], axis)
             arrangement = Arrangement.concatenated([pair[1] for pair in pairs], axis)
+        elif verb == "interleave":
+            axis = draw(axes)
+            groups = draw(st.sampled_from([n for n in range(1, 5) if array.shape[axis] % n == 0]))
+            shape = list(array.shape)
+            shape[axis] = groups * draw(st.integers(1, 2))
+            other, other_arrangement = made.new(tuple(shape))
+            pieces = zip(np.split(array, groups, axis), np.split(other, groups, axis), strict=True)
+            array = np.concatenate([piece for pair in pieces for piece in pair], axis)
+            arrangement = Arrangement.interleaved([arrangement, other_arrangement], axis, groups)
+        elif verb == "deal":
+            axis = draw(axes)
+            groups = draw(st.sampled_from([n for n in range(1, 13) if array.shape[axis] % n == 0]))
+            width = array.shape[axis] // groups
+            cut = draw(st.integers(0, width - 1))
+            sizes = [groups * cut, groups * (width - cut)]
+            pieces = np.split(array, groups, axis)
+            array = np.concatenate([np.take(piece, range(cut, width), axis) for piece in pieces], axis)
+            arrangement = arrangement.dealt(axis, groups, sizes)[1]
         elif verb == "stack" and array.ndim < 4:
             axis = draw(st.integers(0, array.ndim))
             others = [made.new(array.shape) for _ in range(draw(st.integers(0, 2)))]
