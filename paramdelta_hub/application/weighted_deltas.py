@@ -98,7 +98,7 @@ def _refusal(lineage: LineageMatch, base: str) -> str:
 
 
 def _or_keep(lineage: LineageMatch) -> str:
-    proposed = lineage.renames_to_try
+    proposed = lineage.rules_to_try
     if proposed:
         return f", or try {proposed}"
     partly = lineage.foreign and lineage.has_kin

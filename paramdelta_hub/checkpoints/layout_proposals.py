@@ -20,7 +20,7 @@ from paramdelta_hub.checkpoints.rename_proposals import find_renames, suggest_re
 from paramdelta_hub.checkpoints.roles import Entry
 from paramdelta_hub.checkpoints.rules import Rules
 
-__all__ = ["suggest_partials", "suggest_rules"]
+__all__ = ["interleaved_remedy", "suggest_partials", "suggest_rules"]
 
 Entries = Mapping[str, Entry]
 
@@ -44,6 +44,9 @@ _Q_K_V = (
 )
 _CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """GPT-2's matrices, which are all transposed or none; the shape of a square one does not tell."""
+_INTERLEAVED = re.compile(r"(^|[./])((query_key_value|wqkv)\.(weight|bias)|experts\.gate_up_proj)$")
+_PIECES = re.compile(r"(^|[._/])(q|k|v|wq|wk|wv|query|key|value|gate_proj|w1)(_proj)?\.(weight|bias)$")
+"""What their pieces are called where they are apart."""
 _MODULES = (
     ((r"\.block_sparse_moe\.", ".mlp."),),
     ((r"\.mlp\.", ".block_sparse_moe."),),
@@ -127,6 +130,21 @@ def suggest_partials(left: Entries, right: Entries, rules: Rules, *, grow: bool 
     if not 1 <= len(found) <= _PARTIALS:
         return None
     return " ".join(f"--partial {shlex.quote(f'^{re.escape(name)}$')}" for name in found)
+
+
+def interleaved_remedy(left: Entries, right: Entries) -> str | None:
+    """Return what to do where one side has pieces apart that are interleaved in the other; None if none are."""
+    for fused, apart in ((left, right), (right, left)):
+        if not any(_PIECES.search(name) for name in apart.keys() - fused.keys()):
+            continue
+        for name in sorted(fused.keys() - apart.keys()):
+            # Experts' gate and up take turns in gpt-oss, which has biases for them; in others one follows the other.
+            if _INTERLEAVED.search(name) and (not name.endswith("gate_up_proj") or f"{name}_bias" in fused):
+                return (
+                    f"the pieces of {'.'.join(_last_parts(name))} are interleaved, which no layout rule takes apart: "
+                    "convert one of the models to the other's layout first, with a script of its family"
+                )
+    return None
 
 
 def _with_renames(left: Entries, right: Entries, rules: Rules) -> Rules:

@@ -136,6 +136,8 @@ class LineageMatch:
 
     exchanged: tuple[str, str] | None = None
     """Two parts of names under which all foreign tensors have changed places."""
+    transposed: tuple[str, ...] = ()
+    """Kinds of tensors that have rows and columns exchanged, if that is all that is foreign."""
 
     @property
     def is_foreign(self) -> bool:
@@ -171,8 +173,10 @@ class LineageMatch:
         ]
 
     @property
-    def renames_to_try(self) -> str | None:
-        """Return options that put tensors back which have changed places."""
+    def rules_to_try(self) -> str | None:
+        """Return options that put tensors back which have changed places, or rows that have become columns."""
+        if self.transposed:
+            return " ".join(f"--layout 'transpose ^{kind}'" for kind in self.transposed)
         if self.exchanged is None:
             return None
         one, other = self.exchanged
@@ -278,6 +282,7 @@ def compare_samples(
         foreign_share=sum(each.elements for each in foreign) / max(1, sum(each.elements for each in found)),
         foreign_kinds=_foreign_kinds([each.name for each in found], set(foreign_names)),
         exchanged=_exchanged(places, [each.name for each in found], set(foreign_names)),
+        transposed=_transposed_kinds(places, [each.name for each in found], set(foreign_names)),
     )
     counted = found if match.is_foreign else [each for each in found if each not in foreign]
     return replace(
@@ -374,6 +379,13 @@ def _exchanged(places: Mapping[str, str], compared: Iterable[str], foreign: Coll
     holders = {name for name in compared if {one, other} & set(name.split("."))}
     usable = re.fullmatch(r"\w*[^\W\d]\w*", one) and re.fullmatch(r"\w*[^\W\d]\w*", other)
     return (one, other) if usable and holders == set(foreign) else None
+
+
+def _transposed_kinds(places: Mapping[str, str], compared: Iterable[str], foreign: Collection[str]) -> tuple[str, ...]:
+    """Return the kinds that layout rules turn, if those are all foreign tensors, and no tensor that is kin."""
+    kinds = dict.fromkeys(_kind(name) for name, place in places.items() if place == name)
+    is_all = {name for name in compared if _kind(name) in kinds} == set(foreign)
+    return tuple(kinds) if is_all and all(re.fullmatch(r"[\w.*/-]+", kind) for kind in kinds) else ()
 
 
 def _transposed(name: str, tensor: LogicalTensor, files: Files) -> NDArray[Any]:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
-from paramdelta_hub.checkpoints.layouts import Layout, arrange, arranged_model, partial_note
+from paramdelta_hub.checkpoints.layout_proposals import interleaved_remedy, suggest_partials, suggest_rules
+from paramdelta_hub.checkpoints.layouts import MIXED, Layout, arrange, arranged_model, partial_note
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model, logical_post, same_values
 from paramdelta_hub.checkpoints.matching import PARTIAL, SKIPPED, Match, OmittedTensor, match, rename_entries
 from paramdelta_hub.checkpoints.roles import EMBEDDINGS, is_head
@@ -292,13 +292,18 @@ def _make_pairs(
     elif post.homeless:
         remedy = (
             "give the base that the adapter was trained on, or rename the adapter's tensors with --rename, "
-            "or leave some out with --skip"
+            "leave some out with --skip, or store whole tensors with --carry"
         )
+    elif any(problem.kind == MIXED for problem in problems):
+        remedy = "read both sides in one dtype with --cast"
     elif problems and (options := suggest_rules(base.entries, post_as_stored.entries, rules)):
         remedy = f"try {options}; for the remaining tensors use --skip, or --carry if only post has them"
+    elif problems and (interleaved := interleaved_remedy(base.entries, post_as_stored.entries)):
+        remedy = interleaved
     elif option := suggest_partials(base.entries, post.entries, rules, grow=True):
         remedy = f"to use the part of post's tensors that base has too, give {option}; else leave them out with --skip"
-    if heads := [m.location for m in matched.mismatches if m.kind == "missing" and is_head(m.location)]:
+    misfits = [m.location for m in matched.mismatches if m.kind in ("missing", "shape")]
+    if heads := [name for name in misfits if is_head(name)]:
         patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in heads)
         keeps = f"{patterns} leaves the head out, and targets keep their own"
         remedy = keeps if len(heads) == len(problems) else f"{remedy}; {keeps}"

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import paramdelta_hub as pd
+from tests.support.kinds import FILES, kind
 from tests.support.models import reference
 
-transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_transformers")]
 
 TEXT = {
@@ -177,6 +178,11 @@ def logits(folder: Path, architecture: Architecture) -> torch.Tensor:
     return found
 
 
+@kind(
+    FILES,
+    "35 architectures of transformers, saved by `save_pretrained`",
+    works="no option needed; base ⊕ Δ answers as post, bit for bit, and the result loads",
+)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_delta_applies_and_the_result_loads(tmp_path: Path, name: str) -> None:
     architecture = ARCHITECTURES[name]

@@ -247,7 +247,7 @@ def test_a_transposed_matrix_is_recognized(tmp_path: Path) -> None:
     found = compared(tmp_path, base, {**base, name: base[name].T + 0.05 * torch.randn(SIDE, SIDE)})
     assert [(each.name, each.hint) for each in found.foreign] == [(name, "rows and columns are exchanged")]
     assert found.is_related
-    assert found.renames_to_try is None
+    assert found.rules_to_try is None
 
 
 def test_a_kind_that_is_foreign_in_every_layer_is_refused(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_tensors_that_have_changed_places_are_recognized(tmp_path: Path) -> None
     assert hints["model.layers.1.gate_proj.weight"] == "its values are in model.layers.1.up_proj.weight"
     assert hints["model.layers.1.up_proj.weight"] == "its values are in model.layers.1.gate_proj.weight"
     assert found.exchanged == ("gate_proj", "up_proj")
-    assert found.renames_to_try == (
+    assert found.rules_to_try == (
         r"--rename '\bgate_proj\b=exchanged' --rename '\bup_proj\b=gate_proj' --rename '\bexchanged\b=up_proj'"
     )
 
