@@ -384,32 +384,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_merged_with_peft_as_the_remedy_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """PEFT trains each kind of adapter; the error's command makes a model, whose delta leads to its answers."""
     monkeypatch.chdir(tmp_path)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(**sizes, num_attention_heads=4)
-    transformers.LlamaForCausalLM(config).save_pretrained("BASE")
     kind_of_config, settings = METHODS[method]
-    made = getattr(peft, kind_of_config)(target_modules=["q_proj", "down_proj"], **settings)
-    model = peft.get_peft_model(transformers.LlamaForCausalLM.from_pretrained("BASE"), made)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    model.save_pretrained("ADAPTER")
+    model = trained_by_peft(tmp_path, getattr(peft, kind_of_config)(target_modules=["q_proj", "down_proj"], **settings))
     with pytest.raises(CheckpointError) as caught:
         pd.extract("BASE", "ADAPTER", "delta")
     assert method in caught.value.what
     with remedied(caught.value, "merge it with PEFT, and give OUT", "'BASE'", "'ADAPTER'", "'OUT'"):
-        exec((caught.value.remedy or "").split('python -c "')[1].removesuffix('"'), {})
-        pd.extract("BASE", "OUT", "delta", force=True)
-        assert pd.apply("BASE", "delta", "result").is_post
-        ids, answers = torch.arange(3, 11)[None], {}
-        for name, its in (("base", "BASE"), ("result", "result")):
-            answers[name] = transformers.LlamaForCausalLM.from_pretrained(its).eval()(input_ids=ids).logits
-        trained = model.eval()(input_ids=ids).logits
-        apart, left = ((answers[name] - trained).abs().max() for name in ("base", "result"))
-        assert apart > 0
-        assert left < apart / 50
+        run_remedy(caught.value)
+        assert_answers(tmp_path, tmp_path / "OUT", model)
 
 
 @kind(
@@ -462,13 +444,117 @@ def test_a_config_beside_an_adapter_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_one_copy_of_a_tied_embedding(tmp_path: Path, tied: bool) -> None:
-    base = write_model(tmp_path / "base", small(), config={"tie_word_embeddings": tied})
-    adapter = write_adapter(tmp_path / "lora", factors(f"{PREFIX}lm_head", 48, 16))
-    if not tied:
-        pd.extract(base, adapter, tmp_path / "delta")
-        return
-    with pytest.raises(CheckpointError, match="base ties it to"):
-        pd.extract(base, adapter, tmp_path / "delta")
+    """An adapter of the head leaves the embedding alone, whatever the config says."""
+    base = {**small(), "lm_head.weight": small()["model.embed_tokens.weight"]}
+    write_model(tmp_path / "base", base, config={"tie_word_embeddings": tied})
+    tensors = factors(f"{PREFIX}lm_head", 48, 16)
+    pd.extract(tmp_path / "base", write_adapter(tmp_path / "lora", tensors), tmp_path / "delta")
+    assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out").is_post
+    expected = {**base, "lm_head.weight": plus(base["lm_head.weight"], product(*tensors.values(), 1.5))}
+    assert_same(read_weights(tmp_path / "out"), expected)
+
+
+def trained_by_peft(root: Path, config: Any, tied: bool = False, copies: bool = False) -> Any:
+    """Write a model as BASE, and as ADAPTER what PEFT trained on it; return PEFT's model."""
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    made = transformers.LlamaConfig(**sizes, num_attention_heads=4, tie_word_embeddings=tied)
+    transformers.LlamaForCausalLM(made).save_pretrained(root / "BASE")
+    if copies:
+        tensors = load_file(root / "BASE/model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, root / "BASE/model.safetensors", {"format": "pt"})
+    model = peft.get_peft_model(transformers.LlamaForCausalLM.from_pretrained(root / "BASE"), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(root / "ADAPTER")
+    return model.eval()
+
+
+def assert_answers(root: Path, post: Path, adapted: Any) -> None:
+    """Take the delta of a post, and check that base with it answers as PEFT's model does, which base does not."""
+    pd.extract(root / "BASE", post, root / "delta", force=True)
+    pd.apply(root / "BASE", root / "delta", root / "result", force=True)
+    ids = torch.arange(3, 11)[None]
+    with torch.no_grad():
+        wanted = adapted(input_ids=ids).logits
+        models = [transformers.LlamaForCausalLM.from_pretrained(root / name).eval() for name in ("BASE", "result")]
+        apart, left = ((its(input_ids=ids).logits - wanted).abs().max() for its in models)
+    assert apart > 0
+    assert left < apart / 50
+
+
+def run_remedy(error: CheckpointError) -> None:
+    """Run the Python command of a remedy in this folder."""
+    exec((error.remedy or "").split('python -c "')[1].removesuffix('"'), {})
+
+
+TIED: dict[str, dict[str, Any]] = {
+    "LoRA of the head": {"target_modules": ["q_proj", "lm_head"]},
+    "LoRA of both": {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
+    "LoRA of both, tied": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    "the head saved": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "both saved": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+}
+EMBEDDING_ALONE: dict[str, dict[str, Any]] = {
+    "LoRA of the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "the embedding saved": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+}
+
+
+@kind(
+    ADAPTERS,
+    "LoRA or a saved copy of a head that base ties to its embedding, or of both",
+    works="each for itself, as it was trained: the result has a head of its own, and answers as PEFT's model",
+)
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about each other
+@pytest.mark.parametrize(
+    ("case", "copies"),
+    [*((case, True) for case in [*TIED, *EMBEDDING_ALONE]), *((case, False) for case in TIED)],
+)
+def test_adapters_of_tied_heads(tmp_path: Path, case: str, copies: bool) -> None:
+    config = peft.LoraConfig(r=4, **(TIED | EMBEDDING_ALONE)[case])
+    assert_answers(tmp_path, tmp_path / "ADAPTER", trained_by_peft(tmp_path, config, tied=True, copies=copies))
+
+
+@kind(
+    ADAPTERS,
+    "LoRA or a saved copy of the embedding alone, where base ties its head and stores only the embedding",
+    refused="the head was not trained, and has no name in base",
+    remedy="the command that gives the head a copy of its own, for BASE",
+)
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about each other
+@pytest.mark.parametrize("case", EMBEDDING_ALONE)
+def test_adapters_of_an_embedding_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = trained_by_peft(tmp_path, peft.LoraConfig(r=4, **EMBEDDING_ALONE[case]), tied=True)
+    with pytest.raises(CheckpointError, match="but not the output head, which base ties to it") as caught:
+        pd.extract("BASE", "ADAPTER", "delta")
+    with remedied(caught.value, "give UNTIED as BASE", "'BASE'"):
+        run_remedy(caught.value)
+        (tmp_path / "BASE").rename("TIED")
+        (tmp_path / "UNTIED").rename("BASE")
+        assert_answers(tmp_path, tmp_path / "ADAPTER", model)
+
+
+@kind(
+    ADAPTERS,
+    "`trainable_token_indices` of an embedding that base ties and stores twice",
+    refused="PEFT changes both copies, and saves one",
+    remedy="the command that merges it with PEFT",
+)
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about each other
+def test_rows_of_an_embedding_that_is_stored_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[3, 4])
+    model = trained_by_peft(tmp_path, config, tied=True, copies=True)
+    with pytest.raises(CheckpointError, match="of which it holds a copy") as caught:
+        pd.extract("BASE", "ADAPTER", "delta")
+    with remedied(caught.value, "merge it with PEFT, and give OUT"):
+        run_remedy(caught.value)
+        assert_answers(tmp_path, tmp_path / "OUT", model)
 
 
 @kind(
