@@ -230,6 +230,28 @@ def test_integers_that_did_not_change_stay_the_targets(tmp_path: Path) -> None:
 
 
 @kind(
+    OTHER_LAYOUTS,
+    "integers in another layout that training changed",
+    refused="they are replaced whole, as they lie",
+    remedy="`--skip`: the target keeps its own",
+)
+def test_integers_that_changed_are_left_out_by_the_remedy(tmp_path: Path) -> None:
+    base: Tensors = {**single(1), "table": torch.arange(24).reshape(6, 4)}
+    post = {**tuned(single(1), 2), "table": base["table"] + 1}
+    target = {**base, "table": base["table"].T.contiguous()}
+    for name, tensors in (("base", base), ("post", post), ("target", target)):
+        write_model(tmp_path / name, tensors)
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    rules = pd.Rules(layouts=("transpose table",))
+    with pytest.raises(MismatchError) as caught:
+        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules)
+    with remedied(str(caught.value.mismatches[0]), "leave it out with --skip"):
+        rules = pd.Rules(layouts=("transpose table",), skips=("^table$",))
+        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules)
+        assert_same(read_weights(tmp_path / "out"), {**post, "table": target["table"]})
+
+
+@kind(
     FLOAT_DTYPES,
     "pieces of different dtypes that a layout rule joins",
     refused="one tensor has one dtype",

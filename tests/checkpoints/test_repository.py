@@ -221,6 +221,57 @@ def test_what_is_not_read_is_named(tmp_path: Path, case: str) -> None:
     assert "training_args" not in notes
 
 
+@kind(
+    FILES,
+    "an index that names shards which are not there",
+    refused="the download is not complete",
+    remedy="get the missing files",
+)
+def test_a_missing_shard(tmp_path: Path) -> None:
+    post = tuned(weights(0), 1)
+    write_model(tmp_path / "base", weights(0))
+    shard = write_model(tmp_path / "post", post, shards=3) / "model-00002-of-00003.safetensors"
+    content = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=r"names 1 missing file\(s\): model-00002-of-00003") as caught:
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    with remedied(caught.value, "get the missing files"):
+        shard.write_bytes(content)
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out").is_post
+        assert_same(load_file(tmp_path / "out/model.safetensors"), post)
+
+
+@kind(
+    FILES,
+    "a folder of several models",
+    refused="it has no weights itself",
+    remedy="one of the folders with weights, which the error names",
+)
+def test_a_folder_of_models(tmp_path: Path) -> None:
+    path = write(tmp_path / "models", **{"one__model.safetensors": A, "two__model.safetensors": B})
+    with pytest.raises(CheckpointError, match="in this folder itself") as caught:
+        open_checkpoint(path)
+    with remedied(caught.value, "give one of the folders with weights: one, two"):
+        assert_same(values(open_checkpoint(path / "two")), B)
+
+
+@kind(
+    FILES,
+    "a GGUF file, or a folder of them",
+    refused="it is rounded to a few bits",
+    remedy="the release in safetensors that it was made from",
+)
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_gguf_file(tmp_path: Path, as_file: bool) -> None:
+    gguf = write(tmp_path / "m", **{"model.gguf": b"GGUF" + bytes(40)}) / "model.gguf"
+    with pytest.raises(CheckpointError, match="GGUF") as caught:
+        open_checkpoint(gguf if as_file else gguf.parent)
+    with remedied(caught.value, "use the 16- or 32-bit safetensors release of the model"):
+        write(tmp_path / "release", **{"model.safetensors": A})
+        assert_same(values(open_checkpoint(tmp_path / "release")), A)
+
+
 @kind(FILES, "a folder of weights that no config names", works="part of the model; told")
 def test_folders_that_nothing_names(tmp_path: Path) -> None:
     """A folder with weights of its own is part of the model, as speech_tokenizer/ is of a model that speaks."""
