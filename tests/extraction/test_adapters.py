@@ -360,6 +360,37 @@ def test_refused_by_name_with_a_remedy(tmp_path: Path, case: Any) -> None:
     assert caught.value.remedy
 
 
+INCOMPLETE: dict[str, tuple[Tensors, dict[str, Any] | None, str]] = {
+    "no alpha": (GOOD, {"peft_type": "LORA", "r": 4}, "add the lora_alpha that the adapter was trained with"),
+    "no config": (GOOD, None, "put the adapter_config.json that belongs to it in the same folder"),
+    "one factor": (dict(list(GOOD.items())[:1]), CONFIG, "get the file again"),
+    "in pieces": (
+        {**GOOD, f"{Q}.lora_A.weight": torch.ones(0)},
+        CONFIG,
+        "save the adapter again with its parameters gathered",
+    ),
+}
+"""Each with a remedy that leads to the whole adapter."""
+
+
+@kind(
+    ADAPTERS,
+    "an adapter without `lora_alpha`, without its config, with one factor of two, or saved in pieces",
+    refused="what it adds is not known",
+    remedy="complete it, as the error says: the config, the number, the file",
+)
+@pytest.mark.parametrize("case", INCOMPLETE)
+def test_an_adapter_that_is_not_whole(tmp_path: Path, case: str) -> None:
+    tensors, config, words = INCOMPLETE[case]
+    write_model(tmp_path / "base", small())
+    with pytest.raises(CheckpointError) as caught:
+        pd.extract(tmp_path / "base", write_adapter(tmp_path / "lora", tensors, config), tmp_path / "delta")
+    with remedied(caught.value, words):
+        name = f"{ATTENTION.format(0, 'q')}.weight"
+        expected = {name: plus(small()[name], product(*GOOD.values(), 1.5))}
+        assert_post(tmp_path, small(), write_adapter(tmp_path / "whole", GOOD), expected)
+
+
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "DoRA": ("LoraConfig", {"use_dora": True}),
     "begun with pissa": ("LoraConfig", {"init_lora_weights": "pissa"}),
