@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
@@ -641,7 +642,7 @@ def tied_heads(
 
 
 def refuse_half_of_tie(
-    adapter: Adapter, updates: Updates, shapes: Mapping[str, tuple[int, ...]], config: JsonObject | None
+    adapter: Adapter, updates: Updates, shapes: Mapping[str, tuple[int, ...]], config: JsonObject | None, rules: Rules
 ) -> None:
     """Raise if an adapter updates one of two tensors that base ties, and nothing tells what becomes of the other.
 
@@ -657,7 +658,7 @@ def refuse_half_of_tie(
     copies = [name for name in shapes if EMBEDDINGS.search(name) or is_head(name)]
     stays_tied = bool((adapter.config or {}).get("ensure_weight_tying"))
     for name in copies:
-        if (update := updates.tensors.get(name)) is None:
+        if (update := updates.tensors.get(name)) is None or rules.skips_name(name):
             continue
         for other in copies:
             follows = shapes[other] == shapes[name] and other not in updates.tensors
@@ -665,11 +666,13 @@ def refuse_half_of_tie(
                 _refuse(f"it updates {name!r}, but base ties it to {other!r}, of which it holds a copy", where)
         is_alone = not (stays_tied or any(is_head(other) for other in (*shapes, *updates.tensors)))
         if is_alone and (update.up or update.whole) and _has_head(config):
-            raise CheckpointError(
-                f"it updates {name!r}, but not the output head, which base ties to it",
-                where=where,
-                remedy=_UNTIE_REMEDY,
-            )
+            what = f"it updates {name!r}, but not the output head, which base ties to it"
+            remedy = _UNTIE_REMEDY
+            if (config or {}).get("is_encoder_decoder"):
+                what = f"it updates {name!r}, but neither encoder nor decoder uses the embedding under this name"
+                skip = shlex.quote(f"^{re.escape(name)}$")
+                remedy = f"leave out what changed nothing while it was trained: --skip {skip}"
+            raise CheckpointError(what, where=where, remedy=remedy)
 
 
 def _has_head(config: JsonObject | None) -> bool:

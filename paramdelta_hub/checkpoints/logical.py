@@ -190,10 +190,11 @@ def logical_post(checkpoint: Checkpoint, base: LogicalModel | None, rules: Rules
         return LogicalModel(checkpoint, base.tensors, (), None, adapter_names=adapter.names)
     shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
     config = base.checkpoint.config
-    heads = tied_heads(adapter, shapes, config, rules or Rules())
+    rules = rules or Rules()
+    heads = tied_heads(adapter, shapes, config, rules)
     shapes_with_heads = shapes | {head: shapes[embedding] for head, embedding in heads.items()}
     updates = find_updates(adapter, shapes_with_heads, (config or {}).get("model_type"), rules)
-    refuse_half_of_tie(adapter, updates, shapes, config)
+    refuse_half_of_tie(adapter, updates, shapes, config, rules)
     tensors = dict(base.tensors)
     for name, update in updates.tensors.items():
         tensors[name] = _updated(base.tensors.get(heads.get(name, name)), update, checkpoint)

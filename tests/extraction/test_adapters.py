@@ -21,7 +21,7 @@ from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.errors import CheckpointError, MismatchError
 from tests.support.chunks import set_chunk_elements
 from tests.support.fp8_models import FP8, dequantized, quantized
-from tests.support.kinds import ADAPTERS, kind, remedied
+from tests.support.kinds import ADAPTERS, kind, remedied, rules_of
 from tests.support.models import assert_same, read_weights, write_model
 
 BF16 = torch.bfloat16
@@ -568,6 +568,37 @@ def test_adapters_of_an_embedding_alone(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / "BASE").rename("TIED")
         (tmp_path / "UNTIED").rename("BASE")
         assert_answers(tmp_path, tmp_path / "ADAPTER", model)
+
+
+@kind(
+    ADAPTERS,
+    "LoRA of T5's `shared`, of which encoder and decoder hold copies of their own",
+    refused="PEFT trained what the model does not use",
+    remedy=r"`--skip '^shared\.weight$'`",
+)
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about each other
+def test_an_adapter_of_what_t5_does_not_use(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
+    t5 = transformers.T5ForConditionalGeneration
+    torch.manual_seed(0)
+    t5(transformers.T5Config(**sizes, decoder_start_token_id=0)).save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, target_modules=["q", "shared"])
+    model = peft.get_peft_model(t5.from_pretrained(tmp_path / "base"), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(tmp_path / "lora")
+    with pytest.raises(CheckpointError, match="neither encoder nor decoder uses") as caught:
+        pd.extract(tmp_path / "base", tmp_path / "lora", tmp_path / "delta")
+    with remedied(caught.value, r"--skip '^shared\.weight$'"):
+        pd.extract(tmp_path / "base", tmp_path / "lora", tmp_path / "delta", rules=rules_of(caught.value), force=True)
+        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", force=True)
+        ids = torch.arange(3, 11)[None]
+        with torch.no_grad():
+            models = [t5.from_pretrained(tmp_path / name).eval() for name in ("base", "out")]
+            base, result, wanted = (m(input_ids=ids, decoder_input_ids=ids).logits for m in (*models, model.eval()))
+        assert (base - wanted).abs().max() > 0
+        assert (result - wanted).abs().max() < (base - wanted).abs().max() / 50
 
 
 @kind(

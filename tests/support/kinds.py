@@ -39,7 +39,7 @@ __all__ = [
     "kind",
     "remedied",
     "rules_of",
-]  # fmt: skip
+]
 
 KINDS = (
     "heads that one side lacks",
