@@ -321,6 +321,6 @@ def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
         raise NotFiniteError(
             f"{len(problems)} tensor(s) of the result are not finite",
             problems,
-            remedy="the delta changes such values of the target, or a sum overflows its dtype; use a smaller weight, "
-            "or leave the tensors out with --skip REGEX",
+            remedy="the delta changes such values of the target, or a sum overflows the result's dtype; use a smaller "
+            "weight or a wider --dtype, or leave the tensors out with --skip REGEX",
         )

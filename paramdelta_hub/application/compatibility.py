@@ -13,7 +13,7 @@ from paramdelta_hub.application.output_files import OutTensor
 from paramdelta_hub.application.row_placement import PlacedRows, RowPlanner
 from paramdelta_hub.application.weights import Weights
 from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
-from paramdelta_hub.checkpoints.layouts import Layout, arrange
+from paramdelta_hub.checkpoints.layouts import MIXED, Layout, arrange
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of, same_values
 from paramdelta_hub.checkpoints.matching import (
     Match,
@@ -281,6 +281,8 @@ def check_compatibility(
     if keeps_fp8 and (without_scales := list(_without_scales(target, placed, carried))):
         problems.found += without_scales
         problems.remedy = "remove --dtype; the result's weights are then bf16"
+    if any(problem.kind == MIXED for problem in problems.found):
+        problems.remedy = "extract the delta again with --cast, which takes all of it in one dtype"
     lacking = {problem.location.rpartition("/")[0] for problem in problems.found if problem.kind == "component"}
     if lacking:
         skips = " ".join(f"--skip {shlex.quote(f'^{re.escape(folder)}/')}" for folder in sorted(lacking))

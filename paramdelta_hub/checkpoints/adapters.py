@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
@@ -50,6 +51,7 @@ __all__ = [
     "refuse_adapter",
     "refuse_adapter_beside",
     "refuse_half_of_tie",
+    "tied_heads",
 ]
 
 CONFIG = "adapter_config.json"
@@ -95,6 +97,16 @@ _FUSE_REMEDY = (
     "; for LoHa and LoKr, LyCORIS has tools/merge.py"
 )
 """What makes a full pipeline of the adapters that diffusers can load."""
+"""What makes a full model of any adapter."""
+_UNTIE_REMEDY = (
+    "give the head a copy of its own, and give UNTIED as BASE: "
+    'python -c "from transformers import AutoModelForCausalLM as Model; '
+    "model = Model.from_pretrained('BASE', dtype='auto'); model.config.tie_word_embeddings = False; "
+    "head, embedding = model.get_output_embeddings(), model.get_input_embeddings(); "
+    "head.weight = type(head.weight)(embedding.weight.detach().clone()); model.save_pretrained('UNTIED')\""
+)
+_WITH_HEAD = re.compile(r"LMHead|For(CausalLM|ConditionalGeneration|MaskedLM|PreTraining)$")
+"""Classes of models that score tokens."""
 
 _KNOWN = frozenset({
     "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora",
@@ -671,24 +683,54 @@ def _place_like(name: str, moved: Mapping[str, str]) -> str:
     return name
 
 
+def tied_heads(
+    adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], config: JsonObject | None, rules: Rules
+) -> dict[str, str]:
+    """Return the heads that an adapter updates and base does not store: the name → base's embedding that it is."""
+    if not head_is_tied(config):
+        return {}
+    embedding = next((name for name in shapes if EMBEDDINGS.search(name)), None)
+    wanted = {rules.rename(f"{name}.weight") for name in adapter.modules}
+    return {name: embedding for name in wanted if embedding and is_head(name) and name not in shapes}
+
+
 def refuse_half_of_tie(
-    adapter: Adapter, updates: Updates, shapes: Mapping[str, tuple[int, ...]], config: JsonObject | None
+    adapter: Adapter, updates: Updates, shapes: Mapping[str, tuple[int, ...]], config: JsonObject | None, rules: Rules
 ) -> None:
-    """Raise if an adapter updates one copy of an embedding that base's config ties and its files hold twice.
+    """Raise if an adapter updates one of two tensors that base ties, and nothing tells what becomes of the other.
+
+    An update of a head or an embedding is of it alone, as the adapter was trained, so that they are two tensors in
+    post. Where base stores an embedding only, its head then has no name.
 
     Raises:
-        CheckpointError: it does. PEFT updates the one tensor that both are in memory, and what it saves holds neither.
+        CheckpointError: it does.
     """
     if not head_is_tied(config):
         return
+    where = shown(str(adapter.checkpoint.source.path))
     copies = [name for name in shapes if EMBEDDINGS.search(name) or is_head(name)]
+    stays_tied = bool((adapter.config or {}).get("ensure_weight_tying"))
     for name in copies:
-        if name not in updates.tensors:
+        if (update := updates.tensors.get(name)) is None or rules.skips_name(name):
             continue
         for other in copies:
-            if shapes[other] == shapes[name] and other not in updates.tensors:
-                where = shown(str(adapter.checkpoint.source.path))
+            follows = shapes[other] == shapes[name] and other not in updates.tensors
+            if follows and (stays_tied or update.rows is not None):
                 _refuse(f"it updates {name!r}, but base ties it to {other!r}, of which it holds a copy", where)
+        is_alone = not (stays_tied or any(is_head(other) for other in (*shapes, *updates.tensors)))
+        if is_alone and (update.up or update.whole) and _has_head(config):
+            what = f"it updates {name!r}, but not the output head, which base ties to it"
+            remedy = _UNTIE_REMEDY
+            if (config or {}).get("is_encoder_decoder"):
+                what = f"it updates {name!r}, but neither encoder nor decoder uses the embedding under this name"
+                skip = shlex.quote(f"^{re.escape(name)}$")
+                remedy = f"leave out what changed nothing while it was trained: --skip {skip}"
+            raise CheckpointError(what, where=where, remedy=remedy)
+
+
+def _has_head(config: JsonObject | None) -> bool:
+    classes = (config or {}).get("architectures")
+    return isinstance(classes, list) and any(_WITH_HEAD.search(str(name)) for name in classes)
 
 
 def describe(adapter: Adapter, updates: Updates, base: str) -> Sequence[str]:

@@ -2,8 +2,7 @@
 
 A proposal is tried before it is made: every tensor that its rules make must have its like on the other side, in name
 and in shape. Those can't be trusted where pieces are interleaved: the ``query_key_value`` of GPT-NeoX, Falcon and BLOOM
-and the ``wqkv`` of InternLM2 need the number of heads, which a config has. For the ``gate_up_proj`` of gpt-oss, whose
-rows alternate, no rule is proposed.
+and the ``wqkv`` of InternLM2 need the number of heads, which a config has.
 """
 
 from __future__ import annotations
@@ -206,6 +205,7 @@ def _families(left: Entries, right: Entries, groups: int | None) -> Iterator[lis
     """Yield what to try: of each family of rules, the variants that exclude each other."""
     endings = _endings(left), _endings(right)
     yield from _experts(*endings)
+    yield from _alternating_experts(left, right, *endings)
     for fused, parts in product((*_QKV, *_IN_PROJ), _Q_K_V):
         for ending in ("weight", "bias"):
             whole = f"{fused}_{ending}" if fused in _IN_PROJ else f"{fused}.{ending}"
@@ -258,7 +258,7 @@ def _experts(left: set[str], right: set[str]) -> Iterator[list[list[str]]]:
     fused, down_all, one = "experts.gate_up_proj", "experts.down_proj", "experts.*.gate_up_proj"
     if f"{fused}_bias" in left | right:
         yield from _numbered_modules(left, right)
-        return  # gpt-oss, whose gate and up rows alternate
+        return  # gpt-oss, whose gate and up alternate
     for gate, up, down in _EXPERTS:
         names = f"experts.*.{gate}, experts.*.{up}"
         if fused in right and f"experts.0.{gate}" in left:
@@ -289,6 +289,33 @@ def _numbered_modules(left: set[str], right: set[str]) -> Iterator[list[list[str
     else:
         return
     yield [[*weights, *biases], [*weights, *turns, *biases]]
+
+
+def _alternating_experts(
+    left_side: Entries, right_side: Entries, left: set[str], right: set[str]
+) -> Iterator[list[list[str]]]:
+    """Yield the rules between the experts of gpt-oss, whose gate and up take turns, and matrices and biases of each."""
+    whole, one = "experts.gate_up_proj", "experts.*.gate_up_proj"
+    widths = (e.shape[-1] // 2 for side in (left_side, right_side) for n, e in side.items() if n.endswith(f".{whole}"))
+    width, places = next(widths, 0), ("experts.*.gate_proj", "experts.*.up_proj")
+    if not width or not {f"{whole}_bias", "experts.0.gate_proj.weight"} <= left | right:
+        return
+    weights, biases = (", ".join(f"{place}.{kind}" for place in places) for kind in ("weight", "bias"))
+    turns = [f"transpose {place}.weight" for place in (*places, "experts.*.down_proj")]
+    if whole in right:
+        yield [[
+            f"unstack {whole} -> {one}", f"split@-1/{width} {one} -> {weights}",
+            "unstack experts.down_proj -> experts.*.down_proj.weight", *turns,
+            f"unstack {whole}_bias -> {one}_bias", f"split@-1/{width} {one}_bias -> {biases}",
+            "unstack experts.down_proj_bias -> experts.*.down_proj.bias",
+        ]]  # fmt: skip
+    else:
+        yield [[
+            *turns, f"concat@-1/{width} {weights} -> {one}", f"stack {one} -> {whole}",
+            "stack experts.*.down_proj.weight -> experts.down_proj",
+            f"concat@-1/{width} {biases} -> {one}_bias", f"stack {one}_bias -> {whole}_bias",
+            "stack experts.*.down_proj.bias -> experts.down_proj_bias",
+        ]]  # fmt: skip
 
 
 def _numbered(many: Entries, one: Entries) -> list[tuple[str, str]]:

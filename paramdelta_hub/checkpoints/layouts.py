@@ -15,7 +15,10 @@ from paramdelta_hub.checkpoints.tensor_sources import Arranged, Reordered
 from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.numerics.arrangements import Arrangement
 
-__all__ = ["Layout", "arrange", "arranged_model", "arranged_tensor", "partial_note"]
+__all__ = ["MIXED", "Layout", "arrange", "arranged_model", "arranged_tensor", "partial_note"]
+
+MIXED = "mixed-dtypes"
+"""The kind of mismatch of pieces that a rule joins, and that have different dtypes."""
 
 ShapeOf: TypeAlias = "Callable[[str], tuple[int, ...] | None]"
 """The shape that the other side has for a name; None if it has no such tensor."""
@@ -72,7 +75,7 @@ class _Tensors:
                     raise _MisfitError(f"different dtypes: {there}; pd-extract gives them one with --cast float32")
                 made = self._make(rule, prefix, numbers, parts)
             except _MisfitError as error:
-                self.problems.append(Mismatch(names[0], "layout", f"{rule}: {error}"))
+                self.problems.append(Mismatch(names[0], MIXED if len(dtypes) > 1 else "layout", f"{rule}: {error}"))
                 continue
             for name in names:
                 self.kept.pop(name, None)

@@ -136,7 +136,6 @@ class LineageMatch:
 
     exchanged: tuple[str, str] | None = None
     """Two parts of names under which all foreign tensors have changed places."""
-
     transposed: tuple[str, ...] = ()
     """Ends of names, with ``*`` for numbers, of square matrices that are all transposed."""
 

@@ -23,6 +23,7 @@ from paramdelta_hub.checkpoints.adapters import (
     refuse_adapter,
     refuse_adapter_beside,
     refuse_half_of_tie,
+    tied_heads,
 )
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.quantization import ScaledWeight, find_scales, unsupported_reason, unused_tensors
@@ -188,11 +189,15 @@ def logical_post(checkpoint: Checkpoint, base: LogicalModel | None, rules: Rules
     if base.unsupported:  # which is what will be told
         return LogicalModel(checkpoint, base.tensors, (), None, adapter_names=adapter.names)
     shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
-    updates = find_updates(adapter, shapes, (base.checkpoint.config or {}).get("model_type"), rules)
-    refuse_half_of_tie(adapter, updates, shapes, base.checkpoint.config)
+    config = base.checkpoint.config
+    rules = rules or Rules()
+    heads = tied_heads(adapter, shapes, config, rules)
+    shapes_with_heads = shapes | {head: shapes[embedding] for head, embedding in heads.items()}
+    updates = find_updates(adapter, shapes_with_heads, (config or {}).get("model_type"), rules)
+    refuse_half_of_tie(adapter, updates, shapes, config, rules)
     tensors = dict(base.tensors)
     for name, update in updates.tensors.items():
-        tensors[name] = _updated(base.tensors.get(name), update, checkpoint)
+        tensors[name] = _updated(base.tensors.get(heads.get(name, name)), update, checkpoint)
     notes = [*describe(adapter, updates, base.checkpoint.source.name)]
     if quantized := sum(base.tensors[name].is_quantized for name in updates.tensors if name in base.tensors):
         notes.append(f"{quantized:,} of these tensors are quantized in base: the adapter is added to their bf16 values")

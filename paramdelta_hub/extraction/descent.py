@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.lineage import LineageMatch, choose_evenly, compare_samples, is_evidence, sample
 from paramdelta_hub.errors import CheckpointError, LineageError
@@ -27,6 +29,8 @@ def check_descent(base: Checkpoint, post: Checkpoint, differences: Differences, 
     with OpenFiles(CheckpointError) as files:
         samples = {name: (pairs[name].base.dtype, sample(name, pairs[name].base, files)) for name in names}
     match = compare_samples(samples, {name: pairs[name].post for name in names}, limit=PAIR_LINEAGE_TENSORS)
+    if any(pairs[tensor.name].post_name for tensor in match.foreign):
+        match = replace(match, transposed=())  # layout rules see post's own names
     if match.is_foreign and not force:
         raise LineageError(
             f"post {_descends(match)} base {base.source.name!r}: {match.foreign_words()}",

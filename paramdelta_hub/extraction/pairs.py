@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
-from paramdelta_hub.checkpoints.layouts import Layout, arrange, arranged_model, partial_note
+from paramdelta_hub.checkpoints.layouts import MIXED, Layout, arrange, arranged_model, partial_note
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model, logical_post, same_values
 from paramdelta_hub.checkpoints.matching import (
     Match,
@@ -300,8 +300,10 @@ def _make_pairs(
     elif post.homeless:
         remedy = (
             "give the base that the adapter was trained on, or rename the adapter's tensors with --rename, "
-            "or leave some out with --skip"
+            "leave some out with --skip, or store whole tensors with --carry"
         )
+    elif any(problem.kind == MIXED for problem in problems):
+        remedy = "read both sides in one dtype with --cast"
     elif problems and (options := suggest_rules(base.entries, post_as_stored.entries, rules, base.checkpoint.config)):
         remedy = f"try {options}; for the remaining tensors use --skip, or --carry if only post has them"
     elif option := suggest_partials(base.entries, post.entries, rules, grow=True):

@@ -3,9 +3,9 @@
 
     python scripts/tools/convert_pickle.py SRC DST
 
-SRC is a folder with pytorch_model.bin (or pytorch_model-*-of-*.bin), or one .bin, .pt, .pth or .tar file; DST is a
-folder that does not exist yet: model.safetensors, and SRC's config and tokenizer files. Values and dtypes are kept, bit
-for bit. Tensors that share storage are written once each.
+SRC is a folder with pytorch_model.bin (or pytorch_model-*-of-*.bin), or with one pickle of another name, or one file
+(.bin, .ckpt, .pt, .pth, .tar); DST is a folder that does not exist yet: model.safetensors, and SRC's config and
+tokenizer files. Values and dtypes are kept, bit for bit. Tensors that share storage are written once each.
 
 The package itself never opens a pickle. This script does, by ``torch.load(weights_only=True)`` only: tensors and plain
 containers are read, and anything that would run code is refused.
@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 
 STATE_DICTS = ("model", "state_dict", "module")
 """Where training checkpoints keep the weights, beside optimizer and scheduler: ``{"model": {"state_dict": …}}``."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".tar")
 COMPANIONS = (".json", ".jinja", ".txt", ".model")
 """Configs and tokenizers. An index of the pickles (``*.bin.index.json``) is left behind: it would name what is gone."""
 
@@ -73,7 +74,15 @@ def _pickles(src: Path) -> list[Path]:
         return files
     if not src.exists():
         raise FileNotFoundError(f"{src} does not exist")
+    others = [file for file in src.iterdir() if file.suffix in PICKLES and not _is_state(file.name)]
+    if len(others) == 1:
+        return others
     raise ValueError(f"{src}: no pytorch_model.bin; if the weights have another name, give that file instead")
+
+
+def _is_state(name: str) -> bool:
+    """Whether a file is what a training leaves beside the weights."""
+    return name.startswith(("optimizer", "scheduler", "rng_state", "training_args", "scaler"))
 
 
 def _state_dict(loaded: Any, file: Path) -> dict[str, torch.Tensor]:

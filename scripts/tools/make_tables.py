@@ -1,9 +1,10 @@
-"""Write the tables of ``docs/slips.md`` and ``docs/security.md`` from what the tests say that they show.
+"""Write the tables of ``docs/slips.md``, ``docs/security.md`` and ``docs/checkpoints.md`` from what the tests show.
 
     python -m scripts.tools.make_tables [--check]
 
-A test says it by the decorator of ``tests/slips/table.py`` or of ``tests/attacks/threats.py``. An area or a threat that
-no test shows anything of, or a figure without its test, is an error: a table can't promise what no test shows.
+A test says which rows it makes by the decorator of ``tests/slips/table.py``, ``tests/attacks/threats.py`` or
+``tests/support/kinds.py``. An area that no test shows anything of, or a row whose test is not there, is an error: a
+table can't promise what no test shows.
 """
 
 from __future__ import annotations
@@ -12,100 +13,124 @@ import argparse
 import ast
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from scripts.tools.blocks import fill
 from tests.attacks import threats
-from tests.slips import table
+from tests.slips import table as slips
+from tests.support import kinds
+from tests.support.table_rows import rows_of
 
-__all__ = ["ROOT", "SECURITY", "SLIPS", "filled", "security_table", "slips_table"]
+__all__ = ["KINDS", "ROOT", "SECURITY", "SLIPS", "MadeRow", "Table"]
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
-SLIPS, SECURITY = ROOT / "docs" / "slips.md", ROOT / "docs" / "security.md"
 
 
-def slips_table() -> str:
-    """Return a row for each slip that a test makes, by area.
+class MadeRow(NamedTuple):
+    """A row, and the test that makes it."""
 
-    Raises:
-        ValueError: an area in which nothing is shown.
-    """
-    found = list(_slips())
-    lines = ["| | slip | what happens | the test |", "|---|---|---|---|"]
-    for area in table.AREAS:
-        of_area = [row for row in found if row[0] == area]
-        if not of_area:
-            raise ValueError(f"no test shows anything of {area!r}")
-        for number, (_, slip, happens, file, test) in enumerate(of_area):
-            first = f"**{area}**" if number == 0 else ""
-            lines.append(f"| {first} | {slip} | {happens} | {_link(file, test)} |")
-    return "\n".join(lines) + "\n"
+    area: str
+    cells: tuple[str, ...]
+    file: str
+    """Below ``tests/``."""
+    test: str
 
 
-def _slips() -> Iterator[tuple[str, str, str, str, str]]:
-    """Yield (area, slip, what happens, file below tests/, test)."""
-    for file, module in _modules_with("@slip(", "SLIPS = ("):
-        for entry in getattr(module, "SLIPS", ()):
-            yield (*entry.row, file, "test_a_slip_of_the_hand")
-        for name, test in vars(module).items():
-            for row in getattr(test, "slips", ()) if name.startswith("test_") else ():
-                yield (*row, file, name)
+@dataclass(frozen=True)
+class Table:
+    """One table: where it stands, and what it is made of."""
+
+    name: str
+    head: tuple[str, ...]
+    decorator: str
+    areas: Callable[[], Mapping[str, tuple[str, ...]]]
+    """The areas in their order, each with what its first row says beside its name."""
+    more: Callable[[], Iterator[MadeRow]] = lambda: iter(())
+    """Rows that tests make without the decorator."""
+
+    @property
+    def document(self) -> Path:
+        """The page that has the table."""
+        return ROOT / "docs" / f"{self.name}.md"
+
+    def rows(self) -> Iterator[MadeRow]:
+        """Yield all rows, in the order of the tests' files."""
+        for file, module in _modules_with(f"@{self.decorator}"):
+            for name, test in vars(module).items():
+                for area, *cells in rows_of(test, self.name) if name.startswith("test_") else ():
+                    yield MadeRow(area, tuple(cells), file, name)
+        yield from self.more()
+
+    def text(self) -> str:
+        """Return the table in Markdown.
+
+        Raises:
+            ValueError: an area of which no test shows anything.
+        """
+        found = list(self.rows())
+        lines = [_line(*self.head, "the test"), "|" + "---|" * (len(self.head) + 1)]
+        for area, beside in self.areas().items():
+            of_area = [row for row in found if row.area == area]
+            if not of_area:
+                raise ValueError(f"no test shows anything of {area!r}")
+            first = (f"**{area}**", *beside)
+            for row in of_area:
+                link = f"[{row.test.removeprefix('test_').replace('_', ' ')}](../tests/{row.file})"
+                lines.append(_line(*first, *row.cells, link))
+                first = ("",) * len(first)
+        return "\n".join(lines) + "\n"
+
+    def filled(self) -> str:
+        """Return the page with a fresh table."""
+        return fill(self.document.read_text(encoding="utf-8"), {"table": self.text()})
 
 
-def security_table() -> str:
-    """Return a row for each figure, with the defense in the first row of its threat.
-
-    Raises:
-        ValueError: a threat without a figure, or a figure whose test is not there.
-    """
-    found = list(_figures())
-    lines = ["| threat | defence | what a test shows | the test |", "|---|---|---|---|"]
-    for threat, defense in threats.THREATS.items():
-        of_threat = [row for row in found if row[0] == threat]
-        if not of_threat:
-            raise ValueError(f"no test shows anything of {threat!r}")
-        for number, (_, figure, file, test) in enumerate(of_threat):
-            first = f"**{threat}** | {defense}" if number == 0 else " | "
-            lines.append(f"| {first} | {figure} | {_link(file, test)} |")
-    return "\n".join(lines) + "\n"
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
-def _figures() -> Iterator[tuple[str, str, str, str]]:
-    """Yield (threat, figure, file below tests/, test)."""
-    for file, module in _modules_with("@shows("):
-        for name, test in vars(module).items():
-            for threat, figure in getattr(test, "shows", ()) if name.startswith("test_") else ():
-                yield threat, figure, file, name
-    for elsewhere in threats.ELSEWHERE:
-        path = TESTS / elsewhere.file
-        body = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []
-        if elsewhere.test not in {node.name for node in body if isinstance(node, ast.FunctionDef)}:
-            raise ValueError(f"there is no {elsewhere.test} in tests/{elsewhere.file}")
-        yield elsewhere
-
-
-def _modules_with(*marks: str) -> Iterator[tuple[str, ModuleType]]:
-    """Yield each test module that has one of the marks, with its file below tests/."""
+def _modules_with(mark: str) -> Iterator[tuple[str, ModuleType]]:
+    """Yield each test module that has a mark, with its file below tests/."""
     for path in sorted(TESTS.rglob("test_*.py")):
-        text = path.read_text(encoding="utf-8")
-        if any(mark in text for mark in marks):
+        if mark in path.read_text(encoding="utf-8"):
             file = path.relative_to(TESTS).as_posix()
             yield file, importlib.import_module("tests." + file.removesuffix(".py").replace("/", "."))
 
 
-def _link(file: str, test: str) -> str:
-    return f"[{test.removeprefix('test_').replace('_', ' ')}](../tests/{file})"
+def _elsewhere() -> Iterator[MadeRow]:
+    """Yield figures that tests of other parts produce anyway.
+
+    Raises:
+        ValueError: a test is not there.
+    """
+    for figure in threats.ELSEWHERE:
+        path = TESTS / figure.file
+        body = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []
+        if figure.test not in {node.name for node in body if isinstance(node, ast.FunctionDef)}:
+            raise ValueError(f"there is no {figure.test} in tests/{figure.file}")
+        yield MadeRow(figure.threat, (figure.text,), figure.file, figure.test)
 
 
-TABLES = {SLIPS: slips_table, SECURITY: security_table}
-
-
-def filled(document: Path) -> str:
-    """Return the document with a fresh table."""
-    return fill(document.read_text(encoding="utf-8"), {"table": TABLES[document]()})
+SLIPS = Table("slips", ("", "slip", "what happens"), "slip", lambda: dict.fromkeys(slips.AREAS, ()))
+SECURITY = Table(
+    "security",
+    ("threat", "defence", "what a test shows"),
+    "shows",
+    lambda: {threat: (defense,) for threat, defense in threats.THREATS.items()},
+    _elsewhere,
+)
+KINDS = Table(
+    "checkpoints",
+    ("kind", "what people have", "what happens", "remedy"),
+    "kind",
+    lambda: dict.fromkeys(kinds.KINDS, ()),
+)
+TABLES = (SLIPS, SECURITY, KINDS)
 
 
 def main() -> int:
@@ -113,12 +138,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is out of date")
     check = parser.parse_args().check
-    for document in TABLES:
-        text = filled(document)
+    for table in TABLES:
+        text = table.filled()
         if not check:
-            document.write_text(text, encoding="utf-8")
-        elif document.read_text(encoding="utf-8") != text:
-            print(f"{document.name} is out of date: run python -m scripts.tools.make_tables", file=sys.stderr)
+            table.document.write_text(text, encoding="utf-8")
+        elif table.document.read_text(encoding="utf-8") != text:
+            print(f"{table.document.name} is out of date: run python -m scripts.tools.make_tables", file=sys.stderr)
             return 1
     return 0
 

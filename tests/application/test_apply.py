@@ -17,6 +17,7 @@ from paramdelta_hub.errors import DestinationError, LineageError, NotFiniteError
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from tests.conftest import Family
 from tests.support.chunks import set_chunk_elements
+from tests.support.kinds import KINSHIP, NOT_FINITE, kind, remedied
 from tests.support.models import (
     TORCH,
     WIDE,
@@ -246,6 +247,12 @@ def test_report_and_provenance(family: Family, tmp_path: Path) -> None:
         assert provenance["tensors"][name]["blake3"] == blake3(raw(tensor)).hexdigest()
 
 
+@kind(
+    NOT_FINITE,
+    "NaN in the target where Δ is not 0; sums that overflow",
+    refused="the result would be useless there",
+    remedy="`--skip REGEX` keeps the target's; or a smaller weight",
+)
 @pytest.mark.parametrize("where", ["target", "sum"])
 def test_what_would_not_be_finite_is_refused(tmp_path: Path, dtype_name: str, where: str) -> None:
     dtype = TORCH[dtype_name]
@@ -264,9 +271,19 @@ def test_what_would_not_be_finite_is_refused(tmp_path: Path, dtype_name: str, wh
     assert mismatch.location == "w"
     assert str(3 if where == "target" else 2) in mismatch.message
     assert not (tmp_path / "out").exists()
-    pd.apply(tmp_path / "target", delta, tmp_path / "skipped", rules=pd.Rules(skips=("w",)), force=True)
+    with remedied(caught.value, "leave the tensors out with --skip REGEX"):
+        pd.apply(tmp_path / "target", delta, tmp_path / "skipped", rules=pd.Rules(skips=("w",)), force=True)
+        assert_same(read_weights(tmp_path / "skipped"), {"w": target, "v": base})
+    if where == "sum":
+        with remedied(caught.value, "use a smaller weight"):
+            pd.apply(tmp_path / "target", (delta, 0.25), tmp_path / "less", force=True)
+            assert_same(
+                read_weights(tmp_path / "less"),
+                {"w": summed(target, [(base, post, 0.25)]), "v": summed(base, [(base, base, 0.25)])},
+            )
 
 
+@kind(NOT_FINITE, "NaN in the target where Δ is 0", works="the target's bits stay")
 @pytest.mark.parametrize("weight", [1.0, 0.5, -2.0])
 def test_where_nothing_is_added_the_target_keeps_what_is_not_finite(
     tmp_path: Path, dtype_name: str, weight: float
@@ -335,13 +352,24 @@ def test_a_target_given_as_one_file(family: Family, tmp_path: Path) -> None:
     assert_same(read_weights(tmp_path / "out"), read_weights(family.post))
 
 
+@kind(
+    KINSHIP,
+    "a target that is no kin to base",
+    refused="mean correlation near 0",
+    remedy="a target made from the delta's base; or `--force`",
+)
 def test_kin_and_strangers(family: Family, tmp_path: Path) -> None:
     write_model(tmp_path / "stranger", weights(999))
     with pytest.raises(LineageError) as caught:
         pd.apply(tmp_path / "stranger", family.delta, tmp_path / "out")
     assert abs(caught.value.correlation) < 0.2
-    assert "--force" in str(caught.value)
     assert not (tmp_path / "out").exists()
+    with remedied(caught.value, "choose a target that was made from the delta's base"):
+        pd.apply(family.target, family.delta, tmp_path / "right")
+        base, post, target = (read_weights(path) for path in (family.base, family.post, family.target))
+        sums = {n: reference(base[n], post[n], t) if t.is_floating_point() else post[n] for n, t in target.items()}
+        assert_same(read_weights(tmp_path / "right"), sums)
+    assert "--force" in str(caught.value)
     report = pd.apply(tmp_path / "stranger", family.delta, tmp_path / "out", force=True)
     assert report.deltas[0].lineage.forced
     assert (

@@ -18,6 +18,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import paramdelta_hub as pd
+from tests.support.kinds import FILES, kind
 from tests.support.models import read_weights, reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_transformers")]
@@ -243,6 +244,11 @@ def test_layers_for_multi_token_prediction(tmp_path: Path) -> None:
         assert torch.equal(out[name], target if torch.equal(base, post) else reference(base, post, target)), name
 
 
+@kind(
+    FILES,
+    "35 architectures of transformers, saved by `save_pretrained`",
+    works="no option needed; base ⊕ Δ answers as post, bit for bit, and the result loads",
+)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_delta_applies_and_the_result_loads(tmp_path: Path, name: str) -> None:
     architecture = ARCHITECTURES[name]

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 import paramdelta_hub as pd
 from paramdelta_hub.errors import CheckpointError, MismatchError
 from paramdelta_hub.outputs.applied_model import verify_result
+from scripts.tools.convert_pickle import convert
+from tests.support.kinds import FILES, kind, remedied, rules_of
 from tests.support.models import assert_same, reference
 
 
@@ -102,6 +104,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@kind(
+    FILES,
+    "several components with files of one name",
+    works="each tensor is called by its folder, `2_Dense/linear.weight`",
+)
 def test_every_component_is_summed(root: Path) -> None:
     report = pd.extract(root / "base", root / "post", root / "delta")
     assert {record.name for record in report.manifest.tensors} == {"encoder.weight", "2_Dense/linear.weight"}
@@ -118,6 +125,7 @@ def test_every_component_is_summed(root: Path) -> None:
     pd.apply(root / "target", root / "delta", root / "out", overwrite=True)
 
 
+@kind(FILES, "a component that did not change", works="a line of the manifest, and no bytes")
 def test_an_unchanged_component_costs_nothing(tmp_path: Path) -> None:
     write(tmp_path / "base", dense(0))
     make(tmp_path, ("2_Dense",))
@@ -128,6 +136,7 @@ def test_an_unchanged_component_costs_nothing(tmp_path: Path) -> None:
     }
 
 
+@kind(FILES, "configs of components", works="what post changed is laid over the target's; never names of code")
 def test_configs_of_components_are_merged(root: Path) -> None:
     write(root / "post", {
         "1_Pooling/config.json": {"pooling_mode_cls_token": False, "word_embedding_dimension": 4},
@@ -144,6 +153,7 @@ def test_configs_of_components_are_merged(root: Path) -> None:
     assert "code" in made.configs["2_Dense/config.json"].kept["activation_function"]
 
 
+@kind(FILES, "a tokenizer in a component", works="the result has post's")
 def test_posts_tokenizer_of_a_component(root: Path) -> None:
     for name in ("base", "post", "target"):
         write(root / name, {"2_Dense/tokenizer.json": {"of": name}, "2_Dense/notes.txt": name.encode()})
@@ -158,29 +168,53 @@ def test_posts_tokenizer_of_a_component(root: Path) -> None:
     assert any("no such folder" in warning for warning in made.companions.warnings)
 
 
+@kind(
+    FILES,
+    "a component that only post has",
+    refused="base has no such tensors",
+    remedy="`--carry '^2_Dense/'`; for a target without it `--skip '^2_Dense/'`",
+)
 def test_a_component_that_only_one_side_has(root: Path) -> None:
     shutil.rmtree(root / "base/2_Dense")
     write(root / "base", {"modules.json": dense(0)["modules.json"][:2]})
-    with pytest.raises(MismatchError, match="2_Dense/linear"):
+    with pytest.raises(MismatchError, match="2_Dense/linear") as refused:
         pd.extract(root / "base", root / "post", root / "delta")
-    pd.extract(root / "base", root / "post", root / "delta", rules=pd.Rules(carries=["^2_Dense/"]))
-    pd.apply(root / "target", root / "delta", root / "out")
-    out, post = (load_file(root / name / "2_Dense/model.safetensors") for name in ("out", "post"))
-    assert_same(out, post)
+    with remedied(refused.value, "store those that only post has with --carry"):
+        pd.extract(root / "base", root / "post", root / "delta", rules=pd.Rules(carries=["^2_Dense/"]))
+        pd.apply(root / "target", root / "delta", root / "out")
+        out, post = (load_file(root / name / "2_Dense/model.safetensors") for name in ("out", "post"))
+        assert_same(out, post)
     with pytest.raises(MismatchError, match="2_Dense") as caught:
         pd.apply(root / "base", root / "delta", root / "no")
-    assert "--skip '^2_Dense/'" in str(caught.value.remedy)
-    pd.apply(root / "base", root / "delta", root / "no", rules=pd.Rules(skips=["^2_Dense/"]))
-    assert read_all(root / "no").keys() == {"encoder.weight"}
+    with remedied(caught.value, "--skip '^2_Dense/'"):
+        pd.apply(root / "base", root / "delta", root / "no", rules=rules_of(caught.value))
+        assert_same(read_all(root / "no"), load_file(root / "post/model.safetensors"))
 
 
+@kind(
+    FILES,
+    "a component as a pickle, or without weights",
+    refused="a pickle is never opened",
+    remedy="`scripts/tools/convert_pickle.py`, once",
+)
 def test_a_component_in_pickle_is_refused(root: Path) -> None:
-    (root / "post/2_Dense/model.safetensors").rename(root / "post/2_Dense/pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"2_Dense/pytorch_model\.bin: a pickled checkpoint"):
+    component, post = root / "post/2_Dense", read_all(root / "post")
+    (component / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="the component '2_Dense' has no safetensors weights") as caught:
         pd.extract(root / "base", root / "post", root / "delta")
-    (root / "post/2_Dense/pytorch_model.bin").unlink()
-    with pytest.raises(CheckpointError, match="the component '2_Dense' has no safetensors weights"):
+    torch.save({"linear.weight": post["2_Dense/linear.weight"]}, component / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"2_Dense/pytorch_model\.bin: a pickled checkpoint") as pickled:
         pd.extract(root / "base", root / "post", root / "delta")
+    for error in (caught.value, pickled.value):
+        with remedied(error, "scripts/tools/convert_pickle.py"):
+            convert(component, root / "converted")
+            shutil.copy(root / "converted/model.safetensors", component)
+            (component / "pytorch_model.bin").unlink(missing_ok=True)
+            pd.extract(root / "base", root / "post", root / "delta", overwrite=True)
+            assert pd.apply(root / "base", root / "delta", root / "out", overwrite=True).is_post
+            assert_same(read_all(root / "out"), post)
+            torch.save({"linear.weight": post["2_Dense/linear.weight"]}, component / "pytorch_model.bin")
+            shutil.rmtree(root / "converted")
 
 
 def test_names_of_tensors_are_no_paths(root: Path) -> None:
@@ -195,9 +229,14 @@ def test_names_of_tensors_are_no_paths(root: Path) -> None:
     assert {path.name for path in root.parent.iterdir()} == before
 
 
+@kind(
+    FILES,
+    "a model of sentence-transformers with `2_Dense`",
+    works="both components get their sums; SentenceTransformer loads the result, and encodes as post does",
+)
 def test_sentence_transformers(tmp_path: Path) -> None:
     """SentenceTransformer itself makes the models and loads the result."""
-    library = pytest.importorskip("sentence_transformers")
+    import sentence_transformers as library
     from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -223,10 +262,16 @@ def test_sentence_transformers(tmp_path: Path) -> None:
     assert (again.encode(["the cat sat"]) == post.encode(["the cat sat"])).all()
 
 
+@kind(
+    FILES,
+    "a pipeline of diffusers, each component in one file or in shards with its own index",
+    works="all components, under the target's file names; the pipeline loads, with post's scheduler",
+)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_diffusers(tmp_path: Path, sharded: bool) -> None:
     """DiffusionPipeline itself makes the models and loads the result, from one file a component and from several."""
-    diffusers = pytest.importorskip("diffusers")
+    import diffusers
+
     torch.manual_seed(0)
     unet = diffusers.UNet2DModel(
         sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,

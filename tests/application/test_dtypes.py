@@ -16,6 +16,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 from paramdelta_hub.errors import MismatchError, OptionError
 from scripts.tools.make_golden import rounded
+from tests.support.kinds import FLOAT_DTYPES, kind, remedied
 from tests.support.models import TORCH, assert_same, read_weights, write_model
 
 NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
@@ -64,6 +65,11 @@ class Sides:
         self.report = pd.extract(self.folders["base"], self.folders["post"], self.delta, threads=1)
 
 
+@kind(
+    FLOAT_DTYPES,
+    "base, post and target each in bf16, fp16 or fp32: all 27 combinations",
+    works="base ⊕ Δ has post's values; any result is rounded once to the target's dtype, or to that of `--dtype`",
+)
 @pytest.mark.parametrize(("base", "post", "target"), list(itertools.product(DTYPES, repeat=3)), ids=str)
 def test_all_combinations(tmp_path: Path, base: torch.dtype, post: torch.dtype, target: torch.dtype) -> None:
     sides = Sides(tmp_path, base, post, target)
@@ -95,6 +101,7 @@ def test_all_combinations(tmp_path: Path, base: torch.dtype, post: torch.dtype, 
         assert not report.is_post
 
 
+@kind(FLOAT_DTYPES, "a router that one side keeps in float32", works="each tensor has its own dtypes; told")
 def test_a_tensor_has_its_own_dtypes(tmp_path: Path) -> None:
     """A router that one side keeps in float32, as transformers does for DeepSeek-V3; nothing else is touched by it."""
     base = {"mlp.gate.weight": normal(1).bfloat16(), "q.weight": normal(2).bfloat16(), "n.weight": normal(3).bfloat16()}
@@ -111,6 +118,47 @@ def test_a_tensor_has_its_own_dtypes(tmp_path: Path) -> None:
     assert read_weights(tmp_path / "other")["mlp.gate.weight"].dtype == torch.float32
 
 
+@kind(
+    FLOAT_DTYPES,
+    "DeepSeek-V3 in bf16, loaded and trained by transformers, which saves its routers in float32",
+    works="no option needed; the result has the target's dtypes, and transformers loads it",
+)
+@pytest.mark.usefixtures("quiet_transformers")
+def test_routers_of_deepseek(tmp_path: Path) -> None:
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"moe_intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 4}
+    sizes |= {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "kv_lora_rank": 8}
+    sizes |= {"first_k_dense_replace": 1, "q_lora_rank": 16, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    torch.manual_seed(0)
+    DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, qk_nope_head_dim=4)).bfloat16().save_pretrained(tmp_path / "base")
+    model = DeepseekV3ForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("mlp.gate.weight"):
+                parameter.data = parameter.float()
+            parameter.add_(torch.randn_like(parameter) * 0.003)
+    model.save_pretrained(tmp_path / "post")
+    base, post = read_weights(tmp_path / "base"), read_weights(tmp_path / "post")
+    routers = {name for name, tensor in post.items() if tensor.dtype != base[name].dtype}
+    assert "model.layers.1.mlp.gate.weight" in routers
+    assert all(".mlp.gate." in name for name in routers)
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    assert_same(read_weights(tmp_path / "out"), {name: tensor.to(base[name].dtype) for name, tensor in post.items()})
+    ids = torch.arange(3, 9)[None]
+    loaded = [DeepseekV3ForCausalLM.from_pretrained(tmp_path / name).eval() for name in ("out", "post")]
+    with torch.no_grad():
+        mine, theirs = (its(input_ids=ids).logits for its in loaded)
+    assert torch.allclose(mine, theirs, atol=0.02)
+
+
+@kind(
+    FLOAT_DTYPES,
+    "two fp32 models, with `--cast bfloat16`",
+    works="the delta of their bf16 values, as small as that of bf16 models",
+)
 def test_cast_takes_both_sides_in_one_dtype_first(tmp_path: Path) -> None:
     base, post = {"w": normal(1).float()}, {"w": (normal(1) + normal(2, 0.01)).float()}
     folders = write_model(tmp_path / "base", base), write_model(tmp_path / "post", post)
@@ -130,6 +178,7 @@ def test_cast_takes_both_sides_in_one_dtype_first(tmp_path: Path) -> None:
         pd.extract(*folders, tmp_path / "no", cast="half")  # type: ignore[arg-type]
 
 
+@kind(FLOAT_DTYPES, "several deltas of several dtypes", works="summed in float64, rounded once")
 def test_several_deltas_of_several_dtypes(tmp_path: Path) -> None:
     """The sum is made once in float64, in the order given, and rounded once."""
     one = Sides(tmp_path / "one", torch.bfloat16, torch.bfloat16, torch.bfloat16)
@@ -142,6 +191,12 @@ def test_several_deltas_of_several_dtypes(tmp_path: Path) -> None:
     assert torch.equal(result, rounded(total, torch.bfloat16))
 
 
+@kind(
+    FLOAT_DTYPES,
+    "values that the result's dtype can't hold (`--dtype float16`)",
+    refused="they would be infinite",
+    remedy="a wider `--dtype`",
+)
 def test_a_result_that_its_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
     base = {"w": normal(1).bfloat16(), "kept": normal(2).bfloat16()}
     post = {"w": normal(3).bfloat16(), "kept": base["kept"]}
@@ -149,20 +204,35 @@ def test_a_result_that_its_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
     for name, tensors in (("base", base), ("post", post), ("target", target)):
         write_model(tmp_path / name, tensors)
     pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    with pytest.raises(pd.NotFiniteError, match=rf"kept.*{48 * 32} value"):
+    with pytest.raises(pd.NotFiniteError, match=rf"kept.*{48 * 32} value") as caught:
         pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", dtype="float16", force=True)
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", dtype="float32", force=True)
-    assert torch.equal(read_weights(tmp_path / "out")["kept"], target["kept"].float())
+    with remedied(caught.value, "a wider --dtype"):
+        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", dtype="float32", force=True)
+        result = read_weights(tmp_path / "out")
+        assert torch.equal(result["kept"], target["kept"].float())
+        assert torch.equal(result["w"], formula(base["w"], post["w"], target["w"], torch.float32))
 
 
+@kind(
+    FLOAT_DTYPES,
+    "integers of different types",
+    refused="no sum is meant",
+    remedy="`--skip` leaves them as the target has them",
+)
 def test_integers_have_no_other_dtype(tmp_path: Path) -> None:
-    steps = torch.arange(8)
-    write_model(tmp_path / "base", {"w": normal(1).bfloat16(), "steps": steps})
-    write_model(tmp_path / "post", {"w": normal(2).bfloat16(), "steps": steps.int()})
-    with pytest.raises(MismatchError, match=r"steps.*I64.*I32"):
+    base = {"w": normal(1).bfloat16(), "steps": torch.arange(8)}
+    post = {"w": (normal(1) + normal(2, 0.01)).bfloat16(), "steps": torch.arange(8).int()}
+    write_model(tmp_path / "base", base)
+    write_model(tmp_path / "post", post)
+    with pytest.raises(MismatchError, match=r"steps.*I64.*I32") as caught:
         pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    with remedied(caught.value, "leave some out with --skip"):
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(skips=("^steps$",)))
+        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+        assert_same(read_weights(tmp_path / "out"), {"w": post["w"], "steps": base["steps"]})
 
 
+@kind(FLOAT_DTYPES, "rows matched by token in models of three dtypes", works="cast and summed as all others are")
 def test_rows_of_a_vocabulary(tmp_path: Path) -> None:
     """Rows that are matched by token are cast as all others are."""
     words = [f"w{number}" for number in range(48)]

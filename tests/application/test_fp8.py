@@ -22,6 +22,7 @@ from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from paramdelta_hub.tasks import plan
 from paramdelta_hub.tasks.models import Applied, ApplyTask
 from tests.support.fp8_models import BLOCK, E4M3, E5M2, FP8, dequantized, quantize, spread
+from tests.support.kinds import QUANTIZATION, kind
 from tests.support.models import assert_same, raw, read_weights, reference, write_model
 
 Tensors = dict[str, torch.Tensor]
@@ -118,6 +119,11 @@ def config_of(path: Path) -> dict[str, Any]:
     return config
 
 
+@kind(
+    QUANTIZATION,
+    "fp8 with scales by block, row, or tensor (DeepSeek-V3, compressed-tensors, ModelOpt), as base, post and target",
+    works="read as code · scale, in bf16; base ⊕ Δ is post",
+)
 @pytest.mark.parametrize("sides", ["base", "post", "both"])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_base_plus_delta_is_post_whatever_is_fp8(tmp_path: Path, kind: Kind, sides: str) -> None:
@@ -196,6 +202,11 @@ def test_a_bf16_result_says_nothing_of_fp8(tmp_path: Path, delta: Delta) -> None
     assert {omission.name for omission in report.omissions} == {name + "_scale_inv" for name in QUANTIZED}
 
 
+@kind(
+    QUANTIZATION,
+    "an fp8 target, with `--dtype float8_e4m3fn`",
+    works="fp8 again, with fresh scales, as torch makes them",
+)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_an_fp8_result_is_torchs_with_fresh_scales(tmp_path: Path, kind: Kind, delta: Delta) -> None:
     package, base, post = delta

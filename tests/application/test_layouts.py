@@ -22,6 +22,7 @@ from paramdelta_hub.errors import MismatchError, OptionError
 from paramdelta_hub.package.records import PARTIAL
 from paramdelta_hub.tasks.models import TASK, ApplyTask
 from tests.support.chunks import set_chunk_elements
+from tests.support.kinds import CHANNELS, FLOAT_DTYPES, OTHER_LAYOUTS, kind, remedied, rules_of
 from tests.support.models import assert_same, read_weights, reference, tuned, write_model
 
 Tensors = dict[str, torch.Tensor]
@@ -105,6 +106,11 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return chosen
 
 
+@kind(
+    OTHER_LAYOUTS,
+    "experts stacked or single, q/k/v fused or not, transposed, in base, post and target: each combination",
+    works="`--layout` rules; base ⊕ Δ is post bit for bit, the result in the target's layout",
+)
 @pytest.mark.parametrize("base_layout", ["single", "fused"])
 @pytest.mark.parametrize("post_layout", ["single", "fused"])
 def test_all_combinations(
@@ -142,6 +148,7 @@ def test_all_combinations(
         assert names[0] == names[1]
 
 
+@kind(OTHER_LAYOUTS, "two weighted deltas of different layouts", works="each is rearranged for the target")
 def test_weights_and_two_deltas_of_different_layouts(tmp_path: Path) -> None:
     base = single(1)
     posts, target = [tuned(base, 2, 0.3), tuned(base, 3, 0.3)], tuned(base, 4)
@@ -166,6 +173,7 @@ def test_weights_and_two_deltas_of_different_layouts(tmp_path: Path) -> None:
         assert_same(result, {name: kept[name] if "c_fc" in name else wanted[name] for name in wanted})
 
 
+@kind(FLOAT_DTYPES, "a target of another dtype in another layout", works="the sum, rounded once to the target's dtype")
 @pytest.mark.parametrize("layout", ["single", "fused"])
 def test_a_target_of_another_dtype(layout: str, tmp_path: Path) -> None:
     """What is added in pieces is summed across dtypes as all else is; the result has the target's."""
@@ -184,6 +192,7 @@ def test_a_target_of_another_dtype(layout: str, tmp_path: Path) -> None:
     assert_same(read_weights(tmp_path / "out"), in_layout(layout, expected))
 
 
+@kind(FLOAT_DTYPES, "post of another dtype in another layout", works="exact in the dtype that holds both sides")
 @pytest.mark.parametrize("wider", ["base", "post"])
 def test_post_of_another_dtype_in_another_layout(wider: str, tmp_path: Path) -> None:
     """The delta is exact in the dtype that holds both sides; --cast takes both in one, before they are put together."""
@@ -207,6 +216,7 @@ def test_post_of_another_dtype_in_another_layout(wider: str, tmp_path: Path) -> 
     assert_same(read_weights(tmp_path / "rounded"), {name: values.bfloat16() for name, values in post.items()})
 
 
+@kind(OTHER_LAYOUTS, "integers in another layout that did not change", works="they stay the target's")
 def test_integers_that_did_not_change_stay_the_targets(tmp_path: Path) -> None:
     base: Tensors = {**single(1), "table": torch.arange(24).reshape(6, 4)}
     post = {**tuned(single(1), 2), "table": base["table"]}
@@ -220,6 +230,34 @@ def test_integers_that_did_not_change_stay_the_targets(tmp_path: Path) -> None:
     assert_same(read_weights(tmp_path / "out"), {**post, "table": post["table"].T.contiguous()})
 
 
+@kind(
+    OTHER_LAYOUTS,
+    "integers in another layout that training changed",
+    refused="they are replaced whole, as they lie",
+    remedy="`--skip`: the target keeps its own",
+)
+def test_integers_that_changed_are_left_out_by_the_remedy(tmp_path: Path) -> None:
+    base: Tensors = {**single(1), "table": torch.arange(24).reshape(6, 4)}
+    post = {**tuned(single(1), 2), "table": base["table"] + 1}
+    target = {**base, "table": base["table"].T.contiguous()}
+    for name, tensors in (("base", base), ("post", post), ("target", target)):
+        write_model(tmp_path / name, tensors)
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    rules = pd.Rules(layouts=("transpose table",))
+    with pytest.raises(MismatchError) as caught:
+        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules)
+    with remedied(str(caught.value.mismatches[0]), "leave it out with --skip"):
+        rules = pd.Rules(layouts=("transpose table",), skips=("^table$",))
+        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules)
+        assert_same(read_weights(tmp_path / "out"), {**post, "table": target["table"]})
+
+
+@kind(
+    FLOAT_DTYPES,
+    "pieces of different dtypes that a layout rule joins",
+    refused="one tensor has one dtype",
+    remedy="`--cast bfloat16`",
+)
 def test_pieces_of_different_dtypes_are_refused_unless_they_are_cast(tmp_path: Path) -> None:
     base = single(1)
     post = tuned(base, 2)
@@ -229,13 +267,11 @@ def test_pieces_of_different_dtypes_are_refused_unless_they_are_cast(tmp_path: P
     rules = pd.Rules(layouts=JOIN)
     with pytest.raises(MismatchError, match="base and post differ") as refused:
         pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
-    assert any(
-        "different dtypes: BF16, F32; pd-extract gives them one with --cast float32" in each.message
-        for each in refused.value.mismatches
-    )
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules, cast="bfloat16")
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
-    assert_same(read_weights(tmp_path / "out"), fused(post))
+    assert any("different dtypes: BF16, F32" in each.message for each in refused.value.mismatches)
+    with remedied(refused.value, "--cast"):
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules, cast="bfloat16")
+        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+        assert_same(read_weights(tmp_path / "out"), fused(post))
 
 
 def run(*words: str | Path) -> tuple[int, str]:
@@ -282,6 +318,12 @@ def families() -> dict[str, Any]:
     }
 
 
+@kind(
+    OTHER_LAYOUTS,
+    "Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V3 and PhiMoE as on the Hub, and as transformers 5 has them",
+    refused="names and shapes differ",
+    remedy="the `--layout` rules that the error proposes",
+)
 @pytest.mark.parametrize("family", ["qwen3", "qwen2", "mixtral", "deepseek", "phimoe"])
 def test_what_transformers_writes_in_two_layouts(family: str, tmp_path: Path) -> None:
     """One model, saved in the layout of the Hub and in that of transformers 5; the rules are those of the errors."""
@@ -305,10 +347,11 @@ def test_what_transformers_writes_in_two_layouts(family: str, tmp_path: Path) ->
         words = ["apply", tmp_path / f"base-{theirs}", delta, "-o", tmp_path / f"out-{theirs}"]
         code, error = run(*words)
         assert code == 4, error
-        code, text = run(*words, *proposal(error))
-        assert code == 0, text
-        assert "bit for bit" in text
-        assert_same(read_weights(tmp_path / f"out-{theirs}"), read_weights(tmp_path / f"post-{theirs}"))
+        with remedied(error, "try --layout"):
+            code, text = run(*words, *proposal(error))
+            assert code == 0, text
+            assert "bit for bit" in text
+            assert_same(read_weights(tmp_path / f"out-{theirs}"), read_weights(tmp_path / f"post-{theirs}"))
         same = pd.apply(tmp_path / f"target-{mine}", delta, tmp_path / f"same-{mine}")
         rules = [word for word in proposal(error) if not word.startswith("--")]
         pd.apply(
@@ -343,6 +386,12 @@ def inpainting(seed: int) -> tuple[Tensors, Tensors, Tensors]:
     return base, tuned(base, seed + 2), target
 
 
+@kind(
+    CHANNELS,
+    "an inpainting target with 9 input channels",
+    refused="shapes differ",
+    remedy="`--partial '^conv_in\\.weight$'`: Δ goes to the leading part; told",
+)
 @pytest.mark.parametrize("weight", [1.0, -1.0, 0.5])
 def test_more_input_channels(weight: float, tmp_path: Path) -> None:
     base, post, target = inpainting(1)
@@ -352,18 +401,20 @@ def test_more_input_channels(weight: float, tmp_path: Path) -> None:
     code, error = run("apply", tmp_path / "target", tmp_path / "delta", "-o", tmp_path / "out")
     assert code == 4
     deltas = f"{tmp_path / 'delta'}={weight}"
-    code, text = run("apply", tmp_path / "target", deltas, "-o", tmp_path / "out", *proposal(error))
-    assert code == 0, text
-    assert "the leading [8, 4, 3, 3]" in text
-    assert "bit for bit" not in text
-    expected = dict(target)
-    for name, values in base.items():
-        old = target[name][:, : values.shape[1]]
-        total = old.float() + weight * (post[name].float() - values.float())
-        expected[name] = torch.cat([total.bfloat16(), target[name][:, values.shape[1] :]], 1)
-    assert_same(read_weights(tmp_path / "out"), expected)
+    with remedied(error, r"give --partial '^conv_in\.weight$'"):
+        code, text = run("apply", tmp_path / "target", deltas, "-o", tmp_path / "out", *proposal(error))
+        assert code == 0, text
+        assert "the leading [8, 4, 3, 3]" in text
+        assert "bit for bit" not in text
+        expected = dict(target)
+        for name, values in base.items():
+            old = target[name][:, : values.shape[1]]
+            total = old.float() + weight * (post[name].float() - values.float())
+            expected[name] = torch.cat([total.bfloat16(), target[name][:, values.shape[1] :]], 1)
+        assert_same(read_weights(tmp_path / "out"), expected)
 
 
+@kind(CHANNELS, "base itself with more channels", works="never said to be base, nor the result to be post")
 def test_base_with_more_channels_is_not_said_to_be_base(tmp_path: Path) -> None:
     """Not even before the result is made: with the other channels it is not post."""
     base, post, target = inpainting(1)
@@ -379,6 +430,7 @@ def test_base_with_more_channels_is_not_said_to_be_base(tmp_path: Path) -> None:
         assert "same values as base" not in text
 
 
+@kind(CHANNELS, "a target with fewer channels than the delta, with `--partial`", works="it gets the part that it has")
 def test_a_target_with_fewer_channels_gets_what_it_has(tmp_path: Path) -> None:
     _, small, large = inpainting(5)
     post = tuned(large, 9, 0.1)
@@ -394,23 +446,31 @@ def test_a_target_with_fewer_channels_gets_what_it_has(tmp_path: Path) -> None:
     assert_same(read_weights(tmp_path / "out"), expected)
 
 
+@kind(
+    CHANNELS,
+    "a post with more channels than base",
+    refused="shapes differ",
+    remedy="`--partial '^conv_in\\.weight$'`: the leading part of post's; never called post",
+)
 def test_a_part_of_post(tmp_path: Path) -> None:
     """Where post has more channels than base, the delta has base's, and says so; it never makes post."""
     base, _, post = inpainting(3)
     write_model(tmp_path / "base", base)
     write_model(tmp_path / "post", post)
-    with pytest.raises(MismatchError, match="--partial"):
+    with pytest.raises(MismatchError) as refused:
         pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    rules = pd.Rules(partials=("conv_in",))
+    rules = rules_of(refused.value)
     report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
     assert [(o.name, o.side) for o in report.omissions] == [("conv_in.weight", "post")]
     assert report.omissions[0].reason.startswith(PARTIAL)
     verified = pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
     assert verified.checked_post
     assert verified.left_out == 1
-    applied = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
-    assert not applied.is_post
-    assert_same(read_weights(tmp_path / "out"), {n: post[n][:, : t.shape[1]].contiguous() for n, t in base.items()})
+    with remedied(refused.value, r"give --partial '^conv_in\.weight$'"):
+        applied = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+        assert not applied.is_post
+        parts = {name: post[name][:, : tensor.shape[1]].contiguous() for name, tensor in base.items()}
+        assert_same(read_weights(tmp_path / "out"), parts)
     with pytest.raises(MismatchError, match="does not hold base's"):
         pd.extract(tmp_path / "post", tmp_path / "base", tmp_path / "delta2", rules=rules)
 
@@ -506,6 +566,7 @@ def test_skipped_tensors_of_another_layout_are_said_to_be_trained(tmp_path: Path
     assert set(use.trained) == {f"model.layers.{n}.mlp.experts.down_proj" for n in range(2)}
 
 
+@kind(OTHER_LAYOUTS, "any chain of `stack`, `unstack`, `concat`, `split`, `transpose`", works="as torch does it")
 @given(st.integers(0, 2**32 - 1), st.data())
 @settings(max_examples=8, deadline=None)
 def test_random_rules(tmp_path_factory: pytest.TempPathFactory, seed: int, data: st.DataObject) -> None:

@@ -12,6 +12,7 @@ from paramdelta_hub.checkpoints.matching import OmittedTensor
 from paramdelta_hub.errors import SHOWN_MISMATCHES, MismatchError, OptionError
 from tests.application.test_apply import extracted, summed
 from tests.conftest import Family
+from tests.support.kinds import BUFFERS, kind
 from tests.support.models import assert_same, read_weights, tuned, weights, write_model
 
 Tensors = dict[str, torch.Tensor]
@@ -148,6 +149,7 @@ def test_skips_at_apply(family: Family, tmp_path: Path) -> None:
     assert not report.is_post, "one tensor is not post's"
 
 
+@kind(BUFFERS, "buffers that only base or only the target has", works="left out and listed; the target's own stay")
 def test_derived_buffers_may_be_missing_on_either_side(tmp_path: Path) -> None:
     base = weights(1)
     post = tuned(base, 2)

@@ -37,7 +37,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     for name, scale in (("base", 0.0), ("post", 0.02), ("target", 0.05)):
         write_model(root / name, weights(len(name), scale), SHARDS, {"model_type": "toy"})
-    stranger = {name: torch.randn(tensor.shape).bfloat16() for name, tensor in weights(1).items()}
+    noise = torch.Generator().manual_seed(7)
+    stranger = {name: torch.randn(tensor.shape, generator=noise).bfloat16() for name, tensor in weights(1).items()}
     write_model(root / "stranger", stranger, SHARDS, {"model_type": "toy"})
     pd.extract(root / "base", root / "post", root / "delta")
     pd.apply(root / "target", root / "delta", root / "expected")

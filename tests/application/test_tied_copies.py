@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 from paramdelta_hub.errors import MismatchError
 from tests.application.test_vocabularies import write_tokenizer
+from tests.support.kinds import BUFFERS, HEADS, NOBODY, ROWS, TIES, kind, remedied, rules_of
 from tests.support.models import assert_same, read_weights, reference, tuned, write_model
 
 pytestmark = pytest.mark.usefixtures("quiet_transformers")
@@ -156,6 +158,11 @@ def stored(folder: Path) -> Tensors:
     return load_file(folder / "model.safetensors")
 
 
+@kind(
+    TIES,
+    "T5, BART, Whisper, GPT-2, BERT, Llama and Qwen3, stored once or under every tied name, in base, post and target",
+    works="one tensor of the delta; every copy gets the sum, and transformers answers alike",
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("base_copies", "post_copies"), [(True, False), (False, True), (True, True)])
 def test_every_copy_gets_the_sum(
@@ -205,6 +212,11 @@ def without(tensors: Tensors, *names: str) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
+@kind(
+    TIES,
+    "`--skip` of the copies alone (`lm_head`, `embed_tokens` of T5)",
+    works="no effect, and a note: no old embedding stays behind",
+)
 def test_skipping_copies_alone_changes_nothing(models: Callable[[str], Models], tmp_path: Path) -> None:
     """The way out that people found when copies were refused: it must not leave old embeddings behind."""
     made = models("t5")
@@ -218,6 +230,12 @@ def test_skipping_copies_alone_changes_nothing(models: Callable[[str], Models], 
     assert_same(found, {key: made.states["post"][key] for key in found})
 
 
+@kind(
+    HEADS,
+    'an embedding or reward model without the head that its base has; its config may even say "tied"',
+    refused="the head is missing in post, and no tie",
+    remedy="`--skip '^lm_head\\.weight$'`: targets keep their own head",
+)
 @pytest.mark.parametrize("config", [UNTIED, TIED])
 def test_a_head_that_post_lacks_is_not_the_embedding(tmp_path: Path, config: dict[str, Any]) -> None:
     """Embedding models often keep the config of their base, and even one that says tied."""
@@ -229,17 +247,22 @@ def test_a_head_that_post_lacks_is_not_the_embedding(tmp_path: Path, config: dic
     with pytest.raises(MismatchError) as caught:
         pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
     assert [(m.location, m.kind) for m in caught.value.mismatches] == [(HEAD, "missing")]
-    assert caught.value.remedy
-    assert r"--skip '^lm_head\.weight$'" in caught.value.remedy
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(skips=(r"^lm_head\.weight$",)))
-    report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
-    expected = {name: reference(base[name], post[name], target[name]) for name in post}
-    assert_same(read_weights(tmp_path / "out"), {**expected, HEAD: target[HEAD]})
+    with remedied(caught.value, r"--skip '^lm_head\.weight$'"):
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules_of(caught.value))
+        report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+        expected = {name: reference(base[name], post[name], target[name]) for name in post}
+        assert_same(read_weights(tmp_path / "out"), {**expected, HEAD: target[HEAD]})
     assert any(omission.name == HEAD for omission in report.omissions)
     verified = CliRunner().invoke(main, ["verify", str(tmp_path / "delta"), "--base", str(tmp_path / "base")])
     assert "but for 1 tensor(s) that the delta leaves out" in verified.output
 
 
+@kind(
+    HEADS,
+    "a delta of two models without a head, and a target that has one",
+    refused="nothing says whose head it is",
+    remedy="`--skip '^lm_head\\.weight$'`: the target keeps it",
+)
 def test_a_delta_without_a_head_and_a_target_with_one(tmp_path: Path) -> None:
     """Two embedding models that do not tie: a target's head is not theirs to change, and a tied target has none."""
     base = small(0, EMBEDDING, MATRIX)
@@ -251,9 +274,10 @@ def test_a_delta_without_a_head_and_a_target_with_one(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="--skip") as caught:
         pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
     assert [(m.location, m.kind) for m in caught.value.mismatches] == [(HEAD, "missing")]
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=pd.Rules(skips=("lm_head",)))
-    expected = {name: reference(base[name], post[name], target[name]) for name in base}
-    assert_same(read_weights(tmp_path / "out"), {**expected, HEAD: target[HEAD]})
+    with remedied(caught.value, r"--skip '^lm_head\.weight$'"):
+        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules_of(caught.value))
+        expected = {name: reference(base[name], post[name], target[name]) for name in base}
+        assert_same(read_weights(tmp_path / "out"), {**expected, HEAD: target[HEAD]})
 
     tied = {**tuned(base, 4)}
     tied[HEAD] = tied[EMBEDDING].clone()
@@ -263,21 +287,37 @@ def test_a_delta_without_a_head_and_a_target_with_one(tmp_path: Path) -> None:
     assert_same(read_weights(tmp_path / "both"), {**expected, HEAD: expected[EMBEDDING]})
 
 
+@kind(
+    HEADS,
+    "a delta with a head, and an untied target that has none",
+    refused="there is nothing to add it to",
+    remedy="`--skip '^lm_head\\.weight$'`",
+)
 def test_a_delta_with_a_head_and_a_target_without_one(tmp_path: Path) -> None:
     base = small(0, EMBEDDING, MATRIX, HEAD)
     post, target = tuned(base, 1), without(tuned(base, 2), HEAD)
     for name, tensors, config in (("base", base, UNTIED), ("post", post, UNTIED), ("target", target, UNTIED)):
         write_model(tmp_path / name, tensors, config=config)
     pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    with pytest.raises(MismatchError, match="--skip"):
+    with pytest.raises(MismatchError, match="--skip") as caught:
         pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    with remedied(caught.value, r"--skip '^lm_head\.weight$'"):
+        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules_of(caught.value))
+        assert_same(
+            read_weights(tmp_path / "out"), {name: reference(base[name], post[name], target[name]) for name in target}
+        )
     write_model(tmp_path / "target", target, config=TIED)
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", overwrite=True)
     assert_same(
         {HEAD: read_weights(tmp_path / "out")[HEAD]}, {HEAD: reference(base[HEAD], post[HEAD], target[EMBEDDING])}
     )
 
 
+@kind(
+    TIES,
+    "copies of a tied tensor that differ",
+    works="they are no tie: such a model is not base, and the result is not called post",
+)
 def test_a_base_whose_copies_differ_is_another_base(tmp_path: Path) -> None:
     base = small(0, EMBEDDING, MATRIX)
     base[HEAD] = base[EMBEDDING].clone()
@@ -292,51 +332,78 @@ def test_a_base_whose_copies_differ_is_another_base(tmp_path: Path) -> None:
     assert not pd.apply(tmp_path / "other", tmp_path / "delta", tmp_path / "out").is_post
 
 
-def test_a_delta_that_its_own_base_could_not_take(tmp_path: Path) -> None:
-    """Only the embedding grew: the remedy is tried."""
+@kind(
+    NOBODY,
+    "only the embedding grew, or only the head",
+    refused="the delta could not be applied to its own base",
+    remedy="`--skip '^model\\.embed_tokens\\.weight$'` and `--companions target`; or make them equally long",
+)
+@pytest.mark.parametrize(("grown", "misfit"), [(EMBEDDING, "rows"), (HEAD, "shape")])
+def test_a_delta_that_its_own_base_could_not_take(tmp_path: Path, grown: str, misfit: str) -> None:
     base = small(0, EMBEDDING, MATRIX, HEAD)
     post = tuned(base, 1)
-    post[EMBEDDING] = torch.cat([post[EMBEDDING], small(5, EMBEDDING, rows=4)[EMBEDDING]])
+    post[grown] = torch.cat([post[grown], small(5, grown, rows=4)[grown]])
     for name, tensors, tokens in (("base", base, 24), ("post", post, 28)):
         write_model(tmp_path / name, tensors, config=UNTIED)
         write_tokenizer(tmp_path / name, {f"w{row}": row for row in range(tokens)})
     with pytest.raises(MismatchError) as caught:
         pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    assert [(m.location, m.kind) for m in caught.value.mismatches] == [(EMBEDDING, "rows")]
-    assert r"--skip '^model\.embed_tokens\.weight$'" in str(caught.value.remedy)
-    rules = pd.Rules(skips=(r"^model\.embed_tokens\.weight$",))
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
-    report = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", companions="target")
-    assert not report.is_post
-    assert_same(read_weights(tmp_path / "out"), {**post, EMBEDDING: base[EMBEDDING]})
+    assert [(m.location, m.kind) for m in caught.value.mismatches] == [(grown, misfit)]
+    with remedied(caught.value, f"--skip '^{re.escape(grown)}$'"):
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules_of(caught.value))
+        report = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", companions="target")
+        assert not report.is_post
+        assert_same(read_weights(tmp_path / "out"), {**post, grown: base[grown]})
 
 
 SENTINELS = range(16, 20)
 
 
-@pytest.mark.parametrize("unnamed", ["base", "post", "target"])
-@pytest.mark.parametrize("companions", ["post", "target"])
-def test_rows_that_one_tokenizer_does_not_name(tmp_path: Path, unnamed: str, companions: Any) -> None:
-    """T5's sentinels: trained in all three models, named by the tokenizer files of two of them."""
+def write_sentinels(root: Path, unnamed: str) -> Tensors:
+    """Write three models that trained T5's sentinels, one with a tokenizer that does not name them; return the sum."""
     base = small(0, EMBEDDING, MATRIX, HEAD)
     states = {"base": base, "post": tuned(base, 1), "target": tuned(base, 2)}
     for name, tensors in states.items():
-        write_model(tmp_path / name, tensors, config=UNTIED)
-        tokens = {f"w{row}": row for row in range(16 if name == unnamed else SENTINELS.stop)}
-        write_tokenizer(tmp_path / name, tokens)
+        write_model(root / name, tensors, config=UNTIED)
+        write_tokenizer(root / name, {f"w{row}": row for row in range(16 if name == unnamed else SENTINELS.stop)})
+    return {name: reference(base[name], states["post"][name], states["target"][name]) for name in base}
+
+
+@kind(
+    ROWS,
+    "rows that all three trained, and one tokenizer does not name (T5's sentinels)",
+    works="Δ is added, as in all other rows",
+)
+@pytest.mark.parametrize("unnamed", ["base", "post"])
+@pytest.mark.parametrize("companions", ["post", "target"])
+def test_rows_that_one_tokenizer_does_not_name(tmp_path: Path, unnamed: str, companions: Any) -> None:
+    expected = write_sentinels(tmp_path, unnamed)
     manifest = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta").manifest
     assert list(manifest.taken_up.values()) == (list(SENTINELS) if unnamed == "base" else [])
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
     assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "rebuilt").is_post
-    if unnamed == "target" and companions == "post":
-        with pytest.raises(MismatchError, match="--companions target"):  # words of base that the target may not have
-            pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
-        return
     pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", companions=companions)
-    expected = {name: reference(base[name], states["post"][name], states["target"][name]) for name in base}
     assert_same(read_weights(tmp_path / "out"), expected)
 
 
+@kind(
+    ROWS,
+    "such rows, if it is the target's tokenizer that does not name them",
+    refused="nothing says that they are the words of post's tokenizer",
+    remedy="`--companions target`: Δ is added",
+)
+def test_rows_that_the_targets_tokenizer_does_not_name(tmp_path: Path) -> None:
+    expected = write_sentinels(tmp_path, "target")
+    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "rebuilt").is_post
+    with pytest.raises(MismatchError) as caught:
+        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    with remedied(caught.value, "--companions target"):
+        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", companions="target")
+        assert_same(read_weights(tmp_path / "out"), expected)
+
+
+@kind(ROWS, "a new token in a row of padding", works="taken whole")
 def test_a_new_token_in_a_row_of_padding_is_taken_whole(tmp_path: Path) -> None:
     """Its row has nothing in common with base's padding."""
     base = small(0, EMBEDDING, MATRIX)
@@ -353,6 +420,7 @@ def test_a_new_token_in_a_row_of_padding_is_taken_whole(tmp_path: Path) -> None:
     assert_same({EMBEDDING: read_weights(tmp_path / "out")[EMBEDDING]}, {EMBEDDING: expected})
 
 
+@kind(BUFFERS, "buffers of another dtype, or broken, in post", works="left out; the target's own stay")
 def test_a_broken_buffer_of_post_replaces_nothing(tmp_path: Path) -> None:
     base = small(0, EMBEDDING, MATRIX)
     buffers = {

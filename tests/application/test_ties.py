@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from paramdelta_hub.cli import main
 from paramdelta_hub.errors import LineageError, MismatchError, OptionError, StorageError
 from paramdelta_hub.tasks import plan
 from tests.application.test_vocabularies import in_posts_order, side, summed, write_tokenizer
+from tests.support.kinds import BUFFERS, HEADS, TIES, kind, remedied
 from tests.support.models import TORCH, assert_same, read_weights, reference, tuned, write_model
 from tests.support.stopping import StopsAt
 
@@ -49,6 +51,11 @@ def config_of(path: Path) -> Any:
     return json.loads((path / "config.json").read_text())
 
 
+@kind(
+    HEADS,
+    "head tied or not in base, post and target: all 8 combinations, 3 dtypes",
+    works="a side that ties its head has the embedding for one; the result has a head if the delta or the target has",
+)
 @pytest.mark.parametrize(("base_tied", "post_tied", "target_tied"), list(itertools.product([True, False], repeat=3)))
 @pytest.mark.parametrize("shards", [1, 2])
 def test_every_combination(
@@ -115,6 +122,9 @@ def test_every_combination(
         assert config_of(tmp_path / "rebuilt")["tie_word_embeddings"] is post_tied
 
 
+@kind(
+    HEADS, 'a config that says "tied", and a head with other values', works="the values decide: two tensors, and a note"
+)
 def test_what_a_config_says_of_ties_is_not_believed(tmp_path: Path) -> None:
     """Tools leave it wrong: post's config says tied, and there is a head of its own."""
     base, post, target = model("b", True), model("p", False), model("t", True)
@@ -127,8 +137,12 @@ def test_what_a_config_says_of_ties_is_not_believed(tmp_path: Path) -> None:
         f"{HEAD}: base ties it to {EMBEDDING}",
         f"1 of 3 compared tensors is unrelated to base (correlation under 0.3): {HEAD}",
     )
-    for name in ("base", "target"):
+    for name, tensors in (("base", base), ("target", target)):
         pd.apply(tmp_path / name, tmp_path / "delta", tmp_path / f"{name}-out")
+        expected = {n: reference(base[n], post[n], tensors[n]) for n in base}
+        expected[HEAD] = reference(base[EMBEDDING], post[HEAD], tensors[EMBEDDING])
+        found = read_weights(tmp_path / f"{name}-out")
+        assert_same(found, post if name == "base" else expected)
         assert config_of(tmp_path / f"{name}-out")["tie_word_embeddings"] is False
         assert HEAD in read_weights(tmp_path / f"{name}-out")
 
@@ -146,6 +160,7 @@ def test_a_head_left_out_stays_tied(tmp_path: Path) -> None:
         assert not report.is_post
 
 
+@kind(TIES, "ties in models whose names differ by a prefix, with `--rename`", works="ties are found after renaming")
 def test_ties_between_renamed_models(tmp_path: Path) -> None:
     base, post = model("b", True), model("p", False)
     write(tmp_path / "base", base)
@@ -191,6 +206,7 @@ def test_untied_heads_and_rows_by_token(tmp_path: Path) -> None:
     assert_same(read_weights(tmp_path / "rebuilt"), read_weights(tmp_path / "post"))
 
 
+@kind(TIES, "two deltas, one of which unties the head", works="the head gets both, the embedding too")
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_head_that_one_delta_unties_takes_all_of_them(tmp_path: Path, order: tuple[int, int]) -> None:
     """The other delta ties its head: what it does to the embedding, it does to the head, too."""
@@ -214,6 +230,7 @@ def test_a_head_that_one_delta_unties_takes_all_of_them(tmp_path: Path, order: t
     ]
 
 
+@kind(BUFFERS, "`inv_freq` and `position_ids` in one of the models", works="left out; the target's own stay")
 def test_buffers_that_models_compute(tmp_path: Path) -> None:
     """Left out on whichever side they are, in words; the target's own stay."""
     buffers = {"model.layers.0.rotary_emb.inv_freq": torch.ones(4), "embeddings.position_ids": torch.arange(6)[None]}
@@ -256,14 +273,22 @@ def carried(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@kind(
+    HEADS,
+    "a classifier that only post has",
+    refused="base has no such tensor",
+    remedy="`--carry '^score'` stores it whole, `--skip '^score'` leaves it out",
+)
 def test_what_only_post_has_is_refused_unless_told(carried: Path) -> None:
     with pytest.raises(MismatchError) as caught:
         pd.extract(carried / "base", carried / "post", carried / "other")
     missing = {(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches}
     assert missing == {(name, "missing") for name in (CLASSIFIER, CLASSIFIER_BIAS, "score.steps")}
-    assert "--skip" in str(caught.value)
-    assert "--carry" in str(caught.value)
     assert not (carried / "other").exists()
+    with remedied(caught.value, "leave some out with --skip", "store those that only post has with --carry"):
+        pd.extract(carried / "base", carried / "post", carried / "whole", rules=pd.Rules(carries=("^score",)))
+        assert pd.apply(carried / "base", carried / "whole", carried / "rebuilt").is_post
+        assert_same(read_weights(carried / "rebuilt"), read_weights(carried / "post"))
     manifest = pd.extract(
         carried / "base", carried / "post", carried / "other", rules=pd.Rules(skips=("^score",))
     ).manifest
@@ -273,6 +298,7 @@ def test_what_only_post_has_is_refused_unless_told(carried: Path) -> None:
     assert not pd.apply(carried / "base", carried / "other", carried / "out").is_post
 
 
+@kind(HEADS, "a classifier that only post has, with `--carry`", works="every result has it, bit for bit")
 def test_a_classifier_is_carried_whole(carried: Path) -> None:
     records = {record.name: record for record in pd.inspect(carried / "delta").manifest.tensors}
     rows = records[CLASSIFIER].rows
@@ -334,12 +360,25 @@ def test_a_classifier_that_is_not_wanted(carried: Path) -> None:
     assert_same({name: read_weights(carried / "out")[name]}, {name: read_weights(carried / "judge")[name]})
 
 
+@kind(
+    HEADS,
+    "a target whose classifier has another number of classes",
+    refused="it can't be replaced by the delta's",
+    remedy="`--skip '^score\\.weight$'` keeps the target's",
+)
 def test_a_classifier_of_another_shape_is_refused(carried: Path) -> None:
     judge = read_weights(carried / "judge")
     write(carried / "judge", {**judge, CLASSIFIER: torch.zeros(5, 8, dtype=torch.bfloat16)})
     with pytest.raises(MismatchError) as caught:
         pd.apply(carried / "judge", carried / "delta", carried / "out")
     assert [(m.location, m.kind) for m in caught.value.mismatches] == [(CLASSIFIER, "shape")]
+    with remedied(caught.value, "--skip"):
+        skip = pd.Rules(skips=(rf"^{re.escape(CLASSIFIER)}$",))
+        pd.apply(carried / "judge", carried / "delta", carried / "out", rules=skip)
+        base, post, target = (read_weights(carried / name) for name in ("base", "post", "judge"))
+        sums = {name: reference(base[name], post[name], target[name]) for name in base}
+        others = {name: post[name] for name in post if name not in base}
+        assert_same(read_weights(carried / "out"), {**sums, **others, CLASSIFIER: target[CLASSIFIER]})
 
 
 def test_two_deltas_with_classifiers(carried: Path) -> None:

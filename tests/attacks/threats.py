@@ -8,9 +8,9 @@ two together.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-F = TypeVar("F", bound=Callable[..., object])
+from tests.support.table_rows import F, makes_row
 
 THREATS = {
     "path traversal": "names by a grammar (`A-Z a-z 0-9 . _ -`, joined by `/`, at most 4 deep, no leading or final "
@@ -55,12 +55,7 @@ class Figure(NamedTuple):
 def shows(threat: str, figure: str) -> Callable[[F], F]:
     """Mark a test as one that produces ``figure`` for ``threat``; make it of the numbers that the test uses."""
     assert threat in THREATS, threat
-
-    def mark(test: F) -> F:
-        test.__dict__.setdefault("shows", []).append((threat, figure))
-        return test
-
-    return mark
+    return makes_row("security", threat, figure)
 
 
 ELSEWHERE = (

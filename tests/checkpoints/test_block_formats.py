@@ -23,6 +23,7 @@ from paramdelta_hub.errors import CheckpointError, OptionError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from tests.support.chunks import set_chunk_elements
 from tests.support.fp8_models import E4M3, FP8, spread
+from tests.support.kinds import QUANTIZATION, kind, remedied
 from tests.support.models import TORCH, assert_same, from_bits, read_weights, write_model
 
 MXFP4 = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}
@@ -54,7 +55,10 @@ def mxfp4(shape: tuple[int, int, int], seed: int, name: str = f"{EXPERTS}gate_up
 
 
 def mxfp4_values(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    return pytest.importorskip("transformers.integrations.mxfp4").convert_moe_packed_tensors(blocks, scales)
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    values: torch.Tensor = convert_moe_packed_tensors(blocks, scales)
+    return values
 
 
 @pytest.mark.parametrize("pieces", [1, 7, 400])
@@ -127,6 +131,7 @@ def dequantized(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return plain
 
 
+@kind(QUANTIZATION, "MXFP4 (gpt-oss), as base, post and target", works="as transformers reads it; the result in bf16")
 @pytest.mark.parametrize("post_is_quantized", [True, False])
 def test_gpt_oss_as_base_post_and_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, post_is_quantized: bool
@@ -163,6 +168,9 @@ def test_a_quantized_copy_has_the_fingerprint_of_a_plain_one(tmp_path: Path) -> 
 E8M0 = torch.float8_e8m0fnu
 
 
+@kind(
+    QUANTIZATION, "scales that are powers of two (E8M0), by block or 32 neighbours", works="the values that torch has"
+)
 @pytest.mark.parametrize("as_bytes", [False, True])
 @pytest.mark.parametrize(("block", "shape"), [((1, 32), (40, 96)), ((1, 32), (7, 40)), ((128, 128), (200, 300))])
 def test_scales_that_are_powers_of_two(
@@ -179,6 +187,12 @@ def test_scales_that_are_powers_of_two(
     assert_same({"w": read(tmp_path, "w.weight", 3)}, {"w": expected})
 
 
+@kind(
+    QUANTIZATION,
+    "`--dtype float8_e4m3fn` on a target with powers of two",
+    refused="no such scales are made",
+    remedy="remove `--dtype`: the result is bf16",
+)
 def test_fp8_targets_with_powers_of_two_stay_bf16(tmp_path: Path) -> None:
     weight = torch.randn(64, 64, generator=noise(1)).to(E4M3)
     plain = {"w.weight": weight.bfloat16(), "n.weight": torch.ones(64).bfloat16()}
@@ -191,11 +205,18 @@ def test_fp8_targets_with_powers_of_two_stay_bf16(tmp_path: Path) -> None:
         "n.weight": plain["n.weight"],
     }
     write_model(tmp_path / "target", target, config={"quantization_config": FP8})
-    with pytest.raises(OptionError, match="powers of two"):
+    with pytest.raises(OptionError, match="powers of two") as caught:
         pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", dtype="float8_e4m3fn")
-    assert pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out").is_post
+    with remedied(caught.value, "remove --dtype; the result's weights are then bf16"):
+        assert pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out").is_post
+        assert_same(read_weights(tmp_path / "out"), {**plain, "w.weight": plain["w.weight"] * 1.5})
 
 
+@kind(
+    QUANTIZATION,
+    "`scale_weight` and others in ComfyUI's single files",
+    works="read with their scales; marks and scales of activations are left out, and listed",
+)
 @pytest.mark.parametrize("scale_shape", [(), (1,), (24, 1)])
 @pytest.mark.parametrize("name", ["scale_weight", "scale", "weight_scale", "weight_scale_inv"])
 def test_scales_by_every_name(tmp_path: Path, name: str, scale_shape: tuple[int, ...]) -> None:
@@ -258,6 +279,7 @@ def test_packed_integers(tmp_path: Path, bits: int, group: int, dtype: torch.dty
         assert_same({"w": read(tmp_path, "w.weight", pieces)}, {"w": values})
 
 
+@kind(QUANTIZATION, "int4 and int8 of compressed-tensors, symmetric", works="code · scale, in bf16")
 def test_packed_integers_as_target(tmp_path: Path) -> None:
     tensors, values, config = packed((20, 96), 32, 4, torch.bfloat16, 5)
     other = {"n.weight": torch.ones(7).bfloat16()}
@@ -287,10 +309,11 @@ def test_packed_integers_with_more_to_them_are_refused(tmp_path: Path, extra: st
 
 
 def test_every_code_has_its_value() -> None:
+    from transformers.integrations.mxfp4 import FP4_VALUES
+
     from paramdelta_hub.numerics.packed import TABLES, power_scales
 
-    fp4 = pytest.importorskip("transformers.integrations.mxfp4").FP4_VALUES
-    assert TABLES["F4_E2M1"].tolist() == list(fp4)
+    assert TABLES["F4_E2M1"].tolist() == list(FP4_VALUES)
     assert math.copysign(1, TABLES["F4_E2M1"][8]) == -1
     codes = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(torch.from_numpy(power_scales(codes.numpy()))[:255], codes.view(E8M0).float()[:255])

@@ -14,13 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.quantization import BLOCK, ScaledWeight, find_scales, unsupported_reason, unused_tensors
-from paramdelta_hub.errors import CheckpointError
+from paramdelta_hub.errors import CheckpointError, MismatchError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import build_header
 from paramdelta_hub.numerics.float8 import Grid
 from tests.support.fp8_models import E4M3, E5M2, FP8, quantized, spread
+from tests.support.kinds import QUANTIZATION, kind, remedied
 from tests.support.models import from_bits, read_weights, write_model
 
 Tensors = Mapping[str, torch.Tensor]
@@ -224,6 +226,31 @@ def test_what_is_quantized_in_other_ways_is_refused(tmp_path: Path, case: tuple[
     assert WHERE_IT_CAME_FROM in sentence
     assert (".dequantize().save_pretrained(" in sentence) == ("bitsandbytes" in words)
     assert "\n" not in sentence
+
+
+@kind(
+    QUANTIZATION,
+    "GPTQ, AWQ, NVFP4, bitsandbytes, HQQ, torchao, integers with zero points, fp8 without scales …",
+    refused="by name: what they stand for is not known to the bit",
+    remedy="use the 16-bit release that it was made from",
+)
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: f"{case[0]}-{case[2] is not None}")
+def test_the_16_bit_release_of_what_is_refused_works(tmp_path: Path, case: tuple[str, Tensors, Any]) -> None:
+    """Refused as base, with the remedy in the message; the release in 16 bits is taken in its place."""
+    words, tensors, setting = case
+    release = {"w.weight": torch.randn(20, 30, generator=torch.Generator().manual_seed(1)).bfloat16()}
+    post = {"w.weight": (release["w.weight"].float() * 1.25).bfloat16()}
+    model(tmp_path / "quantized", tensors, setting)
+    for name, its in (("release", release), ("post", post)):
+        write_model(tmp_path / name, its)
+    with pytest.raises(MismatchError) as caught:
+        pd.extract(tmp_path / "quantized", tmp_path / "post", tmp_path / "delta")
+    [told] = [mismatch.message for mismatch in caught.value.mismatches if mismatch.kind == "quantized"]
+    assert words in told
+    with remedied(told, WHERE_IT_CAME_FROM):
+        pd.extract(tmp_path / "release", tmp_path / "post", tmp_path / "delta")
+        assert pd.apply(tmp_path / "release", tmp_path / "delta", tmp_path / "out").is_post
+        assert torch.equal(read_weights(tmp_path / "out")["w.weight"], post["w.weight"])
 
 
 def test_a_config_that_says_fp8_of_plain_weights(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import MismatchError
+from tests.support.kinds import SAVES, kind, remedied, rules_of
 from tests.support.models import assert_same, read_weights, tuned, weights, write_model
 
 WRAPPED: dict[str, Callable[[str], str]] = {
@@ -26,6 +26,12 @@ WRAPPED: dict[str, Callable[[str], str]] = {
 }
 
 
+@kind(
+    SAVES,
+    "names with `_orig_mod.`, `module.`, `_fsdp_wrapped_module.`",
+    refused="names differ",
+    remedy="the `--rename` rules that the error proposes",
+)
 @pytest.mark.parametrize("case", sorted(WRAPPED))
 def test_names_of_wrappers(tmp_path: Path, case: str) -> None:
     post = tuned(weights(0), 1)
@@ -33,12 +39,10 @@ def test_names_of_wrappers(tmp_path: Path, case: str) -> None:
     wrapped = write_model(tmp_path / "post", {WRAPPED[case](name): tensor for name, tensor in post.items()})
     with pytest.raises(MismatchError) as caught:
         pd.extract(base, wrapped, tmp_path / "delta")
-    options = shlex.split(str(caught.value.remedy).removeprefix("try ").partition(" (pairs")[0])
-    renames = [tuple(text.split("=", 1)) for text in options[1::2]]
-    assert options[::2] == ["--rename"] * len(renames)
-    pd.extract(base, wrapped, tmp_path / "delta", rules=pd.Rules(renames=renames))
-    pd.apply(base, tmp_path / "delta", tmp_path / "out")
-    assert_same(read_weights(tmp_path / "out"), post)
+    with remedied(caught.value, "try --rename"):
+        pd.extract(base, wrapped, tmp_path / "delta", rules=rules_of(caught.value))
+        pd.apply(base, tmp_path / "delta", tmp_path / "out")
+        assert_same(read_weights(tmp_path / "out"), post)
 
 
 @pytest.mark.parametrize("case", sorted(WRAPPED))
@@ -49,35 +53,60 @@ def test_a_target_with_names_of_wrappers(tmp_path: Path, case: str) -> None:
     target = write_model(tmp_path / "target", {WRAPPED[case](name): tensor for name, tensor in weights(0).items()})
     with pytest.raises(MismatchError) as caught:
         pd.apply(target, tmp_path / "delta", tmp_path / "out")
-    options = shlex.split(str(caught.value.remedy).removeprefix("try ").partition(" (pairs")[0])
-    renames = [tuple(text.split("=", 1)) for text in options[1::2]]
-    pd.apply(target, tmp_path / "delta", tmp_path / "out", rules=pd.Rules(renames=renames))
+    pd.apply(target, tmp_path / "delta", tmp_path / "out", rules=rules_of(caught.value))
     assert_same(read_weights(tmp_path / "out"), {WRAPPED[case](name): tensor for name, tensor in post.items()})
 
 
+@kind(
+    SAVES,
+    "empty tensors of DeepSpeed ZeRO-3",
+    refused="they hold no weights",
+    remedy="whole weights, by `zero_to_fp32.py`",
+)
 @pytest.mark.parametrize("side", ["base", "post"])
 def test_weights_that_were_not_gathered(tmp_path: Path, side: str) -> None:
     empty = {name: torch.zeros(0, dtype=tensor.dtype) for name, tensor in weights(0).items()}
-    sides = {"base": weights(0), "post": tuned(weights(0), 1), side: empty}
+    whole = {"base": weights(0), "post": tuned(weights(0), 1)}
+    sides = {**whole, side: empty}
     for name, tensors in sides.items():
         write_model(tmp_path / name, tensors)
     with pytest.raises(MismatchError, match=rf"{side} has {len(empty)} empty tensor\(s\), as DeepSpeed") as caught:
         pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    assert "zero_to_fp32.py" in str(caught.value.remedy)
+    with remedied(caught.value, "make whole weights with zero_to_fp32.py"):  # in float32, whatever the training's dtype
+        write_model(tmp_path / side, {n: t.float() if t.is_floating_point() else t for n, t in whole[side].items()})
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        assert pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post").exact
+        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", dtype="bfloat16")
+        assert_same(read_weights(tmp_path / "out"), whole["post"])
 
 
+@kind(SAVES, "a target with such tensors", refused="they hold no weights", remedy="whole weights, by `zero_to_fp32.py`")
 def test_a_target_that_was_not_gathered(tmp_path: Path) -> None:
     write_model(tmp_path / "base", weights(0))
     write_model(tmp_path / "post", tuned(weights(0), 1))
     write_model(tmp_path / "target", {**weights(0), "model.norm.weight": torch.zeros(0, dtype=torch.bfloat16)})
     pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    with pytest.raises(MismatchError, match=r"the target has 1 empty tensor\(s\)"):
+    with pytest.raises(MismatchError, match=r"the target has 1 empty tensor\(s\)") as caught:
         pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    with remedied(caught.value, "make whole weights with zero_to_fp32.py"):
+        write_model(tmp_path / "target", weights(0))
+        assert pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out").is_post
+        assert_same(read_weights(tmp_path / "out"), tuned(weights(0), 1))
 
 
+@kind(
+    SAVES,
+    "flat parameters of FSDP",
+    refused="they are not the model's tensors",
+    remedy="save again with the state dict type `FULL_STATE_DICT`",
+)
 def test_flat_parameters(tmp_path: Path) -> None:
     write_model(tmp_path / "base", weights(0))
     write_model(tmp_path / "post", {"_fsdp_wrapped_module._flat_param": torch.ones(9)})
     with pytest.raises(MismatchError, match="saved by FSDP with flat parameters") as caught:
         pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    assert "FULL_STATE_DICT" in str(caught.value.remedy)
+    with remedied(caught.value, 'save again with the state dict type "FULL_STATE_DICT"'):
+        write_model(tmp_path / "post", tuned(weights(0), 1))
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out").is_post
+        assert_same(read_weights(tmp_path / "out"), tuned(weights(0), 1))

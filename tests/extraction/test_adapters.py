@@ -1,4 +1,4 @@
-"""LoRA adapters as post, against torch's own product, and against PEFT where it is installed."""
+"""LoRA adapters as post, against torch's own product, and against PEFT."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import paramdelta_hub as pd
@@ -19,6 +21,7 @@ from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.errors import CheckpointError, MismatchError
 from tests.support.chunks import set_chunk_elements
 from tests.support.fp8_models import FP8, dequantized, quantized
+from tests.support.kinds import ADAPTERS, kind, remedied, rules_of
 from tests.support.models import assert_same, read_weights, write_model
 
 BF16 = torch.bfloat16
@@ -81,6 +84,11 @@ def assert_post(root: Path, base: Tensors, adapter: Path, expected: Tensors, **o
     return report
 
 
+@kind(
+    ADAPTERS,
+    "an adapter's folder or its file, on a base in bf16, fp16 or fp32",
+    works="base + scale · B · A, rounded once",
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("as_file", [False, True])
 def test_base_plus_the_scaled_product(
@@ -106,6 +114,7 @@ def test_base_plus_the_scaled_product(
     assert report.model_nbytes == sum(tensor.nbytes for tensor in base.values())
 
 
+@kind(ADAPTERS, "rslora, `rank_pattern`, `alpha_pattern`", works="each module has its own scale")
 def test_scales_and_ranks_by_pattern(tmp_path: Path) -> None:
     base, q, v = small(), ATTENTION.format(0, "q"), ATTENTION.format(1, "v")
     tensors = {**factors(PREFIX + q, 16, 16, 2), **factors(PREFIX + v, 8, 16, 4, seed=60)}
@@ -123,6 +132,7 @@ def test_scales_and_ranks_by_pattern(tmp_path: Path) -> None:
     assert "ranks 2 to 4" in report.notes[0]
 
 
+@kind(ADAPTERS, "`modules_to_save`, `bias`, `lora_bias`, LoRA of embeddings", works="replaced whole, added, transposed")
 def test_whole_tensors_biases_and_embeddings(tmp_path: Path) -> None:
     base, q = small(), ATTENTION.format(0, "q")
     tensors = {
@@ -146,6 +156,7 @@ def test_whole_tensors_biases_and_embeddings(tmp_path: Path) -> None:
     assert report.notes[0].endswith("rank 4, 2 tensors; 1 vector added to biases; 2 tensors replaced whole")
 
 
+@kind(ADAPTERS, "`trainable_token_indices`", works="these rows are replaced")
 @pytest.mark.parametrize("indices", [[47, 3], {"embed_tokens": [47, 3]}])
 def test_rows_of_trained_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indices: Any) -> None:
     set_chunk_elements(monkeypatch, 37)
@@ -161,6 +172,7 @@ def test_rows_of_trained_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert report.notes[0].endswith("1 tensor; 2 rows of tokens replaced")
 
 
+@kind(ADAPTERS, "`fan_in_fan_out` (GPT-2), whatever the config says", works="transposed, by the shapes")
 @pytest.mark.parametrize("said", [True, False])
 def test_layers_that_hold_inputs_first(tmp_path: Path, said: bool) -> None:
     """GPT-2's, whatever the config says; the square one is like the others."""
@@ -182,6 +194,7 @@ def test_layers_that_hold_inputs_first(tmp_path: Path, said: bool) -> None:
     assert "transformer.h.0.attn.c_attn.weight is base's h.0.attn.c_attn.weight" in report.notes[1]
 
 
+@kind(ADAPTERS, "a base whose names have another prefix", works="found, if only one fits")
 @pytest.mark.parametrize("prefix", ["", "model.language_model.", "language_model.model."])
 def test_base_may_have_another_prefix(tmp_path: Path, prefix: str) -> None:
     base, q = small(prefix=prefix), ATTENTION.format(0, "q")
@@ -194,6 +207,7 @@ def test_base_may_have_another_prefix(tmp_path: Path, prefix: str) -> None:
     assert_post(tmp_path, base, write_adapter(tmp_path / "lora", tensors), expected)
 
 
+@kind(ADAPTERS, "names that may mean two tensors of base", refused="nothing says which", remedy="`--rename '^OLD=NEW'`")
 def test_a_name_that_can_mean_two_tensors_is_refused_until_renamed(tmp_path: Path) -> None:
     base = {f"{tower}.layers.0.attn.q_proj.weight": normal(5, 16, 16, dtype=BF16) for tower in ("vision", "text")}
     write_model(tmp_path / "base", base)
@@ -201,13 +215,19 @@ def test_a_name_that_can_mean_two_tensors_is_refused_until_renamed(tmp_path: Pat
     adapter = write_adapter(tmp_path / "lora", tensors)
     with pytest.raises(CheckpointError, match=r"may be any of base's '(text|vision)\..* '(text|vision)\.") as caught:
         pd.extract(tmp_path / "base", adapter, tmp_path / "delta")
-    assert "--rename" in (caught.value.remedy or "")
-    name = "text.layers.0.attn.q_proj.weight"
-    expected = {name: plus(base[name], product(*tensors.values(), 1.5))}
-    report = assert_post(tmp_path, base, adapter, expected, rules=pd.Rules(renames=[("^layers", "text.layers")]))
-    assert report.rules[0].tensors == 1
+    with remedied(caught.value, "--rename '^OLD=NEW'"):
+        name = "text.layers.0.attn.q_proj.weight"
+        expected = {name: plus(base[name], product(*tensors.values(), 1.5))}
+        report = assert_post(tmp_path, base, adapter, expected, rules=pd.Rules(renames=[("^layers", "text.layers")]))
+        assert report.rules[0].tensors == 1
 
 
+@kind(
+    ADAPTERS,
+    "an adapter of tensors that base lacks",
+    refused="each is listed",
+    remedy="`--skip REGEX`; `--carry REGEX` for a whole tensor",
+)
 def test_what_base_does_not_have_is_listed_or_skipped(tmp_path: Path) -> None:
     base, q = small(), ATTENTION.format(0, "q")
     write_model(tmp_path / "base", base)
@@ -220,14 +240,16 @@ def test_what_base_does_not_have_is_listed_or_skipped(tmp_path: Path) -> None:
     with pytest.raises(MismatchError) as caught:
         pd.extract(tmp_path / "base", adapter, tmp_path / "delta")
     assert {problem.location for problem in caught.value.mismatches} == {"vision.proj.weight", "score.weight"}
-    report = pd.extract(
-        tmp_path / "base", adapter, tmp_path / "delta", rules=pd.Rules(skips=[r"^vision\."], carries=[r"^score\."])
-    )
-    assert [(item.name, item.side) for item in report.omissions] == [("vision.proj.weight", "post")]
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
-    assert torch.equal(read_weights(tmp_path / "out")["score.weight"], normal(4, 2, 16))
+    with remedied(caught.value, "leave some out with --skip", "store whole tensors with --carry"):
+        rules = pd.Rules(skips=[r"^vision\."], carries=[r"^score\."])
+        report = pd.extract(tmp_path / "base", adapter, tmp_path / "delta", rules=rules)
+        assert [(item.name, item.side) for item in report.omissions] == [("vision.proj.weight", "post")]
+        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+        update = plus(base[f"{q}.weight"], product(*list(tensors.values())[:2], 1.5))
+        assert_same(read_weights(tmp_path / "out"), {**base, f"{q}.weight": update, "score.weight": normal(4, 2, 16)})
 
 
+@kind(ADAPTERS, "an adapter of a quantized base", works="added to base's bf16 values; told")
 def test_a_quantized_base_is_said(tmp_path: Path) -> None:
     q = ATTENTION.format(0, "q")
     base = {**quantized(f"{q}.weight", (16, 16)), "model.norm.weight": torch.ones(16).bfloat16()}
@@ -257,6 +279,7 @@ def kohya(module: str, outputs: int, inputs: int, alpha: float | None, seed: int
     return tensors | ({f"{module}.alpha": torch.tensor(alpha)} if alpha is not None else {})
 
 
+@kind(ADAPTERS, "kohya's files for a single-file checkpoint", works="names looked up in base; scale `alpha` / rank")
 def test_kohya_files_of_a_checkpoint_in_one_file(tmp_path: Path) -> None:
     unet, text = "model.diffusion_model.input_blocks.1.1", "cond_stage_model.transformer.text_model.encoder.layers.0"
     base = {
@@ -281,6 +304,7 @@ def test_kohya_files_of_a_checkpoint_in_one_file(tmp_path: Path) -> None:
     assert_post(tmp_path, base, tmp_path / "style.safetensors", expected)
 
 
+@kind(ADAPTERS, "`pytorch_lora_weights.safetensors` of diffusers", works="scale 1")
 @pytest.mark.parametrize("kinds", [{}, {"down": "lora.down.weight", "up": "lora.up.weight"}])
 def test_diffusers_files_of_one_component(tmp_path: Path, kinds: dict[str, str]) -> None:
     base = {"blocks.0.attn.to_q.weight": normal(1, 16, 16, dtype=BF16), "proj.weight": normal(2, 4, 16, dtype=BF16)}
@@ -401,6 +425,77 @@ def test_refused_by_name_with_a_remedy(tmp_path: Path, case: Any) -> None:
     assert caught.value.remedy
 
 
+INCOMPLETE: dict[str, tuple[Tensors, dict[str, Any] | None, str]] = {
+    "no alpha": (GOOD, {"peft_type": "LORA", "r": 4}, "add the lora_alpha that the adapter was trained with"),
+    "no config": (GOOD, None, "put the adapter_config.json that belongs to it in the same folder"),
+    "one factor": (dict(list(GOOD.items())[:1]), CONFIG, "get the file again"),
+    "in pieces": (
+        {**GOOD, f"{Q}.lora_A.weight": torch.ones(0)},
+        CONFIG,
+        "save the adapter again with its parameters gathered",
+    ),
+}
+"""Each with a remedy that leads to the whole adapter."""
+
+
+@kind(
+    ADAPTERS,
+    "an adapter without `lora_alpha`, without its config, with one factor of two, or saved in pieces",
+    refused="what it adds is not known",
+    remedy="complete it, as the error says: the config, the number, the file",
+)
+@pytest.mark.parametrize("case", INCOMPLETE)
+def test_an_adapter_that_is_not_whole(tmp_path: Path, case: str) -> None:
+    tensors, config, words = INCOMPLETE[case]
+    write_model(tmp_path / "base", small())
+    with pytest.raises(CheckpointError) as caught:
+        pd.extract(tmp_path / "base", write_adapter(tmp_path / "lora", tensors, config), tmp_path / "delta")
+    with remedied(caught.value, words):
+        name = f"{ATTENTION.format(0, 'q')}.weight"
+        expected = {name: plus(small()[name], product(*GOOD.values(), 1.5))}
+        assert_post(tmp_path, small(), write_adapter(tmp_path / "whole", GOOD), expected)
+
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DoRA": ("LoraConfig", {"use_dora": True}),
+    "begun with pissa": ("LoraConfig", {"init_lora_weights": "pissa"}),
+    "kind LOHA": ("LoHaConfig", {"r": 4}),
+    "kind LOKR": ("LoKrConfig", {"r": 4}),
+    "kind IA3": ("IA3Config", {"feedforward_modules": ["down_proj"]}),
+    "kind VERA": ("VeraConfig", {"r": 4}),
+    "kind OFT": ("OFTConfig", {"oft_block_size": 8}),
+    "kind ADALORA": ("AdaLoraConfig", {"total_step": 10, "init_r": 4, "target_r": 2}),
+}
+"""By what the message calls it: PEFT's class, and its settings."""
+
+
+@kind(
+    ADAPTERS,
+    "DoRA, LoHa, LoKr, IA3, VeRA, OFT, AdaLoRA, PiSSA",
+    refused="by name: it is no scaled product, or it changes base too",
+    remedy="the command that merges it with PEFT",
+)
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about each other
+@pytest.mark.parametrize("method", METHODS)
+def test_merged_with_peft_as_the_remedy_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """PEFT trains each kind of adapter; the error's command makes a model, whose delta leads to its answers."""
+    monkeypatch.chdir(tmp_path)
+    kind_of_config, settings = METHODS[method]
+    model = trained_by_peft(tmp_path, getattr(peft, kind_of_config)(target_modules=["q_proj", "down_proj"], **settings))
+    with pytest.raises(CheckpointError) as caught:
+        pd.extract("BASE", "ADAPTER", "delta")
+    assert method in caught.value.what
+    with remedied(caught.value, "merge it with PEFT, and give OUT", "'BASE'", "'ADAPTER'", "'OUT'"):
+        run_remedy(caught.value)
+        assert_answers(tmp_path, tmp_path / "OUT", model)
+
+
+@kind(
+    ADAPTERS,
+    "an adapter as base or target",
+    refused="it has no weights of its own",
+    remedy="extract its delta and apply that, or merge it with PEFT",
+)
 def test_adapters_are_no_models(tmp_path: Path) -> None:
     """As base or target; to verify with one, base is needed too."""
     base, adapter = write_model(tmp_path / "base", small()), write_adapter(tmp_path / "lora", GOOD)
@@ -411,7 +506,11 @@ def test_adapters_are_no_models(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match="a LoRA adapter, not a model") as caught:
             call()
-        assert "merge_and_unload()" in (caught.value.remedy or "")
+        with remedied(caught.value, f"pd-extract BASE {adapter} -o DELTA, and apply DELTA", "merge_and_unload()"):
+            pd.apply(base, tmp_path / "delta", tmp_path / "result", overwrite=True)
+            name = f"{ATTENTION.format(0, 'q')}.weight"
+            update = plus(small()[name], product(*GOOD.values(), 1.5))
+            assert_same(read_weights(tmp_path / "result"), {**small(), name: update})
     with pytest.raises(CheckpointError, match="nothing without its base"):
         pd.verify(tmp_path / "delta", post=adapter)
 
@@ -441,22 +540,167 @@ def test_a_config_beside_an_adapter_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_one_copy_of_a_tied_embedding(tmp_path: Path, tied: bool) -> None:
-    base = write_model(tmp_path / "base", small(), config={"tie_word_embeddings": tied})
-    adapter = write_adapter(tmp_path / "lora", factors(f"{PREFIX}lm_head", 48, 16))
-    if not tied:
-        pd.extract(base, adapter, tmp_path / "delta")
-        return
-    with pytest.raises(CheckpointError, match="base ties it to"):
-        pd.extract(base, adapter, tmp_path / "delta")
+    """An adapter of the head leaves the embedding alone, whatever the config says."""
+    base = {**small(), "lm_head.weight": small()["model.embed_tokens.weight"]}
+    write_model(tmp_path / "base", base, config={"tie_word_embeddings": tied})
+    tensors = factors(f"{PREFIX}lm_head", 48, 16)
+    pd.extract(tmp_path / "base", write_adapter(tmp_path / "lora", tensors), tmp_path / "delta")
+    assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out").is_post
+    expected = {**base, "lm_head.weight": plus(base["lm_head.weight"], product(*tensors.values(), 1.5))}
+    assert_same(read_weights(tmp_path / "out"), expected)
 
 
+def trained_by_peft(root: Path, config: Any, tied: bool = False, copies: bool = False) -> Any:
+    """Write a model as BASE, and as ADAPTER what PEFT trained on it; return PEFT's model."""
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    made = transformers.LlamaConfig(**sizes, num_attention_heads=4, tie_word_embeddings=tied)
+    transformers.LlamaForCausalLM(made).save_pretrained(root / "BASE")
+    if copies:
+        tensors = load_file(root / "BASE/model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, root / "BASE/model.safetensors", {"format": "pt"})
+    model = peft.get_peft_model(transformers.LlamaForCausalLM.from_pretrained(root / "BASE"), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(root / "ADAPTER")
+    return model.eval()
+
+
+def assert_answers(root: Path, post: Path, adapted: Any) -> None:
+    """Take the delta of a post, and check that base with it answers as PEFT's model does, which base does not."""
+    pd.extract(root / "BASE", post, root / "delta", force=True)
+    pd.apply(root / "BASE", root / "delta", root / "result", force=True)
+    ids = torch.arange(3, 11)[None]
+    with torch.no_grad():
+        wanted = adapted(input_ids=ids).logits
+        models = [transformers.LlamaForCausalLM.from_pretrained(root / name).eval() for name in ("BASE", "result")]
+        apart, left = ((its(input_ids=ids).logits - wanted).abs().max() for its in models)
+    assert apart > 0
+    assert left < apart / 50
+
+
+def run_remedy(error: CheckpointError) -> None:
+    """Run the Python command of a remedy in this folder."""
+    exec((error.remedy or "").split('python -c "')[1].removesuffix('"'), {})
+
+
+TIED: dict[str, dict[str, Any]] = {
+    "LoRA of the head": {"target_modules": ["q_proj", "lm_head"]},
+    "LoRA of both": {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
+    "LoRA of both, tied": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    "the head saved": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "both saved": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+}
+EMBEDDING_ALONE: dict[str, dict[str, Any]] = {
+    "LoRA of the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "the embedding saved": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+}
+
+
+@kind(
+    ADAPTERS,
+    "LoRA or a saved copy of a head that base ties to its embedding, or of both",
+    works="each for itself, as it was trained: the result has a head of its own, and answers as PEFT's model",
+)
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about each other
+@pytest.mark.parametrize(
+    ("case", "copies"),
+    [*((case, True) for case in [*TIED, *EMBEDDING_ALONE]), *((case, False) for case in TIED)],
+)
+def test_adapters_of_tied_heads(tmp_path: Path, case: str, copies: bool) -> None:
+    config = peft.LoraConfig(r=4, **(TIED | EMBEDDING_ALONE)[case])
+    assert_answers(tmp_path, tmp_path / "ADAPTER", trained_by_peft(tmp_path, config, tied=True, copies=copies))
+
+
+@kind(
+    ADAPTERS,
+    "LoRA or a saved copy of the embedding alone, where base ties its head and stores only the embedding",
+    refused="the head was not trained, and has no name in base",
+    remedy="the command that gives the head a copy of its own, for BASE",
+)
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about each other
+@pytest.mark.parametrize("case", EMBEDDING_ALONE)
+def test_adapters_of_an_embedding_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = trained_by_peft(tmp_path, peft.LoraConfig(r=4, **EMBEDDING_ALONE[case]), tied=True)
+    with pytest.raises(CheckpointError, match="but not the output head, which base ties to it") as caught:
+        pd.extract("BASE", "ADAPTER", "delta")
+    with remedied(caught.value, "give UNTIED as BASE", "'BASE'"):
+        run_remedy(caught.value)
+        (tmp_path / "BASE").rename("TIED")
+        (tmp_path / "UNTIED").rename("BASE")
+        assert_answers(tmp_path, tmp_path / "ADAPTER", model)
+
+
+@kind(
+    ADAPTERS,
+    "LoRA of T5's `shared`, of which encoder and decoder hold copies of their own",
+    refused="PEFT trained what the model does not use",
+    remedy=r"`--skip '^shared\.weight$'`",
+)
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about each other
+def test_an_adapter_of_what_t5_does_not_use(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
+    t5 = transformers.T5ForConditionalGeneration
+    torch.manual_seed(0)
+    t5(transformers.T5Config(**sizes, decoder_start_token_id=0)).save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, target_modules=["q", "shared"])
+    model = peft.get_peft_model(t5.from_pretrained(tmp_path / "base"), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(tmp_path / "lora")
+    with pytest.raises(CheckpointError, match="neither encoder nor decoder uses") as caught:
+        pd.extract(tmp_path / "base", tmp_path / "lora", tmp_path / "delta")
+    with remedied(caught.value, r"--skip '^shared\.weight$'"):
+        pd.extract(tmp_path / "base", tmp_path / "lora", tmp_path / "delta", rules=rules_of(caught.value), force=True)
+        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", force=True)
+        ids = torch.arange(3, 11)[None]
+        with torch.no_grad():
+            models = [t5.from_pretrained(tmp_path / name).eval() for name in ("base", "out")]
+            base, result, wanted = (m(input_ids=ids, decoder_input_ids=ids).logits for m in (*models, model.eval()))
+        assert (base - wanted).abs().max() > 0
+        assert (result - wanted).abs().max() < (base - wanted).abs().max() / 50
+
+
+@kind(
+    ADAPTERS,
+    "`trainable_token_indices` of an embedding that base ties and stores twice",
+    refused="PEFT changes both copies, and saves one",
+    remedy="the command that merges it with PEFT",
+)
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about each other
+def test_rows_of_an_embedding_that_is_stored_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[3, 4])
+    model = trained_by_peft(tmp_path, config, tied=True, copies=True)
+    with pytest.raises(CheckpointError, match="of which it holds a copy") as caught:
+        pd.extract("BASE", "ADAPTER", "delta")
+    with remedied(caught.value, "merge it with PEFT, and give OUT"):
+        run_remedy(caught.value)
+        assert_answers(tmp_path, tmp_path / "OUT", model)
+
+
+@kind(
+    ADAPTERS,
+    "a model and an adapter in one folder, as post",
+    refused="either may be what was trained",
+    remedy="the path of the adapter's file",
+)
 def test_a_folder_with_a_model_and_an_adapter(tmp_path: Path) -> None:
     base, both = write_model(tmp_path / "base", small()), write_adapter(tmp_path / "lora", GOOD)
     write_model(both, small())
     with pytest.raises(CheckpointError, match="both a model and an adapter") as caught:
         pd.extract(base, both, tmp_path / "delta")
-    assert "adapter_model.safetensors" in (caught.value.remedy or "")
-    pd.extract(base, both / "adapter_model.safetensors", tmp_path / "delta")
+    with remedied(caught.value, f"give the one file {both}/adapter_model.safetensors"):
+        pd.extract(base, both / "adapter_model.safetensors", tmp_path / "delta")
+        pd.apply(base, tmp_path / "delta", tmp_path / "summed")
+        name = f"{ATTENTION.format(0, 'q')}.weight"
+        update = plus(small()[name], product(*GOOD.values(), 1.5))
+        assert_same(read_weights(tmp_path / "summed"), {**small(), name: update})
     with pytest.raises(CheckpointError, match="both a model and an adapter"):
         pd.verify(tmp_path / "delta", base=base, post=both)
     applied = pd.apply(both, tmp_path / "delta", tmp_path / "out")  # of a target, the adapter is not read
@@ -474,6 +718,7 @@ def test_what_a_training_leaves_beside_an_adapter_is_not_read(tmp_path: Path, be
     assert any(beside.partition("/")[0] in note for note in report.notes)
 
 
+@kind(ADAPTERS, "an adapter of a base in two float dtypes", works="each sum in the dtype of its own tensor")
 def test_an_adapter_of_a_model_in_two_float_dtypes(tmp_path: Path) -> None:
     """Each sum is rounded to the dtype of its own tensor of base; with a cast, both sides are read in another."""
     base = {name: tensor.float() if "norm" in name else tensor for name, tensor in small().items()}
@@ -491,6 +736,7 @@ def test_an_adapter_of_a_model_in_two_float_dtypes(tmp_path: Path) -> None:
     assert_same(read_weights(tmp_path / "cast"), read_weights(tmp_path / "out"))
 
 
+@kind(ADAPTERS, "`adapter_model.bin`", refused="a pickle is never opened", remedy="the command that converts it")
 def test_the_remedy_for_a_pickled_adapter_works(tmp_path: Path) -> None:
     write_model(tmp_path / "base", small())
     adapter = write_adapter(tmp_path / "lora", GOOD)
@@ -498,9 +744,11 @@ def test_the_remedy_for_a_pickled_adapter_works(tmp_path: Path) -> None:
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="a pickled adapter") as caught:
         open_checkpoint(adapter)
-    code = (caught.value.remedy or "").split('python -c "')[1].removesuffix('"')
-    subprocess.run([sys.executable, "-c", code], cwd=adapter, check=True)
-    assert_same(load_file(adapter / "adapter_model.safetensors"), GOOD)
+    with remedied(caught.value, 'python -c "'):
+        code = (caught.value.remedy or "").split('python -c "')[1].removesuffix('"')
+        subprocess.run([sys.executable, "-c", code], cwd=adapter, check=True)
+        assert_same(load_file(adapter / "adapter_model.safetensors"), GOOD)
+        pd.extract(tmp_path / "base", adapter, tmp_path / "delta")
 
 
 def test_the_adapters_own_tokenizer_is_taken(tmp_path: Path) -> None:
@@ -511,11 +759,14 @@ def test_the_adapters_own_tokenizer_is_taken(tmp_path: Path) -> None:
     assert [file.path for file in report.manifest.companions] == ["companions/chat_template.jinja"]
 
 
+@kind(
+    ADAPTERS,
+    "a LoRA adapter that PEFT trained and saved, in bf16 and fp16",
+    works="as `merge_and_unload` in float32, but for single roundings",
+)
 @pytest.mark.filterwarnings("ignore")  # of the libraries, about each other
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_peft_merges_the_same(tmp_path: Path, dtype: torch.dtype) -> None:
-    peft = pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, attention_bias=True,

@@ -33,6 +33,7 @@ from paramdelta_hub.package.tensor_delta import StoredDelta
 from paramdelta_hub.transforms.sum import Addend, TensorSum
 from tests.numerics.test_floats import finite_bits, pairs, random_bits, special_bits
 from tests.support.chunks import set_chunk_elements
+from tests.support.kinds import NOT_FINITE, kind, remedied
 from tests.support.models import (
     TORCH,
     assert_same,
@@ -235,6 +236,11 @@ def not_finite(dtype_name: str, count: int, seed: int) -> torch.Tensor:
     return from_bits(bits, TORCH[dtype_name])
 
 
+@kind(
+    NOT_FINITE,
+    "NaN and infinity with equal bits in base and post: padding, masks",
+    works="no change; base ⊕ Δ has every bit of them",
+)
 def test_values_that_are_not_finite_and_did_not_change_come_back_bit_for_bit(tmp_path: Path, dtype_name: str) -> None:
     """Padding rows of NaN, masks of −∞, tensors of nothing else; exceptions beside them in one chunk."""
     base = weights(12, TORCH[dtype_name])
@@ -273,6 +279,12 @@ def test_all_changes_to_and_from_values_that_are_not_finite_are_counted(
     assert mismatch.message.endswith("6 in base, 10 in post")
 
 
+@kind(
+    NOT_FINITE,
+    "NaN or infinity in one of base and post",
+    refused="there is no difference",
+    remedy="equal values, or `--skip REGEX`",
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("side", ["base", "post"])
 def test_what_is_not_finite_is_refused_by_name_and_count(
@@ -291,8 +303,12 @@ def test_what_is_not_finite_is_refused_by_name_and_count(
     assert set(messages) == {"model.layers.0.mlp.weight", "model.norm.weight"}
     assert f"{counts[0]} in base, {counts[1]} in post" in messages["model.layers.0.mlp.weight"]
     assert not (tmp_path / "delta").exists()
-    skip = pd.Rules(skips=(r"layers\.0", "norm"))
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=skip)
+    with remedied(caught.value, "leave these tensors out with --skip REGEX"):
+        skip = pd.Rules(skips=(r"layers\.0", "norm"))
+        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=skip)
+        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+        kept = {name: models["base"][name] for name in messages}
+        assert_same(read_weights(tmp_path / "out"), {**models["post"], **kept})
 
 
 def test_every_misfit_is_listed_and_nothing_is_written(tmp_path: Path) -> None:

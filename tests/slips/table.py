@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-__all__ = ["AREAS", "Row", "slip"]
+from tests.support.table_rows import F, makes_row
 
-F = TypeVar("F", bound=Callable[..., object])
+__all__ = ["AREAS", "Row", "slip", "slips"]
 
 AREAS = (
     "what `--overwrite` replaces",
@@ -34,9 +34,15 @@ class Row(NamedTuple):
 def slip(area: str, what: str, happens: str) -> Callable[[F], F]:
     """Mark a test as the one that shows what comes of a slip."""
     assert area in AREAS, area
+    return makes_row("slips", area, what, happens)
+
+
+def slips(*rows: Row) -> Callable[[F], F]:
+    """Mark a test as the one that shows what comes of several."""
 
     def mark(test: F) -> F:
-        test.__dict__.setdefault("slips", []).append(Row(area, what, happens))
+        for row in reversed(rows):
+            test = slip(*row)(test)
         return test
 
     return mark

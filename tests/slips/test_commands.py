@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.slips.conftest import Home, digests
-from tests.slips.table import AREAS, Row
+from tests.slips.table import AREAS, Row, slips
 
 OVERWRITE, WEIGHTS, RULES, REGISTRIES, MODELS, NAMES = AREAS
 
@@ -531,6 +531,7 @@ SLIPS = (
 )
 
 
+@slips(*(slip.row for slip in SLIPS))
 @pytest.mark.parametrize("slip", SLIPS, ids=lambda slip: slip.what)
 def test_a_slip_of_the_hand(home: Home, slip: Slip) -> None:
     """It ends as the table says, and every file that was there is there, unchanged."""
