@@ -110,7 +110,7 @@ def test_what_cannot_be_published(family: Family, tmp_path: Path) -> None:
     (family.delta / "README.md").write_bytes(b"\xff")
     assert "not UTF-8" in run("publish", family.delta, tmp_path / "r/org/x", code=3).stderr
     (family.delta / "README.md").write_text("---\na: [\n---\n")
-    assert "metadata can't be read" in run("publish", family.delta, tmp_path / "r/org/x", code=2).stderr
+    assert "metadata can't be read" in run("publish", family.delta, tmp_path / "r/org/x", code=3).stderr
     assert not (tmp_path / "r").exists()
 
 

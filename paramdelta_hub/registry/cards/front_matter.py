@@ -216,8 +216,9 @@ def _parse(content: str, where: str, end: str = "\n") -> _Block:
     try:
         root = _tree(YAML(typ="safe", pure=True).parse(content))
     except (YAMLError, ValueError, OverflowError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-        raise _unreadable(where, reason) from None
+        raise _unreadable(where, f"line {mark.line + 1}: {problem}" if mark and problem else reason) from None
     text = content + end
     if root is None:
         return _Block(text, [], None, "")

@@ -45,8 +45,9 @@ def merge_cards(published: str | None, own: str | None, repo: str, replace_edits
     if not _lines(own_words) <= _lines(text):
         if not _lines(text) <= _lines(own_words):
             lost.append("text")
-        block = split(published)[0]
-        card = block + line_end(block) * (bool(block) and not block.endswith(("\n", "\r"))) + split(own)[1]
+        (block, _), (own_block, rest) = split(published), split(own)
+        missing = [not block.endswith(("\n", "\r")), not own_block]  # the line end of the block, and a blank line
+        card = block + line_end(block) * sum(missing) * bool(block) + rest
     if lost and not replace_edits:
         raise OptionError(
             f"the published card and the README.md in the package's folder have different {' and '.join(lost)}",
