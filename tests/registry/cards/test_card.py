@@ -437,6 +437,28 @@ def delta_of(name: str, *, weight: float, forced: bool) -> Delta:
     return Delta.model_construct(name=name, version="1.0.0", id="f" * 64, weight=weight, lineage=lineage)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "shown"),
+    [
+        ("https://hub.example/", "https://hub.example"),
+        ("https://me:secret@hub.example:8080/mirror", "https://hub.example:8080/mirror"),
+        ("https://hub.example/a)b c", "https://hub.example/a%29b%20c"),
+        ("", "https://huggingface.co"),
+    ],
+)
+def test_links_go_to_the_hub_in_use(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, endpoint: str, shown: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    provenance = provenance_of(target=Model(name="org/new", commit=COMMIT), deltas=())
+    for card in (delta_card(manifest, "f" * 64, "org/delta"), result_card(provenance, [])):
+        hrefs = [str(token.attrGet("href")) for token in tokens(card) if token.type == "link_open"]
+        ours = [href for href in hrefs if "arxiv.org" not in href and "pypi.org" not in href]
+        assert ours
+        assert all(href.startswith(f"{shown}/org/") for href in ours)
+        assert "secret" not in card
+
+
 def test_a_results_card_names_what_is_on_the_hub(manifest: Manifest) -> None:
     provenance = provenance_of(
         target=Model(name="org/new", commit=COMMIT), deltas=(delta_of("d", weight=-1.5, forced=False),)
