@@ -368,9 +368,11 @@ def _attempts(block: _Block, changes: Mapping[str, Change], end: str) -> Iterato
     new = {key: change for key, change in changes.items() if key not in there}
     if block.flow is not None:
         made = "".join(f"{_quoted(key)}: {_in_flow(_target(None, change))}, " for key, change in new.items())
-        empty = not block.flow.members
-        at = block.flow.start + block.text[block.flow.start :].index("{") + 1
-        yield _apply(block.text, [*edits, (at, at, made[:-2] if empty else made)]).removesuffix(end)
+        members = block.flow.members
+        gone = [key for key, change in changes.items() if key in there and _target(there[key].value, change) is None]
+        edits += _cuts(block.flow, [index for index, entry in enumerate(block.entries) if entry.key in gone], 2)
+        at = members[0].start if members else block.text.index("{", block.flow.start) + 1
+        yield _apply(block.text, [*edits, (at, at, made if members else made[:-2])]).removesuffix(end)
         return
     made = "".join(_added(key, change, block.indent, end) for key, change in new.items())
     before_last = block.entries[-1].start if block.entries else len(block.text)
@@ -406,7 +408,7 @@ def _edits(block: _Block, entry: Entry, change: Change, end: str) -> Iterator[tu
     elif isinstance(change, Lines):
         yield entry.start, entry.end, _added(str(entry.key), change, block.indent, end)
     elif target is None and block.flow is not None:
-        yield _cut(block.text, block.flow, [block.flow.members.index(entry.key_node)], 2)
+        return  # all of them are removed together
     elif target is None:
         yield entry.start, entry.end, ""
     elif block.flow is not None:
@@ -441,7 +443,6 @@ def _list_edits(text: str, node: _Node, change: Items, end: str) -> Iterator[tup
     """Yield the edits of a list, member by member; none if it is written in a way that has no place for them."""
     values = [member.plain() for member in node.members]
     dropped = [index for index, value in enumerate(values) if value in change.drop]
-    kept = [index for index in range(len(values)) if index not in dropped]
     added = [value for value in change.add if value not in values]
     places = [(_place(values, value) if change.in_order else 0, value) for value in added]
     if node.flow:
@@ -452,13 +453,7 @@ def _list_edits(text: str, node: _Node, change: Items, end: str) -> Iterator[tup
             else:
                 at = node.members[-1].end
                 yield at, at, f", {_in_flow(value)}"
-        if dropped and kept:
-            tail = [index for index in dropped if index > kept[-1]]
-            yield from (_cut(text, node, [index], 1) for index in dropped if index not in tail)
-            if tail:
-                yield _cut(text, node, tail, 1)
-        elif dropped:
-            yield node.members[0].start, node.members[-1].end, ""
+        yield from _cuts(node, dropped, 1)
         return
     starts = [_line_start(text, member.start) for member in node.members]
     margins = [text[start : member.start] for start, member in zip(starts, node.members, strict=True)]
@@ -472,12 +467,19 @@ def _list_edits(text: str, node: _Node, change: Items, end: str) -> Iterator[tup
         yield starts[index], stops[index], ""
 
 
-def _cut(text: str, node: _Node, which: Sequence[int], width: int) -> tuple[int, int, str]:
-    """Return the edit that takes neighbors out of a list or map with brackets, together with one comma."""
-    first, last = which[0], which[-1] + width
-    if last < len(node.members):
-        return node.members[first].start, node.members[last].start, ""
-    return node.members[first - 1].end if first else node.members[0].start, node.members[-1].end, ""
+def _cuts(node: _Node, dropped: Sequence[int], width: int) -> Iterator[tuple[int, int, str]]:
+    """Yield the edits that take members out of a list or map with brackets, each with one comma.
+
+    A member has ``width`` parts: one in a list, two in a map.
+    """
+    starts = node.members[::width]
+    last_kept = max((index for index in range(len(starts)) if index not in dropped), default=-1)
+    for index in dropped:
+        if index < last_kept:
+            yield starts[index].start, starts[index + 1].start, ""
+    if dropped and last_kept < len(starts) - 1:
+        ends = node.members[width - 1 :: width]
+        yield ends[last_kept].end if last_kept >= 0 else starts[0].start, ends[-1].end, ""
 
 
 def _place(values: Sequence[Any], value: str) -> int:

@@ -115,6 +115,26 @@ def test_values_are_read_back_as_they_were_written(card: str, text: str, members
     assert equal(after, {key: value for key, value in before.items() if key not in ("license", "empty")})
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        '{"license": "mit", "tags": ["a"]}',
+        '{\n  "license": "mit",  # why\n  "tags": ["a"],\n}',
+        "{}",
+        "{ }",
+        "# none",
+        "",
+    ],
+)
+def test_metadata_with_brackets_is_restored_too(block: str) -> None:
+    card = f"---\n{block}\n---\n# M\n"
+    before, text = as_the_client_reads(card)
+    changed = change_metadata(card, {KEY: Items(["org/delta"]), "a": "b"}, "")
+    assert as_the_client_reads(changed) == ({**before, KEY: ["org/delta"], "a": "b"}, text)
+    assert change_metadata(change_metadata(changed, {KEY: Items(drop=["org/delta"])}, ""), {"a": None}, "") == card
+    assert change_metadata(changed, {"a": None, KEY: None}, "") == card
+
+
 @given(st.text(max_size=20))
 def test_any_text_can_be_a_value(text: str) -> None:
     if not all(character.isprintable() or character in "\t\n\x85\u2028\ufeff\x07" for character in text):
