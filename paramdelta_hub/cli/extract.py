@@ -75,7 +75,7 @@ class Publication:
                 create_pr=self.create_pr,
                 progress=console.progress(with_json=True),
             )
-        except RegistryError as error:
+        except (OptionError, RegistryError, SourceError) as error:
             remedy = f"the package is complete; to publish it later: pd-publish {output} {repo}"
             error.remedy = f"{error.remedy}; {remedy}" if error.remedy else remedy
             raise

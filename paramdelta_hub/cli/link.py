@@ -15,6 +15,7 @@ _EXAMPLES = """
 pd-link org/delta org/base-instruct --dry-run
 pd-link org/delta org/base-instruct
 pd-link org/delta me/new-base-instruct --as result --create-pr
+pd-link org/delta org/base-instruct --remove
 """
 
 
@@ -27,6 +28,7 @@ pd-link org/delta me/new-base-instruct --as result --create-pr
     type=click.Choice(["base", "post", "result"]),
     help="Role of MODEL [default: from DELTA's manifest].",
 )
+@click.option("--remove", is_flag=True, help="Remove the link. The card is then as it was before.")
 @click.option("--dry-run", is_flag=True, help="Print the changes, but change nothing.")
 @click.option(
     "--create-pr/--direct",
@@ -35,24 +37,24 @@ pd-link org/delta me/new-base-instruct --as result --create-pr
     help="Open a pull request, or write directly [default: write directly to your own repositories].",
 )
 @click.option("--message", help="Message of the commit or pull request.")
-def link(dry_run: bool, console: Console, **options: Any) -> None:
+def link(dry_run: bool, remove: bool, console: Console, **options: Any) -> None:
     """Link to DELTA on the card of MODEL, which is its base, its post, or a result of it. Both are on the Hub.
 
-    Linking again changes nothing.
+    The difference is printed before it is committed. Everything else on the card keeps its bytes: metadata, comments,
+    line ends, and the text outside of the `paramdelta` markers. Linking again changes nothing.
     """
     from paramdelta_hub.registry.api import link as run
 
-    linked = run(**options, dry_run=dry_run)
-    console.emit(linked, _text(linked, dry_run))
+    linked = run(**options, dry_run=dry_run, remove=remove, progress=console.progress())
+    console.emit(linked, _text(linked, dry_run=dry_run, remove=remove))
 
 
-def _text(linked: Linked, dry_run: bool) -> str:
+def _text(linked: Linked, *, dry_run: bool, remove: bool) -> str:
     if not linked.diff:
-        return f"{linked.repo} already links to {linked.delta}; nothing was changed"
+        state = "does not link to" if remove else "already links to"
+        return f"{linked.repo} {state} {linked.delta}; nothing was changed"
     if dry_run:
-        done = "nothing was changed (--dry-run)"
-    elif linked.pull_request:
-        done = f"proposed: {linked.pull_request}"
-    else:
-        done = f"{linked.repo} links to {linked.delta}: {linked.commit}"
-    return f"{linked.diff.rstrip()}\n\n{done}"
+        return f"{linked.diff.rstrip()}\n\nnothing was changed (--dry-run)"
+    if linked.pull_request:
+        return f"proposed: {linked.pull_request}"
+    return f"{linked.repo} {'no longer links' if remove else 'links'} to {linked.delta}: {linked.commit}"

@@ -31,13 +31,21 @@ pd-publish ./delta org/name --registry s3://bucket/deltas
 @click.option(
     "--sign", metavar="KEY", help=f"Sign with this EC private key (PEM). Its password is in ${PASSWORD_VARIABLE}."
 )
+@click.option(
+    "--replace-edits",
+    is_flag=True,
+    help="Let the new card replace what was edited by hand where the two can't both stay. Without it, that is refused.",
+)
 def publish(console: Console, **options: Any) -> None:
     """Publish the package in the folder DELTA as a version of REPO, with a new model card.
 
     REPO is org/name, or a folder or URL that ends in it. hf://org/name is always the Hub. The command prints the
     destination, and who can see it, before it sends anything. A published version is never replaced. Publishing the
-    same content again does nothing. The new card keeps your own text from DELTA's README.md, or else from between
-    the `yours` markers of the last published card. DELTA is only read.
+    same content again does nothing.
+
+    A part of the card is generated, between `delta` markers. Everything else on it is yours, and keeps its bytes:
+    text and metadata of the published card, and what DELTA's README.md adds to them. Changes of it are printed before
+    they are committed. DELTA is only read.
     """
     from paramdelta_hub.registry.publish import publish as run
 

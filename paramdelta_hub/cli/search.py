@@ -30,7 +30,7 @@ pd-search --base ./new-base --registry ./registry --json
 @click.option("--skip", type=click.IntRange(min=0), default=0, help="Results to skip, for the next page.")
 @registry_option
 def search(query: str | None, base: str | None, limit: int, skip: int, registry: str | None, console: Console) -> None:
-    """Find deltas with QUERY in their names or titles. With --base, check whether each delta fits that model.
+    """Find deltas with all words of QUERY in their name, title, tags, base or post. With --base, judge if each fits.
 
     `same base`: the result is the delta's post, bit for bit. `kin`: the model and the delta's base have a common
     ancestor. `fits`: the architecture is the same. A few values of the model are compared with samples of each

@@ -15,7 +15,9 @@ from paramdelta_hub.package.labels import check_labels
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.package.report import PackageReport
-from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN, YOURS_END, own_words, split
+from paramdelta_hub.registry.cards.card import WRITTEN_KEYS
+from paramdelta_hub.registry.cards.front_matter import metadata
+from paramdelta_hub.registry.cards.generated import own_text, without_generated
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.materialize import CARD_NAME, file_chunks, receive, write_if_changed
 from paramdelta_hub.registry.publish import read_card
@@ -131,10 +133,8 @@ def _given_labels(name: str | None, version: str | None, license_name: str | Non
 
 
 def _own_card(existing: str | None) -> str | None:
-    """Return what the author wrote in a card; the rest speaks of the package as it was."""
-    words = own_words(existing)
-    if not existing or not words:
+    """Return what the author wrote in a card; the generated part speaks of the package as it was."""
+    if not existing:
         return None
-    if YOURS_BEGIN not in existing:
-        return existing
-    return f"{split(existing)[0]}{YOURS_BEGIN}\n\n{words}\n\n{YOURS_END}\n"
+    is_empty = not own_text(existing, CARD_NAME).strip() and metadata(existing, CARD_NAME).keys() <= WRITTEN_KEYS
+    return None if is_empty else without_generated(existing, CARD_NAME)

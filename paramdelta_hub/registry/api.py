@@ -110,7 +110,7 @@ def search(query: str | None = None, *, base: str | None = None, registry: str |
     """Yield deltas page by page, each with a judgement of whether it fits ``base``.
 
     Args:
-        query: text to find in names and titles.
+        query: words to find in names, titles, tags, and the names of base and post. All of them must be there.
         base: the model that the delta is for: a folder, or ``org/name[@revision]``. Its headers are read. For a
             prediction, the samples of every delta that fits are fetched, and compared with a few values of the model.
         registry: a folder or an fsspec URL; by default the one in PARAMDELTA_REGISTRY, or the Hub.
@@ -150,31 +150,41 @@ def link(
     repo: str,
     *,
     role: Role | None = None,
+    remove: bool = False,
     create_pr: bool | None = None,
     dry_run: bool = False,
     message: str | None = None,
+    progress: Progress | None = None,
 ) -> Linked:
     """Name a delta on the card of a model on the Hub: its base, its post, or a model that it was applied to.
 
-    Running it again changes nothing.
+    Running it again changes nothing. Everything else on the card keeps its bytes.
 
     Args:
         delta: the delta's repository on the Hub, ``org/name``.
         repo: the model whose card is to name it.
         role: what the model is to the delta; by default as the delta's manifest says, and ``result`` for other models.
+        remove: remove the link. The delta need not exist anymore.
         create_pr: whether to open a pull request; by default only if the repository belongs to somebody else.
         dry_run: change nothing, and return the diff.
         message: the title of the commit or pull request.
+        progress: receives the diff before it is committed.
 
     Raises:
         OptionError: the delta is not on the Hub.
-        RegistryError: it does not exist, is not allowed, or is not reachable.
+        RegistryError: it does not exist or is no delta, the model has no card, it is not allowed, or not reachable.
+        SourceError: the card's metadata can't be read.
     """
-    source, reference = find_delta(delta)
+    _, reference = find_delta(delta)
     if reference.root is not None:
         raise OptionError("only deltas on the Hub can be linked", where=delta, remedy="publish it on the Hub first")
-    if role is None:
-        manifest = open_package(source.pull(reference.repo, reference.revision, part="manifest").path).manifest
-        roles: dict[str, Role] = {manifest.post.name: "post", manifest.base.name: "base"}
-        role = roles.get(repo, "result")
-    return link_on_hub(repo, reference.repo, role, create_pr=create_pr, dry_run=dry_run, message=message)
+    return link_on_hub(
+        repo,
+        reference.repo,
+        role,
+        remove=remove,
+        create_pr=create_pr,
+        dry_run=dry_run,
+        message=message,
+        progress=progress,
+    )

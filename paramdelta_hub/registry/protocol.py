@@ -264,7 +264,10 @@ class Registry(ABC):
 
     @abstractmethod
     def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
-        """Yield deltas with ``query`` in their name or title, and with this ``base`` and ``fingerprint``."""
+        """Yield deltas with this ``base`` and ``fingerprint``, and with all words of ``query``.
+
+        Every word must be in the name, the title, the tags of the card, or the names of base and post.
+        """
 
     @abstractmethod
     def _publish(self, publication: Publication) -> Published:

@@ -13,8 +13,10 @@ from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES
 from paramdelta_hub.package.manifest import Manifest, Source
 from paramdelta_hub.package.package import Package, open_package
-from paramdelta_hub.registry.cards.card import delta_card
-from paramdelta_hub.registry.cards.markdown import hub_id, own_words
+from paramdelta_hub.registry.cards.card import LIBRARY, delta_card
+from paramdelta_hub.registry.cards.front_matter import metadata
+from paramdelta_hub.registry.cards.markdown import hub_id
+from paramdelta_hub.registry.cards.merge import edits, merge_cards
 from paramdelta_hub.registry.keys import PrivateKey, read_private_key
 from paramdelta_hub.registry.locate import Reference, find_to_publish
 from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME
@@ -36,12 +38,13 @@ def publish(
     create_pr: bool = False,
     message: str | None = None,
     sign: str | Path | None = None,
+    replace_edits: bool = False,
     progress: Progress | None = None,
 ) -> Published:
     """Publish the package in the folder ``delta`` completely or not at all. Publishing it again does nothing.
 
-    The folder is only read. A new model card is made from the manifest. It keeps what the author wrote: in the folder's
-    README.md, or otherwise between the markers of the card that was published before.
+    The folder is only read. A part of the model card is made from the manifest. The rest is the author's, and is kept
+    to the byte: text and metadata of the card that was published before, and what the folder's README.md adds to it.
 
     Args:
         delta: the package's folder.
@@ -53,12 +56,14 @@ def publish(
         message: the title of the commit on the Hub.
         sign: a private key in PEM (P-256, P-384 or P-521) that signs the manifest for this repository.
             PARAMDELTA_KEY_PASSWORD is its password, if it has one.
-        progress: receives the destination before the upload, and the progress of the work.
+        replace_edits: whether the new card may replace what was edited by hand: text in its generated part, a license
+            that the package contradicts, and what the published card has and the folder's README.md has otherwise.
+        progress: receives the destination and the card's changes before the upload, and the progress of the work.
 
     Raises:
-        OptionError: a version or a name is not valid; ``org`` is also a local folder; the card's metadata can't be
-            read; or model-signing is not installed.
-        SourceError: the key can't be read.
+        OptionError: a version or a name is not valid; ``org`` is also a local folder; something that was edited by hand
+            would be replaced; or model-signing is not installed.
+        SourceError: the key, or the card's metadata, can't be read.
         PackageError: the folder is not a package, or is damaged.
         PublishError: the version exists with other content or without this signature.
         RegistryError: not reachable, not allowed, …
@@ -70,8 +75,10 @@ def publish(
     for wanted in (version, reference.revision):
         check_version(manifest.version, wanted, str(package.path))
     key = read_private_key(expand(sign)) if sign is not None else None
-    extras = _extras(package, target, reference, key)
-    notes = _compare_license(target, reference.repo, manifest)
+    card, notes = _make_card(package, target, reference, replace_edits)
+    signature = {} if key is None else {SIGNATURE_NAME: _signature(package, reference.repo, key)}
+    extras = {CARD_NAME: card.encode(), **signature}
+    notes = (*_compare_license(target, reference.repo, manifest), *notes)
     published = target.publish(
         package.path,
         reference.repo,
@@ -85,19 +92,27 @@ def publish(
     )
     if key is not None and not (published.uploaded or published.pull_request):
         _check_signed(target, published, key)
-    return published.model_copy(update={"notes": notes if published.uploaded else ()})
+    return published.model_copy(update={"notes": (*(notes if published.uploaded else ()), *published.notes)})
 
 
-def _extras(package: Package, target: Registry, reference: Reference, key: PrivateKey | None) -> dict[str, bytes]:
-    """Return the card, which keeps what the author wrote, and the signature if there is a key, by file name."""
+def _make_card(
+    package: Package, target: Registry, reference: Reference, replace_edits: bool
+) -> tuple[str, tuple[str, ...]]:
+    """Return the card, which keeps what the author wrote, and notes about what changes in it."""
     manifest, on_hub = package.manifest, reference.root is None
-    existing = read_card(package.path) or ""
-    if not own_words(existing):
-        existing = target.card(reference.repo) or existing
+    published = target.card(reference.repo)
+    existing = merge_cards(published, read_card(package.path), reference.repo, replace_edits)
     licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
-    card = delta_card(manifest, package.digest, reference.repo, existing, licenses=licenses, on_hub=on_hub)
-    signature = {} if key is None else {SIGNATURE_NAME: _signature(package, reference.repo, key)}
-    return {CARD_NAME: card.encode(), **signature}
+    options = {"on_hub": on_hub, "replace_edits": replace_edits}
+    card = delta_card(manifest, package.digest, reference.repo, existing, licenses=licenses, **options)
+    notes = []
+    if published is not None and (changes := edits(published, card, reference.repo)):
+        notes.append(f"the card changes outside of its generated part:\n{changes}")
+    if (library := metadata(card, CARD_NAME).get("library_name")) != LIBRARY:
+        notes.append(
+            f"the card keeps library_name {library}, by which the Hub counts downloads and shows how to load it"
+        )
+    return card, tuple(notes)
 
 
 def _signature(package: Package, repo: str, key: PrivateKey) -> bytes:

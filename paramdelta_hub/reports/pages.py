@@ -17,7 +17,7 @@ from paramdelta_hub.fileio.digests import is_sealed, seal
 from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.package.manifest import Source
 from paramdelta_hub.registry.cards.changes import percent
-from paramdelta_hub.registry.cards.markdown import hub_id
+from paramdelta_hub.registry.cards.markdown import hub_address, hub_id
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -30,9 +30,8 @@ LISTED = 40
 _BEGIN = b"<!doctype html>\n"
 _NAME_LENGTH = 120
 """The number of characters shown of a name. The longest names in use have about as many."""
-_OUR_ADDRESS = re.compile(
-    r"https://huggingface\.co/[A-Za-z0-9._/@+-]+|(?:\.\./)*[A-Za-z0-9][A-Za-z0-9._/+-]*|#[a-z0-9-]+"
-)
+_ON_THE_HUB = re.compile(r"[A-Za-z0-9._/@+-]+")
+_ON_THE_SITE = re.compile(r"(?:\.\./)*[A-Za-z0-9][A-Za-z0-9._/+-]*|#[a-z0-9-]+")
 
 
 def render(template: str, title: str, *, script: str | None = None, **values: Any) -> bytes:
@@ -77,7 +76,9 @@ def environment() -> Environment:
 
 def _address(address: str) -> str:
     """Return the address if it is on the Hub or within the site. Another one would be a bug of ours."""
-    if not _OUR_ADDRESS.fullmatch(address):
+    hub = hub_address("")
+    pattern = _ON_THE_HUB if address.startswith(hub) else _ON_THE_SITE
+    if not pattern.fullmatch(address.removeprefix(hub)):
         raise ValueError(f"not an allowed address: {address!r}")
     return address
 
@@ -86,7 +87,7 @@ def _hub_address(source: Source) -> str | None:
     """Return the address of a model's commit, or None if the model is not on the Hub."""
     if hub_id(source.name, source.commit) is None:
         return None
-    return f"https://huggingface.co/{source.name}/tree/{source.commit}"
+    return hub_address(f"{source.name}/tree/{source.commit}")
 
 
 def figure(value: float | None, form: str) -> str:

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 from paramdelta_hub.environment import REGISTRY_VARIABLE
-from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN
+from paramdelta_hub.registry.cards.generated import END
 from tests.conftest import Family
 from tests.support.hub import Account, Fault, LoopbackHub
 from tests.support.models import assert_same, read_weights
@@ -85,11 +85,11 @@ def test_publish_writes_a_card_and_keeps_what_is_yours(family: Family, root: Pat
     (package / "README.md").write_text("# Mine")
     run("publish", package, "org/delta", "--registry", root)
     card = (root / "org/delta/1.1.0/README.md").read_text()
-    assert f"{YOURS_BEGIN}\n\n# Mine\n" in card
+    assert card.split("---\n")[2].startswith("\n# Mine\n\n<!-- delta:begin ")
     assert (package / "README.md").read_text() == "# Mine"
     # The words of the newest version come along with the next one, whose package has no card yet.
     run("publish", another(family, "1.2.0"), "org/delta", "--registry", root)
-    assert f"{YOURS_BEGIN}\n\n# Mine\n" in (root / "org/delta/1.2.0/README.md").read_text()
+    assert "\n# Mine\n\n<!-- delta:begin " in (root / "org/delta/1.2.0/README.md").read_text()
 
 
 def test_a_version_is_never_replaced_and_never_renamed(family: Family, root: Path) -> None:
@@ -110,7 +110,7 @@ def test_what_cannot_be_published(family: Family, tmp_path: Path) -> None:
     (family.delta / "README.md").write_bytes(b"\xff")
     assert "not UTF-8" in run("publish", family.delta, tmp_path / "r/org/x", code=3).stderr
     (family.delta / "README.md").write_text("---\na: [\n---\n")
-    assert "metadata can't be read" in run("publish", family.delta, tmp_path / "r/org/x", code=2).stderr
+    assert "metadata can't be read" in run("publish", family.delta, tmp_path / "r/org/x", code=3).stderr
     assert not (tmp_path / "r").exists()
 
 
@@ -344,13 +344,14 @@ def test_words_of_the_published_card_survive(hub: LoopbackHub, paramdelta: Param
         hub.repositories["org/delta"]
         .head.files["README.md"]
         .content.decode()
-        .replace(YOURS_BEGIN, f"{YOURS_BEGIN}\nWritten on the Hub.")
+        .replace(END, f"{END}\n\nWritten on the Hub.")
     )
     hub.repositories["org/delta"].add({"README.md": card.encode()})
     package = another(family, "1.1.0")
     assert paramdelta("publish", package, "org/delta")[0] == 0
     published = hub.repositories["org/delta"].head.files["README.md"].content.decode()
-    assert f"{YOURS_BEGIN}\n\nWritten on the Hub.\n" in published
+    assert published.endswith(f"{END}\n\nWritten on the Hub.\n")
+    assert published.count(END) == 1
 
 
 def test_a_card_that_cannot_be_read_is_not_overwritten(

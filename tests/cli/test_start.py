@@ -12,7 +12,7 @@ import pytest
 import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 
-HEAVY = {"huggingface_hub", "numba", "numpy", "pydantic", "safetensors", "torch", "tqdm", "zstandard"}
+HEAVY = {"huggingface_hub", "numba", "numpy", "pydantic", "ruamel.yaml", "safetensors", "torch", "tqdm", "zstandard"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 from paramdelta_hub.environment import REGISTRY_VARIABLE
-from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN, own_words
+from paramdelta_hub.registry.cards.generated import END, own_text
 from tests.attacks.outcomes import shard_of
 from tests.conftest import Family
 from tests.registry.packages import id_of, labelled, tree
@@ -67,11 +67,12 @@ def test_what_does_not_come_along(package: Path, tmp_path: Path) -> None:
     made = tree(tmp_path / "out")
     assert not {"manifest.json.sig", "paramdelta.lock"} & made.keys()
     card = made["README.md"].decode()
-    assert own_words(card) == "My own words."
-    assert "1.0.0" not in card.partition(YOURS_BEGIN)[2]
+    assert own_text(card, "") == "My own words.\n"
+    assert END not in card
+    assert "1.0.0" not in card.partition("My own words.")[2]
     pd.publish(tmp_path / "out", "acme/instruct", registry=root)
     published = (root / "acme/instruct/2.0.0/README.md").read_text()
-    assert own_words(published) == "My own words."
+    assert own_text(published, "") == "My own words.\n"
     assert "mine" in published
     # A card that its author wrote alone stays as it is; one without a word of his has nothing to say.
     pd.relabel(package, tmp_path / "own", version="2.0.0")

@@ -380,6 +380,7 @@ def test_publishing_leaves_the_folder_as_it_is(
 _ALL_IMPORTED = """
 import importlib, os, pkgutil, sys
 import paramdelta_hub as pd
+import ruamel.yaml
 from huggingface_hub import ModelCard, ModelCardData, constants  # nobody may be able to read what is imported later
 
 for module in pkgutil.walk_packages(pd.__path__, "paramdelta_hub."):
@@ -470,19 +471,22 @@ def test_a_folder_above_that_can_not_be_read(package: Path, tmp_path: Path, shar
 @slip(NAMES, "the next version without a license, or with another", "told while it is published")
 def test_a_license_that_changes_is_told(package: Path, tmp_path: Path) -> None:
     root = tmp_path / "registry"
-    for version, license_name, says in (
-        ("1.0.0", "apache-2.0", None),
-        ("1.1.0", "Apache-2.0", None),
-        ("1.2.0", None, "version 1.1.0 has Apache-2.0, 1.2.0 has none"),
-        ("1.3.0", None, None),
-        ("1.4.0", "mit", None),
-        ("1.5.0", "gpl-3.0", "version 1.4.0 has mit, 1.5.0 has gpl-3.0"),
+    for version, license_name, says, lines in (
+        ("1.0.0", "apache-2.0", None, []),
+        ("1.1.0", "Apache-2.0", None, []),
+        ("1.2.0", None, "version 1.1.0 has Apache-2.0, 1.2.0 has none", ["-license: apache-2.0"]),
+        ("1.3.0", None, None, []),
+        ("1.4.0", "mit", None, ["+license: mit"]),
+        ("1.5.0", "gpl-3.0", "version 1.4.0 has mit, 1.5.0 has gpl-3.0", ["-license: mit", "+license: gpl-3.0"]),
     ):
         notes = Notes()
         made = labelled(package, tmp_path / version, version, license=license_name)
         published = pd.publish(made, REPO, registry=root, progress=notes)
+        assert list(published.notes) == notes.said[:-1]
         expected = [f"the license changes: {says}"] if says else []
-        assert list(published.notes) == expected == notes.said[:-1]
+        assert notes.said[: len(expected)] == expected
+        shown = [line for note in notes.said[len(expected) : -1] for line in note.splitlines() if "license:" in line]
+        assert shown == lines
     taken, notes = labelled(package, tmp_path / "taken", "1.4.0", license="isc"), Notes()
     with pytest.raises(pd.PublishError, match="published already, with other content"):
         pd.publish(taken, REPO, registry=root, progress=notes)
@@ -497,7 +501,9 @@ def test_a_license_that_changes_is_told_on_the_hub(hub: LoopbackHub, package: Pa
     assert json.loads(paramdelta(hub, tmp_path, "publish", "one", "acme/licensed", "--json").stdout)["notes"] == []
     done = paramdelta(hub, tmp_path, "publish", "two", "acme/licensed", "--json")
     told = "the license changes: version 1.0.0 has mit, 1.1.0 has none"
-    assert json.loads(done.stdout)["notes"] == [told]
+    note, change = json.loads(done.stdout)["notes"]
+    assert note == told
+    assert "\n-license: mit" in change
     assert told in done.stderr
 
 

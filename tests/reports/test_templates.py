@@ -63,6 +63,14 @@ def test_links_that_are_ours(address: str) -> None:
     assert environment().filters["address"](address) == address
 
 
+def test_links_lead_to_the_hub_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example:8080")
+    assert environment().filters["address"]("https://hub.example:8080/o/n/tree/0f")
+    for address in ("https://huggingface.co/o/n", "https://hub.example:8080.evil/x", "https://hub.example:8080/x?y"):
+        with pytest.raises(ValueError, match="address"):
+            environment().filters["address"](address)
+
+
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
 def test_a_template_can_not_forget_to_escape(template: Path) -> None:
     text = template.read_text(encoding="utf-8")

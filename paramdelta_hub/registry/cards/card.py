@@ -7,7 +7,7 @@ escaped. When a card is written again, the text and the metadata of its author s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from paramdelta_hub.errors import OptionError
@@ -18,16 +18,9 @@ from paramdelta_hub.package.manifest import Manifest, Source
 from paramdelta_hub.package.package import PICTURE_NAME
 from paramdelta_hub.package.provenance import Delta, Provenance
 from paramdelta_hub.registry.cards.changes import change_table
-from paramdelta_hub.registry.cards.markdown import (
-    YOURS_BEGIN,
-    YOURS_END,
-    escape_markdown,
-    front_matter,
-    hub_id,
-    model_link,
-    own_words,
-    split,
-)
+from paramdelta_hub.registry.cards.front_matter import Change, Items, change_metadata, metadata
+from paramdelta_hub.registry.cards.generated import with_generated
+from paramdelta_hub.registry.cards.markdown import escape_markdown, front_matter, hub_id, model_link
 
 __all__ = [
     "BASE_PREFIX",
@@ -36,11 +29,15 @@ __all__ = [
     "LIBRARY",
     "LICENSE_PREFIX",
     "TAG",
+    "WRITTEN_KEYS",
     "delta_card",
     "fingerprint_tag",
     "result_card",
     "tag_value",
 ]
+
+CARD = "README.md"
+"""The card, in messages."""
 
 LIBRARY = "paramdelta-hub"
 """The ``library_name`` of every card."""
@@ -50,6 +47,12 @@ TAG = "paramdelta"
 
 FACTS_KEY = "paramdelta"
 """The metadata key of facts that a search shows without a download, but never trusts."""
+
+WRITTEN_KEYS = {
+    *("library_name", "base_model", "base_model_relation", "license", "license_name", "pipeline_tag", "tags"),
+    FACTS_KEY,
+}
+"""The metadata keys that a new delta's card gets, where their values are known."""
 
 FINGERPRINT_PREFIX = "paramdelta-fp-"
 BASE_PREFIX = "base_model:"
@@ -113,32 +116,47 @@ def delta_card(
     *,
     licenses: tuple[str | None, str | None] = (None, None),
     on_hub: bool = True,
+    replace_edits: bool = False,
 ) -> str:
-    """Return a delta's card. The author's text and metadata in ``existing`` are kept.
+    """Return a delta's card. All of ``existing`` that is not ours is kept, byte for byte.
 
-    The metadata is read and written by huggingface_hub's ``ModelCard``. This keeps the author's keys, but not comments.
-    ``licenses`` are those of base and post, if known. A delta without a license inherits post's.
+    Ours are the text between the markers of :mod:`.generated`, the key :data:`FACTS_KEY`, the tags of deltas, and
+    what an earlier version wrote. Of the other keys, only those that are missing are added. ``licenses`` are those of
+    base and post, if known. A delta without a license inherits post's.
 
     Raises:
-        OptionError: the existing card's metadata can't be read.
+        SourceError: the existing card's metadata or markers can't be read.
+        OptionError: something that was edited by hand would be lost, and ``replace_edits`` is not set.
     """
-    base, post, words = manifest.base, manifest.post, own_words(existing)
+    base, post, card = manifest.base, manifest.post, existing or ""
+    old = metadata(card, CARD)
+    changes, lost = _metadata(manifest, id, old, licenses[1], replace_edits)
+    by_hand = None if "license" in changes[FACTS_KEY] or "inherited" in changes[FACTS_KEY] else old.get("license")
     names = f"**{escape_markdown(base.name)}** to make **{escape_markdown(post.name)}**"
     sections = [
         f"# {escape_markdown(manifest.name)} {manifest.version}",
         f"This is a **delta**: what post-training added to {names}. It is not a model by itself. Added to its own base,"
         " it gives back post, bit for bit. Added to another base of the same family, such as the next release, it"
         f" transfers the post-training, without training:\n\n{_FORMULA}",
-        "\n\n".join([YOURS_BEGIN, *([words] if words else []), YOURS_END]),
         f"## Use\n\n{_commands(manifest, repo, on_hub)}",
         f"## Made of\n\n{_sources(manifest)}",
         f"## Fits\n\n{_fit(manifest)}",
         f"## Size and exactness\n\n{_exactness(manifest, id)}",
         f"## What changed\n\n{_changes(manifest, on_hub)}",
-        f"## License\n\n{_license_text(manifest.license, *licenses)}",
+        f"## License\n\n{_license_text(manifest.license, *licenses, by_hand=by_hand)}",
         f"## Citation\n\n{_CITATION}",
     ]
-    return _metadata(manifest, id, existing, manifest.license or licenses[1]) + "\n" + "\n\n".join(sections) + "\n"
+    changed, edited = with_generated(card, "\n\n".join(sections), CARD)
+    if edited:
+        lost.append("text between the markers of the generated part")
+    if lost and not replace_edits:
+        raise OptionError(
+            f"the card was edited by hand, and publishing would replace {' and '.join(lost)}",
+            where=CARD,
+            remedy="move text out of the markers and make the package agree (paramdelta relabel); "
+            "or give --replace-edits to replace it",
+        )
+    return change_metadata(changed, changes, CARD)
 
 
 def result_card(provenance: Provenance, manifests: Sequence[Manifest], lines: Iterable[str] = ()) -> str:
@@ -198,48 +216,76 @@ def _bullets(lines: Sequence[str]) -> list[str]:
     return shown + [f"- … and {len(lines) - _MAX_LINES} more"] * (len(lines) > _MAX_LINES)
 
 
-def _metadata(manifest: Manifest, id_: str, existing: str | None, license_name: str | None) -> str:
-    """Return the metadata block: the author's, with our keys on top. The author's tags and task are kept."""
-    # The import takes a quarter of a second, and only publishing needs it.
-    from huggingface_hub import ModelCard, ModelCardData
-
-    old: dict[str, Any] = {}
-    if block := split(existing or "")[0]:
-        try:
-            old = dict(vars(ModelCard(block).data))
-        except Exception as error:  # anything that the YAML parser and huggingface_hub's checks raise
-            what = f"the card's metadata can't be read: {str(error).splitlines()[0] if str(error) else error!r}"
-            raise OptionError(what, where="README.md", remedy="correct the block between the --- lines") from None
-    base = hub_id(manifest.base.name, manifest.base.commit)
-    known = license_name.lower() if license_name and license_name.lower() in HUB_LICENSES else None
-    tags = old.get("tags")
-    kept = [str(tag) for tag in tags] if isinstance(tags, list) else []
-    ours = {
-        "library_name": LIBRARY,
-        "base_model": [base] if base else None,
-        "base_model_relation": "adapter" if base else None,
-        "license": known or ("other" if license_name else None),
-        "license_name": _slug(license_name) if license_name and not known else None,
-        "pipeline_tag": old.get("pipeline_tag") or _task(manifest.architecture.classes),
-        "tags": [
-            TAG,
-            fingerprint_tag(manifest.architecture.fingerprint),
-            *(tag for tag in kept if not tag.startswith(FINGERPRINT_PREFIX)),
-        ],
-        FACTS_KEY: {
-            "id": id_,
-            "name": manifest.name,
-            "version": manifest.version,
-            "base": manifest.base.name,
-            "post": manifest.post.name,
-            "fingerprint": manifest.architecture.fingerprint,
-            "bytes": manifest.nbytes,
-        },
+def _metadata(
+    manifest: Manifest, id_: str, old: Mapping[str, Any], inherited: str | None, replace: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the changes of a card's metadata, and what of the author's would be lost by them."""
+    before: Any = old.get(FACTS_KEY)
+    before = before if isinstance(before, dict) else {}
+    facts: dict[str, str | int] = {
+        "id": id_,
+        "name": manifest.name,
+        "version": manifest.version,
+        "base": manifest.base.name,
+        "post": manifest.post.name,
+        "fingerprint": manifest.architecture.fingerprint,
+        "bytes": manifest.nbytes,
     }
-    if ours["license"]:
-        old.pop("license_name", None)
-    data = ModelCardData(**{**old, **{key: value for key, value in ours.items() if value is not None}})
-    return f"---\n{data.to_yaml()}\n---\n"
+    base = hub_id(manifest.base.name, manifest.base.commit)
+    new_tags = [TAG, fingerprint_tag(manifest.architecture.fingerprint)]
+    tags = [tag for tag in _listed(old.get("tags")) if tag.startswith(FINGERPRINT_PREFIX) and tag not in new_tags]
+    changes: dict[str, Change] = {}
+    lost: list[str] = []
+    if "library_name" not in old or replace:
+        changes["library_name"] = LIBRARY
+    stale = before.get("base")
+    changes["base_model"] = Items([base] if base else [], [stale] if stale and stale != base else [])
+    if base and "base_model_relation" not in old:
+        changes["base_model_relation"] = "adapter"
+    changes |= _license_changes(manifest.license, inherited, old, before, facts, lost, replace)
+    if "pipeline_tag" not in old and (task := _task(manifest.architecture.classes)):
+        changes["pipeline_tag"] = task
+    changes["tags"] = Items(new_tags, tags)
+    for key in ("base_model", "tags"):
+        if isinstance(old.get(key), dict):
+            lost.append(f"{key}, which is not a list,")
+            changes[key] = new_tags if key == "tags" else [base] if base else []
+    changes[FACTS_KEY] = facts
+    return changes, lost
+
+
+def _license_changes(
+    own: str | None,
+    inherited: str | None,
+    old: Mapping[str, Any],
+    before: Mapping[str, Any],
+    facts: dict[str, str | int],
+    lost: list[str],
+    replace: bool,
+) -> dict[str, Change]:
+    """Return the changes of the license, and note in ``facts`` what of it is ours, so that it can change again."""
+    there = old.get("license")
+    origin = next((key for key in ("license", "inherited") if there and before.get(key) == there), None)
+    wanted = own or inherited
+    if wanted is None:
+        if origin == "license":  # the package stated it, and does no more
+            return {"license": None, "license_name": None}
+        if origin:
+            facts[origin] = str(there)
+        return {}
+    known = wanted.lower() if wanted.lower() in HUB_LICENSES else None
+    license_, name = known or "other", None if known else _slug(wanted)
+    if there and origin is None and not (own and replace):
+        stated = {text.lower() for text in (*_listed(there), *_listed(old.get("license_name")))}
+        if own and not stated & {license_ if known else name, wanted.lower()}:
+            lost.append(f"license {', '.join(_listed(there))} (the package states {wanted})")
+        return {}
+    facts["license" if own else "inherited"] = license_
+    return {"license": license_, "license_name": name if name or origin or replace else old.get("license_name")}
+
+
+def _listed(value: Any) -> list[str]:
+    return [member for member in (value if isinstance(value, list) else [value]) if isinstance(member, str)]
 
 
 def _task(classes: Sequence[str]) -> str | None:
@@ -320,8 +366,10 @@ def _exactness(manifest: Manifest, id_: str) -> str:
     )
 
 
-def _license_text(own: str | None, base: str | None, post: str | None) -> str:
-    if own:
+def _license_text(own: str | None, base: str | None, post: str | None, by_hand: Any) -> str:
+    if by_hand and not own:
+        lines = [f"This card states: {escape_markdown(', '.join(_listed(by_hand)))}."]
+    elif own:
         lines = [f"The maker of the delta states: {escape_markdown(own)}."]
     elif post:
         lines = [f"Inherited from post: {escape_markdown(post)}."]

@@ -1,20 +1,19 @@
-"""Markdown for cards: escaping text from strangers, and keeping the text of authors."""
+"""Markdown for cards: escaping text from strangers, links, and the metadata of a new card."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
-__all__ = ["YOURS_BEGIN", "YOURS_END", "escape_markdown", "front_matter", "hub_id", "model_link", "own_words", "split"]
-
-YOURS_BEGIN, YOURS_END = "<!-- yours:begin -->", "<!-- yours:end -->"
-"""The text between them is the author's. It stays when the rest of the card is written again."""
+__all__ = ["escape_markdown", "front_matter", "hub_address", "hub_id", "model_link"]
 
 _HARMLESS = re.compile(r"[A-Za-z0-9/,()%]|:(?= )|(?<=\S) (?=\S)|(?<=[A-Za-z0-9])[_.'-](?=[A-Za-z0-9])")
 """Characters without a meaning in Markdown where they stand. Within words, these include marks of lists and rules."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_METADATA_BLOCK = re.compile(r"\A\s*---\r?\n(.*?\r?\n)?---[ \t]*(\r?\n|\Z)", re.DOTALL)
+_CREDENTIALS = re.compile(r"//[^/]*@")
 _MAX_LENGTH = 120
 
 
@@ -42,11 +41,16 @@ def model_link(name: str, commit: str | None) -> str:
     """Return a model's escaped name, with a link to the exact commit if the model is on the Hub."""
     if hub_id(name, commit) is None:
         return f"{escape_markdown(name)} (a local copy)" if commit is None else escape_markdown(name)
-    return (
-        f"[{escape_markdown(name)}](https://huggingface.co/{name}/tree/{commit}) at commit `{commit[:12]}`"
-        if commit
-        else ""
-    )
+    return f"[{escape_markdown(name)}]({hub_address(f'{name}/tree/{commit}')}) at commit `{str(commit)[:12]}`"
+
+
+def hub_address(path: str) -> str:
+    """Return the address of a path on the Hub that is in use (see HF_ENDPOINT), without a user name and password.
+
+    This needs no client of the Hub, whose import takes time.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    return f"{quote(_CREDENTIALS.sub('//', endpoint), safe=':/%[]')}/{path}"
 
 
 def front_matter(data: Mapping[str, str | Sequence[str] | None]) -> str:
@@ -56,19 +60,3 @@ def front_matter(data: Mapping[str, str | Sequence[str] | None]) -> str:
     """
     lines = [f"{key}: {json.dumps(value)}" for key, value in data.items() if value is not None]
     return "\n".join(["---", *lines, "---", ""])
-
-
-def split(card: str) -> tuple[str, str]:
-    """Return (metadata block with its fences, the rest) of a card. The first is empty if there is no block."""
-    found = _METADATA_BLOCK.match(card)
-    return (found[0], card[found.end() :]) if found else ("", card)
-
-
-def own_words(existing: str | None) -> str:
-    """Return the author's text in a card: the text between the markers, or everything if there are no markers."""
-    if not existing:
-        return ""
-    begin, end = existing.find(YOURS_BEGIN), existing.rfind(YOURS_END)
-    if begin < 0 or end < begin:
-        return split(existing)[1].strip("\n")
-    return existing[begin + len(YOURS_BEGIN) : end].strip("\n")

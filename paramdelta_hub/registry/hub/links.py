@@ -1,10 +1,7 @@
 """Naming a delta on the cards of its models: a section in the text, and a key in the metadata.
 
 Only the text between our markers, and our key, are ever written. Every other byte of the card stays as it is. Adding a
-link that exists changes nothing.
-
-The metadata is edited as text, not by ``huggingface_hub.metadata_update`` or ``RepoCard``: these load the YAML and dump
-it again, which loses the comments, quotes and layout of cards that belong to other people.
+link that exists changes nothing, and removing a link restores the card as it was before.
 """
 
 from __future__ import annotations
@@ -14,19 +11,25 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from paramdelta_hub.errors import OptionError, RegistryError, SourceError
+from paramdelta_hub.errors import OptionError, PackageError, RegistryError, SourceError
 from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.hub.client import connect
-from paramdelta_hub.hub.errors import StaleError, translate_hub_errors
-from paramdelta_hub.limits import CARD_BYTES
-from paramdelta_hub.registry.hub.fetch import fetch_small, get_commit
+from paramdelta_hub.hub.errors import StaleError, endpoint, translate_hub_errors
+from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
+from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from paramdelta_hub.registry.cards.front_matter import Items, change_metadata, line_end, metadata
+from paramdelta_hub.registry.cards.markdown import hub_address
+from paramdelta_hub.registry.cards.sections import append_section, cut_section, find_section
+from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, get_commit
 from paramdelta_hub.registry.hub.publishing import ATTEMPTS, find_pull_request
+from paramdelta_hub.registry.materialize import CARD_NAME
 from paramdelta_hub.registry.names import check_repo, is_repo
+from paramdelta_hub.tasks.progress import Progress
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["BEGIN", "END", "LINK_KEY", "CardEdit", "Linked", "Role", "add_link", "link"]
+__all__ = ["BEGIN", "END", "LINK_KEY", "CardEdit", "Linked", "Role", "add_link", "link", "remove_link"]
 
 Role = Literal["base", "post", "result"]
 """What the model is to the delta: its base, its post-trained model, or a model made by applying it."""
@@ -42,8 +45,6 @@ _DESCRIPTIONS: dict[Role, str] = {
 }
 _HEADING = "## Deltas (Param∆)"
 _ITEM = re.compile(r"- \[([^\]]+)\]\(")
-_METADATA = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*$\n?", re.DOTALL | re.MULTILINE)
-_KEY = re.compile(rf"^{LINK_KEY}:[ \t]*\n((?:[ \t]*-[ \t]+\S+[ \t]*\n)*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,19 @@ class CardEdit:
 
 
 class Linked(Report):
-    """The result of linking a delta on a card."""
+    """The result of linking a delta on a card, or of removing the link."""
 
     repo: str
     delta: str
     diff: str
-    """The unified diff; empty if the card names the delta already."""
+    """The unified diff; empty if nothing was to be done."""
     commit: str | None = None
     """Set if the card was changed by a commit."""
     pull_request: str | None = None
 
     @derived
     def changed(self) -> bool:
-        """Whether the card did not name the delta before."""
+        """Whether the card was not yet as it should be."""
         return bool(self.diff)
 
 
@@ -87,53 +88,127 @@ def add_link(card: str, repo: str, delta: str, role: Role) -> CardEdit:
         OptionError: a name is not valid, or both names are the same.
         SourceError: the card's metadata or markers are malformed.
     """
-    if check_repo(delta) == check_repo(repo):
-        raise OptionError("a card can't be linked to itself", where=repo, remedy="name a model and a delta")
-    newline = "\r\n" if "\r\n" in card else "\n"
-    text = card.replace("\r\n", "\n")
-    text = _add_section(_add_key(text, repo, delta), repo, delta, role)
-    return CardEdit(repo, delta, card, card if text == card.replace("\r\n", "\n") else text.replace("\n", newline))
+    _check_names(repo, delta)
+    _check_key(card, repo)
+    line = f"- [{delta}]({hub_address(delta)}): {_DESCRIPTIONS[role]}; `pd-apply TARGET {delta} -o OUT`"
+    span = find_section(card, re.escape(BEGIN), END, repo)
+    end = line_end(card)
+    if span is None:
+        after = append_section(card, end.join([BEGIN, _HEADING, "", line, "", END]))
+    else:
+        after = card[: span[0]] + _with_item(card[slice(*span)], delta, line, end) + card[span[1] :]
+    return CardEdit(repo, delta, card, change_metadata(after, {LINK_KEY: Items([delta], in_order=True)}, repo))
+
+
+def remove_link(card: str, repo: str, delta: str) -> CardEdit:
+    """Return the card of ``repo`` without the delta in its section and its metadata.
+
+    With the last delta, the section and the key are removed too. The card is then as it was before :func:`add_link`.
+
+    Raises:
+        OptionError: a name is not valid, or both names are the same.
+        SourceError: the card's metadata or markers are malformed.
+    """
+    _check_names(repo, delta)
+    _check_key(card, repo)
+    after = change_metadata(card, {LINK_KEY: Items(drop=[delta])}, repo)
+    if span := find_section(after, re.escape(BEGIN), END, repo):
+        lines = after[slice(*span)].splitlines(keepends=True)
+        kept = [line for line in lines if not ((found := _ITEM.match(line)) and found[1] == delta)]
+        if len(kept) < len(lines) and {line.strip() for line in kept} <= {BEGIN, _HEADING, "", END}:
+            after = cut_section(after, span)
+        else:
+            after = after[: span[0]] + "".join(kept) + after[span[1] :]
+    return CardEdit(repo, delta, card, after)
 
 
 def link(
     repo: str,
     delta: str,
-    role: Role,
+    role: Role | None = None,
     *,
+    remove: bool = False,
     create_pr: bool | None = None,
     dry_run: bool = False,
     message: str | None = None,
+    progress: Progress | None = None,
 ) -> Linked:
     """Name a delta on a model's card on the Hub: by a commit to your own repositories, by a pull request to others.
 
-    Running it again changes nothing, and opens no second pull request. ``create_pr`` overrules the choice between the
-    two, which goes by whether the token's account may write to ``repo``.
+    With ``remove``, the link is taken away. Running it again changes nothing, and opens no second pull request.
+    ``create_pr`` overrules the choice between the two, which goes by whether the token's account may write to ``repo``.
+    ``role`` is by default what the delta's manifest says. ``progress`` is told the difference before it is committed.
 
     Raises:
-        RegistryError: not allowed, not reachable, or no such repository.
+        RegistryError: not allowed, not reachable, no such repository, no delta, or no card.
         OptionError, SourceError: see :func:`add_link`.
     """
     api = connect()
-    get_commit(api, check_repo(delta))
-    title = message or f"Name the delta {delta}"
+    _check_names(repo, delta)
+    manifest = None if remove else _check_delta(api, delta)
+    title = message or (f"Remove the link to the delta {delta}" if remove else f"Name the delta {delta}")
+    told = ""
     for _ in range(ATTEMPTS):
-        head = get_commit(api, check_repo(repo))
-        has_card = "README.md" in head.files
-        card = fetch_small(api, repo, "README.md", head, CARD_BYTES) if has_card else b""
-        try:
-            edit = add_link(card.decode("utf-8"), repo, delta, role)
-        except UnicodeDecodeError:
-            raise SourceError("the card is not UTF-8", where=repo, remedy="save it as UTF-8 first") from None
+        head = get_commit(api, repo)
+        card = _fetch_card(api, repo, head)
+        if manifest is None:
+            edit = remove_link(card, repo, delta)
+        else:
+            edit = add_link(card, repo, delta, role or _role(manifest, repo))
         if not edit.diff or dry_run:
             return Linked(repo=repo, delta=delta, diff=edit.diff)
         by_pull_request = not _can_write(api, repo) if create_pr is None else create_pr
         if by_pull_request and (url := find_pull_request(api, repo, title)):
             return Linked(repo=repo, delta=delta, diff=edit.diff, pull_request=url)
+        if progress and edit.diff != told:
+            progress.note(edit.diff.rstrip("\n"))
+            told = edit.diff
         try:
             return _commit_card(api, edit, head.id, title, by_pull_request)
         except StaleError:
             continue
     raise RegistryError("others keep committing to this repository", where=repo, remedy="run the command again later")
+
+
+_SWAPPED = "name the delta first, then the model: pd-link DELTA MODEL"
+
+
+def _check_delta(api: HfApi, delta: str) -> Manifest:
+    """Return the manifest of a delta, so that nothing else is called one on a card."""
+    found, reason = _manifest_at(api, delta, get_commit(api, delta))
+    if found is None:
+        raise RegistryError(f"not a delta: {reason}", where=delta, remedy=_SWAPPED)
+    return found
+
+
+def _manifest_at(api: HfApi, repo: str, head: Commit) -> tuple[Manifest | None, str]:
+    """Return the manifest of a delta, or None and why there is none."""
+    if MANIFEST_NAME not in head.files:
+        return None, f"the repository has no {MANIFEST_NAME}"
+    try:
+        return parse_manifest(fetch_small(api, repo, MANIFEST_NAME, head, MANIFEST_BYTES), repo)[0], ""
+    except PackageError as error:
+        return None, error.what
+
+
+def _role(manifest: Manifest, repo: str) -> Role:
+    roles: dict[str, Role] = {manifest.post.name: "post", manifest.base.name: "base"}
+    return roles.get(repo, "result")
+
+
+def _fetch_card(api: HfApi, repo: str, head: Commit) -> str:
+    if _manifest_at(api, repo, head)[0] is not None:
+        raise RegistryError("this is a delta itself", where=repo, remedy=_SWAPPED)
+    if CARD_NAME not in head.files:
+        raise RegistryError(
+            "the model has no card to write on",
+            where=repo,
+            remedy=f"create a {CARD_NAME} first, on {endpoint()}/{repo}",
+        )
+    try:
+        return fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode("utf-8")
+    except UnicodeDecodeError:
+        raise SourceError("the card is not UTF-8", where=repo, remedy="save it as UTF-8 first") from None
 
 
 def _commit_card(api: HfApi, edit: CardEdit, parent: str, title: str, create_pr: bool) -> Linked:
@@ -142,7 +217,7 @@ def _commit_card(api: HfApi, edit: CardEdit, parent: str, title: str, create_pr:
     with translate_hub_errors(edit.repo):
         made = api.create_commit(
             edit.repo,
-            [CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=edit.after.encode())],
+            [CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=edit.after.encode())],
             commit_message=title,
             parent_commit=parent,
             create_pr=create_pr,
@@ -159,41 +234,28 @@ def _can_write(api: HfApi, repo: str) -> bool:
     return repo.split("/")[0] in (account.get("name"), *organizations)
 
 
-def _add_key(text: str, repo: str, delta: str) -> str:
-    front = _METADATA.match(text)
-    if front is None:
-        if text.startswith("---"):
-            raise SourceError("the card's metadata block has no end", where=repo, remedy="end it with a line of ---")
-        return f"---\n{LINK_KEY}:\n- {delta}\n---\n{text and chr(10)}{text}"
-    block = front[1]
-    found = _KEY.search(block)
-    if found is None and re.search(rf"^{LINK_KEY}\b", block, re.MULTILINE):
+def _check_names(repo: str, delta: str) -> None:
+    if check_repo(delta) == check_repo(repo):
+        raise OptionError("a card can't be linked to itself", where=repo, remedy="name a model and a delta")
+
+
+def _check_key(card: str, repo: str) -> None:
+    listed = metadata(card, repo).get(LINK_KEY)
+    if not all(isinstance(name, str) for name in (listed if isinstance(listed, list) else [listed or ""])):
         raise SourceError(
             f"the card's {LINK_KEY} is not a plain list", where=repo, remedy="write one name a line, as - org/name"
         )
-    listed = [line.split("-", 1)[1].strip() for line in found[1].splitlines()] if found else []
-    if delta in listed:
-        return text
-    entry = "".join(f"- {name}\n" for name in sorted({*listed, delta}))
-    at, until = found.span() if found else (len(block), len(block))
-    changed = f"{block[:at]}{LINK_KEY}:\n{entry}{block[until:]}"
-    return text[: front.start(1)] + changed + text[front.end(1) :]
 
 
-def _add_section(text: str, repo: str, delta: str, role: Role) -> str:
-    begin, end = text.find(BEGIN), text.find(END)
-    if (begin < 0) != (end < 0) or end < begin or text.count(BEGIN) > 1 or text.count(END) > 1:
-        raise SourceError(
-            "the card must hold exactly one pair of paramdelta markers, or none",
-            where=repo,
-            remedy=f"delete the lines {BEGIN} and {END}",
-        )
-    lines = text[begin:end].splitlines() if begin >= 0 else []
-    items = {found[1]: line for line in lines if (found := _ITEM.match(line)) and is_repo(found[1])}
-    items[delta] = (
-        f"- [{delta}](https://huggingface.co/{delta}): {_DESCRIPTIONS[role]}; `pd-apply TARGET {delta} -o OUT`"
-    )
-    section = "\n".join([BEGIN, _HEADING, "", *(items[name] for name in sorted(items)), "", END])
-    if begin >= 0:
-        return text[:begin] + section + text[end + len(END) :]
-    return f"{text.rstrip(chr(10))}\n\n{section}\n"
+def _with_item(section: str, delta: str, line: str, end: str) -> str:
+    """Return a section with a delta's line at its alphabetical place; what else is in the section stays."""
+    lines = section.splitlines(keepends=True)
+    if len(lines) < 2:
+        return end.join([BEGIN, _HEADING, "", line, "", END])
+    names = [found[1] if (found := _ITEM.match(text)) and is_repo(found[1]) else None for text in lines]
+    if delta in names:
+        lines[names.index(delta)] = line + end
+        return "".join(lines)
+    items = [index for index, name in enumerate(names) if name is not None]
+    below = next((index for index in items if str(names[index]) > delta), items[-1] + 1 if items else len(lines) - 1)
+    return "".join([*lines[:below], line + end, *lines[below:]])

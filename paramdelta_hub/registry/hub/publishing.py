@@ -16,12 +16,14 @@ from paramdelta_hub.errors import PackageError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.errors import MissingError, StaleError, endpoint, translate_hub_errors
-from paramdelta_hub.limits import MANIFEST_BYTES
+from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.package.package import PICTURE_NAME, Package
+from paramdelta_hub.registry.cards.card import FACTS_KEY
+from paramdelta_hub.registry.cards.front_matter import metadata
 from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
 from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, get_commit
-from paramdelta_hub.registry.materialize import SIGNATURE_NAME, check_in_place, read_extras
+from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME, check_in_place, read_extras
 from paramdelta_hub.registry.protocol import HIGHER_VERSION, Publication, Published
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def publish(api: HfApi, publication: Publication) -> Published:
         try:
             head = _get_or_create_head(api, publication, announce)
             if published := _find_tagged(api, publication):
-                return published
+                return _add_missing_card(api, publication, extras, head, title) or published
             visibility = "private" if head.private else "public"
             announce(f"{visibility}, by a pull request" if create_pr else visibility)
             if create_pr:
@@ -133,6 +135,27 @@ def _find_tagged(api: HfApi, publication: Publication) -> Published | None:
     if not _has_manifest(publication.package, commit):
         raise _version_exists(repo, version)
     return _done(publication, commit.id, uploaded=False)
+
+
+def _add_missing_card(
+    api: HfApi, publication: Publication, extras: Mapping[str, bytes], head: Commit, title: str
+) -> Published | None:
+    """Commit the card of a version that somebody uploaded and tagged by other means; None if it has one of ours."""
+    from huggingface_hub import CommitOperationAdd
+
+    repo, card = publication.repo, extras.get(CARD_NAME)
+    if card is None or publication.create_pr or not _has_manifest(publication.package, head):
+        return None
+    if CARD_NAME in head.files:
+        there = fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode("utf-8", "replace")
+        if FACTS_KEY in metadata(there, repo):
+            return None
+    with translate_hub_errors(repo):
+        operation = CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=card)
+        api.create_commit(repo, [operation], commit_message=f"Add the card: {title}", parent_commit=head.id)
+    commit = get_commit(api, repo, publication.package.manifest.version).id
+    done = _done(publication, commit, uploaded=False)
+    return done.model_copy(update={"notes": ("the version was there already; its card was added",)})
 
 
 def _open_pull_request(
@@ -217,11 +240,10 @@ def _has_manifest(delta: Package, commit: Commit) -> bool:
 
 
 def _is_uploaded(delta: Package, extras: Mapping[str, bytes], commit: Commit) -> bool:
-    """Whether a commit holds all files of the package, and its signature if it has one."""
+    """Whether a commit holds all files of the package, its card, and its signature if it has one."""
     if not _has_manifest(delta, commit) or not all(_has_file(delta, file, commit) for file in delta.manifest.files):
         return False
-    signature, remote = extras.get(SIGNATURE_NAME), commit.files.get(SIGNATURE_NAME)
-    return signature is None or (remote is not None and remote.matches(signature))
+    return all(name in commit.files and commit.files[name].matches(content) for name, content in extras.items())
 
 
 def _has_file(delta: Package, file: FileRecord, commit: Commit) -> bool:

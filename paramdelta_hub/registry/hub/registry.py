@@ -28,6 +28,7 @@ from paramdelta_hub.registry.hub.publishing import publish
 from paramdelta_hub.registry.materialize import CARD_NAME, EXTRAS, check_free_space, file_chunks, is_intact, receive
 from paramdelta_hub.registry.names import check_repo, is_commit, is_version, newest, newest_first
 from paramdelta_hub.registry.protocol import Hit, Part, Publication, Published, Registry, Snapshot, Version
+from paramdelta_hub.registry.words import has_words
 from paramdelta_hub.tasks.progress import Progress
 
 if TYPE_CHECKING:
@@ -56,16 +57,21 @@ class HubRegistry(Registry):
         return [Version(name, commits[name], None, None) for name in newest_first(filter(is_version, commits))]
 
     def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
-        """Yield deltas page by page. What a hit says comes from its card and is not checked."""
+        """Yield deltas page by page. What a hit says comes from its card and is not checked.
+
+        The words are compared here, because the Hub's own search looks at names only.
+        """
         tags = [TAG, *([BASE_PREFIX + base] if base else []), *([fingerprint_tag(fingerprint)] if fingerprint else [])]
         with translate_hub_errors("the Hub"):
-            models = iter(connect().list_models(filter=tags, search=query, full=True, cardData=True))
+            models = iter(connect().list_models(filter=tags, full=True, cardData=True))
         while True:
             with translate_hub_errors("the Hub"):
                 model = next(models, None)
             if model is None:
                 return
-            yield _hit(model)
+            hit = _hit(model)
+            if has_words(query, (hit.repo, hit.title, hit.base, hit.post, *_tags(model))):
+                yield hit
 
     def card(self, repo: str) -> str | None:
         """Return the model card on the main branch; None if the repository or its card does not exist."""
@@ -76,7 +82,10 @@ class HubRegistry(Registry):
             return None
         if CARD_NAME not in head.files:
             return None
-        return fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode("utf-8", "replace")
+        try:
+            return fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode()
+        except UnicodeDecodeError:
+            raise RegistryError(f"{CARD_NAME} is not UTF-8", where=repo, remedy="save it as UTF-8 on the Hub") from None
 
     def _publish(self, publication: Publication) -> Published:
         return publish(connect(), publication)
@@ -191,19 +200,27 @@ def _hit(model: ModelInfo) -> Hit:
     fingerprint, short = _text(facts.get("fingerprint")), tag_value(tags, FINGERPRINT_PREFIX)
     if short and not (fingerprint and fingerprint.startswith(short)):
         fingerprint = short  # the search was for the tag
-    nbytes = facts.get("bytes")
+    nbytes, base = facts.get("bytes"), _text(facts.get("base"))
+    if base is None or BASE_PREFIX + base not in tags:  # a card may name more than one
+        base = tag_value(tags, BASE_PREFIX) or base
     return Hit(
         repo=model.id,
         title=_text(facts.get("name")) or model.id,
         version=_text(facts.get("version")),
         revision=model.sha or "",
-        base=tag_value(tags, BASE_PREFIX) or _text(facts.get("base")),
+        base=base,
         post=_text(facts.get("post")),
         fingerprint=fingerprint,
         nbytes=nbytes if type(nbytes) is int and nbytes >= 0 else None,
         license=tag_value(tags, LICENSE_PREFIX),
         created=model.created_at.isoformat() if model.created_at else None,
     )
+
+
+def _tags(model: ModelInfo) -> list[str]:
+    """Return the tags on a card, or all that the Hub knows if it does not send cards."""
+    tags: Any = getattr(model.card_data, "tags", None) if model.card_data else model.tags
+    return [tag for tag in (tags if isinstance(tags, list) else [tags]) if isinstance(tag, str)]
 
 
 def _text(value: object) -> str | None:

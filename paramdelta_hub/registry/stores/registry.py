@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, PublishError, RegistryError
+from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, PublishError, RegistryError, SourceError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, parse_manifest
 from paramdelta_hub.package.package import Package
+from paramdelta_hub.registry.cards.front_matter import metadata
 from paramdelta_hub.registry.materialize import CARD_NAME, EXTRAS, check_in_place, read_extras, receive
 from paramdelta_hub.registry.names import (
     check_address,
@@ -38,6 +39,7 @@ from paramdelta_hub.registry.protocol import (
 from paramdelta_hub.registry.signing import read_manifest
 from paramdelta_hub.registry.stores.bucket import BucketStore
 from paramdelta_hub.registry.stores.folder import FolderStore
+from paramdelta_hub.registry.words import has_words
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["Store", "StoreRegistry", "check_options"]
@@ -133,7 +135,7 @@ class StoreRegistry(Registry):
             raise RegistryError("README.md is not UTF-8", where=f"{self.address}/{repo}") from None
 
     def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
-        """Yield the newest version of every delta that matches. Only manifests are read; broken ones are skipped."""
+        """Yield the newest version of every delta that matches, by manifests and cards. Broken ones are skipped."""
         is_empty = True
         for repo in self._repositories():
             try:
@@ -146,12 +148,11 @@ class StoreRegistry(Registry):
                 is_empty = False
                 continue
             manifest = snapshot.manifest
-            words = f"{repo}\n{manifest.name}".casefold()
             architecture = manifest.architecture.fingerprint
             if (
-                (query or "").casefold() in words
-                and base in (None, manifest.base.name)
+                base in (None, manifest.base.name)
                 and fingerprint in (None, architecture)
+                and self._has_words(snapshot, query)
             ):
                 yield Hit(
                     repo=repo,
@@ -167,6 +168,20 @@ class StoreRegistry(Registry):
                 )
         if is_empty:
             self._check_registry()
+
+    def _has_words(self, found: Snapshot, query: str | None) -> bool:
+        """Whether a query fits a version. The card is read only if its tags can decide."""
+        manifest = found.manifest
+        texts = (found.repo, manifest.name, manifest.base.name, manifest.post.name)
+        return has_words(query, texts) or has_words(query, (*texts, *self._tags(_folder(found))))
+
+    def _tags(self, folder: str) -> list[str]:
+        try:
+            content = self._store.read(folder, CARD_NAME, CARD_BYTES)
+            tags = metadata((content or b"").decode("utf-8", "replace"), folder).get("tags")
+        except SourceError:
+            return []
+        return [tag for tag in (tags if isinstance(tags, list) else [tags]) if isinstance(tag, str)]
 
     def _publish(self, publication: Publication) -> Published:
         repo, opened = publication.repo, publication.package

@@ -19,37 +19,34 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 import paramdelta_hub as pd
-from paramdelta_hub.errors import OptionError
+from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.fileio.digests import is_sealed
 from paramdelta_hub.fileio.names import is_clear
 from paramdelta_hub.package.manifest import Manifest, Omission
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.package.provenance import Delta, Factor, Lineage, Model, Provenance
 from paramdelta_hub.registry.cards.card import _TASKS, delta_card, result_card
-from paramdelta_hub.registry.cards.markdown import (
-    YOURS_BEGIN,
-    YOURS_END,
-    escape_markdown,
-    front_matter,
-    own_words,
-    split,
-)
+from paramdelta_hub.registry.cards.front_matter import line_end, split
+from paramdelta_hub.registry.cards.generated import END, own_text, without_generated
+from paramdelta_hub.registry.cards.markdown import escape_markdown, front_matter
 from tests.conftest import Family
+from tests.registry.cards.test_front_matter import as_the_client_reads, cards, equal
 from tests.support.models import read_weights, weights, write_model
 
+BEGIN = f"<!-- delta:begin {'0' * 16}: x -->"
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 HOSTS = ("https://huggingface.co/", "https://arxiv.org/", "https://pypi.org/")
 HOSTILE = [
     "<script>alert(1)</script>", "![x](https://evil.example/p.png)", "[click](javascript:alert(1))", "`rm -rf /`",
     "```", "| a | b |", "# heading", "---", "- item", "&lt;b&gt;", "&#60;b&#62;", "**bold** _it_ ~~no~~", "a: b",
     "https://evil.example", "www.evil.example", "<https://evil.example>", "{{ template }}", "!!python/object:os.system",
-    "*a", "$x$", "\\`x", "--> <!--", YOURS_BEGIN, YOURS_END, "@everyone", "[ref]: https://evil.example", "'\"",
+    "*a", "$x$", "\\`x", "--> <!--", BEGIN, END, "@everyone", "[ref]: https://evil.example", "'\"",
     "1. one", "    code", "<!--",
 ]  # fmt: skip
 ASCII = st.text(st.characters(codec="ascii"))
 TEXTS = st.one_of(
     st.sampled_from(HOSTILE),
-    st.lists(st.sampled_from(HOSTILE), min_size=2, max_size=3).map(" ".join),
+    st.lists(st.sampled_from(HOSTILE), min_size=2, max_size=3).map(" ".join).filter(lambda text: len(text) <= 120),
     st.text(min_size=1, max_size=60).filter(is_clear),
 )
 
@@ -105,6 +102,7 @@ def test_a_deltas_card_says_what_it_is(manifest: Manifest) -> None:
             "post": "org/base_instruct",
             "fingerprint": manifest.architecture.fingerprint,
             "bytes": sum(file.size for file in manifest.files),
+            "inherited": "apache-2.0",
         },
     }
     for said in (
@@ -163,38 +161,129 @@ def test_writing_a_card_again_changes_nothing(manifest: Manifest) -> None:
     assert delta_card(manifest, "f" * 64, "org/delta", card) == card
 
 
-@given(
-    st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\r")), st.text(alphabet="ab<!-#\n")
-)
+@given(cards(), st.booleans())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_words_between_the_markers_survive(manifest: Manifest, words: str, more: str) -> None:
-    words = (words + more).strip("\n")
-    first = delta_card(manifest, "f" * 64, "org/delta").replace(f"{YOURS_BEGIN}\n", f"{YOURS_BEGIN}\n{words}\n")
-    again = delta_card(manifest.model_copy(update={"version": "2.0.0"}), "e" * 64, "org/delta", first)
-    assert own_words(again) == words
-    assert "2.0.0" in again
-    assert "1.0.0" not in again.replace(words, "") or "1.0.0" in words
+def test_all_that_is_not_ours_survives_every_version(manifest: Manifest, card: str, known: bool) -> None:
+    """The first version is published onto a card of its author's, then the next one with another base and license."""
+    try:
+        before, text = as_the_client_reads(card)
+    except yaml.YAMLError:
+        return
+    if not isinstance(before, dict):
+        with pytest.raises(SourceError):
+            delta_card(manifest, "f" * 64, "org/delta", card)
+        return
+    licenses = (None, "gemma" if known else None)
+    first = delta_card(manifest, "f" * 64, "org/delta", card, licenses=licenses)
+    assert delta_card(manifest, "f" * 64, "org/delta", first, licenses=licenses) == first
+    base = manifest.base.model_copy(update={"name": "org/second-base"})
+    v2 = manifest.model_copy(update={"version": "2.0.0", "base": base})
+    if "&base" in card:  # something refers to the base model that would be replaced
+        with pytest.raises(SourceError, match="more than"):
+            delta_card(v2, "e" * 64, "org/delta", first, licenses=licenses)
+        return
+    second = delta_card(v2, "e" * 64, "org/delta", first, licenses=licenses)
+    for made, version in ((first, "1.0.0"), (second, "2.0.0")):
+        data, _ = as_the_client_reads(made)
+        assert data["paramdelta"]["version"] == version
+        assert data["paramdelta"]["bytes"] == manifest.nbytes
+        for key, value in before.items():
+            if key not in ("base_model", "tags"):
+                assert equal(data[key], value), key
+        wanted = before.get("base_model", [])
+        wanted = wanted if isinstance(wanted, list) else [wanted]
+        ours = [] if version == "1.0.0" and "org/base" in wanted else [data["paramdelta"]["base"]]
+        named = data["base_model"] if isinstance(data["base_model"], list) else [data["base_model"]]
+        assert named == [*ours, *(name for name in wanted if version == "1.0.0" or name != "org/base")]
+        assert without_generated(made, "").startswith("\ufeff") == card.startswith("\ufeff")
+        assert text.removeprefix(line_end(card)) in own_text(made, "")
+        kept = set(made.removeprefix("\ufeff").splitlines(keepends=True))
+        theirs = card.removeprefix("\ufeff").splitlines(keepends=True)
+        gone = [line for line in theirs if line.endswith("\n") and line not in kept]
+        assert all("base_model" in line or "org/base" in line for line in gone)
 
 
 def test_a_card_written_by_hand_is_kept_whole(manifest: Manifest) -> None:
-    head = "language: de\ntags: [chemistry, paramdelta-fp-0000000000000000]\npipeline_tag: feature-extraction"
-    mine = f"---\n{head}\n---\n\n# Mine\n\nText.\n"
+    head = "language: de  # only\ntags: [chemistry, paramdelta-fp-0000000000000000]\npipeline_tag: feature-extraction\n"
+    mine = f"---\n{head}---\n\n# Mine\n\nText.\n"
     card = delta_card(manifest, "f" * 64, "org/delta", mine, licenses=(None, "mit"))
-    assert own_words(card) == "# Mine\n\nText."
+    assert own_text(card, "") == "\n# Mine\n\nText.\n"
+    assert card.startswith("---\nlanguage: de  # only\n")
     data = metadata(card)
     assert (data["language"], data["pipeline_tag"], data["license"]) == ("de", "feature-extraction", "mit")
     assert data["tags"] == ["paramdelta", f"paramdelta-fp-{manifest.architecture.fingerprint[:16]}", "chemistry"]
 
 
-@pytest.mark.parametrize(
-    "block", ["a: [", "- a\n- b", "!!python/object:os.system {}", "a: b: c", "model-index: 3", "tags: {a: b}"]
-)
+BY_HAND = """---
+license: llama3.1 # as Meta has it
+license_link: LICENSE
+extra_gated_prompt: "Read this"
+base_model: [org/other]
+base_model_relation: finetune
+library_name: transformers
+tags: chemistry
+model-index: 3
+---
+"""
+
+
+def test_what_its_author_states_is_kept_unless_the_package_contradicts(manifest: Manifest) -> None:
+    card = delta_card(manifest, "f" * 64, "org/delta", BY_HAND, licenses=("mit", "mit"))
+    data = metadata(card)
+    for key in ("license", "license_link", "extra_gated_prompt", "base_model_relation", "library_name", "model-index"):
+        assert data[key] == yaml.safe_load(BY_HAND.strip("-\n"))[key]
+    assert data["base_model"] == ["org/base", "org/other"]
+    assert data["tags"][2:] == ["chemistry"]
+    assert "This card states: llama3.1." in card
+    stated = manifest.model_copy(update={"license": "apache-2.0"})
+    with pytest.raises(OptionError, match=r"(?s)license llama3\.1 \(the package states apache-2\.0\).*--replace-edits"):
+        delta_card(stated, "f" * 64, "org/delta", card)
+    replaced = metadata(delta_card(stated, "f" * 64, "org/delta", card, replace_edits=True))
+    assert (replaced["license"], replaced["library_name"]) == ("apache-2.0", "paramdelta-hub")
+    agreed = manifest.model_copy(update={"license": "Llama3.1"})
+    assert metadata(delta_card(agreed, "f" * 64, "org/delta", card))["license"] == "llama3.1"
+
+
+def test_a_license_that_a_version_stated_changes_with_the_next(manifest: Manifest) -> None:
+    card: str | None = None
+    for own, post, license_, name in [
+        ("mit", None, "mit", None),
+        ("My Own", None, "other", "my-own"),
+        ("apache-2.0", "mit", "apache-2.0", None),
+        (None, "mit", "mit", None),
+        (None, None, "mit", None),  # post's card could not be read this time
+        ("gemma", None, "gemma", None),
+        (None, None, None, None),
+    ]:
+        versioned = manifest.model_copy(update={"license": own})
+        card = delta_card(versioned, "f" * 64, "org/delta", card, licenses=(None, post))
+        assert (metadata(card).get("license"), metadata(card).get("license_name")) == (license_, name)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_an_edit_of_the_generated_part_is_not_lost_without_a_word(manifest: Manifest, end: str) -> None:
+    card = delta_card(manifest, "f" * 64, "org/delta", "# Mine\n").replace("\n", end)
+    again = delta_card(manifest, "e" * 64, "org/delta", card)
+    assert own_text(again, "").strip() == "# Mine"
+    edited = card.replace("It is not a model by itself.", "It is the best.")
+    with pytest.raises(OptionError, match=r"(?s)text between the markers.*--replace-edits"):
+        delta_card(manifest, "e" * 64, "org/delta", edited)
+    assert delta_card(manifest, "e" * 64, "org/delta", edited, replace_edits=True) == again
+    for broken in (card + END, card.replace(END, "")):
+        with pytest.raises(SourceError, match="markers"):
+            delta_card(manifest, "e" * 64, "org/delta", broken)
+
+
+@pytest.mark.parametrize("block", ["a: [", "- a\n- b", "!!python/object:os.system {}", "a: b: c", "tags: {a: b}"])
 def test_metadata_that_is_none(manifest: Manifest, block: str) -> None:
     existing = f"---\n{block}\n---\n"
-    if block.startswith("tags"):  # odd, but no reason to refuse
-        assert metadata(delta_card(manifest, "f" * 64, "org/delta", existing))["tags"][0] == "paramdelta"
+    if block.startswith("tags"):
+        with pytest.raises(OptionError, match="tags, which is not a list"):
+            delta_card(manifest, "f" * 64, "org/delta", existing)
+        card = delta_card(manifest, "f" * 64, "org/delta", existing, replace_edits=True)
+        assert metadata(card)["tags"][0] == "paramdelta"
         return
-    with pytest.raises(OptionError, match="metadata can't be read"):
+    with pytest.raises(SourceError, match="metadata can't be read"):
         delta_card(manifest, "f" * 64, "org/delta", existing)
 
 
@@ -230,7 +319,7 @@ def check_harmless(card: str, markers: int) -> None:
         card = card[: card.rindex("<!-- made by")]
     found = tokens(card)
     html = [token.content.strip() for token in found if token.type in ("html_block", "html_inline")]
-    assert [text for text in html if text in (YOURS_BEGIN, YOURS_END)] == html
+    assert [text for text in html if re.fullmatch(r"<!-- delta:(begin [0-9a-f]{16}: [a-z ,;]+|end) -->", text)] == html
     assert len(html) == markers
     assert not {"hr", "s_open"} & {token.type for token in found}
     assert all(token.attrGet("src") == "change.svg" for token in found if token.type == "image")
@@ -277,7 +366,8 @@ def test_plain_text_shows_just_its_characters(text: str) -> None:
 @given(st.dictionaries(st.sampled_from("abc"), st.one_of(st.none(), ASCII, st.lists(ASCII))))
 def test_front_matter_is_yaml(data: dict[str, Any]) -> None:
     block = front_matter(data)
-    assert split(block + "\n# x\n")[0].strip() == block.strip()
+    is_empty = all(value is None for value in data.values())  # the Hub takes two lines of dashes for rules
+    assert split(block + "\n# x\n")[0].strip() == ("" if is_empty else block.strip())
     assert (yaml.safe_load(block.strip().strip("-")) or {}) == {k: v for k, v in data.items() if v is not None}
 
 
@@ -345,6 +435,28 @@ def provenance_of(**fields: Any) -> Provenance:
 def delta_of(name: str, *, weight: float, forced: bool) -> Delta:
     lineage = Lineage(correlation=None, tensors=0, forced=forced, foreign=())
     return Delta.model_construct(name=name, version="1.0.0", id="f" * 64, weight=weight, lineage=lineage)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "shown"),
+    [
+        ("https://hub.example/", "https://hub.example"),
+        ("https://me:secret@hub.example:8080/mirror", "https://hub.example:8080/mirror"),
+        ("https://hub.example/a)b c", "https://hub.example/a%29b%20c"),
+        ("", "https://huggingface.co"),
+    ],
+)
+def test_links_go_to_the_hub_in_use(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, endpoint: str, shown: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    provenance = provenance_of(target=Model(name="org/new", commit=COMMIT), deltas=())
+    for card in (delta_card(manifest, "f" * 64, "org/delta"), result_card(provenance, [])):
+        hrefs = [str(token.attrGet("href")) for token in tokens(card) if token.type == "link_open"]
+        ours = [href for href in hrefs if "arxiv.org" not in href and "pypi.org" not in href]
+        assert ours
+        assert all(href.startswith(f"{shown}/org/") for href in ours)
+        assert "secret" not in card
 
 
 def test_a_results_card_names_what_is_on_the_hub(manifest: Manifest) -> None:

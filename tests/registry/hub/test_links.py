@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub.errors import OptionError, SourceError
-from paramdelta_hub.registry.hub.links import BEGIN, END, LINK_KEY, add_link
+from paramdelta_hub.registry.hub.links import BEGIN, END, LINK_KEY, add_link, remove_link
+from tests.registry.cards.test_front_matter import as_the_client_reads, cards, equal
+from tests.registry.conftest import ALICE, Packages
 from tests.registry.hub.test_registry import asked, fails
 from tests.support.hub import Fault, LoopbackHub
 from tests.support.hub.client import Client
@@ -69,7 +75,30 @@ def test_linking_again_changes_nothing_and_all_else_stays(text: str, deltas: lis
     assert after(changed, *deltas) == changed
     assert add_link(changed, "org/model", deltas[0], "post").diff == ""
     assert yaml.safe_load(changed.split("---\n")[1])[LINK_KEY] == sorted(set(deltas))
-    assert text.rstrip("\n") in changed
+    assert text in changed
+    for delta in set(deltas):
+        changed = remove_link(changed, "org/model", delta).after
+    assert changed == card
+
+
+@given(cards(), st.lists(NAMES, min_size=1, max_size=3, unique=True))
+def test_any_card_is_as_it_was_when_the_links_are_removed(card: str, deltas: list[str]) -> None:
+    try:
+        before, text = as_the_client_reads(card)
+    except yaml.YAMLError:
+        return
+    if not isinstance(before, dict):
+        with pytest.raises(SourceError):
+            after(card, *deltas)
+        return
+    changed = after(card, *deltas)
+    data, below = as_the_client_reads(changed)
+    assert data.pop(LINK_KEY) == sorted(deltas)
+    assert equal(data, before)
+    assert text in below
+    for delta in deltas:
+        changed = remove_link(changed, "org/model", delta).after
+    assert changed == card
 
 
 def test_line_ends_stay_what_they_are() -> None:
@@ -85,12 +114,32 @@ def test_line_ends_stay_what_they_are() -> None:
         (f"{END}\n{BEGIN}\n", "markers"),
         (f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n", "markers"),
         ("---\nlicense: mit\n", "no end"),
-        (f"---\n{LINK_KEY}: [org/a]\n---\n", "plain list"),
+        (f"---\n{LINK_KEY}: {{a: b}}\n---\n", "plain list"),
     ],
 )
 def test_cards_that_can_not_be_written_into_are_left_alone(card: str, words: str) -> None:
     with pytest.raises(SourceError, match=words):
         add_link(card, "org/model", "org/delta", "post")
+
+
+def test_what_somebody_wrote_into_our_section_stays() -> None:
+    card = after(CARD, "org/m").replace("\n\n- [org/m]", "\n\nWe like these:\n\n- [org/m]")
+    changed = after(card, "org/a")
+    assert "\n\nWe like these:\n\n- [org/a]" in changed
+    for delta in ("org/a", "org/m"):
+        changed = remove_link(changed, "org/model", delta).after
+    assert "We like these:" in changed
+    assert "org/a" not in changed
+    assert LINK_KEY not in changed
+
+
+@pytest.mark.parametrize("start", ["\n", "\ufeff", "\n \n", "\ufeff\r\n"])
+def test_a_card_that_does_not_begin_with_its_metadata_keeps_it(start: str) -> None:
+    card = start + "---\nlicense: llama3\nextra_gated_prompt: Read this\n---\n# M\n"
+    changed = after(card, "org/delta")
+    assert changed.startswith(start + "---\nlicense: llama3\n")
+    assert metadata(changed)["license"] == "llama3"
+    assert metadata(changed)[LINK_KEY] == ["org/delta"]
 
 
 def test_names_that_make_no_sense() -> None:
@@ -103,8 +152,8 @@ def test_names_that_make_no_sense() -> None:
 
 
 @pytest.fixture
-def delta(hub: LoopbackHub, repo: str) -> str:
-    hub.add(f"{repo}-delta")
+def delta(hub: LoopbackHub, repo: str, packages: Packages) -> str:
+    hub.add(f"{repo}-delta", packages.v1)
     return f"{repo}-delta"
 
 
@@ -113,13 +162,23 @@ def test_ones_own_card_is_changed_directly_and_once(hub: LoopbackHub, client: Cl
     made.add({"README.md": CARD.encode(), "config.json": b"{}"})
     shown = client("link", repo=repo, delta=delta, role="post", dry_run=True)
     assert not asked(hub, "POST", "")
+    assert f"]({hub.endpoint}/{delta})" in shown["diff"], "of the Hub in use"
     done = client("link", repo=repo, delta=delta, role="post")
     assert done["diff"] == shown["diff"]
     assert done["commit"] == made.head.id
-    assert made.head.files["README.md"].content.decode() == after(CARD, delta)
+    published = made.head.files["README.md"].content.decode()
+    assert published.replace(hub.endpoint, "https://huggingface.co") == after(CARD, delta)
     assert made.head.files["config.json"].content == b"{}"
     again = client("link", repo=repo, delta=delta, role="post")
     assert (again["diff"], again["commit"], again["pull_request"]) == ("", None, None)
+    del hub.repositories[delta]
+    shown = client("link", repo=repo, delta=delta, remove=True, dry_run=True)
+    assert made.head.files["README.md"].content.decode() == published
+    done = client("link", repo=repo, delta=delta, remove=True)
+    assert (done["diff"], done["commit"]) == (shown["diff"], made.head.id)
+    assert made.head.files["README.md"].content == CARD.encode()
+    again = client("link", repo=repo, delta=delta, remove=True)
+    assert (again["diff"], again["commit"]) == ("", None)
 
 
 def test_somebody_elses_card_gets_one_pull_request(hub: LoopbackHub, client: Client, repo: str, delta: str) -> None:
@@ -133,19 +192,24 @@ def test_somebody_elses_card_gets_one_pull_request(hub: LoopbackHub, client: Cli
     assert theirs.head.files["README.md"].content.decode() == CARD
     theirs.merge(1)
     assert client("link", repo=theirs.name, delta=delta, role="base")["diff"] == ""
+    assert client("link", repo=theirs.name, delta=delta, remove=True)["pull_request"].endswith("/discussions/2")
+    theirs.merge(2)
+    assert theirs.head.files["README.md"].content.decode() == CARD
 
 
 def test_a_pull_request_can_be_asked_for_or_refused(
     hub: LoopbackHub, client: Client, bob: Client, repo: str, delta: str
 ) -> None:
     made = hub.add(repo)
+    made.add({"README.md": CARD.encode()})
     assert client("link", repo=repo, delta=delta, role="result", create_pr=True)["pull_request"]
-    assert "README.md" not in made.head.files
+    assert made.head.files["README.md"].content == CARD.encode()
     fails("registry", "403", lambda: bob("link", repo=repo, delta=delta, role="result", create_pr=False))
 
 
 def test_a_card_that_changes_meanwhile_is_read_again(hub: LoopbackHub, client: Client, repo: str, delta: str) -> None:
     made = hub.add(repo)
+    made.add({"README.md": CARD.encode()})
     act = lambda: made.add({"README.md": b"# Theirs\n"})  # noqa: E731
     hub.faults = [Fault("intrude", "POST .*/commit/", act=act)]
     client("link", repo=repo, delta=delta, role="post")
@@ -154,8 +218,73 @@ def test_a_card_that_changes_meanwhile_is_read_again(hub: LoopbackHub, client: C
 
 
 def test_what_is_not_there_can_not_be_linked(hub: LoopbackHub, client: Client, repo: str, delta: str) -> None:
-    hub.add(repo)
+    hub.add(repo).add({"README.md": CARD.encode()})
     fails("registry", "no such repository", lambda: client("link", repo=repo, delta="org/absent", role="post"))
     fails("registry", "no such repository", lambda: client("link", repo="org/absent", delta=delta, role="post"))
     hub.repositories[repo].add({"README.md": b"\xff\xfe"})
     fails("source", "UTF-8", lambda: client("link", repo=repo, delta=delta, role="post"))
+
+
+@pytest.mark.parametrize("role", ["base", None])
+def test_what_is_no_delta_can_not_be_linked(
+    hub: LoopbackHub, client: Client, repo: str, delta: str, role: str | None
+) -> None:
+    made = hub.add(repo)
+    made.add({"README.md": CARD.encode(), "config.json": b"{}"})
+    hub.add(f"{repo}-model").add({"README.md": CARD.encode(), "config.json": b"{}"})
+    hub.add(f"{repo}-app").add({"manifest.json": b'{"name": "a web app"}'})
+    for other in ("model", "app"):
+        fails(
+            "registry", "not a delta", lambda other=other: client("link", repo=repo, delta=f"{repo}-{other}", role=role)
+        )  # type: ignore[misc]
+    fails("registry", "pd-link DELTA MODEL", lambda: client("link", repo=delta, delta=repo, role=role))
+    hub.repositories[delta].add({"README.md": b"# A delta\n"})
+    fails("registry", "a delta itself", lambda: client("link", repo=delta, delta=second(hub, delta), role=role))
+    assert made.head.files["README.md"].content == CARD.encode()
+    assert not asked(hub, "POST", "")
+
+
+def second(hub: LoopbackHub, delta: str) -> str:
+    """Put the same delta on the Hub under another name."""
+    hub.add(f"{delta}-2").commit("main", hub.repositories[delta].head.files, "copy")
+    return f"{delta}-2"
+
+
+def test_a_model_without_a_card_is_told(hub: LoopbackHub, client: Client, repo: str, delta: str) -> None:
+    made = hub.add(repo)
+    fails("registry", f"→ create a README.md first, on {hub.endpoint}/{repo}",
+          lambda: client("link", repo=repo, delta=delta))  # fmt: skip
+    assert "README.md" not in made.head.files
+
+
+STRANGE = (
+    "\ufeff\r\n---\r\n# by hand\r\nlicense: llama3.1   # kept\r\nextra_gated_prompt: |-\r\n  Read this.\r\n"
+    "base_model: [ org/a,org/b ]\r\nmodel-index:\r\n- name: m\r\n  results: []\r\n---  \r\n\r\n# Model\r\nmixed\nends"
+)
+
+
+def test_the_command_shows_the_difference_before_it_commits(
+    hub: LoopbackHub, repo: str, delta: str, tmp_path: Path
+) -> None:
+    made = hub.add(repo)
+    made.add({"README.md": STRANGE.encode()})
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "paramdelta_hub", "link", delta, repo, *arguments]
+        environment = hub.environment(tmp_path / "home", ALICE)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    shown = run("--dry-run").stdout.partition("\n\nnothing was changed")[0]
+    assert f"+{LINK_KEY}:" in shown
+    assert not asked(hub, "POST", "")
+    done = run()
+    assert done.stderr.splitlines() == shown.splitlines()
+    assert done.stdout == f"{repo} links to {delta}: {made.head.id}\n"
+    changed = made.head.files["README.md"].content.decode()
+    kept = [line for line in changed.splitlines(keepends=True) if line in STRANGE.splitlines(keepends=True)]
+    assert "".join(kept).startswith(STRANGE.removesuffix("ends"))
+    assert run("--remove").stdout == f"{repo} no longer links to {delta}: {made.head.id}\n"
+    assert made.head.files["README.md"].content == STRANGE.encode()
+    assert run("--remove").stdout == f"{repo} does not link to {delta}; nothing was changed\n"

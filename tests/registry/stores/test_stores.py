@@ -25,7 +25,6 @@ from paramdelta_hub.errors import (
     SourceError,
     StorageError,
 )
-from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN
 from paramdelta_hub.registry.locate import open_registry
 from paramdelta_hub.registry.protocol import Registry
 from paramdelta_hub.registry.stores.registry import StoreRegistry
@@ -610,7 +609,7 @@ def test_a_failing_disk(
 
 _LIGHT = """
 import sys
-from paramdelta_hub.registry.cards.markdown import YOURS_BEGIN
+from paramdelta_hub.registry.cards.generated import END
 from paramdelta_hub.registry.locate import open_registry
 from paramdelta_hub.registry.stores.registry import StoreRegistry
 StoreRegistry(sys.argv[1]).pull(sys.argv[2], None)
@@ -646,7 +645,7 @@ def test_the_authors_words_survive_into_a_new_version(root: str, package: Path, 
     assert card is not None
     second = labelled(package, tmp_path / "second", "1.1.0")
     words = "Trained on a ship.\n"
-    (second / "README.md").write_text(card.replace(YOURS_BEGIN, f"{YOURS_BEGIN}\n{words}"))
+    (second / "README.md").write_text(f"{card}\n{words}")
     pd.publish(second, f"{root}/org/delta")
     third = labelled(package, tmp_path / "third", "1.2.0")
     (third / "README.md").unlink()

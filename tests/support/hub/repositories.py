@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -173,19 +174,23 @@ class Repository:
         ]
 
 
+_BLOCK = re.compile(r"^([\s\ufeff]*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))")
+"""The Hub's own expression, as huggingface_hub quotes it; blanks of JavaScript include the byte order mark."""
+
+
 def metadata(card: str) -> dict[str, Any]:
-    """Return a card's YAML block; an empty one where there is none.
+    """Return a card's YAML block, found as the Hub finds it; an empty one where there is none.
 
     Raises:
         ValueError: broken YAML.
     """
-    parts = card.split("---\n", 2)
-    if len(parts) < 3 or parts[0]:
+    found = _BLOCK.search(card)
+    if found is None:
         return {}
     try:
-        value = yaml.safe_load(parts[1])
+        value = yaml.safe_load(found[2])
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
-    if not isinstance(value, dict):
+    if value is not None and not isinstance(value, dict):
         raise ValueError("the metadata is not a map")
-    return value
+    return value or {}

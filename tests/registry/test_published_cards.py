@@ -1,0 +1,219 @@
+"""Cards of deltas on a Hub: what their authors wrote survives, whoever uploaded them; and they are found by words."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import paramdelta_hub as pd
+from tests.registry.conftest import ALICE, Packages
+from tests.registry.packages import labelled
+from tests.support.hub import LoopbackHub
+from tests.support.hub.client import Client
+from tests.support.hub.repositories import metadata
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+NUMBERS = itertools.count()
+UPLOAD = """
+import sys
+from huggingface_hub import HfApi
+folder, repo, tag = sys.argv[1:]
+HfApi().create_repo(repo)
+HfApi().upload_folder(folder_path=folder, repo_id=repo)
+if tag:
+    HfApi().create_tag(repo, tag=tag)
+"""
+AUTHORS = """\ufeff
+---
+# by hand
+license: llama3.1    # as Meta has it
+license_link: 'LICENSE'
+extra_gated_prompt: >-
+  Read this
+  first.
+extra_gated_fields: { Company: text,Country: country }
+tags: [ chemistry,text-generation-inference ]
+model-index:
+- name: m
+  results:
+    - task: {type: text-generation}
+      metrics: [{type: acc, value: .nan}]
+---
+
+# Our delta
+
+Trained on a ship.
+"""
+
+
+@pytest.fixture
+def run(hub: LoopbackHub, tmp_path: Path) -> Run:
+    """Run Python with these arguments, as Alice, on the loopback Hub."""
+
+    def call(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        environment = hub.environment(tmp_path / "home", ALICE)
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == code, (done.stdout, done.stderr)
+        return done
+
+    return call
+
+
+def card_of(hub: LoopbackHub, repo: str) -> str:
+    return hub.repositories[repo].head.files["README.md"].content.decode()
+
+
+def survives(card: str, end: str = "\n") -> None:
+    """Check that a card still has every line of :data:`AUTHORS`, in order; tags are added within their line."""
+    theirs = AUTHORS.removeprefix("\ufeff").replace("\n", end).splitlines(keepends=True)
+    lines = card.removeprefix("\ufeff").splitlines(keepends=True)
+    kept = [line for line in theirs if "tags:" not in line]
+    assert [line for line in lines if line in kept and line.strip()] == [line for line in kept if line.strip()]
+    assert any(line.endswith("chemistry,text-generation-inference ]" + end) for line in lines)
+    assert card.startswith("\ufeff")
+
+
+@pytest.mark.parametrize("tag", ["", "1.0.0"])
+@pytest.mark.parametrize("card", [None, AUTHORS])
+def test_a_delta_that_was_uploaded_by_other_means_gets_its_card_and_its_tag(
+    hub: LoopbackHub,
+    run: Run,
+    client: Client,
+    repo: str,
+    packages: Packages,
+    tmp_path: Path,
+    card: str | None,
+    tag: str,
+) -> None:
+    package = labelled(packages.v1, tmp_path / "package", "1.0.0", name="Nautical delta")
+    if card:
+        (package / "README.md").write_bytes(card.encode())
+    run("-c", UPLOAD, package, repo, tag)
+    before = dict(hub.repositories[repo].tags)
+    assert not [hit for hit in client("find", query="nautical") if hit["repo"] == repo]
+    run("-m", "paramdelta_hub", "publish", package, repo)
+    made = hub.repositories[repo]
+    assert made.tags.keys() == {"1.0.0"}
+    assert made.tags["1.0.0"] == before.get("1.0.0", made.head.id), "a tag never moves"
+    published = card_of(hub, repo)
+    assert metadata(published)["paramdelta"]["version"] == "1.0.0"
+    if card:
+        survives(published)
+        assert metadata(published)["license"] == "llama3.1"
+    assert [hit["version"] for hit in client("find", query="nautical") if hit["repo"] == repo] == ["1.0.0"]
+    assert client("pull", repo=repo, folder=tmp_path / "copy")["version"] == "1.0.0"
+    hub.requests.clear()
+    run("-m", "paramdelta_hub", "publish", package, repo)
+    assert not [path for method, path in hub.requests if method == "POST"], "nothing is left to do"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_what_is_written_on_the_hub_survives_the_next_version(
+    hub: LoopbackHub, run: Run, repo: str, packages: Packages, end: str
+) -> None:
+    run("-m", "paramdelta_hub", "publish", packages.v1, repo)
+    generated = card_of(hub, repo).partition("---\n\n")[2] or card_of(hub, repo)
+    begin = generated.index("<!-- delta:begin")
+    theirs = AUTHORS + "\n" + generated[begin:] + "\n## Benchmarks\n\nBy hand.\n"
+    hub.repositories[repo].add({"README.md": theirs.replace("\n", end).encode()})
+    done = run("-m", "paramdelta_hub", "publish", packages.v2, repo)
+    published = card_of(hub, repo)
+    survives(published, end)
+    assert published.endswith(f"{end}## Benchmarks{end}{end}By hand.{end}")
+    assert metadata(published)["paramdelta"]["version"] == "1.10.0"
+    assert published.count("<!-- delta:begin") == 1
+    assert "1.0.0" not in published.partition("<!-- delta:begin")[2].partition("<!-- delta:end")[0]
+    assert "+library_name: paramdelta-hub" in done.stderr, "the difference is told"
+    assert f"{hub.endpoint}/{repo}" in done.stderr
+
+
+def test_edits_of_the_generated_part_are_replaced_only_on_demand(
+    hub: LoopbackHub, run: Run, repo: str, packages: Packages
+) -> None:
+    run("-m", "paramdelta_hub", "publish", packages.v1, repo)
+    edited = card_of(hub, repo).replace("It is not a model by itself.", "It is the best.")
+    head = hub.repositories[repo].add({"README.md": edited.encode()})
+    done = run("-m", "paramdelta_hub", "publish", packages.v2, repo, code=2)
+    assert "--replace-edits" in done.stderr
+    assert hub.repositories[repo].head is head
+    run("-m", "paramdelta_hub", "publish", packages.v2, repo, "--replace-edits")
+    assert "It is the best." not in card_of(hub, repo)
+
+
+def test_the_folders_card_and_the_published_one_are_joined(
+    hub: LoopbackHub, run: Run, repo: str, packages: Packages, tmp_path: Path
+) -> None:
+    run("-m", "paramdelta_hub", "publish", packages.v1, repo)
+    gated = card_of(hub, repo).replace("---\n", "---\nextra_gated_prompt: 'Read this'  # legal\n", 1)
+    hub.repositories[repo].add({"README.md": gated.encode()})
+    package = labelled(packages.v1, tmp_path / "package", "1.1.0")
+    (package / "README.md").write_text("---\nlanguage:\n  - de   # only\ntags: [ships]\n---\n# Mine\n")
+    run("-m", "paramdelta_hub", "publish", package, repo)
+    published = card_of(hub, repo)
+    assert published.startswith("---\nextra_gated_prompt: 'Read this'  # legal\n")
+    assert "\nlanguage:\n  - de   # only\n" in published
+    assert "ships" in metadata(published)["tags"]
+    assert "\n# Mine\n" in published
+    package = labelled(packages.v1, tmp_path / "other", "1.2.0")
+    (package / "README.md").write_text("---\nlanguage: en\n---\n# Another\n")
+    done = run("-m", "paramdelta_hub", "publish", package, repo, code=2)
+    assert "different language and text" in done.stderr
+    assert "--replace-edits" in done.stderr
+    run("-m", "paramdelta_hub", "publish", package, repo, "--replace-edits")
+    published = card_of(hub, repo)
+    assert metadata(published)["language"] == "en"
+    assert "# Another" in published
+    assert "# Mine" not in published
+    assert metadata(published)["extra_gated_prompt"] == "Read this"
+
+
+@pytest.fixture(params=["hub", "folder", "bucket"])
+def find(
+    request: pytest.FixtureRequest, hub: LoopbackHub, run: Run, client: Client, endpoint: str, tmp_path: Path,
+    packages: Packages, monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str], set[str]]:  # fmt: skip
+    """Search a registry of each kind that has the same three deltas."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.repositories.clear()
+    root = {"folder": str(tmp_path / "registry"), "bucket": f"s3://deltas/words-{next(NUMBERS)}"}.get(request.param)
+    for number, (name, tags) in enumerate(
+        {"Ships at Sea": "[Nautical, b2]", "Größere Zahlen": "[math]", "Chat": "chemistry"}.items()
+    ):
+        package = labelled(packages.v1, tmp_path / f"package-{number}", "1.0.0", name=name)
+        (package / "README.md").write_text(f"---\ntags: {tags}\n---\n# Words of the text\n")
+        if root is None:
+            run("-m", "paramdelta_hub", "publish", package, f"org/delta-{number}")
+        else:
+            pd.publish(package, f"org/delta-{number}", registry=root)
+
+    def search(query: str) -> set[str]:
+        hits = client("find", query=query) if root is None else [vars(hit) for hit in pd.search(query, registry=root)]
+        return {hit["repo"].removeprefix("org/delta-") for hit in hits}
+
+    return search
+
+
+def test_the_same_words_find_the_same_deltas_in_every_registry(find: Callable[[str], set[str]]) -> None:
+    for query, found in {
+        "": "012",
+        "ORG/delta-1": "1",
+        "sea ships": "0",
+        "SHIP": "0",
+        "GRÖSSERE": "1",
+        "gro\u0308ßere zahlen": "1",
+        "nautical": "0",
+        "delta nautical b2": "0",
+        "chemistry": "2",
+        "post": "012",
+        "base math": "1",
+        "sea math": "",
+        "words of the text": "",
+        "poetry": "",
+    }.items():
+        assert find(query) == set(found), query
