@@ -118,6 +118,8 @@ class Client:
 def _calls() -> dict[str, Callable[..., Any]]:
     import huggingface_hub
 
+    from paramdelta_hub import limits
+    from paramdelta_hub.checkpoints import resolve
     from paramdelta_hub.registry import api as operations
     from paramdelta_hub.registry import search
     from paramdelta_hub.registry.hub import links
@@ -135,6 +137,8 @@ def _calls() -> dict[str, Callable[..., Any]]:
         "describe_base": lambda model: search.describe_base(model)[:3],
         "find": lambda query=None, base=None: list(operations.search(query, base=base)),
         "link": links.link,
+        "limit": lambda **values: [setattr(limits, name, value) for name, value in values.items()],
+        "resolve": lambda model: resolve.resolve(model).path,
         "snapshot": lambda repo: huggingface_hub.snapshot_download(repo),
     }
 
@@ -179,7 +183,9 @@ def main() -> None:
 
     import huggingface_hub.utils._http as http
 
-    http.time = _Impatient()  # type: ignore[assignment]
+    from paramdelta_hub.hub import patience
+
+    http.time = patience.time = _Impatient()  # type: ignore[assignment]
     logging.disable(logging.WARNING)
     calls = _calls()
     for line in sys.stdin:

@@ -70,6 +70,8 @@ class RefusedError(Exception):
 
 Handle = Callable[..., Answer]
 REPO = r"(?P<repo>[^/]+/[^/]+)"
+SIGNATURE = "presigned-and-secret"
+"""In every URL that works without a token."""
 API = rf"/api/models/{REPO}"
 
 
@@ -89,6 +91,10 @@ class LoopbackHub:
         """Large files above it are uploaded in parts of it."""
         self.xet: Path | None = None
         """Folder of a Xet store, spoken to by the client itself; see :meth:`know`."""
+        self.cdn = False
+        """Whether large files are on another server, to which a signed URL leads."""
+        self.renamed: dict[str, str] = {}
+        """The new names of repositories, by the old ones, to which every request is sent on."""
         self._xet_hashes: dict[str, str] = {}
         self._stored: dict[str, bytes] = {}
         self._parts: dict[str, dict[int, bytes]] = {}
@@ -134,6 +140,9 @@ class LoopbackHub:
     def respond(self, method: str, target: str, headers: Any, body: bytes) -> Answer:
         """Carry out one request."""
         parts = urlsplit(target)
+        for old, new in self.renamed.items():
+            if re.match(rf"(/api/models)?/{old}(/|$)", parts.path):
+                return Answer(b"", 307, {"Location": target.replace(old, new, 1)})
         token = (headers.get("Authorization") or "").removeprefix("Bearer ")
         try:
             if token and token not in self.accounts:
@@ -268,11 +277,23 @@ class LoopbackHub:
             if self.xet and blob.sha256 in self._xet_hashes:
                 route = f"{self.endpoint}/api/models/{repo}/xet-read-token/{commit.id}"
                 headers |= {"X-Xet-Hash": self._xet_hashes[blob.sha256], "X-Xet-Refresh-Route": route}
+            if self.cdn:
+                at = f"{self.endpoint.replace('127.0.0.1', 'localhost')}/cdn/{blob.sha256}"
+                self._stored[blob.sha256] = blob.content
+                return Answer(b"", 302, headers | {"Location": f"{at}?X-Amz-Signature={SIGNATURE}"})
+        return self._content(request, blob.content, headers)
+
+    def _fetch_signed(self, request: Request, oid: str) -> Answer:
+        if request.query.get("X-Amz-Signature") != [SIGNATURE] or request.account:
+            raise RefusedError(403, message="the signature does not match, or there is a token too")
+        return self._content(request, self._stored[oid], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+
+    def _content(self, request: Request, content: bytes, headers: dict[str, str]) -> Answer:
         if found := re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or ""):
-            start, stop = int(found[1]), min(int(found[2] or len(blob.content)) + 1, len(blob.content))
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(blob.content)}"
-            return Answer(blob.content[start:stop], 206, headers)
-        return Answer(blob.content, 200, headers)
+            start, stop = int(found[1]), min(int(found[2] or len(content)) + 1, len(content))
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+            return Answer(content[start:stop], 206, headers)
+        return Answer(content, 200, headers)
 
     # Publishing.
 
@@ -314,11 +335,11 @@ class LoopbackHub:
         for item in request.json["objects"]:
             entry: dict[str, Any] = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in self._stored:
-                href = f"{self.endpoint}/lfs/{item['oid']}"
+                href = f"{self.endpoint}/lfs/{item['oid']}?X-Amz-Signature={SIGNATURE}"
                 upload: dict[str, Any] = {"href": href}
                 if self.part_bytes and item["size"] > self.part_bytes:
                     count = -(-item["size"] // self.part_bytes)
-                    urls = {str(number): f"{href}?part={number}" for number in range(1, count + 1)}
+                    urls = {str(number): f"{href}&part={number}" for number in range(1, count + 1)}
                     upload["header"] = {"chunk_size": str(self.part_bytes), **urls}
                 verify = {"href": f"{self.endpoint}/{repo}.git/info/lfs/verify"}
                 entry["actions"] = {"upload": upload, "verify": verify}
@@ -437,6 +458,7 @@ class LoopbackHub:
         ("POST", rf"{API}/discussions/(?P<number>\d+)/merge", _merge),
         ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", _batch),
         ("POST", rf"/{REPO}\.git/info/lfs/verify", _verify),
+        ("GET HEAD", r"/cdn/(?P<oid>[0-9a-f]{64})", _fetch_signed),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", _store),
         ("POST", r"/lfs/(?P<oid>[0-9a-f]{64})", _join),
         ("GET HEAD", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _resolve),
@@ -471,7 +493,10 @@ class _Handler(BaseHTTPRequestHandler):
             fault = next((fault for fault in hub.faults if fault.strikes(line)), None)
         kind = fault.kind if fault else None
         if fault and kind == "status":
-            self._send(Answer({"error": "busy"}, fault.value, {"Retry-After": "0"}))
+            self._send(Answer({"error": fault.text}, fault.value, {"Retry-After": str(fault.after)}))
+            return
+        if fault and kind == "mute":
+            self._wait_for_the_end()
             return
         if fault and kind == "drop" and fault.value:
             self._hang_up()
@@ -481,6 +506,8 @@ class _Handler(BaseHTTPRequestHandler):
         answer = hub.respond(self.command, self.path, self.headers, body)
         if fault and kind == "drop":
             self._hang_up()
+        elif fault and kind in ("stall", "slow"):
+            self._trickle(answer, fault)
         else:
             self._send(answer, cut=fault.value if fault and kind == "cut" else None,
                        flip=fault.value if fault and kind == "flip" else None)  # fmt: skip
@@ -510,6 +537,25 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body if cut is None else body[:cut])
         if cut is not None:
             self._hang_up()
+
+    def _trickle(self, answer: Answer, fault: Fault) -> None:
+        """Send the head at once, and of the body a few bytes and no more, or all of it, byte by byte."""
+        body = answer.value if isinstance(answer.value, bytes) else json.dumps(answer.value).encode()
+        self._send(replace(answer, value=b"", headers={"Content-Length": str(len(body)), **answer.headers}))
+        if self.command == "HEAD":
+            return
+        if fault.kind == "stall":
+            self.wfile.write(body[: fault.value])
+            self._wait_for_the_end()
+            return
+        for at in range(len(body)):
+            self.wfile.write(body[at : at + 1])
+            time.sleep(0.02)
+
+    def _wait_for_the_end(self) -> None:
+        """Say nothing more, until the client hangs up."""
+        self.close_connection = True
+        self.connection.recv(1, socket.MSG_PEEK)
 
     def _hang_up(self) -> None:
         self.close_connection = True
