@@ -86,6 +86,10 @@ def translate_hub_errors(
 
 def _is_of_the_place(problem: Exception) -> bool:
     """Whether an error may come from asking the wrong server, one that is not there or is no Hub."""
+    from paramdelta_hub.hub.client import is_offline
+
+    if is_offline():
+        return False
     status = getattr(_response(problem), "status_code", None)
     return status is None or status in (401, 404, 405) or status >= 500
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from paramdelta_hub.checkpoints.resolve import path_exists
 from paramdelta_hub.errors import PackageError, PublishError, RegistryError, SignatureError, SourceError
 from paramdelta_hub.fileio.durable import expand, read_small
+from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES
@@ -71,7 +72,10 @@ def publish(
         check_version(manifest.version, wanted, str(package.path))
     key = read_private_key(expand(sign)) if sign is not None else None
     extras = _extras(package, target, reference, key)
+    beside = package.files_beside()
     notes = _compare_license(target, reference.repo, manifest)
+    if beside:
+        notes += (f"not published, as it only lies beside the package: {shown_names(beside)}",)
     published = target.publish(
         package.path,
         reference.repo,

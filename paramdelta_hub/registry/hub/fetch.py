@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError
-from paramdelta_hub.fileio.durable import read_small, sync_file
+from paramdelta_hub.fileio.durable import io_errors, read_small, sync_file
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import is_offline
 from paramdelta_hub.hub.errors import translate_hub_errors
@@ -111,19 +111,23 @@ def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, re
     cached = _cached_path(repo, name, commit.id)
     damaged = cached is not None and not remote.matches(_content(cached, limit) or b"")
     for force in (damaged, True):
+        if force and cached is not None:
+            _drop(cached.parent, name)
         path = _download(api, repo, name, revision or commit.id, None, force, Progress())
         if path.parent.name != commit.id:  # the revision has moved since then
             path = _download(api, repo, name, commit.id, None, force, Progress())
         content = read_small(resolve_inside(path.parent, name), limit)
         if remote.matches(content):
             return content
+        cached = path
     raise IntegrityError(f"{name} arrived damaged twice", where=where, remedy="run the command again")
 
 
-def read_cached(repo: str, name: str, revision: str, limit: int) -> tuple[bytes, str] | None:
+def read_cached(repo: str, name: str, revision: str, limit: int, *, unchecked: bool) -> tuple[bytes, str] | None:
     """Return (content, commit) of a small file from the cache, without asking the Hub; None if it is not intact there.
 
-    The cache names its files by digest, so damage is detected.
+    The cache names its files by digest, so damage is detected. Without symbolic links, it keeps them under their own
+    names: then nobody can tell, and the content is returned only if it may be ``unchecked``.
     """
     path = _cached_path(repo, name, revision)
     content = _content(path, limit) if path else None
@@ -132,8 +136,10 @@ def read_cached(repo: str, name: str, revision: str, limit: int) -> tuple[bytes,
     digest = os.path.basename(os.path.realpath(path))
     if is_id(digest):
         damaged = hashlib.sha256(content).hexdigest() != digest
-    else:  # on systems without symbolic links, the cache keeps the file under its own name
-        damaged = is_commit(digest) and _git_digest(content) != digest
+    elif is_commit(digest):
+        damaged = _git_digest(content) != digest
+    else:
+        damaged = not unchecked
     return None if damaged else (content, path.parent.name)
 
 
@@ -187,6 +193,8 @@ def fetch(
         )
     # An existing file is damaged, as the caller found out. The client would keep it.
     for force in (os.path.lexists(folder / file.path), True):
+        if force and into is None:
+            _drop(folder, file.path)
         _download(api, repo, file.path, commit, into, force, progress)
         if is_intact(folder, file):
             sync_file(resolve_inside(folder, file.path))
@@ -196,6 +204,14 @@ def fetch(
         where=where,
         remedy="run the command again; if the error stays, tell the publisher",
     )
+
+
+def _drop(folder: Path, name: str) -> None:
+    """Delete a damaged file of the cache. If it is no link, the client would keep it, even if told to replace it."""
+    path = resolve_inside(folder, name)
+    if path == Path(os.path.realpath(folder), name):
+        with io_errors("replacing a damaged download"):
+            path.unlink(missing_ok=True)
 
 
 def _download(

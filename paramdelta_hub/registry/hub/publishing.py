@@ -93,7 +93,7 @@ def find_pull_request(api: HfApi, repo: str, title: str) -> str | None:
 def _get_or_create_head(api: HfApi, publication: Publication, announce: Callable[[str], None]) -> Commit:
     """Return the head of the repository's main branch. A missing repository is created, after ``announce`` was called.
 
-    A repository is refused if it is public although a private one was asked for, or if it holds a model.
+    A repository is refused if it is public although a private one was asked for, or if it holds a model and no delta.
     """
     repo, private = publication.repo, publication.private
     try:
@@ -111,7 +111,8 @@ def _get_or_create_head(api: HfApi, publication: Publication, announce: Callable
             where=repo,
             remedy="make it private in its settings, or choose another name",
         )
-    if any(
+    # What people add to a delta, such as a config.json by which downloads are counted, makes no model of it.
+    if MANIFEST_NAME not in head.files and any(
         name == "config.json" or (name.startswith("model") and name.endswith(".safetensors")) for name in head.files
     ):
         raise RegistryError(

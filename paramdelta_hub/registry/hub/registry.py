@@ -107,7 +107,7 @@ class HubRegistry(Registry):
     def _cached_manifest(self, repo: str, revision: str) -> tuple[bytes, str] | None:
         """Return (manifest, commit) from the cache, if the cached one is sure to be the current one."""
         if is_offline() or is_version(revision) or is_commit(revision):
-            return read_cached(repo, MANIFEST_NAME, revision, MANIFEST_BYTES)
+            return read_cached(repo, MANIFEST_NAME, revision, MANIFEST_BYTES, unchecked=is_offline())
         return None
 
     def _fetch_manifest(self, repo: str, revision: str) -> tuple[bytes, str]:
@@ -126,7 +126,8 @@ class HubRegistry(Registry):
         return fetch_small(api, repo, MANIFEST_NAME, commit, MANIFEST_BYTES, revision), commit.id
 
     def _extra(self, found: Snapshot, name: str) -> bytes | None:
-        cached = read_cached(found.repo, name, found.revision, EXTRAS[name])
+        # What can't be checked in the cache was compared with the Hub's digest when the version was found.
+        cached = read_cached(found.repo, name, found.revision, EXTRAS[name], unchecked=True)
         return cached[0] if cached else None
 
     def _pull_into_cache(self, found: Snapshot, part: Part, signed: bool, progress: Progress) -> tuple[Path, int]:

@@ -242,9 +242,11 @@ class BucketStore:
             # Their messages are not shown, because some hold signed URLs.
             host = _HOST.search(str(error))
             silent = "Timeout" in type(error).__name__ or isinstance(error, TimeoutError)
-            failed = "does not answer" if silent else "can't be used"
+            failed = (
+                f"{host[1] if host else 'the store'} does not answer" if silent else "the request to the store failed"
+            )
             raise RegistryError(
-                f"{host[1] if host else 'the store'} {failed} ({type(error).__name__})",
+                f"{failed} ({type(error).__name__})",
                 where=self._address(path),
                 remedy="check the address, the connection and the credentials, then run the same command again",
             ) from error

@@ -139,7 +139,7 @@ def _calls() -> dict[str, Callable[..., Any]]:
         "link": links.link,
         "limit": lambda **values: [setattr(limits, name, value) for name, value in values.items()],
         "resolve": lambda model: resolve.resolve(model).path,
-        "snapshot": lambda repo: huggingface_hub.snapshot_download(repo),
+        "snapshot": lambda repo, **rest: huggingface_hub.snapshot_download(repo, **rest),
     }
 
 
