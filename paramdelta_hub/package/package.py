@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from paramdelta_hub.limits import HEADER_BYTES, LINEAGE_RUN_LENGTH, LINEAGE_RUNS
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, TensorRecord, parse_manifest
 from paramdelta_hub.package.shard import check_shard_header
 
-__all__ = ["LOCK_NAME", "PICTURE_NAME", "Package", "open_package"]
+__all__ = ["LOCK_NAME", "PICTURE_NAME", "YANK_FILE", "Package", "open_package"]
 
 LOCK_NAME = "paramdelta.lock"
 """What a pulled copy is, and where it came from; it lies in the copy, and in no registry."""
 
 PICTURE_NAME = "change.svg"
 """The picture of a model card on the Hub: nothing reads it, and no pull brings it."""
+
+YANK_FILE = re.compile(r"\.yanked-.+\.json")
+"""Files that withdraw versions of a repository: on the Hub they lie beside the newest one."""
 
 # What belongs to a package although its manifest does not list it: the model card and its picture, the signature, and
 # the lock of a pulled copy.
@@ -87,6 +91,7 @@ class Package:
         """
         listed = {file.path for file in self.manifest.files} | _UNLISTED_FILES
         beside = (name for name in files_below(self.path) if name not in listed)
+        beside = (name for name in beside if not YANK_FILE.fullmatch(name))
         return tuple(name.encode("utf-8", "backslashreplace").decode() for name in beside)
 
     def read_lineage(self) -> bytes:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 
 from paramdelta_hub.checkpoints.resolve import path_exists
-from paramdelta_hub.errors import PackageError, PublishError, RegistryError, SignatureError, SourceError
+from paramdelta_hub.errors import OptionError, PackageError, PublishError, RegistryError, SignatureError, SourceError
 from paramdelta_hub.fileio.durable import expand, read_small
 from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.hub.client import connect
@@ -21,10 +22,11 @@ from paramdelta_hub.registry.locate import Reference, find_to_publish
 from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME
 from paramdelta_hub.registry.names import check_version
 from paramdelta_hub.registry.protocol import Published, Registry
-from paramdelta_hub.registry.signing import Trust, read_manifest, read_signature, sign_manifest
+from paramdelta_hub.registry.signing import Trust, check_made_for, read_manifest, read_signature, sign_manifest
+from paramdelta_hub.registry.yanks import Yanked
 from paramdelta_hub.tasks.progress import Progress
 
-__all__ = ["publish", "read_card"]
+__all__ = ["publish", "read_card", "yank"]
 
 
 def publish(
@@ -62,6 +64,7 @@ def publish(
         SourceError: the key can't be read.
         PackageError: the folder is not a package, or is damaged.
         PublishError: the version exists with other content or without this signature.
+        SignatureError: the folder's own signature is for another repository or another manifest.
         RegistryError: not reachable, not allowed, …
     """
     path_exists(expand(delta), PackageError)  # a folder that can't be read is not reported as missing
@@ -73,7 +76,7 @@ def publish(
     key = read_private_key(expand(sign)) if sign is not None else None
     extras = _extras(package, target, reference, key)
     beside = package.files_beside()
-    notes = _compare_license(target, reference.repo, manifest)
+    notes = _compare_with_newest(target, reference.repo, manifest, SIGNATURE_NAME in extras)
     if beside:
         notes += (f"not published, as it only lies beside the package: {shown_names(beside)}",)
     published = target.publish(
@@ -94,19 +97,34 @@ def publish(
 
 def _extras(package: Package, target: Registry, reference: Reference, key: PrivateKey | None) -> dict[str, bytes]:
     """Return the card, which keeps what the author wrote, and the signature if there is a key, by file name."""
-    manifest, on_hub = package.manifest, reference.root is None
     existing = read_card(package.path) or ""
     if not own_words(existing):
         existing = target.card(reference.repo) or existing
+    card = _card(reference, package.manifest, package.digest, existing)
+    signature = _signature(package, reference.repo, key)
+    return {CARD_NAME: card, **({} if signature is None else {SIGNATURE_NAME: signature})}
+
+
+def _card(reference: Reference, manifest: Manifest, package_id: str, existing: str | None) -> bytes:
+    """Return the card of a version in its repository, which keeps what people wrote in the existing one."""
+    on_hub = reference.root is None
     licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
-    card = delta_card(manifest, package.digest, reference.repo, existing, licenses=licenses, on_hub=on_hub)
-    signature = {} if key is None else {SIGNATURE_NAME: _signature(package, reference.repo, key)}
-    return {CARD_NAME: card.encode(), **signature}
+    return delta_card(manifest, package_id, reference.repo, existing, licenses=licenses, on_hub=on_hub).encode()
 
 
-def _signature(package: Package, repo: str, key: PrivateKey) -> bytes:
-    """Return a signature for this repository: the one in the folder if it is by this key, or a new one."""
+def _signature(package: Package, repo: str, key: PrivateKey | None) -> bytes | None:
+    """Return a signature for this repository: the one in the folder if it is by this key, or a new one.
+
+    Without a key, return the one in the folder.
+
+    Raises:
+        SignatureError: there is no key, and the one in the folder could never be verified there.
+    """
     manifest, existing = read_manifest(package), read_signature(package.path)
+    if key is None:
+        if existing is not None:
+            check_made_for(existing, manifest, repo, str(package.path))
+        return existing
     try:
         Trust((key.public,)).check(manifest, existing, str(package.path), repo)
     except SignatureError:
@@ -114,17 +132,51 @@ def _signature(package: Package, repo: str, key: PrivateKey) -> bytes:
     return existing or sign_manifest(manifest, repo, key)
 
 
-def _compare_license(registry: Registry, repo: str, manifest: Manifest) -> tuple[str, ...]:
-    """Return a note if the license differs from that of the newest published version."""
+def _compare_with_newest(registry: Registry, repo: str, manifest: Manifest, signed: bool) -> tuple[str, ...]:
+    """Return notes if the license differs from that of the newest published version, or only that one is signed."""
     try:
-        before = open_package(registry.pull(repo, None, part="manifest").path).manifest
+        before, was_signed = registry.newest(repo)
     except (RegistryError, SourceError):
         return ()  # nothing is published yet, or it can't be read
-    same = before.license is None or before.license.casefold() == (manifest.license or "").casefold()
-    if same or before.version == manifest.version:
+    if before.version == manifest.version:
         return ()
-    now = "has none" if manifest.license is None else f"has {manifest.license}"
-    return (f"the license changes: version {before.version} has {before.license}, {manifest.version} {now}",)
+    notes = []
+    if before.license is not None and before.license.casefold() != (manifest.license or "").casefold():
+        now = "has none" if manifest.license is None else f"has {manifest.license}"
+        notes.append(f"the license changes: version {before.version} has {before.license}, {manifest.version} {now}")
+    if was_signed and not signed:
+        notes.append(
+            f"version {before.version} is signed, and {manifest.version} is not: those who require a signature"
+            " can't use it; sign it with --sign KEY"
+        )
+    return tuple(notes)
+
+
+def yank(
+    delta: str, version: str, *, reason: str | None = None, undo: bool = False, registry: str | Path | None = None
+) -> Yanked:
+    """Withdraw a published version, so that no pull without a version brings it. Nothing of the version is changed.
+
+    A pull by its exact version still works, and warns with the reason. On the Hub, the main branch then holds the
+    newest version that is left.
+
+    Args:
+        delta: ``org/name``, or a folder or URL that ends in it.
+        version: the version to withdraw.
+        reason: why, in a sentence.
+        undo: take the withdrawal back.
+        registry: the registry of a bare ``org/name``; by default the one in PARAMDELTA_REGISTRY, or the Hub.
+
+    Raises:
+        OptionError: a name is not valid, or there is no reason, or one too many.
+        RegistryError: no such version, not allowed, or not reachable.
+    """
+    if undo == (reason is not None):
+        raise OptionError("give a reason, or undo", remedy='add --reason "wrong tokenizer", or --undo')
+    target, reference = find_to_publish(delta, registry)
+    if reference.revision not in (None, version):
+        raise OptionError(f"two versions: {reference.revision} and {version[:200]}", where=delta, remedy="give one")
+    return target.yank(reference.repo, version, reason, functools.partial(_card, reference))
 
 
 def _check_signed(registry: Registry, published: Published, key: PrivateKey) -> None:

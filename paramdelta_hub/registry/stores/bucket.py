@@ -132,6 +132,16 @@ class BucketStore:
         """Return None: a bucket is not on this machine."""
         return None
 
+    def write(self, folder: str, name: str, content: bytes) -> None:
+        """Write a small file of a repository's folder, or replace it."""
+        with self._translate_errors(f"{folder}/{name}"):
+            self._store.pipe_file(self._path(f"{folder}/{name}"), content)
+
+    def remove(self, folder: str, name: str) -> None:
+        """Remove a small file of a repository's folder, if it is there."""
+        with self._translate_errors(f"{folder}/{name}"), contextlib.suppress(FileNotFoundError):
+            self._store.rm_file(self._path(f"{folder}/{name}"))
+
     def put(
         self, package: Package, folder: str, manifest: bytes, extras: Mapping[str, bytes], progress: Progress
     ) -> None:

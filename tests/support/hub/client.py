@@ -121,6 +121,7 @@ def _calls() -> dict[str, Callable[..., Any]]:
     from paramdelta_hub import limits
     from paramdelta_hub.checkpoints import resolve
     from paramdelta_hub.registry import api as operations
+    from paramdelta_hub.registry import publish as operations_publish
     from paramdelta_hub.registry import search
     from paramdelta_hub.registry.hub import links
     from paramdelta_hub.registry.hub.registry import HubRegistry
@@ -132,6 +133,8 @@ def _calls() -> dict[str, Callable[..., Any]]:
             folder=Path(folder) if folder else None, revision=revision, **rest
         ),
         "versions": hub.versions,
+        "yank": operations_publish.yank,
+        "publish_anew": operations_publish.publish,
         "search": lambda query=None, base=None, fingerprint=None: list(hub.search(query, base, fingerprint)),
         "card": hub.card,
         "describe_base": lambda model: search.describe_base(model)[:3],

@@ -384,7 +384,7 @@ class LoopbackHub:
             raise RefusedError(401)
         lines = [json.loads(line) for line in request.body.splitlines()]
         header = lines[0]["value"]
-        if header.get("parentCommit") not in (None, found.head.id):
+        if header.get("parentCommit") not in (None, self._commit_at(found, revision).id):
             raise RefusedError(412, message="A commit has happened since. Please refresh and try again.")
         files = dict(self._commit_at(found, revision).files)
         for line in lines[1:]:
@@ -392,6 +392,8 @@ class LoopbackHub:
             if line["key"] == "file":
                 files[value["path"]] = Blob(base64.b64decode(value["content"]), large=False)
             elif line["key"] == "lfsFile":
+                for commit in found.commits.values():  # what a repository has, it can have under other names too
+                    self._stored |= {blob.sha256: blob.content for blob in commit.files.values() if blob.large}
                 if value["oid"] not in self._stored:
                     raise RefusedError(400, message=f"LFS pointer to a file that does not exist: {value['path']}")
                 files[value["path"]] = Blob(self._stored[value["oid"]], large=True)
@@ -416,6 +418,18 @@ class LoopbackHub:
 
     def _delete_tag(self, request: Request, repo: str, revision: str) -> Answer:
         if self._repository(request, repo, write=True).tags.pop(revision, None) is None:
+            raise RefusedError(404, "RevisionNotFound")
+        return Answer({})
+
+    def _branch(self, request: Request, repo: str, branch: str) -> Answer:
+        found = self._repository(request, repo, write=True)
+        if branch in found.branches:
+            raise RefusedError(409, message="Reference already exists")
+        found.branches[branch] = self._commit_at(found, request.json.get("startingPoint", "main")).id
+        return Answer({})
+
+    def _delete_branch(self, request: Request, repo: str, branch: str) -> Answer:
+        if branch == "main" or self._repository(request, repo, write=True).branches.pop(branch, None) is None:
             raise RefusedError(404, "RevisionNotFound")
         return Answer({})
 
@@ -453,6 +467,8 @@ class LoopbackHub:
         ("POST", rf"{API}/commit/(?P<revision>[^/]+)", _commit),
         ("POST", rf"{API}/tag/(?P<revision>[^/]+)", _tag),
         ("DELETE", rf"{API}/tag/(?P<revision>[^/]+)", _delete_tag),
+        ("POST", rf"{API}/branch/(?P<branch>[^/]+)", _branch),
+        ("DELETE", rf"{API}/branch/(?P<branch>[^/]+)", _delete_branch),
         ("GET", rf"{API}/xet-(?P<kind>read|write)-token/(?P<revision>[^/]+)", _xet_token),
         ("GET", rf"{API}/discussions", _discussions),
         ("POST", rf"{API}/discussions/(?P<number>\d+)/merge", _merge),
