@@ -24,6 +24,7 @@ from paramdelta_hub.checkpoints.weight_files import WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.durable import file_digest, read_small
 from paramdelta_hub.fileio.safetensors import check_header
+from paramdelta_hub.hub.addresses import parse_address
 from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.limits import HEADER_BYTES, KIB
@@ -105,6 +106,8 @@ def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: boo
     Raises:
         CheckpointError: no such repository, not allowed, no safetensors weights in it, or a header that breaks a rule.
     """
+    if address := parse_address(model):
+        model = "@".join(filter(None, address))
     if not is_hub_id(model):
         raise CheckpointError(
             "not a Hub id", where=model, remedy="give org/name[@revision]; local models need no --stream"
@@ -113,11 +116,14 @@ def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: boo
     with translate_hub_errors(model, CheckpointError):
         info = connect().model_info(repository, revision=revision or None, files_metadata=True)
         base_models = getattr(info.card_data, "base_model", None)
+        commit = str(info.sha)
+        siblings: dict[str, Any] = {file.rfilename: file for file in info.siblings or []}
+        # Some mirrors and other hubs state no digests in the listing.
+        if bare := [name for name, file in siblings.items() if name.endswith(".safetensors") and not file.lfs]:
+            siblings |= {file.path: file for file in connect().get_paths_info(repository, bare, revision=commit)}
     bases = frozenset(
         base for base in (base_models if isinstance(base_models, list) else [base_models]) if isinstance(base, str)
     )
-    commit = str(info.sha)
-    siblings = {file.rfilename: file for file in info.siblings or []}
     source = download(repository, commit, part="companions" if tokenizers else "config", code=code)
     listing = _HubListing(model, repository, commit, siblings, source.path, folder)
     return RemoteModel(Checkpoint.of(source, read_repository(listing)), folder, bases)

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 from paramdelta_hub.errors import PackageError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.paths import resolve_inside
+from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.errors import MissingError, StaleError, endpoint, translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.package.package import PICTURE_NAME, Package
 from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
-from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, get_commit
+from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, get_commit, read_back
 from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME, check_in_place, read_extras
 from paramdelta_hub.registry.names import is_version, newest
 from paramdelta_hub.registry.protocol import HIGHER_VERSION, CardMaker, Publication, Published
@@ -217,7 +218,7 @@ def _restore(api: HfApi, repo: str, head: Commit, version: str, make_card: CardM
     manifest, package_id = parse_manifest(content, f"{repo}@{version}")
     names = {*(file.path for file in manifest.files), MANIFEST_NAME, SIGNATURE_NAME, PICTURE_NAME}
     for name in sorted(names & wanted.files.keys()):
-        if head.files.get(name) != wanted.files[name]:
+        if head.files.get(name) != wanted.files[name] or not wanted.files[name].is_known:
             yield CommitOperationCopy(src_path_in_repo=name, path_in_repo=name, src_revision=wanted.id)
     old_names = {file.path for file in now.files} | {SIGNATURE_NAME}
     for name in sorted((old_names & head.files.keys()) - (names & wanted.files.keys())):
@@ -346,7 +347,12 @@ def _manifest_of(api: HfApi, repo: str, head: Commit) -> Manifest | None:
 def _has_manifest(delta: Package, commit: Commit) -> bool:
     """Whether the commit has this package's manifest. The manifest lists the digests of all other files."""
     remote = commit.files.get(MANIFEST_NAME)
-    return remote is not None and remote.matches(read_small(resolve_inside(delta.path, MANIFEST_NAME), MANIFEST_BYTES))
+    if remote is None:
+        return False
+    content = read_small(resolve_inside(delta.path, MANIFEST_NAME), MANIFEST_BYTES)
+    if not remote.is_known:
+        return fetch_small(connect(), commit.repo, MANIFEST_NAME, commit, MANIFEST_BYTES) == content
+    return remote.matches(content)
 
 
 def _is_uploaded(delta: Package, extras: Mapping[str, bytes], commit: Commit) -> bool:
@@ -359,8 +365,10 @@ def _is_uploaded(delta: Package, extras: Mapping[str, bytes], commit: Commit) ->
 
 def _has_file(delta: Package, file: FileRecord, commit: Commit) -> bool:
     remote = commit.files.get(file.path)
-    if remote is None or remote.size != file.size:
+    if remote is None or remote.size not in (None, file.size):
         return False
+    if not remote.is_known:
+        return read_back(commit, file)
     if remote.sha256 is not None:
         return remote.sha256 == file.sha256
     # Without a sha256 it is kept by git itself, so it is small.

@@ -159,7 +159,7 @@ class HubRegistry(Registry):
                 remedy="`pd-search` finds deltas; `pd-versions` lists a delta's versions",
             )
         for name, limit in EXTRAS.items():
-            if name in commit.files and commit.files[name].size <= limit:
+            if name in commit.files and (commit.files[name].size or 0) <= limit:
                 try:
                     fetch_small(api, repo, name, commit, limit)
                 except (RegistryError, PackageError) as error:

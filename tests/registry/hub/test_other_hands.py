@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import paramdelta_hub as pd
+from tests.conftest import Family
 from tests.registry.conftest import Packages
-from tests.registry.hub.test_registry import holds, published
+from tests.registry.hub.test_registry import fails, holds, published
 from tests.registry.packages import id_of, tree
-from tests.support.hub import LoopbackHub
+from tests.support.hub import Fault, LoopbackHub
 from tests.support.hub.client import Client
 
 ADDED = {
@@ -121,3 +122,43 @@ def test_files_beside_a_package_stop_no_local_registry(packages: Packages, tmp_p
         if number == 0:  # people can put files there
             (tmp_path / "registry/acme/math/1.0.0/LICENSE").write_text("MIT")
             assert pd.verify("acme/math", registry=root, threads=1).beside == ("LICENSE",)
+
+
+@pytest.mark.parametrize("bare", [{"info"}, {"info", "paths"}, {"info", "paths", "tree"}])
+def test_a_hub_whose_listing_has_no_digests(
+    hub: LoopbackHub,
+    client: Client,
+    new_client: Callable[..., Client],
+    shared_family: Family,
+    repo: str,
+    packages: Packages,
+    bare: set[str],
+) -> None:
+    hub.bare = bare
+    for package, version in ((packages.v2, "1.10.0"), (packages.v1, "1.0.0")):
+        client("publish_anew", delta=package, repo=repo)
+        assert not client("publish_anew", delta=package, repo=repo)["uploaded"]
+        assert client("pull", repo=repo, revision=version)["id"] == id_of(package)
+    fails("publish", "other content", lambda: client("publish_anew", delta=packages.other, repo=repo))
+    hub.faults = [Fault("flip", "GET .*/delta-", 77)]
+    copy = Path(new_client()("pull", repo=repo)["path"])
+    assert pd.verify(copy, threads=1).id == id_of(packages.v2)
+    hub.faults = []
+    if "paths" not in bare:  # which the client needs to copy files on the Hub
+        client("yank", delta=repo, version="1.10.0", reason="wrong")
+        assert client("pull", repo=repo)["id"] == id_of(packages.v1)
+        hub.add(f"{repo}-base", shared_family.base)
+        assert client("describe_base", model=f"{repo}-base")
+
+
+def test_a_card_that_can_not_be_had_blocks_no_pull(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages
+) -> None:
+    published(hub, repo, packages.v1).add({"README.md": b"# Hi"})
+    made = hub.repositories[repo]
+    made.tags["1.0.0"] = made.head.id
+    hub.faults = [Fault("status", "GET .*/README.md", 404, times=99)]
+    pulled = client("pull", repo=repo)
+    assert pulled["id"] == id_of(packages.v1)
+    assert "the card could not be had" in pulled["notes"][0]
+    hub.faults = []

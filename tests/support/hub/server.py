@@ -91,6 +91,8 @@ class LoopbackHub:
         """Large files above it are uploaded in parts of it."""
         self.xet: Path | None = None
         """Folder of a Xet store, spoken to by the client itself; see :meth:`know`."""
+        self.bare: set[str] = set()
+        """Where it says no digests, as mirrors and other hubs do: ``info`` (of a commit), ``paths``, ``tree``."""
         self.cdn = False
         """Whether large files are on another server, to which a signed URL leads."""
         self.renamed: dict[str, str] = {}
@@ -187,8 +189,8 @@ class LoopbackHub:
     def _describe(self, found: Repository, commit: Commit, *, blobs: bool, full: bool = True) -> dict[str, Any]:
         siblings = [
             {"rfilename": name}
-            | ({"size": len(blob.content), "blobId": blob.git_digest} if blobs else {})
-            | ({"lfs": blob.lfs()} if blobs and blob.large else {})
+            | ({"size": len(blob.content), "blobId": blob.git_digest} if blobs and "info" not in self.bare else {})
+            | ({"lfs": blob.lfs()} if blobs and blob.large and "info" not in self.bare else {})
             for name, blob in sorted(commit.files.items())
         ]
         dates = [found.commits[commit_id].date for commit_id in found.branches.values()]
@@ -236,10 +238,14 @@ class LoopbackHub:
     def _tree(self, request: Request, repo: str, revision: str) -> Answer:
         commit = self._commit_at(found := self._repository(request, repo), revision)
         assert found.name == repo
+        if "tree" in self.bare:
+            raise RefusedError(404, message="Not Found")
         return Answer(self._entries(commit, sorted(commit.files)))
 
     def _paths_info(self, request: Request, repo: str, revision: str) -> Answer:
         names = parse_qs(request.body.decode()).get("paths", [])
+        if "paths" in self.bare:
+            raise RefusedError(404, message="Not Found")
         return Answer(self._entries(self._commit_at(self._repository(request, repo), revision), names))
 
     def _refs(self, request: Request, repo: str) -> Answer:
