@@ -12,6 +12,7 @@ from typing import Literal
 from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.names import is_clear
+from paramdelta_hub.hub.addresses import parse_address
 from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.errors import translate_hub_errors
 
@@ -38,7 +39,7 @@ class ModelSource:
 
 
 def resolve(model: str | Path, *, code: bool = False) -> ModelSource:
-    """Find a model by path or Hub id (``org/name`` or ``org/name@revision``), downloading what is not cached.
+    """Find a model by path, Hub id or address on the Hub (``org/name[@revision]``), downloading what is not cached.
 
     Python files are downloaded only with ``code``.
 
@@ -48,6 +49,8 @@ def resolve(model: str | Path, *, code: bool = False) -> ModelSource:
         CheckpointError: neither a path nor a repository that can be had; the message says what was tried.
     """
     text = str(model)
+    if address := parse_address(text):
+        return download(*address, code=code)
     path = expand(model)
     if path_exists(path):
         if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name):
