@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from paramdelta_hub.registry.api import link, pull, search, versions
     from paramdelta_hub.registry.hub.links import Linked
     from paramdelta_hub.registry.protocol import Hit, Published, Pulled, Version
-    from paramdelta_hub.registry.publish import publish
+    from paramdelta_hub.registry.publish import publish, yank
     from paramdelta_hub.registry.search import Found
     from paramdelta_hub.reports.agreement import Comparison
     from paramdelta_hub.reports.catalog import CatalogReport, catalog
@@ -134,6 +134,7 @@ __all__ = [
     "verify_result",
     "versions",
     "write_report",
+    "yank",
 ]
 
 _LAZY = {
@@ -178,6 +179,7 @@ _LAZY = {
     "verify": "verification.package",
     "verify_result": "outputs.applied_model",
     "versions": "registry.api",
+    "yank": "registry.publish",
     "write_report": "reports.inspect",
 }
 """Where each public name lives: it is imported when it is first asked for, so that no command waits for another's."""

@@ -188,3 +188,20 @@ COMPARED_DELTAS = 6
 
 CATALOG_DELTAS = 2_000
 """Deltas of a catalog: each has a page of some 100 kB, and on the Hub a request for its manifest."""
+
+SILENT_SECONDS, SILENT_TRIES = 20.0, 2
+"""How long a server of the Hub may be silent, and how often a request that reads is sent before we give up: a pull from
+a server that never answers ends within a minute."""
+
+SILENT_NOTE_SECONDS = 10.0
+"""How long we wait for a server before we say so, and how often."""
+
+COMMIT_SECONDS = 90.0
+"""How long the Hub may be silent over a commit. Its own front end gives up after a minute."""
+
+SLOW_SECONDS, SLOW_BYTES = 30.0, 30 * KIB
+"""An answer of which fewer bytes than these come in so many seconds of waiting is given up."""
+
+RETRY_TRIES, RETRY_SECONDS = 5, 60.0
+"""How often a request is sent that a server refuses for a moment, and how long we wait for that in all. The Hub's own
+limits last up to five minutes: then we say so."""

@@ -109,6 +109,7 @@ PRINTED = {
     "search": "search --registry REGISTRY --base TARGET",
     "search for nothing in particular": "search --registry REGISTRY",
     "versions": "versions REGISTRY/org/instruct",
+    "yank": "yank REGISTRY/org/instruct 1.0.0 --reason mistaken",
     "catalog": "catalog REGISTRY -o OUT",
 }
 """What a command's report can tell; ``link`` needs a Hub, and is checked in tests/cli."""

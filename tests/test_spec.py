@@ -337,7 +337,6 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown codec": (edit(lambda m: m["tensors"][0]["codec"].update(name="xor")), "§5"),
     "damaged shard": (flip(SHARD, -1), "§9"),
     "damaged lineage": (flip("lineage.safetensors", -1), "§9"),
-    "unlisted file": (lambda folder: (folder / "config.json").write_text("{}"), "§2"),
     "key twice": (
         lambda folder: (folder / "manifest.json").write_text('{"format": "paramdelta", "format": "paramdelta"}'), "§3.1"
     ),

@@ -24,6 +24,8 @@ from paramdelta_hub.checkpoints.weight_files import WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.durable import file_digest, read_small
 from paramdelta_hub.fileio.safetensors import check_header
+from paramdelta_hub.hub.addresses import parse_address
+from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.limits import HEADER_BYTES, KIB
 
@@ -50,6 +52,7 @@ class RemoteModel:
         Raises:
             CheckpointError: it can't be had, or is not what the Hub promised.
         """
+        connect()
         from huggingface_hub import hf_hub_download
 
         path, source = self.folder / name, self.checkpoint.source
@@ -103,21 +106,24 @@ def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: boo
     Raises:
         CheckpointError: no such repository, not allowed, no safetensors weights in it, or a header that breaks a rule.
     """
-    from huggingface_hub import HfApi
-
+    if address := parse_address(model):
+        model = "@".join(filter(None, address))
     if not is_hub_id(model):
         raise CheckpointError(
             "not a Hub id", where=model, remedy="give org/name[@revision]; local models need no --stream"
         )
     repository, _, revision = model.partition("@")
     with translate_hub_errors(model, CheckpointError):
-        info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
+        info = connect().model_info(repository, revision=revision or None, files_metadata=True)
         base_models = getattr(info.card_data, "base_model", None)
+        commit = str(info.sha)
+        siblings: dict[str, Any] = {file.rfilename: file for file in info.siblings or []}
+        # Some mirrors and other hubs state no digests in the listing.
+        if bare := [name for name, file in siblings.items() if name.endswith(".safetensors") and not file.lfs]:
+            siblings |= {file.path: file for file in connect().get_paths_info(repository, bare, revision=commit)}
     bases = frozenset(
         base for base in (base_models if isinstance(base_models, list) else [base_models]) if isinstance(base, str)
     )
-    commit = str(info.sha)
-    siblings = {file.rfilename: file for file in info.siblings or []}
     source = download(repository, commit, part="companions" if tokenizers else "config", code=code)
     listing = _HubListing(model, repository, commit, siblings, source.path, folder)
     return RemoteModel(Checkpoint.of(source, read_repository(listing)), folder, bases)
@@ -172,24 +178,13 @@ def read_remote_header(repository: str, revision: str, name: str, size: int) -> 
 
 def _range(repository: str, revision: str, name: str, start: int, end: int) -> bytes:
     """Return bytes [start, end) of a file; never more, whatever the server sends."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils._headers import build_hf_headers
-    from huggingface_hub.utils._http import get_session, hf_raise_for_status
+    connect()
+    from paramdelta_hub.hub.patience import read_range
 
-    url = hf_hub_url(repository, name, revision=revision)
-    headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}"}
-    content = bytearray()
-    with (
-        translate_hub_errors(f"{repository}@{revision}", CheckpointError),
-        get_session().stream("GET", url, headers=headers) as response,
-    ):
-        hf_raise_for_status(response)
-        if response.status_code != 206:
-            raise CheckpointError("the server does not answer Range requests", where=f"{repository}/{name}")
-        for piece in response.iter_bytes():
-            content += piece
-            if len(content) > end - start:
-                break
+    with translate_hub_errors(f"{repository}@{revision}", CheckpointError):
+        content = read_range(repository, revision, name, start, end)
+    if content is None:
+        raise CheckpointError("the server does not answer Range requests", where=f"{repository}/{name}")
     if len(content) != end - start:
         raise CheckpointError(f"asked for {end - start} bytes of {name!r} and got {len(content)}", where=repository)
-    return bytes(content)
+    return content

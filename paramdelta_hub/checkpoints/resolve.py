@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,8 @@ from typing import Literal
 from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.names import is_clear
+from paramdelta_hub.hub.addresses import parse_address
+from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.errors import translate_hub_errors
 
 __all__ = ["ModelSource", "download", "is_hub_id", "path_exists", "resolve"]
@@ -38,7 +39,7 @@ class ModelSource:
 
 
 def resolve(model: str | Path, *, code: bool = False) -> ModelSource:
-    """Find a model by path or Hub id (``org/name`` or ``org/name@revision``), downloading what is not cached.
+    """Find a model by path, Hub id or address on the Hub (``org/name[@revision]``), downloading what is not cached.
 
     Python files are downloaded only with ``code``.
 
@@ -48,6 +49,8 @@ def resolve(model: str | Path, *, code: bool = False) -> ModelSource:
         CheckpointError: neither a path nor a repository that can be had; the message says what was tried.
     """
     text = str(model)
+    if address := parse_address(text):
+        return download(*address, code=code)
     path = expand(model)
     if path_exists(path):
         if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name):
@@ -106,10 +109,8 @@ def download(
     """
     # Imported here: only Hub ids need it, and it takes a quarter of a second.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
+    connect()
     ignore_patterns = _IGNORE_PATTERNS if part == "all" else [*_IGNORE_PATTERNS, "*.safetensors"]
     with translate_hub_errors(f"{repository}@{revision}" if revision else repository, CheckpointError):
         allow_patterns = [*(_CONFIG_PATTERNS if part == "config" else _ALLOW_PATTERNS), *(["*.py"] if code else ())]

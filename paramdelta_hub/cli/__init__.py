@@ -17,6 +17,7 @@ from paramdelta_hub.cli.relabel import relabel
 from paramdelta_hub.cli.search import search
 from paramdelta_hub.cli.verify import verify
 from paramdelta_hub.cli.versions import versions
+from paramdelta_hub.cli.yank import yank
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 2 usage, 3 unreadable input, 4 mismatch, 5 not exact, 6 output exists, 7 disk, 8 registry."
@@ -29,5 +30,5 @@ def main() -> None:
     """Extract a post-training delta once; verify it, publish it, and apply it to any compatible new base."""
 
 
-for command in (extract, apply, verify, inspect, relabel, publish, pull, search, versions, link, commit, catalog):
+for command in (extract, apply, verify, inspect, relabel, publish, pull, search, versions, yank, link, commit, catalog):
     main.add_command(command)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -189,7 +191,8 @@ def command(*, examples: str) -> Callable[[Callable[..., None]], click.Command]:
         def run(as_json: bool, quiet: bool, **values: Any) -> None:
             console = Console(as_json, quiet)
             try:
-                function(console=console, **values)
+                with _shown_waits(console.progress()):
+                    function(console=console, **values)
             except ParamdeltaError as error:
                 console.fail(error)
             except KeyboardInterrupt:
@@ -210,6 +213,22 @@ def command(*, examples: str) -> Callable[[Callable[..., None]], click.Command]:
         return click.command(epilog=epilog, context_settings=settings)(options(run))
 
     return decorate
+
+
+@contextlib.contextmanager
+def _shown_waits(progress: Progress) -> Iterator[None]:
+    """Show what the library logs, which is that it waits for a server, as notes."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            progress.note(record.getMessage())
+
+    log, notes = logging.getLogger("paramdelta_hub"), Notes()
+    log.addHandler(notes)
+    try:
+        yield
+    finally:
+        log.removeHandler(notes)
 
 
 def parse_assignment(text: str, what: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import click
 from paramdelta_hub.cli.common import Console, command, registry_option, trust_options, work_options
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.durable import expand, io_errors, write_file
-from paramdelta_hub.fileio.names import human_bytes
+from paramdelta_hub.fileio.names import human_bytes, shown_names
 
 if TYPE_CHECKING:
     from paramdelta_hub.outputs.applied_model import ResultReport
@@ -28,6 +28,7 @@ pd-verify ./new-model --statement new-model.intoto.json --bom new-model.cdx.json
 @command(examples=_EXAMPLES)
 @click.argument("delta", metavar="DELTA|OUT")
 @click.option("--base", help="Also prove BASE ⊕ Δ == post, bit for bit.")
+@click.option("--strict", is_flag=True, help="Refuse a folder with files beside the package that nothing vouches for.")
 @click.option("--post", help="Also prove that POST is the delta's post.")
 @trust_options
 @click.option("--statement", "statement_file", metavar="FILE", help="For OUT: write an in-toto statement (SLSA, JSON).")
@@ -39,6 +40,7 @@ def verify(
     delta: str,
     base: str | None,
     post: str | None,
+    strict: bool,
     require_signature: bool | None,
     trusted_keys: tuple[str, ...],
     statement_file: str | None,
@@ -61,7 +63,7 @@ def verify(
 
     progress = console.progress()
     if is_result(expand(delta)):
-        _refuse(delta, "a model that pd-apply made", base, post, require_signature, trusted_keys)
+        _refuse(delta, "a model that pd-apply made", base, post, strict, require_signature, trusted_keys)
         files = (
             (statement_file, attestations.statement, attestations.is_statement),
             (bom_file, attestations.bill_of_materials, attestations.is_bill_of_materials),
@@ -85,6 +87,7 @@ def verify(
         base=base,
         post=post,
         registry=registry,
+        strict=strict,
         require_signature=require_signature,
         trusted_keys=trusted_keys,
         threads=threads,
@@ -116,6 +119,8 @@ def _text(report: VerifyReport) -> str:
         f"{report.path}: complete ({report.files} files, {report.tensors} tensors, {report.elements:,} elements)",
         f"  id    {report.id}",
     ]
+    if report.beside:
+        lines.append(f"  beside the package, not vouched for: {shown_names(report.beside, 10)}")
     if report.signed_by:
         lines.append(f"  sig   by {report.signed_by}")
     if report.checked_base:

@@ -31,4 +31,7 @@ def versions(delta: str, registry: str | None, console: Console) -> None:
 
 
 def _text(found: Sequence[Version]) -> str:
-    return table(("version", "revision", "created"), [(v.version, v.revision[:16], v.created or "") for v in found])
+    heads = ("version", "revision", "created")
+    if not any(v.yanked for v in found):
+        return table(heads, [(v.version, v.revision[:16], v.created or "") for v in found])
+    return table((*heads, "withdrawn"), [(v.version, v.revision[:16], v.created or "", v.yanked or "") for v in found])

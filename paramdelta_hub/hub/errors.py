@@ -28,9 +28,13 @@ _STATUS_MESSAGES: dict[int, tuple[str, str]] = {
     404: ("the Hub did not find it", "check the spelling; `pd-versions` lists what is there"),
     408: ("the Hub took too long to answer", _RETRY),
     413: ("a file is too large for the Hub", "extract again with smaller shards"),
+    400: ("the Hub refuses this", "change what it names, then run the command again"),
     429: ("too many requests to the Hub", "wait a while, then run the command again; with a token the limit is higher"),
 }  # fmt: skip
 """The message and the remedy for each HTTP status."""
+_RIGHTS = re.compile(r"permission|right|authori|token|scope|read-?only", re.IGNORECASE)
+"""Words of the Hub by which a 403 is about the token. Others are about a quota, a protected branch or a setting."""
+_DEFAULT_ENDPOINT = "https://huggingface.co"
 _STATUS_MESSAGES_FOR_MODELS: dict[int, tuple[str, str]] = {
     403: ("the Hub does not allow this", f"use a token with read access: {_LOGIN}"),
     404: ("the Hub did not find it", "check the spelling"),
@@ -74,7 +78,20 @@ def translate_hub_errors(
     except ParamdeltaError:
         raise
     except Exception as problem:
-        raise _disk_error(problem) or _translate(problem, where, kind) from problem
+        error = _disk_error(problem) or _translate(problem, where, kind)
+        if not isinstance(error, StorageError) and _is_of_the_place(problem) and endpoint() != _DEFAULT_ENDPOINT:
+            error.remedy = f"{error.remedy}; and check HF_ENDPOINT, which is {endpoint()}"
+        raise error from problem
+
+
+def _is_of_the_place(problem: Exception) -> bool:
+    """Whether an error may come from asking the wrong server, one that is not there or is no Hub."""
+    from paramdelta_hub.hub.client import is_offline
+
+    if is_offline():
+        return False
+    status = getattr(_response(problem), "status_code", None)
+    return status is None or status in (401, 404, 405) or status >= 500
 
 
 def _disk_error(problem: Exception) -> StorageError | None:
@@ -125,8 +142,13 @@ def _translate(
     def is_a(raised: type[Exception]) -> bool:
         return any(isinstance(link, raised) for link in _causes(problem))
 
+    from paramdelta_hub.hub.patience import NoAnswerError
+
     of_model = issubclass(kind, CheckpointError)
     repository = where.partition("@")[0]
+    for link in _causes(problem):
+        if isinstance(link, NoAnswerError):
+            return kind(str(link), where=where, remedy=f"check the connection, then {_RETRY}")
     # With a valid name it is the server's answer that holds an invalid one.
     if is_a(HFValidationError) and not _is_valid_name(repository):
         return OptionError(f"not a repository id: {_first_line(problem)}", where=where, remedy="write org/name")
@@ -168,8 +190,7 @@ def _translate_status(
 
     A failed HEAD request becomes the cause of "not in the cache", and a failed upload that of "error while uploading".
     """
-    responses = (getattr(link, "response", None) for link in _causes(problem))
-    response: Any = next((found for found in responses if found is not None), None)
+    response = _response(problem)
     status = getattr(response, "status_code", None)
     if not isinstance(status, int):
         return None
@@ -178,14 +199,31 @@ def _translate_status(
         conflict = kind if of_model else StaleError
         return conflict("somebody else changed the repository first", where=where, remedy=_RETRY)
     messages = {**_STATUS_MESSAGES, **_STATUS_MESSAGES_FOR_MODELS} if of_model else _STATUS_MESSAGES
+    words = _words(problem)
     if status in messages:
         what, remedy = messages[status]
+        if status == 403 and words and not _RIGHTS.search(words):
+            remedy = "do what the Hub asks for, or ask the repository's owner to"
         seconds = str(getattr(response, "headers", {}).get("Retry-After", ""))
         if seconds.isdigit() and seconds != "0":
             remedy = f"{remedy} (the Hub asks for a wait of {seconds} s)"
-        return kind(f"{what} ({status})", where=where, remedy=remedy)
+        return kind(f"{what} ({status}{words and f': {words}'})", where=where, remedy=remedy)
     what = "the Hub has an internal error" if status >= 500 else "the Hub refuses this"
-    return kind(f"{what} ({status}: {_first_line(problem)})", where=where, remedy=_RETRY)
+    return kind(f"{what} ({status}: {words or _first_line(problem)})", where=where, remedy=_RETRY)
+
+
+def _response(problem: BaseException) -> Any:
+    responses = (getattr(link, "response", None) for link in _causes(problem))
+    return next((found for found in responses if found is not None), None)
+
+
+def _words(problem: BaseException) -> str:
+    """Return what the server itself says about an error, in one line; empty if it says nothing."""
+    for link in _causes(problem):
+        if isinstance(said := getattr(link, "server_message", None), str) and said.strip():
+            about = "" if link is problem else f"{_first_line(problem).rstrip('.')}: "
+            return _one_line(f"{about}{' '.join(said.split())}")
+    return ""
 
 
 def _causes(problem: BaseException | None, *, contexts: bool = False) -> Iterator[BaseException]:
@@ -199,6 +237,11 @@ def _causes(problem: BaseException | None, *, contexts: bool = False) -> Iterato
 
 
 def _first_line(problem: BaseException) -> str:
-    """Return the first line of a foreign message: short, and without control characters."""
-    text = next((line.strip() for line in str(problem).splitlines() if line.strip()), "no reason given")
-    return "".join(character if character.isprintable() else "?" for character in text)[:200]
+    """Return the first line of a foreign message: short, and without control characters and secrets."""
+    return _one_line(next((line.strip() for line in str(problem).splitlines() if line.strip()), "no reason given"))
+
+
+def _one_line(text: str) -> str:
+    from paramdelta_hub.hub.patience import without_secrets
+
+    return "".join(character if character.isprintable() else "?" for character in without_secrets(text))[:300]

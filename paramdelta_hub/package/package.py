@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from pathlib import Path
 from paramdelta_hub.errors import IntegrityError, PackageError
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest, is_folder, read_small
+from paramdelta_hub.fileio.lfs import POINTER_BYTES, refuse_pointer
 from paramdelta_hub.fileio.paths import files_below, resolve_inside
 from paramdelta_hub.limits import HEADER_BYTES, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, TensorRecord, parse_manifest
 from paramdelta_hub.package.shard import check_shard_header
 
-__all__ = ["LOCK_NAME", "PICTURE_NAME", "Package", "open_package"]
+__all__ = ["LOCK_NAME", "PICTURE_NAME", "YANK_FILE", "Package", "open_package"]
 
 LOCK_NAME = "paramdelta.lock"
 """What a pulled copy is, and where it came from; it lies in the copy, and in no registry."""
@@ -26,7 +28,10 @@ LOCK_NAME = "paramdelta.lock"
 PICTURE_NAME = "change.svg"
 """The picture of a model card on the Hub: nothing reads it, and no pull brings it."""
 
-# Beside what the manifest lists, only these may lie in a package: the model card and its picture, the signature, and
+YANK_FILE = re.compile(r"\.yanked-.+\.json")
+"""Files that withdraw versions of a repository: on the Hub they lie beside the newest one."""
+
+# What belongs to a package although its manifest does not list it: the model card and its picture, the signature, and
 # the lock of a pulled copy.
 _UNLISTED_FILES = {MANIFEST_NAME, "manifest.json.sig", "README.md", PICTURE_NAME, LOCK_NAME}
 
@@ -68,24 +73,26 @@ class Package:
         return locations
 
     def check_files(self, advance: Callable[[int], None] = lambda _: None) -> None:
-        """Check that every listed file has its promised bytes and that no other file is there.
+        """Check that every listed file has its promised bytes.
 
         Raises:
-            IntegrityError: a file differs, or one is there that the manifest does not list.
+            IntegrityError: a file differs.
             PackageError: a file is missing or not a regular file.
         """
-        listed = {file.path: file for file in self.manifest.files}
-        for name in files_below(self.path):
-            if name not in listed and name not in _UNLISTED_FILES:
-                raise IntegrityError(
-                    f"the file {name!r} is not in the manifest",
-                    where=str(self.path),
-                    remedy="delete it, or get the package again",
-                )
-        for file in listed.values():
+        for file in self.manifest.files:
             self._check_size(file.path, file.size)
             digest, _ = file_digest(resolve_inside(self.path, file.path), PackageError, advance=advance)
             check_digest(digest, file.sha256, f"the file {file.path!r}", str(self.path))
+
+    def files_beside(self) -> tuple[str, ...]:
+        """Return the names of the files that lie beside the package, such as a license text or images.
+
+        Bytes of a name that are no text are escaped. Nothing vouches for them, and nothing of ours reads them.
+        """
+        listed = {file.path for file in self.manifest.files} | _UNLISTED_FILES
+        beside = (name for name in files_below(self.path) if name not in listed)
+        beside = (name for name in beside if not YANK_FILE.fullmatch(name))
+        return tuple(name.encode("utf-8", "backslashreplace").decode() for name in beside)
 
     def read_lineage(self) -> bytes:
         """Return the content of the lineage file, checked against its digest.
@@ -119,6 +126,8 @@ class Package:
                 remedy="the package is not complete; get it again",
             ) from None
         if size != promised:
+            if size <= POINTER_BYTES:
+                refuse_pointer(read_small(resolve_inside(self.path, name), size), PackageError, str(self.path / name))
             raise IntegrityError(
                 f"the file {name!r} has {size} bytes, the manifest promises {promised}",
                 where=str(self.path),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from paramdelta_hub.checkpoints.lineage import compare_samples, unpack_samples
 from paramdelta_hub.checkpoints.logical import LogicalModel
-from paramdelta_hub.checkpoints.prediction import Prediction, predict
+from paramdelta_hub.checkpoints.prediction import predict
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.errors import DestinationError, OptionError, RegistryError, SourceError
 from paramdelta_hub.fileio.durable import expand
@@ -19,7 +19,7 @@ from paramdelta_hub.package.package import open_package
 from paramdelta_hub.registry.hub.links import Linked, Role
 from paramdelta_hub.registry.hub.links import link as link_on_hub
 from paramdelta_hub.registry.locate import find_delta, hint_at_folder, local_registries, open_registry, registry_root
-from paramdelta_hub.registry.protocol import Hit, Part, Pulled, Registry, Version
+from paramdelta_hub.registry.protocol import Part, Pulled, Registry, Version
 from paramdelta_hub.registry.search import Found, describe_base, search_registry
 from paramdelta_hub.registry.signing import trust
 from paramdelta_hub.tasks.progress import Progress
@@ -123,13 +123,13 @@ def search(query: str | None = None, *, base: str | None = None, registry: str |
     wanted = None if base is None else describe_base(base)
     for found in search_registry(source, query, wanted):
         if wanted and wanted.model and found.judgement in ("same base", "kin", "fits"):
-            yield replace(found, prediction=_predict(source, found, wanted.model, wanted.values))
+            yield _predict(source, found, wanted.model, wanted.values)
         else:
             yield found
 
 
-def _predict(registry: Registry, hit: Hit, model: LogicalModel, remote: Files | None) -> Prediction | None:
-    """Compare a hit's samples with the model's values; None if that is not possible."""
+def _predict(registry: Registry, hit: Found, model: LogicalModel, remote: Files | None) -> Found:
+    """Return a hit with the prediction from its samples and the model's values, or with why there is none."""
     try:
         pulled = registry.pull(hit.repo, hit.pullable, part="lineage", trust=trust())
         package = open_package(pulled.path)
@@ -140,9 +140,9 @@ def _predict(registry: Registry, hit: Hit, model: LogicalModel, remote: Files | 
             for name, tensor in model.tensors.items()
             if name in records and tensor.shape == records[name].shape and tensor.dtype in FLOATS
         }
-        return predict(compare_samples(samples, tensors, remote), package.manifest.tensors)
-    except (SourceError, RegistryError):
-        return None
+        return replace(hit, prediction=predict(compare_samples(samples, tensors, remote), package.manifest.tensors))
+    except (SourceError, RegistryError) as error:
+        return replace(hit, reason=f"{hit.reason}; no prediction: {error.what}")
 
 
 def link(

@@ -2,6 +2,7 @@
 
     org/name[@REVISION]                  on the Hub
     hf://org/name[@REVISION]             the same, even if a local folder has this name
+    https://huggingface.co/org/name      the same, as from a browser; also with /tree/REVISION
     FOLDER/org/name[@VERSION]            in a registry in a folder
     file:///FOLDER/org/name[@VERSION]    the same
     s3://BUCKET/…/org/name[@VERSION]     in a registry in a bucket or another fsspec store
@@ -24,6 +25,7 @@ from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.errors import OptionError, PackageError, RegistryError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.names import is_clear
+from paramdelta_hub.hub.addresses import parse_address
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.registry.names import check_address, folder_of, is_id, is_repo, is_version
 from paramdelta_hub.registry.protocol import Part, Registry
@@ -77,6 +79,12 @@ def parse_reference(text: str) -> Reference | None:
     """
     if not is_clear(text):
         return None
+    if address := parse_address(text):
+        if not is_repo(address[0]):
+            raise OptionError(
+                "not a repository on the Hub", where=text, remedy="write hf://org/name or hf://org/name@1.2.0"
+            )
+        return Reference(None, address[0], _check_revision(address[1], text, on_hub=True))
     if found := _URL.fullmatch(text):
         return _parse_url(found[1].lower(), found[2], text)
     path = os.path.expanduser(text)
@@ -221,12 +229,6 @@ def _check_root(text: str) -> str:
 
 
 def _parse_url(scheme: str, rest: str, text: str) -> Reference:
-    if scheme == HUB_SCHEME:
-        if not (found := _HUB_REFERENCE.fullmatch(rest.rstrip("/"))) or not is_repo(found[1]):
-            raise OptionError(
-                "not a repository on the Hub", where=text, remedy="write hf://org/name or hf://org/name@1.2.0"
-            )
-        return Reference(None, found[1], _check_revision(found[2], text, on_hub=True))
     parts = check_address(f"{scheme}://{rest}").partition("://")[2].rstrip("/").split("/")
     if scheme in ("file", "local"):
         if parts[0] not in ("", "localhost"):
@@ -281,7 +283,7 @@ def _looks_like_repository(path: Path) -> bool:
 def _local_spelling(text: str, reference: Reference) -> str | None:
     """Return what the user may have meant by a bare ``reg/name``, if ``reg`` is a local folder."""
     folder, _, name = reference.repo.partition("/")
-    if reference.root is not None or text.lower().startswith(f"{HUB_SCHEME}://") or not os.path.isdir(folder):
+    if reference.root is not None or "://" in text or not os.path.isdir(folder):
         return None
     return f"./{folder}/ORG/{name}"
 

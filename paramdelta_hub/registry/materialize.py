@@ -148,7 +148,7 @@ def check_in_place(package: Package, files: Sequence[FileRecord], progress: Prog
     """Check the size and sha256 of a package's files where they are.
 
     Raises:
-        IntegrityError: a file is not what the manifest promises, or, if all are checked, there are others.
+        IntegrityError: a file is not what the manifest promises.
         PackageError: a file is missing, or is not a regular file.
     """
     progress.start("checking", sum(file.size for file in files))

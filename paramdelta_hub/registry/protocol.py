@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
+from paramdelta_hub.errors import RegistryError
+from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest
 from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.package.records import FileRecord
-from paramdelta_hub.registry.lockfile import Lock, pin
+from paramdelta_hub.registry.lockfile import Lock, pin, read_lock
 from paramdelta_hub.registry.materialize import EXTRAS, SIGNATURE_NAME, exclusive_dir, write_if_changed
-from paramdelta_hub.registry.names import check_repo, check_version, is_version
+from paramdelta_hub.registry.names import check_repo, check_version, is_version, newest
 from paramdelta_hub.registry.signing import Trust
+from paramdelta_hub.registry.yanks import Yanked, check_reason, warning
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = [
     "HIGHER_VERSION",
+    "CardMaker",
     "Hit",
     "Part",
     "Publication",
@@ -30,10 +34,13 @@ __all__ = [
     "Snapshot",
     "Version",
     "VersionsReport",
+    "all_withdrawn",
 ]
 
 HIGHER_VERSION = "publish yours as a higher version: paramdelta relabel DELTA -o NEW --version …"
 """The remedy if a version exists with other content: a published version is never replaced."""
+CardMaker: TypeAlias = Callable[[Manifest, str, str | None], bytes]
+"""Makes the card of a version from its manifest, its id and the present card."""
 Part = Literal["package", "companions", "manifest", "lineage", "evidence"]
 """What to pull: everything; or the manifest, alone or with the companions, the lineage file, or both."""
 
@@ -50,6 +57,8 @@ class Version:
     """sha256 of its manifest, if it is known without a download."""
     created: str | None
     """ISO 8601, UTC, if the registry records it."""
+    yanked: str | None = None
+    """Why it is withdrawn; None if it is not. It is then no longer the newest, whatever its number."""
 
 
 class VersionsReport(Report):
@@ -87,6 +96,8 @@ class Pulled(Report):
     """The bytes that were not there before."""
     signed_by: str | None = None
     """The trusted key that signed it; None if no signature was required."""
+    notes: tuple[str, ...] = ()
+    """What the caller may not expect, such as that the version was withdrawn."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,10 @@ class Snapshot:
     """sha256 of ``content``."""
     where: str
     """The version, for messages."""
+    yanked: str | None = None
+    """Why the version is withdrawn; None if it is not, as far as that is known here."""
+    notes: tuple[str, ...] = ()
+    """What could not be had, although nothing depends on it."""
 
     def files(self, part: Part) -> tuple[FileRecord, ...]:
         """Return the files that a part has in addition to the manifest."""
@@ -132,6 +147,16 @@ class Snapshot:
             return self.manifest.files
         companions = self.manifest.companions if part in ("companions", "evidence") else ()
         return (*companions, self.manifest.lineage) if part in ("lineage", "evidence") else companions
+
+
+def all_withdrawn(where: str, reasons: Mapping[str, str]) -> RegistryError:
+    """Return the error if a version is to be chosen, and all of them are withdrawn."""
+    version, reason = next(iter(reasons.items()))
+    return RegistryError(
+        f"all versions are withdrawn; {version}: {reason}",
+        where=where,
+        remedy=f"ask its publisher; or pull a version by its name, such as @{version}",
+    )
 
 
 @dataclass(frozen=True)
@@ -234,13 +259,19 @@ class Registry(ABC):
         """
         progress = progress or Progress()
         found = self._find(check_repo(repo), revision)
+        notes = list(found.notes)
+        if found.yanked is not None:
+            notes.append(warning(repo, found.manifest.version, found.yanked))
         signed_by = None
         if trust is not None:
             signed_by = trust.check(found.content, self._extra(found, SIGNATURE_NAME), found.where, repo)
+        for note in notes:
+            progress.note(note)
         if folder is None:
             path, downloaded = self._pull_into_cache(found, part, trust is not None, progress)
         else:
             path = Path(os.path.abspath(os.path.expanduser(folder)))
+            notes += self._compare_signatures(found, path)
             downloaded = self._install(
                 found, part, path, progress, named=revision is not None, allow_downgrade=allow_downgrade
             )
@@ -252,7 +283,36 @@ class Registry(ABC):
             id=found.id,
             downloaded_nbytes=downloaded,
             signed_by=signed_by,
+            notes=tuple(notes),
         )
+
+    def newest(self, repo: str) -> tuple[Manifest, bool]:
+        """Return the manifest of the newest version, and whether it is signed."""
+        found = self._find(check_repo(repo), None)
+        return found.manifest, self._extra(found, SIGNATURE_NAME) is not None
+
+    def yank(self, repo: str, version: str, reason: str | None, make_card: CardMaker) -> Yanked:
+        """Withdraw a version for a reason; with None, take that back. Nothing of the version is changed.
+
+        ``make_card`` makes the card of the version that becomes the newest by that, where a registry shows one card.
+
+        Raises:
+            OptionError: the reason can't be used.
+            RegistryError: there is no such version.
+        """
+        reason = None if reason is None else check_reason(reason)
+        versions = {found.version: found.yanked for found in self.versions(check_repo(repo))}
+        if version not in versions:
+            raise RegistryError(
+                f"there is no version {version[:200]}",
+                where=f"{self.address}/{repo}",
+                remedy=f"published versions: {shown_names(list(versions))}" if versions else "check the spelling",
+            )
+        if changed := versions[version] != reason:
+            versions[version] = reason
+            self._yank(repo, version, reason, make_card)
+        left = newest(name for name, why in versions.items() if why is None)
+        return Yanked(repo=repo, version=version, reason=reason, changed=changed, newest=left)
 
     @abstractmethod
     def versions(self, repo: str) -> list[Version]:
@@ -274,6 +334,10 @@ class Registry(ABC):
         """Publish a package whose name and version are checked, and whose files are not."""
 
     @abstractmethod
+    def _yank(self, repo: str, version: str, reason: str | None, make_card: CardMaker) -> None:
+        """Withdraw a version that exists, or take that back."""
+
+    @abstractmethod
     def _find(self, repo: str, revision: str | None) -> Snapshot:
         """Return the version that ``revision`` names, or the newest."""
 
@@ -288,6 +352,15 @@ class Registry(ABC):
     @abstractmethod
     def _pull_into_cache(self, found: Snapshot, part: Part, signed: bool, progress: Progress) -> tuple[Path, int]:
         """Return the folder of a checked copy, which nobody is expected to edit, and the bytes that were fetched."""
+
+    def _compare_signatures(self, found: Snapshot, folder: Path) -> list[str]:
+        """Return a note if a folder holds a signed version of a delta, and the new one is not signed."""
+        held = read_lock(folder) if folder.is_dir() else None
+        if held is None or SIGNATURE_NAME not in held.extras or held.id == found.id:
+            return []
+        if self._extra(found, SIGNATURE_NAME) is not None:
+            return []
+        return [f"{found.repo} {found.manifest.version} is not signed, and {held.version} was"]
 
     def _install(
         self,

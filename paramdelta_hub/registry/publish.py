@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 
 from paramdelta_hub.checkpoints.resolve import path_exists
-from paramdelta_hub.errors import PackageError, PublishError, RegistryError, SignatureError, SourceError
+from paramdelta_hub.errors import OptionError, PackageError, PublishError, RegistryError, SignatureError, SourceError
 from paramdelta_hub.fileio.durable import expand, read_small
+from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES
@@ -22,10 +24,11 @@ from paramdelta_hub.registry.locate import Reference, find_to_publish
 from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME
 from paramdelta_hub.registry.names import check_version
 from paramdelta_hub.registry.protocol import Published, Registry
-from paramdelta_hub.registry.signing import Trust, read_manifest, read_signature, sign_manifest
+from paramdelta_hub.registry.signing import Trust, check_made_for, read_manifest, read_signature, sign_manifest
+from paramdelta_hub.registry.yanks import Yanked
 from paramdelta_hub.tasks.progress import Progress
 
-__all__ = ["publish", "read_card"]
+__all__ = ["publish", "read_card", "yank"]
 
 
 def publish(
@@ -66,6 +69,7 @@ def publish(
         SourceError: the key, or the card's metadata, can't be read.
         PackageError: the folder is not a package, or is damaged.
         PublishError: the version exists with other content or without this signature.
+        SignatureError: the folder's own signature is for another repository or another manifest.
         RegistryError: not reachable, not allowed, …
     """
     path_exists(expand(delta), PackageError)  # a folder that can't be read is not reported as missing
@@ -75,10 +79,12 @@ def publish(
     for wanted in (version, reference.revision):
         check_version(manifest.version, wanted, str(package.path))
     key = read_private_key(expand(sign)) if sign is not None else None
+    signature = _signature(package, reference.repo, key)
     card, notes = _make_card(package, target, reference, replace_edits)
-    signature = {} if key is None else {SIGNATURE_NAME: _signature(package, reference.repo, key)}
-    extras = {CARD_NAME: card.encode(), **signature}
-    notes = (*_compare_license(target, reference.repo, manifest), *notes)
+    extras = {CARD_NAME: card.encode(), **({} if signature is None else {SIGNATURE_NAME: signature})}
+    notes = (*_compare_with_newest(target, reference.repo, manifest, signature is not None), *notes)
+    if beside := package.files_beside():
+        notes += (f"not published, as it only lies beside the package: {shown_names(beside)}",)
     published = target.publish(
         package.path,
         reference.repo,
@@ -99,12 +105,9 @@ def _make_card(
     package: Package, target: Registry, reference: Reference, replace_edits: bool
 ) -> tuple[str, tuple[str, ...]]:
     """Return the card, which keeps what the author wrote, and notes about what changes in it."""
-    manifest, on_hub = package.manifest, reference.root is None
     published = target.card(reference.repo)
     existing = merge_cards(published, read_card(package.path), reference.repo, replace_edits)
-    licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
-    options = {"on_hub": on_hub, "replace_edits": replace_edits}
-    card = delta_card(manifest, package.digest, reference.repo, existing, licenses=licenses, **options)
+    card = _card_of(reference, package.manifest, package.digest, existing, replace_edits)
     notes = []
     if published is not None and (changes := edits(published, card, reference.repo)):
         notes.append(f"the card changes outside of its generated part:\n{changes}")
@@ -115,9 +118,36 @@ def _make_card(
     return card, tuple(notes)
 
 
-def _signature(package: Package, repo: str, key: PrivateKey) -> bytes:
-    """Return a signature for this repository: the one in the folder if it is by this key, or a new one."""
+def _card_of(
+    reference: Reference, manifest: Manifest, package_id: str, existing: str | None, replace_edits: bool
+) -> str:
+    on_hub = reference.root is None
+    licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
+    options = {"on_hub": on_hub, "replace_edits": replace_edits}
+    return delta_card(manifest, package_id, reference.repo, existing, licenses=licenses, **options)
+
+
+def _restored_card(reference: Reference, manifest: Manifest, package_id: str, existing: str | None) -> bytes:
+    """Return the card of a version that is the newest again. Where that would replace an edit by hand, it stays."""
+    try:
+        return _card_of(reference, manifest, package_id, existing, replace_edits=False).encode()
+    except (OptionError, SourceError):
+        return (existing or "").encode()
+
+
+def _signature(package: Package, repo: str, key: PrivateKey | None) -> bytes | None:
+    """Return a signature for this repository: the one in the folder if it is by this key, or a new one.
+
+    Without a key, return the one in the folder.
+
+    Raises:
+        SignatureError: there is no key, and the one in the folder could never be verified there.
+    """
     manifest, existing = read_manifest(package), read_signature(package.path)
+    if key is None:
+        if existing is not None:
+            check_made_for(existing, manifest, repo, str(package.path))
+        return existing
     try:
         Trust((key.public,)).check(manifest, existing, str(package.path), repo)
     except SignatureError:
@@ -125,17 +155,51 @@ def _signature(package: Package, repo: str, key: PrivateKey) -> bytes:
     return existing or sign_manifest(manifest, repo, key)
 
 
-def _compare_license(registry: Registry, repo: str, manifest: Manifest) -> tuple[str, ...]:
-    """Return a note if the license differs from that of the newest published version."""
+def _compare_with_newest(registry: Registry, repo: str, manifest: Manifest, signed: bool) -> tuple[str, ...]:
+    """Return notes if the license differs from that of the newest published version, or only that one is signed."""
     try:
-        before = open_package(registry.pull(repo, None, part="manifest").path).manifest
+        before, was_signed = registry.newest(repo)
     except (RegistryError, SourceError):
         return ()  # nothing is published yet, or it can't be read
-    same = before.license is None or before.license.casefold() == (manifest.license or "").casefold()
-    if same or before.version == manifest.version:
+    if before.version == manifest.version:
         return ()
-    now = "has none" if manifest.license is None else f"has {manifest.license}"
-    return (f"the license changes: version {before.version} has {before.license}, {manifest.version} {now}",)
+    notes = []
+    if before.license is not None and before.license.casefold() != (manifest.license or "").casefold():
+        now = "has none" if manifest.license is None else f"has {manifest.license}"
+        notes.append(f"the license changes: version {before.version} has {before.license}, {manifest.version} {now}")
+    if was_signed and not signed:
+        notes.append(
+            f"version {before.version} is signed, and {manifest.version} is not: those who require a signature"
+            " can't use it; sign it with --sign KEY"
+        )
+    return tuple(notes)
+
+
+def yank(
+    delta: str, version: str, *, reason: str | None = None, undo: bool = False, registry: str | Path | None = None
+) -> Yanked:
+    """Withdraw a published version, so that no pull without a version brings it. Nothing of the version is changed.
+
+    A pull by its exact version still works, and warns with the reason. On the Hub, the main branch then holds the
+    newest version that is left.
+
+    Args:
+        delta: ``org/name``, or a folder or URL that ends in it.
+        version: the version to withdraw.
+        reason: why, in a sentence.
+        undo: take the withdrawal back.
+        registry: the registry of a bare ``org/name``; by default the one in PARAMDELTA_REGISTRY, or the Hub.
+
+    Raises:
+        OptionError: a name is not valid, or there is no reason, or one too many.
+        RegistryError: no such version, not allowed, or not reachable.
+    """
+    if undo == (reason is not None):
+        raise OptionError("give a reason, or undo", remedy='add --reason "wrong tokenizer", or --undo')
+    target, reference = find_to_publish(delta, registry)
+    if reference.revision not in (None, version):
+        raise OptionError(f"two versions: {reference.revision} and {version[:200]}", where=delta, remedy="give one")
+    return target.yank(reference.repo, version, reason, functools.partial(_restored_card, reference))
 
 
 def _check_signed(registry: Registry, published: Published, key: PrivateKey) -> None:

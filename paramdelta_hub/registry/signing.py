@@ -31,7 +31,10 @@ from paramdelta_hub.registry.keys import PrivateKey, PublicKey, configured_keys,
 from paramdelta_hub.registry.materialize import SIGNATURE_NAME
 from paramdelta_hub.registry.names import is_id, is_repo
 
-__all__ = ["Trust", "read_manifest", "read_signature", "sign_manifest", "trust"]
+__all__ = ["Trust", "check_made_for", "read_manifest", "read_signature", "sign_manifest", "trust"]
+
+
+_BY_CERTIFICATE = "signed with a certificate, not with a key"
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,25 @@ def trust(keys: Sequence[str | Path] = (), *, require: bool | None = None) -> Tr
     return Trust(configured_keys()) if require else None
 
 
+def check_made_for(signature: bytes, manifest: bytes, repo: str, where: str) -> None:
+    """Check that a signature is for this manifest in this repository, whoever made it, before it is published.
+
+    Raises:
+        SignatureError: it is not, so it could never be verified.
+    """
+    remedy = "sign it for this repository with --sign KEY, or delete manifest.json.sig"
+    try:
+        statement = _parse_bundle(signature, where)
+    except SignatureError as error:
+        if error.what == _BY_CERTIFICATE:  # which we can't read, and others can
+            return
+        raise SignatureError(error.what, where=where, remedy=remedy) from None
+    if statement.repo != repo:
+        raise SignatureError(f"the signature is for {statement.repo}, not for {repo}", where=where, remedy=remedy)
+    if statement.digest != hashlib.sha256(manifest).hexdigest():
+        raise SignatureError("the signature is for another manifest", where=where, remedy=remedy)
+
+
 def sign_manifest(manifest: bytes, repo: str, key: PrivateKey) -> bytes:
     """Return a signature stating that this is the manifest of a version of ``repo``.
 
@@ -170,7 +192,7 @@ def _parse_bundle(signature: bytes, where: str) -> _Statement:
                 payload_json = strict_json.parse(base64.b64decode(payload, validate=True))
             case {"verificationMaterial": {"certificate": _} | {"x509CertificateChain": _}}:
                 raise SignatureError(
-                    "signed with a certificate, not with a key",
+                    _BY_CERTIFICATE,
                     where=where,
                     remedy="check it with the command of model-signing, see docs/signing.md",
                 )

@@ -15,8 +15,17 @@ from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model, logi
 from paramdelta_hub.checkpoints.roles import Entry
 from paramdelta_hub.checkpoints.rules import Rules
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
-from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError, PackageError, VerificationError
+from paramdelta_hub.errors import (
+    CheckpointError,
+    IntegrityError,
+    Mismatch,
+    MismatchError,
+    OptionError,
+    PackageError,
+    VerificationError,
+)
 from paramdelta_hub.fileio.digests import begin_digest
+from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
@@ -37,6 +46,7 @@ from paramdelta_hub.transforms.sum import Addend, TensorSum
 
 __all__ = ["VerifyReport", "verify"]
 
+_SHOWN_FILES = 10
 Side: TypeAlias = Literal["base", "post"]
 
 
@@ -57,6 +67,8 @@ class VerifyReport(Report):
     """post's tensors have the digests the manifest promises."""
     left_out: int = 0
     """How many tensors of base or post the delta leaves out, all or part of them."""
+    beside: tuple[str, ...] = ()
+    """Files beside the package, which its manifest does not list: nothing vouches for them, and nothing reads them."""
     signed_by: str | None = None
     """Which trusted key its signature holds good for; None where no signature was asked for."""
 
@@ -72,6 +84,7 @@ def verify(
     base: str | Path | None = None,
     post: str | Path | None = None,
     registry: str | Path | None = None,
+    strict: bool = False,
     require_signature: bool | None = None,
     trusted_keys: Sequence[str | Path] = (),
     threads: int | None = None,
@@ -88,6 +101,7 @@ def verify(
         base: the model it was taken from: a folder, a ``.safetensors`` file, or ``org/name[@revision]``.
         post: the model it leads to, likewise.
         registry: where a bare ``org/name`` is; see :mod:`paramdelta_hub`.
+        strict: refuse a folder with other files than the package's.
         require_signature: refuse a package without a trusted signature; default: PARAMDELTA_REQUIRE_SIGNATURE.
         trusted_keys: files of public keys to use instead of those of the configuration.
         threads: how many tasks run at a time. The default is the number of processors.
@@ -95,7 +109,7 @@ def verify(
         progress: is told how far the work is.
 
     Raises:
-        PackageError: not a package, damaged, or with a file that its manifest does not list.
+        PackageError: not a package, or damaged; or, if ``strict``, with a file beside it.
         SignatureError: not signed by a trusted key.
         MismatchError: ``base`` or ``post`` is another model than the delta's.
         VerificationError: the sum is not post, although all else is right.
@@ -106,6 +120,13 @@ def verify(
     trusted = trust(trusted_keys, require=require_signature)
     package = open_package(locate_delta(delta, registry, trust=trusted, progress=progress))
     signed_by = trusted.check_package(package) if trusted else None
+    beside = package.files_beside()
+    if beside and strict:
+        raise IntegrityError(
+            f"beside the package, not vouched for: {shown_names(beside, _SHOWN_FILES)}",
+            where=str(package.path),
+            remedy="delete what does not belong there, or verify without --strict",
+        )
     locations = _check_files(package, progress)
     base_model = open_checkpoint(base) if base is not None else None
     post_model = open_checkpoint(post) if post is not None else None
@@ -123,6 +144,7 @@ def verify(
         checked_base=base_model is not None,
         checked_post=post_model is not None,
         left_out=package.manifest.left_out,
+        beside=beside,
         signed_by=signed_by,
     )
 

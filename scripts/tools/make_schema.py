@@ -31,6 +31,7 @@ from paramdelta_hub.ranks import RankReport
 from paramdelta_hub.registry.hub.links import Linked
 from paramdelta_hub.registry.protocol import Published, Pulled, VersionsReport
 from paramdelta_hub.registry.search import SearchReport
+from paramdelta_hub.registry.yanks import Yanked
 from paramdelta_hub.reports.agreement import Comparison
 from paramdelta_hub.reports.catalog import CatalogReport
 from paramdelta_hub.reports.inspect import InspectReport
@@ -60,6 +61,7 @@ REPORTS: dict[str, tuple[type[Report], ...]] = {
     "pull": (Pulled,),
     "search": (SearchReport,),
     "versions": (VersionsReport,),
+    "yank": (Yanked,),
     "link": (Linked,),
     "commit": (ExtractReport, ApplyReport),
     "catalog": (CatalogReport,),

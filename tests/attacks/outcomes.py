@@ -15,7 +15,7 @@ import torch
 from blake3 import blake3
 
 import paramdelta_hub as pd
-from paramdelta_hub.errors import ParamdeltaError, SourceError
+from paramdelta_hub.errors import IntegrityError, ParamdeltaError, SourceError
 from paramdelta_hub.package.chunks import Layout
 from tests.conftest import Family
 from tests.support.models import assert_same, read_weights
@@ -26,6 +26,13 @@ def refused_by_verify(delta: Path, error: type[ParamdeltaError] = SourceError, m
     with pytest.raises(error, match=match) as caught:
         pd.verify(delta, threads=1)
     assert caught.value.what
+
+
+def not_vouched_for(delta: Path, name: str) -> None:
+    """Check that verify names a file that lies beside the package, and refuses it if it is strict."""
+    assert pd.verify(delta, threads=1).beside == (name,)
+    with pytest.raises(IntegrityError, match="beside the package, not vouched for"):
+        pd.verify(delta, strict=True, threads=1)
 
 
 def apply_is_safe(

@@ -168,7 +168,9 @@ def test_a_prediction_for_a_model_on_the_hub_takes_a_few_of_its_values(
 
     hub.requests.clear()
     hub.sent = 0
-    found = {hit["repo"]: hit["prediction"] for hit in client("find", base="org/near")}
+    hits = client("find", base="org/near")
+    found = {hit["repo"]: hit["prediction"] for hit in hits}
+    assert all(("no prediction: " in hit["reason"]) == (hit["prediction"] is None) for hit in hits)
     assert found["org/empty-delta"] is None
     assert found["org/delta"] == found["org/again"]
     assert found["org/delta"]["distance"] == pytest.approx(0.005, rel=0.2)

@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -28,7 +27,6 @@ ITEM_SIZES = {
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 WIDE = {"BF16": np.dtype("<f4"), "F16": np.dtype("<f4"), "F32": np.dtype("<f8")}
-TOLERATED = {"manifest.json", "README.md", "manifest.json.sig", "change.svg", ".gitattributes", ".gitignore"}
 FIELDS = {
     "manifest": "format format_version name version license created_by base post architecture exactness configs "
     "cast given_up taken_up renames layouts ties omissions shards lineage companions tensors",
@@ -232,9 +230,6 @@ class SpecPackage:
             content = files[file["path"]] = (folder / file["path"]).read_bytes()
             require(len(content) == file["size"], "§9 a file's size")
             require(hashlib.sha256(content).hexdigest() == file["sha256"], "§9 a file's digest")
-        found = {Path(at, name).relative_to(folder).as_posix() for at, _, names in os.walk(folder) for name in names}
-        extra = {name for name in found if name.split("/")[0] not in {".git", ".cache"}} - files.keys() - TOLERATED
-        require(not extra, "§2 an unlisted file")
         self.records = {record["name"]: record for record in self.manifest["tensors"]}
         self.payloads = {}
         for shard in self.manifest["shards"]:

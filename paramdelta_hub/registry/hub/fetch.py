@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError
-from paramdelta_hub.fileio.durable import read_small, sync_file
+from paramdelta_hub.fileio.durable import file_digest, io_errors, read_small, sync_file
 from paramdelta_hub.fileio.paths import resolve_inside
-from paramdelta_hub.hub.client import is_offline
+from paramdelta_hub.hub.client import connect, is_offline
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.registry.materialize import is_intact
@@ -34,22 +34,33 @@ __all__ = [
     "fetch",
     "fetch_small",
     "get_commit",
+    "read_back",
     "read_cached",
 ]
+
+
+_FILES_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
 class RemoteFile:
     """A file of a commit, as the Hub describes it."""
 
-    size: int
+    size: int | None
     sha256: str | None
     """Known for large files."""
     git_digest: str | None
     """Known for all other files: the sha1 of git's blob."""
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the Hub states a digest. Some mirrors and other hubs do not."""
+        return self.sha256 is not None or self.git_digest is not None
+
     def matches(self, content: bytes) -> bool:
-        """Whether the file has exactly this content."""
+        """Whether the file has exactly this content, as far as the Hub tells."""
+        if not self.is_known:
+            return self.size in (None, len(content))
         if len(content) != self.size:
             return False
         if self.sha256 is not None:
@@ -61,6 +72,7 @@ class RemoteFile:
 class Commit:
     """The files of a repository at one commit."""
 
+    repo: str
     id: str
     private: bool
     bases: frozenset[str]
@@ -80,7 +92,7 @@ def get_commit(api: HfApi, repo: str, revision: str | None = None) -> Commit:
         info = api.model_info(repo, revision=revision, files_metadata=True)
         files = {
             sibling.rfilename: RemoteFile(
-                sibling.lfs.size if sibling.lfs else sibling.size or 0,
+                sibling.lfs.size if sibling.lfs else sibling.size,
                 sibling.lfs.sha256 if sibling.lfs else None,
                 sibling.blob_id,
             )
@@ -91,7 +103,41 @@ def get_commit(api: HfApi, repo: str, revision: str | None = None) -> Commit:
         bases = [named] if isinstance(named, str) else named if isinstance(named, list) else []
     if not is_commit(commit):
         raise RegistryError("the Hub's answer names no commit", where=where, remedy="run the command again")
-    return Commit(commit, bool(info.private), frozenset(base for base in bases if isinstance(base, str)), files)
+    if unknown := [name for name, file in files.items() if not file.is_known]:
+        files |= _details(api, repo, commit, unknown)
+    return Commit(repo, commit, bool(info.private), frozenset(base for base in bases if isinstance(base, str)), files)
+
+
+def _details(api: HfApi, repo: str, commit: str, names: Sequence[str]) -> dict[str, RemoteFile]:
+    """Return what the Hub says about files of which its listing has no digests, or nothing if it can't say more."""
+    found: list[Any] = []
+    try:
+        for start in range(0, len(names), _FILES_AT_ONCE):
+            with translate_hub_errors(repo):
+                found += api.get_paths_info(repo, list(names[start : start + _FILES_AT_ONCE]), revision=commit)
+    except RegistryError:
+        try:
+            with translate_hub_errors(repo):
+                found = list(api.list_repo_tree(repo, recursive=True, revision=commit))
+        except RegistryError:
+            return {}
+    return {
+        file.path: RemoteFile(
+            file.lfs.size if file.lfs else file.size, file.lfs.sha256 if file.lfs else None, file.blob_id or None
+        )
+        for file in found
+        if getattr(file, "size", None) is not None
+    }
+
+
+def read_back(commit: Commit, file: FileRecord) -> bool:
+    """Whether a commit has a file with this content, by downloading it: for hubs that state no digest.
+
+    Raises:
+        RegistryError: not reachable.
+    """
+    path = _download(connect(), commit.repo, file.path, commit.id, None, False, Progress())
+    return file_digest(path.resolve())[0] == file.sha256
 
 
 def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, revision: str | None = None) -> bytes:
@@ -106,24 +152,28 @@ def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, re
         RegistryError: not allowed, or not reachable.
     """
     remote, where = commit.files[name], f"{repo}@{commit.id[:12]}"
-    if remote.size > limit:
+    if remote.size is not None and remote.size > limit:
         raise PackageError(f"{name} has {remote.size} bytes; the limit is {limit}", where=where)
     cached = _cached_path(repo, name, commit.id)
     damaged = cached is not None and not remote.matches(_content(cached, limit) or b"")
     for force in (damaged, True):
+        if force and cached is not None:
+            _drop(cached.parent, name)
         path = _download(api, repo, name, revision or commit.id, None, force, Progress())
         if path.parent.name != commit.id:  # the revision has moved since then
             path = _download(api, repo, name, commit.id, None, force, Progress())
         content = read_small(resolve_inside(path.parent, name), limit)
         if remote.matches(content):
             return content
+        cached = path
     raise IntegrityError(f"{name} arrived damaged twice", where=where, remedy="run the command again")
 
 
-def read_cached(repo: str, name: str, revision: str, limit: int) -> tuple[bytes, str] | None:
+def read_cached(repo: str, name: str, revision: str, limit: int, *, unchecked: bool) -> tuple[bytes, str] | None:
     """Return (content, commit) of a small file from the cache, without asking the Hub; None if it is not intact there.
 
-    The cache names its files by digest, so damage is detected.
+    The cache names its files by digest, so damage is detected. Without symbolic links, it keeps them under their own
+    names: then nobody can tell, and the content is returned only if it may be ``unchecked``.
     """
     path = _cached_path(repo, name, revision)
     content = _content(path, limit) if path else None
@@ -132,8 +182,10 @@ def read_cached(repo: str, name: str, revision: str, limit: int) -> tuple[bytes,
     digest = os.path.basename(os.path.realpath(path))
     if is_id(digest):
         damaged = hashlib.sha256(content).hexdigest() != digest
-    else:  # on systems without symbolic links, the cache keeps the file under its own name
-        damaged = is_commit(digest) and _git_digest(content) != digest
+    elif is_commit(digest):
+        damaged = _git_digest(content) != digest
+    else:
+        damaged = not unchecked
     return None if damaged else (content, path.parent.name)
 
 
@@ -160,7 +212,7 @@ def check_remote_files(files: Iterable[FileRecord], commit: Commit, where: str) 
     """
     for file in files:
         remote = commit.files.get(file.path)
-        if remote is None or remote.size != file.size or remote.sha256 not in (None, file.sha256):
+        if remote is None or remote.size not in (None, file.size) or remote.sha256 not in (None, file.sha256):
             problem = "is missing" if remote is None else "is not the file that the manifest lists"
             raise IntegrityError(
                 f"{file.path} {problem}",
@@ -187,6 +239,8 @@ def fetch(
         )
     # An existing file is damaged, as the caller found out. The client would keep it.
     for force in (os.path.lexists(folder / file.path), True):
+        if force and into is None:
+            _drop(folder, file.path)
         _download(api, repo, file.path, commit, into, force, progress)
         if is_intact(folder, file):
             sync_file(resolve_inside(folder, file.path))
@@ -196,6 +250,14 @@ def fetch(
         where=where,
         remedy="run the command again; if the error stays, tell the publisher",
     )
+
+
+def _drop(folder: Path, name: str) -> None:
+    """Delete a damaged file of the cache. If it is no link, the client would keep it, even if told to replace it."""
+    path = resolve_inside(folder, name)
+    if path == Path(os.path.realpath(folder), name):
+        with io_errors("replacing a damaged download"):
+            path.unlink(missing_ok=True)
 
 
 def _download(

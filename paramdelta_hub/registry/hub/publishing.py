@@ -5,16 +5,21 @@ The tag makes the version. It is created once and never moved.
 - After an interruption before the tag, a rerun finds the commit and only creates the tag.
 - If two people publish the same version, the Hub creates the tag for one of them. The other gets an error.
 - If two people publish different versions, the Hub refuses the later commit as stale. It is made again on the new head.
+
+The main branch holds the newest version: the highest release that is not withdrawn. Any other version is committed to a
+branch of its own, which is deleted when the tag is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import PackageError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.paths import resolve_inside
+from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.errors import MissingError, StaleError, endpoint, translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
@@ -22,14 +27,16 @@ from paramdelta_hub.package.package import PICTURE_NAME, Package
 from paramdelta_hub.registry.cards.card import FACTS_KEY
 from paramdelta_hub.registry.cards.front_matter import metadata
 from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
-from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, get_commit
+from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, get_commit, read_back
 from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME, check_in_place, read_extras
-from paramdelta_hub.registry.protocol import HIGHER_VERSION, Publication, Published
+from paramdelta_hub.registry.names import is_version, newest
+from paramdelta_hub.registry.protocol import HIGHER_VERSION, CardMaker, Publication, Published
+from paramdelta_hub.registry.yanks import YANK_BYTES, parse_yank, yank_content, yank_name, yanked_in
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-__all__ = ["find_pull_request", "publish"]
+__all__ = ["find_pull_request", "publish", "reason_for", "tagged", "yank"]
 
 ATTEMPTS = 6
 """How often a publication is tried while others commit at the same time."""
@@ -62,15 +69,33 @@ def publish(api: HfApi, publication: Publication) -> Published:
     for _ in range(ATTEMPTS):
         try:
             head = _get_or_create_head(api, publication, announce)
-            if published := _find_tagged(api, publication):
+            tags = tagged(api, repo)
+            if manifest.version in tags:
+                published = _check_tagged(api, publication)
                 return _add_missing_card(api, publication, extras, head, title) or published
+            before = newest(tags.keys() - yanked_in(head.files))
+            behind = before is not None and newest([before, manifest.version]) == before
+            if behind and create_pr:
+                raise RegistryError(
+                    f"a pull request would put version {manifest.version} in the place of {before}",
+                    where=repo,
+                    remedy="let an owner of the repository publish it",
+                )
             visibility = "private" if head.private else "public"
             announce(f"{visibility}, by a pull request" if create_pr else visibility)
             if create_pr:
                 return _open_pull_request(api, publication, extras, head, title)
-            commit = head.id if _is_uploaded(delta, extras, head) else _commit(api, repo, delta, extras, head, title)
+            if _is_uploaded(delta, extras, head):
+                commit = head.id
+            elif behind:
+                publication.progress.note(f"{before} stays the newest version: {manifest.version} becomes a tag only")
+                commit = _commit_apart(api, repo, delta, extras, head, title)
+            else:
+                commit = _commit(api, repo, delta, extras, head, title)
             with translate_hub_errors(repo):
                 api.create_tag(repo, tag=manifest.version, revision=commit, tag_message=title)
+            if behind:
+                _delete_branch(api, repo, manifest.version)
             return _done(publication, commit, uploaded=True)
         except StaleError:
             continue
@@ -95,7 +120,7 @@ def find_pull_request(api: HfApi, repo: str, title: str) -> str | None:
 def _get_or_create_head(api: HfApi, publication: Publication, announce: Callable[[str], None]) -> Commit:
     """Return the head of the repository's main branch. A missing repository is created, after ``announce`` was called.
 
-    A repository is refused if it is public although a private one was asked for, or if it holds a model.
+    A repository is refused if it is public although a private one was asked for, or if it holds a model and no delta.
     """
     repo, private = publication.repo, publication.private
     try:
@@ -113,7 +138,8 @@ def _get_or_create_head(api: HfApi, publication: Publication, announce: Callable
             where=repo,
             remedy="make it private in its settings, or choose another name",
         )
-    if any(
+    # What people add to a delta, such as a config.json by which downloads are counted, makes no model of it.
+    if MANIFEST_NAME not in head.files and any(
         name == "config.json" or (name.startswith("model") and name.endswith(".safetensors")) for name in head.files
     ):
         raise RegistryError(
@@ -124,13 +150,113 @@ def _get_or_create_head(api: HfApi, publication: Publication, announce: Callable
     return head
 
 
-def _find_tagged(api: HfApi, publication: Publication) -> Published | None:
-    """Return the report if the tag of this version exists with the same content; PublishError if with another."""
-    repo, version = publication.repo, publication.package.manifest.version
+def tagged(api: HfApi, repo: str) -> dict[str, str]:
+    """Return the commit of every version of a repository. Other tags are left out.
+
+    Raises:
+        RegistryError: no such repository, not allowed, or not reachable.
+    """
     with translate_hub_errors(repo):
-        tags = {tag.name for tag in api.list_repo_refs(repo).tags}
-    if version not in tags:
-        return None
+        return {tag.name: tag.target_commit for tag in api.list_repo_refs(repo).tags if is_version(tag.name)}
+
+
+def reason_for(api: HfApi, repo: str, head: Commit, version: str) -> str:
+    """Return why a version is withdrawn, by the head of the main branch.
+
+    Raises:
+        RegistryError: not reachable.
+    """
+    try:
+        return parse_yank(fetch_small(api, repo, yank_name(version), head, YANK_BYTES, "main"))
+    except PackageError:  # of any size, and of any content
+        return parse_yank(None)
+
+
+def yank(api: HfApi, repo: str, version: str, reason: str | None, make_card: CardMaker) -> None:
+    """Withdraw a version, or take that back, and make the main branch hold the newest version that is left.
+
+    Both is one commit. The card of the main branch keeps what people wrote.
+
+    Raises:
+        RegistryError: not allowed, or not reachable.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    name = yank_name(version)
+    for _ in range(ATTEMPTS):
+        head, tags = get_commit(api, repo), tagged(api, repo)
+        there = yanked_in(head.files)
+        left = newest(tags.keys() - ({*there, version} if reason is not None else there - {version}))
+        operations: list[Any] = list(_restore(api, repo, head, left, make_card)) if left is not None else []
+        if reason is not None:
+            operations.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=yank_content(reason)))
+        elif name in head.files:
+            operations.append(CommitOperationDelete(path_in_repo=name))
+        title = f"Withdraw {version}" if reason is not None else f"Take back the withdrawal of {version}"
+        try:
+            with translate_hub_errors(repo):
+                made = api.create_commit(
+                    repo, operations, commit_message=title, commit_description=reason or "", parent_commit=head.id
+                )
+        except StaleError:
+            continue
+        head = get_commit(api, repo, str(made.oid))
+        if reason is not None:
+            reason_for(api, repo, head, version)  # so the cache knows it too
+        return
+    raise RegistryError(
+        "others keep committing to this repository", where=repo, remedy="run the command again in a minute"
+    )
+
+
+def _restore(api: HfApi, repo: str, head: Commit, version: str, make_card: CardMaker) -> Iterator[Any]:
+    """Yield the operations that make the main branch hold a published version, unless it does."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+
+    now = _manifest_of(api, repo, head)
+    if now is None or now.version == version:
+        return
+    wanted = get_commit(api, repo, version)
+    content = fetch_small(api, repo, MANIFEST_NAME, wanted, MANIFEST_BYTES)
+    manifest, package_id = parse_manifest(content, f"{repo}@{version}")
+    names = {*(file.path for file in manifest.files), MANIFEST_NAME, SIGNATURE_NAME, PICTURE_NAME}
+    for name in sorted(names & wanted.files.keys()):
+        if head.files.get(name) != wanted.files[name] or not wanted.files[name].is_known:
+            yield CommitOperationCopy(src_path_in_repo=name, path_in_repo=name, src_revision=wanted.id)
+    old_names = {file.path for file in now.files} | {SIGNATURE_NAME}
+    for name in sorted((old_names & head.files.keys()) - (names & wanted.files.keys())):
+        yield CommitOperationDelete(path_in_repo=name)
+    card = None
+    if CARD_NAME in head.files:
+        card = fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode("utf-8", "replace")
+    yield CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=make_card(manifest, package_id, card))
+
+
+def _commit_apart(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit, title: str) -> str:
+    """Commit a package that is not to be the newest version to a branch of its own, and return the commit.
+
+    The branch is needed until the tag is there; a killed run leaves it, and the next one goes on with it.
+    """
+    branch = _branch(delta.manifest.version)
+    with translate_hub_errors(repo):
+        api.create_branch(repo, branch=branch, revision=head.id, exist_ok=True)
+    at = get_commit(api, repo, branch)
+    return at.id if _is_uploaded(delta, extras, at) else _commit(api, repo, delta, extras, at, title, branch)
+
+
+def _delete_branch(api: HfApi, repo: str, version: str) -> None:
+    """Delete the branch of :func:`_commit_apart`, if it is there. Nothing depends on it any more."""
+    with contextlib.suppress(RegistryError), translate_hub_errors(repo):
+        api.delete_branch(repo, branch=_branch(version))
+
+
+def _branch(version: str) -> str:
+    return f"publish-{version}"
+
+
+def _check_tagged(api: HfApi, publication: Publication) -> Published:
+    """Return the report if the tag of this version has the same content; PublishError if another."""
+    repo, version = publication.repo, publication.package.manifest.version
     commit = get_commit(api, repo, version)
     if not _has_manifest(publication.package, commit):
         raise _version_exists(repo, version)
@@ -180,7 +306,15 @@ def _open_pull_request(
     return _done(publication, made.oid, uploaded=True, pull_request=made.pr_url)
 
 
-def _commit(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit, title: str) -> str:
+def _commit(
+    api: HfApi,
+    repo: str,
+    delta: Package,
+    extras: Mapping[str, bytes],
+    head: Commit,
+    title: str,
+    branch: str | None = None,
+) -> str:
     """Commit the package on top of ``head``, check that the Hub holds all of it, and return the commit."""
     operations = list(_operations(api, repo, delta, extras, head))
     with translate_hub_errors(repo):
@@ -189,6 +323,7 @@ def _commit(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], 
             operations,
             commit_message=title,
             commit_description=f"Package {delta.digest}",
+            revision=branch,
             parent_commit=head.id,
         )
     if not _is_uploaded(delta, extras, get_commit(api, repo, made.oid)):
@@ -236,7 +371,12 @@ def _manifest_of(api: HfApi, repo: str, head: Commit) -> Manifest | None:
 def _has_manifest(delta: Package, commit: Commit) -> bool:
     """Whether the commit has this package's manifest. The manifest lists the digests of all other files."""
     remote = commit.files.get(MANIFEST_NAME)
-    return remote is not None and remote.matches(read_small(resolve_inside(delta.path, MANIFEST_NAME), MANIFEST_BYTES))
+    if remote is None:
+        return False
+    content = read_small(resolve_inside(delta.path, MANIFEST_NAME), MANIFEST_BYTES)
+    if not remote.is_known:
+        return fetch_small(connect(), commit.repo, MANIFEST_NAME, commit, MANIFEST_BYTES) == content
+    return remote.matches(content)
 
 
 def _is_uploaded(delta: Package, extras: Mapping[str, bytes], commit: Commit) -> bool:
@@ -248,8 +388,10 @@ def _is_uploaded(delta: Package, extras: Mapping[str, bytes], commit: Commit) ->
 
 def _has_file(delta: Package, file: FileRecord, commit: Commit) -> bool:
     remote = commit.files.get(file.path)
-    if remote is None or remote.size != file.size:
+    if remote is None or remote.size not in (None, file.size):
         return False
+    if not remote.is_known:
+        return read_back(commit, file)
     if remote.sha256 is not None:
         return remote.sha256 == file.sha256
     # Without a sha256 it is kept by git itself, so it is small.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_hub.errors import IntegrityError, RegistryError
+from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError
 from paramdelta_hub.fileio.names import is_clear
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect, is_offline
@@ -24,11 +24,22 @@ from paramdelta_hub.registry.cards.card import (
     tag_value,
 )
 from paramdelta_hub.registry.hub.fetch import check_remote_files, fetch, fetch_small, get_commit, read_cached
-from paramdelta_hub.registry.hub.publishing import publish
+from paramdelta_hub.registry.hub.publishing import publish, reason_for, tagged, yank
 from paramdelta_hub.registry.materialize import CARD_NAME, EXTRAS, check_free_space, file_chunks, is_intact, receive
 from paramdelta_hub.registry.names import check_repo, is_commit, is_version, newest, newest_first
-from paramdelta_hub.registry.protocol import Hit, Part, Publication, Published, Registry, Snapshot, Version
+from paramdelta_hub.registry.protocol import (
+    CardMaker,
+    Hit,
+    Part,
+    Publication,
+    Published,
+    Registry,
+    Snapshot,
+    Version,
+    all_withdrawn,
+)
 from paramdelta_hub.registry.words import has_words
+from paramdelta_hub.registry.yanks import YANK_BYTES, parse_yank, yank_name, yanked_in
 from paramdelta_hub.tasks.progress import Progress
 
 if TYPE_CHECKING:
@@ -52,9 +63,11 @@ class HubRegistry(Registry):
 
     def versions(self, repo: str) -> list[Version]:
         """Return all versions, the newest first by semantic version. Other tags are left out."""
-        with translate_hub_errors(check_repo(repo)):
-            commits = {tag.name: tag.target_commit for tag in connect().list_repo_refs(repo).tags}
-        return [Version(name, commits[name], None, None) for name in newest_first(filter(is_version, commits))]
+        api = connect()
+        commits = tagged(api, check_repo(repo))
+        head = get_commit(api, repo)
+        reasons = {version: reason_for(api, repo, head, version) for version in yanked_in(head.files)}
+        return [Version(name, commits[name], None, None, reasons.get(name)) for name in newest_first(commits)]
 
     def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
         """Yield deltas page by page. What a hit says comes from its card and is not checked.
@@ -90,11 +103,16 @@ class HubRegistry(Registry):
     def _publish(self, publication: Publication) -> Published:
         return publish(connect(), publication)
 
+    def _yank(self, repo: str, version: str, reason: str | None, make_card: CardMaker) -> None:
+        yank(connect(), repo, version, reason, make_card)
+
     def _find(self, repo: str, revision: str | None) -> Snapshot:
         """Return a version, a commit or the head of a branch; by default the newest version."""
         wanted = revision or self._newest(repo)
         where = f"{repo}@{wanted}"
-        content, commit = self._cached_manifest(repo, wanted) or self._fetch_manifest(repo, wanted)
+        cached = self._cached_manifest(repo, wanted)
+        notes: list[str] = []
+        content, commit = cached or self._fetch_manifest(repo, wanted, notes)
         manifest, package_id = parse_manifest(content, where)
         if is_version(wanted) and manifest.version != wanted:
             raise IntegrityError(
@@ -102,25 +120,45 @@ class HubRegistry(Registry):
                 where=where,
                 remedy="the tag was moved or set by hand; use another version, or tell the publisher",
             )
-        return Snapshot(repo, commit, manifest, content, package_id, where)
+        yanked = self._yanked(repo, manifest.version, is_cached=cached is not None) if revision else None
+        return Snapshot(repo, commit, manifest, content, package_id, where, yanked, tuple(notes))
+
+    def _yanked(self, repo: str, version: str, *, is_cached: bool) -> str | None:
+        """Return why a version is withdrawn, if it is.
+
+        What is complete in the cache needs no network, so for that only what the cache knows counts.
+        """
+        if is_cached:
+            known = read_cached(repo, yank_name(version), "main", YANK_BYTES, unchecked=True)
+            return parse_yank(known[0]) if known else None
+        api = connect()
+        head = get_commit(api, repo)
+        return reason_for(api, repo, head, version) if version in yanked_in(head.files) else None
 
     def _newest(self, repo: str) -> str:
         """Return the newest version (if offline: the newest in the cache), or the main branch if there is none."""
         if is_offline():
             refs = _cache_folder(repo) / "refs"
             names = os.listdir(refs) if refs.is_dir() else []
+            reasons = {name: self._yanked(repo, name, is_cached=True) for name in names if is_version(name)}
         else:
-            names = [version.version for version in self.versions(repo)]
-        return newest(filter(is_version, names)) or "main"
+            reasons = {version.version: version.yanked for version in self.versions(repo)}
+        found = newest(version for version, reason in reasons.items() if reason is None)
+        if found is None and reasons:
+            raise all_withdrawn(repo, {version: reason or "" for version, reason in reasons.items()})
+        return found or "main"
 
     def _cached_manifest(self, repo: str, revision: str) -> tuple[bytes, str] | None:
         """Return (manifest, commit) from the cache, if the cached one is sure to be the current one."""
         if is_offline() or is_version(revision) or is_commit(revision):
-            return read_cached(repo, MANIFEST_NAME, revision, MANIFEST_BYTES)
+            return read_cached(repo, MANIFEST_NAME, revision, MANIFEST_BYTES, unchecked=is_offline())
         return None
 
-    def _fetch_manifest(self, repo: str, revision: str) -> tuple[bytes, str]:
-        """Fetch the card and the signature into the cache, then the manifest: a cached manifest implies the others."""
+    def _fetch_manifest(self, repo: str, revision: str, notes: list[str]) -> tuple[bytes, str]:
+        """Fetch the card and the signature into the cache, then the manifest: a cached manifest implies the others.
+
+        Nothing depends on the card: if it can't be had, that goes to ``notes``.
+        """
         api = connect()
         commit = get_commit(api, repo, revision)
         if MANIFEST_NAME not in commit.files:
@@ -130,12 +168,18 @@ class HubRegistry(Registry):
                 remedy="`pd-search` finds deltas; `pd-versions` lists a delta's versions",
             )
         for name, limit in EXTRAS.items():
-            if name in commit.files and commit.files[name].size <= limit:
-                fetch_small(api, repo, name, commit, limit)
+            if name in commit.files and (commit.files[name].size or 0) <= limit:
+                try:
+                    fetch_small(api, repo, name, commit, limit)
+                except (RegistryError, PackageError) as error:
+                    if name != CARD_NAME:
+                        raise
+                    notes.append(f"the card could not be had: {error.what}")
         return fetch_small(api, repo, MANIFEST_NAME, commit, MANIFEST_BYTES, revision), commit.id
 
     def _extra(self, found: Snapshot, name: str) -> bytes | None:
-        cached = read_cached(found.repo, name, found.revision, EXTRAS[name])
+        # What can't be checked in the cache was compared with the Hub's digest when the version was found.
+        cached = read_cached(found.repo, name, found.revision, EXTRAS[name], unchecked=True)
         return cached[0] if cached else None
 
     def _pull_into_cache(self, found: Snapshot, part: Part, signed: bool, progress: Progress) -> tuple[Path, int]:

@@ -22,11 +22,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterator, Mapping
 from datetime import timezone
 from pathlib import Path
 from typing import Any
 
+from paramdelta_hub import limits
 from paramdelta_hub.errors import PackageError, ParamdeltaError, PublishError, RegistryError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.paths import resolve_inside
@@ -38,6 +40,9 @@ from paramdelta_hub.tasks.progress import Progress
 __all__ = ["BucketStore"]
 
 _CLAIMS, _PROBE, _CLAIM_BYTES = ".claims", "exclusive", 4 * KIB
+_STORE_TRIES = 3
+"""How often the client of S3 sends a request that fails for a moment, or is not answered."""
+_HOST = re.compile(r"https?://(?:[^/@\s]*@)?([^/\s\"?]+)")
 
 
 class BucketStore:
@@ -57,7 +62,7 @@ class BucketStore:
         self.url = url.rstrip("/")
         try:
             # No cache of listings, so that new publications are seen at once.
-            self._store, path = url_to_fs(self.url, use_listings_cache=False)
+            self._store, path = url_to_fs(self.url, use_listings_cache=False, **_patience(self.url))
         except ImportError as error:
             hint = (
                 "pip install 'paramdelta-hub[s3]'" if self.url.startswith("s3") else "install the package named above"
@@ -65,6 +70,8 @@ class BucketStore:
             raise RegistryError(f"this kind of URL can't be opened: {error}", where=url, remedy=hint) from None
         except ValueError as error:
             raise RegistryError(f"not a valid URL: {error}", where=url, remedy="write s3://BUCKET/PREFIX") from None
+        if hasattr(self._store, "retries"):  # s3fs repeats what its client has already repeated
+            self._store.retries = 1
         self._root = str(path).rstrip("/")
 
     def exists(self) -> bool:
@@ -124,6 +131,16 @@ class BucketStore:
     def local_path(self, folder: str) -> Path | None:
         """Return None: a bucket is not on this machine."""
         return None
+
+    def write(self, folder: str, name: str, content: bytes) -> None:
+        """Write a small file of a repository's folder, or replace it."""
+        with self._translate_errors(f"{folder}/{name}"):
+            self._store.pipe_file(self._path(f"{folder}/{name}"), content)
+
+    def remove(self, folder: str, name: str) -> None:
+        """Remove a small file of a repository's folder, if it is there."""
+        with self._translate_errors(f"{folder}/{name}"), contextlib.suppress(FileNotFoundError):
+            self._store.rm_file(self._path(f"{folder}/{name}"))
 
     def put(
         self, package: Package, folder: str, manifest: bytes, extras: Mapping[str, bytes], progress: Progress
@@ -233,11 +250,25 @@ class BucketStore:
             raise RegistryError("does not exist", where=self._address(path), remedy="check the address") from None
         except Exception as error:  # clients raise classes of their own, without a common base class
             # Their messages are not shown, because some hold signed URLs.
+            host = _HOST.search(str(error))
+            silent = "Timeout" in type(error).__name__ or isinstance(error, TimeoutError)
+            failed = (
+                f"{host[1] if host else 'the store'} does not answer" if silent else "the request to the store failed"
+            )
             raise RegistryError(
-                f"the request to the store failed ({type(error).__name__})",
+                f"{failed} ({type(error).__name__})",
                 where=self._address(path),
                 remedy="check the address, the connection and the credentials, then run the same command again",
             ) from error
+
+
+def _patience(url: str) -> dict[str, Any]:
+    """Return the options of a store by which a server that never answers is given up within a minute."""
+    if url.partition("://")[0].lower() not in ("s3", "s3a"):
+        return {}
+    seconds = limits.SILENT_SECONDS * limits.SILENT_TRIES / _STORE_TRIES
+    retries = {"total_max_attempts": _STORE_TRIES, "mode": "standard"}
+    return {"config_kwargs": {"connect_timeout": seconds, "read_timeout": seconds, "retries": retries}}
 
 
 def _callback(progress: Progress) -> Any:

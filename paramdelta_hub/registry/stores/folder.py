@@ -24,7 +24,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from paramdelta_hub.errors import DestinationError, PublishError, RegistryError
-from paramdelta_hub.fileio.durable import io_errors, read_small, sync_folder
+from paramdelta_hub.fileio.durable import io_errors, read_small, sync_folder, write_file
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.package.manifest import MANIFEST_NAME
 from paramdelta_hub.package.package import Package
@@ -101,6 +101,16 @@ class FolderStore:
     def local_path(self, folder: str) -> Path | None:
         """Return the path of a version."""
         return self._root / folder
+
+    def write(self, folder: str, name: str, content: bytes) -> None:
+        """Write a small file of a repository's folder, or replace it."""
+        with io_errors("writing"):
+            write_file(resolve_inside(self._root / folder, name), content)
+
+    def remove(self, folder: str, name: str) -> None:
+        """Remove a small file of a repository's folder, if it is there."""
+        with io_errors("removing a file"):
+            resolve_inside(self._root / folder, name).unlink(missing_ok=True)
 
     def put(
         self, package: Package, folder: str, manifest: bytes, extras: Mapping[str, bytes], progress: Progress

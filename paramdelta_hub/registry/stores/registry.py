@@ -28,6 +28,7 @@ from paramdelta_hub.registry.names import (
 )
 from paramdelta_hub.registry.protocol import (
     HIGHER_VERSION,
+    CardMaker,
     Hit,
     Part,
     Publication,
@@ -35,11 +36,13 @@ from paramdelta_hub.registry.protocol import (
     Registry,
     Snapshot,
     Version,
+    all_withdrawn,
 )
 from paramdelta_hub.registry.signing import read_manifest
 from paramdelta_hub.registry.stores.bucket import BucketStore
 from paramdelta_hub.registry.stores.folder import FolderStore
 from paramdelta_hub.registry.words import has_words
+from paramdelta_hub.registry.yanks import YANK_BYTES, parse_yank, yank_content, yank_name, yanked_in
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["Store", "StoreRegistry", "check_options"]
@@ -75,6 +78,12 @@ class Store(Protocol):
 
     def local_path(self, folder: str) -> Path | None:
         """Return the path of a version, if the store is on this machine."""
+
+    def write(self, folder: str, name: str, content: bytes) -> None:
+        """Write a small file of a repository's folder, or replace it."""
+
+    def remove(self, folder: str, name: str) -> None:
+        """Remove a small file of a repository's folder, if it is there."""
 
     def put(
         self, package: Package, folder: str, manifest: bytes, extras: Mapping[str, bytes], progress: Progress
@@ -118,9 +127,12 @@ class StoreRegistry(Registry):
     def versions(self, repo: str) -> list[Version]:
         """Return all versions, the newest first by semantic version."""
         found = []
-        for version in self._names(check_repo(repo)):
+        names, yanked = self._names(check_repo(repo))
+        for version in names:
             if package_id := self._id(f"{repo}/{version}"):
-                found.append(Version(version, package_id, package_id, self._store.created(f"{repo}/{version}")))
+                created = self._store.created(f"{repo}/{version}")
+                reason = self._reason(repo, version) if version in yanked else None
+                found.append(Version(version, package_id, package_id, created, reason))
         if not found:
             self._check_registry()
         return found
@@ -217,11 +229,20 @@ class StoreRegistry(Registry):
             new = " (a folder that holds other things)"
         publication.announce(f"{'the folder ' * is_folder}{self.address}/{publication.repo}{new}")
 
+    def _yank(self, repo: str, version: str, reason: str | None, make_card: CardMaker) -> None:
+        if reason is None:
+            self._store.remove(repo, yank_name(version))
+        else:
+            self._store.write(repo, yank_name(version), yank_content(reason))
+
     def _find(self, repo: str, revision: str | None) -> Snapshot:
         if found := self._lookup(repo, revision):
             return self._snapshot(repo, *found)
         self._check_registry()
-        published = [name for name in self._names(repo) if self._manifest(f"{repo}/{name}") is not None]
+        names, _ = self._names(repo)
+        published = [name for name in names if self._manifest(f"{repo}/{name}") is not None]
+        if published and revision is None:
+            raise all_withdrawn(f"{self.address}/{repo}", {name: self._reason(repo, name) for name in published})
         raise RegistryError(
             f"there is no version {revision}" if published else "no such delta in this registry",
             where=f"{self.address}/{repo}",
@@ -238,7 +259,8 @@ class StoreRegistry(Registry):
                 raise PackageError(
                     f"the companion {file.path!r} has {file.size} bytes; the limit is {COMPANION_BYTES}", where=where
                 )
-        return Snapshot(repo, package_id, manifest, content, package_id, where)
+        yanked = self._reason(repo, version) if version in self._names(repo)[1] else None
+        return Snapshot(repo, package_id, manifest, content, package_id, where, yanked)
 
     def _extra(self, found: Snapshot, name: str) -> bytes | None:
         return self._store.read(_folder(found), name, EXTRAS[name])
@@ -273,9 +295,17 @@ class StoreRegistry(Registry):
     def _files(self, folder: str) -> list[str]:
         return _visible(name for name, is_folder in self._store.list_folder(folder).items() if not is_folder)
 
-    def _names(self, repo: str) -> list[str]:
-        """Return the names of a repository's versions, the highest first. Some may still be in the making."""
-        return newest_first(filter(is_version, self._folders(repo)))
+    def _names(self, repo: str) -> tuple[list[str], set[str]]:
+        """Return a repository's versions, the highest first, and those of them that are withdrawn.
+
+        Some of the versions may still be in the making.
+        """
+        entries = self._store.list_folder(repo)
+        versions = newest_first(name for name, is_folder in entries.items() if is_folder and is_version(name))
+        return versions, yanked_in(entries)
+
+    def _reason(self, repo: str, version: str) -> str:
+        return parse_yank(self._store.read(repo, yank_name(version), YANK_BYTES))
 
     def _manifest(self, folder: str) -> bytes | None:
         return self._store.read(folder, MANIFEST_NAME, MANIFEST_BYTES)
@@ -287,7 +317,10 @@ class StoreRegistry(Registry):
 
     def _lookup(self, repo: str, revision: str | None) -> tuple[str, bytes] | None:
         """Return the version that ``revision`` names, and the content of its manifest; None if there is none."""
-        candidates = [name for name in self._names(repo) if revision in (None, name) or is_id(revision or "")]
+        names, yanked = self._names(repo)
+        candidates = [
+            name for name in names if (name not in yanked if revision is None else revision == name or is_id(revision))
+        ]
         while version := newest(candidates):
             content = self._manifest(f"{repo}/{version}")
             if content is not None and (revision in (None, version) or hashlib.sha256(content).hexdigest() == revision):

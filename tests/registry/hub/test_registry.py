@@ -21,6 +21,7 @@ from tests.registry.packages import id_of, labelled, tree
 from tests.support.hub import Fault, LoopbackHub, Repository
 from tests.support.hub.client import CallError, Client
 from tests.support.hub.repositories import Blob
+from tests.support.hub.server import SIGNATURE
 
 TYPED = {"registry", "publish", "integrity", "package"}
 
@@ -47,6 +48,7 @@ def fails(kind: str, words: str, call: Callable[[], object]) -> None:
     assert "→" in caught.value.text
     assert ALICE not in caught.value.text
     assert BOB not in caught.value.text
+    assert SIGNATURE not in caught.value.text
 
 
 def holds(copy: Path, package: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import paramdelta_hub as pd
+from paramdelta_hub import limits
 from paramdelta_hub.errors import IntegrityError, OptionError, PublishError, RegistryError
 from paramdelta_hub.registry.stores.registry import StoreRegistry
 from tests.attacks.outcomes import shard_of
@@ -313,3 +316,18 @@ def test_a_client_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(RegistryError, match="gcsfs"):
         StoreRegistry("gs://bucket/registry")
+
+
+def test_a_server_that_never_answers_is_named(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as mute:  # it accepts connections, and that is all
+        host = f"127.0.0.1:{mute.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}")
+        monkeypatch.setattr(limits, "SILENT_SECONDS", 0.6)
+        calls: list[Callable[[], object]] = [
+            lambda: StoreRegistry("s3://mute/here").versions("org/name"),
+            lambda: list(StoreRegistry("s3://mute/here").search(None, None, None)),
+            lambda: StoreRegistry("s3://mute/here").pull("org/name", None),
+        ]
+        for call in calls:
+            with pytest.raises(RegistryError, match=f"{host} does not answer"):
+                call()

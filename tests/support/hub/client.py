@@ -118,7 +118,10 @@ class Client:
 def _calls() -> dict[str, Callable[..., Any]]:
     import huggingface_hub
 
+    from paramdelta_hub import limits
+    from paramdelta_hub.checkpoints import resolve
     from paramdelta_hub.registry import api as operations
+    from paramdelta_hub.registry import publish as operations_publish
     from paramdelta_hub.registry import search
     from paramdelta_hub.registry.hub import links
     from paramdelta_hub.registry.hub.registry import HubRegistry
@@ -130,12 +133,16 @@ def _calls() -> dict[str, Callable[..., Any]]:
             folder=Path(folder) if folder else None, revision=revision, **rest
         ),
         "versions": hub.versions,
+        "yank": operations_publish.yank,
+        "publish_anew": operations_publish.publish,
         "search": lambda query=None, base=None, fingerprint=None: list(hub.search(query, base, fingerprint)),
         "card": hub.card,
         "describe_base": lambda model: search.describe_base(model)[:3],
         "find": lambda query=None, base=None: list(operations.search(query, base=base)),
         "link": links.link,
-        "snapshot": lambda repo: huggingface_hub.snapshot_download(repo),
+        "limit": lambda **values: [setattr(limits, name, value) for name, value in values.items()],
+        "resolve": lambda model: resolve.resolve(model).path,
+        "snapshot": lambda repo, **rest: huggingface_hub.snapshot_download(repo, **rest),
     }
 
 
@@ -180,7 +187,9 @@ def main() -> None:
     from huggingface_hub import file_download
     from huggingface_hub.utils import _http
 
-    for module in (_http, file_download):
+    from paramdelta_hub.hub import patience
+
+    for module in (_http, file_download, patience):
         module.time = _Impatient()  # type: ignore[assignment]
     logging.disable(logging.WARNING)
     calls = _calls()

@@ -7,17 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["status", "drop", "cut", "flip", "intrude"]
+Kind = Literal["status", "drop", "cut", "flip", "intrude", "mute", "stall", "slow"]
 
 
 @dataclass
 class Fault:
     """One thing that goes wrong with the first ``times`` requests whose ``METHOD path`` matches.
 
-    status: answered with ``value`` (429, 500, 503, …) and ``Retry-After: 0``, and not carried out.
+    status: answered with ``value`` (429, 500, 503, …), ``Retry-After: after`` and ``text``, and not carried out.
     drop: carried out, then the connection is closed without an answer, or before it is carried out if ``value`` is 1.
     cut: carried out, and the answer ends after ``value`` bytes of its body.
     flip: one bit of the body is wrong, at byte ``value`` modulo its length; the size is right.
+    mute: read, and never answered.
+    stall: carried out, and nothing comes after the answer's head and ``value`` bytes of its body.
+    slow: carried out, and the answer's body comes byte by byte, with a pause between them.
     intrude: before the request is carried out, ``act`` is called: somebody else commits, tags, merges.
     """
 
@@ -26,6 +29,8 @@ class Fault:
     value: int = 0
     times: int = 1
     act: Callable[[], object] = lambda: None
+    after: int = 0
+    text: str = "busy"
 
     def strikes(self, request: str) -> bool:
         """Whether the request meets this fault; counts it."""

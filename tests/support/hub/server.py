@@ -70,6 +70,8 @@ class RefusedError(Exception):
 
 Handle = Callable[..., Answer]
 REPO = r"(?P<repo>[^/]+/[^/]+)"
+SIGNATURE = "presigned-and-secret"
+"""In every URL that works without a token."""
 API = rf"/api/models/{REPO}"
 
 
@@ -89,6 +91,12 @@ class LoopbackHub:
         """Large files above it are uploaded in parts of it."""
         self.xet: Path | None = None
         """Folder of a Xet store, spoken to by the client itself; see :meth:`know`."""
+        self.bare: set[str] = set()
+        """Where it says no digests, as mirrors and other hubs do: ``info`` (of a commit), ``paths``, ``tree``."""
+        self.cdn = False
+        """Whether large files are on another server, to which a signed URL leads."""
+        self.renamed: dict[str, str] = {}
+        """The new names of repositories, by the old ones, to which every request is sent on."""
         self._xet_hashes: dict[str, str] = {}
         self._stored: dict[str, bytes] = {}
         self._parts: dict[str, dict[int, bytes]] = {}
@@ -134,6 +142,9 @@ class LoopbackHub:
     def respond(self, method: str, target: str, headers: Any, body: bytes) -> Answer:
         """Carry out one request."""
         parts = urlsplit(target)
+        for old, new in self.renamed.items():
+            if re.match(rf"(/api/models)?/{old}(/|$)", parts.path):
+                return Answer(b"", 307, {"Location": target.replace(old, new, 1)})
         token = (headers.get("Authorization") or "").removeprefix("Bearer ")
         try:
             if token and token not in self.accounts:
@@ -178,8 +189,8 @@ class LoopbackHub:
     def _describe(self, found: Repository, commit: Commit, *, blobs: bool, full: bool = True) -> dict[str, Any]:
         siblings = [
             {"rfilename": name}
-            | ({"size": len(blob.content), "blobId": blob.git_digest} if blobs else {})
-            | ({"lfs": blob.lfs()} if blobs and blob.large else {})
+            | ({"size": len(blob.content), "blobId": blob.git_digest} if blobs and "info" not in self.bare else {})
+            | ({"lfs": blob.lfs()} if blobs and blob.large and "info" not in self.bare else {})
             for name, blob in sorted(commit.files.items())
         ]
         dates = [found.commits[commit_id].date for commit_id in found.branches.values()]
@@ -227,10 +238,14 @@ class LoopbackHub:
     def _tree(self, request: Request, repo: str, revision: str) -> Answer:
         commit = self._commit_at(found := self._repository(request, repo), revision)
         assert found.name == repo
+        if "tree" in self.bare:
+            raise RefusedError(404, message="Not Found")
         return Answer(self._entries(commit, sorted(commit.files)))
 
     def _paths_info(self, request: Request, repo: str, revision: str) -> Answer:
         names = parse_qs(request.body.decode()).get("paths", [])
+        if "paths" in self.bare:
+            raise RefusedError(404, message="Not Found")
         return Answer(self._entries(self._commit_at(self._repository(request, repo), revision), names))
 
     def _refs(self, request: Request, repo: str) -> Answer:
@@ -268,11 +283,23 @@ class LoopbackHub:
             if self.xet and blob.sha256 in self._xet_hashes:
                 route = f"{self.endpoint}/api/models/{repo}/xet-read-token/{commit.id}"
                 headers |= {"X-Xet-Hash": self._xet_hashes[blob.sha256], "X-Xet-Refresh-Route": route}
+            if self.cdn:
+                at = f"{self.endpoint.replace('127.0.0.1', 'localhost')}/cdn/{blob.sha256}"
+                self._stored[blob.sha256] = blob.content
+                return Answer(b"", 302, headers | {"Location": f"{at}?X-Amz-Signature={SIGNATURE}"})
+        return self._content(request, blob.content, headers)
+
+    def _fetch_signed(self, request: Request, oid: str) -> Answer:
+        if request.query.get("X-Amz-Signature") != [SIGNATURE] or request.account:
+            raise RefusedError(403, message="the signature does not match, or there is a token too")
+        return self._content(request, self._stored[oid], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+
+    def _content(self, request: Request, content: bytes, headers: dict[str, str]) -> Answer:
         if found := re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or ""):
-            start, stop = int(found[1]), min(int(found[2] or len(blob.content)) + 1, len(blob.content))
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(blob.content)}"
-            return Answer(blob.content[start:stop], 206, headers)
-        return Answer(blob.content, 200, headers)
+            start, stop = int(found[1]), min(int(found[2] or len(content)) + 1, len(content))
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+            return Answer(content[start:stop], 206, headers)
+        return Answer(content, 200, headers)
 
     # Publishing.
 
@@ -314,11 +341,11 @@ class LoopbackHub:
         for item in request.json["objects"]:
             entry: dict[str, Any] = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in self._stored:
-                href = f"{self.endpoint}/lfs/{item['oid']}"
+                href = f"{self.endpoint}/lfs/{item['oid']}?X-Amz-Signature={SIGNATURE}"
                 upload: dict[str, Any] = {"href": href}
                 if self.part_bytes and item["size"] > self.part_bytes:
                     count = -(-item["size"] // self.part_bytes)
-                    urls = {str(number): f"{href}?part={number}" for number in range(1, count + 1)}
+                    urls = {str(number): f"{href}&part={number}" for number in range(1, count + 1)}
                     upload["header"] = {"chunk_size": str(self.part_bytes), **urls}
                 verify = {"href": f"{self.endpoint}/{repo}.git/info/lfs/verify"}
                 entry["actions"] = {"upload": upload, "verify": verify}
@@ -363,7 +390,7 @@ class LoopbackHub:
             raise RefusedError(401)
         lines = [json.loads(line) for line in request.body.splitlines()]
         header = lines[0]["value"]
-        if header.get("parentCommit") not in (None, found.head.id):
+        if header.get("parentCommit") not in (None, self._commit_at(found, revision).id):
             raise RefusedError(412, message="A commit has happened since. Please refresh and try again.")
         files = dict(self._commit_at(found, revision).files)
         for line in lines[1:]:
@@ -371,6 +398,8 @@ class LoopbackHub:
             if line["key"] == "file":
                 files[value["path"]] = Blob(base64.b64decode(value["content"]), large=False)
             elif line["key"] == "lfsFile":
+                for commit in found.commits.values():  # what a repository has, it can have under other names too
+                    self._stored |= {blob.sha256: blob.content for blob in commit.files.values() if blob.large}
                 if value["oid"] not in self._stored:
                     raise RefusedError(400, message=f"LFS pointer to a file that does not exist: {value['path']}")
                 files[value["path"]] = Blob(self._stored[value["oid"]], large=True)
@@ -398,6 +427,18 @@ class LoopbackHub:
             raise RefusedError(404, "RevisionNotFound")
         return Answer({})
 
+    def _branch(self, request: Request, repo: str, branch: str) -> Answer:
+        found = self._repository(request, repo, write=True)
+        if branch in found.branches:
+            raise RefusedError(409, message="Reference already exists")
+        found.branches[branch] = self._commit_at(found, request.json.get("startingPoint", "main")).id
+        return Answer({})
+
+    def _delete_branch(self, request: Request, repo: str, branch: str) -> Answer:
+        if branch == "main" or self._repository(request, repo, write=True).branches.pop(branch, None) is None:
+            raise RefusedError(404, "RevisionNotFound")
+        return Answer({})
+
     # Pull requests.
 
     def _discussions(self, request: Request, repo: str) -> Answer:
@@ -422,8 +463,8 @@ class LoopbackHub:
         ("GET", "/api/models", _list),
         ("POST", "/api/repos/create", _create),
         ("POST", "/api/validate-yaml", _validate_card),
-        ("GET", API, _info),
-        ("GET", rf"{API}/revision/(?P<revision>[^/]+)", _info),
+        ("GET HEAD", API, _info),
+        ("GET HEAD", rf"{API}/revision/(?P<revision>[^/]+)", _info),
         ("GET", rf"{API}/tree/(?P<revision>[^/]+)", _tree),
         ("POST", rf"{API}/paths-info/(?P<revision>[^/]+)", _paths_info),
         ("GET", rf"{API}/refs", _refs),
@@ -432,11 +473,14 @@ class LoopbackHub:
         ("POST", rf"{API}/commit/(?P<revision>[^/]+)", _commit),
         ("POST", rf"{API}/tag/(?P<revision>[^/]+)", _tag),
         ("DELETE", rf"{API}/tag/(?P<revision>[^/]+)", _delete_tag),
+        ("POST", rf"{API}/branch/(?P<branch>[^/]+)", _branch),
+        ("DELETE", rf"{API}/branch/(?P<branch>[^/]+)", _delete_branch),
         ("GET", rf"{API}/xet-(?P<kind>read|write)-token/(?P<revision>[^/]+)", _xet_token),
         ("GET", rf"{API}/discussions", _discussions),
         ("POST", rf"{API}/discussions/(?P<number>\d+)/merge", _merge),
         ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", _batch),
         ("POST", rf"/{REPO}\.git/info/lfs/verify", _verify),
+        ("GET HEAD", r"/cdn/(?P<oid>[0-9a-f]{64})", _fetch_signed),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", _store),
         ("POST", r"/lfs/(?P<oid>[0-9a-f]{64})", _join),
         ("GET HEAD", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _resolve),
@@ -471,7 +515,10 @@ class _Handler(BaseHTTPRequestHandler):
             fault = next((fault for fault in hub.faults if fault.strikes(line)), None)
         kind = fault.kind if fault else None
         if fault and kind == "status":
-            self._send(Answer({"error": "busy"}, fault.value, {"Retry-After": "0"}))
+            self._send(Answer({"error": fault.text}, fault.value, {"Retry-After": str(fault.after)}))
+            return
+        if fault and kind == "mute":
+            self._wait_for_the_end()
             return
         if fault and kind == "drop" and fault.value:
             self._hang_up()
@@ -481,6 +528,8 @@ class _Handler(BaseHTTPRequestHandler):
         answer = hub.respond(self.command, self.path, self.headers, body)
         if fault and kind == "drop":
             self._hang_up()
+        elif fault and kind in ("stall", "slow"):
+            self._trickle(answer, fault)
         else:
             self._send(answer, cut=fault.value if fault and kind == "cut" else None,
                        flip=fault.value if fault and kind == "flip" else None)  # fmt: skip
@@ -510,6 +559,25 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body if cut is None else body[:cut])
         if cut is not None:
             self._hang_up()
+
+    def _trickle(self, answer: Answer, fault: Fault) -> None:
+        """Send the head at once, and of the body a few bytes and no more, or all of it, byte by byte."""
+        body = answer.value if isinstance(answer.value, bytes) else json.dumps(answer.value).encode()
+        self._send(replace(answer, value=b"", headers={"Content-Length": str(len(body)), **answer.headers}))
+        if self.command == "HEAD":
+            return
+        if fault.kind == "stall":
+            self.wfile.write(body[: fault.value])
+            self._wait_for_the_end()
+            return
+        for at in range(len(body)):
+            self.wfile.write(body[at : at + 1])
+            time.sleep(0.02)
+
+    def _wait_for_the_end(self) -> None:
+        """Say nothing more, until the client hangs up."""
+        self.close_connection = True
+        self.connection.recv(1, socket.MSG_PEEK)
 
     def _hang_up(self) -> None:
         self.close_connection = True

@@ -1,0 +1,164 @@
+"""What other people and other tools do with a delta on the Hub: files that they add, and copies that they make."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import paramdelta_hub as pd
+from tests.conftest import Family
+from tests.registry.conftest import Packages
+from tests.registry.hub.test_registry import fails, holds, published
+from tests.registry.packages import id_of, tree
+from tests.support.hub import Fault, LoopbackHub
+from tests.support.hub.client import Client
+
+ADDED = {
+    "LICENSE": b"Apache",
+    "images/loss.png": b"\x89PNG",
+    ".eval_results/mmlu.yaml": b"- task: mmlu\n",
+    "config.json": b"{}",
+    "delta-Q4.gguf": b"GGUF",
+    "notes with a space.md": b"hello",
+}
+"""Files that people add on the web."""
+
+
+def downloaded(client: Client, repo: str, folder: Path) -> Path:
+    """Download a repository as ``hf download --local-dir`` does."""
+    return Path(client("snapshot", repo=repo, local_dir=folder))
+
+
+def cloned(hub: LoopbackHub, repo: str, folder: Path) -> Path:
+    """Make what ``git clone`` makes: the files, .gitattributes and .git."""
+    for name, blob in hub.repositories[repo].head.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(blob.content)
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    return folder
+
+
+def test_copies_that_other_tools_make_verify(
+    hub: LoopbackHub, client: Client, new_client: Callable[..., Client], repo: str, packages: Packages, tmp_path: Path
+) -> None:
+    published(hub, repo, packages.v1).add(ADDED)
+    copies = [
+        downloaded(client, repo, tmp_path / "local"),
+        cloned(hub, repo, tmp_path / "clone"),
+        Path(client("snapshot", repo=repo)),
+        Path(new_client(HF_HUB_DISABLE_SYMLINKS="1")("snapshot", repo=repo)),
+    ]
+    assert not (copies[3] / "manifest.json").is_symlink()
+    for copy in copies:
+        report = pd.verify(copy, threads=1)
+        assert set(report.beside) == set(ADDED)
+        assert report.id == id_of(packages.v1)
+        with pytest.raises(pd.IntegrityError, match=r"not vouched for: .*LICENSE"):
+            pd.verify(copy, strict=True, threads=1)
+    assert pd.verify(Path(client("pull", repo=repo)["path"]), threads=1).id == id_of(packages.v1)
+    assert pd.verify(packages.v1, strict=True, threads=1).beside == ()
+
+
+def test_a_clone_without_git_lfs_is_told_what_it_lacks(
+    hub: LoopbackHub, repo: str, packages: Packages, tmp_path: Path
+) -> None:
+    published(hub, repo, packages.v1)
+    clone = cloned(hub, repo, tmp_path / "clone")
+    (shard,) = clone.glob("delta-*.safetensors")
+    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n")
+    with pytest.raises(pd.PackageError, match="git lfs pull"):
+        pd.verify(clone, threads=1)
+
+
+def test_what_people_add_stays_and_stops_no_version(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages, tmp_path: Path
+) -> None:
+    client("publish", package=packages.v1, repo=repo, version="1.0.0")
+    made = hub.repositories[repo]
+    made.add(ADDED)
+    package = shutil.copytree(packages.v2, tmp_path / "package")
+    (package / "TODO").write_text("mine")
+    client("publish", package=package, repo=repo, version="1.10.0")
+    assert {name: made.head.files[name].content for name in ADDED} == ADDED
+    assert "TODO" not in made.head.files
+    holds(Path(client("pull", repo=repo)["path"]), packages.v2)
+    copy = downloaded(client, repo, tmp_path / "local")
+    client("publish", package=copy, repo=f"{repo}-again", version="1.10.0")
+    assert client("pull", repo=f"{repo}-again")["id"] == id_of(packages.v2)
+
+
+def test_a_flipped_byte_in_a_cache_without_links_is_mended(
+    hub: LoopbackHub, new_client: Callable[..., Client], repo: str, packages: Packages
+) -> None:
+    published(hub, repo, packages.v1)
+    client = new_client(HF_HUB_DISABLE_SYMLINKS="1")
+    for part in ("package", "package", "manifest"):
+        for name in sorted(tree(packages.v1)):
+            copy = Path(client("pull", repo=repo, revision="1.0.0", part=part)["path"])
+            content = (copy / name).read_bytes()
+            at = len(content) // 2
+            (copy / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        done = client("pull", repo=repo, revision="1.0.0")
+        assert done["id"] == id_of(packages.v1)
+        holds(copy, packages.v1)
+    assert os.listdir(copy)
+
+
+def test_files_beside_a_package_stop_no_local_registry(packages: Packages, tmp_path: Path, endpoint: str) -> None:
+    package = shutil.copytree(packages.v1, tmp_path / "package")
+    for name, content in ADDED.items():
+        (package / name).parent.mkdir(exist_ok=True)
+        (package / name).write_bytes(content)
+    for number, root in enumerate((tmp_path / "registry", "s3://deltas/other-hands")):
+        notes = pd.publish(package, "acme/math", registry=root).notes
+        assert any("LICENSE" in note for note in notes)
+        copy = pd.pull("acme/math", tmp_path / f"copy{number}", registry=root).path
+        assert tree(copy).keys() - {"README.md", "paramdelta.lock"} == tree(packages.v1).keys() - {"README.md"}
+        if number == 0:  # people can put files there
+            (tmp_path / "registry/acme/math/1.0.0/LICENSE").write_text("MIT")
+            assert pd.verify("acme/math", registry=root, threads=1).beside == ("LICENSE",)
+
+
+@pytest.mark.parametrize("bare", [{"info"}, {"info", "paths"}, {"info", "paths", "tree"}])
+def test_a_hub_whose_listing_has_no_digests(
+    hub: LoopbackHub,
+    client: Client,
+    new_client: Callable[..., Client],
+    shared_family: Family,
+    repo: str,
+    packages: Packages,
+    bare: set[str],
+) -> None:
+    hub.bare = bare
+    for package, version in ((packages.v2, "1.10.0"), (packages.v1, "1.0.0")):
+        client("publish_anew", delta=package, repo=repo)
+        assert not client("publish_anew", delta=package, repo=repo)["uploaded"]
+        assert client("pull", repo=repo, revision=version)["id"] == id_of(package)
+    fails("publish", "other content", lambda: client("publish_anew", delta=packages.other, repo=repo))
+    hub.faults = [Fault("flip", "GET .*/delta-", 77)]
+    copy = Path(new_client()("pull", repo=repo)["path"])
+    assert pd.verify(copy, threads=1).id == id_of(packages.v2)
+    hub.faults = []
+    if "paths" not in bare:  # which the client needs to copy files on the Hub
+        client("yank", delta=repo, version="1.10.0", reason="wrong")
+        assert client("pull", repo=repo)["id"] == id_of(packages.v1)
+        hub.add(f"{repo}-base", shared_family.base)
+        assert client("describe_base", model=f"{repo}-base")
+
+
+def test_a_card_that_can_not_be_had_blocks_no_pull(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages
+) -> None:
+    published(hub, repo, packages.v1).add({"README.md": b"# Hi"})
+    made = hub.repositories[repo]
+    made.tags["1.0.0"] = made.head.id
+    hub.faults = [Fault("status", "GET .*/README.md", 404, times=99)]
+    pulled = client("pull", repo=repo)
+    assert pulled["id"] == id_of(packages.v1)
+    assert "the card could not be had" in pulled["notes"][0]
+    hub.faults = []
