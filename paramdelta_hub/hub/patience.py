@@ -171,7 +171,7 @@ class _Transport:
         repeatable = isinstance(request.stream, _httpx.ByteStream)  # others can't be sent twice from here
         host = _host(request)
         waits = _waits()
-        silent = 0
+        silent = refused = 0
         while True:
             _waiting.host = host
             _waiting.limit = limits.SILENT_SECONDS if reads else limits.COMMIT_SECONDS
@@ -185,7 +185,11 @@ class _Transport:
                 _LOG.warning("%s does not answer; asking again", host)
                 continue
             except (_httpx.NetworkError, _httpx.RemoteProtocolError) as problem:
-                again = repeatable and (safe or isinstance(problem, _httpx.ConnectError))
+                unreached = isinstance(problem, _httpx.ConnectError)
+                refused += unreached
+                if refused > limits.SILENT_TRIES:
+                    raise NoAnswerError(host, f"can't be reached ({problem})") from problem
+                again = repeatable and (safe or unreached)
                 if not again or not waits(None, f"the connection to {host} failed"):
                     raise
                 continue
