@@ -28,7 +28,7 @@ __all__ = ["link", "pull", "search", "versions"]
 
 
 def pull(
-    delta: str,
+    delta: str | Path,
     folder: str | Path | None = None,
     *,
     registry: str | Path | None = None,
@@ -63,7 +63,7 @@ def pull(
     target = None if folder is None else expand(folder)
     if target is not None:
         _check_target(target, local_registries(reference.root, registry_root(registry)))
-    with hint_at_folder(delta, reference):
+    with hint_at_folder(str(delta), reference):
         return source.pull(
             reference.repo,
             reference.revision,
@@ -91,7 +91,7 @@ def _check_target(target: Path, registries: Sequence[str]) -> None:
             )
 
 
-def versions(delta: str, *, registry: str | Path | None = None) -> list[Version]:
+def versions(delta: str | Path, *, registry: str | Path | None = None) -> list[Version]:
     """Return all versions of a delta, the newest first by semantic version.
 
     Raises:
@@ -99,10 +99,10 @@ def versions(delta: str, *, registry: str | Path | None = None) -> list[Version]
         RegistryError: the delta does not exist, is not allowed, or is not reachable.
     """
     source, reference = find_delta(delta, registry)
-    with hint_at_folder(delta, reference):
+    with hint_at_folder(str(delta), reference):
         found = source.versions(reference.repo)
     if not found:
-        raise RegistryError("no version is published", where=delta, remedy="check the spelling, and --registry")
+        raise RegistryError("no version is published", where=str(delta), remedy="check the spelling, and --registry")
     return found
 
 

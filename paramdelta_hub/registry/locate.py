@@ -112,14 +112,15 @@ def open_registry(root: str | None) -> Registry:
     return StoreRegistry(root)
 
 
-def find_delta(text: str, registry: str | Path | None = None) -> tuple[Registry, Reference]:
+def find_delta(text: str | Path, registry: str | Path | None = None) -> tuple[Registry, Reference]:
     """Return the registry of a delta, and its reference there. The registry is not contacted yet.
 
-    A bare ``org/name[@revision]`` is looked up in ``registry``; see :func:`registry_root`.
+    A bare ``org/name[@revision]`` is looked up in ``registry``; see :func:`registry_root`. A ``Path`` is a folder.
 
     Raises:
         OptionError: the text is not a reference, or the registry is not valid.
     """
+    text = os.path.abspath(expand(text)) if isinstance(text, Path) else text
     root = registry_root(registry)
     name, at, revision = text.partition("@")
     reference: Reference | None
@@ -132,17 +133,17 @@ def find_delta(text: str, registry: str | Path | None = None) -> tuple[Registry,
     return open_registry(reference.root), reference
 
 
-def find_to_publish(text: str, registry: str | Path | None = None) -> tuple[Registry, Reference]:
+def find_to_publish(text: str | Path, registry: str | Path | None = None) -> tuple[Registry, Reference]:
     """Return what :func:`find_delta` returns, unless a local folder may be meant instead of the Hub.
 
     Raises:
         OptionError: ``org`` of a repository on the Hub is also a local folder; or see :func:`find_delta`.
     """
     found, reference = find_delta(text, registry)
-    if local := _local_spelling(text, reference):
+    if local := _local_spelling(str(text), reference):
         raise OptionError(
             f"{reference.repo.partition('/')[0]!r} is a folder here, but this would be published on the Hub",
-            where=text,
+            where=str(text),
             remedy=f"did you mean {local}? If you mean the Hub, write {HUB_SCHEME}://{reference}",
         )
     return found, reference
@@ -154,7 +155,7 @@ def hint_at_folder(text: str, reference: Reference) -> Iterator[None]:
     try:
         yield
     except RegistryError as error:
-        if local := _local_spelling(text, reference):
+        if local := _local_spelling(str(text), reference):
             error.remedy = "; or ".join(filter(None, (error.remedy, f"did you mean {local}?")))
         raise
 

@@ -33,7 +33,7 @@ __all__ = ["publish", "read_card", "yank"]
 
 def publish(
     delta: str | Path,
-    repo: str,
+    repo: str | Path,
     *,
     version: str | None = None,
     registry: str | Path | None = None,
@@ -176,7 +176,12 @@ def _compare_with_newest(registry: Registry, repo: str, manifest: Manifest, sign
 
 
 def yank(
-    delta: str, version: str, *, reason: str | None = None, undo: bool = False, registry: str | Path | None = None
+    delta: str | Path,
+    version: str,
+    *,
+    reason: str | None = None,
+    undo: bool = False,
+    registry: str | Path | None = None,
 ) -> Yanked:
     """Withdraw a published version, so that no pull without a version brings it. Nothing of the version is changed.
 
@@ -198,7 +203,8 @@ def yank(
         raise OptionError("give a reason, or undo", remedy='add --reason "wrong tokenizer", or --undo')
     target, reference = find_to_publish(delta, registry)
     if reference.revision not in (None, version):
-        raise OptionError(f"two versions: {reference.revision} and {version[:200]}", where=delta, remedy="give one")
+        what = f"two versions: {reference.revision} and {version[:200]}"
+        raise OptionError(what, where=str(delta), remedy="give one")
     return target.yank(reference.repo, version, reason, functools.partial(_restored_card, reference))
 
 

@@ -216,6 +216,11 @@ def add_prediction_layer(folder: Path, seed: int, scale: float) -> dict[str, tor
     return own
 
 
+@kind(
+    FILES,
+    "layers for multi-token prediction (DeepSeek-V3), which transformers does not load",
+    works="part of the model: they get the sum",
+)
 def test_layers_for_multi_token_prediction(tmp_path: Path) -> None:
     """What transformers does not load is part of the model all the same."""
     architecture = ARCHITECTURES["deepseek-v3"]
@@ -246,7 +251,7 @@ def test_layers_for_multi_token_prediction(tmp_path: Path) -> None:
 
 @kind(
     FILES,
-    "35 architectures of transformers, saved by `save_pretrained`",
+    f"{len(ARCHITECTURES)} architectures of transformers, saved by `save_pretrained`",
     works="no option needed; base ⊕ Δ answers as post, bit for bit, and the result loads",
 )
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -527,6 +527,26 @@ def test_what_is_published_unsigned_stays_unsigned(
     assert not (root / "acme/unsigned/1.0.0/manifest.json.sig").exists()
 
 
+def test_a_signature_for_another_repository_is_not_published(package: Path, root: Path, tmp_path: Path) -> None:
+    (package / "manifest.json.sig").write_bytes((lying(root) / "manifest.json.sig").read_bytes())
+    mirror = tmp_path / "mirror"
+    refused(f"for {REPO}, not for acme/other", "publish", package, mirror / "acme/other")
+    assert not (mirror / "acme/other").exists()
+    (package / "manifest.json.sig").unlink()  # as the message says
+    assert pd.publish(package, mirror / "acme/other").uploaded
+    assert [found.version for found in pd.versions(mirror / "acme/other")] == ["1.0.0"]
+
+
+def test_an_unsigned_version_after_a_signed_one_is_told(
+    shared_family: Family, root: Path, acme: Path, tmp_path: Path
+) -> None:
+    newer = labelled(shared_family.delta, tmp_path / "2.0.0", "2.0.0")
+    done = pd.publish(newer, REPO, registry=root)
+    assert [note for note in done.notes if "version 1.0.0 is signed, and 2.0.0 is not" in note]
+    signed = labelled(shared_family.delta, tmp_path / "3.0.0", "3.0.0")
+    assert not [note for note in pd.publish(signed, REPO, registry=root, sign=acme).notes if "is signed" in note]
+
+
 def test_a_signature_that_no_longer_fits_is_made_anew(package: Path, root: Path, acme: Path) -> None:
     shutil.copy(lying(root) / "manifest.json.sig", package)
     change_manifest(package, lambda manifest: manifest.update(version="1.1.0"))
