@@ -174,8 +174,11 @@ def suggest_skips(matched: Match, left: Mapping[str, Entry], right: Mapping[str,
 
 
 def lacking_heads(matched: Match, left: Mapping[str, Entry], right: Mapping[str, Entry]) -> list[str]:
-    """Return the names of output heads that one side lacks. A UNet's ``proj_out`` scores no tokens, and is none."""
-    names = [mismatch.location for mismatch in matched.mismatches if mismatch.kind == "missing"]
+    """Return the names of output heads that one side lacks, or has in another shape.
+
+    A UNet's ``proj_out`` scores no tokens, and is none.
+    """
+    names = [mismatch.location for mismatch in matched.mismatches if mismatch.kind in ("missing", "shape")]
     entries = {**right, **left}
     return [name for name in names if is_head(name) and (name not in entries or entries[name].vocabulary)]
 

@@ -179,7 +179,7 @@ def test_a_component_that_only_one_side_has(root: Path) -> None:
     write(root / "base", {"modules.json": dense(0)["modules.json"][:2]})
     with pytest.raises(MismatchError, match="2_Dense/linear") as refused:
         pd.extract(root / "base", root / "post", root / "delta")
-    with remedied(refused.value, "store those that only post has with --carry"):
+    with remedied(refused.value, "--carry REGEX stores what only post has"):
         pd.extract(root / "base", root / "post", root / "delta", rules=pd.Rules(carries=["^2_Dense/"]))
         pd.apply(root / "target", root / "delta", root / "out")
         out, post = (load_file(root / name / "2_Dense/model.safetensors") for name in ("out", "post"))

@@ -285,7 +285,7 @@ def test_what_only_post_has_is_refused_unless_told(carried: Path) -> None:
     missing = {(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches}
     assert missing == {(name, "missing") for name in (CLASSIFIER, CLASSIFIER_BIAS, "score.steps")}
     assert not (carried / "other").exists()
-    with remedied(caught.value, "leave some out with --skip", "store those that only post has with --carry"):
+    with remedied(caught.value, r"give --skip '^score\.'", "--carry REGEX stores what only post has"):
         pd.extract(carried / "base", carried / "post", carried / "whole", rules=pd.Rules(carries=("^score",)))
         assert pd.apply(carried / "base", carried / "whole", carried / "rebuilt").is_post
         assert_same(read_weights(carried / "rebuilt"), read_weights(carried / "post"))
