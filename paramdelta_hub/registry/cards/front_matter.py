@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from paramdelta_hub.errors import SourceError
+from paramdelta_hub.limits import JSON_DEPTH
 
 __all__ = ["Change", "Entry", "Items", "Lines", "change_metadata", "entries", "line_end", "metadata", "split"]
 
@@ -213,6 +214,9 @@ def _parse(content: str, where: str, end: str = "\n") -> _Block:
     from ruamel.yaml import YAML  # most commands need no YAML
     from ruamel.yaml.error import YAMLError
 
+    depth = itertools.accumulate((character in "[{") - (character in "]}") for character in content)
+    if max(depth, default=0) > JSON_DEPTH:  # the parser takes a time that grows with the square of the open brackets
+        raise _unreadable(where, f"more than {JSON_DEPTH} brackets are open at once")
     try:
         root = _tree(YAML(typ="safe", pure=True).parse(content))
     except (YAMLError, ValueError, OverflowError, RecursionError) as error:
