@@ -285,6 +285,8 @@ def _tree(events: Iterable[Any]) -> _Node | None:
             root = node
         if node.kind in ("list", "map"):
             open_nodes.append(node)
+        if len(open_nodes) > JSON_DEPTH:
+            raise ValueError(f"it has more than {JSON_DEPTH} levels")
     return root
 
 

@@ -216,7 +216,8 @@ def test_lines_of_another_card_are_taken_as_they_are() -> None:
         ("---\nkey: 1\nkey: 2\n---\n", "twice"),
         ("---\nkey: {a: b}\n---\n", "not a list"),
         ("---\na: *b\n---\n", "refers to nothing"),
-        ("---\n" + "[" * 5000 + "\n---\n", "can't be read"),
+        ("---\na: " + "[" * 100_000 + "\n---\n", "can't be read"),
+        ("---\n" + "".join(" " * level + "a:\n" for level in range(1500)) + "---\n", "can't be read"),
         ("---\na: \x07\n---\n", "can't be read"),
     ],
 )
