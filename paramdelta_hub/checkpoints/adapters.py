@@ -97,7 +97,6 @@ _FUSE_REMEDY = (
     "; for LoHa and LoKr, LyCORIS has tools/merge.py"
 )
 """What makes a full pipeline of the adapters that diffusers can load."""
-"""What makes a full model of any adapter."""
 _UNTIE_REMEDY = (
     "give the head a copy of its own, and give UNTIED as BASE: "
     'python -c "from transformers import AutoModelForCausalLM as Model; '

@@ -6,27 +6,23 @@ result. So it is decoded once per task to a temporary file, which all of them re
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.tensor_sources import Files, TensorSource
-from paramdelta_hub.errors import PackageError
-from paramdelta_hub.fileio.durable import read_exactly, write_exactly
 from paramdelta_hub.fileio.open_files import OpenFiles
-from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.arrangements import Box, BoxReader, positions_in_result
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Wide
 from paramdelta_hub.numerics.kernels import Kernel
-from paramdelta_hub.numerics.scratch import scratch
-from paramdelta_hub.package.tensor_delta import DeltaReader, StoredDelta
+from paramdelta_hub.package.tensor_delta import StoredDelta
+from paramdelta_hub.transforms.decoded_delta import DecodedDelta, decode_delta
 
 __all__ = ["ArrangedAddend", "ArrangedDelta", "DecodedDeltas", "SpilledDelta"]
 
@@ -73,14 +69,6 @@ class ArrangedAddend:
     is_zero: bool
 
 
-class _Decoded(NamedTuple):
-    """A delta in its temporary file (None: all zeros), and the exceptions that hold for this target."""
-
-    file: IO[bytes] | None
-    exceptions: NDArray[np.intp]
-    exact: Bits
-
-
 class DecodedDeltas:
     """The deltas of one task, each decoded and checked when it is first asked for, and kept until its last use.
 
@@ -107,9 +95,9 @@ class DecodedDeltas:
         self._spilled = {each.key: each for each in spilled}
         self._uses = Counter(key for addend in addends for key in addend.keys)
         self._shards, self._sources, self._folder, self._kernel = shards, sources, folder, kernel
-        self._decoded: dict[str, _Decoded] = {}
+        self._decoded: dict[str, DecodedDelta] = {}
 
-    def __getitem__(self, key: str) -> _Decoded:
+    def __getitem__(self, key: str) -> DecodedDelta:
         """Return a delta, decoded.
 
         Raises:
@@ -117,44 +105,18 @@ class DecodedDeltas:
             CheckpointError: the target can't be read.
         """
         if key not in self._decoded:
-            self._decoded[key] = self._decode(self._spilled[key])
+            spilled = self._spilled[key]
+            self._decoded[key] = decode_delta(
+                spilled.delta, spilled.target, self._shards, self._sources, self._folder, self._kernel
+            )
         return self._decoded[key]
 
     def release(self, addend: ArrangedAddend) -> None:
         """Delete the files of the deltas that no other addend will use."""
         for key in addend.keys:
             self._uses[key] -= 1
-            if not self._uses[key] and (decoded := self._decoded.pop(key, None)) and decoded.file:
-                decoded.file.close()
-
-    def _decode(self, spilled: SpilledDelta) -> _Decoded:
-        kind, elements = FLOATS[spilled.delta.dtype], spilled.delta.elements
-        none = _Decoded(None, np.empty(0, np.intp), np.empty(0, kind.bits))
-        if spilled.delta.is_zero:
-            return none
-        reader = DeltaReader(spilled.delta, self._shards, self._kernel)
-        target = spilled.target.open(self._sources) if spilled.target is not None else None
-        exceptions, exact = [], []
-        file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by release(), or at the block's end
-        try:
-            for start in range(0, elements, CHUNK_ELEMENTS):
-                size = min(CHUNK_ELEMENTS, elements - start)
-                chunk = reader.next_added(scratch("delta", size, kind.wide))
-                assert chunk is not None
-                write_exactly(file.fileno(), chunk.delta, start * kind.wide.itemsize)
-                if target is not None and chunk.exceptions.size:
-                    values = scratch("target in the delta's order", size * kind.itemsize, np.uint8)
-                    target.read(start, values)
-                    if chunk.is_of(values):
-                        exceptions.append(chunk.exceptions + start)
-                        exact.append(chunk.exact)
-            reader.finish()
-        except BaseException:
-            file.close()
-            raise
-        if not exceptions:
-            return none._replace(file=file)
-        return _Decoded(file, np.concatenate(exceptions), np.concatenate(exact))
+            if not self._uses[key] and (decoded := self._decoded.pop(key, None)):
+                decoded.close()
 
     def __enter__(self) -> DecodedDeltas:
         return self
@@ -163,8 +125,7 @@ class DecodedDeltas:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for decoded in self._decoded.values():
-            if decoded.file:
-                decoded.file.close()
+            decoded.close()
         self._decoded.clear()
 
 
@@ -202,11 +163,7 @@ class ArrangedDelta:
         self._exceptions, self._exact = joined[order], np.concatenate(exact)[order]
 
     def _read(self, source: int, start: int, out: NDArray[Any]) -> None:
-        file = self._deltas[source].file
-        if file is None:
-            out.fill(0)
-        else:
-            read_exactly(file.fileno(), out.view(np.uint8), start * out.itemsize, PackageError, "a temporary file")
+        self._deltas[source].read(start, out)
 
     def next(self, out: Wide) -> tuple[NDArray[np.intp], Bits]:
         """Fill ``out`` with the next values, and return which of them have exceptions, and those."""

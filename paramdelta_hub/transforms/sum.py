@@ -7,7 +7,6 @@ orders are.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,11 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.tensor_sources import Files, TensorSource
-from paramdelta_hub.errors import PackageError
-from paramdelta_hub.fileio.durable import read_exactly, write_exactly
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
-from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.casts import as_bits, round_once, summing_type
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide, accumulate
 from paramdelta_hub.numerics.kernels import Kernel
@@ -31,6 +27,7 @@ from paramdelta_hub.numerics.row_runs import ElementRuns
 from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.package.tensor_delta import DeltaReader, StoredDelta
 from paramdelta_hub.transforms.arranged import ArrangedAddend, ArrangedDelta, DecodedDeltas
+from paramdelta_hub.transforms.decoded_delta import decode_delta
 
 __all__ = ["Addend", "PlacedRun", "RowPlacement", "TensorSum", "little_endian"]
 
@@ -342,63 +339,29 @@ class _Placed:
         self.wide = self._kind.wide
         self._runs = ElementRuns(addend.placement.runs, addend.placement.width)
         self._weights = [1.0 if run.whole else addend.weight for run in addend.placement.runs]
-        self._is_zero = addend.delta.is_zero
-        self._exceptions = np.empty(0, np.intp)
-        self._exact: Bits = np.empty(0, self._kind.bits)
         self._next = 0
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed at the end of the block
-        try:
-            if not self._is_zero:
-                self._decode(addend, shards, sources if is_post else None, kernel)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _decode(self, addend: Addend, shards: OpenFiles, sources: Files | None, kernel: Kernel) -> None:
-        """Decode the payload to the file, and find the exceptions that hold for this target."""
-        assert addend.placement is not None
-        kind, elements = self._kind, addend.delta.elements
-        reader = DeltaReader(addend.delta, shards, kernel)
-        target = addend.placement.target.open(sources) if sources is not None else None
-        exceptions, exact = [], []
-        for start in range(0, elements, CHUNK_ELEMENTS):
-            size = min(CHUNK_ELEMENTS, elements - start)
-            chunk = reader.next_added(scratch("delta", size, kind.wide))
-            assert chunk is not None
-            write_exactly(self._file.fileno(), chunk.delta, start * kind.wide.itemsize)
-            if target is not None and chunk.exceptions.size:
-                values = scratch("target in the delta's order", size * kind.itemsize, np.uint8)
-                target.read(start, values)
-                if chunk.is_of(values):
-                    exceptions.append(chunk.exceptions + start)
-                    exact.append(chunk.exact)
-        reader.finish()
-        if exceptions:
-            self._exceptions, self._exact = np.concatenate(exceptions), np.concatenate(exact)
+        target = addend.placement.target if is_post else None
+        self._decoded = decode_delta(addend.delta, target, shards, sources, folder, kernel)
 
     def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
         """Return its part in the next chunk."""
+        exceptions = self._decoded.exceptions
         positions, exact = [], []
         for place, source, run in self._runs.pieces(self._next, out.size):
             part, weight = out[place], self._weights[run]
             if source is None:
                 part.fill(-0.0)  # what changes no value at all: +0 would make +0 of −0
                 continue
-            if self._is_zero:
-                part.fill(weight * 0.0)
-                continue
-            read_exactly(
-                self._file.fileno(), part.view(np.uint8), source * part.itemsize, PackageError, "a temporary file"
-            )
+            self._decoded.read(source, part)
             if weight != 1.0:
                 with np.errstate(over="ignore", invalid="ignore"):
                     np.multiply(part, part.dtype.type(weight), out=part)
-            inside = slice(*np.searchsorted(self._exceptions, (source, source + part.size)).tolist())
-            positions.append(self._exceptions[inside] - source + place.start)
-            exact.append(self._exact[inside])
+            inside = slice(*np.searchsorted(exceptions, (source, source + part.size)).tolist())
+            positions.append(exceptions[inside] - source + place.start)
+            exact.append(self._decoded.exact[inside])
         self._next += out.size
         if not positions:
-            return _Added(out, self._exceptions[:0], self._exact[:0])
+            return _Added(out, exceptions[:0], self._decoded.exact[:0])
         return _Added(out, np.concatenate(positions), np.concatenate(exact))
 
     def finish(self) -> None:
@@ -410,7 +373,7 @@ class _Placed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._decoded.close()
 
 
 def _not_finite_instead(kind: Float, target: Bits, sums: Bits, added: _Added) -> int:
