@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from paramdelta_hub.application.preview import Preview, preview
     from paramdelta_hub.application.request import ApplyRequest
     from paramdelta_hub.application.tensors import tensors
-    from paramdelta_hub.checkpoints.rules import Rules
+    from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
     from paramdelta_hub.extraction.extract import ExtractReport, extract
     from paramdelta_hub.extraction.relabel import RelabelReport, relabel
     from paramdelta_hub.extraction.request import ExtractRequest
@@ -156,7 +156,7 @@ _LAZY = {
     "Pulled": "registry.protocol",
     "RelabelReport": "extraction.relabel",
     "ResultReport": "outputs.applied_model",
-    "Rules": "checkpoints.rules",
+    "Rules": "checkpoints.rules.tensor_rules",
     "RankReport": "ranks",
     "WeightedDelta": "application.apply",
     "VerifyReport": "verification.package",

@@ -18,8 +18,8 @@ from paramdelta_hub.application.weighted_deltas import AppliedDelta, addends_by_
 from paramdelta_hub.application.weights import Deltas, Factors, WeightedDelta, WeightMap, weighted_deltas
 from paramdelta_hub.checkpoints.companions import read_companion
 from paramdelta_hub.checkpoints.logical import LogicalTensor
-from paramdelta_hub.checkpoints.matching import OmittedTensor
-from paramdelta_hub.checkpoints.rules import Rules, RuleUse, check_rules
+from paramdelta_hub.checkpoints.matching.by_name import OmittedTensor
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, RuleUse, check_rules
 from paramdelta_hub.checkpoints.tensor_sources import Stored
 from paramdelta_hub.errors import CheckpointError, Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.fileio import strict_json

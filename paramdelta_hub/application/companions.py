@@ -30,7 +30,7 @@ from paramdelta_hub.checkpoints.companions import (
     read_companion,
 )
 from paramdelta_hub.checkpoints.config_merge import ALWAYS, STRUCTURE, merge_config
-from paramdelta_hub.checkpoints.tokenizer import read_vocabulary, token_id_warnings
+from paramdelta_hub.checkpoints.tokens.tokenizer import read_vocabulary, token_id_warnings
 from paramdelta_hub.errors import CheckpointError, OptionError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import write_file

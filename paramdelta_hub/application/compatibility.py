@@ -12,10 +12,10 @@ from paramdelta_hub.application.arrangements import ArrangedPairs, take_arranged
 from paramdelta_hub.application.output_files import OutTensor
 from paramdelta_hub.application.row_placement import PlacedRows, RowPlanner
 from paramdelta_hub.application.weights import Weights
-from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
-from paramdelta_hub.checkpoints.layouts import MIXED, Layout, arrange
+from paramdelta_hub.checkpoints.layouts.proposals import suggest_partials, suggest_rules
+from paramdelta_hub.checkpoints.layouts.rearrange import MIXED, Layout, arrange
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of, same_values
-from paramdelta_hub.checkpoints.matching import (
+from paramdelta_hub.checkpoints.matching.by_name import (
     Match,
     OmittedTensor,
     lacking_heads,
@@ -23,11 +23,18 @@ from paramdelta_hub.checkpoints.matching import (
     rename_entries,
     suggest_skips,
 )
-from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry, is_head
-from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
+from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS, Entry, is_head
+from paramdelta_hub.checkpoints.matching.ties import TieGroups, Ties, head_is_tied, shares_embeddings
+from paramdelta_hub.checkpoints.matching.training_saves import refuse_ungathered
+from paramdelta_hub.checkpoints.rules.tensor_rules import (
+    RuleKind,
+    Rules,
+    RuleUse,
+    refuse_unused,
+    rule_uses,
+    weight_map_uses,
+)
 from paramdelta_hub.checkpoints.tensor_sources import Files, Stored, Zeros
-from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings
-from paramdelta_hub.checkpoints.training_saves import refuse_ungathered
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.strict_json import JsonObject

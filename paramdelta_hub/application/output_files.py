@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.weight_files import Index, WeightFile
+from paramdelta_hub.checkpoints.files.weight_files import Index, WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import allocate, open_regular, read_exactly, write_exactly

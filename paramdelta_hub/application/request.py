@@ -9,7 +9,7 @@ from typing import Any
 from paramdelta_hub.application.companions import Mode, Prefer
 from paramdelta_hub.application.requantize import Dtype
 from paramdelta_hub.application.weights import WeightMap, weighted_deltas
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.tasks.requests import Request, absolute
 
 __all__ = ["ApplyRequest"]

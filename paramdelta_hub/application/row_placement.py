@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.checkpoints.token_rows import Placement, place_rows, row_sources, runs_of
-from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
+from paramdelta_hub.checkpoints.tokens.token_rows import Placement, place_rows, row_sources, runs_of
+from paramdelta_hub.checkpoints.tokens.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import MismatchError, PackageError
 from paramdelta_hub.fileio.digests import check_digest
 from paramdelta_hub.fileio.durable import file_digest

@@ -15,7 +15,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from paramdelta_hub.checkpoints.rules import compile_pattern
+from paramdelta_hub.checkpoints.rules.tensor_rules import compile_pattern
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.limits import LARGEST_WEIGHT
 

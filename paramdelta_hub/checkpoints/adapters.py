@@ -24,11 +24,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.repository import ADAPTER, ADAPTERS, WEIGHTS
-from paramdelta_hub.checkpoints.roles import EMBEDDINGS, is_head
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.files.repository import ADAPTER, ADAPTERS, WEIGHTS
+from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS, is_head
+from paramdelta_hub.checkpoints.matching.ties import head_is_tied
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.checkpoints.tensor_sources import Stored, read_floats
-from paramdelta_hub.checkpoints.ties import head_is_tied
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small

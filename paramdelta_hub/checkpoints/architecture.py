@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.files.weight_files import WeightFile
 from paramdelta_hub.checkpoints.logical import logical_model
-from paramdelta_hub.checkpoints.weight_files import WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.durable import file_digest
 from paramdelta_hub.package.manifest import Architecture, Source, SourceFile

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from paramdelta_hub.checkpoints.repository import INDEX, Repository, not_safetensors, read_repository
-from paramdelta_hub.checkpoints.resolve import ModelSource, resolve
-from paramdelta_hub.checkpoints.weight_files import Index, WeightFile
+from paramdelta_hub.checkpoints.files.repository import INDEX, Repository, not_safetensors, read_repository
+from paramdelta_hub.checkpoints.files.resolve import ModelSource, resolve
+from paramdelta_hub.checkpoints.files.weight_files import Index, WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import read_small

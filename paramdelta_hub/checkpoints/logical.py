@@ -26,9 +26,9 @@ from paramdelta_hub.checkpoints.adapters import (
     tied_heads,
 )
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.matching.roles import Entry, vocabulary_tensors
 from paramdelta_hub.checkpoints.quantization import ScaledWeight, find_scales, unsupported_reason, unused_tensors
-from paramdelta_hub.checkpoints.roles import Entry, vocabulary_tensors
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.checkpoints.tensor_sources import (
     Adapted,
     Arranged,

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.repository import read_repository
-from paramdelta_hub.checkpoints.resolve import download, is_hub_id
-from paramdelta_hub.checkpoints.weight_files import WeightFile
+from paramdelta_hub.checkpoints.files.repository import read_repository
+from paramdelta_hub.checkpoints.files.resolve import download, is_hub_id
+from paramdelta_hub.checkpoints.files.weight_files import WeightFile
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.durable import file_digest, read_small
 from paramdelta_hub.fileio.safetensors import check_header

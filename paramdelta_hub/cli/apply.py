@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from paramdelta_hub.application.apply import ApplyReport
     from paramdelta_hub.application.preview import Preview
     from paramdelta_hub.application.weighted_deltas import AppliedDelta
-    from paramdelta_hub.checkpoints.matching import OmittedTensor
-    from paramdelta_hub.checkpoints.rules import Rules
+    from paramdelta_hub.checkpoints.matching.by_name import OmittedTensor
+    from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 
 _EXAMPLES = """
 pd-apply org/new-base org/instruct-delta@1.2.0 -o new-instruct

@@ -26,7 +26,7 @@ from paramdelta_hub.tasks.progress import Progress
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from paramdelta_hub.checkpoints.rules import Rules
+    from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
     from paramdelta_hub.fileio.report import Report
 
 Decorator: TypeAlias = "Callable[[Callable[..., None]], Callable[..., None]]"
@@ -274,7 +274,7 @@ def parse_rules(
         OptionError: one is malformed; if it is a file's, the error says which line.
         SourceError: a file can't be read.
     """
-    from paramdelta_hub.checkpoints.rules import Rules
+    from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 
     parts = [rules for file in files for rules in _read_rules(expand(file))]
     assignments = tuple(parse_assignment(rule, "OLD=NEW") for rule in renames)
@@ -301,7 +301,7 @@ def _parse_rules_without_carry(
 
 def _parse_layout(text: str) -> Rules:
     """Return the one rule that a text spells, as ``--layout`` and the lines of a rules file have it."""
-    from paramdelta_hub.checkpoints.rules import Rules
+    from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 
     verb, pattern = (*text.strip().split(maxsplit=1), "", "")[:2]
     return Rules(partials=(pattern,)) if verb.rstrip(":") == "partial" and pattern else Rules(layouts=(text,))
@@ -309,8 +309,8 @@ def _parse_layout(text: str) -> Rules:
 
 def _read_rules(file: Path) -> Iterator[Rules]:
     """Yield the rule of every line that has one."""
-    from paramdelta_hub.checkpoints.layout_rules import LAYOUT_VERBS
-    from paramdelta_hub.checkpoints.rules import Rules
+    from paramdelta_hub.checkpoints.rules.layout_rules import LAYOUT_VERBS
+    from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 
     try:
         text = read_small(file, RULES_BYTES, SourceError, follow=True).decode("utf-8-sig")

@@ -22,7 +22,7 @@ from paramdelta_hub.errors import OptionError, PublishError, RegistryError, Sour
 from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
-    from paramdelta_hub.checkpoints.rules import Rules
+    from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
     from paramdelta_hub.extraction.extract import ExtractReport
     from paramdelta_hub.extraction.request import ExtractRequest
     from paramdelta_hub.registry.locate import Reference

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.lineage import LineageMatch, choose_evenly, compare_samples, is_evidence, sample
+from paramdelta_hub.checkpoints.kinship.lineage import LineageMatch, choose_evenly, compare_samples, is_evidence, sample
 from paramdelta_hub.errors import CheckpointError, LineageError
 from paramdelta_hub.extraction.pairs import Differences
 from paramdelta_hub.fileio.open_files import OpenFiles

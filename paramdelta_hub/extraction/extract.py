@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.rules import Rules, RuleUse, check_rules
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, RuleUse, check_rules
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
 from paramdelta_hub.extraction.companions import check_companions, layout_notes
 from paramdelta_hub.extraction.descent import check_descent, descent_notes, lineage_record

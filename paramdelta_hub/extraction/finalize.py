@@ -9,8 +9,8 @@ from pathlib import Path
 from paramdelta_hub import __about__
 from paramdelta_hub.checkpoints.architecture import architecture_record, source_record
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.lineage import pack_samples, sample
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.kinship.lineage import pack_samples, sample
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.extraction.companions import config_changes, copy_companions
 from paramdelta_hub.extraction.pairs import Differences

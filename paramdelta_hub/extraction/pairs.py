@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
-from paramdelta_hub.checkpoints.layouts import MIXED, Layout, arrange, arranged_model, partial_note
+from paramdelta_hub.checkpoints.layouts.proposals import suggest_partials, suggest_rules
+from paramdelta_hub.checkpoints.layouts.rearrange import MIXED, Layout, arrange, arranged_model, partial_note
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model, logical_post, same_values
-from paramdelta_hub.checkpoints.matching import (
+from paramdelta_hub.checkpoints.matching.by_name import (
     Match,
     OmittedTensor,
     lacking_heads,
@@ -26,13 +26,13 @@ from paramdelta_hub.checkpoints.matching import (
     rename_entries,
     suggest_skips,
 )
-from paramdelta_hub.checkpoints.roles import EMBEDDINGS
-from paramdelta_hub.checkpoints.rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses
+from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS
+from paramdelta_hub.checkpoints.matching.ties import TieGroups, Ties, head_is_tied, shares_embeddings
+from paramdelta_hub.checkpoints.matching.training_saves import refuse_ungathered
+from paramdelta_hub.checkpoints.rules.tensor_rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses
 from paramdelta_hub.checkpoints.tensor_sources import Zeros
-from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings
-from paramdelta_hub.checkpoints.token_rows import dropped_tokens, match_rows, newly_named
-from paramdelta_hub.checkpoints.tokenizer import Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
-from paramdelta_hub.checkpoints.training_saves import refuse_ungathered
+from paramdelta_hub.checkpoints.tokens.token_rows import dropped_tokens, match_rows, newly_named
+from paramdelta_hub.checkpoints.tokens.tokenizer import Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.open_files import OpenFiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.numerics.casts import FloatDtype
 from paramdelta_hub.tasks.requests import Request, absolute
 

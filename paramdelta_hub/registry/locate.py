@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from paramdelta_hub.checkpoints.resolve import path_exists
+from paramdelta_hub.checkpoints.files.resolve import path_exists
 from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.errors import OptionError, PackageError, RegistryError
 from paramdelta_hub.fileio.durable import expand

@@ -6,7 +6,7 @@ import functools
 import tempfile
 from pathlib import Path
 
-from paramdelta_hub.checkpoints.resolve import path_exists
+from paramdelta_hub.checkpoints.files.resolve import path_exists
 from paramdelta_hub.errors import OptionError, PackageError, PublishError, RegistryError, SignatureError, SourceError
 from paramdelta_hub.fileio.durable import expand, read_small
 from paramdelta_hub.fileio.names import shown_names

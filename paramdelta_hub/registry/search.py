@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 
 from paramdelta_hub.checkpoints.architecture import fingerprint
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
+from paramdelta_hub.checkpoints.files.resolve import path_exists
+from paramdelta_hub.checkpoints.kinship.prediction import Prediction
 from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
-from paramdelta_hub.checkpoints.prediction import Prediction
 from paramdelta_hub.checkpoints.remote import RemoteValues, open_remote
-from paramdelta_hub.checkpoints.resolve import path_exists
 from paramdelta_hub.checkpoints.tensor_sources import Files
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.report import Report

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from paramdelta_hub.checkpoints.matching import OmittedTensor
+from paramdelta_hub.checkpoints.matching.by_name import OmittedTensor
 from paramdelta_hub.errors import OptionError, PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.report import Report, derived

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.layouts import arrange, arranged_model
-from paramdelta_hub.checkpoints.lineage import sample_runs, unpack_samples
+from paramdelta_hub.checkpoints.kinship.lineage import sample_runs, unpack_samples
+from paramdelta_hub.checkpoints.layouts.rearrange import arrange, arranged_model
 from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model, logical_post
-from paramdelta_hub.checkpoints.roles import Entry
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.matching.roles import Entry
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
 from paramdelta_hub.errors import (
     CheckpointError,

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import paramdelta_hub as pd
 from paramdelta_hub.application.companions import select_companions, write_companions
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.tokenizer import token_id_warnings
+from paramdelta_hub.checkpoints.tokens.tokenizer import token_id_warnings
 from paramdelta_hub.cli import apply as command
 from paramdelta_hub.errors import CheckpointError, OptionError
 from tests.support.models import read_weights, tuned, weights, write_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import paramdelta_hub as pd
-from paramdelta_hub.checkpoints.matching import OmittedTensor
+from paramdelta_hub.checkpoints.matching.by_name import OmittedTensor
 from paramdelta_hub.errors import SHOWN_MISMATCHES, MismatchError, OptionError
 from tests.application.test_apply import extracted, summed
 from tests.conftest import Family

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.matching import OmittedTensor
+from paramdelta_hub.checkpoints.matching.by_name import OmittedTensor
 from paramdelta_hub.cli import main
 from paramdelta_hub.errors import LineageError, MismatchError, OptionError, StorageError
 from paramdelta_hub.tasks import plan

@@ -22,7 +22,7 @@ from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.cli import main
 from paramdelta_hub.errors import LineageError, MismatchError, OptionError, StorageError
 from paramdelta_hub.tasks import plan
-from tests.checkpoints.test_token_rows import families
+from tests.checkpoints.tokens.test_token_rows import families
 from tests.support.chunks import set_chunk_elements
 from tests.support.kinds import NOBODY, ROWS, kind, remedied
 from tests.support.models import TORCH, WIDE, assert_same, read_weights, reference, write_model

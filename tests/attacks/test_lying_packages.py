@@ -217,7 +217,7 @@ def test_another_codec(family: Family, tmp_path: Path, codec: str) -> None:
 
 def test_samples_of_other_tensors(family: Family, tmp_path: Path) -> None:
     """A lineage file that is whole but of other tensors, or of none: no target can be kin to it."""
-    from paramdelta_hub.checkpoints.lineage import pack_samples, unpack_samples
+    from paramdelta_hub.checkpoints.kinship.lineage import pack_samples, unpack_samples
 
     path = family.delta / "lineage.safetensors"
     samples = unpack_samples(path.read_bytes(), "it")

@@ -33,8 +33,8 @@ from paramdelta_hub.fileio.safetensors import read_header
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.companions import code_key, read_companion
-from paramdelta_hub.checkpoints.lineage import unpack_samples
-from paramdelta_hub.checkpoints.resolve import ModelSource
+from paramdelta_hub.checkpoints.kinship.lineage import unpack_samples
+from paramdelta_hub.checkpoints.files.resolve import ModelSource
 from paramdelta_hub.package.provenance import parse_provenance
 from paramdelta_hub.registry.lockfile import read_lock
 

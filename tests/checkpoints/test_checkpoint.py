@@ -14,7 +14,7 @@ import torch
 from paramdelta_hub.checkpoints.architecture import architecture_record, fingerprint
 from paramdelta_hub.checkpoints.checkpoint import INDEX, open_checkpoint
 from paramdelta_hub.checkpoints.companions import model_companions
-from paramdelta_hub.checkpoints.resolve import resolve
+from paramdelta_hub.checkpoints.files.resolve import resolve
 from paramdelta_hub.errors import CheckpointError
 from tests.attacks.names import HOSTILE
 from tests.support.models import weights, write_model

@@ -22,7 +22,7 @@ from paramdelta_hub.checkpoints.tensor_sources import (
     read_chunks,
     source_digest,
 )
-from paramdelta_hub.checkpoints.token_rows import runs_of
+from paramdelta_hub.checkpoints.tokens.token_rows import runs_of
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.numerics.arrangements import Arrangement

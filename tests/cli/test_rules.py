@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.cli import main
 from paramdelta_hub.cli.common import parse_rules
 from paramdelta_hub.errors import OptionError, SourceError

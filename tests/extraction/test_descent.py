@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 from paramdelta_hub.errors import LineageError
-from tests.checkpoints.test_lineage import LAYERS, SIDE, layers
+from tests.checkpoints.kinship.test_lineage import LAYERS, SIDE, layers
 from tests.support.kinds import KINSHIP, kind, remedied, rules_of
 from tests.support.models import assert_same, read_weights, reference, tuned, write_model
 

@@ -26,7 +26,7 @@ import numpy as np
 
 import paramdelta_hub as pd
 from paramdelta_hub.application.apply import Application
-from paramdelta_hub.checkpoints.lineage import pack_samples
+from paramdelta_hub.checkpoints.kinship.lineage import pack_samples
 from paramdelta_hub.extraction.extract import Extraction
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES, build_header
 from paramdelta_hub.tasks.plan import Plan

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.cli.common import parse_rules
 from paramdelta_hub.errors import ParamdeltaError
 from tests.support.table_rows import F, makes_row

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paramdelta_hub.checkpoints.roles import EMBEDDINGS, is_head
+from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS, is_head
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.registry.cards.markdown import escape_markdown
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from paramdelta_hub.checkpoints.prediction import BANDS
+from paramdelta_hub.checkpoints.kinship.prediction import BANDS
 from scripts.evidence.reproduce.outcomes import Mean, Run, mean, pairs, read_runs
 from scripts.tools.blocks import fill
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paramdelta_hub.checkpoints.prediction import BANDS
+from paramdelta_hub.checkpoints.kinship.prediction import BANDS
 
 RECORDS = Path(__file__).resolve().parents[3] / "scripts" / "evidence" / "results" / "reproduce-pairs.json"
 

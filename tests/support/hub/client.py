@@ -119,7 +119,7 @@ def _calls() -> dict[str, Callable[..., Any]]:
     import huggingface_hub
 
     from paramdelta_hub import limits
-    from paramdelta_hub.checkpoints import resolve
+    from paramdelta_hub.checkpoints.files import resolve
     from paramdelta_hub.registry import api as operations
     from paramdelta_hub.registry import publish as operations_publish
     from paramdelta_hub.registry import search

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.lineage import (
+from paramdelta_hub.checkpoints.kinship.lineage import (
     LineageMatch,
     choose_evenly,
     compare_samples,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from paramdelta_hub.checkpoints.layout_rules import LayoutRule
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor
-from paramdelta_hub.checkpoints.roles import Entry
-from paramdelta_hub.checkpoints.rules import Rules, RuleUse
+from paramdelta_hub.checkpoints.matching.roles import Entry
+from paramdelta_hub.checkpoints.rules.layout_rules import LayoutRule
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, RuleUse
 from paramdelta_hub.checkpoints.tensor_sources import Arranged, Reordered
 from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.numerics.arrangements import Arrangement

@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from paramdelta_hub.checkpoints.roles import Entry, is_derived, is_head
-from paramdelta_hub.checkpoints.rules import Rules
-from paramdelta_hub.checkpoints.ties import Ties
-from paramdelta_hub.checkpoints.training_saves import EMPTY, is_sharded_away
+from paramdelta_hub.checkpoints.matching.roles import Entry, is_derived, is_head
+from paramdelta_hub.checkpoints.matching.ties import Ties
+from paramdelta_hub.checkpoints.matching.training_saves import EMPTY, is_sharded_away
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.fileio.safetensors import DISCRETE
 from paramdelta_hub.numerics.floats import FLOATS

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from paramdelta_hub.checkpoints.roles import Entry
+from paramdelta_hub.checkpoints.matching.roles import Entry
 from paramdelta_hub.errors import Mismatch, MismatchError
 from paramdelta_hub.fileio.names import shown_names
 

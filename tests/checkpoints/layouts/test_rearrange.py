@@ -7,11 +7,11 @@ import shlex
 
 import pytest
 
-from paramdelta_hub.checkpoints.layout_proposals import suggest_partials, suggest_rules
-from paramdelta_hub.checkpoints.layout_rules import LayoutRule, NamePattern
-from paramdelta_hub.checkpoints.layouts import arrange
-from paramdelta_hub.checkpoints.roles import Entry
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.layouts.proposals import suggest_partials, suggest_rules
+from paramdelta_hub.checkpoints.layouts.rearrange import arrange
+from paramdelta_hub.checkpoints.matching.roles import Entry
+from paramdelta_hub.checkpoints.rules.layout_rules import LayoutRule, NamePattern
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.cli.common import parse_rules
 from paramdelta_hub.errors import OptionError
 

@@ -10,9 +10,9 @@ import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.lineage import compare_samples, unpack_samples
+from paramdelta_hub.checkpoints.kinship.lineage import compare_samples, unpack_samples
+from paramdelta_hub.checkpoints.kinship.prediction import BANDS, Prediction, predict
 from paramdelta_hub.checkpoints.logical import logical_model
-from paramdelta_hub.checkpoints.prediction import BANDS, Prediction, predict
 from paramdelta_hub.package.package import Package, open_package
 from tests.support.models import write_model
 

@@ -23,8 +23,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from paramdelta_hub.checkpoints.ties import tied_to
-from paramdelta_hub.checkpoints.weight_files import Index, WeightFile, parse_index
+from paramdelta_hub.checkpoints.files.weight_files import Index, WeightFile, parse_index
+from paramdelta_hub.checkpoints.matching.ties import tied_to
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.names import check_file_name, shown, shown_names

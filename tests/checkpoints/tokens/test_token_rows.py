@@ -10,7 +10,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from paramdelta_hub.checkpoints.token_rows import (
+from paramdelta_hub.checkpoints.tokens.token_rows import (
     Placement,
     Run,
     dropped_tokens,
@@ -19,7 +19,7 @@ from paramdelta_hub.checkpoints.token_rows import (
     row_sources,
     runs_of,
 )
-from paramdelta_hub.checkpoints.tokenizer import Vocabulary
+from paramdelta_hub.checkpoints.tokens.tokenizer import Vocabulary
 from paramdelta_hub.errors import MismatchError
 from paramdelta_hub.numerics.row_runs import check_runs
 

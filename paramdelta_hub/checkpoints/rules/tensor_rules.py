@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from paramdelta_hub.checkpoints.layout_rules import LayoutRule
+from paramdelta_hub.checkpoints.rules.layout_rules import LayoutRule
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.names import shown
 from paramdelta_hub.limits import RENAMES, TENSOR_NAME_BYTES

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.checkpoints.tokenizer import Vocabulary
+from paramdelta_hub.checkpoints.tokens.tokenizer import Vocabulary
 from paramdelta_hub.errors import Mismatch, MismatchError
 from paramdelta_hub.limits import VOCABULARY_ROWS
 from paramdelta_hub.numerics.row_runs import Run

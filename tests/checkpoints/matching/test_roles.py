@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paramdelta_hub.checkpoints.roles import Entry, vocabulary_tensors
+from paramdelta_hub.checkpoints.matching.roles import Entry, vocabulary_tensors
 
 
 def test_vocabulary_tensors_are_found_by_name_and_length() -> None:

@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.checkpoints.matching import DERIVED, Entry, OmittedTensor, lacking_heads, match, suggest_skips
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.matching.by_name import (
+    DERIVED,
+    Entry,
+    OmittedTensor,
+    lacking_heads,
+    match,
+    suggest_skips,
+)
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.numerics.floats import FLOATS
 

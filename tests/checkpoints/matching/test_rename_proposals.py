@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import paramdelta_hub as pd
-from paramdelta_hub.checkpoints.matching import Entry, match
-from paramdelta_hub.checkpoints.rename_proposals import suggest_renames
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.matching.by_name import Entry, match
+from paramdelta_hub.checkpoints.matching.rename_proposals import suggest_renames
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.cli.common import parse_assignment
 from tests.conftest import Family
 from tests.support.models import read_weights, tuned, weights, write_model

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from paramdelta_hub.checkpoints.roles import Entry, is_derived
-from paramdelta_hub.checkpoints.ties import TieGroups, Ties, head_is_tied, shares_embeddings, tied_to
+from paramdelta_hub.checkpoints.matching.roles import Entry, is_derived
+from paramdelta_hub.checkpoints.matching.ties import TieGroups, Ties, head_is_tied, shares_embeddings, tied_to
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 T5 = ("decoder.embed_tokens.weight", "encoder.embed_tokens.weight", HEAD, "shared.weight")

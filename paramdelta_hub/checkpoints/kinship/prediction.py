@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from paramdelta_hub.checkpoints.lineage import LineageMatch
+from paramdelta_hub.checkpoints.kinship.lineage import LineageMatch
 from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.package.manifest import TensorRecord
 

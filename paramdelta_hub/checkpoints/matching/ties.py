@@ -17,8 +17,8 @@ from itertools import takewhile
 from typing import Any
 
 from paramdelta_hub.checkpoints.config_merge import TEXT_CONFIGS
-from paramdelta_hub.checkpoints.roles import EMBEDDINGS, Entry, is_head
-from paramdelta_hub.checkpoints.tie_defaults import TIED_BY_DEFAULT, UNTIED_BY_DEFAULT
+from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS, Entry, is_head
+from paramdelta_hub.checkpoints.matching.tie_defaults import TIED_BY_DEFAULT, UNTIED_BY_DEFAULT
 
 __all__ = ["TieGroups", "Ties", "head_is_tied", "shares_embeddings", "tied_to"]
 

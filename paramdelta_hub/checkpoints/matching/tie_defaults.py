@@ -1,7 +1,7 @@
 """What a config that does not mention ``tie_word_embeddings`` means by it, for the model types of transformers 5.24.
 
 transformers writes the key only where it is not the default of its configuration class.
-``tests/checkpoints/test_ties.py`` compares the table with the installed transformers.
+``tests/checkpoints/matching/test_ties.py`` compares the table with the installed transformers.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.checkpoints.rules import Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, RuleUse, refuse_unused, rule_uses, weight_map_uses
 from paramdelta_hub.errors import OptionError
 
 LLAMA = [f"model.layers.{layer}.{part}" for layer in range(40) for part in ("self_attn.q_proj.weight", "mlp.up.weight")]

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
-from paramdelta_hub.checkpoints import tokenizer as module
-from paramdelta_hub.checkpoints.token_rows import match_rows
-from paramdelta_hub.checkpoints.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
+from paramdelta_hub.checkpoints.tokens import tokenizer as module
+from paramdelta_hub.checkpoints.tokens.token_rows import match_rows
+from paramdelta_hub.checkpoints.tokens.tokenizer import Vocabulary, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, PackageError
 from scripts.weights import fetch
 

@@ -13,9 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from paramdelta_hub.checkpoints.matching import Entry
-from paramdelta_hub.checkpoints.rules import Rules
-from paramdelta_hub.checkpoints.training_saves import WRAPPERS
+from paramdelta_hub.checkpoints.matching.by_name import Entry
+from paramdelta_hub.checkpoints.matching.training_saves import WRAPPERS
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 
 __all__ = ["find_renames", "suggest_renames"]
 

@@ -14,11 +14,11 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
-from paramdelta_hub.checkpoints.layouts import Layout, arrange
+from paramdelta_hub.checkpoints.layouts.rearrange import Layout, arrange
 from paramdelta_hub.checkpoints.logical import entries_of
-from paramdelta_hub.checkpoints.rename_proposals import find_renames, suggest_renames
-from paramdelta_hub.checkpoints.roles import Entry
-from paramdelta_hub.checkpoints.rules import Rules
+from paramdelta_hub.checkpoints.matching.rename_proposals import find_renames, suggest_renames
+from paramdelta_hub.checkpoints.matching.roles import Entry
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.limits import TENSORS
 from paramdelta_hub.numerics.floats import FLOATS
 

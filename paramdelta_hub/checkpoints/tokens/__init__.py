@@ -1,0 +1,1 @@
+"""Tokenizers, and which row of an embedding belongs to which token."""
