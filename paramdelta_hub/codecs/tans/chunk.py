@@ -1,0 +1,177 @@
+"""A chunk of wide values as one stream of bytes, and back.
+
+    bits of the even state stream, of the odd one, of the raw one     3 × u32
+    the states that a decoder begins in                               8 × 12 bits
+    table                                                             see serialize.py
+    even state stream | odd state stream                              end on the last bit of their last bytes
+    raw stream                                                        begins on the first bit of its first byte
+
+All is little-endian, and bits count from the least significant.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramdelta_hub.codecs.frames import Buffer
+from paramdelta_hub.codecs.tans.alphabet import BINARY32, BINARY64, Alphabet, Binary
+from paramdelta_hub.codecs.tans.choose import Histogram, choose_alphabet
+from paramdelta_hub.codecs.tans.classes import choose_classes
+from paramdelta_hub.codecs.tans.coder import BLOCK, LANES, PADDING, decode_all, encode
+from paramdelta_hub.codecs.tans.serialize import read_table, write_table
+from paramdelta_hub.codecs.tans.tables import STATE_BITS, STATES, decoding_table, encoding_table, normalize
+from paramdelta_hub.codecs.tans.values import count_values, highest_exponent, number_symbols, number_values, pack_fields
+from paramdelta_hub.errors import PackageError
+from paramdelta_hub.numerics.scratch import scratch
+
+__all__ = ["CodedValues", "encode_values", "parse_values"]
+
+_HEAD = struct.Struct("<3I12s")
+
+
+def _binary_of(itemsize: int) -> Binary:
+    return BINARY32 if itemsize == 4 else BINARY64
+
+
+def encode_values(values: NDArray[Any]) -> bytes:
+    """Code the bits (``uint32`` or ``uint64``) of at least one wide value; equal values always give equal bytes."""
+    binary = _binary_of(values.itemsize)
+    lowest = max(0, (highest_exponent(values) >> 7) - 1) << 7
+    found = Histogram(binary, lowest)
+    found.beyond = count_values(values, lowest, found.exact, found.others)
+    alphabet = choose_alphabet(found)
+    of_upper = scratch("symbols of upper halves", 1 << 16, np.uint16)
+    of_others = scratch("symbols of others", found.others.size, np.uint16).reshape(found.others.shape)
+    fields = binary.exponent_bits, binary.exact_bits
+    number_symbols(alphabet.exact, alphabet.bins, fields, lowest, of_upper, of_others)
+    indices = scratch("indices of symbols", values.size, np.uint16)
+    number_values(values, lowest, of_upper, of_others, alphabet.size - 1, indices)
+    _, raw, place = alphabet.values(binary)
+    fields_of = scratch("raw fields", values.size + 2, np.uint64) if values.itemsize == 8 else scratch(
+        "raw fields", values.size // 2 + 2, np.uint64
+    )
+    raw_bits = pack_fields(values, indices, len(alphabet.exact), raw, place, fields_of)
+    classes, counts = choose_classes(values, indices, alphabet.size)
+    frequencies = np.empty(counts.shape, np.int64)
+    steps, states = np.empty(counts.size, np.uint64), np.empty(len(counts) * STATES, np.uint16)
+    for number, row in enumerate(counts):
+        normalize(row, frequencies[number])
+        own = steps[number * alphabet.size : (number + 1) * alphabet.size]
+        encoding_table(frequencies[number], number * STATES, own, states)
+    if len(counts) > 1:
+        _add_firsts(indices, classes, alphabet.size)
+    even, odd = (scratch(name, values.size // 2 * 3 // 8 + 4, np.uint32) for name in ("even stream", "odd stream"))
+    cursor = np.empty(LANES + 3, np.uint64)
+    encode(indices, steps, states, even, odd, cursor)
+    bits = [32 * even.size - int(cursor[LANES]), 32 * odd.size - int(cursor[LANES + 1]), raw_bits]
+    begin = sum(int(state) << STATE_BITS * lane for lane, state in enumerate(cursor[:LANES])).to_bytes(12, "little")
+    little = np.dtype("<u4")
+    streams = [
+        stream.astype(little, copy=False).view(np.uint8)[stream.nbytes - -(-count // 8) :]
+        for stream, count in zip((even, odd), bits, strict=False)
+    ]
+    streams.append(fields_of.astype("<u8", copy=False).view(np.uint8)[: -(-raw_bits // 8)])
+    table = write_table(alphabet, binary, frequencies, classes)
+    return b"".join([_HEAD.pack(*bits, begin), table, *streams])
+
+
+def _add_firsts(indices: NDArray[np.uint16], classes: NDArray[np.uint8], size: int) -> None:
+    """Add to each symbol's number the first of its class, in place."""
+    whole = indices.size // BLOCK
+    firsts = classes.astype(np.uint16) * np.uint16(size)
+    blocks = indices[: whole * BLOCK].reshape(whole, BLOCK)
+    blocks += firsts[:whole, None]
+    if whole < classes.size:
+        indices[whole * BLOCK :] += firsts[whole]
+
+
+@dataclass(frozen=True)
+class CodedValues:
+    """A chunk that is parsed, and ready to be decoded by the loops of ``coder``.
+
+    Its arrays are in this thread's buffers, until the next chunk is parsed.
+    """
+
+    words: NDArray[np.uint64]
+    cursor: NDArray[np.uint64]
+    ends: NDArray[np.uint64]
+    table: NDArray[np.uint32]
+    classes: NDArray[np.uint8]
+    symbols: NDArray[np.uint64]
+
+    @property
+    def state(self) -> tuple[NDArray[Any], ...]:
+        """What the loops take."""
+        return self.words, self.cursor, self.ends, self.table, self.classes, self.symbols
+
+    def decode(self, out: NDArray[Any]) -> None:
+        """Fill ``out`` with the values' bits.
+
+        Raises:
+            PackageError: the streams do not end where they must.
+        """
+        if not decode_all(*self.state, out):
+            raise damaged()
+
+
+def damaged() -> PackageError:
+    """Return the error of streams that do not end where they must."""
+    return PackageError("a chunk's streams are damaged: they do not end where they must")
+
+
+def parse_values(coded: Buffer, count: int, itemsize: int) -> CodedValues:
+    """Return ``count`` coded values of ``itemsize`` bytes, ready to be decoded.
+
+    Raises:
+        PackageError: the table or the lengths are not what they can be.
+    """
+    binary = _binary_of(itemsize)
+    if len(coded) < _HEAD.size:
+        raise PackageError("a chunk breaks off in its head")
+    *bits, begin = _HEAD.unpack_from(coded)
+    sizes = [-(-length // 8) for length in bits]
+    most = [-(-count // 2) * STATE_BITS, count // 2 * STATE_BITS, count * 8 * itemsize]
+    table_end = len(coded) - sum(sizes)
+    if table_end < _HEAD.size or any(length > limit for length, limit in zip(bits, most, strict=True)):
+        raise PackageError("a chunk's streams are longer than they can be")
+    raw_table = np.frombuffer(coded, np.uint8, table_end - _HEAD.size, _HEAD.size)
+    alphabet, frequencies, classes = read_table(raw_table, binary, -(-count // BLOCK))
+    words = scratch("coded chunk", (len(coded) + PADDING) // 8, np.uint64)
+    as_bytes = words.view(np.uint8)
+    as_bytes[: len(coded)] = np.frombuffer(coded, np.uint8)
+    as_bytes[len(coded) :] = 0
+    if np.dtype("<u8") != np.dtype("=u8"):
+        words.byteswap(inplace=True)
+    cursor, ends = np.zeros(LANES + 3, np.uint64), np.zeros(3, np.uint64)
+    states = int.from_bytes(begin, "little")
+    cursor[:LANES] = [states >> STATE_BITS * lane & (STATES - 1) for lane in range(LANES)]
+    end = table_end
+    for stream, (length, size) in enumerate(zip(bits, sizes, strict=True)):
+        first = 8 * end if stream == 2 else 8 * (end + size) - length
+        cursor[LANES + stream], ends[stream] = first, first + length
+        end += size
+    table = scratch("decoding tables", len(frequencies) * STATES, np.uint32)
+    fixed, raw, place = alphabet.values(binary)
+    ids = _ids(alphabet, fixed, binary)
+    for number, row in enumerate(frequencies):
+        decoding_table(row, ids, table[number * STATES : (number + 1) * STATES])
+    first = len(alphabet.exact) if binary is BINARY32 else 0
+    symbols = np.zeros((3, 256 if binary is BINARY32 else STATES), np.uint64)
+    for row, column in zip(symbols, (fixed, raw, place), strict=True):
+        row[: alphabet.size - first] = column[first:]
+    return CodedValues(words, cursor, ends, table, classes, symbols)
+
+
+def _ids(alphabet: Alphabet, fixed: NDArray[Any], binary: Binary) -> NDArray[np.uint32]:
+    """Return what an entry of the decoding table says of each symbol: its value's upper half, or its number."""
+    if binary is BINARY64:
+        return np.arange(alphabet.size, dtype=np.uint32)
+    ids = (fixed >> 16).astype(np.uint32)
+    numbers = np.arange(len(alphabet.bins) + 1, dtype=np.uint32)
+    ids[len(alphabet.exact) :] = 0x7F80 | numbers & 127 | numbers >> 7 << 15
+    return ids

@@ -1,0 +1,153 @@
+"""Loops over the values of a chunk before they are coded: counts, the numbers of their symbols, and raw fields.
+
+Each is compiled twice, for bits of binary32 and of binary64; the constants come with the arrays' types.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from paramdelta_hub.numerics.compiled import compiled
+
+__all__ = ["count_values", "highest_exponent", "number_symbols", "number_values", "pack_fields"]
+
+_U = np.uint64
+_ONE = np.uint64(1)
+_DEBRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_TRAILING = np.zeros(64, np.uint8)
+for _bit in range(64):
+    _TRAILING[(int(_DEBRUIJN) << _bit) % (1 << 64) >> 58] = _bit
+
+
+@compiled
+def highest_exponent(values: Any) -> int:
+    """Return the highest exponent of values, as their bits have it."""
+    most = _U(0)
+    width, exponent_bits = (32, 8) if values.itemsize == 4 else (64, 11)
+    for value in values:
+        magnitude = (_U(value) << _U(65 - width)) >> _U(65 - width)
+        most = max(most, magnitude)
+    return np.int64(most >> _U(width - 1 - exponent_bits))
+
+
+@compiled
+def count_values(values: Any, lowest: int, of_upper: Any, of_others: Any) -> int:
+    """Count values by their upper 16 bits, or by n, exponent and three fraction bits; return how many are neither.
+
+    Neither are those whose exponent is below ``lowest``, and NaN and infinity.
+    """
+    width, exponent_bits, fraction_bits = (32, 8, 23) if values.itemsize == 4 else (64, 11, 52)
+    beyond = 0
+    low = (_ONE << _U(width - 16)) - _ONE
+    fraction = (_ONE << _U(fraction_bits)) - _ONE
+    infinite = (1 << exponent_bits) - 1
+    for i in range(values.size):
+        value = _U(values[i])
+        exponent = np.int64(value >> _U(fraction_bits)) & infinite
+        if exponent == infinite or exponent < lowest:
+            if value == _U(0):
+                of_upper[0] += 1
+            else:
+                beyond += 1
+        elif value & low == _U(0):
+            of_upper[value >> _U(width - 16)] += 1
+        else:
+            part = value & fraction
+            n = fraction_bits - np.int64(_TRAILING[(part & (~part + _ONE)) * _DEBRUIJN >> _U(58)])
+            of_others[n, exponent - lowest, np.int64(part >> _U(fraction_bits - 3))] += 1
+    return beyond
+
+
+@compiled
+def number_values(values: Any, lowest: int, of_upper: Any, of_others: Any, other: int, out: Any) -> None:
+    """Fill ``out`` (``uint16``) with the number of each value's symbol."""
+    width, exponent_bits, fraction_bits = (32, 8, 23) if values.itemsize == 4 else (64, 11, 52)
+    low = (_ONE << _U(width - 16)) - _ONE
+    fraction = (_ONE << _U(fraction_bits)) - _ONE
+    infinite = (1 << exponent_bits) - 1
+    for i in range(values.size):
+        value = _U(values[i])
+        out[i] = of_upper[value >> _U(width - 16)]
+        if value & low:
+            exponent = (np.int64(value >> _U(fraction_bits)) & infinite) - lowest
+            if exponent < 0 or exponent >= of_others.shape[1]:
+                out[i] = other
+            else:
+                part = value & fraction
+                n = fraction_bits - np.int64(_TRAILING[(part & (~part + _ONE)) * _DEBRUIJN >> _U(58)])
+                out[i] = of_others[n, exponent, np.int64(part >> _U(fraction_bits - 3))]
+
+
+@compiled
+def pack_fields(values: Any, indices: Any, exact: int, raw: Any, place: Any, words: Any) -> int:
+    """Write the raw fields of all elements whose symbol is not exact, one after another; return how many bits.
+
+    Args:
+        values: bits of binary32 or binary64.
+        indices: the number of each element's symbol.
+        exact: how many exact symbols there are; they are the first.
+        raw: ``uint8``, the width of each symbol's raw field.
+        place: ``uint8``, how many bits lie below it.
+        words: ``uint64``, receives the bits.
+    """
+    width = 32 if values.itemsize == 4 else 64
+    sign = _U(width - 1)
+    held, count, at = _U(0), 0, 0
+    for i in range(indices.size):
+        number = indices[i]
+        if number >= exact:
+            value, bits = _U(values[i]), np.int64(raw[number])
+            if bits < width:
+                unsigned = value & ((_ONE << sign) - _ONE)
+                value = unsigned >> _U(place[number]) << _ONE | value >> sign
+                value &= (_ONE << _U(bits)) - _ONE
+            held |= value << _U(count)
+            if count + bits >= 64:
+                words[at] = held
+                at += 1
+                held = value >> _U(64 - count) if count else _U(0)
+                count -= 64
+            count += bits
+    words[at] = held
+    return at * 64 + count
+
+
+@compiled
+def number_symbols(exact: Any, bins: Any, fields: Any, lowest: int, of_upper: Any, of_others: Any) -> None:
+    """Fill the numbers of symbols: by the upper 16 bits of values whose lower bits are 0, and by what is counted of the
+    others.
+
+    Args:
+        exact: see :class:`~paramdelta_hub.codecs.tans.alphabet.Alphabet`.
+        bins: likewise; none of which tells more fraction bits of the others than are counted.
+        fields: exponent bits, and how many significant bits an exact symbol has at most.
+        lowest: the first exponent that is counted.
+        of_upper: ``uint16``, receives 65,536.
+        of_others: ``uint16``, receives one for each n, exponent of the 256 that are counted, and three fraction bits.
+    """
+    exponent_bits, exact_bits = fields
+    other = len(exact) + len(bins)
+    of_upper[:] = other
+    of_others[:] = other
+    for number in range(len(bins)):
+        n, length, prefix = bins[number]
+        before = max(n - 1, 0)
+        if n <= exact_bits:
+            left = exponent_bits + before - length
+            for string in range(prefix << left, (prefix + 1) << left):
+                upper = string << (exact_bits - before) | ((1 << (exact_bits - n)) if n else 0)
+                of_upper[upper] = len(exact) + number
+                of_upper[1 << 15 | upper] = len(exact) + number
+        else:
+            left = exponent_bits + 3 - length
+            for string in range(prefix << left, (prefix + 1) << left):
+                row = (string >> 3) - lowest
+                if 0 <= row < of_others.shape[1]:
+                    of_others[n, row, string & 7] = len(exact) + number
+    for number in range(len(exact)):
+        n, string, negative = exact[number]
+        before = max(n - 1, 0)
+        upper = string << (exact_bits - before) | ((1 << (exact_bits - n)) if n else 0)
+        of_upper[negative << 15 | upper] = number

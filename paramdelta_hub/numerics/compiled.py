@@ -1,0 +1,29 @@
+"""Loops that Numba compiles: on first use, which takes seconds; from then on they are loaded from disk.
+
+What holds for all of them: no fast-math, so that every operation is rounded as IEEE 754 says; no lock of Python's is
+held while they run; and they check no index, so that whoever calls one has checked what it is given. Integers are kept
+at their width by hand, because Numba's grow to 64 bits, and mixed signs become floats.
+
+Where values are worked on one after another in vectors, that is done in slices of :data:`SLICE` elements, with indices
+that count from 0: only those does LLVM vectorize, and what lies in between stays in the first-level cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+__all__ = ["SLICE", "compiled"]
+
+SLICE = 4096
+"""Elements that are worked on at a time: their wide values take 16 KiB, or 32."""
+
+
+def compiled(loop: Callable[..., Any]) -> Any:
+    """Compile a loop when it is first called, and keep it beside the module, or in the user's cache."""
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(loop)
+    except RuntimeError:  # neither of the two can be written
+        return numba.njit(nogil=True, error_model="numpy")(loop)
