@@ -49,7 +49,7 @@ class Binary:
 
 
 BINARY32 = Binary(8, 23, 255)
-BINARY64 = Binary(11, 52, 511)
+BINARY64 = Binary(11, 52, 4095)
 
 
 @dataclass(frozen=True)

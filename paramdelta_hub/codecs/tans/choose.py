@@ -1,7 +1,7 @@
 """The encoder's choice of an alphabet: the prefix tree of each n, pruned from its leaves to what takes the fewest bits.
 
-A decoder knows nothing of this: any alphabet decodes. For each n there is a tree of strings, of which the exponent and
-up to three (exact symbols: all) further bits are counted. A node as a bin costs the entropy of its count, the raw bits
+A decoder knows nothing of this: any alphabet decodes. For each n there are trees of strings, of which the exponent and
+some further bits are counted, all of them where n is small. A node as a bin costs the entropy of its count, the raw bits
 of its elements, and its place in the table; if that is less than what its two children cost, they are pruned.
 
 A raw field costs time, too: a tenth of a bit is added for each. On Gaussian deltas this brings the elements that have
@@ -11,6 +11,7 @@ one from 94 % to 5 %, for 0.001 to 0.003 bits an element.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,20 @@ from paramdelta_hub.codecs.tans.alphabet import Alphabet, Binary
 from paramdelta_hub.codecs.tans.tables import STATE_BITS, STATES
 from paramdelta_hub.numerics.compiled import compiled
 
-__all__ = ["COUNTED_BITS", "WINDOW", "Histogram", "choose_alphabet"]
+__all__ = ["TREE_EXPONENTS", "WINDOW", "Histogram", "choose_alphabet", "counted_bits"]
 
 ENTRY_BITS = 9.0
 """What an entry of the table is taken to cost."""
 RAW_BITS = 0.1
 """What a raw field is taken to cost besides its bits."""
-COUNTED_BITS = 3
-"""How many bits below the exponent are counted where a value is no exact symbol."""
-WINDOW = 256
-"""How many exponents are counted, in two trees of 128: the highest that occur. What lies below becomes "other"."""
+WHOLE_STRINGS = 11
+"""Up to how many significant bits all strings are counted: what differences of 16-bit floats mostly have."""
+TOP_BITS = 3
+"""How many fraction bits are counted of longer strings: what is smooth needs no more."""
+TREES = 2
+TREE_EXPONENTS = 32
+WINDOW = TREES * TREE_EXPONENTS
+"""How many exponents are counted; what lies outside becomes "other"."""
 
 
 class Histogram:
@@ -37,130 +42,140 @@ class Histogram:
 
     Args:
         binary: their format.
-        lowest: the first exponent that is counted, a multiple of 128.
+        lowest: the first exponent that is counted, a multiple of 32.
     """
 
     def __init__(self, binary: Binary, lowest: int) -> None:
         self.binary, self.lowest = binary, lowest
-        self.exact: NDArray[np.int64] = np.zeros(1 << 16, np.int64)
+        self.upper: NDArray[np.int64] = np.zeros(1 << 16, np.int64)
         """By the upper 16 bits, of values whose lower bits are 0."""
-        self.others: NDArray[np.int64] = np.zeros((binary.fraction_bits + 1, WINDOW, 1 << COUNTED_BITS), np.int64)
-        """By n, exponent and the first fraction bits, of the others."""
-        self.beyond = 0
-        """How many lie below the exponents that are counted, or are no numbers."""
+        self.places = _places(binary)
+        """Where in ``others`` the counts of each n begin: by exponent, and the first fraction bits."""
+        self.others: NDArray[np.int32] = np.zeros(int(self.places[-1]), np.int32)
+        self.outside = 0
+        """How many have other exponents than those that are counted, or are no numbers."""
+
+
+@cache
+def _places(binary: Binary) -> NDArray[np.int64]:
+    """Return for each n where its counts begin, and at last how many there are."""
+    sizes = [0 if n <= binary.exact_bits else WINDOW << counted_bits(n) for n in range(binary.fraction_bits + 1)]
+    places = np.cumsum([0, *sizes])
+    places.flags.writeable = False
+    return places
 
 
 def choose_alphabet(found: Histogram) -> Alphabet:
     """Return the alphabet for these counts that takes about the fewest bits."""
     binary = found.binary
-    exact, bins = np.empty((STATES, 4), np.int64), np.empty((STATES, 4), np.int64)
-    exact_count, bin_count = 0, 0
-    total = int(found.exact.sum() + found.others.sum()) + found.beyond
-    trees = np.flatnonzero(found.others.reshape(binary.fraction_bits + 1, -1).any(axis=1))
+    total = int(found.upper.sum() + found.others.sum()) + found.outside
+    entry_bits = ENTRY_BITS
+    while True:
+        exact, bins = _choose(found, total, entry_bits)
+        if len(bins) <= binary.most_bins and len(exact) + len(bins) < STATES // 2:
+            return Alphabet(exact, bins)
+        entry_bits *= 2
+
+
+def _choose(found: Histogram, total: int, entry_bits: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return exact symbols and bins if an entry of the table costs that many bits."""
+    binary = found.binary
+    fields = binary.exponent_bits, binary.exact_bits
+    exact, bins = [np.empty((0, 3), np.int64)], [np.empty((0, 3), np.int64)]
+    if found.lowest:  # 0 is no exponent of those that are counted, and the most frequent value all the same
+        exact.append(np.array([[0, 0, sign] for sign in (0, 1) if found.upper[sign << 15]], np.int64).reshape(-1, 3))
     for n in range(binary.fraction_bits + 1):
-        if n <= binary.exact_bits or n in trees:
-            exact_count, bin_count = _prune(
-                found.exact, found.others, n, found.lowest, total, *_fields(binary), exact, bins, exact_count, bin_count
-            )
-    exact, bins = exact[:exact_count], bins[:bin_count]
-    if found.lowest:  # +0 lies below the exponents that are counted, and is the most frequent value all the same
-        zeros = [[0, 0, negative, count] for negative in (0, 1) if (count := int(found.exact[negative << 15]))]
-        exact = np.concatenate([np.array(zeros, np.int64).reshape(-1, 4), exact])
-    most = min(binary.most_bins, STATES - 1)
-    if len(bins) > most:
-        bins = bins[np.sort(np.argsort(-bins[:, 3], kind="stable")[:most])]
-    most = STATES - 1 - len(bins)
-    if len(exact) > most:
-        exact = exact[np.sort(np.argsort(-exact[:, 3], kind="stable")[:most])]
-    return Alphabet(exact[:, :3].copy(), bins[:, :3].copy())
-
-
-def _fields(binary: Binary) -> tuple[int, int, int]:
-    return binary.exponent_bits, binary.fraction_bits, binary.exact_bits
+        counts = found.others[found.places[n] : found.places[n + 1]]
+        if n <= binary.exact_bits or counts.any():
+            both = _prune(found.upper, counts, n, found.lowest, total, *fields, entry_bits)
+            exact.append(both[0])
+            bins.append(both[1])
+    return np.concatenate(exact), np.concatenate(bins)
 
 
 @compiled
-def _cost(count: int, total: int) -> float:
+def counted_bits(n: int) -> int:
+    """Return how many fraction bits of a value's string are counted."""
+    return max(n - 1, 0) if n <= WHOLE_STRINGS else TOP_BITS
+
+
+@compiled
+def _cost(count: int, total: int, entry_bits: float) -> float:
     """Return about how many bits the elements of a symbol take, and its entry in the table."""
     if count == 0:
         return 0.0
     share = count * STATES / total
     if share >= 1.0:
-        return count * math.log2(total / count) + ENTRY_BITS
+        return count * math.log2(total / count) + entry_bits
     # It has a state for itself all the same, which the others pay for.
-    return count * STATE_BITS + (1.0 - share) * (total / STATES) * 1.4427 + ENTRY_BITS
+    return count * STATE_BITS + (1.0 - share) * (total / STATES) * 1.4427 + entry_bits
 
 
 @compiled
 def _prune(
-    exact_counts: Any,
+    upper_counts: Any,
     other_counts: Any,
     n: int,
     lowest: int,
     total: int,
     exponent_bits: int,
-    fraction_bits: int,
     exact_bits: int,
-    exact: Any,
-    bins: Any,
-    exact_count: int,
-    bin_count: int,
-) -> tuple[int, int]:
-    """Append the leaves of the pruned tree of one n to ``exact`` and ``bins``, ascending; return how many there are.
+    entry_bits: float,
+) -> tuple[Any, Any]:
+    """Return the leaves of the pruned trees of one n, ascending: exact symbols, and bins.
 
     Nodes are in heap order: 1 is a root, the children of i are 2i and 2i + 1.
     """
     before = max(n - 1, 0)
-    counted = before if n <= exact_bits else min(before, COUNTED_BITS)
-    depth = exponent_bits + before
-    leaves = 128 << counted
+    counted = counted_bits(n)
+    leaves = TREE_EXPONENTS << counted
+    tree_bits = counted
+    while 1 << tree_bits < leaves:
+        tree_bits += 1
+    exponents_bits = tree_bits - counted  # what a tree tells of the exponent
     counts, best = np.zeros(2 * leaves, np.int64), np.zeros(2 * leaves)
-    pruned = np.zeros(2 * leaves, np.uint8)
+    pruned = np.zeros(2 * leaves, np.bool_)
+    exact, bins = np.empty((2 * TREES * leaves, 3), np.int64), np.empty((TREES * leaves, 3), np.int64)
+    exact_count, bin_count = 0, 0
     stack = np.empty(64, np.int64)
-    for half in range(2):
-        counts[:] = 0
-        best[:] = 0.0
-        pruned[:] = 0
-        bottom = lowest + 128 * half
+    for tree in range(TREES):
+        bottom = lowest + TREE_EXPONENTS * tree
         anything = False
         for leaf in range(leaves):
-            if n <= exact_bits:
-                string = (bottom << before) + leaf
-                upper = string << (exact_bits - before) | ((1 << (exact_bits - n)) if n else 0)
-                plus, minus = 0, 0
-                if upper < 1 << 15:
-                    plus, minus = exact_counts[upper], exact_counts[1 << 15 | upper]
-            else:
-                plus, minus = other_counts[n, 128 * half + (leaf >> counted), leaf & ((1 << counted) - 1)], 0
-            count = plus + minus
-            if count == 0:
-                continue
-            anything = True
             node = leaves + leaf
-            counts[node] = count
-            best[node] = _cost(count, total) + count * (1.0 + RAW_BITS + before - counted)
-            pruned[node] = 1
             if n <= exact_bits:
-                apart = _cost(plus, total) + _cost(minus, total)
-                if apart <= best[node]:
-                    best[node], pruned[node] = apart, 0
+                upper = _upper((bottom << before) + leaf, n, exact_bits)
+                plus, minus = np.int64(0), np.int64(0)
+                if upper < 1 << 15:
+                    plus, minus = upper_counts[upper], upper_counts[1 << 15 | upper]
+                count = plus + minus
+            else:
+                plus, minus = np.int64(0), np.int64(0)
+                count = np.int64(other_counts[leaves * tree + leaf])
+            counts[node], best[node] = count, 0.0
+            if count:
+                anything = True
+                best[node] = _cost(count, total, entry_bits) + count * (1.0 + RAW_BITS + before - counted)
+                pruned[node] = True
+                if n <= exact_bits:
+                    apart = _cost(plus, total, entry_bits) + _cost(minus, total, entry_bits)
+                    if apart <= best[node]:
+                        best[node], pruned[node] = apart, False
         if not anything:
             continue
-        level = counted + 7  # how deep the children are, below the tree's root
+        level = tree_bits
         for node in range(leaves - 1, 0, -1):
-            if node < 1 << (level - 1):
+            if node < 1 << level:
                 level -= 1
             count = counts[2 * node] + counts[2 * node + 1]
-            counts[node] = count
-            if count == 0:
-                continue
             children = best[2 * node] + best[2 * node + 1]
-            raw = count * (1.0 + RAW_BITS + before + 7 - (level - 1))
-            best[node] = children
-            if raw < children:
-                whole = _cost(count, total) + raw
-                if whole < children:
-                    best[node], pruned[node] = whole, 1
+            counts[node], best[node], pruned[node] = count, children, False
+            if count:
+                raw = count * (1.0 + RAW_BITS + before + exponents_bits - level)
+                if raw < children:
+                    whole = raw + _cost(count, total, entry_bits)
+                    if whole < children:
+                        best[node], pruned[node] = whole, True
         filled = 1
         stack[0] = 1
         while filled:
@@ -168,28 +183,26 @@ def _prune(
             node = stack[filled]
             if counts[node] == 0:
                 continue
-            if node < leaves and not pruned[node]:
-                stack[filled] = 2 * node + 1
-                stack[filled + 1] = 2 * node
-                filled += 2
-                continue
-            below = 0  # how deep the node is
-            while node >> (below + 1):
-                below += 1
             if pruned[node]:
-                if bin_count < len(bins):
-                    length = exponent_bits - 7 + below
-                    bins[bin_count, 0], bins[bin_count, 1] = n, length
-                    bins[bin_count, 2] = ((bottom >> 7) << below) + node - (1 << below)
-                    bins[bin_count, 3] = counts[node]
-                    bin_count += 1
-                continue
-            string = (bottom << before) + node - leaves
-            upper = string << (exact_bits - before) | ((1 << (exact_bits - n)) if n else 0)
-            for negative in range(2):
-                if exact_counts[negative << 15 | upper] and exact_count < len(exact):
-                    exact[exact_count, 0], exact[exact_count, 1], exact[exact_count, 2] = n, string, negative
-                    exact[exact_count, 3] = exact_counts[negative << 15 | upper]
-                    exact_count += 1
-    return exact_count, bin_count
+                level = 0
+                while node >> (level + 1):
+                    level += 1
+                bins[bin_count, 0], bins[bin_count, 1] = n, exponent_bits - exponents_bits + level
+                bins[bin_count, 2] = ((bottom >> exponents_bits) << level) + node - (1 << level)
+                bin_count += 1
+            elif node < leaves:
+                stack[filled], stack[filled + 1] = 2 * node + 1, 2 * node
+                filled += 2
+            else:
+                string = (bottom << before) + node - leaves
+                for negative in range(2):
+                    if upper_counts[negative << 15 | _upper(string, n, exact_bits)]:
+                        exact[exact_count, 0], exact[exact_count, 1], exact[exact_count, 2] = n, string, negative
+                        exact_count += 1
+    return exact[:exact_count].copy(), bins[:bin_count].copy()
 
+
+@compiled
+def _upper(string: int, n: int, exact_bits: int) -> int:
+    """Return the upper 16 bits of an exact symbol, but for its sign."""
+    return string << (exact_bits - max(n - 1, 0)) | ((1 << (exact_bits - n)) if n else 0)

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.codecs.tans.alphabet import BINARY32, BINARY64, Alphabet, Binary
-from paramdelta_hub.codecs.tans.choose import Histogram, choose_alphabet
+from paramdelta_hub.codecs.tans.choose import TREE_EXPONENTS, Histogram, choose_alphabet
 from paramdelta_hub.codecs.tans.classes import choose_classes
 from paramdelta_hub.codecs.tans.coder import BLOCK, LANES, PADDING, decode_all, encode
 from paramdelta_hub.codecs.tans.serialize import read_table, write_table
 from paramdelta_hub.codecs.tans.tables import STATE_BITS, STATES, decoding_table, encoding_table, normalize
-from paramdelta_hub.codecs.tans.values import count_values, highest_exponent, number_symbols, number_values, pack_fields
+from paramdelta_hub.codecs.tans.values import count_exponents, count_values, number_symbols, number_values, pack_fields
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.numerics.scratch import scratch
 
@@ -41,16 +41,15 @@ def _binary_of(itemsize: int) -> Binary:
 def encode_values(values: NDArray[Any]) -> bytes:
     """Code the bits (``uint32`` or ``uint64``) of at least one wide value; equal values always give equal bytes."""
     binary = _binary_of(values.itemsize)
-    lowest = max(0, (highest_exponent(values) >> 7) - 1) << 7
-    found = Histogram(binary, lowest)
-    found.beyond = count_values(values, lowest, found.exact, found.others)
+    found = _count(values, binary)
     alphabet = choose_alphabet(found)
     of_upper = scratch("symbols of upper halves", 1 << 16, np.uint16)
-    of_others = scratch("symbols of others", found.others.size, np.uint16).reshape(found.others.shape)
+    of_others = scratch("symbols of others", found.others.size, np.uint16)
     fields = binary.exponent_bits, binary.exact_bits
-    number_symbols(alphabet.exact, alphabet.bins, fields, lowest, of_upper, of_others)
+    where = found.lowest, found.places
+    number_symbols(alphabet.exact, alphabet.bins, fields, *where, of_upper, of_others)
     indices = scratch("indices of symbols", values.size, np.uint16)
-    number_values(values, lowest, of_upper, of_others, alphabet.size - 1, indices)
+    number_values(values, *where, of_upper, of_others, alphabet.size - 1, indices)
     _, raw, place = alphabet.values(binary)
     fields_of = scratch("raw fields", values.size + 2, np.uint64) if values.itemsize == 8 else scratch(
         "raw fields", values.size // 2 + 2, np.uint64
@@ -78,6 +77,17 @@ def encode_values(values: NDArray[Any]) -> bytes:
     streams.append(fields_of.astype("<u8", copy=False).view(np.uint8)[: -(-raw_bits // 8)])
     table = write_table(alphabet, binary, frequencies, classes)
     return b"".join([_HEAD.pack(*bits, begin), table, *streams])
+
+
+def _count(values: NDArray[Any], binary: Binary) -> Histogram:
+    """Count the values of the 64 neighboring exponents that most of them have."""
+    exponents = np.zeros(1 << binary.exponent_bits, np.int64)
+    count_exponents(values, exponents)
+    trees = exponents.reshape(-1, TREE_EXPONENTS).sum(axis=1)
+    first = int(np.argmax(trees[:-1] + trees[1:]))
+    found = Histogram(binary, first * TREE_EXPONENTS)
+    found.outside = count_values(values, found.lowest, found.places, found.upper, found.others)
+    return found
 
 
 def _add_firsts(indices: NDArray[np.uint16], classes: NDArray[np.uint8], size: int) -> None:

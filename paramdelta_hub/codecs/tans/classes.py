@@ -18,7 +18,13 @@ __all__ = ["choose_classes"]
 
 FROM_ELEMENTS = 1 << 15
 """Smaller chunks have one class: their tables would cost more than they save."""
-ROUNDS = 5
+CLASSES = 4
+ROUNDS = 6
+SAMPLED = 4
+"""Of how many elements one is looked at while classes are chosen."""
+TRIED = 1
+PROMISING = 1.0
+"""Classes are given up when their tables alone do not bring the bits below this share."""
 ENTRY_BITS = 7.0
 """What an entry of another table is taken to cost."""
 
@@ -36,24 +42,26 @@ def choose_classes(
     blocks = -(-values.size // BLOCK)
     one = np.zeros(blocks, np.uint8)
     counts = np.bincount(indices, minlength=size)[None]
-    best = one, counts
     if values.size < FROM_ELEMENTS:
-        return best
+        return one, counts
     fewest = _bits(counts)
-    scales = _scales(indices, size, counts[0])
-    for classes in (2, 4):
-        chosen = np.empty(blocks, np.uint8)
-        chosen[np.argsort(scales, kind="stable")] = np.arange(blocks) * classes // blocks
-        own = np.empty((classes, size), np.int64)
-        for _ in range(ROUNDS):
-            _count(indices, chosen, own)
-            if not _assign(indices, _lengths(own), chosen):
-                break
-        _count(indices, chosen, own)
-        bits = _bits(own) + blocks * (classes.bit_length() - 1)
-        if bits < fewest and own.sum(axis=1).all():
-            best, fewest = (chosen, own), bits
-    return best
+    whole = values.size // BLOCK
+    sample = indices[: whole * BLOCK : SAMPLED].copy()
+    scales = np.zeros(whole)
+    _cost_of_blocks(sample, _lengths(counts)[0], scales)
+    chosen = np.zeros(blocks, np.uint8)
+    chosen[np.argsort(scales, kind="stable")] = np.arange(whole) * CLASSES // whole
+    own = np.empty((CLASSES, size), np.int64)
+    for round_ in range(ROUNDS):
+        _count(sample, chosen[:whole], BLOCK // SAMPLED, own)
+        if round_ == TRIED and SAMPLED * _bits(own) > PROMISING * fewest:
+            return one, counts
+        if not _assign(sample, _lengths(own), chosen[:whole]):
+            break
+    _count(indices, chosen, BLOCK, own)
+    if _bits(own) + 2 * blocks < fewest and own.sum(axis=1).all():
+        return chosen, own
+    return one, counts
 
 
 def _lengths(counts: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -70,46 +78,48 @@ def _bits(counts: NDArray[np.int64]) -> float:
     return float(taken.sum() + ENTRY_BITS * np.count_nonzero(counts))
 
 
-def _scales(indices: NDArray[np.uint16], size: int, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return for each block what its elements take by the one table: long codes are far from the middle."""
-    scales = np.zeros(-(-indices.size // BLOCK))
-    _cost_of_blocks(indices, _lengths(counts[None])[0], scales)
-    return scales
-
-
 @compiled
-def _cost_of_blocks(indices: Any, lengths: Any, costs: Any) -> None:
+def _cost_of_blocks(sample: Any, lengths: Any, costs: Any) -> None:
+    """Fill in about how many bits each block takes by one table."""
+    each = sample.size // costs.size
     for block in range(costs.size):
         total = np.float32(0.0)
-        for index in indices[block * BLOCK : (block + 1) * BLOCK]:
+        for index in sample[block * each : (block + 1) * each]:
             total += lengths[index]
         costs[block] = total
 
 
 @compiled
-def _count(indices: Any, classes: Any, counts: Any) -> None:
-    """Count the symbols of each class."""
+def _count(indices: Any, classes: Any, each: int, counts: Any) -> None:
+    """Count the symbols of each class, whose blocks have ``each`` of them."""
     counts[:] = 0
     for block in range(classes.size):
         row = counts[classes[block]]
-        for index in indices[block * BLOCK : (block + 1) * BLOCK]:
+        for index in indices[block * each : (block + 1) * each]:
             row[index] += 1
 
 
 @compiled
-def _assign(indices: Any, lengths: Any, classes: Any) -> int:
+def _assign(sample: Any, lengths: Any, classes: Any) -> int:
     """Give each block the class that takes the fewest bits; return how many changed."""
     changed = 0
-    totals = np.empty(len(lengths), np.float32)
+    each = sample.size // classes.size
+    columns = lengths.T.copy()
     for block in range(classes.size):
-        totals[:] = np.float32(0.0)
-        for index in indices[block * BLOCK : (block + 1) * BLOCK]:
-            for one in range(len(lengths)):
-                totals[one] += lengths[one, index]
+        a, b, c, d = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+        for index in sample[block * each : (block + 1) * each]:
+            column = columns[index]
+            a += column[0]
+            b += column[1]
+            c += column[2]
+            d += column[3]
         best = 0
-        for one in range(len(lengths)):
-            if totals[one] < totals[best]:
-                best = one
+        if b < a:
+            a, best = b, 1
+        if c < a:
+            a, best = c, 2
+        if d < a:
+            best = 3
         changed += classes[block] != best
         classes[block] = best
     return changed

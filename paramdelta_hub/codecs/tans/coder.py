@@ -225,31 +225,33 @@ def encode(indices: Any, steps: Any, states: Any, even: Any, odd: Any, cursor: A
     x = np.full(LANES, STATES, np.uint64)
     a, b = _U(0), _U(0)  # bits that wait until there are 32 of them
     m, n = _U(0), _U(0)  # how many these are
-    p, q = even.size - 1, odd.size - 1
-    last = indices.size - 1
-    if last & 1 == 0:
-        step, state = steps[indices[last]], x[last & 7]
+    p, q = _U(even.size - 1), _U(odd.size - 1)
+    left = _U(indices.size)
+    if left & _ONE:  # the last element is an even one
+        left -= _ONE
+        step, state = steps[indices[left]], x[left & _U(7)]
         m = (state + (step >> _32) & _WORD) >> _16
         a = state & ((_ONE << m) - _ONE)
-        x[last & 7] = _U(states[(state >> m) + step & _HALF])
-        last -= 1
-    for i in range(last, 0, -2):
-        step, state = steps[indices[i]], x[i & 7]
+        x[left & _U(7)] = _U(states[(state >> m) + step & _HALF])
+    for i in range(left >> _ONE):
+        at = left - _ONE - (i << _ONE)
+        step, state = steps[indices[at]], x[at & _U(7)]
         width = (state + (step >> _32) & _WORD) >> _16
         b, n = b << width | state & ((_ONE << width) - _ONE), n + width
-        x[i & 7] = _U(states[(state >> width) + step & _HALF])
+        x[at & _U(7)] = _U(states[(state >> width) + step & _HALF])
         odd[q] = np.uint32(b >> ((n - _32) & _63))  # overwritten until there are 32: a branch would be mispredicted
         full = _U(n >= _32)
-        q, n = q - np.int64(full), n - (full << _U(5))
-        step, state = steps[indices[i - 1]], x[i - 1 & 7]
+        q, n = q - full, n - (full << _U(5))
+        at -= _ONE
+        step, state = steps[indices[at]], x[at & _U(7)]
         width = (state + (step >> _32) & _WORD) >> _16
         a, m = a << width | state & ((_ONE << width) - _ONE), m + width
-        x[i - 1 & 7] = _U(states[(state >> width) + step & _HALF])
+        x[at & _U(7)] = _U(states[(state >> width) + step & _HALF])
         even[p] = np.uint32(a >> ((m - _32) & _63))
         full = _U(m >= _32)
-        p, m = p - np.int64(full), m - (full << _U(5))
+        p, m = p - full, m - (full << _U(5))
     even[p] = np.uint32((a & ((_ONE << m) - _ONE)) << (_32 - m) & _WORD)
     odd[q] = np.uint32((b & ((_ONE << n) - _ONE)) << (_32 - n) & _WORD)
-    cursor[8], cursor[9] = _U(p + 1) * _32 - m, _U(q + 1) * _32 - n
+    cursor[8], cursor[9] = (p + _ONE) * _32 - m, (q + _ONE) * _32 - n
     for lane in range(LANES):
         cursor[lane] = x[lane] - _U(STATES)

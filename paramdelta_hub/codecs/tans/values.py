@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from paramdelta_hub.codecs.tans.choose import WINDOW, counted_bits
 from paramdelta_hub.numerics.compiled import compiled
 
-__all__ = ["count_values", "highest_exponent", "number_symbols", "number_values", "pack_fields"]
+__all__ = ["count_exponents", "count_values", "number_symbols", "number_values", "pack_fields"]
 
 _U = np.uint64
 _ONE = np.uint64(1)
@@ -22,46 +23,46 @@ for _bit in range(64):
 
 
 @compiled
-def highest_exponent(values: Any) -> int:
-    """Return the highest exponent of values, as their bits have it."""
-    most = _U(0)
-    width, exponent_bits = (32, 8) if values.itemsize == 4 else (64, 11)
+def count_exponents(values: Any, counts: Any) -> None:
+    """Count values, other than 0, by their exponents."""
+    fraction_bits = 23 if values.itemsize == 4 else 52
     for value in values:
-        magnitude = (_U(value) << _U(65 - width)) >> _U(65 - width)
-        most = max(most, magnitude)
-    return np.int64(most >> _U(width - 1 - exponent_bits))
+        if _U(value) << _ONE:
+            counts[np.int64(_U(value) >> _U(fraction_bits)) & (counts.size - 1)] += 1
 
 
 @compiled
-def count_values(values: Any, lowest: int, of_upper: Any, of_others: Any) -> int:
-    """Count values by their upper 16 bits, or by n, exponent and three fraction bits; return how many are neither.
+def count_values(values: Any, lowest: int, places: Any, of_upper: Any, of_others: Any) -> int:
+    """Count values by their upper 16 bits, or by n, exponent and fraction bits; return how many are neither.
 
-    Neither are those whose exponent is below ``lowest``, and NaN and infinity.
+    Neither are those whose exponents are not counted, and NaN and infinity.
     """
     width, exponent_bits, fraction_bits = (32, 8, 23) if values.itemsize == 4 else (64, 11, 52)
-    beyond = 0
+    outside = 0
     low = (_ONE << _U(width - 16)) - _ONE
     fraction = (_ONE << _U(fraction_bits)) - _ONE
     infinite = (1 << exponent_bits) - 1
     for i in range(values.size):
         value = _U(values[i])
         exponent = np.int64(value >> _U(fraction_bits)) & infinite
-        if exponent == infinite or exponent < lowest:
-            if value == _U(0):
-                of_upper[0] += 1
+        row = exponent - lowest
+        if row < 0 or row >= WINDOW or exponent == infinite:
+            if value & ~(_ONE << _U(width - 1)) == _U(0):
+                of_upper[value >> _U(width - 16)] += 1
             else:
-                beyond += 1
+                outside += 1
         elif value & low == _U(0):
             of_upper[value >> _U(width - 16)] += 1
         else:
             part = value & fraction
             n = fraction_bits - np.int64(_TRAILING[(part & (~part + _ONE)) * _DEBRUIJN >> _U(58)])
-            of_others[n, exponent - lowest, np.int64(part >> _U(fraction_bits - 3))] += 1
-    return beyond
+            counted = counted_bits(n)
+            of_others[places[n] + (row << counted) + np.int64(part >> _U(fraction_bits - counted))] += 1
+    return outside
 
 
 @compiled
-def number_values(values: Any, lowest: int, of_upper: Any, of_others: Any, other: int, out: Any) -> None:
+def number_values(values: Any, lowest: int, places: Any, of_upper: Any, of_others: Any, other: int, out: Any) -> None:
     """Fill ``out`` (``uint16``) with the number of each value's symbol."""
     width, exponent_bits, fraction_bits = (32, 8, 23) if values.itemsize == 4 else (64, 11, 52)
     low = (_ONE << _U(width - 16)) - _ONE
@@ -71,13 +72,14 @@ def number_values(values: Any, lowest: int, of_upper: Any, of_others: Any, other
         value = _U(values[i])
         out[i] = of_upper[value >> _U(width - 16)]
         if value & low:
-            exponent = (np.int64(value >> _U(fraction_bits)) & infinite) - lowest
-            if exponent < 0 or exponent >= of_others.shape[1]:
+            row = (np.int64(value >> _U(fraction_bits)) & infinite) - lowest
+            if row < 0 or row >= WINDOW:
                 out[i] = other
             else:
                 part = value & fraction
                 n = fraction_bits - np.int64(_TRAILING[(part & (~part + _ONE)) * _DEBRUIJN >> _U(58)])
-                out[i] = of_others[n, exponent, np.int64(part >> _U(fraction_bits - 3))]
+                counted = counted_bits(n)
+                out[i] = of_others[places[n] + (row << counted) + np.int64(part >> _U(fraction_bits - counted))]
 
 
 @compiled
@@ -115,17 +117,20 @@ def pack_fields(values: Any, indices: Any, exact: int, raw: Any, place: Any, wor
 
 
 @compiled
-def number_symbols(exact: Any, bins: Any, fields: Any, lowest: int, of_upper: Any, of_others: Any) -> None:
+def number_symbols(
+    exact: Any, bins: Any, fields: Any, lowest: int, places: Any, of_upper: Any, of_others: Any
+) -> None:
     """Fill the numbers of symbols: by the upper 16 bits of values whose lower bits are 0, and by what is counted of the
     others.
 
     Args:
         exact: see :class:`~paramdelta_hub.codecs.tans.alphabet.Alphabet`.
-        bins: likewise; none of which tells more fraction bits of the others than are counted.
+        bins: likewise, within what is counted.
         fields: exponent bits, and how many significant bits an exact symbol has at most.
         lowest: the first exponent that is counted.
+        places: where in ``of_others`` each n begins.
         of_upper: ``uint16``, receives 65,536.
-        of_others: ``uint16``, receives one for each n, exponent of the 256 that are counted, and three fraction bits.
+        of_others: ``uint16``, receives one for each n, exponent, and fraction bits that are counted.
     """
     exponent_bits, exact_bits = fields
     other = len(exact) + len(bins)
@@ -141,11 +146,10 @@ def number_symbols(exact: Any, bins: Any, fields: Any, lowest: int, of_upper: An
                 of_upper[upper] = len(exact) + number
                 of_upper[1 << 15 | upper] = len(exact) + number
         else:
-            left = exponent_bits + 3 - length
-            for string in range(prefix << left, (prefix + 1) << left):
-                row = (string >> 3) - lowest
-                if 0 <= row < of_others.shape[1]:
-                    of_others[n, row, string & 7] = len(exact) + number
+            counted = counted_bits(n)
+            left = exponent_bits + counted - length
+            start = places[n] + (prefix << left) - (lowest << counted)
+            of_others[start : start + (1 << left)] = len(exact) + number
     for number in range(len(exact)):
         n, string, negative = exact[number]
         before = max(n - 1, 0)
