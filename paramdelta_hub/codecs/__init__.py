@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from paramdelta_hub.codecs.frames import Buffer
-from paramdelta_hub.codecs.palette import Palette
+
 from paramdelta_hub.codecs.planes import Planes
 from paramdelta_hub.codecs.raw import Raw
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.numerics.floats import Bits, Float, Wide
-from paramdelta_hub.numerics.kernels import Kernel
+
 
 __all__ = ["CODECS", "ZERO", "Buffer", "Codec", "candidates", "codec_named"]
 
@@ -39,10 +39,10 @@ class Codec(Protocol):
     def streams(self, itemsize: int) -> int:
         """How many streams a chunk of symbols of ``itemsize`` bytes has; 0 where the codec does not take them."""
 
-    def encode(self, symbols: Bits, kernel: Kernel) -> list[bytes]:
+    def encode(self, symbols: Bits, kernel: object) -> list[bytes]:
         """Code a flat, contiguous, non-empty chunk; the same symbols always give the same streams."""
 
-    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, kernel: Kernel, widen: Float | None = None) -> None:
+    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, kernel: object, widen: Float | None = None) -> None:
         """Fill ``out`` with the chunk's symbols, or raise PackageError; never fills it with anything else.
 
         With ``widen`` the symbols are bits of that float, and ``out`` is of its wide type. A codec that knows the
@@ -50,7 +50,7 @@ class Codec(Protocol):
         """
 
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Palette(), Planes(), Raw())}
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (Planes(), Raw())}
 
 
 def codec_named(name: str) -> Codec:

@@ -15,7 +15,6 @@ import numpy as np
 from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.numerics.floats import Bits, Float, Wide, blocks
-from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["Planes", "compress_plane", "decode_planes", "encode_planes"]
@@ -69,11 +68,11 @@ class Planes:
         """One a byte of the symbol."""
         return itemsize
 
-    def encode(self, symbols: Bits, kernel: Kernel) -> list[bytes]:
+    def encode(self, symbols: Bits) -> list[bytes]:
         """See :func:`encode_planes`."""
         return encode_planes(symbols)
 
-    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, kernel: Kernel, widen: Float | None = None) -> None:
+    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, widen: Float | None = None) -> None:
         """See :func:`decode_planes`."""
         if widen:
             symbols = scratch("symbols of planes", out.size, widen.bits)

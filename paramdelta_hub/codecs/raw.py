@@ -11,7 +11,6 @@ import numpy as np
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.numerics.floats import Bits, Float, Wide
-from paramdelta_hub.numerics.kernels import Kernel
 
 __all__ = ["Raw"]
 
@@ -26,11 +25,11 @@ class Raw:
         """One, for every item size."""
         return 1
 
-    def encode(self, symbols: Bits, kernel: Kernel) -> list[bytes]:
+    def encode(self, symbols: Bits) -> list[bytes]:
         """Return the symbols' bytes, little-endian."""
         return [symbols.astype(symbols.dtype.newbyteorder("<"), copy=False).tobytes()]
 
-    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, kernel: Kernel, widen: Float | None = None) -> None:
+    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, widen: Float | None = None) -> None:
         """Copy, or widen, the symbols to ``out``."""
         itemsize = widen.itemsize if widen else out.itemsize
         if len(streams[0]) != out.size * itemsize:

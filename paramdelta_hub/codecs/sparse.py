@@ -18,9 +18,13 @@ from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.codecs.planes import decode_planes, encode_planes
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.numerics.floats import Bits
-from paramdelta_hub.numerics.kernels.numpy import LONG_GAP, gaps_of, positions_of
+from paramdelta_hub.numerics.compiled import compiled
+from paramdelta_hub.numerics.scratch import scratch
 
-__all__ = ["decode_gaps", "decode_sparse", "encode_sparse", "sparse_streams"]
+__all__ = ["decode_gaps", "decode_sparse", "encode_sparse", "gather", "sparse_streams", "spread"]
+
+LONG_GAP = 255
+"""The byte of a gap that says: so many elements, and the gap goes on."""
 
 
 def sparse_streams(itemsize: int) -> int:
@@ -32,7 +36,7 @@ def encode_sparse(positions: NDArray[Any], numbers: Bits) -> list[bytes]:
     """Code ascending positions and as many unsigned numbers; nothing is coded as empty streams."""
     if positions.size == 0:
         return [b""] * sparse_streams(numbers.itemsize)
-    return [frames.compress(gaps_of(positions).data), *encode_planes(numbers)]
+    return [frames.compress(_gaps_of(positions).data), *encode_planes(numbers)]
 
 
 def decode_gaps(coded: Buffer, elements: int) -> tuple[Bits, int]:
@@ -62,10 +66,77 @@ def decode_sparse(streams: Sequence[Buffer], elements: int, dtype: np.dtype[Any]
     """
     coded_gaps, *planes = streams
     gaps, _ = decode_gaps(coded_gaps, elements)
-    positions = positions_of(gaps)
+    positions = _positions_of(gaps)
     numbers = np.zeros(positions.size, dtype)
     if positions.size:
         decode_planes(planes, numbers)
     elif any(len(plane) for plane in planes):
         raise PackageError("numbers without positions")
     return positions, numbers
+
+
+def _gaps_of(positions: NDArray[Any]) -> Bits:
+    """Return ascending positions as the gaps between them."""
+    gaps = np.diff(positions, prepend=-1) - 1
+    long, short = np.divmod(gaps, LONG_GAP)
+    ends = np.cumsum(long + 1) - 1
+    coded = np.full(int(ends[-1]) + 1, LONG_GAP, np.uint8)
+    coded[ends] = short
+    return coded
+
+
+def _positions_of(gaps: Bits) -> NDArray[np.int64]:
+    """Return the positions that gaps tell of."""
+    is_end = gaps != LONG_GAP
+    positions: NDArray[np.int64] = np.cumsum(gaps.astype(np.int64) + is_end)[is_end] - 1
+    return positions
+
+
+def gather(values: Bits) -> tuple[Bits, Bits]:
+    """Return where values other than 0 are, as gaps, and those values; both in this thread's buffers."""
+    gaps = scratch("gaps", values.size + 1, np.uint8)
+    found = scratch("gathered", values.size + 1, values.dtype)
+    written, taken = _gather(values, gaps, found)
+    return gaps[:written], found[:taken]
+
+
+@compiled
+def _gather(values: Any, gaps: Any, found: Any) -> tuple[int, int]:
+    """Return how many gaps and how many values were written."""
+    written, taken, gap = 0, 0, 0
+    for value in values:
+        if value == 0:
+            gap += 1
+        else:
+            while gap >= 255:
+                gaps[written] = 255
+                gap -= 255
+                written += 1
+            gaps[written] = gap
+            found[taken] = value
+            written, taken, gap = written + 1, taken + 1, 0
+    return written, taken
+
+
+@compiled
+def spread(gaps: Any, values: Any, first: Any, out: Any) -> None:
+    """Fill the next elements: a value where a position is, 0 elsewhere. All positions lie below the chunk's end.
+
+    Args:
+        gaps: as :func:`decode_gaps` returns them.
+        values: one for each position.
+        first: ``int64``: how many gaps and values are used, and how many elements come before the next; moved on.
+        out: receives the elements.
+    """
+    out[:] = 0
+    gap, value, place = first
+    while True:
+        while gap < gaps.size and gaps[gap] == 255:
+            place += 255
+            gap += 1
+        if gap == gaps.size or place + gaps[gap] >= out.size:
+            break
+        place += np.int64(gaps[gap])
+        out[place] = values[value]
+        place, gap, value = place + 1, gap + 1, value + 1
+    first[0], first[1], first[2] = gap, value, place - out.size

@@ -43,10 +43,11 @@ class Histogram:
     Args:
         binary: their format.
         lowest: the first exponent that is counted, a multiple of 32.
+        share: how many values each stands for that is counted.
     """
 
-    def __init__(self, binary: Binary, lowest: int) -> None:
-        self.binary, self.lowest = binary, lowest
+    def __init__(self, binary: Binary, lowest: int, share: float) -> None:
+        self.binary, self.lowest, self.share = binary, lowest, share
         self.upper: NDArray[np.int64] = np.zeros(1 << 16, np.int64)
         """By the upper 16 bits, of values whose lower bits are 0."""
         self.places = _places(binary)
@@ -69,7 +70,7 @@ def choose_alphabet(found: Histogram) -> Alphabet:
     """Return the alphabet for these counts that takes about the fewest bits."""
     binary = found.binary
     total = int(found.upper.sum() + found.others.sum()) + found.outside
-    entry_bits = ENTRY_BITS
+    entry_bits = ENTRY_BITS / found.share
     while True:
         exact, bins = _choose(found, total, entry_bits)
         if len(bins) <= binary.most_bins and len(exact) + len(bins) < STATES // 2:

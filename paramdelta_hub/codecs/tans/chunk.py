@@ -32,6 +32,9 @@ from paramdelta_hub.numerics.scratch import scratch
 __all__ = ["CodedValues", "encode_values", "parse_values"]
 
 _HEAD = struct.Struct("<3I12s")
+SAMPLED_FROM = 1 << 18
+SAMPLED = 4
+"""Of a chunk that large, one value of four tells what alphabet suits it."""
 
 
 def _binary_of(itemsize: int) -> Binary:
@@ -80,13 +83,17 @@ def encode_values(values: NDArray[Any]) -> bytes:
 
 
 def _count(values: NDArray[Any], binary: Binary) -> Histogram:
-    """Count the values of the 64 neighboring exponents that most of them have."""
+    """Count the values of the 64 neighboring exponents that most of them have; of a large chunk, a part of the values.
+
+    What is not seen here can be coded all the same, and frequencies are those of all symbols.
+    """
+    some = values[::SAMPLED] if values.size >= SAMPLED_FROM else values
     exponents = np.zeros(1 << binary.exponent_bits, np.int64)
-    count_exponents(values, exponents)
+    count_exponents(some[::SAMPLED] if values.size >= SAMPLED_FROM else some, exponents)
     trees = exponents.reshape(-1, TREE_EXPONENTS).sum(axis=1)
     first = int(np.argmax(trees[:-1] + trees[1:]))
-    found = Histogram(binary, first * TREE_EXPONENTS)
-    found.outside = count_values(values, found.lowest, found.places, found.upper, found.others)
+    found = Histogram(binary, first * TREE_EXPONENTS, values.size / some.size)
+    found.outside = count_values(some, found.lowest, found.places, found.upper, found.others)
     return found
 
 
@@ -114,10 +121,9 @@ class CodedValues:
     classes: NDArray[np.uint8]
     symbols: NDArray[np.uint64]
 
-    @property
-    def state(self) -> tuple[NDArray[Any], ...]:
-        """What the loops take."""
-        return self.words, self.cursor, self.ends, self.table, self.classes, self.symbols
+    def begin(self) -> tuple[NDArray[Any], ...]:
+        """Return what the loops take, at the first element."""
+        return self.words, self.cursor.copy(), self.ends, self.table, self.classes, self.symbols
 
     def decode(self, out: NDArray[Any]) -> None:
         """Fill ``out`` with the values' bits.
@@ -125,7 +131,7 @@ class CodedValues:
         Raises:
             PackageError: the streams do not end where they must.
         """
-        if not decode_all(*self.state, out):
+        if not decode_all(*self.begin(), out):
             raise damaged()
 
 

@@ -41,7 +41,8 @@ def choose_classes(
     """
     blocks = -(-values.size // BLOCK)
     one = np.zeros(blocks, np.uint8)
-    counts = np.bincount(indices, minlength=size)[None]
+    counts = np.zeros((1, size), np.int64)
+    _count(indices, one, BLOCK, counts)
     if values.size < FROM_ELEMENTS:
         return one, counts
     fewest = _bits(counts)
@@ -93,10 +94,16 @@ def _cost_of_blocks(sample: Any, lengths: Any, costs: Any) -> None:
 def _count(indices: Any, classes: Any, each: int, counts: Any) -> None:
     """Count the symbols of each class, whose blocks have ``each`` of them."""
     counts[:] = 0
+    odd = np.zeros_like(counts)  # apart, so that equal neighbors do not wait for each other
     for block in range(classes.size):
-        row = counts[classes[block]]
-        for index in indices[block * each : (block + 1) * each]:
-            row[index] += 1
+        row, other = counts[classes[block]], odd[classes[block]]
+        part = indices[block * each : (block + 1) * each]
+        for pair in range(part.size >> 1):
+            row[part[2 * pair]] += 1
+            other[part[2 * pair + 1]] += 1
+        if part.size & 1:
+            row[part[part.size - 1]] += 1
+    counts += odd
 
 
 @compiled

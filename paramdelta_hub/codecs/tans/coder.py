@@ -233,20 +233,34 @@ def encode(indices: Any, steps: Any, states: Any, even: Any, odd: Any, cursor: A
         m = (state + (step >> _32) & _WORD) >> _16
         a = state & ((_ONE << m) - _ONE)
         x[left & _U(7)] = _U(states[(state >> m) + step & _HALF])
-    for i in range(left >> _ONE):
-        at = left - _ONE - (i << _ONE)
-        step, state = steps[indices[at]], x[at & _U(7)]
-        width = (state + (step >> _32) & _WORD) >> _16
-        b, n = b << width | state & ((_ONE << width) - _ONE), n + width
-        x[at & _U(7)] = _U(states[(state >> width) + step & _HALF])
-        odd[q] = np.uint32(b >> ((n - _32) & _63))  # overwritten until there are 32: a branch would be mispredicted
+    while left & _U(3):  # two elements
+        left -= _U(2)
+        for stream in range(2):
+            at = left + _ONE - _U(stream)
+            step, state = steps[indices[at]], x[at & _U(7)]
+            width = (state + (step >> _32) & _WORD) >> _16
+            x[at & _U(7)] = _U(states[(state >> width) + step & _HALF])
+            if stream:
+                a, m = a << width | state & ((_ONE << width) - _ONE), m + width
+            else:
+                b, n = b << width | state & ((_ONE << width) - _ONE), n + width
+    for group in range(left >> _U(2)):
+        at = left - _U(4) - (_U(group) << _U(2))
+        for pair in range(_U(2)):
+            i = at + _U(3) - (pair << _ONE)
+            step, state = steps[indices[i]], x[i & _U(7)]
+            width = (state + (step >> _32) & _WORD) >> _16
+            b, n = b << width | state & ((_ONE << width) - _ONE), n + width
+            x[i & _U(7)] = _U(states[(state >> width) + step & _HALF])
+            i -= _ONE
+            step, state = steps[indices[i]], x[i & _U(7)]
+            width = (state + (step >> _32) & _WORD) >> _16
+            a, m = a << width | state & ((_ONE << width) - _ONE), m + width
+            x[i & _U(7)] = _U(states[(state >> width) + step & _HALF])
+        # Overwritten by the next until there are 32 bits: a branch would be mispredicted.
+        odd[q] = np.uint32(b >> ((n - _32) & _63))
         full = _U(n >= _32)
         q, n = q - full, n - (full << _U(5))
-        at -= _ONE
-        step, state = steps[indices[at]], x[at & _U(7)]
-        width = (state + (step >> _32) & _WORD) >> _16
-        a, m = a << width | state & ((_ONE << width) - _ONE), m + width
-        x[at & _U(7)] = _U(states[(state >> width) + step & _HALF])
         even[p] = np.uint32(a >> ((m - _32) & _63))
         full = _U(m >= _32)
         p, m = p - full, m - (full << _U(5))
