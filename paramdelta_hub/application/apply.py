@@ -27,7 +27,6 @@ from paramdelta_hub.fileio.durable import io_errors, write_file
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.limits import DEFAULT_MEMORY
-from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.outputs.replacing import check_new
 from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.package.provenance import Model, parse_provenance, provenance_problems
@@ -226,10 +225,10 @@ class Application(Operation[ApplyReport]):
         """Learn which files of a streamed target are still wanted."""
         self._pool = FilePool(self._inputs.remote, [self.plan.tasks[number] for number in todo])
 
-    def run(self, number: int, workspace: Workspace, kernel: Kernel, advance: Advance) -> Outcome:
+    def run(self, number: int, workspace: Workspace, advance: Advance) -> Outcome:
         """Do a task while its files are there."""
         with self._pool.hold(self.plan.tasks[number]):
-            return super().run(number, workspace, kernel, advance)
+            return super().run(number, workspace, advance)
 
     def refuse(self, outcomes: Outcomes) -> None:
         """Raise if values of the result are not finite."""

@@ -13,10 +13,9 @@ from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.floats import FLOATS
-from paramdelta_hub.numerics.kernels import kernel_for
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import open_package
-from paramdelta_hub.package.tensor_delta import DeltaReader, StoredDelta, decoded_nbytes
+from paramdelta_hub.package.tensor_delta import DeltaReader, StoredDelta
 
 if TYPE_CHECKING:
     import torch
@@ -41,10 +40,9 @@ def tensors(delta: str | Path, pattern: str = "") -> Iterator[tuple[str, torch.T
     package = open_package(Path(delta))
     locations = package.payload_locations()
     records = [r for r in package.manifest.tensors if r.effect == "add" and re.search(pattern, r.name)]
-    kernel = kernel_for(decoded_nbytes(records))
     with OpenFiles(PackageError) as shards:
         for record in records:
-            reader = DeltaReader(StoredDelta.of(record, locations), shards, kernel)
+            reader = DeltaReader(StoredDelta.of(record, locations), shards)
             yield record.name, _dense(record, reader)
 
 
@@ -55,6 +53,8 @@ def _dense(record: TensorRecord, payload: DeltaReader) -> torch.Tensor:
     wide = np.zeros(record.elements, kind.wide)
     for start in range(0, record.elements, CHUNK_ELEMENTS):
         place = wide[start : start + CHUNK_ELEMENTS]
-        payload.next_added(place)  # a tensor without a payload leaves it at zero
+        chunk = payload.next_added()
+        if chunk is not None:
+            chunk.delta.values(place)
     payload.finish()
     return torch.from_numpy(wide).reshape(record.shape)

@@ -1,11 +1,11 @@
-"""Symbols ↔ streams: how one chunk of a delta becomes bytes.
+"""Values ↔ streams: how one chunk of a tensor becomes bytes.
 
-A codec maps a chunk of unsigned symbols to a fixed number of byte streams and back. It knows neither files nor
-shards nor floats. Codecs are registered by name; the name stands in the manifest, so a name never changes meaning.
+A codec knows neither files nor shards. It is registered by its name, which stands in the manifest, so a name never
+changes meaning.
 
-    palette   one byte an element: its rank among the chunk's 255 most frequent symbols   16-bit weights
-    planes    byte planes, each compressed on its own                                     every item size
-    raw       the symbols as they are                                                     incompressible tensors
+    tans      the exact difference of floats, in the wide type       added tensors
+    planes    byte planes, each compressed on its own                replaced tensors
+    raw       the values as they are                                 replaced tensors that do not compress
 
 ``zero`` (a tensor without a payload) is not here: there is nothing to code.
 """
@@ -16,55 +16,40 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from paramdelta_hub.codecs.frames import Buffer
-
 from paramdelta_hub.codecs.planes import Planes
 from paramdelta_hub.codecs.raw import Raw
-from paramdelta_hub.errors import PackageError
-from paramdelta_hub.numerics.floats import Bits, Float, Wide
+from paramdelta_hub.codecs.tans.delta import Tans
+from paramdelta_hub.numerics.floats import Bits
 
-
-__all__ = ["CODECS", "ZERO", "Buffer", "Codec", "candidates", "codec_named"]
+__all__ = ["REPLACING", "TANS", "ZERO", "Buffer", "Codec", "codec_names"]
 
 ZERO = "zero"
 """The codec name of a tensor that base and post have in common."""
+TANS = Tans()
+"""The codec of added tensors."""
 
 
 class Codec(Protocol):
-    """What a codec is. Implementations are stateless and safe to share between threads."""
+    """What a codec of replaced tensors is. Implementations are stateless and safe to share between threads."""
 
     @property
     def name(self) -> str:
         """The name in the manifest."""
 
     def streams(self, itemsize: int) -> int:
-        """How many streams a chunk of symbols of ``itemsize`` bytes has; 0 where the codec does not take them."""
+        """How many streams a chunk of values of ``itemsize`` bytes has."""
 
-    def encode(self, symbols: Bits, kernel: object) -> list[bytes]:
-        """Code a flat, contiguous, non-empty chunk; the same symbols always give the same streams."""
+    def encode(self, values: Bits) -> list[bytes]:
+        """Code a flat, contiguous, non-empty chunk; the same values always give the same streams."""
 
-    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, kernel: object, widen: Float | None = None) -> None:
-        """Fill ``out`` with the chunk's symbols, or raise PackageError; never fills it with anything else.
-
-        With ``widen`` the symbols are bits of that float, and ``out`` is of its wide type. A codec that knows the
-        distinct symbols widens each once, and not every element.
-        """
+    def decode(self, streams: Sequence[Buffer], out: Bits) -> None:
+        """Fill ``out`` with the chunk's values, or raise PackageError; never fills it with anything else."""
 
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Planes(), Raw())}
+REPLACING: dict[str, Codec] = {codec.name: codec for codec in (Planes(), Raw())}
+"""The codecs of replaced tensors by name, the usual winner first."""
 
 
-def codec_named(name: str) -> Codec:
-    """Return the codec of that name.
-
-    Raises:
-        PackageError: this version knows none.
-    """
-    try:
-        return CODECS[name]
-    except KeyError:
-        raise PackageError(f"unknown codec {name!r}", remedy="a newer paramdelta-hub may know it") from None
-
-
-def candidates(itemsize: int) -> list[Codec]:
-    """Return the codecs to try on symbols of ``itemsize`` bytes, the usual winner first."""
-    return [codec for codec in CODECS.values() if codec.streams(itemsize)]
+def codec_names(effect: str) -> set[str]:
+    """Return the names of the codecs that a tensor with a payload may have, by its effect."""
+    return {TANS.name} if effect == "add" else set(REPLACING)

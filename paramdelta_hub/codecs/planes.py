@@ -1,7 +1,6 @@
-"""Byte planes: the first bytes of all symbols, then the second, …, each a zstd frame of its own.
+"""Byte planes: the first bytes of all values, then the second, …, each a zstd frame of its own.
 
-Exponent and high mantissa bytes of a delta are predictable, low ones are noise; apart, each is coded at its own
-entropy. This is what is left for 32-bit weights, whose deltas hardly ever repeat.
+High bytes of integers are mostly equal, low ones are noise; apart, each is coded at its own entropy.
 """
 
 from __future__ import annotations
@@ -14,25 +13,25 @@ import numpy as np
 
 from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
-from paramdelta_hub.numerics.floats import Bits, Float, Wide, blocks
+from paramdelta_hub.numerics.floats import Bits
 from paramdelta_hub.numerics.scratch import scratch
 
-__all__ = ["Planes", "compress_plane", "decode_planes", "encode_planes"]
+__all__ = ["Planes", "decode_planes", "encode_planes"]
 
 
-def _plane(symbols: Bits, index: int) -> Bits:
-    """Return a view of byte ``index`` (0: the least significant) of every symbol."""
-    little = symbols.dtype.newbyteorder("<")
-    plane: Bits = symbols.astype(little, copy=False).view(np.uint8)[index :: symbols.itemsize]
+def _plane(values: Bits, index: int) -> Bits:
+    """Return a view of byte ``index`` (0: the least significant) of every value."""
+    little = values.dtype.newbyteorder("<")
+    plane: Bits = values.astype(little, copy=False).view(np.uint8)[index :: values.itemsize]
     return plane
 
 
-def encode_planes(symbols: Bits) -> list[bytes]:
-    """Code symbols as one frame a byte plane, least significant first; a plane of zeros is an empty stream."""
+def encode_planes(values: Bits) -> list[bytes]:
+    """Code values as one frame a byte plane, least significant first; a plane of zeros is an empty stream."""
     coded = []
-    for index in range(symbols.itemsize):
-        plane = scratch("plane", symbols.size, np.uint8)
-        np.copyto(plane, _plane(symbols, index))
+    for index in range(values.itemsize):
+        plane = scratch("plane", values.size, np.uint8)
+        np.copyto(plane, _plane(values, index))
         coded.append(compress_plane(plane))
     return coded
 
@@ -60,24 +59,18 @@ def decode_planes(streams: Sequence[Buffer], out: Bits) -> None:
 
 @dataclass(frozen=True)
 class Planes:
-    """As many streams as the symbols have bytes."""
+    """As many streams as the values have bytes."""
 
     name: ClassVar[str] = "planes"
 
     def streams(self, itemsize: int) -> int:
-        """One a byte of the symbol."""
+        """One a byte of the value."""
         return itemsize
 
-    def encode(self, symbols: Bits) -> list[bytes]:
+    def encode(self, values: Bits) -> list[bytes]:
         """See :func:`encode_planes`."""
-        return encode_planes(symbols)
+        return encode_planes(values)
 
-    def decode(self, streams: Sequence[Buffer], out: Bits | Wide, widen: Float | None = None) -> None:
+    def decode(self, streams: Sequence[Buffer], out: Bits) -> None:
         """See :func:`decode_planes`."""
-        if widen:
-            symbols = scratch("symbols of planes", out.size, widen.bits)
-            decode_planes(streams, symbols)
-            for block in blocks(out.size):
-                widen.widen(symbols[block], out[block])
-        else:
-            decode_planes(streams, out)
+        decode_planes(streams, out)

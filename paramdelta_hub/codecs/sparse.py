@@ -17,8 +17,8 @@ from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.codecs.planes import decode_planes, encode_planes
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.numerics.floats import Bits
 from paramdelta_hub.numerics.compiled import compiled
+from paramdelta_hub.numerics.floats import Bits
 from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["decode_gaps", "decode_sparse", "encode_sparse", "gather", "sparse_streams", "spread"]
@@ -101,7 +101,7 @@ def gather(values: Bits) -> tuple[Bits, Bits]:
 
 
 @compiled
-def _gather(values: Any, gaps: Any, found: Any) -> tuple[int, int]:
+def _gather(values: Any, gaps: Any, found: Any) -> Any:
     """Return how many gaps and how many values were written."""
     written, taken, gap = 0, 0, 0
     for value in values:

@@ -81,7 +81,6 @@ def build_manifest(
             exact=True,
             elements=sum(record.elements for record in records),
             changed=sum(record.changed for record in records),
-            remainders=sum(record.remainders for record in records),
             exceptions=sum(record.exceptions for record in records),
         ),
         configs=config_changes(base, post),

@@ -122,7 +122,7 @@ def _subtract(
     missed: Any,
     squares: Any,
     largest: Any,
-) -> tuple[int, int, bool]:
+) -> Any:
     """Take Δ = post − base, and find where no sum of base and Δ gives post.
 
     Return how many elements differ, how many are missed, and whether base and post are finite.

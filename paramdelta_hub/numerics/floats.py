@@ -115,9 +115,7 @@ _BF16_OVERFLOW = float(np.uint32(0x7F7F8000).view(np.float32))
 FLOATS: dict[str, Float] = {
     "BF16": Float("BF16", _U2, _F4, _U4, None, overflow=_BF16_OVERFLOW, infinity=0x7F80),
     "F16": Float("F16", _U2, _F4, _U4, np.dtype("f2"), overflow=65520.0, infinity=0x7C00),
-    "F32": Float(
-        "F32", _U4, np.dtype("f8"), np.dtype("u8"), _F4, overflow=_F32_OVERFLOW, infinity=0x7F800000
-    ),
+    "F32": Float("F32", _U4, np.dtype("f8"), np.dtype("u8"), _F4, overflow=_F32_OVERFLOW, infinity=0x7F800000),
 }
 """The weight dtypes a delta can be taken of, by their safetensors names."""
 

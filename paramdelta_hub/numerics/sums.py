@@ -34,8 +34,8 @@ class Delta(Protocol):
     def accumulate(self, total: Wide, weight: float) -> None:
         """``total += wΔ``, the product and the sum each rounded to the wide type."""
 
-    def values(self) -> Wide:
-        """Return the wide values, in this thread's buffer, or where they are."""
+    def values(self, out: Wide) -> Wide:
+        """Fill ``out`` with the wide values, and return it."""
 
 
 class PlainDelta:
@@ -58,9 +58,10 @@ class PlainDelta:
         """See :class:`Delta`."""
         _accumulate(total, self._values, total.dtype.type(weight))
 
-    def values(self) -> Wide:
+    def values(self, out: Wide) -> Wide:
         """See :class:`Delta`."""
-        return self._values
+        np.copyto(out, self._values)
+        return out
 
 
 def add_all(kind: Float, target: Bits, deltas: Iterable[tuple[Delta | None, float]], out: Bits) -> int:
@@ -80,7 +81,8 @@ def add_all(kind: Float, target: Bits, deltas: Iterable[tuple[Delta | None, floa
         else:
             delta.accumulate(total, weight)
             if kept.size:
-                kept = kept[kind.wide.type(weight) * delta.values()[kept] == 0]
+                change = delta.values(scratch("delta", target.size, kind.wide))
+                kept = kept[kind.wide.type(weight) * change[kept] == 0]
     bad = int(_narrow_all(total, code, kind.wide.type(kind.overflow), out.view(kind.operand)))
     return bad - _keep(kept, target, out)
 
@@ -92,7 +94,7 @@ def _keep(positions: NDArray[np.intp], target: Bits, out: Bits) -> int:
 
 
 @compiled
-def add_slice(target: Any, delta: Any, weight: Any, code: int, overflow: Any, total: Any, spare: Any, out: Any) -> int:
+def add_slice(target: Any, delta: Any, weight: Any, code: int, overflow: Any, total: Any, spare: Any, out: Any) -> Any:
     """Add a slice, and return how many results are not finite.
 
     Args:
@@ -113,7 +115,7 @@ def add_slice(target: Any, delta: Any, weight: Any, code: int, overflow: Any, to
 
 
 @compiled
-def _add(target: Any, delta: Any, weight: Any, code: int, overflow: Any, out: Any) -> int:
+def _add(target: Any, delta: Any, weight: Any, code: int, overflow: Any, out: Any) -> Any:
     """Add a chunk, and return how many results are not finite."""
     total, spare = np.empty(SLICE, delta.dtype), np.empty(SLICE, delta.dtype)
     bad = 0
@@ -140,7 +142,7 @@ def _accumulate(total: Any, delta: Any, weight: Any) -> None:
 
 
 @compiled
-def _narrow_all(total: Any, code: int, overflow: Any, out: Any) -> int:
+def _narrow_all(total: Any, code: int, overflow: Any, out: Any) -> Any:
     """Round a chunk, and return how many results are not finite."""
     spare = np.empty(SLICE, total.dtype)
     bad = 0

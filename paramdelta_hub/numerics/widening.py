@@ -84,7 +84,7 @@ def narrow(wide: Any, code: int, spare: Any, bits: Any) -> None:
 
 
 @compiled
-def count_not_finite(wide: Any, overflow: Any) -> int:
+def count_not_finite(wide: Any, overflow: Any) -> Any:
     """Return how many values are NaN, or at least as large as what is rounded to infinity."""
     found = np.int32(0)
     for i in range(wide.size):

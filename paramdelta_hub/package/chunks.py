@@ -3,7 +3,7 @@
 A tensor's payload is the streams of its chunks, one after another, followed by a table of their lengths (``u32``,
 little-endian, one row a chunk). A row's columns are, for an added (float) tensor::
 
-    the codec's streams | remainder: gaps, planes | exceptions: gaps, planes | digest of base's chunk
+    gaps, values | exceptions: gaps, planes | digest of base's chunk
 
 and for a replaced tensor the codec's streams alone. A stream with nothing to say is empty. The last column is filled
 only where there are exceptions: they are used only if the target's chunk *is* base's.
@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.codecs import Buffer, Codec
+from paramdelta_hub.codecs import REPLACING, TANS, Buffer
 from paramdelta_hub.codecs.sparse import decode_sparse, encode_sparse, sparse_streams
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.digests import values_digest
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.numerics import floats
-from paramdelta_hub.numerics.floats import FLOATS, Bits, Difference, Float, Wide
-from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.numerics.differences import Difference
+from paramdelta_hub.numerics.floats import FLOATS, Bits, Float
+from paramdelta_hub.numerics.sums import Delta
 
 __all__ = [
     "AddedChunk",
@@ -43,15 +43,15 @@ _DIGEST_BYTES = 32
 class Layout:
     """How the payload of one tensor is cut: follows from its dtype, size, effect and codec alone."""
 
-    codec: Codec
+    codec: str
     dtype: str
     elements: int
     added: bool
 
     @property
-    def symbol(self) -> np.dtype[Any]:
-        """The unsigned type that holds a symbol."""
-        return np.dtype(f"u{ITEM_SIZES[self.dtype]}")
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return ITEM_SIZES[self.dtype]
 
     @property
     def float(self) -> Float:
@@ -66,10 +66,9 @@ class Layout:
     @property
     def columns(self) -> int:
         """How many streams a chunk has."""
-        columns = self.codec.streams(self.symbol.itemsize)
         if self.added:
-            columns += sparse_streams(self.float.wide.itemsize) + sparse_streams(self.float.itemsize) + 1
-        return columns
+            return TANS.streams + sparse_streams(self.itemsize) + 1
+        return REPLACING[self.codec].streams(self.itemsize)
 
     @property
     def table_bytes(self) -> int:
@@ -78,9 +77,9 @@ class Layout:
 
     @property
     def max_chunk_bytes(self) -> int:
-        """No chunk needs more than this: every element escaped, with a remainder and an exception, and the frames."""
-        wide = 8 if self.symbol.itemsize > 2 else 4
-        return CHUNK_ELEMENTS * (2 * self.symbol.itemsize + wide + 3) + 1024 * self.columns
+        """No chunk needs more than this: every element raw and with a position and an exception, and the tables."""
+        wide = self.float.wide.itemsize if self.added else 0
+        return CHUNK_ELEMENTS * (self.itemsize + wide + 4) + (1 << 17)
 
     def chunk(self, index: int) -> slice:
         """The elements of chunk ``index``."""
@@ -106,10 +105,9 @@ class Layout:
         return [view[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def encode_added(coded: list[bytes], chunk: Difference, base: Bits, post: Bits) -> list[bytes]:
-    """Return a float chunk's streams in the order of the table's columns, given its symbols' own streams."""
-    streams = list(coded)
-    streams += encode_sparse(chunk.positions, chunk.rest)
+def encode_added(chunk: Difference, base: Bits, post: Bits) -> list[bytes]:
+    """Return a float chunk's streams in the order of the table's columns."""
+    streams = TANS.encode(chunk.delta)
     streams += encode_sparse(chunk.exceptions, post[chunk.exceptions])
     values = base.astype(base.dtype.newbyteorder("<"), copy=False)
     streams.append(values_digest(values.view(np.uint8)) if chunk.exceptions.size else b"")
@@ -118,10 +116,9 @@ def encode_added(coded: list[bytes], chunk: Difference, base: Bits, post: Bits) 
 
 @dataclass(frozen=True)
 class AddedChunk:
-    """A decoded float chunk: Δ in the wide type, whole, and the exceptions of base's own chunk."""
+    """A float chunk: Δ, ready to be decoded, and the exceptions of base's own chunk."""
 
-    delta: Wide
-    remainders: int
+    delta: Delta
     exceptions: NDArray[Any]
     exact: Bits
     base_digest: bytes
@@ -131,28 +128,24 @@ class AddedChunk:
         return bool(self.exceptions.size and values_digest(values) == self.base_digest)
 
 
-def decode_added(layout: Layout, streams: Sequence[Buffer], out: Wide, kernel: Kernel) -> AddedChunk:
-    """Decode a float chunk; ``out`` (wide) receives Δ and sets how many elements there are.
+def decode_added(layout: Layout, streams: Sequence[Buffer], elements: int) -> AddedChunk:
+    """Return a float chunk of so many elements; its Δ may be in this thread's buffers, until the next is decoded.
 
     Raises:
         PackageError: damaged, or not what a chunk of this layout can hold.
     """
     kind = layout.float
-    first = layout.codec.streams(kind.itemsize)
-    second = first + sparse_streams(kind.wide.itemsize)
-    positions, rest = decode_sparse(streams[first:second], out.size, kind.wide_bits)
-    exceptions, exact = decode_sparse(streams[second:-1], out.size, kind.bits)
+    exceptions, exact = decode_sparse(streams[TANS.streams : -1], elements, kind.bits)
     if len(streams[-1]) != (_DIGEST_BYTES if exceptions.size else 0):
         raise PackageError("a chunk's exceptions and the digest of its base do not go together")
-    layout.codec.decode(streams[:first], out, kernel, widen=kind)
-    delta = floats.join(kind, out, positions, rest)
-    return AddedChunk(delta, positions.size, exceptions, exact, bytes(streams[-1]))
+    delta = TANS.open(streams[: TANS.streams], elements, kind.wide)
+    return AddedChunk(delta, exceptions, exact, bytes(streams[-1]))
 
 
-def decode_replaced(layout: Layout, streams: Sequence[Buffer], out: Bits, kernel: Kernel) -> None:
+def decode_replaced(layout: Layout, streams: Sequence[Buffer], out: Bits) -> None:
     """Decode a chunk of a replaced tensor to ``out``: post's own values.
 
     Raises:
         PackageError: damaged.
     """
-    layout.codec.decode(streams, out, kernel)
+    REPLACING[layout.codec].decode(streams, out)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from paramdelta_hub.codecs import ZERO, codec_named
+from paramdelta_hub.codecs import ZERO, codec_names
 from paramdelta_hub.errors import PackageError, UnsupportedFormatError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.names import check_file_names, check_tensor_name
@@ -122,7 +122,6 @@ class TensorRecord(Record):
     base_norm: Norm = Field(description="Euclidean norm, six significant digits; 0 for replaced tensors")
     delta_norm: Norm
     changed: Count = Field(description="elements whose bits differ between base and post")
-    remainders: Count = Field(description="elements whose delta does not fit the tensor's own dtype")
     exceptions: Count = Field(description="elements that no sum with base reaches; post's bits are stored")
 
     @property
@@ -156,10 +155,10 @@ class TensorRecord(Record):
             raise ValueError(f"{self.dtype} can't have the effect {self.effect!r}")
         if self.elements > TENSOR_ELEMENTS:
             raise ValueError("too many elements")
-        if max(self.changed, self.remainders, self.exceptions) > self.elements:
+        if max(self.changed, self.exceptions) > self.elements:
             raise ValueError("counts more elements than there are")
-        if (self.effect == "replace" or self.codec.name == ZERO) and (self.remainders or self.exceptions):
-            raise ValueError("only an added tensor that changes has remainders or exceptions")
+        if (self.effect == "replace" or self.codec.name == ZERO) and self.exceptions:
+            raise ValueError("only an added tensor that changes has exceptions")
         if self.rows is not None:
             if not self.shape:
                 raise ValueError("a scalar has no rows")
@@ -174,8 +173,8 @@ class TensorRecord(Record):
         else:
             if self.shard is None or self.payload_blake3 is None or not self.nbytes:
                 raise ValueError("the payload is missing")
-            if not codec_named(self.codec.name).streams(self.itemsize):
-                raise ValueError(f"the codec {self.codec.name!r} does not take {self.dtype}")
+            if self.codec.name not in codec_names(self.effect):
+                raise ValueError(f"the codec {self.codec.name!r} is none for the effect {self.effect!r}")
         return self
 
 
@@ -185,7 +184,6 @@ class Exactness(Record):
     exact: Literal[True]
     elements: Count
     changed: Count
-    remainders: Count
     exceptions: Count
 
 
@@ -277,7 +275,7 @@ class Manifest(Record):
                 raise ValueError(f"the tie of {name!r} is not one to another tensor of the delta")
         if {tensor.shard for tensor in self.tensors} - {None} != {file.path for file in self.shards}:
             raise ValueError("a shard holds no tensor, or a tensor lies in an unlisted file")
-        for count in ("elements", "changed", "remainders", "exceptions"):
+        for count in ("elements", "changed", "exceptions"):
             if sum(getattr(tensor, count) for tensor in self.tensors) != getattr(self.exactness, count):
                 raise ValueError("the exactness totals differ from the tensors'")
         return self

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from paramdelta_hub.codecs import ZERO, codec_named
+from paramdelta_hub.codecs import ZERO
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.digests import begin_digest, check_digest
 from paramdelta_hub.fileio.durable import read_exactly
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.paths import PathText
 from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.numerics.floats import FLOATS, Bits, Wide
-from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide
 from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.numerics.sums import Delta
 from paramdelta_hub.package.chunks import AddedChunk, Layout, decode_added, decode_replaced
 from paramdelta_hub.package.manifest import TensorRecord
 
@@ -48,7 +48,6 @@ class StoredDelta:
         nbytes: the size of the payload.
         digest: the BLAKE3 digest of the payload.
         base_digest: the BLAKE3 digest of base's values, in the delta's dtype.
-        remainders: how many elements do not fit the tensor's own dtype.
         exceptions: how many elements no sum with base reaches.
     """
 
@@ -62,7 +61,6 @@ class StoredDelta:
     nbytes: int
     digest: str | None
     base_digest: str
-    remainders: int
     exceptions: int
 
     @classmethod
@@ -80,7 +78,6 @@ class StoredDelta:
             nbytes=record.nbytes,
             digest=record.payload_blake3,
             base_digest=record.base_blake3,
-            remainders=record.remainders,
             exceptions=record.exceptions,
         )
 
@@ -135,34 +132,35 @@ class DeltaReader:
     The chunks can be relied on only once :meth:`finish` has returned: it checks the digest of the payload.
     """
 
-    def __init__(self, delta: StoredDelta, shards: OpenFiles, kernel: Kernel) -> None:
-        self._delta, self._kernel = delta, kernel
-        self._remainders = self._exceptions = 0
+    def __init__(self, delta: StoredDelta, shards: OpenFiles) -> None:
+        self._delta = delta
+        self._exceptions = 0
+        self._left = delta.elements
         self._reader: PayloadReader | None = None
         if not delta.is_zero:
             assert delta.shard is not None
-            codec, added = codec_named(delta.codec), delta.effect == "add"
-            self._layout = Layout(codec, delta.dtype, delta.elements, added)
+            self._layout = Layout(delta.codec, delta.dtype, delta.elements, delta.effect == "add")
             self._reader = PayloadReader(shards[delta.shard], delta.start, delta.nbytes, self._layout, delta.shard)
 
-    def next_added(self, out: Wide) -> AddedChunk | None:
-        """Decode the next chunk to ``out`` (wide); None if the delta is zero."""
+    def next_added(self) -> AddedChunk | None:
+        """Return the next chunk, ready to be decoded before the next of any reader; None if the delta is zero."""
         if self._reader is None:
             return None
         with _located(self._delta):
-            chunk = decode_added(self._layout, self._reader.next_chunk(), out, self._kernel)
-        self._remainders += chunk.remainders
+            elements = min(CHUNK_ELEMENTS, self._left)
+            chunk = decode_added(self._layout, self._reader.next_chunk(), elements)
+        self._left -= elements
         self._exceptions += chunk.exceptions.size
-        return chunk
+        return replace(chunk, delta=_LocatedDelta(chunk.delta, self._delta))
 
     def next_replaced(self, out: Bits) -> None:
         """Decode the next chunk of a replaced tensor to ``out``."""
         assert self._reader is not None
         with _located(self._delta):
-            decode_replaced(self._layout, self._reader.next_chunk(), out, self._kernel)
+            decode_replaced(self._layout, self._reader.next_chunk(), out)
 
     def finish(self) -> None:
-        """Check the digest of the payload, and the numbers of remainders and exceptions.
+        """Check the digest of the payload, and the number of exceptions.
 
         Raises:
             PackageError: they are not what the manifest promises.
@@ -172,8 +170,8 @@ class DeltaReader:
         delta = self._delta
         assert delta.digest is not None
         self._reader.finish(delta.digest, delta.name)
-        if (self._remainders, self._exceptions) != (delta.remainders, delta.exceptions):
-            what = f"tensor {delta.name!r} has other numbers of remainders and exceptions than promised"
+        if self._exceptions != delta.exceptions:
+            what = f"tensor {delta.name!r} has another number of exceptions than promised"
             raise PackageError(what, where=delta.shard)
 
 
@@ -190,8 +188,27 @@ def _located(delta: StoredDelta) -> Iterator[None]:
         raise
 
 
+class _LocatedDelta:
+    """A chunk's delta, whose errors tell shard and tensor."""
+
+    def __init__(self, delta: Delta, stored: StoredDelta) -> None:
+        self._delta, self._stored = delta, stored
+
+    def add(self, kind: Float, target: Bits, weight: float, out: Bits) -> int:
+        with _located(self._stored):
+            return self._delta.add(kind, target, weight, out)
+
+    def accumulate(self, total: Wide, weight: float) -> None:
+        with _located(self._stored):
+            self._delta.accumulate(total, weight)
+
+    def values(self, out: Wide) -> Wide:
+        with _located(self._stored):
+            return self._delta.values(out)
+
+
 def delta_chunks(
-    record: TensorRecord, locations: Mapping[str, tuple[str, int]], shards: OpenFiles, buffer: str, kernel: Kernel
+    record: TensorRecord, locations: Mapping[str, tuple[str, int]], shards: OpenFiles, buffer: str
 ) -> Iterator[Wide]:
     """Yield Δ of an added tensor that has a payload, flat and in the wide type, a chunk at a time.
 
@@ -203,15 +220,14 @@ def delta_chunks(
         locations: each tensor's shard and its start there.
         shards: open files of the package.
         buffer: a name that no other tensor decoded at the same time uses.
-        kernel: does the arithmetic.
 
     Raises:
         PackageError: damaged.
     """
-    reader = DeltaReader(StoredDelta.of(record, locations), shards, kernel)
+    reader = DeltaReader(StoredDelta.of(record, locations), shards)
     wide = FLOATS[record.dtype].wide
     for start in range(0, record.elements, CHUNK_ELEMENTS):
-        chunk = reader.next_added(scratch(buffer, min(CHUNK_ELEMENTS, record.elements - start), wide))
+        chunk = reader.next_added()
         assert chunk is not None
-        yield chunk.delta
+        yield chunk.delta.values(scratch(buffer, min(CHUNK_ELEMENTS, record.elements - start), wide))
     reader.finish()

@@ -22,11 +22,10 @@ from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.limits import COMPARED_DELTAS
 from paramdelta_hub.numerics.floats import Wide, blocks
-from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.package.tensor_delta import decoded_nbytes, delta_chunks
+from paramdelta_hub.package.tensor_delta import delta_chunks
 from paramdelta_hub.registry.cards.changes import place_of
 from paramdelta_hub.tasks.executors.threads import Stop, default_threads, run_tasks
 from paramdelta_hub.tasks.progress import Progress
@@ -142,12 +141,11 @@ def compare_packages(
         raise OptionError("the deltas have no tensor in common", where=labels, remedy="compare deltas of one family")
     places = [package.payload_locations() for package in packages]
     sizes = [sum(record.nbytes for record in records) for records in shared]
-    kernel = kernel_for(sum(map(decoded_nbytes, shared)))
     progress = progress or Progress()
     progress.start("comparing", sum(sizes))
 
     def run(number: int, stop: Stop) -> tuple[int, list[_Sums]]:
-        found = _compare(shared[number], places, pairs, kernel, stop)
+        found = _compare(shared[number], places, pairs, stop)
         progress.advance(sizes[number])
         return number, found
 
@@ -204,14 +202,13 @@ def _compare(
     records: Sequence[TensorRecord],
     places: Sequence[dict[str, tuple[str, int]]],
     pairs: Sequence[tuple[int, int]],
-    kernel: Kernel,
     stop: Stop,
 ) -> list[_Sums]:
     """Return the sums of every pair over one tensor. A delta without a payload is zero and is not read."""
     found = [_Sums() for _ in pairs]
     with OpenFiles(PackageError) as shards:
         streams = {
-            side: delta_chunks(record, places[side], shards, f"compared {side}", kernel)
+            side: delta_chunks(record, places[side], shards, f"compared {side}")
             for side, record in enumerate(records)
             if record.shard is not None
         }

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import SPECTRUM_SIDE
-from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.package.tensor_delta import decoded_nbytes, delta_chunks
+from paramdelta_hub.package.tensor_delta import delta_chunks
 from paramdelta_hub.registry.cards.changes import place_of
 
 __all__ = ["Spectrum", "choose", "effective_rank", "has_weights", "measure_spectra"]
@@ -87,11 +86,10 @@ def measure_spectra(package: Package, count: int) -> list[Spectrum]:
     """
     records = choose(package.manifest.tensors, count)
     places = package.payload_locations() if records else {}
-    kernel = kernel_for(decoded_nbytes(records))
     found = []
     with OpenFiles(PackageError) as shards:
         for record in records:
-            values = _sample(record, places, shards, kernel)
+            values = _sample(record, places, shards)
             if not np.isfinite(values).all():
                 continue  # a delta can overflow although base and post are finite; it has no singular values
             singular = np.linalg.svd(values, compute_uv=False)
@@ -128,9 +126,7 @@ def _spread(items: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
 
 
-def _sample(
-    record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: OpenFiles, kernel: Kernel
-) -> NDArray[np.float64]:
+def _sample(record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: OpenFiles) -> NDArray[np.float64]:
     """Return the selected rows and columns of a matrix's Δ."""
     rows, columns = (
         _draw(f"{axis} {record.name}", size) for axis, size in zip(("rows", "columns"), record.shape, strict=True)
@@ -138,7 +134,7 @@ def _sample(
     wanted = (rows[:, np.newaxis] * record.shape[1] + columns).ravel()  # ascending
     values = np.empty(wanted.size)
     start = taken = 0
-    for chunk in delta_chunks(record, places, shards, "spectrum", kernel):
+    for chunk in delta_chunks(record, places, shards, "spectrum"):
         stop = int(np.searchsorted(wanted, start + chunk.size))
         values[taken:stop] = chunk[wanted[taken:stop] - start]
         start, taken = start + chunk.size, stop

@@ -37,9 +37,8 @@ from paramdelta_hub.fileio.durable import TEMPORARY, file_digest
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.paths import PathText
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
+from paramdelta_hub.numerics.differences import NotFiniteChunkError
 from paramdelta_hub.numerics.float8 import Deviation
-from paramdelta_hub.numerics.floats import NotFiniteChunkError
-from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.package.manifest import FileRecord, TensorRecord
 from paramdelta_hub.package.shard import ShardWriter
 from paramdelta_hub.transforms.arranged import ArrangedAddend, DecodedDeltas, SpilledDelta
@@ -189,7 +188,7 @@ class ApplyTask:
         """The files that it writes to; other tasks may write to other parts of them."""
         return {span.file for tensor in self.tensors for span in tensor.outputs}
 
-    def run(self, folder: Path, kernel: Kernel, advance: Advance) -> Applied:
+    def run(self, folder: Path, advance: Advance) -> Applied:
         """Do the task. The files of the result are in the work folder already, at their final sizes.
 
         Raises:
@@ -204,7 +203,7 @@ class ApplyTask:
             OpenFiles(CheckpointError) as sources,
             OpenFiles(PackageError) as shards,
             _Outputs(folder) as outputs,
-            DecodedDeltas(self.spilled, arranged, shards, sources, folder, kernel) as decoded,
+            DecodedDeltas(self.spilled, arranged, shards, sources, folder) as decoded,
         ):
             for tensor in self.tensors:
                 writers = [_TensorWriter(outputs[span.file], span.start) for span in tensor.outputs]
@@ -216,7 +215,6 @@ class ApplyTask:
                             source.dtype,
                             tensor.addends,
                             shards,
-                            kernel,
                             result=tensor.result_dtype or tensor.dtype,
                             is_base=base is not None,
                             sources=sources,
@@ -301,7 +299,7 @@ class EncodeTask:
         """The file that it writes."""
         return {self.piece}
 
-    def run(self, folder: Path, kernel: Kernel, advance: Advance) -> Encoded:
+    def run(self, folder: Path, advance: Advance) -> Encoded:
         """Do the task; the shard has its name when it is complete.
 
         Another attempt at the same task, late or at the same time, can't spoil it: each writes a file of its own.
@@ -316,7 +314,7 @@ class EncodeTask:
         try:
             with OpenFiles(CheckpointError) as files:
                 for tensor in self.tensors:
-                    encoder = TensorEncoder(tensor, shard.payload(tensor.name), kernel)
+                    encoder = TensorEncoder(tensor, shard.payload(tensor.name))
                     try:
                         records.append(encoder.encode(files, self.piece, advance))
                     except NotFiniteChunkError as error:
@@ -378,7 +376,7 @@ class DigestTask:
         """Nothing."""
         return set()
 
-    def run(self, folder: Path, kernel: Kernel, advance: Advance) -> Digested:
+    def run(self, folder: Path, advance: Advance) -> Digested:
         """Do the task.
 
         Raises:

@@ -16,7 +16,6 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 from paramdelta_hub.errors import OptionError, ParamdeltaError
 from paramdelta_hub.fileio.durable import io_errors, sync_file
 from paramdelta_hub.limits import DEFAULT_MEMORY, WORKER_BYTES
-from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.tasks.executors.ray import Cluster
 from paramdelta_hub.tasks.executors.threads import Stop, default_threads, run_tasks
 from paramdelta_hub.tasks.models import Advance, Outcome
@@ -121,9 +120,9 @@ class Operation(ABC, Generic[R]):
     def begin(self, todo: Collection[int]) -> None:
         """Get ready to :meth:`run` these tasks."""
 
-    def run(self, number: int, workspace: Workspace, kernel: Kernel, advance: Advance) -> Outcome:
+    def run(self, number: int, workspace: Workspace, advance: Advance) -> Outcome:
         """Do a task on a thread of this process."""
-        return self.plan.tasks[number].run(workspace.work_dir, kernel, advance)
+        return self.plan.tasks[number].run(workspace.work_dir, advance)
 
     @abstractmethod
     def refuse(self, outcomes: Outcomes) -> None:
@@ -246,14 +245,13 @@ def _executor(
             yield [[todo[index] for index in group] for group in groups], on_the_cluster
         return
     operation.begin(todo)
-    kernel = kernel_for(plan.nbytes, wait=plan.kind != "apply")
 
     def on_this_thread(group: list[int], stop: Stop) -> list[Outcome]:
         def advance(nbytes: int) -> None:
             stop.check()
             progress.advance(nbytes)
 
-        return [operation.run(number, workspace, kernel, advance) for number in group]
+        return [operation.run(number, workspace, advance) for number in group]
 
     yield [[number] for number in todo], on_this_thread
 
@@ -267,9 +265,9 @@ def perform(work_dir: str, digest: str, number: int) -> Outcome:
         StorageError: the disk is full or fails.
     """
     folder = Path(work_dir)
-    nbytes, task = read_task(folder / PLAN_NAME, digest, number)
+    _, task = read_task(folder / PLAN_NAME, digest, number)
     with io_errors(f"task {number}"):
-        outcome: Outcome = task.run(folder, kernel_for(nbytes), lambda _: None)
+        outcome: Outcome = task.run(folder, lambda _: None)
         _sync(outcome, folder)
     return outcome
 

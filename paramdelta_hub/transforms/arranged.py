@@ -20,7 +20,6 @@ from paramdelta_hub.checkpoints.tensor_sources import Files, TensorSource
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.numerics.arrangements import Box, BoxReader, positions_in_result
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Wide
-from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.package.tensor_delta import StoredDelta
 from paramdelta_hub.transforms.decoded_delta import DecodedDelta, decode_delta
 
@@ -80,7 +79,6 @@ class DecodedDeltas:
         shards: open files of the packages.
         sources: read access to the target.
         folder: where the temporary files are.
-        kernel: does the arithmetic.
     """
 
     def __init__(
@@ -90,11 +88,10 @@ class DecodedDeltas:
         shards: OpenFiles,
         sources: Files,
         folder: Path,
-        kernel: Kernel,
     ) -> None:
         self._spilled = {each.key: each for each in spilled}
         self._uses = Counter(key for addend in addends for key in addend.keys)
-        self._shards, self._sources, self._folder, self._kernel = shards, sources, folder, kernel
+        self._shards, self._sources, self._folder = shards, sources, folder
         self._decoded: dict[str, DecodedDelta] = {}
 
     def __getitem__(self, key: str) -> DecodedDelta:
@@ -106,9 +103,7 @@ class DecodedDeltas:
         """
         if key not in self._decoded:
             spilled = self._spilled[key]
-            self._decoded[key] = decode_delta(
-                spilled.delta, spilled.target, self._shards, self._sources, self._folder, self._kernel
-            )
+            self._decoded[key] = decode_delta(spilled.delta, spilled.target, self._shards, self._sources, self._folder)
         return self._decoded[key]
 
     def release(self, addend: ArrangedAddend) -> None:

@@ -15,7 +15,6 @@ from paramdelta_hub.fileio.durable import read_exactly, write_exactly
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Wide
-from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.package.tensor_delta import DeltaReader, StoredDelta
 
@@ -43,7 +42,7 @@ class DecodedDelta(NamedTuple):
 
 
 def decode_delta(
-    delta: StoredDelta, target: TensorSource | None, shards: OpenFiles, sources: Files, folder: Path, kernel: Kernel
+    delta: StoredDelta, target: TensorSource | None, shards: OpenFiles, sources: Files, folder: Path
 ) -> DecodedDelta:
     """Decode a payload to a temporary file, check it, and find the exceptions that hold for this target.
 
@@ -53,7 +52,6 @@ def decode_delta(
         shards: open files of the packages.
         sources: read access to the target.
         folder: where the temporary file is.
-        kernel: does the arithmetic.
 
     Raises:
         PackageError: the payload is damaged.
@@ -63,20 +61,21 @@ def decode_delta(
     none = DecodedDelta(None, np.empty(0, np.intp), np.empty(0, kind.bits))
     if delta.is_zero:
         return none
-    reader = DeltaReader(delta, shards, kernel)
+    reader = DeltaReader(delta, shards)
     opened = target.open(sources) if target is not None else None
     exceptions, exact = [], []
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close(), or at the block's end
     try:
         for start in range(0, elements, CHUNK_ELEMENTS):
             size = min(CHUNK_ELEMENTS, elements - start)
-            chunk = reader.next_added(scratch("delta", size, kind.wide))
+            chunk = reader.next_added()
             assert chunk is not None
-            write_exactly(file.fileno(), chunk.delta, start * kind.wide.itemsize)
+            values = chunk.delta.values(scratch("delta", size, kind.wide))
+            write_exactly(file.fileno(), values, start * kind.wide.itemsize)
             if opened is not None and chunk.exceptions.size:
-                values = scratch("target in the delta's order", size * kind.itemsize, np.uint8)
-                opened.read(start, values)
-                if chunk.is_of(values):
+                there = scratch("target in the delta's order", size * kind.itemsize, np.uint8)
+                opened.read(start, there)
+                if chunk.is_of(there):
                     exceptions.append(chunk.exceptions + start)
                     exact.append(chunk.exact)
         reader.finish()

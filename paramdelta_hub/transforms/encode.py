@@ -10,22 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.tensor_sources import Files, TensorSource
-from paramdelta_hub.codecs import ZERO, Codec, candidates
+from paramdelta_hub.codecs import REPLACING, TANS, ZERO
 from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import CHUNK_ELEMENTS
-from paramdelta_hub.numerics.floats import FLOATS, Bits, Difference, NotFiniteChunkError, Statistics
-from paramdelta_hub.numerics.kernels import Kernel
+from paramdelta_hub.numerics.differences import Difference, NotFiniteChunkError, Statistics, subtract
+from paramdelta_hub.numerics.floats import FLOATS, Bits
 from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.package.chunks import encode_added
 from paramdelta_hub.package.manifest import CodecRecord, Rows, TensorRecord
 from paramdelta_hub.package.shard import PayloadWriter
 
 __all__ = ["EncodedTensor", "TensorEncoder"]
-
-GOOD_ENOUGH = 5 / 8
-"""A codec that brings a chunk below this share of its size is taken without trying the others: on no measured pair did
-byte planes beat a palette that reached 10 of 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +66,21 @@ class EncodedTensor:
 class TensorEncoder:
     """Encodes one tensor, chunk by chunk.
 
-    Chunks without change are held back until a changed one shows which codec is best; if none comes, the tensor is
-    ``zero`` and has no payload.
+    Chunks without change are held back until a changed one comes; if none does, the tensor is ``zero`` and has no
+    payload.
 
     Args:
         tensor: what to encode.
         payload: takes the encoded chunks.
-        kernel: does the arithmetic.
     """
 
-    def __init__(self, tensor: EncodedTensor, payload: PayloadWriter, kernel: Kernel) -> None:
-        self._tensor, self._payload, self._kernel = tensor, payload, kernel
+    def __init__(self, tensor: EncodedTensor, payload: PayloadWriter) -> None:
+        self._tensor, self._payload = tensor, payload
         self._dtype = np.dtype(f"u{ITEM_SIZES[tensor.dtype]}")
         self._added = tensor.dtype in FLOATS
         self._base_digest, self._post_digest = begin_digest(), begin_digest()
         self._stats = Statistics()
-        self._codec: Codec | None = None
+        self._codec = ZERO
         self._unchanged = 0
 
     def encode(self, files: Files, shard: str, advance: Callable[[int], None]) -> TensorRecord:
@@ -131,54 +126,47 @@ class TensorEncoder:
             self._add_float(base_bits, post_bits)
         else:
             self._stats.changed += int(np.count_nonzero(base_bits != post_bits))
-            self._payload.append(self._encode(post_bits))
+            self._payload.append(self._encode_replaced(post_bits))
 
     def _add_float(self, base: Bits, post: Bits) -> None:
         kind = FLOATS[self._tensor.dtype]
-        symbols = scratch("symbols", base.size, self._dtype)
-        chunk = self._kernel.subtract(kind, base, post, symbols)
+        chunk = subtract(kind, base, post, scratch("delta", base.size, kind.wide))
         self._stats.add(chunk.statistics)
-        if self._codec is None and chunk.is_zero:
+        if self._codec == ZERO and chunk.is_zero:
             self._unchanged += 1
             return
-        coded = self._encode(chunk.symbols)
+        self._codec = TANS.name
+        streams = encode_added(chunk, base, post)
         self._catch_up()
-        self._payload.append(encode_added(coded, chunk, base, post))
+        self._payload.append(streams)
 
     def _catch_up(self) -> None:
         """Write the chunks that were held back; they are full ones, since another chunk followed."""
         if self._unchanged:
-            nothing = np.empty(0, np.intp)
-            zeros = np.zeros(CHUNK_ELEMENTS, self._dtype)
-            rest = np.empty(0, FLOATS[self._tensor.dtype].wide_bits)
-            still = Difference(zeros, nothing, rest, nothing, Statistics())
-            streams = encode_added(self._encode(zeros), still, zeros, zeros)
+            wide = np.zeros(CHUNK_ELEMENTS, FLOATS[self._tensor.dtype].wide)
+            values = np.zeros(CHUNK_ELEMENTS, self._dtype)
+            still = Difference(wide, np.empty(0, np.intp), Statistics())
+            streams = encode_added(still, values, values)
             for _ in range(self._unchanged):
                 self._payload.append(streams)
             self._unchanged = 0
 
-    def _encode(self, symbols: Bits) -> list[bytes]:
-        """Return the symbols' streams; the first chunk to come here decides by its size which codec the tensor has."""
-        if self._codec is not None:
-            return self._codec.encode(symbols, self._kernel)
-        tried: list[tuple[int, int, Codec, list[bytes]]] = []
-        for order, codec in enumerate(candidates(self._dtype.itemsize)):
-            streams = codec.encode(symbols, self._kernel)
-            size = sum(len(stream) for stream in streams)
-            tried.append((size, order, codec, streams))
-            if size <= GOOD_ENOUGH * symbols.nbytes:
-                break
-        *_, self._codec, streams = min(tried, key=lambda trial: trial[:2])
-        return streams
+    def _encode_replaced(self, values: Bits) -> list[bytes]:
+        """Return the values' streams; the first chunk decides by its size which codec the tensor has."""
+        if self._codec != ZERO:
+            return REPLACING[self._codec].encode(values)
+        tried = {name: codec.encode(values) for name, codec in REPLACING.items()}
+        self._codec = min(tried, key=lambda name: sum(map(len, tried[name])))
+        return tried[self._codec]
 
     def _finish(self, shard: str) -> TensorRecord:
         """Complete the payload, or drop it if nothing changed; return the record."""
         base, post = self._base_digest.hexdigest(), self._post_digest.hexdigest()
-        codec, nbytes, payload_digest = ZERO, 0, None
-        if self._codec is None or (not self._added and base == post):
+        codec, nbytes, payload_digest = self._codec, 0, None
+        if codec == ZERO or (not self._added and base == post):
+            codec = ZERO
             self._payload.drop()
         else:
-            codec = self._codec.name
             nbytes, payload_digest = self._payload.finish()
         tensor, found = self._tensor, self._stats
         return TensorRecord(
@@ -200,7 +188,6 @@ class TensorEncoder:
             base_norm=_six_digits(math.sqrt(found.base_square)),
             delta_norm=_six_digits(math.sqrt(found.delta_square)),
             changed=found.changed,
-            remainders=found.remainders,
             exceptions=found.exceptions,
         )
 

@@ -22,9 +22,9 @@ from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.numerics.casts import as_bits, round_once, summing_type
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Float, Wide, accumulate
-from paramdelta_hub.numerics.kernels import Kernel
 from paramdelta_hub.numerics.row_runs import ElementRuns
 from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.numerics.sums import Delta, PlainDelta, add_all
 from paramdelta_hub.package.tensor_delta import DeltaReader, StoredDelta
 from paramdelta_hub.transforms.arranged import ArrangedAddend, ArrangedDelta, DecodedDeltas
 from paramdelta_hub.transforms.decoded_delta import decode_delta
@@ -100,7 +100,6 @@ class TensorSum:
             rounded once to the dtype of the result.
         sources: read access to the target; needed for addends with a placement.
         folder: where their temporary files are.
-        kernel: does the arithmetic.
         decoded: the deltas of arranged addends.
     """
 
@@ -109,7 +108,6 @@ class TensorSum:
         dtype: str,
         addends: Sequence[Addend | ArrangedAddend],
         shards: OpenFiles,
-        kernel: Kernel,
         *,
         result: str | None = None,
         is_base: bool = False,
@@ -117,7 +115,7 @@ class TensorSum:
         folder: Path | None = None,
         decoded: DecodedDeltas | None = None,
     ) -> None:
-        self._dtype, self._kernel, self._result = dtype, kernel, result or dtype
+        self._dtype, self._result = dtype, result or dtype
         dtypes = {dtype, self._result, *(addend.dtype for addend in addends)}
         self._summing_type = summing_type(dtypes) if len(dtypes) > 1 and not is_base else None
         self.not_finite = 0
@@ -133,13 +131,13 @@ class TensorSum:
                     self._additions.append(_InPieces(addend, decoded, is_post=is_post))
                 elif addend.delta.effect == "replace":
                     if not addend.delta.is_zero:
-                        self._replaced_by = DeltaReader(addend.delta, shards, kernel)
+                        self._replaced_by = DeltaReader(addend.delta, shards)
                 elif addend.placement is None:
-                    self._additions.append(_InOrder(addend, shards, kernel, is_post=is_post))
+                    self._additions.append(_InOrder(addend, shards, is_post=is_post))
                 else:
                     assert sources is not None
                     assert folder is not None
-                    placed = _Placed(addend, shards, sources, folder, kernel, is_post=is_post)
+                    placed = _Placed(addend, shards, sources, folder, is_post=is_post)
                     self._additions.append(self._exit.enter_context(placed))
             self._exit = self._exit.pop_all()
 
@@ -171,20 +169,23 @@ class TensorSum:
         bits = as_bits(target, kind)
         out = scratch("result", target.size, np.uint8).view(kind.bits)
         if len(self._additions) > 1:
-            self.not_finite += self._kernel.add_all(kind, bits, self._deltas(kind, target), out)
+            self.not_finite += add_all(kind, bits, self._deltas(kind, target), out)
             return little_endian(out)
         [addition] = self._additions
-        added = addition.next(target, scratch("delta", bits.size, kind.wide))
-        self.not_finite += self._kernel.add(kind, bits, added.delta, addition.weight, out)
+        added = addition.next(target, scratch("added", bits.size, kind.wide))
+        if added.delta is None:
+            self.not_finite += add_all(kind, bits, [(None, addition.weight)], out)
+        else:
+            self.not_finite += added.delta.add(kind, bits, addition.weight, out)
         if added.positions.size:
             self.not_finite += _not_finite_instead(kind, bits, out, added)
             out[added.positions] = added.exact
         return little_endian(out)
 
-    def _deltas(self, kind: Float, target: NDArray[np.uint8]) -> Iterator[tuple[Wide | None, float]]:
-        """Decode one delta after another, into the one buffer that all of them share."""
+    def _deltas(self, kind: Float, target: NDArray[np.uint8]) -> Iterator[tuple[Delta | None, float]]:
+        """Return one delta after another, in the buffers that all of them share."""
         for addition in self._additions:
-            out = scratch("delta", target.size // kind.itemsize, addition.wide)
+            out = scratch("added", target.size // kind.itemsize, addition.wide)
             yield addition.next(target, out).delta, addition.weight
 
     def _add_across_dtypes(self, target: NDArray[np.uint8], wide: np.dtype[Any]) -> NDArray[np.uint8]:
@@ -196,11 +197,11 @@ class TensorSum:
             np.copyto(total, kind.widen(bits, scratch("widened target", bits.size, kind.wide)))
         kept = np.flatnonzero(kind.not_finite(bits))
         term = scratch("term", bits.size, wide)
-        for delta, weight in self._deltas(kind, target):
+        for addition, (delta, weight) in zip(self._additions, self._deltas(kind, target), strict=True):
             if delta is None:
                 term.fill(0.0)  # as where all dtypes are equal: −0 + 0 is +0
             else:
-                np.copyto(term, delta)
+                np.copyto(term, delta.values(scratch("delta", bits.size, addition.wide)))
             kept = kept[term[kept] == 0]
             accumulate(total, term, weight)
         # NaN and infinity of the target's to which nothing is added are no fault of the sum's.
@@ -233,7 +234,7 @@ class TensorSum:
 class _Added(NamedTuple):
     """One delta's part in a chunk of the sum."""
 
-    delta: Wide | None
+    delta: Delta | None
     """What is added, in the order of the result; None for zeros."""
     positions: NDArray[np.intp]
     """The elements that get ``exact`` in place of the sum, as the target has base's values there."""
@@ -270,15 +271,15 @@ class _Addition(Protocol):
 class _InOrder:
     """A delta whose elements are in the order of the result: decoded as the sum is made."""
 
-    def __init__(self, addend: Addend, shards: OpenFiles, kernel: Kernel, *, is_post: bool) -> None:
+    def __init__(self, addend: Addend, shards: OpenFiles, *, is_post: bool) -> None:
         kind = FLOATS[addend.delta.dtype]
         self.weight, self.wide = addend.weight, kind.wide
-        self._reader = DeltaReader(addend.delta, shards, kernel)
+        self._reader = DeltaReader(addend.delta, shards)
         self._is_post = is_post
         self._none = np.empty(0, np.intp), np.empty(0, kind.bits)
 
     def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
-        chunk = self._reader.next_added(out)
+        chunk = self._reader.next_added()
         if chunk is None:
             return _Added(None, *self._none)
         if self._is_post and chunk.is_of(target):
@@ -298,7 +299,7 @@ class _InPieces:
 
     def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
         positions, exact = self._delta.next(out)
-        return _Added(out, positions, exact)
+        return _Added(PlainDelta(out), positions, exact)
 
     def finish(self) -> None:
         """Do nothing: the payloads were checked before the first chunk."""
@@ -314,7 +315,6 @@ class _Placed:
         shards: open files of the package.
         sources: read access to the target.
         folder: where the temporary file is.
-        kernel: does the arithmetic.
         is_post: whether this delta alone is added, with a weight of 1: on base's values the result is then post.
 
     Raises:
@@ -330,7 +330,6 @@ class _Placed:
         shards: OpenFiles,
         sources: Files,
         folder: Path,
-        kernel: Kernel,
         *,
         is_post: bool,
     ) -> None:
@@ -341,7 +340,7 @@ class _Placed:
         self._weights = [1.0 if run.whole else addend.weight for run in addend.placement.runs]
         self._next = 0
         target = addend.placement.target if is_post else None
-        self._decoded = decode_delta(addend.delta, target, shards, sources, folder, kernel)
+        self._decoded = decode_delta(addend.delta, target, shards, sources, folder)
 
     def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
         """Return its part in the next chunk."""
@@ -361,8 +360,8 @@ class _Placed:
             exact.append(self._decoded.exact[inside])
         self._next += out.size
         if not positions:
-            return _Added(out, exceptions[:0], self._decoded.exact[:0])
-        return _Added(out, np.concatenate(positions), np.concatenate(exact))
+            return _Added(PlainDelta(out), exceptions[:0], self._decoded.exact[:0])
+        return _Added(PlainDelta(out), np.concatenate(positions), np.concatenate(exact))
 
     def finish(self) -> None:
         """Do nothing: the payload was checked before the first chunk."""
@@ -379,8 +378,7 @@ class _Placed:
 def _not_finite_instead(kind: Float, target: Bits, sums: Bits, added: _Added) -> int:
     """Return how many more values of a chunk are not finite if it gets the exact ones in place of the sums."""
     at = added.positions
-    assert added.delta is not None
-    kept = kind.not_finite(target[at]) & (added.delta[at] == 0)  # never counted
+    kept = kind.not_finite(target[at])  # no extract lists such an element
     before = np.count_nonzero(kind.not_finite(sums[at]) & ~kept)
     return int(np.count_nonzero(kind.not_finite(added.exact)) - before)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -31,11 +30,10 @@ from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.numerics.floats import FLOATS
-from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.package.records import PARTIAL
-from paramdelta_hub.package.tensor_delta import StoredDelta, decoded_nbytes
+from paramdelta_hub.package.tensor_delta import StoredDelta
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.signing import trust
 from paramdelta_hub.tasks.digests import run_over, tensor_digests
@@ -170,8 +168,7 @@ def _decode(
 ) -> dict[str, tuple[str, str]]:
     """Decode every payload, and return each tensor's digests of base and of base ⊕ Δ."""
     sums = _sums(package, base, locations)
-    decode = partial(_sum_digests, kernel_for(decoded_nbytes(package.manifest.tensors)))
-    return run_over(sums, lambda each: each.nbytes, decode, threads, progress, "decoding and adding")
+    return run_over(sums, lambda each: each.nbytes, _sum_digests, threads, progress, "decoding and adding")
 
 
 def _check_base(
@@ -351,13 +348,13 @@ def _sources(
     return sources
 
 
-def _sum_digests(kernel: Kernel, sums: Sequence[_Sum], advance: Advance) -> dict[str, tuple[str, str]]:
+def _sum_digests(sums: Sequence[_Sum], advance: Advance) -> dict[str, tuple[str, str]]:
     """Return each tensor's digests of base and of base ⊕ Δ; without base, decode against zeros for the checks alone."""
     digests = {}
     with OpenFiles(CheckpointError) as files, OpenFiles(PackageError) as shards:
         for each in sums:
             before, after = begin_digest(), begin_digest()
-            with TensorSum(each.source.dtype, each.addends, shards, kernel) as total:
+            with TensorSum(each.source.dtype, each.addends, shards) as total:
                 for values in read_chunks(each.source, each.elements, files):
                     before.update(values.data)
                     after.update(total.add(values).data)

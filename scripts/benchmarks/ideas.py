@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from paramdelta_hub.codecs.palette import FEW
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.codecs.palette import FEW
 from scripts.benchmarks.models import narrow, tensors, wide
 from scripts.benchmarks.sizes import PAIRS
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from paramdelta_hub.numerics.kernels import kernel_for
 
 from paramdelta_hub.codecs import codec_named
 from paramdelta_hub.codecs.sparse import sparse_streams
-from paramdelta_hub.numerics.kernels import kernel_for
 from paramdelta_hub.package.chunks import Layout
 from paramdelta_hub.package.manifest import LINEAGE_NAME, MANIFEST_NAME
 from paramdelta_hub.package.package import open_package

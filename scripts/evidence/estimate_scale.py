@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 
 import paramdelta_hub as pd
 from paramdelta_hub.application.apply import Application
 from paramdelta_hub.extraction.extract import Extraction
 from paramdelta_hub.fileio.digests import values_digest
-from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.tasks.partition import group_by_output_file, partition
 from paramdelta_hub.tasks.plan import Plan
 from paramdelta_hub.tasks.runner import Operation

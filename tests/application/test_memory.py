@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 
 import paramdelta_hub as pd
 from paramdelta_hub.application.apply import Application
 from paramdelta_hub.extraction.extract import Extraction
 from paramdelta_hub.limits import CHUNK_ELEMENTS, NUMBA_FROM_BYTES, WORKER_BYTES
 from paramdelta_hub.numerics import scratch
-from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 from paramdelta_hub.tasks.workspace import Workspace
 from tests.support.models import write_model
 

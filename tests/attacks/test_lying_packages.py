@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 
 import paramdelta_hub as pd
 from paramdelta_hub.codecs import CODECS, frames
@@ -18,7 +19,6 @@ from paramdelta_hub.errors import (
     ParamdeltaError,
     VerificationError,
 )
-from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from paramdelta_hub.package.chunks import Layout
 from tests.attacks.outcomes import (
     apply_is_safe,

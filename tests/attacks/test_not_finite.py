@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 
 import paramdelta_hub as pd
 from paramdelta_hub.codecs import CODECS
 from paramdelta_hub.errors import NotFiniteError, PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.numerics.floats import FLOATS, Difference, Statistics
-from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from paramdelta_hub.package.chunks import encode_added
 from paramdelta_hub.package.shard import ShardWriter
 from paramdelta_hub.package.tensor_delta import StoredDelta

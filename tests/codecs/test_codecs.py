@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 
 from paramdelta_hub import codecs
 from paramdelta_hub.codecs import CODECS, frames, palette
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
-from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from tests.codecs.symbols import KINDS, TYPES, chunk
 
 KERNEL = NumpyKernel()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from blake3 import blake3
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 
 import paramdelta_hub as pd
 from paramdelta_hub.codecs import CODECS
@@ -26,7 +27,6 @@ from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from paramdelta_hub.numerics import floats
 from paramdelta_hub.numerics.floats import FLOATS, NotFiniteChunkError
-from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from paramdelta_hub.package.chunks import Layout, decode_added, encode_added
 from paramdelta_hub.package.shard import ShardWriter, check_shard_header
 from paramdelta_hub.package.tensor_delta import StoredDelta

@@ -15,6 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paramdelta_hub.numerics.kernels import Kernel, LoadingKernel, kernel_for
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel, gaps_of, positions_of
 
 import paramdelta_hub as pd
 from paramdelta_hub import limits
@@ -23,8 +25,6 @@ from paramdelta_hub.extraction.extract import Extraction
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.numerics import floats, kernels
 from paramdelta_hub.numerics.floats import FLOATS, Difference, Float, NotFiniteChunkError
-from paramdelta_hub.numerics.kernels import Kernel, LoadingKernel, kernel_for
-from paramdelta_hub.numerics.kernels.numpy import NumpyKernel, gaps_of, positions_of
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.package.tensor_delta import StoredDelta
 from paramdelta_hub.tasks.runner import perform

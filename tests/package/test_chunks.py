@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blake3 import blake3
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 
 from paramdelta_hub.codecs import CODECS, frames
 from paramdelta_hub.errors import IntegrityError, PackageError
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.floats import FLOATS
-from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from paramdelta_hub.package.chunks import Layout, decode_added, decode_replaced
 from paramdelta_hub.package.shard import ShardWriter
 from paramdelta_hub.package.tensor_delta import PayloadReader

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import SPECTRUM_SIDE
-from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.reports.spectra import _draw, _sample, choose, effective_rank, measure_spectra

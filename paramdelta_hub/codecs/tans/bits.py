@@ -25,7 +25,7 @@ def write(buffer: Any, at: Any, value: int, count: int) -> None:
 
 
 @compiled
-def read(buffer: Any, at: Any, count: int) -> int:
+def read(buffer: Any, at: Any, count: int) -> Any:
     """Read ``count`` bits, at most 63."""
     value = 0
     for i in range(count):
@@ -38,7 +38,11 @@ def read(buffer: Any, at: Any, count: int) -> int:
 
 @compiled
 def write_number(buffer: Any, at: Any, value: int, order: int) -> None:
-    """Write a number by the Exp-Golomb code of that order: v = (value >> order) + 1 as its width − 1 in zeros, then v."""
+    """Write a number by the Exp-Golomb code of that order.
+
+    These are, of ``1 + (value >> order)``: a 0 for each bit but the highest, the highest, the others; then the lowest
+    ``order`` bits of the value.
+    """
     high = (value >> order) + 1
     zeros = 0
     while high >> (zeros + 1):
@@ -50,7 +54,7 @@ def write_number(buffer: Any, at: Any, value: int, order: int) -> None:
 
 
 @compiled
-def read_number(buffer: Any, at: Any, order: int) -> int:
+def read_number(buffer: Any, at: Any, order: int) -> Any:
     """Read a number; −1 if it has more than 62 bits, or none ends before the buffer does."""
     zeros = 0
     while read(buffer, at, 1) == 0:
@@ -62,13 +66,13 @@ def read_number(buffer: Any, at: Any, order: int) -> int:
 
 
 @compiled
-def zigzag(value: int) -> int:
+def zigzag(value: int) -> Any:
     """Return 0, −1, 1, −2, … as 0, 1, 2, 3, …."""
     return (value << 1) ^ (value >> 63)
 
 
 @compiled
-def best_order(values: Any) -> tuple[int, int]:
+def best_order(values: Any) -> Any:
     """Return the order, 0 to 15, that takes the fewest bits for all values, and how many these are."""
     best, fewest = 0, 1 << 62
     for order in range(16):

@@ -54,8 +54,10 @@ def encode_values(values: NDArray[Any]) -> bytes:
     indices = scratch("indices of symbols", values.size, np.uint16)
     number_values(values, *where, of_upper, of_others, alphabet.size - 1, indices)
     _, raw, place = alphabet.values(binary)
-    fields_of = scratch("raw fields", values.size + 2, np.uint64) if values.itemsize == 8 else scratch(
-        "raw fields", values.size // 2 + 2, np.uint64
+    fields_of = (
+        scratch("raw fields", values.size + 2, np.uint64)
+        if values.itemsize == 8
+        else scratch("raw fields", values.size // 2 + 2, np.uint64)
     )
     raw_bits = pack_fields(values, indices, len(alphabet.exact), raw, place, fields_of)
     classes, counts = choose_classes(values, indices, alphabet.size)
@@ -79,7 +81,7 @@ def encode_values(values: NDArray[Any]) -> bytes:
     ]
     streams.append(fields_of.astype("<u8", copy=False).view(np.uint8)[: -(-raw_bits // 8)])
     table = write_table(alphabet, binary, frequencies, classes)
-    return b"".join([_HEAD.pack(*bits, begin), table, *streams])
+    return b"".join([_HEAD.pack(*bits, begin), table, *(stream.data for stream in streams)])
 
 
 def _count(values: NDArray[Any], binary: Binary) -> Histogram:

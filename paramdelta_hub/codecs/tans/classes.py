@@ -107,7 +107,7 @@ def _count(indices: Any, classes: Any, each: int, counts: Any) -> None:
 
 
 @compiled
-def _assign(sample: Any, lengths: Any, classes: Any) -> int:
+def _assign(sample: Any, lengths: Any, classes: Any) -> Any:
     """Give each block the class that takes the fewest bits; return how many changed."""
     changed = 0
     each = sample.size // classes.size

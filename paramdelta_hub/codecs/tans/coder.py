@@ -76,22 +76,34 @@ def advance(words: Any, cursor: Any, table: Any, classes: Any, first: int, out: 
             e, f = _U(table[x0 + own]), _U(table[x1 + own])
             out[i], out[i + _ONE] = e, f
             n, m = e & _NUMBER, f & _NUMBER
-            x0, x1 = (e >> _U(4) & _STATE) + (a & ((_ONE << n) - _ONE)), (f >> _U(4) & _STATE) + (b & ((_ONE << m) - _ONE))
+            x0, x1 = (
+                (e >> _U(4) & _STATE) + (a & ((_ONE << n) - _ONE)),
+                (f >> _U(4) & _STATE) + (b & ((_ONE << m) - _ONE)),
+            )
             a, b, even, odd = a >> n, b >> m, even + n, odd + m
             e, f = _U(table[x2 + own]), _U(table[x3 + own])
             out[i + _U(2)], out[i + _U(3)] = e, f
             n, m = e & _NUMBER, f & _NUMBER
-            x2, x3 = (e >> _U(4) & _STATE) + (a & ((_ONE << n) - _ONE)), (f >> _U(4) & _STATE) + (b & ((_ONE << m) - _ONE))
+            x2, x3 = (
+                (e >> _U(4) & _STATE) + (a & ((_ONE << n) - _ONE)),
+                (f >> _U(4) & _STATE) + (b & ((_ONE << m) - _ONE)),
+            )
             a, b, even, odd = a >> n, b >> m, even + n, odd + m
             e, f = _U(table[x4 + own]), _U(table[x5 + own])
             out[i + _U(4)], out[i + _U(5)] = e, f
             n, m = e & _NUMBER, f & _NUMBER
-            x4, x5 = (e >> _U(4) & _STATE) + (a & ((_ONE << n) - _ONE)), (f >> _U(4) & _STATE) + (b & ((_ONE << m) - _ONE))
+            x4, x5 = (
+                (e >> _U(4) & _STATE) + (a & ((_ONE << n) - _ONE)),
+                (f >> _U(4) & _STATE) + (b & ((_ONE << m) - _ONE)),
+            )
             a, b, even, odd = a >> n, b >> m, even + n, odd + m
             e, f = _U(table[x6 + own]), _U(table[x7 + own])
             out[i + _U(6)], out[i + _U(7)] = e, f
             n, m = e & _NUMBER, f & _NUMBER
-            x6, x7 = (e >> _U(4) & _STATE) + (a & ((_ONE << n) - _ONE)), (f >> _U(4) & _STATE) + (b & ((_ONE << m) - _ONE))
+            x6, x7 = (
+                (e >> _U(4) & _STATE) + (a & ((_ONE << n) - _ONE)),
+                (f >> _U(4) & _STATE) + (b & ((_ONE << m) - _ONE)),
+            )
             even, odd = even + n, odd + m
     cursor[0], cursor[1], cursor[2], cursor[3] = x0, x1, x2, x3
     cursor[4], cursor[5], cursor[6], cursor[7] = x4, x5, x6, x7
@@ -107,7 +119,7 @@ def advance(words: Any, cursor: Any, table: Any, classes: Any, first: int, out: 
 
 
 @compiled
-def finished(cursor: Any, ends: Any) -> bool:
+def finished(cursor: Any, ends: Any) -> Any:
     """Whether a decoder is where it must be at the end of a chunk."""
     for lane in range(LANES):
         if cursor[lane]:
@@ -116,7 +128,7 @@ def finished(cursor: Any, ends: Any) -> bool:
 
 
 @compiled
-def _beyond(cursor: Any, ends: Any) -> bool:
+def _beyond(cursor: Any, ends: Any) -> Any:
     """Whether a decoder has read more than there is."""
     return cursor[8] > ends[0] or cursor[9] > ends[1] or cursor[10] > ends[2]
 
@@ -130,14 +142,16 @@ def _field(words: Any, cursor: Any, width: Any) -> Any:
 
 
 @compiled
-def next_binary32(words: Any, cursor: Any, ends: Any, table: Any, classes: Any, symbols: Any, first: int, out: Any) -> bool:
+def next_binary32(
+    words: Any, cursor: Any, ends: Any, table: Any, classes: Any, symbols: Any, first: int, out: Any
+) -> Any:
     """Decode the next values to ``out``: bits of binary32. Return whether the streams had as much.
 
     An entry of the table has the upper half of its value, or, with an exponent of 255, which no exact symbol has, the
     number of its bin in sign and fraction.
 
-    Args:
-        symbols: ``uint64``, rows of 256: the fixed bits of each bin, the width of its raw field, and its place.
+    ``symbols`` (``uint64``) has in its rows of 256 the fixed bits of each bin, the width of its raw field, and its
+    place. For the others see :func:`advance`.
     """
     if _beyond(cursor, ends):
         return False
@@ -170,13 +184,15 @@ def next_binary32(words: Any, cursor: Any, ends: Any, table: Any, classes: Any, 
 
 
 @compiled
-def next_binary64(words: Any, cursor: Any, ends: Any, table: Any, classes: Any, symbols: Any, first: int, out: Any) -> bool:
+def next_binary64(
+    words: Any, cursor: Any, ends: Any, table: Any, classes: Any, symbols: Any, first: int, out: Any
+) -> Any:
     """Decode the next values to ``out``: bits of binary64. Return whether the streams had as much.
 
     An entry of the table has the number of its symbol.
 
-    Args:
-        symbols: ``uint64``, rows of 4,096: the fixed bits of each symbol, the width of its raw field, and its place.
+    ``symbols`` (``uint64``) has in its rows of 4,096 the fixed bits of each symbol, the width of its raw field, and its
+    place. For the others see :func:`advance`.
     """
     if _beyond(cursor, ends):
         return False
@@ -197,7 +213,7 @@ def next_binary64(words: Any, cursor: Any, ends: Any, table: Any, classes: Any, 
 
 
 @compiled
-def decode_all(words: Any, cursor: Any, ends: Any, table: Any, classes: Any, symbols: Any, out: Any) -> bool:
+def decode_all(words: Any, cursor: Any, ends: Any, table: Any, classes: Any, symbols: Any, out: Any) -> Any:
     """Decode a chunk to ``out``: bits of binary32 or binary64. Return whether it ends where it must."""
     for start in range(0, out.size, SLICE):
         part = out[start : start + SLICE]

@@ -76,22 +76,37 @@ class _CodedDelta:
         factor, overflow = kind.wide.type(weight), kind.wide.type(kind.overflow)
         values = scratch("slice of values", SLICE, self._wide)
         code = CODES[kind.name]
-        bad = int(_add_coded(*self._coded.begin(), values, values.view(f"u{values.itemsize}"), sides[0], factor, code, overflow, sides[1]))
+        bad = int(
+            _add_coded(
+                *self._coded.begin(),
+                values,
+                values.view(f"u{values.itemsize}"),
+                sides[0],
+                factor,
+                code,
+                overflow,
+                sides[1],
+            )
+        )
         if bad < 0:
             raise damaged()
-        return PlainDelta(self.values()).add(kind, target, weight, out) if bad else 0
+        return self._plain().add(kind, target, weight, out) if bad else 0
 
     def accumulate(self, total: Wide, weight: float) -> None:
         """See :class:`Delta`."""
         values = scratch("slice of values", SLICE, self._wide)
-        if not _accumulate_coded(*self._coded.begin(), values, values.view(f"u{values.itemsize}"), total, total.dtype.type(weight)):
+        if not _accumulate_coded(
+            *self._coded.begin(), values, values.view(f"u{values.itemsize}"), total, total.dtype.type(weight)
+        ):
             raise damaged()
 
-    def values(self) -> Wide:
+    def values(self, out: Wide) -> Wide:
         """See :class:`Delta`."""
-        out = scratch("delta", self._count, self._wide)
         self._coded.decode(out.view(f"u{self._wide.itemsize}"))
         return out
+
+    def _plain(self) -> PlainDelta:
+        return PlainDelta(self.values(scratch("delta", self._count, self._wide)))
 
 
 class _SparseDelta:
@@ -102,17 +117,19 @@ class _SparseDelta:
 
     def add(self, kind: Float, target: Bits, weight: float, out: Bits) -> int:
         """See :class:`Delta`."""
-        return PlainDelta(self.values()).add(kind, target, weight, out)
+        return self._plain().add(kind, target, weight, out)
 
     def accumulate(self, total: Wide, weight: float) -> None:
         """See :class:`Delta`."""
-        PlainDelta(self.values()).accumulate(total, weight)
+        self._plain().accumulate(total, weight)
 
-    def values(self) -> Wide:
+    def values(self, out: Wide) -> Wide:
         """See :class:`Delta`."""
-        out = scratch("delta", self._count, self._wide)
         spread(self._gaps, self._few, np.zeros(3, np.int64), out.view(self._few.dtype))
         return out
+
+    def _plain(self) -> PlainDelta:
+        return PlainDelta(self.values(scratch("delta", self._count, self._wide)))
 
 
 @compiled
@@ -130,7 +147,7 @@ def _add_coded(
     code: int,
     overflow: Any,
     out: Any,
-) -> int:
+) -> Any:
     """Decode and add a chunk, slice by slice; return how many results are not finite, or −1 for damaged streams.
 
     ``values`` is overwritten: a slice, wide; ``bits`` is the same memory.
@@ -165,7 +182,7 @@ def _accumulate_coded(
     bits: Any,
     total: Any,
     weight: Any,
-) -> bool:
+) -> Any:
     """Decode a chunk and add it to wide sums, slice by slice; return whether the streams end where they must."""
     for start in range(0, total.size, SLICE):
         sums = total[start : start + SLICE]

@@ -76,7 +76,7 @@ def _write(
     fraction_bits: int,
     exact_bits: int,
     buffer: Any,
-) -> int:
+) -> Any:
     """Write a table, and return how many bits it takes."""
     at = np.zeros(1, np.int64)
     class_bits = 0
@@ -156,7 +156,7 @@ def _read(
     bins: Any,
     frequencies: Any,
     classes: Any,
-) -> tuple[int, int, int]:
+) -> Any:
     """Read a table; return how many exact symbols, bins and classes there are, or a fault in place of the first."""
     at = np.zeros(1, np.int64)
     class_bits = read(buffer, at, 2)

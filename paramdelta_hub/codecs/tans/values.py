@@ -32,7 +32,7 @@ def count_exponents(values: Any, counts: Any) -> None:
 
 
 @compiled
-def count_values(values: Any, lowest: int, places: Any, of_upper: Any, of_others: Any) -> int:
+def count_values(values: Any, lowest: int, places: Any, of_upper: Any, of_others: Any) -> Any:
     """Count values by their upper 16 bits, or by n, exponent and fraction bits; return how many are neither.
 
     Neither are those whose exponents are not counted, and NaN and infinity.
@@ -83,7 +83,7 @@ def number_values(values: Any, lowest: int, places: Any, of_upper: Any, of_other
 
 
 @compiled
-def pack_fields(values: Any, indices: Any, exact: int, raw: Any, place: Any, words: Any) -> int:
+def pack_fields(values: Any, indices: Any, exact: int, raw: Any, place: Any, words: Any) -> Any:
     """Write the raw fields of all elements whose symbol is not exact, one after another; return how many bits.
 
     Args:
@@ -117,11 +117,8 @@ def pack_fields(values: Any, indices: Any, exact: int, raw: Any, place: Any, wor
 
 
 @compiled
-def number_symbols(
-    exact: Any, bins: Any, fields: Any, lowest: int, places: Any, of_upper: Any, of_others: Any
-) -> None:
-    """Fill the numbers of symbols: by the upper 16 bits of values whose lower bits are 0, and by what is counted of the
-    others.
+def number_symbols(exact: Any, bins: Any, fields: Any, lowest: int, places: Any, of_upper: Any, of_others: Any) -> None:
+    """Fill the numbers of symbols: by the upper 16 bits of values with zeros below, and by what is counted of others.
 
     Args:
         exact: see :class:`~paramdelta_hub.codecs.tans.alphabet.Alphabet`.
