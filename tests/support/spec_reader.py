@@ -12,7 +12,6 @@ import json
 import math
 import re
 import unicodedata
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +31,12 @@ FIELDS = {
     "cast given_up taken_up renames layouts ties omissions shards lineage companions tensors",
     "source": "name commit files dtypes tied_embeddings tokenizer_sha256",
     "architecture": "model_type classes fingerprint",
-    "exactness": "exact elements changed remainders exceptions",
+    "exactness": "exact elements changed exceptions",
     "file": "path size sha256",
     "config": "patch reverse",
     "rows": "base runs",
     "record": "name base_name post_name dtype base_dtype post_dtype shape rows effect codec shard nbytes "
-    "payload_blake3 base_blake3 post_blake3 base_norm delta_norm changed remainders exceptions",
+    "payload_blake3 base_blake3 post_blake3 base_norm delta_norm changed exceptions",
 }
 COMPONENT = r"[A-Za-z0-9_-]([A-Za-z0-9._-]{0,253}[A-Za-z0-9_-])?"
 PATH = re.compile(rf"{COMPONENT}(/{COMPONENT}){{0,3}}")
@@ -125,30 +124,11 @@ def planes(streams: list[bytes], count: int) -> np.ndarray:
     return out.reshape(-1).view(f"<u{len(streams)}")
 
 
-def symbols(codec: str, streams: list[bytes], count: int, width: int) -> np.ndarray:
+def replacing(codec: str, streams: list[bytes], count: int, width: int) -> np.ndarray:
     if codec == "raw":
         require(len(streams[0]) == count * width, "§5 raw")
         return np.frombuffer(streams[0], f"<u{width}")
-    if codec == "planes":
-        return planes(streams, count)
-    if streams[0]:
-        coded = positions(streams[0], count)
-        out = np.zeros(count, "<u2")
-        out[coded] = palette([*streams[1:]], coded.size)
-        return out
-    return palette(streams[1:], count)
-
-
-def palette(streams: list[bytes], count: int) -> np.ndarray:
-    require(len(streams[0]) % 2 == 0 and len(streams[0]) <= 510, "§5 the palette")
-    entries, ranks = np.frombuffer(streams[0], "<u2"), frame(streams[1], count)
-    escaped = ranks == 255
-    require((ranks[~escaped] < entries.size).all(), "§5 a rank has an entry")
-    require(escaped.any() or not any(streams[2:]), "§5 escapes without ranks of 255")
-    out = np.empty(count, "<u2")
-    out[~escaped] = entries[ranks[~escaped]]
-    out[escaped] = planes(streams[2:], int(escaped.sum()))
-    return out
+    return planes(streams, count)
 
 
 def sparse(streams: list[bytes], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -169,6 +149,144 @@ def positions(stream: bytes, count: int) -> np.ndarray:
     found = np.cumsum(gaps + ends)[ends] - 1
     require(found[-1] < count, "§5 the last position")
     return found
+
+
+# §5.1: tANS
+
+
+class BitReader:
+    """Bits of a byte string, the least significant first."""
+
+    def __init__(self, content: bytes, position: int = 0) -> None:
+        self.content, self.position = content, position
+
+    def bits(self, count: int) -> int:
+        first, shift = divmod(self.position, 8)
+        self.position += count
+        require(self.position <= 8 * len(self.content), "§5.1 bits that are not there")
+        return int.from_bytes(self.content[first : (self.position + 7) // 8], "little") >> shift & ((1 << count) - 1)
+
+    def number(self, r: int) -> int:
+        z = 0
+        while not self.bits(1):
+            z += 1
+            require(z + r <= 61, "§5.1 number(r)")
+        return (((1 << z) | self.bits(z)) - 1) << r | self.bits(r)
+
+    def signed(self, r: int) -> int:
+        number = self.number(r)
+        return -(number + 1) // 2 if number % 2 else number // 2
+
+
+@dataclass
+class Symbol:
+    """What an element of it is made of, and what is left to its raw field: ``fixed | rest << shift | sign``."""
+
+    fixed: int
+    raw: int
+    shift: int
+
+
+def read_symbols(table: BitReader, e: int, m: int) -> list[Symbol]:
+    width, symbols = 1 + e + m, []
+    for n in range(16 - e):
+        strings = table.number(0)
+        r, string = table.bits(4) if strings else 0, -1
+        for _ in range(strings):
+            string += 1 + table.number(r)
+            require(string < ((1 << e) - 1) << max(n - 1, 0), "§5.1 an exact symbol's exponent")
+            for sign in (0, 1) if table.bits(1) else (table.bits(1),):
+                fixed = string << (m - max(n - 1, 0)) | (1 << (m - n) if n else 0) | sign << (width - 1)
+                symbols.append(Symbol(fixed, 0, 0))
+                require(len(symbols) < 4096, "§5.1 symbols")
+    bins = 0
+    for n in range(m + 1):
+        number = table.number(0)
+        bins += number
+        require(bins <= (255 if width == 32 else 4095) and len(symbols) + number < 4096, "§5.1 bins")
+        r, length, end = table.bits(4) if number else 0, e, 0
+        for _ in range(number):
+            length += table.signed(0)
+            depth = e + max(n - 1, 0)
+            require(0 <= length <= depth, "§5.1 a bin's length")
+            size = 1 << (depth - length)
+            prefix = -(-end // size) + table.number(r)
+            require(prefix < 1 << length, "§5.1 a bin's prefix")
+            end = (prefix + 1) * size
+            fixed = prefix << (width - 1 - length) | (1 << (m - n) if n else 0)
+            symbols.append(Symbol(fixed, 1 + depth - length, m - max(n - 1, 0)))
+    return [*symbols, Symbol(0, width, 0)]
+
+
+def read_frequencies(table: BitReader, symbols: int) -> list[int]:
+    changes, r, found = table.bits(1), table.bits(4), [0]
+    for _ in range(symbols):
+        found.append(found[-1] + table.signed(r) if changes else table.number(r))
+        require(0 <= found[-1] <= 4096, "§5.1 a frequency")
+    require(sum(found) == 4096, "§5.1 frequencies")
+    return found[1:]
+
+
+def states_of(frequencies: list[int]) -> list[tuple[int, int, int]]:
+    """Return each state's symbol, how many bits are read, and what they are added to."""
+    symbol_of, p = [0] * 4096, 0
+    for symbol, frequency in enumerate(frequencies):
+        for _ in range(frequency):
+            symbol_of[p] = symbol
+            p = (p + 2563) % 4096
+    x, states = list(frequencies), []
+    for symbol in symbol_of:
+        b = 13 - x[symbol].bit_length()
+        states.append((symbol, b, (x[symbol] << b) - 4096))
+        x[symbol] += 1
+    return states
+
+
+def tans(stream: bytes, count: int, width: int) -> np.ndarray:
+    """Decode ``count`` values of ``width`` bits."""
+    e, m = (8, 23) if width == 32 else (11, 52)
+    require(len(stream) >= 24, "§5.1 the head")
+    lengths = [int.from_bytes(stream[4 * i : 4 * i + 4], "little") for i in range(3)]
+    limits = [12 * (-(-count // 2)), 12 * (count // 2), width * count]
+    require(all(length <= limit for length, limit in zip(lengths, limits, strict=True)), "§5.1 lengths")
+    nbytes = [-(-length // 8) for length in lengths]
+    ends = [len(stream) - nbytes[1] - nbytes[2], len(stream) - nbytes[2], len(stream)]
+    start = ends[0] - nbytes[0]
+    require(start >= 24, "§5.1 lengths")
+    table = BitReader(stream[24:start])
+    c = table.bits(2)
+    require(c <= 2, "§5.1 classes")
+    symbols = read_symbols(table, e, m)
+    states = [states_of(read_frequencies(table, len(symbols))) for _ in range(1 << c)]
+    classes = [table.bits(c) for _ in range(-(-count // 256))]
+    require(table.bits(-table.position % 8) == 0 and table.position == 8 * (start - 24), "§5.1 the table's end")
+    firsts = [8 * ends[0] - lengths[0], 8 * ends[1] - lengths[1], 8 * ends[1]]
+    streams = [BitReader(stream, first) for first in firsts]
+    current = [int.from_bytes(stream[12:24], "little") >> 12 * i & 4095 for i in range(8)]
+    out = np.empty(count, f"<u{width // 8}")
+    for i in range(count):
+        number, b, base = states[classes[i // 256]][current[i % 8]]
+        current[i % 8] = base + streams[i % 2].bits(b)
+        symbol = symbols[number]
+        raw = streams[2].bits(symbol.raw)
+        if symbol.raw == width:
+            out[i] = raw
+        else:
+            out[i] = symbol.fixed | raw >> 1 << symbol.shift | (raw & 1) << (width - 1)
+    require(not any(current), "§5.1 the last states are 0")
+    used = [reader.position - first for reader, first in zip(streams, firsts, strict=True)]
+    require(used == lengths, "§5.1 streams are used up")
+    return out
+
+
+def values(streams: list[bytes], count: int, width: int) -> np.ndarray:
+    """Decode a chunk of Δ, as bits."""
+    if not streams[0]:
+        return tans(streams[1], count, width)
+    coded = positions(streams[0], count)
+    out = np.zeros(count, f"<u{width // 8}")
+    out[coded] = tans(streams[1], coded.size, width)
+    return out
 
 
 # §6: arithmetic
@@ -246,15 +364,13 @@ class SpecPackage:
         """Cut a payload (§4): for every chunk, how many elements it has, and its streams."""
         record, payload = self.records[name], self.payloads[name]
         elements, width = math.prod(record["shape"]), ITEM_SIZES[record["dtype"]]
-        chunks, columns = -(-elements // CHUNK), {"palette": 5, "planes": width, "raw": 1}[record["codec"]["name"]]
-        wide = 8 if width > 2 else 4
-        if record["effect"] == "add":
-            columns += 1 + wide + 1 + width + 1
+        chunks, columns = -(-elements // CHUNK), {"tans": 4 + width, "planes": width, "raw": 1}[record["codec"]["name"]]
+        wide = WIDE[record["dtype"]].itemsize if record["effect"] == "add" else 0
         require(len(payload) >= 4 * chunks * columns, "§4 the chunk table")
         body = len(payload) - 4 * chunks * columns
         table = np.frombuffer(payload[body:], "<u4").reshape(chunks, columns).astype(int)
         require(table.sum() == body, "§4 the lengths add up")
-        require((table.sum(axis=1) <= 2**20 * (2 * width + wide + 3) + 1024 * columns).all(), "§4 an impossible chunk")
+        require((table.sum(axis=1) <= 2**20 * (width + wide + 4) + 2**17).all(), "§4 an impossible chunk")
         cuts = [0, *np.cumsum(table).tolist()]
         streams = [payload[start:end] for start, end in itertools.pairwise(cuts)]
         return [(min(CHUNK, elements - i * CHUNK), streams[i * columns : (i + 1) * columns]) for i in range(chunks)]
@@ -267,24 +383,21 @@ class SpecPackage:
         if codec == "zero":
             none, starts = np.empty(0, int), range(0, elements, CHUNK)
             return [Chunk(np.zeros(min(CHUNK, elements - start), wide), none, none, b"") for start in starts]
-        width, chunks, listed = ITEM_SIZES[dtype], [], Counter()
+        width, chunks, listed = ITEM_SIZES[dtype], [], 0
         for count, streams in self.streams(name):
             digest, exceptions = streams[-1], sparse(streams[-2 - width : -1], count)
-            remainder = sparse(streams[-3 - width - wide.itemsize : -2 - width], count)
-            own = symbols(codec, streams[: -3 - width - wide.itemsize], count, width)
             require(len(digest) == (32 if exceptions[0].size else 0), "§6 exceptions and base's digest")
-            delta = widen(dtype, own)
-            delta.view(f"<u{wide.itemsize}")[remainder[0]] += remainder[1]
-            listed.update(remainders=remainder[0].size, exceptions=exceptions[0].size)
+            delta = values(streams[:2], count, 8 * wide.itemsize).view(wide)
+            listed += exceptions[0].size
             chunks.append(Chunk(delta, *exceptions, digest))
-        require(all(record[key] == listed[key] for key in ("remainders", "exceptions")), "§3.3 counts")
+        require(record["exceptions"] == listed, "§3.3 counts")
         return chunks
 
     def replaced(self, name: str) -> bytes:
         """Decode a ``replace`` tensor that is not ``zero``: post's values."""
         record = self.records[name]
         codec, width = record["codec"]["name"], ITEM_SIZES[record["dtype"]]
-        return b"".join(symbols(codec, streams, count, width).tobytes() for count, streams in self.streams(name))
+        return b"".join(replacing(codec, streams, count, width).tobytes() for count, streams in self.streams(name))
 
 
 def cast(values: bytes, dtype: str, to: str) -> bytes:
@@ -433,7 +546,7 @@ def check_manifest(manifest: object) -> None:
         texts(name, first)
         require(0 < len(name.encode()) <= 1024, "§3.3 a name's length")
         require(name not in names and first in names, "§3.2 ties")
-    totals = {key: sum(r[key] for r in manifest["tensors"]) for key in ("changed", "remainders", "exceptions")}
+    totals = {key: sum(r[key] for r in manifest["tensors"]) for key in ("changed", "exceptions")}
     totals |= {"exact": True, "elements": sum(math.prod(record["shape"]) for record in manifest["tensors"])}
     require(totals == manifest["exactness"], "§3.2 exactness")
 
@@ -475,7 +588,7 @@ def check_record(record: dict) -> None:
     require(sides == {dtype} or (sides < WIDE.keys() and len(sides) == 2 and dtype == "F32"), "§3.3 dtypes")
     require(effect == ("add" if dtype in WIDE else "replace") and dtype in ITEM_SIZES.keys() - {"F64"}, "§3.3 effect")
     require(codec == {"name": codec["name"], "parameters": {}}, "§3.3 codec")
-    takes = {"zero", "planes", "raw", *(["palette"] if ITEM_SIZES[dtype] == 2 else [])}
+    takes = {"zero", "tans"} if effect == "add" else {"zero", "planes", "raw"}
     require(codec["name"] in takes, "§5 codec")
     require(len(record["shape"]) <= 16 and math.prod(record["shape"]) <= 2**40, "§3.3 shape")
     if record["rows"] is not None:
@@ -489,7 +602,7 @@ def check_record(record: dict) -> None:
     else:
         require(None not in payload and record["nbytes"] > 0, "§3.3 a payload")
     if codec["name"] == "zero" or effect == "replace":
-        require(record["remainders"] == record["exceptions"] == 0, "§3.3 counts")
+        require(record["exceptions"] == 0, "§3.3 counts")
 
 
 def check_change(change: dict) -> None:
