@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+from numba.extending import overload
 
-__all__ = ["SLICE", "compiled"]
+__all__ = ["SLICE", "by_type", "compiled"]
 
 SLICE = 4096
 """Elements that are worked on at a time: their wide values take 16 KiB, or 32."""
@@ -27,3 +28,12 @@ def compiled(loop: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, cache=True, error_model="numpy")(loop)
     except RuntimeError:  # neither of the two can be written
         return numba.njit(nogil=True, error_model="numpy")(loop)
+
+
+def by_type(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a function, within compiled code, the loop that is right for its arguments' types.
+
+    What is decorated is called with these types, and returns the loop. So each compiled caller has the one loop that it
+    needs, and none of the others.
+    """
+    return overload(function, jit_options={"error_model": "numpy"})

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from paramdelta_hub.numerics.compiled import SLICE, compiled
 from paramdelta_hub.numerics.floats import Bits, Float, Wide
 from paramdelta_hub.numerics.scratch import scratch
-from paramdelta_hub.numerics.widening import CODES, narrow, widen
+from paramdelta_hub.numerics.widening import narrow, widen
 
 __all__ = ["Difference", "NotFiniteChunkError", "Statistics", "subtract"]
 
@@ -74,12 +74,12 @@ def subtract(kind: Float, base: Bits, post: Bits, out: Wide) -> Difference:
     squares = np.zeros((2, _LANES))
     sides = base.view(kind.operand), post.view(kind.operand)
     largest = np.finfo(kind.wide).max
-    code, infinity = CODES[kind.name], base.dtype.type(kind.infinity)
-    changed, exceptions, finite = _subtract(base, post, *sides, code, infinity, out, missed, squares, largest)
+    infinity = base.dtype.type(kind.infinity)
+    changed, exceptions, finite = _subtract(base, post, *sides, infinity, out, missed, squares, largest)
     if not finite:
         base, post = _without_unchanged(kind, base, post)
         sides = base.view(kind.operand), post.view(kind.operand)
-        _, exceptions, _ = _subtract(base, post, *sides, code, infinity, out, missed, squares, largest)
+        _, exceptions, _ = _subtract(base, post, *sides, infinity, out, missed, squares, largest)
     base_square, delta_square = squares.sum(axis=1).tolist()
     counted = Statistics(changed, exceptions, base_square, delta_square)
     return Difference(out, missed[:exceptions], counted)
@@ -116,7 +116,6 @@ def _subtract(
     post_bits: Any,
     base: Any,
     post: Any,
-    code: int,
     infinity: Any,
     out: Any,
     missed: Any,
@@ -132,7 +131,6 @@ def _subtract(
         post_bits: likewise.
         base: the same memory, as :func:`~paramdelta_hub.numerics.widening.widen` takes it.
         post: likewise.
-        code: of the dtype.
         infinity: the exponent that NaN and infinity have.
         out: receives Δ.
         missed: ``int32``, receives the positions where base + Δ, rounded, is not post.
@@ -151,8 +149,8 @@ def _subtract(
         end = min(start + SLICE, base.size)
         size = end - start
         delta, post_slice, base_slice = out[start:end], post_bits[start:end], base_bits[start:end]
-        widen(base[start:end], code, old[:size])
-        widen(post[start:end], code, new[:size])
+        widen(base[start:end], old[:size])
+        widen(post[start:end], new[:size])
         differing = np.int32(0)
         bad = np.int32(0)
         for i in range(size):
@@ -166,7 +164,7 @@ def _subtract(
         _add_squares(old[:size], delta, largest, squares)
         for i in range(size):
             old[i] = old[i] + delta[i]
-        narrow(old[:size], code, spare[:size], sums[:size])
+        narrow(old[:size], spare[:size], sums[:size])
         for i in range(size):
             flags[i] = np.uint8(sum_bits[i] != post_slice[i])
         for i in range(size, -(-size // 8) * 8):

@@ -60,8 +60,8 @@ class Float:
 
     @property
     def operand(self) -> np.dtype[Any]:
-        """The type that compiled loops take its values as: the bits, or float32."""
-        return _F4 if self.itemsize == 4 else self.bits
+        """The type that compiled loops take its values as, see :mod:`~paramdelta_hub.numerics.widening`."""
+        return np.dtype({"BF16": "u2", "F16": "i2", "F32": "f4"}[self.name])
 
     def widen(self, bits: Bits, out: Wide) -> Wide:
         """Convert bit patterns to the wide type, exactly. ``out`` has the same length and is returned."""

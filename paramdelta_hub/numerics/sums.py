@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from paramdelta_hub.numerics.compiled import SLICE, compiled
 from paramdelta_hub.numerics.floats import Bits, Float, Wide
 from paramdelta_hub.numerics.scratch import scratch
-from paramdelta_hub.numerics.widening import CODES, count_not_finite, narrow, widen
+from paramdelta_hub.numerics.widening import count_not_finite, narrow, widen
 
 __all__ = ["Delta", "PlainDelta", "add_all", "add_slice"]
 
@@ -48,7 +48,7 @@ class PlainDelta:
         """See :class:`Delta`."""
         sides = target.view(kind.operand), out.view(kind.operand)
         factor, overflow = kind.wide.type(weight), kind.wide.type(kind.overflow)
-        bad = int(_add(sides[0], self._values, factor, CODES[kind.name], overflow, sides[1]))
+        bad = int(_add(sides[0], self._values, factor, overflow, sides[1]))
         if bad:
             kept = np.flatnonzero(kind.not_finite(target))
             bad -= _keep(kept[factor * self._values[kept] == 0], target, out)
@@ -70,9 +70,8 @@ def add_all(kind: Float, target: Bits, deltas: Iterable[tuple[Delta | None, floa
     Where the target is NaN or infinite and all wᵢΔᵢ are zero, it keeps its bits, and is not counted. None stands for
     zeros. Each delta is done with before the next is asked for, so all of them may lie in one buffer.
     """
-    code = CODES[kind.name]
     total = scratch("total", target.size, kind.wide)
-    _widen_all(target.view(kind.operand), code, total)
+    _widen_all(target.view(kind.operand), total)
     kept = np.flatnonzero(kind.not_finite(target))
     for delta, weight in deltas:
         if delta is None:
@@ -83,7 +82,7 @@ def add_all(kind: Float, target: Bits, deltas: Iterable[tuple[Delta | None, floa
             if kept.size:
                 change = delta.values(scratch("delta", target.size, kind.wide))
                 kept = kept[kind.wide.type(weight) * change[kept] == 0]
-    bad = int(_narrow_all(total, code, kind.wide.type(kind.overflow), out.view(kind.operand)))
+    bad = int(_narrow_all(total, kind.wide.type(kind.overflow), out.view(kind.operand)))
     return bad - _keep(kept, target, out)
 
 
@@ -94,43 +93,42 @@ def _keep(positions: NDArray[np.intp], target: Bits, out: Bits) -> int:
 
 
 @compiled
-def add_slice(target: Any, delta: Any, weight: Any, code: int, overflow: Any, total: Any, spare: Any, out: Any) -> Any:
+def add_slice(target: Any, delta: Any, weight: Any, overflow: Any, total: Any, spare: Any, out: Any) -> Any:
     """Add a slice, and return how many results are not finite.
 
     Args:
         target: as :func:`~paramdelta_hub.numerics.widening.widen` takes it.
         delta: wide values.
         weight: a wide value.
-        code: of the dtype.
         overflow: what is rounded to infinity.
         total: is overwritten; as long as the slice, and wide.
         spare: likewise.
         out: receives the result.
     """
-    widen(target, code, total)
+    widen(target, total)
     for i in range(delta.size):
         total[i] = total[i] + weight * delta[i]
-    narrow(total, code, spare, out)
+    narrow(total, spare, out)
     return count_not_finite(total, overflow)
 
 
 @compiled
-def _add(target: Any, delta: Any, weight: Any, code: int, overflow: Any, out: Any) -> Any:
+def _add(target: Any, delta: Any, weight: Any, overflow: Any, out: Any) -> Any:
     """Add a chunk, and return how many results are not finite."""
     total, spare = np.empty(SLICE, delta.dtype), np.empty(SLICE, delta.dtype)
     bad = 0
     for start in range(0, target.size, SLICE):
         end = min(start + SLICE, target.size)
         part = total[: end - start], spare[: end - start]
-        bad += add_slice(target[start:end], delta[start:end], weight, code, overflow, part[0], part[1], out[start:end])
+        bad += add_slice(target[start:end], delta[start:end], weight, overflow, part[0], part[1], out[start:end])
     return bad
 
 
 @compiled
-def _widen_all(target: Any, code: int, total: Any) -> None:
+def _widen_all(target: Any, total: Any) -> None:
     for start in range(0, target.size, SLICE):
         end = min(start + SLICE, target.size)
-        widen(target[start:end], code, total[start:end])
+        widen(target[start:end], total[start:end])
 
 
 @compiled
@@ -142,12 +140,12 @@ def _accumulate(total: Any, delta: Any, weight: Any) -> None:
 
 
 @compiled
-def _narrow_all(total: Any, code: int, overflow: Any, out: Any) -> Any:
+def _narrow_all(total: Any, overflow: Any, out: Any) -> Any:
     """Round a chunk, and return how many results are not finite."""
     spare = np.empty(SLICE, total.dtype)
     bad = 0
     for start in range(0, total.size, SLICE):
         part = total[start : start + SLICE]
-        narrow(part, code, spare[: part.size], out[start : start + SLICE])
+        narrow(part, spare[: part.size], out[start : start + SLICE])
         bad += count_not_finite(part, overflow)
     return bad

@@ -1,7 +1,9 @@
-"""Numbers of a table as bits, least significant first: fixed widths, and Exp-Golomb codes for what is mostly small.
+"""Lists of numbers as bits, least significant first, in Exp-Golomb codes: short for what is mostly small.
 
-Buffers are bytes; a position is counted in bits, in an array of one, so that loops can hand it on. Reading past the end
-gives zeros, and the position tells.
+A list begins with 4 bits: the order r of its codes. A number v is coded as z zeros, a 1, z bits and r bits: the highest
+z + 1 bits are those of ``1 + (v >> r)``, whose own highest is the 1, and the others are the lowest of v.
+
+Buffers are bytes; a position is counted in bits, in an array of one, so that loops can move it on.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import numpy as np
 
 from paramdelta_hub.numerics.compiled import compiled
 
-__all__ = ["best_order", "read", "read_number", "write", "write_number", "zigzag"]
+__all__ = ["read_bits", "read_list", "write_bits", "write_list"]
+
+ORDER_BITS = 4
 
 
 @compiled
-def write(buffer: Any, at: Any, value: int, count: int) -> None:
+def write_bits(buffer: Any, at: Any, value: int, count: int) -> None:
     """Write the lowest ``count`` bits of a number that is not negative."""
     for i in range(count):
         place = at[0] + i
@@ -25,8 +29,8 @@ def write(buffer: Any, at: Any, value: int, count: int) -> None:
 
 
 @compiled
-def read(buffer: Any, at: Any, count: int) -> Any:
-    """Read ``count`` bits, at most 63."""
+def read_bits(buffer: Any, at: Any, count: int) -> Any:
+    """Read ``count`` bits, at most 63; past the buffer's end there are zeros."""
     value = 0
     for i in range(count):
         place = at[0] + i
@@ -37,52 +41,38 @@ def read(buffer: Any, at: Any, count: int) -> Any:
 
 
 @compiled
-def write_number(buffer: Any, at: Any, value: int, order: int) -> None:
-    """Write a number by the Exp-Golomb code of that order.
-
-    These are, of ``1 + (value >> order)``: a 0 for each bit but the highest, the highest, the others; then the lowest
-    ``order`` bits of the value.
-    """
-    high = (value >> order) + 1
-    zeros = 0
-    while high >> (zeros + 1):
-        zeros += 1
-    at[0] += zeros
-    write(buffer, at, 1, 1)
-    write(buffer, at, high & ((1 << zeros) - 1), zeros)
-    write(buffer, at, value & ((1 << order) - 1), order)
-
-
-@compiled
-def read_number(buffer: Any, at: Any, order: int) -> Any:
-    """Read a number; −1 if it has more than 62 bits, or none ends before the buffer does."""
-    zeros = 0
-    while read(buffer, at, 1) == 0:
-        zeros += 1
-        if zeros + order > 61:
-            return -1
-    high = (1 << zeros) | read(buffer, at, zeros)
-    return ((high - 1) << order) | read(buffer, at, order)
-
-
-@compiled
-def zigzag(value: int) -> Any:
-    """Return 0, −1, 1, −2, … as 0, 1, 2, 3, …."""
-    return (value << 1) ^ (value >> 63)
-
-
-@compiled
-def best_order(values: Any) -> Any:
-    """Return the order, 0 to 15, that takes the fewest bits for all values, and how many these are."""
+def write_list(buffer: Any, at: Any, values: Any) -> None:
+    """Write a list (``int64``, none negative) with the order that takes the fewest bits."""
     best, fewest = 0, 1 << 62
-    for order in range(16):
+    for order in range(1 << ORDER_BITS):
         total = 0
         for value in values:
-            high = (value >> order) + 1
-            width = 0
-            while high >> (width + 1):
-                width += 1
-            total += 2 * width + 1 + order
+            high, zeros = (value >> order) + 1, 0
+            while high >> (zeros + 1):
+                zeros += 1
+            total += 2 * zeros + 1 + order
         if total < fewest:
             best, fewest = order, total
-    return best, fewest
+    write_bits(buffer, at, best, ORDER_BITS)
+    for value in values:
+        high, zeros = (value >> best) + 1, 0
+        while high >> (zeros + 1):
+            zeros += 1
+        at[0] += zeros
+        write_bits(buffer, at, 1 | (high & ((1 << zeros) - 1)) << 1, zeros + 1)
+        write_bits(buffer, at, value & ((1 << best) - 1), best)
+
+
+@compiled
+def read_list(buffer: Any, at: Any, values: Any) -> Any:
+    """Read as many numbers as ``values`` (``int64``) has; return whether each ends, and has at most 62 bits."""
+    order = read_bits(buffer, at, ORDER_BITS)
+    for i in range(values.size):
+        zeros = 0
+        while read_bits(buffer, at, 1) == 0:
+            zeros += 1
+            if zeros + order > 61:
+                return False
+        high = (1 << zeros) | read_bits(buffer, at, zeros)
+        values[i] = ((high - 1) << order) | read_bits(buffer, at, order)
+    return True

@@ -7,12 +7,14 @@ a stream, which one window has.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numba import types
 
 from paramdelta_hub.codecs.tans.tables import STATE_BITS, STATES
-from paramdelta_hub.numerics.compiled import SLICE, compiled
+from paramdelta_hub.numerics.compiled import SLICE, by_type, compiled
 
 __all__ = [
     "BLOCK",
@@ -23,8 +25,7 @@ __all__ = [
     "decode_all",
     "encode",
     "finished",
-    "next_binary32",
-    "next_binary64",
+    "next_values",
 ]
 
 BLOCK = 256
@@ -141,8 +142,33 @@ def _field(words: Any, cursor: Any, width: Any) -> Any:
     return value
 
 
-@compiled
-def next_binary32(
+def next_values(
+    words: Any, cursor: Any, ends: Any, table: Any, classes: Any, symbols: Any, first: int, out: Any
+) -> bool:
+    """Decode the next values to ``out``: bits of binary32 or binary64. Return whether the streams had as much.
+
+    Args:
+        words: see :func:`advance`, as the others that are not told here.
+        cursor: likewise.
+        ends: ``uint64``, where the three streams end.
+        table: likewise.
+        classes: likewise.
+        symbols: ``uint64``, rows of 256, of bins and "other", or of 4,096, of all symbols: the fixed bits of each, the
+            width of its raw field, and its place.
+        first: likewise.
+        out: ``uint32`` or ``uint64``, 4,096 at most; fewer only at the end of a chunk.
+    """
+    raise NotImplementedError  # compiled code has the loops below
+
+
+@by_type(next_values)
+def _decoding(
+    words: Any, cursor: Any, ends: Any, table: Any, classes: Any, symbols: Any, first: int, out: Any
+) -> Callable[..., bool]:
+    return {types.uint32: _next_binary32, types.uint64: _next_binary64}[out.dtype]
+
+
+def _next_binary32(
     words: Any, cursor: Any, ends: Any, table: Any, classes: Any, symbols: Any, first: int, out: Any
 ) -> Any:
     """Decode the next values to ``out``: bits of binary32. Return whether the streams had as much.
@@ -150,8 +176,6 @@ def next_binary32(
     An entry of the table has the upper half of its value, or, with an exponent of 255, which no exact symbol has, the
     number of its bin in sign and fraction.
 
-    ``symbols`` (``uint64``) has in its rows of 256 the fixed bits of each bin, the width of its raw field, and its
-    place. For the others see :func:`advance`.
     """
     if _beyond(cursor, ends):
         return False
@@ -183,16 +207,13 @@ def next_binary32(
     return True
 
 
-@compiled
-def next_binary64(
+def _next_binary64(
     words: Any, cursor: Any, ends: Any, table: Any, classes: Any, symbols: Any, first: int, out: Any
 ) -> Any:
     """Decode the next values to ``out``: bits of binary64. Return whether the streams had as much.
 
     An entry of the table has the number of its symbol.
 
-    ``symbols`` (``uint64``) has in its rows of 4,096 the fixed bits of each symbol, the width of its raw field, and its
-    place. For the others see :func:`advance`.
     """
     if _beyond(cursor, ends):
         return False
@@ -217,11 +238,7 @@ def decode_all(words: Any, cursor: Any, ends: Any, table: Any, classes: Any, sym
     """Decode a chunk to ``out``: bits of binary32 or binary64. Return whether it ends where it must."""
     for start in range(0, out.size, SLICE):
         part = out[start : start + SLICE]
-        if part.itemsize == 4:
-            good = next_binary32(words, cursor, ends, table, classes, symbols, start, part)
-        else:
-            good = next_binary64(words, cursor, ends, table, classes, symbols, start, part)
-        if not good:
+        if not next_values(words, cursor, ends, table, classes, symbols, start, part):
             return False
     return finished(cursor, ends)
 

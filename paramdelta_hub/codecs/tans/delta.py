@@ -17,13 +17,12 @@ from paramdelta_hub.codecs import frames
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.codecs.sparse import decode_gaps, gather, spread
 from paramdelta_hub.codecs.tans.chunk import CodedValues, damaged, encode_values, parse_values
-from paramdelta_hub.codecs.tans.coder import finished, next_binary32, next_binary64
+from paramdelta_hub.codecs.tans.coder import finished, next_values
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.numerics.compiled import SLICE, compiled
 from paramdelta_hub.numerics.floats import Bits, Float, Wide
 from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.numerics.sums import Delta, PlainDelta, add_slice
-from paramdelta_hub.numerics.widening import CODES
 
 __all__ = ["Tans"]
 
@@ -75,7 +74,6 @@ class _CodedDelta:
         sides = target.view(kind.operand), out.view(kind.operand)
         factor, overflow = kind.wide.type(weight), kind.wide.type(kind.overflow)
         values = scratch("slice of values", SLICE, self._wide)
-        code = CODES[kind.name]
         bad = int(
             _add_coded(
                 *self._coded.begin(),
@@ -83,7 +81,6 @@ class _CodedDelta:
                 values.view(f"u{values.itemsize}"),
                 sides[0],
                 factor,
-                code,
                 overflow,
                 sides[1],
             )
@@ -144,7 +141,6 @@ def _add_coded(
     bits: Any,
     target: Any,
     weight: Any,
-    code: int,
     overflow: Any,
     out: Any,
 ) -> Any:
@@ -157,16 +153,10 @@ def _add_coded(
     for start in range(0, target.size, SLICE):
         end = min(start + SLICE, target.size)
         part = bits[: end - start]
-        if values.itemsize == 4:
-            good = next_binary32(words, cursor, ends, table, classes, symbols, start, part)
-        else:
-            good = next_binary64(words, cursor, ends, table, classes, symbols, start, part)
-        if not good:
+        if not next_values(words, cursor, ends, table, classes, symbols, start, part):
             return -1
         size = end - start
-        bad += add_slice(
-            target[start:end], values[:size], weight, code, overflow, total[:size], spare[:size], out[start:end]
-        )
+        bad += add_slice(target[start:end], values[:size], weight, overflow, total[:size], spare[:size], out[start:end])
     return bad if finished(cursor, ends) else -1
 
 
@@ -187,11 +177,7 @@ def _accumulate_coded(
     for start in range(0, total.size, SLICE):
         sums = total[start : start + SLICE]
         part = bits[: sums.size]
-        if values.itemsize == 4:
-            good = next_binary32(words, cursor, ends, table, classes, symbols, start, part)
-        else:
-            good = next_binary64(words, cursor, ends, table, classes, symbols, start, part)
-        if not good:
+        if not next_values(words, cursor, ends, table, classes, symbols, start, part):
             return False
         for i in range(sums.size):
             sums[i] = sums[i] + weight * values[i]
