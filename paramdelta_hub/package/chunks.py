@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.codecs import REPLACING, TANS, Buffer
+from paramdelta_hub.codecs.by_name import REPLACING, TANS, Buffer
 from paramdelta_hub.codecs.sparse import decode_sparse, encode_sparse, sparse_streams
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.digests import values_digest

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from paramdelta_hub.codecs import ZERO, codec_names
+from paramdelta_hub.codecs import CODECS, ZERO
 from paramdelta_hub.errors import PackageError, UnsupportedFormatError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.names import check_file_names, check_tensor_name
@@ -173,7 +173,7 @@ class TensorRecord(Record):
         else:
             if self.shard is None or self.payload_blake3 is None or not self.nbytes:
                 raise ValueError("the payload is missing")
-            if self.codec.name not in codec_names(self.effect):
+            if self.codec.name not in CODECS[self.effect]:
                 raise ValueError(f"the codec {self.codec.name!r} is none for the effect {self.effect!r}")
         return self
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.tensor_sources import Files, TensorSource
-from paramdelta_hub.codecs import REPLACING, TANS, ZERO
+from paramdelta_hub.codecs import ZERO
+from paramdelta_hub.codecs.by_name import REPLACING, TANS
 from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import CHUNK_ELEMENTS
