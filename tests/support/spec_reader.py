@@ -166,16 +166,18 @@ class BitReader:
         require(self.position <= 8 * len(self.content), "§5.1 bits that are not there")
         return int.from_bytes(self.content[first : (self.position + 7) // 8], "little") >> shift & ((1 << count) - 1)
 
-    def number(self, r: int) -> int:
-        z = 0
-        while not self.bits(1):
-            z += 1
-            require(z + r <= 61, "§5.1 number(r)")
-        return (((1 << z) | self.bits(z)) - 1) << r | self.bits(r)
+    def list(self, count: int) -> list[int]:
+        r, found = self.bits(4), []
+        for _ in range(count):
+            z = 0
+            while not self.bits(1):
+                z += 1
+                require(z + r <= 61, "§5.1 a number of a list")
+            found.append((((1 << z) | self.bits(z)) - 1) << r | self.bits(r))
+        return found
 
-    def signed(self, r: int) -> int:
-        number = self.number(r)
-        return -(number + 1) // 2 if number % 2 else number // 2
+    def signed(self, count: int) -> list[int]:
+        return [-(number + 1) // 2 if number % 2 else number // 2 for number in self.list(count)]
 
 
 @dataclass
@@ -189,28 +191,31 @@ class Symbol:
 
 def read_symbols(table: BitReader, e: int, m: int) -> list[Symbol]:
     width, symbols = 1 + e + m, []
-    for n in range(16 - e):
-        strings = table.number(0)
-        r, string = table.bits(4) if strings else 0, -1
-        for _ in range(strings):
-            string += 1 + table.number(r)
+    counts = table.list(16 - e)
+    require(sum(counts) <= 4096, "§5.1 symbols")
+    gaps = iter(table.list(sum(counts)))
+    signs = iter(table.list(sum(counts)))
+    for n, count in enumerate(counts):
+        string = -1
+        for _ in range(count):
+            string += 1 + next(gaps)
             require(string < ((1 << e) - 1) << max(n - 1, 0), "§5.1 an exact symbol's exponent")
-            for sign in (0, 1) if table.bits(1) else (table.bits(1),):
+            which = next(signs)
+            require(which <= 2, "§5.1 signs")
+            for sign in ((0, 1), (0,), (1,))[which]:
                 fixed = string << (m - max(n - 1, 0)) | (1 << (m - n) if n else 0) | sign << (width - 1)
                 symbols.append(Symbol(fixed, 0, 0))
-                require(len(symbols) < 4096, "§5.1 symbols")
-    bins = 0
-    for n in range(m + 1):
-        number = table.number(0)
-        bins += number
-        require(bins <= (255 if width == 32 else 4095) and len(symbols) + number < 4096, "§5.1 bins")
-        r, length, end = table.bits(4) if number else 0, e, 0
-        for _ in range(number):
-            length += table.signed(0)
-            depth = e + max(n - 1, 0)
+    require(len(symbols) < 4096, "§5.1 symbols")
+    counts = table.list(m + 1)
+    require(sum(counts) <= min(255 if width == 32 else 4095, 4095 - len(symbols)), "§5.1 bins")
+    changes, gaps = iter(table.signed(sum(counts))), iter(table.list(sum(counts)))
+    for n, count in enumerate(counts):
+        length, end, depth = e, 0, e + max(n - 1, 0)
+        for _ in range(count):
+            length += next(changes)
             require(0 <= length <= depth, "§5.1 a bin's length")
             size = 1 << (depth - length)
-            prefix = -(-end // size) + table.number(r)
+            prefix = -(-end // size) + next(gaps)
             require(prefix < 1 << length, "§5.1 a bin's prefix")
             end = (prefix + 1) * size
             fixed = prefix << (width - 1 - length) | (1 << (m - n) if n else 0)
@@ -219,12 +224,10 @@ def read_symbols(table: BitReader, e: int, m: int) -> list[Symbol]:
 
 
 def read_frequencies(table: BitReader, symbols: int) -> list[int]:
-    changes, r, found = table.bits(1), table.bits(4), [0]
-    for _ in range(symbols):
-        found.append(found[-1] + table.signed(r) if changes else table.number(r))
-        require(0 <= found[-1] <= 4096, "§5.1 a frequency")
+    found = list(itertools.accumulate(table.signed(symbols)))
+    require(all(0 <= frequency <= 4096 for frequency in found), "§5.1 a frequency")
     require(sum(found) == 4096, "§5.1 frequencies")
-    return found[1:]
+    return found
 
 
 def states_of(frequencies: list[int]) -> list[tuple[int, int, int]]:
