@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paramdelta_hub.numerics.compiled import compiled
+
 __all__ = ["BINARY32", "BINARY64", "Alphabet", "Binary"]
 
 
@@ -69,33 +71,36 @@ class Alphabet:
         """How many symbols there are."""
         return len(self.exact) + len(self.bins) + 1
 
-    def values(self, binary: Binary) -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return what an element of each symbol is made of: fixed bits, width of the raw field, and its place.
+    def values(self, binary: Binary) -> NDArray[np.uint64]:
+        """Return what an element of each symbol is made of: rows of fixed bits, raw field's width, and its place.
 
         With raw field r, an element's bits are ``fixed | (r & 1) << (width − 1) | (r >> 1) << place``; of "other" they
         are r itself, which is told by a raw field of the whole width.
         """
-        exponent, fraction, kind = binary.exponent_bits, binary.fraction_bits, binary.bits.type
-        n, length, prefix = (np.concatenate(columns) for columns in self._columns(exponent))
-        before = np.maximum(n - 1, 0)  # fraction bits in the string
-        place = fraction - before
-        marker = np.where(n > 0, np.left_shift(kind(1), (fraction - n).astype(kind)), kind(0))
-        fixed = np.left_shift(prefix.astype(kind), (binary.width - 1 - length).astype(kind)) | marker
-        raw = 1 + exponent + before - length
-        exact = len(self.exact)
-        fixed[:exact] |= np.left_shift(self.exact[:, 2].astype(kind), kind(binary.width - 1))
-        raw[:exact] = 0
-        return (
-            np.append(fixed, kind(0)),
-            np.append(raw, binary.width).astype(np.uint8),
-            np.append(place, 0).astype(np.uint8),
-        )
+        values = np.empty((3, self.size), np.uint64)
+        _fill_values(self.exact, self.bins, binary.exponent_bits, binary.fraction_bits, values)
+        return values
 
-    def _columns(self, exponent: int) -> list[list[NDArray[np.int64]]]:
-        """Return n, L and the prefix of exact symbols and of bins; an exact symbol is a bin of one string."""
-        exact_n = self.exact[:, 0]
-        return [
-            [exact_n, self.bins[:, 0]],
-            [exponent + np.maximum(exact_n - 1, 0), self.bins[:, 1]],
-            [self.exact[:, 1], self.bins[:, 2]],
-        ]
+
+@compiled
+def _fill_values(exact: Any, bins: Any, exponent_bits: int, fraction_bits: int, values: Any) -> None:
+    """See :meth:`Alphabet.values`."""
+    width = 1 + exponent_bits + fraction_bits
+    values[:] = 0
+    for i in range(len(exact)):
+        n, string, negative = exact[i, 0], exact[i, 1], exact[i, 2]
+        values[0, i] = _string_bits(n, string << (fraction_bits - max(n - 1, 0)), fraction_bits)
+        values[0, i] |= np.uint64(negative) << np.uint64(width - 1)
+    for j in range(len(bins)):
+        n, length, prefix = bins[j, 0], bins[j, 1], bins[j, 2]
+        i = len(exact) + j
+        values[0, i] = _string_bits(n, prefix << (width - 1 - length), fraction_bits)
+        values[1, i] = 1 + exponent_bits + max(n - 1, 0) - length
+        values[2, i] = fraction_bits - max(n - 1, 0)
+    values[1, len(exact) + len(bins)] = width
+
+
+@compiled
+def _string_bits(n: int, string: int, fraction_bits: int) -> Any:
+    """Return a string in its place, with the last significant bit, if there is one."""
+    return np.uint64(string | (1 << (fraction_bits - n) if n else 0))

@@ -162,7 +162,6 @@ def parse_values(coded: Buffer, count: int, itemsize: int) -> CodedValues:
     words = scratch("coded chunk", (len(coded) + PADDING) // 8, np.uint64)
     as_bytes = words.view(np.uint8)
     as_bytes[: len(coded)] = np.frombuffer(coded, np.uint8)
-    as_bytes[len(coded) :] = 0
     if np.dtype("<u8") != np.dtype("=u8"):
         words.byteswap(inplace=True)
     cursor, ends = np.zeros(LANES + 3, np.uint64), np.zeros(3, np.uint64)
@@ -174,18 +173,17 @@ def parse_values(coded: Buffer, count: int, itemsize: int) -> CodedValues:
         cursor[LANES + stream], ends[stream] = first, first + length
         end += size
     table = scratch("decoding tables", len(frequencies) * STATES, np.uint32)
-    fixed, raw, place = alphabet.values(binary)
-    ids = _ids(alphabet, fixed, binary)
-    for number, row in enumerate(frequencies):
-        decoding_table(row, ids, table[number * STATES : (number + 1) * STATES])
+    values = alphabet.values(binary)
     first = len(alphabet.exact) if binary is BINARY32 else 0
     symbols = np.zeros((3, 256 if binary is BINARY32 else STATES), np.uint64)
-    for row, column in zip(symbols, (fixed, raw, place), strict=True):
-        row[: alphabet.size - first] = column[first:]
+    symbols[:, : alphabet.size - first] = values[:, first:]
+    ids = _ids(alphabet, values[0], binary)
+    for number, row in enumerate(frequencies):
+        decoding_table(row, ids, table[number * STATES : (number + 1) * STATES])
     return CodedValues(words, cursor, ends, table, classes, symbols)
 
 
-def _ids(alphabet: Alphabet, fixed: NDArray[Any], binary: Binary) -> NDArray[np.uint32]:
+def _ids(alphabet: Alphabet, fixed: NDArray[np.uint64], binary: Binary) -> NDArray[np.uint32]:
     """Return what an entry of the decoding table says of each symbol: its value's upper half, or its number."""
     if binary is BINARY64:
         return np.arange(alphabet.size, dtype=np.uint32)

@@ -21,6 +21,15 @@ __all__ = ["read_table", "write_table"]
 
 BOTH, PLUS, MINUS = 0, 1, 2
 """Which signs of a string have an exact symbol."""
+_FAULTS = {
+    -1: "more classes than four",
+    -2: "more symbols than there are states",
+    -3: "a number that never ends",
+    -4: "an exact symbol that is none",
+    -5: "a bin that is none",
+    -6: "frequencies that do not add up to 4,096",
+    -7: "other bits than its lists take",
+}
 
 
 def write_table(
@@ -73,74 +82,131 @@ def read_table(
     Raises:
         PackageError: no table, or one that is not as long as ``table``.
     """
+    exact, bins = np.empty((STATES, 3), np.int64), np.empty((binary.most_bins, 3), np.int64)
+    frequencies, classes = np.empty(4 * STATES, np.int64), np.zeros(blocks, np.uint8)
+    fields = binary.exponent_bits, binary.fraction_bits, binary.exact_bits
+    exact_count, bin_count, rows = _read(table, *fields, exact, bins, frequencies, classes)
+    if exact_count < 0:
+        raise PackageError(f"a chunk's table holds {_FAULTS[exact_count]}")
+    size = exact_count + bin_count + 1
+    alphabet = Alphabet(exact[:exact_count], bins[:bin_count])
+    return alphabet, frequencies[: rows * size].reshape(rows, size), classes
+
+
+@compiled
+def _read(
+    table: Any,
+    exponent_bits: int,
+    fraction_bits: int,
+    exact_bits: int,
+    exact: Any,
+    bins: Any,
+    frequencies: Any,
+    classes: Any,
+) -> Any:
+    """Read a table; return how many exact symbols, bins and classes there are, or a fault in place of the first."""
     at = np.zeros(1, np.int64)
-
-    def read(count: int) -> NDArray[np.int64]:
-        numbers = np.empty(count, np.int64)
-        if not read_list(table, at, numbers):
-            raise _fault("a number that never ends")
-        return numbers
-
-    class_bits = int(read_bits(table, at, 2))
+    class_bits = read_bits(table, at, 2)
     if class_bits > 2:
-        raise _fault("more classes than four")
-    counts = read(binary.exact_bits + 1)
-    gaps = read(_total(counts, STATES))
-    if gaps.size and int(gaps.max()) >= 1 << 16:
-        raise _fault("an exact symbol that is none")
-    signs = read(gaps.size)
-    if gaps.size and int(signs.max()) > MINUS:
-        raise _fault("a sign that is none")
-    exact = _exact(counts, gaps, signs, binary)
-    bin_counts = read(binary.fraction_bits + 1)
-    changes = _unzigzag(read(_total(bin_counts, min(binary.most_bins, STATES - 1 - len(exact)))))
-    bins = _bins(bin_counts, changes, read(changes.size), binary)
-    size = len(exact) + len(bins) + 1
-    frequencies = np.stack([_unzigzag(read(size)) for _ in range(1 << class_bits)])
-    if int(np.abs(frequencies).max()) > STATES:
-        raise _fault("a frequency that is none")
-    frequencies = np.cumsum(frequencies, axis=1)
-    if int(frequencies.min()) < 0 or (frequencies.sum(axis=1) != STATES).any():
-        raise _fault("frequencies that do not add up to 4,096")
-    classes = np.zeros(blocks, np.uint8)
-    _read_all(table, at, classes, class_bits)
-    end = int(at[0])
-    if -(-end // 8) != table.size or read_bits(table, at, -end % 8):
-        raise _fault("other bits than its lists take")
-    return Alphabet(exact, bins), frequencies, classes
+        return -1, 0, 0
+    ends = np.zeros(7, np.int64)  # of the first six lists, in one array
+    numbers = np.empty(2 * STATES + 2 * bins.shape[0] + 128, np.int64)
+    found, size = 0, 0
+    for which in range(6 + (1 << class_bits)):
+        if which < 6:
+            previous = numbers[ends[which - 1] : ends[which]] if which else numbers[:0]
+            if which == 0:
+                count = exact_bits + 1
+            elif which == 3:
+                count = fraction_bits + 1
+            elif which in (1, 4):
+                most = len(exact) - 1 if which == 1 else min(len(bins), len(exact) - 1 - found)
+                count = 0
+                for number in previous:
+                    if number > most - count:
+                        return -2, 0, 0
+                    count += number
+            else:
+                count = previous.size
+            ends[which + 1] = ends[which] + count
+            values = numbers[ends[which] : ends[which + 1]]
+        else:
+            values = frequencies[(which - 6) * size : (which - 5) * size]
+        if not read_list(table, at, values):
+            return -3, 0, 0
+        if which == 2:
+            found = _fill_exact(numbers, ends, exponent_bits, exact)
+            if found < 0:
+                return -4, 0, 0
+        elif which == 5:
+            bin_count = ends[5] - ends[4]
+            if not _fill_bins(numbers, ends, exponent_bits, bins):
+                return -5, 0, 0
+            size = found + bin_count + 1
+        elif which >= 6:
+            frequency, total = 0, 0
+            for i in range(size):
+                if values[i] > 2 * STATES:
+                    return -6, 0, 0
+                frequency += (values[i] >> 1) ^ -(values[i] & 1)
+                if frequency < 0 or frequency > STATES:
+                    return -6, 0, 0
+                values[i] = frequency
+                total += frequency
+            if total != STATES:
+                return -6, 0, 0
+    if class_bits:
+        for block in range(classes.size):
+            classes[block] = read_bits(table, at, class_bits)
+    end = at[0]
+    if -(-end // 8) != table.size or read_bits(table, at, -end & 7):
+        return -7, 0, 0
+    return found, size - 1 - found, 1 << class_bits
 
 
-def _fault(what: str) -> PackageError:
-    return PackageError(f"a chunk's table holds {what}")
+@compiled
+def _fill_exact(numbers: Any, ends: Any, exponent_bits: int, exact: Any) -> Any:
+    """Fill in the exact symbols of the first three lists; return how many, or −1 if one is none."""
+    found, at = 0, ends[1]
+    for n in range(ends[1]):
+        string = -1
+        for _ in range(numbers[n]):
+            gap, signs = numbers[at], numbers[at + ends[2] - ends[1]]
+            at += 1
+            if gap >= 1 << 16 or signs > MINUS:
+                return -1
+            string += gap + 1
+            if string >= ((1 << exponent_bits) - 1) << max(n - 1, 0) or found + (signs == BOTH) >= len(exact) - 1:
+                return -1
+            for negative in range(2):
+                if signs == BOTH or negative == (signs == MINUS):
+                    exact[found, 0], exact[found, 1], exact[found, 2] = n, string, negative
+                    found += 1
+    return found
 
 
-def _total(counts: NDArray[np.int64], most: int) -> int:
-    """Return the sum of counts.
-
-    Raises:
-        PackageError: it is larger than it may be.
-    """
-    total = int(counts.sum()) if int(counts.max()) <= most else most + 1
-    if total > most:
-        raise _fault("more symbols than there are states")
-    return total
-
-
-def _exact(
-    counts: NDArray[np.int64], gaps: NDArray[np.int64], signs: NDArray[np.int64], binary: Binary
-) -> NDArray[np.int64]:
-    """Return the exact symbols, see :class:`Alphabet`."""
-    n = np.repeat(np.arange(counts.size), counts)
-    ends = np.cumsum(counts)
-    strings = np.cumsum(gaps + 1) - 1
-    strings -= np.repeat(np.append(0, strings + 1)[ends - counts], counts)  # each n begins anew
-    too_high = strings >= ((1 << binary.exponent_bits) - 1) << np.maximum(n - 1, 0)
-    numbers = np.where(signs == BOTH, 2, 1)
-    if too_high.any() or int(numbers.sum()) >= STATES:
-        raise _fault("an exact symbol that is none")
-    exact = np.stack([n, strings, signs == MINUS], axis=1).repeat(numbers, axis=0)
-    exact[1:, 2] |= (np.diff(exact[:, 0]) == 0) & (np.diff(exact[:, 1]) == 0)
-    return exact
+@compiled
+def _fill_bins(numbers: Any, ends: Any, exponent_bits: int, bins: Any) -> Any:
+    """Fill in the bins of the last three lists; return whether they are within their n."""
+    i = 0
+    for n in range(ends[4] - ends[3]):
+        depth = exponent_bits + max(n - 1, 0)
+        length, after = exponent_bits, 0
+        for _ in range(numbers[ends[3] + n]):
+            change, gap = numbers[ends[4] + i], numbers[ends[5] + i]
+            if change > 2 * depth:
+                return False
+            length += (change >> 1) ^ -(change & 1)
+            if length < 0 or length > depth:
+                return False
+            rest = depth - length
+            prefix = ((after + (1 << rest) - 1) >> rest) + gap
+            if prefix >= 1 << length:
+                return False
+            after = (prefix + 1) << rest
+            bins[i, 0], bins[i, 1], bins[i, 2] = n, length, prefix
+            i += 1
+    return True
 
 
 def _begins(bins: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -158,56 +224,12 @@ def _bin_gaps(bins: NDArray[np.int64], binary: Binary) -> NDArray[np.int64]:
     return gaps
 
 
-def _bins(
-    counts: NDArray[np.int64], changes: NDArray[np.int64], gaps: NDArray[np.int64], binary: Binary
-) -> NDArray[np.int64]:
-    """Return the bins, see :class:`Alphabet`."""
-    bins = np.empty((changes.size, 3), np.int64)
-    bins[:, 0] = np.repeat(np.arange(counts.size), counts)
-    if not _fill_bins(bins, changes, gaps, binary.exponent_bits):
-        raise _fault("a bin that is none")
-    return bins
-
-
-@compiled
-def _fill_bins(bins: Any, changes: Any, gaps: Any, exponent_bits: int) -> Any:
-    """Fill in lengths and prefixes; return whether they are within their n."""
-    before, length, after = -1, 0, 0
-    for i in range(len(bins)):
-        n = bins[i, 0]
-        if n != before:
-            before, length, after = n, exponent_bits, 0
-        depth = exponent_bits + max(n - 1, 0)
-        if abs(changes[i]) > depth:
-            return False
-        length += changes[i]
-        if length < 0 or length > depth:
-            return False
-        rest = depth - length
-        prefix = ((after + (1 << rest) - 1) >> rest) + gaps[i]
-        if prefix >= 1 << length:
-            return False
-        bins[i, 1], bins[i, 2] = length, prefix
-        after = (prefix + 1) << rest
-    return True
-
-
 @compiled
 def _write_all(buffer: Any, at: Any, values: Any, count: int) -> None:
     for value in values:
         write_bits(buffer, at, np.int64(value), count)
 
 
-@compiled
-def _read_all(buffer: Any, at: Any, values: Any, count: int) -> None:
-    for i in range(values.size):
-        values[i] = read_bits(buffer, at, count)
-
-
 def _zigzag(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return 0, −1, 1, −2, … as 0, 1, 2, 3, …."""
     return (values << 1) ^ (values >> 63)
-
-
-def _unzigzag(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    return (values >> 1) ^ -(values & 1)

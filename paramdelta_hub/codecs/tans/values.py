@@ -90,8 +90,8 @@ def pack_fields(values: Any, indices: Any, exact: int, raw: Any, place: Any, wor
         values: bits of binary32 or binary64.
         indices: the number of each element's symbol.
         exact: how many exact symbols there are; they are the first.
-        raw: ``uint8``, the width of each symbol's raw field.
-        place: ``uint8``, how many bits lie below it.
+        raw: ``uint64``, the width of each symbol's raw field.
+        place: ``uint64``, how many bits lie below it.
         words: ``uint64``, receives the bits.
     """
     width = 32 if values.itemsize == 4 else 64
