@@ -31,6 +31,8 @@ WHOLE_STRINGS = 11
 """Up to how many significant bits all strings are counted: what differences of 16-bit floats mostly have."""
 TOP_BITS = 3
 """How many fraction bits are counted of longer strings: what is smooth needs no more."""
+STRUCTURED = 4
+"""How often a string must occur, on average of those that do, for all strings of its n to be looked at."""
 TREES = 2
 TREE_EXPONENTS = 32
 WINDOW = TREES * TREE_EXPONENTS
@@ -88,7 +90,10 @@ def _choose(found: Histogram, total: int, entry_bits: float) -> tuple[NDArray[np
     for n in range(binary.fraction_bits + 1):
         counts = found.others[found.places[n] : found.places[n + 1]]
         if n <= binary.exact_bits or counts.any():
-            both = _prune(found.upper, counts, n, found.lowest, total, *fields, entry_bits)
+            counted = counted_bits(n)
+            if counted > TOP_BITS and counts.size and int(counts.sum()) < STRUCTURED * np.count_nonzero(counts):
+                counts, counted = counts.reshape(WINDOW << TOP_BITS, -1).sum(axis=1, dtype=np.int32), TOP_BITS
+            both = _prune(found.upper, counts, n, counted, found.lowest, total, *fields, entry_bits)
             exact.append(both[0])
             bins.append(both[1])
     return np.concatenate(exact), np.concatenate(bins)
@@ -117,6 +122,7 @@ def _prune(
     upper_counts: Any,
     other_counts: Any,
     n: int,
+    counted: int,
     lowest: int,
     total: int,
     exponent_bits: int,
@@ -128,7 +134,6 @@ def _prune(
     Nodes are in heap order: 1 is a root, the children of i are 2i and 2i + 1.
     """
     before = max(n - 1, 0)
-    counted = counted_bits(n)
     leaves = TREE_EXPONENTS << counted
     tree_bits = counted
     while 1 << tree_bits < leaves:

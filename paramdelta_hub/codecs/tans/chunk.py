@@ -25,7 +25,15 @@ from paramdelta_hub.codecs.tans.classes import choose_classes
 from paramdelta_hub.codecs.tans.coder import BLOCK, LANES, PADDING, decode_all, encode
 from paramdelta_hub.codecs.tans.serialize import read_table, write_table
 from paramdelta_hub.codecs.tans.tables import STATE_BITS, STATES, decoding_table, encoding_table, normalize
-from paramdelta_hub.codecs.tans.values import count_exponents, count_values, number_symbols, number_values, pack_fields
+from paramdelta_hub.codecs.tans.values import (
+    SAMPLE,
+    count_exponents,
+    count_values,
+    number_symbols,
+    number_values,
+    pack_fields,
+    take_sample,
+)
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.numerics.scratch import scratch
 
@@ -89,9 +97,12 @@ def _count(values: NDArray[Any], binary: Binary) -> Histogram:
 
     What is not seen here can be coded all the same, and frequencies are those of all symbols.
     """
-    some = values[::SAMPLED] if values.size >= SAMPLED_FROM else values
+    some = values
+    if values.size >= SAMPLED_FROM:
+        some = scratch("sample", values.size // SAMPLED // SAMPLE * SAMPLE, values.dtype)
+        take_sample(values, SAMPLED, some)
     exponents = np.zeros(1 << binary.exponent_bits, np.int64)
-    count_exponents(some[::SAMPLED] if values.size >= SAMPLED_FROM else some, exponents)
+    count_exponents(some[: SAMPLED_FROM // 8], exponents)
     trees = exponents.reshape(-1, TREE_EXPONENTS).sum(axis=1)
     first = int(np.argmax(trees[:-1] + trees[1:]))
     found = Histogram(binary, first * TREE_EXPONENTS, values.size / some.size)

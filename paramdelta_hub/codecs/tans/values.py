@@ -12,14 +12,35 @@ import numpy as np
 from paramdelta_hub.codecs.tans.choose import WINDOW, counted_bits
 from paramdelta_hub.numerics.compiled import compiled
 
-__all__ = ["count_exponents", "count_values", "number_symbols", "number_values", "pack_fields"]
+__all__ = [
+    "SAMPLE",
+    "count_exponents",
+    "count_values",
+    "number_symbols",
+    "number_values",
+    "pack_fields",
+    "take_sample",
+]
 
+SAMPLE = 256
+"""Neighboring values of a sample."""
 _U = np.uint64
 _ONE = np.uint64(1)
 _DEBRUIJN = np.uint64(0x03F79D71B4CB0A89)
 _TRAILING = np.zeros(64, np.uint8)
 for _bit in range(64):
     _TRAILING[(int(_DEBRUIJN) << _bit) % (1 << 64) >> 58] = _bit
+
+
+@compiled
+def take_sample(values: Any, parts: int, out: Any) -> None:
+    """Fill ``out`` with runs of 256 values, one from each of so many, at other places each time.
+
+    Rows of a matrix are mostly as long as a power of 2, and columns may differ: so the place changes from row to row.
+    """
+    for number in range(out.size // SAMPLE):
+        place = (number * parts + (number + number // parts + number // (parts * parts)) % parts) * SAMPLE
+        out[number * SAMPLE : (number + 1) * SAMPLE] = values[place : place + SAMPLE]
 
 
 @compiled
