@@ -10,13 +10,15 @@ that count from 0: only those does LLVM vectorize, and what lies in between stay
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
+from numba.core import event
 from numba.extending import overload
 
-__all__ = ["SLICE", "by_type", "compiled"]
+__all__ = ["SLICE", "by_type", "compiled", "when_compiling"]
 
 SLICE = 4096
 """Elements that are worked on at a time: their wide values take 16 KiB, or 32."""
@@ -37,3 +39,25 @@ def by_type(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Call
     needs, and none of the others.
     """
     return overload(function, jit_options={"error_model": "numpy"})
+
+
+class _First(event.Listener):
+    """Calls a function when the first loop is compiled; those that are loaded from disk are not."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell: Callable[[], None] | None = tell
+
+    def on_start(self, event: Any) -> None:
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell()
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@contextmanager
+def when_compiling(tell: Callable[[], None]) -> Iterator[None]:
+    """Call ``tell`` once if any loop has to be compiled inside of the block, in whatever thread."""
+    with event.install_listener("numba:compile", _First(tell)):
+        yield

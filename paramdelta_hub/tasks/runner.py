@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 from paramdelta_hub.errors import OptionError, ParamdeltaError
 from paramdelta_hub.fileio.durable import io_errors, sync_file
 from paramdelta_hub.limits import DEFAULT_MEMORY, WORKER_BYTES
+from paramdelta_hub.numerics.compiled import when_compiling
 from paramdelta_hub.tasks.executors.ray import Cluster
 from paramdelta_hub.tasks.executors.threads import Stop, default_threads, run_tasks
 from paramdelta_hub.tasks.models import Advance, Outcome
@@ -45,6 +46,8 @@ RunGroup: TypeAlias = "Callable[[list[int], Stop], list[Outcome]]"
 R = TypeVar("R")
 _CLUSTER_TASKS = 256
 """Groups of tasks that a cluster is given at a time, unless ``--threads`` says otherwise: it grows by its queue."""
+
+COMPILING = "Compiling loops, once after installation; `paramdelta warmup` does it beforehand."
 
 
 def workers(threads: int | None, memory: int) -> int:
@@ -205,7 +208,10 @@ def execute(
     progress.start(operation.stage, sum(tasks[number].nbytes for number in numbers))
     progress.advance(sum(tasks[number].nbytes for number in outcomes))
     try:
-        with _executor(operation, workspace, todo, config, progress) as (groups, run_group):
+        with (
+            when_compiling(lambda: progress.note(COMPILING)),
+            _executor(operation, workspace, todo, config, progress) as (groups, run_group),
+        ):
 
             def run(group: list[int], stop: Stop) -> dict[int, Outcome]:
                 with io_errors(operation.stage):
