@@ -173,6 +173,8 @@ class TensorRecord(Record):
         else:
             if self.shard is None or self.payload_blake3 is None or not self.nbytes:
                 raise ValueError("the payload is missing")
+            if self.codec.name not in codec_names("add") | codec_names("replace"):
+                raise ValueError(f"unknown codec {self.codec.name!r}; a newer paramdelta-hub may know it")
             if self.codec.name not in codec_names(self.effect):
                 raise ValueError(f"the codec {self.codec.name!r} is none for the effect {self.effect!r}")
         return self
