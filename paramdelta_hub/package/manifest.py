@@ -173,6 +173,8 @@ class TensorRecord(Record):
         else:
             if self.shard is None or self.payload_blake3 is None or not self.nbytes:
                 raise ValueError("the payload is missing")
+            if not any(self.codec.name in names for names in CODECS.values()):
+                raise ValueError(f"unknown codec {self.codec.name!r}; a newer paramdelta-hub may know it")
             if self.codec.name not in CODECS[self.effect]:
                 raise ValueError(f"the codec {self.codec.name!r} is none for the effect {self.effect!r}")
         return self

@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 import paramdelta_hub as pd
 from paramdelta_hub.errors import DestinationError, LineageError, NotFiniteError, OptionError
-from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS
+from paramdelta_hub.limits import CHUNK_ELEMENTS
+from paramdelta_hub.numerics.compiled import SLICE
 from tests.conftest import Family
 from tests.support.chunks import set_chunk_elements
 from tests.support.kinds import KINSHIP, NOT_FINITE, kind, remedied
@@ -73,7 +74,7 @@ def extracted(root: Path, name: str, base: Tensors, post: Tensors) -> Path:
 @pytest.mark.parametrize("seed", range(4))
 def test_one_delta_is_the_formula(tmp_path: Path, dtype_name: str, seed: int) -> None:
     dtype = TORCH[dtype_name]
-    shapes = {"a": 40_000, "b": BLOCK_ELEMENTS + 1, "c": 777}
+    shapes = {"a": 40_000, "b": 64 * SLICE + 1, "c": 777}
     models = {name: trio(seed * 10 + number, dtype, size) for number, (name, size) in enumerate(shapes.items())}
     base, post, target = ({name: tensors[side] for name, tensors in models.items()} for side in range(3))
     delta = extracted(tmp_path, "delta", base, post)
@@ -84,7 +85,7 @@ def test_one_delta_is_the_formula(tmp_path: Path, dtype_name: str, seed: int) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("elements", [CHUNK_ELEMENTS + 1, 2 * CHUNK_ELEMENTS, 3 * CHUNK_ELEMENTS - BLOCK_ELEMENTS - 1])
+@pytest.mark.parametrize("elements", [CHUNK_ELEMENTS + 1, 2 * CHUNK_ELEMENTS, 3 * CHUNK_ELEMENTS - SLICE - 1])
 def test_several_chunks(tmp_path: Path, dtype_name: str, elements: int) -> None:
     base, post, target = trio(elements, TORCH[dtype_name], elements)
     delta = extracted(tmp_path, "delta", {"w": base}, {"w": post})

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 
 import paramdelta_hub as pd
-from paramdelta_hub.codecs import CODECS
+from paramdelta_hub.codecs import TANS
 from paramdelta_hub.errors import NotFiniteError, PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
-from paramdelta_hub.numerics.floats import FLOATS, Difference, Statistics
+from paramdelta_hub.numerics.differences import Difference, Statistics
+from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.chunks import encode_added
 from paramdelta_hub.package.shard import ShardWriter
 from paramdelta_hub.package.tensor_delta import StoredDelta
@@ -105,13 +105,10 @@ def test_an_exception_that_is_not_finite(tmp_path: Path, dtype_name: str, unchan
         base[7] = kind.infinity
     post = base.copy()
     post[7] = kind.infinity + 1
-    found = Difference(
-        np.zeros_like(base), np.empty(0, np.intp), np.empty(0, kind.wide_bits), np.array([7]), Statistics()
-    )
-    codec = CODECS["planes"]
+    found = Difference(np.zeros(base.size, kind.wide), np.array([7]), Statistics())
     shard = ShardWriter(tmp_path / "x.safetensors", ["w"])
     payload = shard.payload("w")
-    payload.append(encode_added(codec.encode(found.symbols, NumpyKernel()), found, base, post))
+    payload.append(encode_added(found, base, post))
     nbytes, digest = payload.finish()
     shard.close()
     path = tmp_path / "x.safetensors"
@@ -120,18 +117,14 @@ def test_an_exception_that_is_not_finite(tmp_path: Path, dtype_name: str, unchan
         dtype=dtype_name,
         elements=100,
         effect="add",
-        codec="planes",
+        codec=TANS.name,
         shard=str(path),
         start=path.stat().st_size - nbytes,
         nbytes=nbytes,
         digest=digest,
         base_digest="",
-        remainders=0,
         exceptions=1,
     )
-    with (
-        OpenFiles(PackageError) as shards,
-        TensorSum(dtype_name, [Addend(delta, 1.0)], shards, NumpyKernel()) as total,
-    ):
+    with OpenFiles(PackageError) as shards, TensorSum(dtype_name, [Addend(delta, 1.0)], shards) as total:
         total.add(base.view(np.uint8).copy())
         assert total.not_finite == 1

@@ -160,7 +160,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "unknown dtype": (lambda m: m["tensors"][0].update(dtype="F31"), "dtype"),
     "integers added": (lambda m: integers(m).update(effect="add"), "effect"),
     "floats replaced": (lambda m: floats(m).update(effect="replace"), "effect"),
-    "a palette of integers": (lambda m: integers(m)["codec"].update(name="palette"), "does not take"),
+    "a codec of floats for integers": (lambda m: integers(m)["codec"].update(name="tans"), "none for the effect"),
+    "a codec of integers for floats": (lambda m: floats(m)["codec"].update(name="planes"), "none for the effect"),
     "more changed than there are": (lambda m: m["tensors"][0].update(changed=10**6), "more elements"),
     "too many elements": (lambda m: m["tensors"][0].update(shape=[2**40, 2]), "too many|impossible"),
     "too large a dimension": (lambda m: m["tensors"][0].update(shape=[2**41]), "shape"),
@@ -253,7 +254,6 @@ def test_many_tensors_are_read_in_time(value: dict[str, Any]) -> None:
     for field, of in (
         ("elements", 0),
         ("changed", template["changed"]),
-        ("remainders", template["remainders"]),
         ("exceptions", template["exceptions"]),
     ):
         value["exactness"][field] = 20_000 * of

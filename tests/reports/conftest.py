@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 import paramdelta_hub as pd
 from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.package.package import Package, open_package
-from tests.attacks.outcomes import reseal, shard_of
+from tests.attacks.outcomes import change_manifest, reseal, shard_of
 from tests.conftest import Family
 from tests.registry.packages import labelled
 from tests.support.models import write_model
@@ -55,13 +56,20 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
 
 
 def damaged(package: Package, to: Path) -> Package:
-    """Return a copy with one bit of a payload turned over, and a manifest that promises the shard as it now is."""
+    """Return a copy with one bit of a payload turned over, in a shard that is as promised: only that payload is not."""
     broken = labelled(package.path, to)
     shard = shard_of(broken)
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
+    promised = {record.name: record.payload_blake3 for record in package.manifest.tensors}
     reseal(broken)
+
+    def restore(manifest: dict[str, Any]) -> None:
+        for tensor in manifest["tensors"]:
+            tensor["payload_blake3"] = promised[tensor["name"]]
+
+    change_manifest(broken, restore)
     return open_package(broken)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paramdelta_hub.numerics.kernels.numpy import NumpyKernel
 
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
@@ -30,7 +29,7 @@ def test_the_sample_is_the_rows_and_columns_drawn(known: dict[str, Package]) -> 
     package = known["noise"]
     places = package.payload_locations()
     with OpenFiles(PackageError) as shards:
-        found = _sample(package.records[MATRIX], places, shards, NumpyKernel())
+        found = _sample(package.records[MATRIX], places, shards)
     rows, columns = _draw(f"rows {MATRIX}", ROWS), _draw(f"columns {MATRIX}", COLUMNS)
     assert np.array_equal(found, dense(package)[MATRIX].numpy()[np.ix_(rows, columns)])
 

@@ -167,7 +167,7 @@ def write_package(folder: Path, model: Iterable[Tensor], scratch: Path) -> Path:
     made["lineage"] |= {"size": len(lineage), "sha256": hashlib.sha256(lineage).hexdigest()}
     (folder / made["lineage"]["path"]).write_bytes(lineage)
     made["tensors"] = records
-    totals = {key: sum(record[key] for record in records) for key in ("changed", "remainders", "exceptions")}
+    totals = {key: sum(record[key] for record in records) for key in ("changed", "exceptions")}
     made["exactness"] |= {"elements": sum(elements), **totals}
     (folder / "manifest.json").write_text(json.dumps(made))
     return folder
