@@ -34,6 +34,8 @@ def choose_classes(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return the class of each block, and how often each symbol occurs in each class.
 
+    A class that no block is of is said to have the last symbol once.
+
     Args:
         values: bits of the values.
         indices: the number of each one's symbol.
@@ -60,7 +62,8 @@ def choose_classes(
         if not _assign(sample, _lengths(own), chosen[:whole]):
             break
     _count(indices, chosen, BLOCK, own)
-    if _bits(own) + 2 * blocks < fewest and own.sum(axis=1).all():
+    own[own.sum(axis=1) == 0, -1] = 1  # a class that no block is of has a table all the same
+    if _bits(own) + 2 * blocks < fewest:
         return chosen, own
     return one, counts
 

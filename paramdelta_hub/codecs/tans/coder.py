@@ -72,7 +72,7 @@ def advance(words: Any, cursor: Any, table: Any, classes: Any, first: int, out: 
     even, odd = cursor[8], cursor[9]
     for block in range(0, out.size, BLOCK):
         own = _U(classes[(first + block) >> 8]) << _U(STATE_BITS)
-        for i in range(_U(block), _U(min(block + BLOCK, out.size) - 7), _U(8)):
+        for i in range(_U(block), _U(min(block + BLOCK, out.size) & ~7), _U(8)):
             a, b = _window(words, even), _window(words, odd)
             e, f = _U(table[x0 + own]), _U(table[x1 + own])
             out[i], out[i + _ONE] = e, f

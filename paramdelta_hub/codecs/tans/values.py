@@ -47,8 +47,9 @@ def take_sample(values: Any, parts: int, out: Any) -> None:
 def count_exponents(values: Any, counts: Any) -> None:
     """Count values, other than 0, by their exponents."""
     fraction_bits = 23 if values.itemsize == 4 else 52
+    magnitude = (_ONE << _U(8 * values.itemsize - 1)) - _ONE
     for value in values:
-        if _U(value) << _ONE:
+        if _U(value) & magnitude:
             counts[np.int64(_U(value) >> _U(fraction_bits)) & (counts.size - 1)] += 1
 
 
