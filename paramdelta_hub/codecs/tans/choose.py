@@ -10,7 +10,6 @@ one from 94 % to 5 %, for 0.001 to 0.003 bits an element.
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.codecs.tans.alphabet import Alphabet, Binary
+from paramdelta_hub.codecs.tans.logarithm import UNIT, log2
 from paramdelta_hub.codecs.tans.tables import STATE_BITS, STATES
 from paramdelta_hub.numerics.compiled import compiled
 
@@ -112,7 +112,7 @@ def _cost(count: int, total: int, entry_bits: float) -> Any:
         return 0.0
     share = count * STATES / total
     if share >= 1.0:
-        return count * math.log2(total / count) + entry_bits
+        return count * (log2(total) - log2(count)) / UNIT + entry_bits
     # It has a state for itself all the same, which the others pay for.
     return count * STATE_BITS + (1.0 - share) * (total / STATES) * 1.4427 + entry_bits
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.codecs.tans.coder import BLOCK
+from paramdelta_hub.codecs.tans.logarithm import UNIT, log2
 from paramdelta_hub.numerics.compiled import compiled
 
 __all__ = ["choose_classes"]
@@ -23,9 +24,8 @@ ROUNDS = 6
 SAMPLED = 4
 """Of how many elements one is looked at while classes are chosen."""
 TRIED = 1
-PROMISING = 1.0
-"""Classes are given up when their tables alone do not bring the bits below this share."""
-ENTRY_BITS = 7.0
+"""The round in which classes are given up if they, with their tables, do not save anything yet."""
+ENTRY_BITS = 7
 """What an entry of another table is taken to cost."""
 
 
@@ -47,39 +47,47 @@ def choose_classes(
     _count(indices, one, BLOCK, counts)
     if values.size < FROM_ELEMENTS:
         return one, counts
-    fewest = _bits(counts)
+    lengths = np.empty((size, 1), np.int32)
+    fewest = _measure(counts, lengths)
     whole = values.size // BLOCK
     sample = indices[: whole * BLOCK : SAMPLED].copy()
-    scales = np.zeros(whole)
-    _cost_of_blocks(sample, _lengths(counts)[0], scales)
+    costs = np.empty(whole, np.int64)
+    _cost_of_blocks(sample, lengths, costs)
     chosen = np.zeros(blocks, np.uint8)
-    chosen[np.argsort(scales, kind="stable")] = np.arange(whole) * CLASSES // whole
-    own = np.empty((CLASSES, size), np.int64)
-    for round_ in range(ROUNDS):
+    chosen[np.argsort(costs, kind="stable")] = np.arange(whole) * CLASSES // whole
+    own, lengths = np.empty((CLASSES, size), np.int64), np.empty((size, CLASSES), np.int32)
+    for number in range(ROUNDS):
         _count(sample, chosen[:whole], BLOCK // SAMPLED, own)
-        if round_ == TRIED and SAMPLED * _bits(own) > PROMISING * fewest:
+        taken = _measure(own, lengths)
+        if number == TRIED and SAMPLED * taken > fewest:
             return one, counts
-        if not _assign(sample, _lengths(own), chosen[:whole]):
+        if not _assign(sample, lengths, chosen[:whole]):
             break
     _count(indices, chosen, BLOCK, own)
     own[own.sum(axis=1) == 0, -1] = 1  # a class that no block is of has a table all the same
-    if _bits(own) + 2 * blocks < fewest:
+    if _measure(own, lengths) + 2 * blocks * UNIT < fewest:
         return chosen, own
     return one, counts
 
 
-def _lengths(counts: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the length of each symbol's code in each class, in bits."""
-    smooth = counts + 0.05
-    lengths: NDArray[np.float32] = np.log2(smooth.sum(axis=1, keepdims=True) / smooth).astype(np.float32)
-    return lengths
+@compiled
+def _measure(counts: Any, lengths: Any) -> Any:
+    """Fill in the length of each symbol's code in each class; return what all symbols take, and the tables, in units.
 
-
-def _bits(counts: NDArray[np.int64]) -> float:
-    """Return about how many bits the symbols of all classes take, and the tables."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        taken = np.where(counts > 0, counts * np.log2(counts.sum(axis=1, keepdims=True) / counts), 0.0)
-    return float(taken.sum() + ENTRY_BITS * np.count_nonzero(counts))
+    A symbol that a class has not is taken to occur a sixteenth of a time.
+    """
+    taken = 0
+    for row in range(len(counts)):
+        total = 0
+        for count in counts[row]:
+            total += count
+        whole, smooth = log2(max(total, 1)), log2(16 * total + counts.shape[1])
+        for symbol in range(counts.shape[1]):
+            count = counts[row, symbol]
+            lengths[symbol, row] = smooth - log2(16 * count + 1)
+            if count:
+                taken += count * (whole - log2(count)) + ENTRY_BITS * UNIT
+    return taken
 
 
 @compiled
@@ -87,9 +95,9 @@ def _cost_of_blocks(sample: Any, lengths: Any, costs: Any) -> None:
     """Fill in about how many bits each block takes by one table."""
     each = sample.size // costs.size
     for block in range(costs.size):
-        total = np.float32(0.0)
+        total = 0
         for index in sample[block * each : (block + 1) * each]:
-            total += lengths[index]
+            total += lengths[index, 0]
         costs[block] = total
 
 
@@ -114,15 +122,14 @@ def _assign(sample: Any, lengths: Any, classes: Any) -> Any:
     """Give each block the class that takes the fewest bits; return how many changed."""
     changed = 0
     each = sample.size // classes.size
-    columns = lengths.T.copy()
     for block in range(classes.size):
-        a, b, c, d = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+        a, b, c, d = np.int32(0), np.int32(0), np.int32(0), np.int32(0)
         for index in sample[block * each : (block + 1) * each]:
-            column = columns[index]
-            a += column[0]
-            b += column[1]
-            c += column[2]
-            d += column[3]
+            column = lengths[index]
+            a = np.int32(a + column[0])
+            b = np.int32(b + column[1])
+            c = np.int32(c + column[2])
+            d = np.int32(d + column[3])
         best = 0
         if b < a:
             a, best = b, 1
