@@ -20,7 +20,7 @@ from paramdelta_hub.checkpoints.companions import read_companion
 from paramdelta_hub.checkpoints.logical import LogicalTensor
 from paramdelta_hub.checkpoints.matching.by_name import OmittedTensor
 from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, RuleUse, check_rules
-from paramdelta_hub.checkpoints.tensor_sources import Stored
+from paramdelta_hub.checkpoints.stored import Stored
 from paramdelta_hub.errors import CheckpointError, Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import io_errors, write_file

@@ -34,7 +34,7 @@ from paramdelta_hub.checkpoints.rules.tensor_rules import (
     rule_uses,
     weight_map_uses,
 )
-from paramdelta_hub.checkpoints.tensor_sources import Files, Stored, Zeros
+from paramdelta_hub.checkpoints.stored import Files, Stored, Zeros
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.strict_json import JsonObject

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalTensor
-from paramdelta_hub.checkpoints.tensor_sources import Files, source_digest
+from paramdelta_hub.checkpoints.stored import Files, source_digest
 from paramdelta_hub.errors import CheckpointError, SourceError
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.open_files import OpenFiles

@@ -20,7 +20,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.quantization import quantization_files
 from paramdelta_hub.checkpoints.remote import RemoteModel, RemoteValues, open_remote
-from paramdelta_hub.checkpoints.tensor_sources import Files
+from paramdelta_hub.checkpoints.stored import Files
 from paramdelta_hub.errors import Mismatch, MismatchError, OptionError
 from paramdelta_hub.extraction.pairs import tokenizer_folder
 from paramdelta_hub.outputs.replacing import Replacement, model_places, registry_places

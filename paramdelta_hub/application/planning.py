@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.application.output_files import OutputFile
-from paramdelta_hub.checkpoints.tensor_sources import Dequantized
+from paramdelta_hub.checkpoints.dequantized import Dequantized
 from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.package import Package

@@ -12,7 +12,7 @@ from paramdelta_hub.application.compatibility import Compatibility
 from paramdelta_hub.application.weights import Weights
 from paramdelta_hub.checkpoints.kinship.lineage import LineageMatch, compare_samples, unpack_samples
 from paramdelta_hub.checkpoints.kinship.prediction import Prediction, predict
-from paramdelta_hub.checkpoints.tensor_sources import Files
+from paramdelta_hub.checkpoints.stored import Files
 from paramdelta_hub.errors import LineageError
 from paramdelta_hub.fileio.report import derived
 from paramdelta_hub.limits import KIN_CORRELATION

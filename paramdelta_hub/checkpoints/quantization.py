@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Mxfp4, Stored
+from paramdelta_hub.checkpoints.dequantized import Dequantized, Mxfp4
+from paramdelta_hub.checkpoints.stored import Stored
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.names import shown
 from paramdelta_hub.fileio.paths import resolve_inside

@@ -30,7 +30,7 @@ from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS
 from paramdelta_hub.checkpoints.matching.ties import TieGroups, Ties, head_is_tied, shares_embeddings
 from paramdelta_hub.checkpoints.matching.training_saves import refuse_ungathered
 from paramdelta_hub.checkpoints.rules.tensor_rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses
-from paramdelta_hub.checkpoints.tensor_sources import Zeros
+from paramdelta_hub.checkpoints.stored import Zeros
 from paramdelta_hub.checkpoints.tokens.token_rows import dropped_tokens, match_rows, newly_named
 from paramdelta_hub.checkpoints.tokens.tokenizer import Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError

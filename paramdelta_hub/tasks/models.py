@@ -19,17 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
-from paramdelta_hub.checkpoints.tensor_sources import (
-    Arranged,
-    Cast,
-    Files,
-    Reordered,
-    Stored,
-    TensorSource,
-    exact_cast_digest,
-    read_chunks,
-    source_digest,
-)
+from paramdelta_hub.checkpoints.stored import Stored, read_chunks, source_digest
+from paramdelta_hub.checkpoints.tensor_sources import Arranged, Cast, Files, Reordered, TensorSource, exact_cast_digest
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.direct_writer import DirectWriter

@@ -14,7 +14,8 @@ from paramdelta_hub.checkpoints.layouts.rearrange import arrange, arranged_model
 from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model, logical_post
 from paramdelta_hub.checkpoints.matching.roles import Entry
 from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
-from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
+from paramdelta_hub.checkpoints.stored import Zeros, read_chunks
+from paramdelta_hub.checkpoints.tensor_sources import TensorSource
 from paramdelta_hub.errors import (
     CheckpointError,
     IntegrityError,

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.logical import LogicalTensor
-from paramdelta_hub.checkpoints.tensor_sources import Files
+from paramdelta_hub.checkpoints.stored import Files
 from paramdelta_hub.errors import CheckpointError, Mismatch, PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import build_header, check_header
