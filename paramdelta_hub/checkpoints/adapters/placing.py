@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from paramdelta_hub.checkpoints.adapters.reading import COMPONENTS, CONFIG, KOHYA, Adapter, Module, refuse
 from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS, is_head
 from paramdelta_hub.checkpoints.matching.ties import head_is_tied
-from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, as_options, exactly
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.names import shown
 from paramdelta_hub.fileio.strict_json import JsonObject
@@ -385,8 +384,7 @@ def refuse_half_of_tie(
             remedy = _UNTIE_REMEDY
             if (config or {}).get("is_encoder_decoder"):
                 what = f"it updates {name!r}, but neither encoder nor decoder uses the embedding under this name"
-                skip = shlex.quote(f"^{re.escape(name)}$")
-                remedy = f"leave out what changed nothing while it was trained: --skip {skip}"
+                remedy = f"leave out what changed nothing while it was trained: {as_options('skip', [exactly(name)])}"
             raise CheckpointError(what, where=where, remedy=remedy)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.logical import LogicalTensor
+from paramdelta_hub.checkpoints.rules.tensor_rules import as_options
 from paramdelta_hub.checkpoints.stored import Files
 from paramdelta_hub.errors import CheckpointError, Mismatch, PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
@@ -176,10 +177,10 @@ class LineageMatch:
     def options_to_try(self) -> str | None:
         """Return options that put tensors back which have changed places, or rows and columns."""
         if self.exchanged is None:
-            return " ".join(f"--layout 'transpose {end}'" for end in self.transposed) or None
+            return as_options("layout", (f"transpose {end}" for end in self.transposed)) or None
         one, other = self.exchanged
         steps = ((one, "exchanged"), (other, one), ("exchanged", other))
-        return " ".join(rf"--rename '\b{re.escape(old)}\b={new}'" for old, new in steps)
+        return as_options("rename", (rf"\b{re.escape(old)}\b={new}" for old, new in steps))
 
     def foreign_words(self) -> str:
         """Say how much is foreign, and where."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from paramdelta_hub.checkpoints.matching.roles import Entry, is_derived, is_head
 from paramdelta_hub.checkpoints.matching.ties import Ties
 from paramdelta_hub.checkpoints.matching.training_saves import EMPTY, is_sharded_away
-from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, as_options
 from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.fileio.safetensors import DISCRETE
 from paramdelta_hub.numerics.floats import FLOATS
@@ -170,7 +169,7 @@ def suggest_skips(matched: Match, left: Mapping[str, Entry], right: Mapping[str,
     patterns = dict.fromkeys(_skip_pattern(name if _part(name) in common else _part(name)) for name in names)
     if len(patterns) > _SKIPS:
         return None
-    return " ".join(f"--skip {shlex.quote(pattern)}" for pattern in patterns)
+    return as_options("skip", patterns)
 
 
 def lacking_heads(matched: Match, left: Mapping[str, Entry], right: Mapping[str, Entry]) -> list[str]:

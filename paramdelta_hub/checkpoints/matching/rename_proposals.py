@@ -8,14 +8,13 @@ show which prefix corresponds to which.
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from paramdelta_hub.checkpoints.matching.by_name import Entry
+from paramdelta_hub.checkpoints.matching.roles import Entry
 from paramdelta_hub.checkpoints.matching.training_saves import WRAPPERS
-from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, as_options
 
 __all__ = ["find_renames", "suggest_renames"]
 
@@ -49,8 +48,9 @@ class _Rename(NamedTuple):
     gain: int
 
     @property
-    def option(self) -> str:
-        return f"--rename {shlex.quote(f'{self.pattern}={self.replacement}')}"
+    def rule(self) -> str:
+        """The rule as it is written."""
+        return f"{self.pattern}={self.replacement}"
 
 
 def suggest_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules | None = None) -> str | None:
@@ -65,8 +65,8 @@ def suggest_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules
     if not found:
         return None
     after = _count_paired(left_shapes, right_shapes)
-    options = " ".join(rename.option for rename in found)
-    return f"{options} (pairs {after} of {len(right_shapes)} tensors, {before} without)"
+    given = as_options("rename", (rename.rule for rename in found))
+    return f"{given} (pairs {after} of {len(right_shapes)} tensors, {before} without)"
 
 
 def find_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules) -> list[tuple[str, str]]:
@@ -153,7 +153,7 @@ def _best_rename(left: Shapes, right: Shapes) -> _Rename | None:
     candidates = (
         _make_rename(old, new, left, right) for old, new in _candidates(unmatched_left, right, unmatched_right)
     )
-    best = max((rule for rule in candidates if rule), key=lambda rule: (rule.gain, -len(rule.option)), default=None)
+    best = max((each for each in candidates if each), key=lambda each: (each.gain, -len(each.rule)), default=None)
     return best if best and best.gain >= max(_LEAST, possible / _SHARE) else None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,8 +23,10 @@ __all__ = [
     "RuleKind",
     "RuleUse",
     "Rules",
+    "as_options",
     "check_rules",
     "compile_pattern",
+    "exactly",
     "refuse_unused",
     "rule_uses",
     "weight_map_uses",
@@ -153,6 +156,16 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise OptionError(f"{pattern!r} is not a regular expression: {error}") from None
+
+
+def exactly(name: str) -> str:
+    """Return the pattern of one name."""
+    return f"^{re.escape(name)}$"
+
+
+def as_options(kind: RuleKind, patterns: Iterable[str]) -> str:
+    """Return the options of the command line that give these rules, each once."""
+    return " ".join(f"--{kind} {shlex.quote(pattern)}" for pattern in dict.fromkeys(patterns))
 
 
 @dataclass(frozen=True)
