@@ -12,7 +12,7 @@ from paramdelta_hub.application.output_files import new_indexes, plan_output_fil
 from paramdelta_hub.application.planning import plan_apply, temporary_bytes
 from paramdelta_hub.application.provenance import PROVENANCE_NAME, is_post, provenance_of
 from paramdelta_hub.application.requantize import Dtype, Requantization, requantization
-from paramdelta_hub.application.request import ApplyRequest
+from paramdelta_hub.application.request import ApplyRequest, rule_fields
 from paramdelta_hub.application.streaming import FilePool
 from paramdelta_hub.application.weighted_deltas import AppliedDelta, addends_by_tensor, foreign_notes, spilled_deltas
 from paramdelta_hub.application.weights import Deltas, Factors, WeightedDelta, WeightMap, weighted_deltas
@@ -117,17 +117,11 @@ def apply(
         ParamdeltaError: OptionError, CheckpointError, PackageError, MismatchError (every mismatch is listed),
             LineageError, NotFiniteError, DestinationError, StorageError or RegistryError.
     """
-    rules = check_rules(rules)
-    if rules.carries:
-        raise OptionError("carry rules are for pd-extract only")
     request = ApplyRequest(
+        **rule_fields(check_rules(rules)),
         target=os.fspath(target),
         deltas=tuple((os.fspath(each.delta), each.weight) for each in weighted_deltas(deltas)),
         weight_map=WeightMap.of(weight_map).rules,
-        renames=rules.renames,
-        skips=rules.skips,
-        layouts=rules.layouts,
-        partials=rules.partials,
         dtype=dtype,
         companions=companions,
         prefer=prefer,

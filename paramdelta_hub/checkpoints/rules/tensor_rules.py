@@ -10,13 +10,14 @@ import difflib
 import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from paramdelta_hub.checkpoints.rules.layout_rules import LayoutRule
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.names import shown
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import RENAMES, TENSOR_NAME_BYTES
 
 __all__ = [
@@ -88,6 +89,11 @@ class Rules:
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
+
+    @property
+    def fields(self) -> JsonObject:
+        """The rules of every kind, by its name here and in requests."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def layout_rules(self) -> tuple[LayoutRule, ...]:
