@@ -9,12 +9,11 @@ from pathlib import Path
 
 from paramdelta_hub.application.companions import CompanionSelection, select_companions
 from paramdelta_hub.application.compatibility import Compatibility, check_compatibility
-from paramdelta_hub.application.earlier import evidence_of_earlier
+from paramdelta_hub.application.kinship import AppliedDelta, check_lineage, evidence_of_earlier
 from paramdelta_hub.application.output_files import OutputFile
 from paramdelta_hub.application.requantize import FP8, keeps_fp8
 from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.row_placement import RowPlanner
-from paramdelta_hub.application.weighted_deltas import AppliedDelta, check_lineage
 from paramdelta_hub.application.weights import WeightMap, Weights
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.logical import logical_model

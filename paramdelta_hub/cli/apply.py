@@ -14,8 +14,8 @@ from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.application.apply import ApplyReport
+    from paramdelta_hub.application.kinship import AppliedDelta
     from paramdelta_hub.application.preview import Preview
-    from paramdelta_hub.application.weighted_deltas import AppliedDelta
     from paramdelta_hub.checkpoints.matching.by_name import OmittedTensor
     from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 

@@ -195,8 +195,12 @@ class ApplyTask:
             OpenFiles(CheckpointError) as sources,
             OpenFiles(PackageError) as shards,
             _Outputs(folder) as outputs,
-            DecodedDeltas(self.spilled, arranged, shards, sources, folder, kernel) as decoded,
+            ExitStack() as whole,
         ):
+            decoded = None
+            if self.spilled:
+                every = DecodedDeltas(self.spilled, arranged, shards, sources, folder, kernel)
+                decoded = whole.enter_context(every)
             for tensor in self.tensors:
                 writers = [_TensorWriter(outputs[span.file], span.start) for span in tensor.outputs]
                 with ExitStack() as scope:
@@ -233,6 +237,7 @@ class ApplyTask:
                         writers[1].write(requantizer.scales)
                         deviations.append(requantizer.deviation)
                 for addend in tensor.arranged:
+                    assert decoded is not None
                     decoded.release(addend)
                 digests |= {
                     span.name: writer.digest.hexdigest() for span, writer in zip(tensor.outputs, writers, strict=True)
