@@ -40,6 +40,7 @@ from paramdelta_hub.checkpoints.tokens.token_rows import dropped_tokens, match_r
 from paramdelta_hub.checkpoints.tokens.tokenizer import Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
 from paramdelta_hub.fileio.durable import expand
+from paramdelta_hub.fileio.names import counted
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.numerics.casts import as_bits, common_dtype
 from paramdelta_hub.numerics.floats import FLOATS
@@ -139,7 +140,7 @@ class Differences:
         """How the models are read; what became of ties, of rows, and of tensors that only post has."""
         dtypes = Counter((pair.base_dtype, pair.post_dtype) for pair in self.pairs)
         across = [
-            f"{count:,} tensor{'s' * (count != 1)}: {base} in base, {post} in post; the delta is exact in"
+            f"{counted(count, 'tensor')}: {base} in base, {post} in post; the delta is exact in"
             f" {common_dtype(base, post)}, and a result has its target's dtype unless --dtype says otherwise"
             for (base, post), count in dtypes.items()
             if base != post

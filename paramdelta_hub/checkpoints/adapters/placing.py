@@ -13,7 +13,7 @@ from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS, is_head
 from paramdelta_hub.checkpoints.matching.ties import head_is_tied
 from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, as_options, exactly
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.fileio.names import shown
+from paramdelta_hub.fileio.names import counted, shown
 from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import FACTOR_BYTES
 from paramdelta_hub.numerics.floats import FLOATS
@@ -398,11 +398,11 @@ def describe(adapter: Adapter, updates: Updates, base: str) -> Sequence[str]:
     changed = updates.tensors.values()
     ranks = sorted({update.rank for update in changed if update.down})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "no product"
-    products = _counted(sum(update.down is not None for update in changed), "tensor")
+    products = counted(sum(update.down is not None for update in changed), "tensor")
     counts = {
-        "added to biases": _counted(sum(update.down is None and update.up is not None for update in changed), "vector"),
-        "replaced whole": _counted(sum(update.whole is not None for update in changed), "tensor"),
-        "of tokens replaced": _counted(sum(len(update.indices) for update in changed), "row"),
+        "added to biases": counted(sum(update.down is None and update.up is not None for update in changed), "vector"),
+        "replaced whole": counted(sum(update.whole is not None for update in changed), "tensor"),
+        "of tokens replaced": counted(sum(len(update.indices) for update in changed), "row"),
     }
     words = [f"post is an adapter: base + scale·B·A, {rank}, {products}"]
     words += [f"{count} {what}" for what, count in counts.items() if not count.startswith("0 ")]
@@ -414,7 +414,3 @@ def describe(adapter: Adapter, updates: Updates, base: str) -> Sequence[str]:
     if trained_on and trained_on.rstrip("/").rpartition("/")[2].lower() != base.rpartition("/")[2].lower():
         lines.append(f"the adapter's config names {shown(trained_on[:120])} as its base; BASE is {shown(base)}")
     return lines
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"

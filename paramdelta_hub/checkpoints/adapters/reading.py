@@ -257,7 +257,9 @@ def open_adapter(checkpoint: Checkpoint) -> Adapter:
             raise CheckpointError(
                 f"module {module.name!r} lacks one of its two factors", where=where, remedy="get the file again"
             )
-    if not (config or part_configs) and not all(module.alpha or _says_no_scale(module) for module in modules.values()):
+    # Files of kohya and of diffusers need no config: without an alpha, the scale is 1.
+    tells_scale = (m.alpha or m.kohya or m.name.split(".")[0] in COMPONENTS for m in modules.values())
+    if not (config or part_configs) and not all(tells_scale):
         raise CheckpointError(
             f"a LoRA adapter without its {CONFIG}, which has the scale (lora_alpha)",
             where=where,
@@ -327,11 +329,6 @@ def _plain(name: str) -> str:
     name = re.sub(r"^(?:base_model\.model\.|base_model\.)", "", name)
     name = re.sub(r"\.modules_to_save\.(?:[^.]+\.)?(?=[^.]+$)", ".", name)
     return re.sub(r"\.base_layer(?=\.|$)", "", name)
-
-
-def _says_no_scale(module: Module) -> bool:
-    """Whether a module is of a file that has no config because its scale is 1."""
-    return module.kohya or module.name.split(".")[0] in COMPONENTS
 
 
 def _read_alphas(checkpoint: Checkpoint, modules: Mapping[str, Module]) -> dict[str, float]:

@@ -184,11 +184,8 @@ def _with_renames(left: Entries, right: Entries, rules: Rules) -> Rules:
     arranged = _arranged(right, arrange(right, rules, left))
     renames = (*rules.renames, *find_renames(left, arranged, rules))
     candidates = [replace(rules, renames=(*renames, *modules)) for modules in ((), *_MODULES)]
-    return max(candidates, key=lambda tried: (_names_paired(left, arranged, tried), -len(tried.renames)))
-
-
-def _names_paired(left: Entries, right: Entries, rules: Rules) -> int:
-    return len(left.keys() & {rules.rename(name) for name in right})
+    names_paired = {tried: len(left.keys() & {tried.rename(name) for name in arranged}) for tried in candidates}
+    return max(candidates, key=lambda tried: (names_paired[tried], -len(tried.renames)))
 
 
 def _with_best(left: Entries, right: Entries, rules: Rules, family: Sequence[Sequence[str]]) -> Rules:
@@ -213,14 +210,10 @@ def _fit(left: Entries, right: Entries, rules: Rules, layout: Layout | None = No
     pairs, made_pair = 0, True
     for name, entry in _arranged(right, layout).items():
         other = left.get(rules.rename(name))
-        is_pair = other is not None and _comparable(other) == _comparable(entry)
+        is_pair = other is not None and other.comparable_shape == entry.comparable_shape
         pairs += is_pair
         made_pair &= is_pair or name not in layout.arrangements
     return _Fit(pairs, made_pair)
-
-
-def _comparable(entry: Entry) -> tuple[int, ...]:
-    return (-1, *entry.shape[1:]) if entry.vocabulary else entry.shape
 
 
 def _arranged(entries: Entries, layout: Layout) -> dict[str, Entry]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from paramdelta_hub.checkpoints.matching.roles import Entry, is_derived, is_head
 from paramdelta_hub.checkpoints.matching.ties import Ties
 from paramdelta_hub.checkpoints.matching.training_saves import EMPTY, is_sharded_away
-from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, as_options
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, as_options, in_all_layers
 from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.fileio.safetensors import DISCRETE
 from paramdelta_hub.numerics.floats import FLOATS
@@ -184,8 +183,7 @@ def lacking_heads(matched: Match, left: Mapping[str, Entry], right: Mapping[str,
 
 def _skip_pattern(name: str) -> str:
     """Return the pattern of a part, or of a tensor's name with any number for its numbers."""
-    pattern = re.sub(r"(?<=\\\.)[0-9]+(?=\\\.)", r"\\d+", re.escape(name))
-    return f"^{pattern}" if name[-1] in "./" else f"^{pattern}$"
+    return f"^{in_all_layers(name)}" if name[-1] in "./" else f"^{in_all_layers(name)}$"
 
 
 def _part(name: str) -> str:

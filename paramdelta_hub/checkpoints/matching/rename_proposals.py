@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from paramdelta_hub.checkpoints.matching.roles import Entry
 from paramdelta_hub.checkpoints.matching.training_saves import WRAPPERS
-from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, as_options
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, as_options, in_all_layers
 
 __all__ = ["find_renames", "suggest_renames"]
 
@@ -77,9 +77,9 @@ def find_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: R
 
 def _shapes(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules) -> tuple[Shapes, Shapes]:
     """Return the names of both sides, the right one's renamed, with their shapes; without what is skipped."""
-    left_shapes = {name: _comparable_shape(entry) for name, entry in left.items() if not rules.skips_name(name)}
+    left_shapes = {name: entry.comparable_shape for name, entry in left.items() if not rules.skips_name(name)}
     right_shapes = {
-        renamed: _comparable_shape(entry)
+        renamed: entry.comparable_shape
         for name, entry in right.items()
         if not (rules.skips_name(name) or rules.skips_name(renamed := rules.rename(name)))
     }
@@ -115,7 +115,7 @@ def _wrapping_renames(left: Shapes, right: Shapes) -> list[_Rename]:
     bare: dict[str, str] = {}
     for name in left:
         for found in _WRAPPERS.finditer(name):
-            before = re.sub(r"(?<=\\\.)[0-9]+(?=\\\.)", r"\\d+", re.escape(name[: found.start()]))
+            before = in_all_layers(name[: found.start()])
             places[before, found[0]] = places.get((before, found[0]), 0) + 1
         bare[_WRAPPERS.sub("", name)] = name
     if not places or len(places) > _WRAPPINGS or not bare.keys() & right.keys():
@@ -132,11 +132,6 @@ def _wrapping_renames(left: Shapes, right: Shapes) -> list[_Rename]:
 def _renamed(rule: _Rename, shapes: Shapes) -> Shapes:
     rename = Rules(renames=((rule.pattern, rule.replacement),)).rename
     return {rename(name): shape for name, shape in shapes.items()}
-
-
-def _comparable_shape(entry: Entry) -> tuple[int, ...]:
-    """Return the shape as far as two sides must agree on it; the rows of a vocabulary may differ in number."""
-    return (-1, *entry.shape[1:]) if entry.vocabulary else entry.shape
 
 
 def _count_paired(left: Shapes, right: Shapes) -> int:
