@@ -213,7 +213,6 @@ def write_companions(
     for path in [path for path in result.rglob("*") if path.suffix in (*DATA_SUFFIXES, ".py") and path.is_file()]:
         path.unlink()
     origins: list[Companion] = []
-    parsed: dict[str, JsonObject] = {}
     configs: dict[str, Merged] = {}
 
     def write(name: str, source: str, content: bytes) -> None:
@@ -221,8 +220,6 @@ def write_companions(
         write_file(result / name, content)
         digest = hashlib.sha256(content).hexdigest()
         origins.append(Companion(path=name, source=source, size=len(content), sha256=digest))
-        if name in _PARSED:
-            parsed[name] = _parse(content, name)
 
     for name, path in {**selection.from_target, **selection.code}.items():
         content, source = read_companion(path), "target"
@@ -250,7 +247,7 @@ def write_companions(
         mode=selection.mode,
         files=tuple(origins),
         configs=configs,
-        warnings=(*selection.warnings, *_token_warnings(result, origins, parsed)),
+        warnings=(*selection.warnings, *_token_warnings(result, {origin.path for origin in origins})),
     )
 
 
@@ -273,16 +270,17 @@ def _token_ids_from(selection: CompanionSelection, name: ConfigName) -> int | Li
     return numbers[0] if numbers else "target"
 
 
-def _token_warnings(result: Path, origins: Iterable[Companion], parsed: Mapping[str, Any]) -> list[str]:
+def _token_warnings(result: Path, names: Set[str]) -> list[str]:
     """Return what is odd about the ids at which the result begins and ends."""
     warnings, tokens = [], None
-    if any(is_vocabulary_file(origin.path) for origin in origins):
+    if any(map(is_vocabulary_file, names)):
         try:
             vocabulary = read_vocabulary(result)
             tokens = vocabulary.tokens if vocabulary else None
         except SourceError as error:
             warnings.append(f"the tokenizer can't be checked: {error.what}")
-    config, generation, settings = (parsed.get(name, {}) for name in _PARSED)
+    parsed = (_parse((result / name).read_bytes(), name) if name in names else {} for name in _PARSED)
+    config, generation, settings = parsed
     return warnings + token_id_warnings(config, generation, settings, tokens)
 
 

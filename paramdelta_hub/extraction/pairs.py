@@ -214,16 +214,7 @@ def pair_up(
     vocabularies = _Vocabularies(base_tokenizer, post_tokenizer, partial(_continued_rows, matched, sides))
     return Differences(
         pairs=_make_pairs(matched, sides, post_as_stored, rules, vocabularies),
-        omissions=(
-            *matched.omissions,
-            *(
-                OmittedTensor(name, "post", PARTIAL + partial_note("post", shape, "base", other))
-                for name, (shape, other) in layout.partials.items()
-            ),
-            *(OmittedTensor(name, "base", reason) for name, reason in sides.base.omissions),
-            *(OmittedTensor(name, "post", reason) for name, reason in sides.post.omissions),
-            *(OmittedTensor(name, "post", SKIPPED) for name in sides.post.homeless),  # the others were refused
-        ),
+        omissions=tuple(_omissions(matched, layout, sides)),
         given_up=vocabularies.dropped_tokens,
         taken_up=vocabularies.taken_up,
         uses=tuple(uses),
@@ -233,6 +224,17 @@ def pair_up(
         model_notes=(*sides.base.notes, *sides.post.notes),
         post_is_model=sides.post.adapter_names is None,
     )
+
+
+def _omissions(matched: Match, layout: Layout, sides: _Sides) -> Iterator[OmittedTensor]:
+    """Yield everything that is left out, all or part of it."""
+    yield from matched.omissions
+    for name, (shape, other) in layout.partials.items():
+        yield OmittedTensor(name, "post", PARTIAL + partial_note("post", shape, "base", other))
+    for side, model in zip(("base", "post"), sides, strict=True):
+        yield from (OmittedTensor(name, side, reason) for name, reason in model.omissions)
+    for name in sides.post.homeless:  # the others were refused
+        yield OmittedTensor(name, "post", SKIPPED)
 
 
 def _find_ties(sides: _Sides, rules: Rules) -> SideTies:

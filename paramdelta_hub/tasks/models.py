@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -190,17 +190,12 @@ class ApplyTask:
         digests: dict[str, str] = {}
         not_finite: list[NotFinite] = []
         deviations: list[Deviation] = []
-        arranged = [addend for tensor in self.tensors for addend in tensor.arranged]
         with (
             OpenFiles(CheckpointError) as sources,
             OpenFiles(PackageError) as shards,
             _Outputs(folder) as outputs,
-            ExitStack() as whole,
+            self._decoded(shards, sources, folder, kernel) as decoded,
         ):
-            decoded = None
-            if self.spilled:
-                every = DecodedDeltas(self.spilled, arranged, shards, sources, folder, kernel)
-                decoded = whole.enter_context(every)
             for tensor in self.tensors:
                 writers = [_TensorWriter(outputs[span.file], span.start) for span in tensor.outputs]
                 with ExitStack() as scope:
@@ -243,6 +238,14 @@ class ApplyTask:
                     span.name: writer.digest.hexdigest() for span, writer in zip(tensor.outputs, writers, strict=True)
                 }
         return Applied(tuple(sorted(self.writes)), digests, tuple(not_finite), tuple(deviations))
+
+    def _decoded(
+        self, shards: OpenFiles, sources: OpenFiles, folder: Path, kernel: Kernel
+    ) -> AbstractContextManager[DecodedDeltas | None]:
+        if not self.spilled:
+            return nullcontext()
+        arranged = [addend for tensor in self.tensors for addend in tensor.arranged]
+        return DecodedDeltas(self.spilled, arranged, shards, sources, folder, kernel)
 
     def is_done(self, outcome: Outcome, folder: Path) -> bool:
         """Whether the work folder holds what the outcome says, to the byte."""

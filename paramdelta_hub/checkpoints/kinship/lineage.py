@@ -262,12 +262,25 @@ def compare_samples(
             if likeness is not None:
                 found.append(_Compared(name, target[name].elements, *likeness))
         foreign = [each for each in found if each.correlation < FOREIGN_CORRELATION]
-        foreign_names = [each.name for each in foreign]
-        places = {} if remote or equal else _find_places(foreign_names, base, target, files)
+        places = {} if remote or equal else _find_places([each.name for each in foreign], base, target, files)
+    return _judge(found, foreign, places, equal)
+
+
+class _Compared(NamedTuple):
+    name: str
+    elements: int
+    correlation: float
+    distance: float
+
+
+def _judge(
+    found: Sequence[_Compared], foreign: Sequence[_Compared], places: Mapping[str, str], same_values: bool
+) -> LineageMatch:
+    names, foreign_names = [each.name for each in found], {each.name for each in foreign}
     match = LineageMatch(
         correlation=None,
         tensors=len(found),
-        same_values=equal,
+        same_values=same_values,
         distances={},
         foreign=tuple(
             ForeignTensor(
@@ -279,9 +292,9 @@ def compare_samples(
             for each in foreign
         ),
         foreign_share=sum(each.elements for each in foreign) / max(1, sum(each.elements for each in found)),
-        foreign_kinds=_foreign_kinds([each.name for each in found], set(foreign_names)),
-        exchanged=_exchanged(places, [each.name for each in found], set(foreign_names)),
-        transposed=_transposed_ends(places, [each.name for each in found], set(foreign_names)),
+        foreign_kinds=_foreign_kinds(names, foreign_names),
+        exchanged=_exchanged(places, names, foreign_names),
+        transposed=_transposed_ends(places, names, foreign_names),
     )
     counted = found if match.is_foreign else [each for each in found if each not in foreign]
     return replace(
@@ -289,13 +302,6 @@ def compare_samples(
         correlation=float(np.mean([each.correlation for each in counted])) if counted else None,
         distances={each.name: each.distance for each in counted},
     )
-
-
-class _Compared(NamedTuple):
-    name: str
-    elements: int
-    correlation: float
-    distance: float
 
 
 def _kind(name: str) -> str:

@@ -33,7 +33,7 @@ from tests.support.adapters import (
     write_pipeline,
 )
 from tests.support.kinds import ADAPTERS, kind, remedied, rules_of
-from tests.support.models import assert_same, read_weights, write_model
+from tests.support.models import apply_in, assert_same, extract_in, read_weights, write_model
 
 
 @kind(ADAPTERS, "a base whose names have another prefix", works="found, if only one fits")
@@ -86,7 +86,7 @@ def test_what_base_does_not_have_is_listed_or_skipped(tmp_path: Path) -> None:
         rules = pd.Rules(skips=[r"^vision\."], carries=[r"^score\."])
         report = pd.extract(tmp_path / "base", adapter, tmp_path / "delta", rules=rules)
         assert [(item.name, item.side) for item in report.omissions] == [("vision.proj.weight", "post")]
-        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+        apply_in(tmp_path, "base")
         update = plus(base[f"{q}.weight"], product(*list(tensors.values())[:2], 1.5))
         assert_same(read_weights(tmp_path / "out"), {**base, f"{q}.weight": update, "score.weight": normal(4, 2, 16)})
 
@@ -169,7 +169,7 @@ def test_one_copy_of_a_tied_embedding(tmp_path: Path, tied: bool) -> None:
     write_model(tmp_path / "base", base, config={"tie_word_embeddings": tied})
     tensors = factors(f"{PREFIX}lm_head", 48, 16)
     pd.extract(tmp_path / "base", write_adapter(tmp_path / "lora", tensors), tmp_path / "delta")
-    assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out").is_post
+    assert apply_in(tmp_path, "base").is_post
     expected = {**base, "lm_head.weight": plus(base["lm_head.weight"], product(*tensors.values(), 1.5))}
     assert_same(read_weights(tmp_path / "out"), expected)
 
@@ -241,10 +241,10 @@ def test_an_adapter_of_what_t5_does_not_use(tmp_path: Path) -> None:
             parameter.data.add_(torch.randn_like(parameter) * 0.05)
     model.save_pretrained(tmp_path / "lora")
     with pytest.raises(CheckpointError, match="neither encoder nor decoder uses") as caught:
-        pd.extract(tmp_path / "base", tmp_path / "lora", tmp_path / "delta")
+        extract_in(tmp_path, "base", "lora")
     with remedied(caught.value, r"--skip '^shared\.weight$'"):
-        pd.extract(tmp_path / "base", tmp_path / "lora", tmp_path / "delta", rules=rules_of(caught.value), force=True)
-        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", force=True)
+        extract_in(tmp_path, "base", "lora", rules=rules_of(caught.value), force=True)
+        apply_in(tmp_path, "base", force=True)
         ids = torch.arange(3, 11)[None]
         with torch.no_grad():
             models = [t5.from_pretrained(tmp_path / name).eval() for name in ("base", "out")]

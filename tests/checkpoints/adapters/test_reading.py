@@ -38,7 +38,7 @@ from tests.support.adapters import (
     write_pipeline,
 )
 from tests.support.kinds import ADAPTERS, kind, remedied
-from tests.support.models import assert_same, read_weights, write_model
+from tests.support.models import apply_in, assert_same, extract_in, read_weights, write_model
 
 
 def test_what_metadata_says_is_checked_as_a_config_is(tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ def test_a_model_that_has_adapters_among_its_weights_is_a_model(tmp_path: Path) 
     post = {name: tensor * 2 for name, tensor in base.items()}
     write_model(tmp_path / "base", base, config={"model_type": "phi4mm"})
     write_model(tmp_path / "post", post, config={"model_type": "phi4mm"})
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    extract_in(tmp_path)
+    apply_in(tmp_path, "base")
     assert_same(read_weights(tmp_path / "out"), post)
 
 

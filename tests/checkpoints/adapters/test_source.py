@@ -31,7 +31,7 @@ from tests.support.adapters import (
 from tests.support.chunks import set_chunk_elements
 from tests.support.fp8_models import FP8, dequantized, quantized
 from tests.support.kinds import ADAPTERS, kind
-from tests.support.models import assert_same, read_weights, write_model
+from tests.support.models import apply_in, assert_same, extract_in, read_weights, write_model
 
 
 @kind(
@@ -152,7 +152,7 @@ def test_a_quantized_base_is_said(tmp_path: Path) -> None:
     tensors = factors(PREFIX + q, 16, 16)
     report = pd.extract(tmp_path / "base", write_adapter(tmp_path / "lora", tensors), tmp_path / "delta")
     assert "1 of these tensors are quantized in base: the adapter is added to their bf16 values" in report.notes
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    apply_in(tmp_path, "base")
     values = dequantized(base[f"{q}.weight"], base[f"{q}.weight_scale_inv"], (128, 128))
     assert torch.equal(read_weights(tmp_path / "out")[f"{q}.weight"], plus(values, product(*tensors.values(), 1.5)))
 
@@ -179,8 +179,8 @@ def test_an_adapter_of_a_model_in_two_float_dtypes(tmp_path: Path) -> None:
     for record in plain.manifest.tensors:
         dtype = "F32" if base[record.name].dtype == torch.float32 else "BF16"
         assert (record.base_dtype, record.post_dtype) == (dtype, dtype)
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "cast")
-    pd.apply(tmp_path / "base", tmp_path / "plain", tmp_path / "out")
+    apply_in(tmp_path, "base", "delta", "cast")
+    apply_in(tmp_path, "base", "plain")
     assert_same(read_weights(tmp_path / "cast"), read_weights(tmp_path / "out"))
 
 
@@ -209,8 +209,8 @@ def test_peft_merges_the_same(tmp_path: Path, dtype: torch.dtype) -> None:
         if parameter.requires_grad:
             parameter.data.add_(torch.randn_like(parameter) * 0.01)
     model.save_pretrained(tmp_path / "lora")
-    pd.extract(tmp_path / "base", tmp_path / "lora", tmp_path / "delta")
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    extract_in(tmp_path, "base", "lora")
+    apply_in(tmp_path, "base")
     wide = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     merged = peft.PeftModel.from_pretrained(wide, tmp_path / "lora").merge_and_unload().state_dict()
     for name, tensor in read_weights(tmp_path / "out").items():
