@@ -11,6 +11,7 @@ import pkgutil
 import click
 
 from paramdelta_hub.__about__ import __version__
+from paramdelta_hub.cli.common import Command
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 2 usage, 3 unreadable input, 4 mismatch, 5 not exact, 6 output exists, 7 disk, 8 registry."
@@ -25,6 +26,6 @@ def main() -> None:
 
 for _module in pkgutil.iter_modules(__path__):
     _command = getattr(importlib.import_module(f"{__name__}.{_module.name}"), _module.name, None)
-    if isinstance(_command, click.Command):
+    if isinstance(_command, Command):
         main.add_command(_command)
         globals()[_module.name] = _command  # what pd-NAME calls

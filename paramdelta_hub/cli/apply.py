@@ -28,7 +28,7 @@ pd-apply ./new-base ./delta -o out --weight-map '.*=0' --weight-map 'self_attn=1
 _SHOWN_OMISSIONS = 20
 
 
-@command(examples=_EXAMPLES)
+@command("application.apply.ApplyReport", "application.preview.Preview", "ranks.RankReport", examples=_EXAMPLES)
 @click.argument("target")
 @click.argument("deltas", nargs=-1, required=True, metavar="DELTA[=WEIGHT]...")
 @click.option("-o", "--output", required=True, metavar="OUT", help="Folder of the new model.")

@@ -21,7 +21,7 @@ pd-catalog -o site --query instruct
 """
 
 
-@command(examples=_EXAMPLES)
+@command("reports.catalog.CatalogReport", examples=_EXAMPLES)
 @click.argument("registry", required=False, envvar=REGISTRY_VARIABLE)
 @click.option("-o", "--out", required=True, metavar="FOLDER", help="Folder of the new site.")
 @click.option("--query", metavar="WORDS", help="List only deltas with these words in their names or titles.")

@@ -180,14 +180,21 @@ def tokenizer_option(side: str) -> Decorator:
     )
 
 
-def command(*, examples: str) -> Callable[[Callable[..., None]], click.Command]:
+class Command(click.Command):
+    """A command that knows which reports it prints with ``--json``, by module and name."""
+
+    reports: tuple[str, ...] = ()
+
+
+def command(*reports: str, examples: str) -> Callable[[Callable[..., None]], Command]:
     """Make a command of a function: ``--json`` and ``-q``, examples at the end of its help, and errors as messages.
 
+    ``reports`` are the classes that it prints, such as ``reports.inspect.InspectReport``: schemas are made of them.
     The function gets a :class:`Console` as ``console``. An option that is only handed on has the name of the parameter
     of the function of the library, and comes in ``**options``.
     """
 
-    def decorate(function: Callable[..., None]) -> click.Command:
+    def decorate(function: Callable[..., None]) -> Command:
         @functools.wraps(function)
         def run(as_json: bool, quiet: bool, **values: Any) -> None:
             console = Console(as_json, quiet)
@@ -211,7 +218,9 @@ def command(*, examples: str) -> Callable[[Callable[..., None]], click.Command]:
         )
         epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-        return click.command(epilog=epilog, context_settings=settings)(options(run))
+        made = click.command(cls=Command, epilog=epilog, context_settings=settings)(options(run))
+        made.reports = reports
+        return made
 
     return decorate
 

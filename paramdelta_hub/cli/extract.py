@@ -106,7 +106,7 @@ def _check_published(there: Registry, reference: Reference, request: ExtractRequ
         )
 
 
-@command(examples=_EXAMPLES)
+@command("extraction.extract.ExtractReport", "ranks.RankReport", examples=_EXAMPLES)
 @click.argument("base")
 @click.argument("post")
 @click.option("-o", "--output", required=True, metavar="DELTA", help="Folder of the new package.")

@@ -25,7 +25,7 @@ pd-verify ./new-model --statement new-model.intoto.json --bom new-model.cdx.json
 """
 
 
-@command(examples=_EXAMPLES)
+@command("verification.package.VerifyReport", "outputs.applied_model.ResultReport", examples=_EXAMPLES)
 @click.argument("delta", metavar="DELTA|OUT")
 @click.option("--base", help="Also prove BASE ⊕ Δ == post, bit for bit.")
 @click.option("--strict", is_flag=True, help="Refuse a folder with files beside the package that nothing vouches for.")
