@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from paramdelta_hub.cli import main
 from paramdelta_hub.environment import REGISTRY_VARIABLE
+from paramdelta_hub.fileio.report import Report
 from scripts.tools.make_schema import REPORTS
 from tests.conftest import Family
 from tests.support.mutations import set_at
@@ -89,6 +90,9 @@ def test_every_field_is_required(
 
 def test_every_command_has_its_reports() -> None:
     assert REPORTS.keys() == {*main.commands, "error"}
+    for name, reports in REPORTS.items():
+        assert reports, name
+        assert all(issubclass(report, Report) for report in reports), name
 
 
 PRINTED = {

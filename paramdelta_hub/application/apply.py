@@ -8,19 +8,19 @@ from pathlib import Path
 
 from paramdelta_hub.application.companions import CompanionReport, Mode, Prefer, write_companions
 from paramdelta_hub.application.inputs import open_inputs
+from paramdelta_hub.application.kinship import AppliedDelta, foreign_notes
 from paramdelta_hub.application.output_files import new_indexes, plan_output_files
-from paramdelta_hub.application.planning import plan_apply, temporary_bytes
+from paramdelta_hub.application.planning import addends_by_tensor, plan_apply, temporary_bytes
 from paramdelta_hub.application.provenance import PROVENANCE_NAME, is_post, provenance_of
 from paramdelta_hub.application.requantize import Dtype, Requantization, requantization
-from paramdelta_hub.application.request import ApplyRequest
+from paramdelta_hub.application.request import ApplyRequest, rule_fields
 from paramdelta_hub.application.streaming import FilePool
-from paramdelta_hub.application.weighted_deltas import AppliedDelta, addends_by_tensor, foreign_notes, spilled_deltas
 from paramdelta_hub.application.weights import Deltas, Factors, WeightedDelta, WeightMap, weighted_deltas
 from paramdelta_hub.checkpoints.companions import read_companion
 from paramdelta_hub.checkpoints.logical import LogicalTensor
 from paramdelta_hub.checkpoints.matching.by_name import OmittedTensor
 from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, RuleUse, check_rules
-from paramdelta_hub.checkpoints.tensor_sources import Stored
+from paramdelta_hub.checkpoints.stored import Stored
 from paramdelta_hub.errors import CheckpointError, Mismatch, NotFiniteError, OptionError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import io_errors, write_file
@@ -116,17 +116,11 @@ def apply(
         ParamdeltaError: OptionError, CheckpointError, PackageError, MismatchError (every mismatch is listed),
             LineageError, NotFiniteError, DestinationError, StorageError or RegistryError.
     """
-    rules = check_rules(rules)
-    if rules.carries:
-        raise OptionError("carry rules are for pd-extract only")
     request = ApplyRequest(
+        **rule_fields(check_rules(rules)),
         target=os.fspath(target),
         deltas=tuple((os.fspath(each.delta), each.weight) for each in weighted_deltas(deltas)),
         weight_map=WeightMap.of(weight_map).rules,
-        renames=rules.renames,
-        skips=rules.skips,
-        layouts=rules.layouts,
-        partials=rules.partials,
         dtype=dtype,
         companions=companions,
         prefer=prefer,
@@ -202,11 +196,8 @@ class Application(Operation[ApplyReport]):
         self._sums = addends_by_tensor(compatibility, packages, inputs.weights)
         self._files = plan_output_files(inputs.model, compatibility.results, compatibility.colocate_with)
         may_be_base = len(self._applied) == 1 and self._applied[0].kinship.same_values
-        spilled = spilled_deltas(compatibility, packages, self._sums)
         asked = inputs.request.to_json()
-        self.plan = plan_apply(
-            compatibility, self._files, packages, self._sums, spilled, asked, may_be_base=may_be_base
-        )
+        self.plan = plan_apply(compatibility, self._files, packages, self._sums, asked, may_be_base=may_be_base)
         self._pool = FilePool(None, ())
 
     @property

@@ -10,7 +10,8 @@ from functools import cached_property
 from paramdelta_hub.checkpoints.layouts.rearrange import Layout, partial_note
 from paramdelta_hub.checkpoints.logical import LogicalTensor
 from paramdelta_hub.checkpoints.matching.by_name import Match
-from paramdelta_hub.checkpoints.tensor_sources import Arranged, Files, Reordered, source_digest
+from paramdelta_hub.checkpoints.stored import Files, source_digest
+from paramdelta_hub.checkpoints.tensor_sources import Arranged, Reordered
 from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.numerics.arrangements import Arrangement, Box, invert
 from paramdelta_hub.package.manifest import TensorRecord

@@ -34,6 +34,7 @@ from paramdelta_hub.checkpoints.tokens.tokenizer import read_vocabulary, token_i
 from paramdelta_hub.errors import CheckpointError, OptionError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import write_file
+from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import COMPANION_BYTES
 from paramdelta_hub.package.manifest import DATA_SUFFIXES, ConfigChange, FileRecord
@@ -93,26 +94,17 @@ class CompanionReport(Companions):
 
     def lines(self) -> list[str]:
         """Return the report for people."""
-        sources = dict.fromkeys(origin.source for origin in self.files)
         lines = [
-            f"from {source}: {_join_limited(origin.path for origin in self.files if origin.source == source)}"
-            for source in sources
+            f"from {source}: {_listed(paths)}"
+            for source, paths in _grouped((origin.path, origin.source) for origin in self.files).items()
         ]
         for name, merged in self.configs.items():
-            taken_by = {
-                delta: [key for key, taker in merged.taken.items() if taker == delta] for delta in merged.taken.values()
-            }
-            lines += [f"{name}: {_join_limited(keys)} from {delta}" for delta, keys in taken_by.items()]
-            kept_by = {
-                reason: [key for key, other in merged.kept.items() if other == reason]
-                for reason in merged.kept.values()
-            }
-            lines += [
-                f"{name}: {_join_limited(keys)} from the target, because {reason}" for reason, keys in kept_by.items()
-            ]
-            lines += (
-                [f"{name}: {_join_limited(merged.overridden)} set to match the tensors"] if merged.overridden else []
-            )
+            for delta, keys in _grouped(merged.taken.items()).items():
+                lines.append(f"{name}: {_listed(keys)} from {delta}")
+            for reason, keys in _grouped(merged.kept.items()).items():
+                lines.append(f"{name}: {_listed(keys)} from the target, because {reason}")
+            if merged.overridden:
+                lines.append(f"{name}: {_listed(merged.overridden)} set to match the tensors")
             lines += [
                 f"conflict: {name}: {c.key} is {c.base} in base, {c.post} in {c.delta}, {c.found} in {c.other}; "
                 f"using {c.winner}" + (" (change this with --prefer post)" if c.winner != c.delta else "")
@@ -146,23 +138,23 @@ def select_companions(
         known, unknown = package_companions(package)
         homeless = [name for name in known if component_of(name) not in ("", *target.folders)]
         if homeless:
-            warnings.append(f"not used, because the target has no such folder: {_join_limited(homeless)}")
+            warnings.append(f"not used, because the target has no such folder: {_listed(homeless)}")
             known = {name: file for name, file in known.items() if name not in homeless}
         if unknown:
-            warnings.append(f"{package.label} has companions that this version does not know: {_join_limited(unknown)}")
+            warnings.append(f"{package.label} has companions that this version does not know: {_listed(unknown)}")
         if known and provider is None:
             provider, taken = number, known
         elif provider is not None and (
             other := [name for name, file in known.items() if name not in taken or taken[name].sha256 != file.sha256]
         ):
             warnings.append(
-                f"{package.label} has other companions, which are not used: {_join_limited(other)}; all come from "
+                f"{package.label} has other companions, which are not used: {_listed(other)}; all come from "
                 f"{packages[provider].label}"
             )
     for component in dict.fromkeys(map(component_of, taken)):
         orphaned = [name for name in taken if kind_of(name) == "tokenizer" and component_of(name) == component]
         if orphaned and not any(is_vocabulary_file(name.rpartition("/")[2]) for name in orphaned):
-            warnings.append(f"not used, because there is no vocabulary with it: {_join_limited(orphaned)}")
+            warnings.append(f"not used, because there is no vocabulary with it: {_listed(orphaned)}")
             taken = {name: file for name, file in taken.items() if name not in orphaned}
     merged = {name for package in packages for name in package.manifest.configs if kind_of(name) == "generation"}
     from_target = _target_files(target, mode, taken.keys() - merged)
@@ -170,7 +162,7 @@ def select_companions(
     contents = {name: content for name, content in contents.items() if code_key(content, str(from_target[name]))}
     if contents and not keep_remote_code_of_target:
         raise CheckpointError(
-            f"{_join_limited(contents)}: refers to code that runs when the model is loaded",
+            f"{_listed(contents)}: refers to code that runs when the model is loaded",
             where=str(target.folder),
             remedy="read that code; to keep it, add --keep-remote-code-of-target, which also copies the "
             "target's Python files",
@@ -221,7 +213,6 @@ def write_companions(
     for path in [path for path in result.rglob("*") if path.suffix in (*DATA_SUFFIXES, ".py") and path.is_file()]:
         path.unlink()
     origins: list[Companion] = []
-    parsed: dict[str, dict[str, Any]] = {}
     configs: dict[str, Merged] = {}
 
     def write(name: str, source: str, content: bytes) -> None:
@@ -229,8 +220,6 @@ def write_companions(
         write_file(result / name, content)
         digest = hashlib.sha256(content).hexdigest()
         origins.append(Companion(path=name, source=source, size=len(content), sha256=digest))
-        if name in _PARSED:
-            parsed[name] = _parse(content, name)
 
     for name, path in {**selection.from_target, **selection.code}.items():
         content, source = read_companion(path), "target"
@@ -258,7 +247,7 @@ def write_companions(
         mode=selection.mode,
         files=tuple(origins),
         configs=configs,
-        warnings=(*selection.warnings, *_token_warnings(result, origins, parsed)),
+        warnings=(*selection.warnings, *_token_warnings(result, {origin.path for origin in origins})),
     )
 
 
@@ -281,16 +270,17 @@ def _token_ids_from(selection: CompanionSelection, name: ConfigName) -> int | Li
     return numbers[0] if numbers else "target"
 
 
-def _token_warnings(result: Path, origins: Iterable[Companion], parsed: Mapping[str, Any]) -> list[str]:
+def _token_warnings(result: Path, names: Set[str]) -> list[str]:
     """Return what is odd about the ids at which the result begins and ends."""
     warnings, tokens = [], None
-    if any(is_vocabulary_file(origin.path) for origin in origins):
+    if any(map(is_vocabulary_file, names)):
         try:
             vocabulary = read_vocabulary(result)
             tokens = vocabulary.tokens if vocabulary else None
         except SourceError as error:
             warnings.append(f"the tokenizer can't be checked: {error.what}")
-    config, generation, settings = (parsed.get(name, {}) for name in _PARSED)
+    parsed = (_parse((result / name).read_bytes(), name) if name in names else {} for name in _PARSED)
+    config, generation, settings = parsed
     return warnings + token_id_warnings(config, generation, settings, tokens)
 
 
@@ -298,7 +288,13 @@ def _parse(content: bytes, name: str) -> JsonObject:
     return strict_json.parse_object(content, CheckpointError, name, long_integers=True)
 
 
-def _join_limited(names: Iterable[str]) -> str:
-    all_names = list(names)
-    more = f" and {len(all_names) - _LISTED} more" if len(all_names) > _LISTED else ""
-    return ", ".join(all_names[:_LISTED]) + more
+def _listed(names: Iterable[str]) -> str:
+    return shown_names(names, _LISTED)
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return for each second part the first parts that it goes with."""
+    groups: dict[str, list[str]] = {}
+    for first, second in pairs:
+        groups.setdefault(second, []).append(first)
+    return groups

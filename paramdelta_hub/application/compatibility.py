@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 
 from paramdelta_hub.application.arrangements import ArrangedPairs, take_arranged
 from paramdelta_hub.application.output_files import OutTensor
 from paramdelta_hub.application.row_placement import PlacedRows, RowPlanner
 from paramdelta_hub.application.weights import Weights
-from paramdelta_hub.checkpoints.layouts.proposals import suggest_partials, suggest_rules
+from paramdelta_hub.checkpoints.layouts.proposals import propose
 from paramdelta_hub.checkpoints.layouts.rearrange import MIXED, Layout, arrange
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of, same_values
 from paramdelta_hub.checkpoints.matching.by_name import (
@@ -21,7 +21,6 @@ from paramdelta_hub.checkpoints.matching.by_name import (
     lacking_heads,
     match,
     rename_entries,
-    suggest_skips,
 )
 from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS, Entry, is_head
 from paramdelta_hub.checkpoints.matching.ties import TieGroups, Ties, head_is_tied, shares_embeddings
@@ -30,11 +29,13 @@ from paramdelta_hub.checkpoints.rules.tensor_rules import (
     RuleKind,
     Rules,
     RuleUse,
+    as_options,
+    exactly,
     refuse_unused,
     rule_uses,
     weight_map_uses,
 )
-from paramdelta_hub.checkpoints.tensor_sources import Files, Stored, Zeros
+from paramdelta_hub.checkpoints.stored import Files, Stored, Zeros
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.strict_json import JsonObject
@@ -56,11 +57,6 @@ class CarriedTensor:
 
     number: int
     zeros: LogicalTensor
-
-    @classmethod
-    def of(cls, number: int, record: TensorRecord) -> CarriedTensor:
-        """Return the tensor that delta ``number`` carries."""
-        return cls(number, LogicalTensor(record.dtype, record.shape, Zeros(record.dtype)))
 
 
 @dataclass(frozen=True)
@@ -189,8 +185,10 @@ class Compatibility:
         ]
         for matched in self.matches:
             for name, at in matched.right_ties.items():
-                copy = f"a copy of {self.own_ties.same[name]}, and gets the same delta" if self._is_copy(name) else ""
-                ties.append(f"{name}: {copy or f'the delta ties it to {at}, so the delta of {at} is added'}")
+                why = f"the delta ties it to {at}, so the delta of {at} is added"
+                if name in self.own_ties.same and name in self.target.tensors:
+                    why = f"a copy of {self.own_ties.same[name]}, and gets the same delta"
+                ties.append(f"{name}: {why}")
         ties += [
             f"{name}: the target's config ties it to {other}, but their values differ; taken as two tensors"
             for name, other in self.own_ties.apart.items()
@@ -204,9 +202,6 @@ class Compatibility:
         pieces = [note for arranged in self.arranged for note in arranged.notes]
         result = [f"{note}; the result is not quantized" for note in (() if self.keeps_fp8 else self.target.notes)]
         return (*result, *dict.fromkeys(ties), *rows, *whole, *dict.fromkeys(pieces))
-
-    def _is_copy(self, name: str) -> bool:
-        return name in self.own_ties.same and name in self.target.tensors
 
 
 def check_compatibility(
@@ -227,77 +222,57 @@ def check_compatibility(
         OptionError: a rule that hits nothing.
         MismatchError: every mismatch is listed.
     """
+    deltas = [_Delta.of(number, package, rules, target) for number, package in enumerate(packages)]
+    own_ties = _match(target, deltas, rules, values)
+    uses = _rule_uses(target, deltas, rules, weights)
     problems = _Problems("use a target of base's architecture and dtype, or change the pairs with --rename and --skip")
     if target.unsupported:
         problems.found.append(Mismatch("target", "quantized", target.unsupported))
-    layouts = [arrange(_entries(package), rules, target.entries) for package in packages]
-    sides = [_arranged_entries(_entries(package), layout) for package, layout in zip(packages, layouts, strict=True)]
-    own_ties, matches = _matches(target, packages, sides, rules, values)
-    uses = _rule_uses(target, packages, sides, layouts, matches, rules, weights)
-    for package, entries, matched in zip(packages, sides, matches, strict=True):
-        refuse_ungathered(target.entries, matched.mismatches, "the target", str(target.checkpoint.source.path))
-        config = target.checkpoint.config
-        if matched.mismatches and (options := suggest_rules(target.entries, _entries(package), rules, config)):
-            problems.remedy = f"try {options}; leave out the remaining tensors with --skip"
-        elif matched.mismatches and (option := suggest_partials(target.entries, entries, rules)):
-            problems.remedy = f"to add to the part that both have, give {option}; else keep the target's with --skip"
-        elif skips := suggest_skips(matched, target.entries, entries):
-            problems.remedy = f"to leave out what one side lacks, give {skips}"
-    heads = [
-        head
-        for matched, entries in zip(matches, sides, strict=True)
-        for head in lacking_heads(matched, target.entries, entries)
-    ]
-    if heads and not problems.remedy.startswith("try "):  # which may pair them
-        patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in dict.fromkeys(heads))
-        problems.remedy += f"; {patterns} leaves the head as the target has it"
+    problems.propose(target, deltas, rules)
     arranged = []
-    for number, (package, layout, matched) in enumerate(zip(packages, layouts, matches, strict=True)):
-        pairs, misfits = take_arranged(number, matched, layout, package)
+    for delta in deltas:
+        pairs, misfits = take_arranged(delta.number, delta.matched, delta.layout, delta.package)
         arranged.append(pairs)
         problems.found += misfits
-    carried: dict[str, CarriedTensor] = {}
-    vocabularies: dict[str, dict[int, TensorRecord]] = {
-        name: {} for name, entry in target.entries.items() if entry.vocabulary
-    }
-    replaced: dict[str, str] = {}
-    for number, (package, entries, matched) in enumerate(zip(packages, sides, matches, strict=True)):
-        problems.found += matched.mismatches
-        for name, delta_name in list(matched.pairs.items()):
-            record = package.records[delta_name]
-            if _is_carried(record):
-                if weights.of(number, name) <= 0:
-                    del matched.pairs[name]
-                    reason = "used only with a weight above 0"
-                    matched.omissions.append(OmittedTensor(name, "the delta", reason))
-                    continue
-                carried.setdefault(name, CarriedTensor.of(number, record))
-            elif entries[delta_name].vocabulary or name in vocabularies:
-                vocabularies.setdefault(name, {})[number] = record
-            if not (_is_carried(record) or (record.effect == "replace" and record.shard)):
-                continue
-            if replaced.setdefault(name, record.post_blake3) != record.post_blake3:
-                what = f"two deltas replace it with different {record.dtype} values"
-                problems.found.append(Mismatch(name, "conflict", what))
+    carried, vocabularies = _take_carried(target, deltas, weights, problems)
     problems.found += _without_component(target, packages, carried)
-    for name in carried:
-        vocabularies.pop(name, None)
-    placed = _place_rows(target, vocabularies, matches, row_planner, weights, problems)
-    for pairs, package in zip(arranged, packages, strict=True):
-        problems.found += _moved_rows(pairs, package, row_planner, weights)
+    placed = _place_rows(target, vocabularies, deltas, row_planner, weights, problems)
+    for pairs, delta in zip(arranged, deltas, strict=True):
+        problems.found += _moved_rows(pairs, delta.package, row_planner, weights)
     if keeps_fp8 and (without_scales := list(_without_scales(target, placed, carried))):
         problems.found += without_scales
         problems.remedy = "remove --dtype; the result's weights are then bf16"
-    if any(problem.kind == MIXED for problem in problems.found):
-        problems.remedy = "extract the delta again with --cast, which takes all of it in one dtype"
-    lacking = {problem.location.rpartition("/")[0] for problem in problems.found if problem.kind == "component"}
-    if lacking:
-        skips = " ".join(f"--skip {shlex.quote(f'^{re.escape(folder)}/')}" for folder in sorted(lacking))
-        problems.remedy = f"use a target that has this component, or leave it out: {skips}"
     problems.refuse(str(target.checkpoint.source.path))
-    return Compatibility(
-        target, tuple(matches), placed, carried, dtype, keeps_fp8, tuple(uses), own_ties, tuple(arranged)
-    )
+    matches = tuple(delta.matched for delta in deltas)
+    return Compatibility(target, matches, placed, carried, dtype, keeps_fp8, tuple(uses), own_ties, tuple(arranged))
+
+
+@dataclass
+class _Delta:
+    """A delta while its tensors are matched with the target's."""
+
+    number: int
+    package: Package
+    layout: Layout
+    entries: Mapping[str, Entry]
+    """Its tensors after the layout rules, as pairing sees them."""
+    matched: Match = field(default_factory=Match)
+
+    @classmethod
+    def of(cls, number: int, package: Package, rules: Rules, target: LogicalModel) -> _Delta:
+        stored = _entries(package)
+        layout = arrange(stored, rules, target.entries)
+        made = {name: (layout.dtypes[name], made.shape) for name, made in layout.arrangements.items()}
+        kept = {name: stored[name] for name in layout.kept}
+        vocabularies = entries_of({**{name: (entry.dtype, entry.shape) for name, entry in kept.items()}, **made})
+        return cls(number, package, layout, kept | {name: vocabularies[name] for name in made})
+
+
+_PROPOSALS = {
+    "rules": "try {}; leave out the remaining tensors with --skip",
+    "partial": "to add to the part that both have, give {}; else keep the target's with --skip",
+    "skip": "to leave out what one side lacks, give {}",
+}
 
 
 @dataclass
@@ -307,23 +282,74 @@ class _Problems:
     remedy: str
     found: list[Mismatch] = field(default_factory=list)
 
+    def propose(self, target: LogicalModel, deltas: Sequence[_Delta], rules: Rules) -> None:
+        """Set the remedy to options that would help, if there are some."""
+        config, where = target.checkpoint.config, str(target.checkpoint.source.path)
+        heads = []
+        for delta in deltas:
+            matched, stored = delta.matched, _entries(delta.package)
+            refuse_ungathered(target.entries, matched.mismatches, "the target", where)
+            if proposal := propose(matched, target.entries, delta.entries, stored, rules, config, grow=False):
+                self.remedy = _PROPOSALS[proposal.kind].format(proposal.options)
+            heads += lacking_heads(matched, target.entries, delta.entries)
+        if heads and not self.remedy.startswith("try "):  # which may pair them
+            self.remedy += f"; {as_options('skip', map(exactly, heads))} leaves the head as the target has it"
+
     def refuse(self, where: str) -> None:
+        """Raise if anything does not fit."""
+        if any(problem.kind == MIXED for problem in self.found):
+            self.remedy = "extract the delta again with --cast, which takes all of it in one dtype"
+        if lacking := {problem.location.rpartition("/")[0] for problem in self.found if problem.kind == "component"}:
+            skips = as_options("skip", (f"^{re.escape(folder)}/" for folder in sorted(lacking)))
+            self.remedy = f"use a target that has this component, or leave it out: {skips}"
         if problems := list(dict.fromkeys(self.found)):  # several tensors may lack the same tokens
             what = f"target and delta differ in {len(problems)} way(s)"
             raise MismatchError(what, problems, where=where, remedy=self.remedy)
 
 
+def _take_carried(
+    target: LogicalModel, deltas: Sequence[_Delta], weights: Weights, problems: _Problems
+) -> tuple[dict[str, CarriedTensor], dict[str, dict[int, TensorRecord]]]:
+    """Return the tensors that deltas bring whole, and of the other pairs those of vocabularies, by delta."""
+    carried: dict[str, CarriedTensor] = {}
+    vocabularies: dict[str, dict[int, TensorRecord]] = {
+        name: {} for name, entry in target.entries.items() if entry.vocabulary
+    }
+    replaced: dict[str, str] = {}
+    for delta in deltas:
+        matched, number = delta.matched, delta.number
+        problems.found += matched.mismatches
+        for name, delta_name in list(matched.pairs.items()):
+            record = delta.package.records[delta_name]
+            if _is_carried(record):
+                if weights.of(number, name) <= 0:
+                    del matched.pairs[name]
+                    reason = "used only with a weight above 0"
+                    matched.omissions.append(OmittedTensor(name, "the delta", reason))
+                    continue
+                zeros = LogicalTensor(record.dtype, record.shape, Zeros(record.dtype))
+                carried.setdefault(name, CarriedTensor(number, zeros))
+            elif delta.entries[delta_name].vocabulary or name in vocabularies:
+                vocabularies.setdefault(name, {})[number] = record
+            if not (_is_carried(record) or (record.effect == "replace" and record.shard)):
+                continue
+            if replaced.setdefault(name, record.post_blake3) != record.post_blake3:
+                what = f"two deltas replace it with different {record.dtype} values"
+                problems.found.append(Mismatch(name, "conflict", what))
+    return carried, {name: records for name, records in vocabularies.items() if name not in carried}
+
+
 def _place_rows(
     target: LogicalModel,
     vocabularies: Mapping[str, Mapping[int, TensorRecord]],
-    matches: Sequence[Match],
+    deltas: Sequence[_Delta],
     row_planner: RowPlanner,
     weights: Weights,
     problems: _Problems,
 ) -> dict[str, PlacedRows]:
     """Return where the rows of vocabulary tensors go, where they move at all; what does not fit is a problem."""
     placed = {}
-    heads = {head: at for matched in matches for head, at in matched.left_ties.items()}
+    heads = {head: at for delta in deltas for head, at in delta.matched.left_ties.items()}
     mismatched = {problem.location for problem in problems.found}
     first_with: dict[int, tuple[str, int]] = {}
     for name, records in vocabularies.items():
@@ -331,9 +357,8 @@ def _place_rows(
             continue
         target_rows = target.tensors[heads.get(name, name)].shape[0]
         try:
-            rows = row_planner.place_rows(
-                target_rows, records, {number: weights.of(number, name) for number in records}
-            )
+            own_weights = {number: weights.of(number, name) for number in records}
+            rows = row_planner.place_rows(target_rows, records, own_weights)
         except MismatchError as error:
             problems.found += [Mismatch(name, "rows", error.what), *error.mismatches]
             problems.remedy = error.remedy or problems.remedy
@@ -368,52 +393,43 @@ def _moved_rows(
                 yield Mismatch(name, "rows", f"{what}; leave it out with --skip")
 
 
-def _rule_uses(
-    target: LogicalModel,
-    packages: Sequence[Package],
-    sides: Sequence[Mapping[str, Entry]],
-    layouts: Sequence[Layout],
-    matches: Sequence[Match],
-    rules: Rules,
-    weights: Weights,
-) -> list[RuleUse]:
-    """Return what each rule hits, or refuse those that hit nothing."""
-    summed = {name for matched in matches for name in matched.pairs}
-    uses = _layout_uses(layouts)
-    uses += rule_uses(rules, target.entries, sides)
+def _rule_uses(target: LogicalModel, deltas: Sequence[_Delta], rules: Rules, weights: Weights) -> list[RuleUse]:
+    """Return what each rule hits, in all deltas together, or refuse those that hit nothing."""
+    summed = {name for delta in deltas for name in delta.matched.pairs}
+    uses = [
+        replace(each[0], tensors=sum(use.tensors for use in each))
+        for each in zip(*(delta.layout.uses for delta in deltas), strict=True)
+    ]
+    uses += rule_uses(rules, target.entries, [delta.entries for delta in deltas])
     uses += weight_map_uses([pattern for pattern, _ in weights.by_name.rules], summed)
-    delta_names = list(dict.fromkeys(name for side in sides for name in side))
+    delta_names = _unique(name for delta in deltas for name in delta.entries)
     candidates: dict[RuleKind, Collection[str]] = {
         "skip": [*target.entries, *delta_names],
         "rename": delta_names,
-        "layout": list(dict.fromkeys(name for package in packages for name in package.records)),
+        "layout": _unique(name for delta in deltas for name in delta.package.records),
         "partial": delta_names,
         "weight-map": summed,
     }
-    if not any(layout.problems for layout in layouts):  # what a rule could not make, later ones don't find
+    if not any(delta.layout.problems for delta in deltas):  # what a rule could not make, later ones don't find
         refuse_unused(uses, candidates)
     if not summed and rules.skips:
         raise MismatchError("the skip rules leave no tensor of any delta", where=str(target.checkpoint.source.path))
-    for number in range(len(packages)):
-        for name in matches[number].pairs:
-            weights.of(number, name)  # a product that is too large is told before anything is written
+    for delta in deltas:
+        for name in delta.matched.pairs:
+            weights.of(delta.number, name)  # a product that is too large is told before anything is written
     trained: dict[str, set[str]] = {}
-    for package, layout in zip(packages, layouts, strict=True) if rules.skips else ():
-        for name in layout.names:
-            renamed, made = rules.rename(name), layout.arrangements.get(name)
+    for delta in deltas if rules.skips else ():
+        for name in delta.layout.names:
+            renamed, made = rules.rename(name), delta.layout.arrangements.get(name)
             if not (rules.skips_name(name) or rules.skips_name(renamed)):
                 continue
-            if any(package.records[source].changed for source in (made.sources if made else [name])):
+            if any(delta.package.records[source].changed for source in (made.sources if made else [name])):
                 trained.setdefault(renamed, set()).update((name, renamed))
     return [use.with_trained(trained) for use in uses]
 
 
-def _layout_uses(layouts: Sequence[Layout]) -> list[RuleUse]:
-    """Return what every layout rule and every partial rule hits, in all deltas together."""
-    return [
-        replace(uses[0], tensors=sum(use.tensors for use in uses))
-        for uses in zip(*(layout.uses for layout in layouts), strict=True)
-    ]
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def _without_scales(
@@ -458,25 +474,16 @@ def _entries(package: Package) -> dict[str, Entry]:
     return entries
 
 
-def _arranged_entries(entries: Mapping[str, Entry], layout: Layout) -> dict[str, Entry]:
-    """Return a package's tensors after the layout rules, as pairing sees them."""
-    made = {name: (layout.dtypes[name], made.shape) for name, made in layout.arrangements.items()}
-    kept = {name: entries[name] for name in layout.kept}
-    vocabularies = entries_of({**{name: (entry.dtype, entry.shape) for name, entry in kept.items()}, **made})
-    return kept | {name: vocabularies[name] for name in made}
+def _match(target: LogicalModel, deltas: Sequence[_Delta], rules: Rules, values: Files | None) -> Ties:
+    """Pair with every delta, and return the target's ties.
 
-
-def _matches(
-    target: LogicalModel,
-    packages: Sequence[Package],
-    sides: Sequence[Mapping[str, Entry]],
-    rules: Rules,
-    values: Files | None,
-) -> tuple[Ties, list[Match]]:
-    """Pair with every package. A head that one of them makes the target untie is a tensor for all of them."""
+    A head that one of the deltas makes the target untie is a tensor for all of them.
+    """
     config = target.checkpoint.config
-    renamed = [{new: side[name] for new, name in rename_entries(side, rules)[0].items()} for side in sides]
-    tied = [{rules.rename(n): rules.rename(at) for n, at in package.manifest.ties.items()} for package in packages]
+    renamed = [
+        {new: delta.entries[name] for new, name in rename_entries(delta.entries, rules)[0].items()} for delta in deltas
+    ]
+    tied = [{rules.rename(n): rules.rename(at) for n, at in delta.package.manifest.ties.items()} for delta in deltas]
     groups = TieGroups.of(target.entries, *renamed, shares_embeddings=shares_embeddings(config))
     with OpenFiles(CheckpointError) as files:
         own = groups.ties(
@@ -485,26 +492,27 @@ def _matches(
             lambda one, other: same_values(
                 target.tensors[one], target.tensors[other], values or files, _REMOTE_ELEMENTS if values else None
             ),
-            [*(name for side in renamed for name in side), *(name for side in tied for name in side)],
+            [*chain(*renamed, *tied)],
         )
 
-    def match_all(left: Mapping[str, Entry], untied: Collection[str]) -> list[Match]:
-        matches = []
-        for package, entries, ours, names in zip(packages, sides, renamed, tied, strict=True):
-            known = [omission.name for omission in package.manifest.omissions]
-            carried = [name for name in entries if name in package.records and _is_carried(package.records[name])]
-            theirs = _delta_ties(groups, package, ours, names, left, known, own)
+    def match_all(left: Mapping[str, Entry], untied: Collection[str]) -> None:
+        for delta, ours, names in zip(deltas, renamed, tied, strict=True):
+            records, manifest = delta.package.records, delta.package.manifest
+            known = [omission.name for omission in manifest.omissions]
+            carried = [name for name in delta.entries if name in records and _is_carried(records[name])]
+            theirs = _delta_ties(groups, delta.package, ours, names, left, known, own)
             ties = Ties({name: at for name, at in own.same.items() if name not in untied}), theirs
-            matches.append(match(left, entries, rules, ("the target", "the delta"), known, carried, ties))
-        return matches
+            sides = ("the target", "the delta")
+            delta.matched = match(left, delta.entries, rules, sides, known, carried, ties)
 
-    matches = match_all(target.entries, ())
+    match_all(target.entries, ())
+    matches = [delta.matched for delta in deltas]
     heads = {head: at for matched in matches for head, at in matched.left_ties.items() if head in matched.pairs}
-    if heads and len(matches) > 1:
-        matches = match_all({**target.entries, **{head: target.entries[at] for head, at in heads.items()}}, heads)
-        for matched in matches:
-            matched.left_ties |= {head: at for head, at in heads.items() if head in matched.pairs}
-    return own, matches
+    if heads and len(deltas) > 1:
+        match_all({**target.entries, **{head: target.entries[at] for head, at in heads.items()}}, heads)
+        for delta in deltas:
+            delta.matched.left_ties |= {head: at for head, at in heads.items() if head in delta.matched.pairs}
+    return own
 
 
 def _delta_ties(

@@ -9,18 +9,17 @@ from pathlib import Path
 
 from paramdelta_hub.application.companions import CompanionSelection, select_companions
 from paramdelta_hub.application.compatibility import Compatibility, check_compatibility
-from paramdelta_hub.application.earlier import evidence_of_earlier
+from paramdelta_hub.application.kinship import AppliedDelta, check_lineage, evidence_of_earlier
 from paramdelta_hub.application.output_files import OutputFile
 from paramdelta_hub.application.requantize import FP8, keeps_fp8
 from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.row_placement import RowPlanner
-from paramdelta_hub.application.weighted_deltas import AppliedDelta, check_lineage
 from paramdelta_hub.application.weights import WeightMap, Weights
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.checkpoints.quantization import quantization_files
 from paramdelta_hub.checkpoints.remote import RemoteModel, RemoteValues, open_remote
-from paramdelta_hub.checkpoints.tensor_sources import Files
+from paramdelta_hub.checkpoints.stored import Files
 from paramdelta_hub.errors import Mismatch, MismatchError, OptionError
 from paramdelta_hub.extraction.pairs import tokenizer_folder
 from paramdelta_hub.outputs.replacing import Replacement, model_places, registry_places

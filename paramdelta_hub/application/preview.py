@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from paramdelta_hub.application.inputs import open_inputs
+from paramdelta_hub.application.kinship import AppliedDelta, foreign_notes
 from paramdelta_hub.application.output_files import plan_output_files
 from paramdelta_hub.application.request import ApplyRequest
-from paramdelta_hub.application.weighted_deltas import AppliedDelta, foreign_notes
 from paramdelta_hub.checkpoints.matching.by_name import OmittedTensor
 from paramdelta_hub.checkpoints.rules.tensor_rules import RuleUse
 from paramdelta_hub.errors import StorageError

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from paramdelta_hub import __about__
 from paramdelta_hub.application.compatibility import Compatibility
-from paramdelta_hub.application.earlier import earlier_deltas
-from paramdelta_hub.application.weighted_deltas import AppliedDelta
+from paramdelta_hub.application.kinship import AppliedDelta, earlier_deltas
 from paramdelta_hub.application.weights import WeightMap
 from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.package.provenance import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+from paramdelta_hub.checkpoints.dequantized import Dequantized, Mxfp4
 from paramdelta_hub.checkpoints.logical import LogicalModel
-from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Mxfp4
 from paramdelta_hub.errors import OptionError
 from paramdelta_hub.numerics.float8 import Deviation
 from paramdelta_hub.numerics.floats import FLOATS

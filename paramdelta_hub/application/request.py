@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from paramdelta_hub.application.companions import Mode, Prefer
 from paramdelta_hub.application.requantize import Dtype
 from paramdelta_hub.application.weights import WeightMap, weighted_deltas
 from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
+from paramdelta_hub.errors import OptionError
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.tasks.requests import Request, absolute
 
-__all__ = ["ApplyRequest"]
+__all__ = ["ApplyRequest", "rule_fields"]
 
 
 @dataclass(frozen=True)
 class ApplyRequest(Request):
     """What :func:`~paramdelta_hub.apply` and :func:`~paramdelta_hub.preview` are asked for."""
+
+    paths: ClassVar = ("target", "target_tokenizer")
 
     target: str
     """The new base: a folder, a ``.safetensors`` file, or ``org/name[@revision]``."""
@@ -64,7 +68,17 @@ class ApplyRequest(Request):
         """The rules, checked."""
         return Rules(self.renames, self.skips, layouts=self.layouts, partials=self.partials)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain JSON that holds from any current folder."""
-        paths = {key: absolute(getattr(self, key)) for key in ("target", "target_tokenizer")}
-        return {**asdict(self), **paths, "deltas": [(absolute(delta), weight) for delta, weight in self.deltas]}
+        return {**super().to_json(), "deltas": [(absolute(delta), weight) for delta, weight in self.deltas]}
+
+
+def rule_fields(rules: Rules) -> JsonObject:
+    """Return rules as the fields of a request.
+
+    Raises:
+        OptionError: there are rules that an apply has no use for.
+    """
+    if rules.carries:
+        raise OptionError("carry rules are for pd-extract only", remedy="remove them")
+    return {kind: found for kind, found in rules.fields.items() if kind != "carries"}

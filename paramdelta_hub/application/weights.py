@@ -96,7 +96,7 @@ def weighted_deltas(deltas: Deltas) -> list[WeightedDelta]:
     """
     if isinstance(deltas, Mapping):
         parsed = [WeightedDelta(delta, weight) for delta, weight in deltas.items()]
-    elif _is_single(deltas):
+    elif isinstance(deltas, (str, os.PathLike, WeightedDelta)) or _is_pair(deltas):
         parsed = [_weighted_delta(deltas)]
     elif isinstance(deltas, tuple) and len(deltas) == 2 and isinstance(deltas[1], str) and _spells_number(deltas[1]):
         raise OptionError(
@@ -111,10 +111,6 @@ def weighted_deltas(deltas: Deltas) -> list[WeightedDelta]:
     if not parsed:
         raise OptionError("no delta to apply")
     return parsed
-
-
-def _is_single(value: Any) -> bool:
-    return isinstance(value, (str, os.PathLike, WeightedDelta)) or _is_pair(value)
 
 
 def _is_pair(value: Any) -> bool:

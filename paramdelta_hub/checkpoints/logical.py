@@ -14,34 +14,27 @@ from functools import cached_property
 
 import numpy as np
 
-from paramdelta_hub.checkpoints.adapters import (
+from paramdelta_hub.checkpoints.adapters.placing import (
     Update,
     describe,
     find_updates,
+    refuse_half_of_tie,
+    tied_heads,
+)
+from paramdelta_hub.checkpoints.adapters.reading import (
     is_adapter,
     open_adapter,
     refuse_adapter,
     refuse_adapter_beside,
-    refuse_half_of_tie,
-    tied_heads,
 )
+from paramdelta_hub.checkpoints.adapters.source import Adapted, LowRank, NewRows
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
+from paramdelta_hub.checkpoints.dequantized import Dequantized, Mxfp4
 from paramdelta_hub.checkpoints.matching.roles import Entry, vocabulary_tensors
 from paramdelta_hub.checkpoints.quantization import ScaledWeight, find_scales, unsupported_reason, unused_tensors
 from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
-from paramdelta_hub.checkpoints.tensor_sources import (
-    Adapted,
-    Arranged,
-    Cast,
-    Dequantized,
-    Files,
-    LowRank,
-    Mxfp4,
-    NewRows,
-    Reordered,
-    Stored,
-    TensorSource,
-)
+from paramdelta_hub.checkpoints.stored import Files, Stored
+from paramdelta_hub.checkpoints.tensor_sources import Arranged, Cast, Reordered, TensorSource
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.safetensors import Sized
 from paramdelta_hub.limits import CHUNK_ELEMENTS

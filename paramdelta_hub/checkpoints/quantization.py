@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.tensor_sources import Dequantized, Mxfp4, Stored
+from paramdelta_hub.checkpoints.dequantized import Dequantized, Mxfp4
+from paramdelta_hub.checkpoints.stored import Stored
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.names import shown
 from paramdelta_hub.fileio.paths import resolve_inside
@@ -106,25 +107,25 @@ def find_scales(checkpoint: Checkpoint) -> dict[str, ScaledWeight]:
     Raises:
         CheckpointError: a weight without a scale, or a scale whose dtype or shape does not fit it.
     """
-    scaled_weights, declared, groups = {}, _declared_blocks(checkpoint), _group_sizes(checkpoint)
-    bits = _bits(checkpoint)
+    scaled_weights, its = {}, _Quantized(checkpoint)
+    declared, groups = its.declared_blocks(), its.group_sizes()
     for name, (file, span) in checkpoint.tensors.items():
-        if _is_mxfp4(name, checkpoint):
+        if its.is_mxfp4(name):
             scaled_weights[name] = _mxfp4(name, span.shape)
             continue
-        packed = _is_packed(name, checkpoint, bits)
+        packed = its.is_packed(name)
         if _MARKS.search(name) or not (packed or span.dtype in DECODED):
             continue
         where = str(file.path)
-        if (scale := _scale_of(name, checkpoint)) is None:
+        if (scale := its.scale_of(name)) is None:
             raise CheckpointError(f"tensor {name!r} is {span.dtype}, but has no scale", where=where, remedy=_REMEDY)
-        scale_span = checkpoint.tensors[scale][1]
+        scale_span = its.tensors[scale]
         powers = scale_span.dtype in _E8M0
         if scale_span.dtype not in FLOATS and (packed or not powers):
             raise CheckpointError(f"scale {scale!r} is {scale_span.dtype}, not F32, BF16 or F16", where=where)
         if scale_span.elements * 4 > SCALE_BYTES:
             raise CheckpointError(f"scale {scale!r} has {scale_span.elements} elements, too many to hold", where=where)
-        shape = (*span.shape[:-1], span.shape[-1] * (32 // (bits or 32))) if packed else span.shape
+        shape = (*span.shape[:-1], span.shape[-1] * (32 // (its.bits or 32))) if packed else span.shape
         blocks = [*declared, *((1, group) for group in groups), *([(1, 32)] if powers else [])]
         grid = _grid(shape, scale_span.shape, blocks)
         if grid is None:
@@ -136,10 +137,10 @@ def find_scales(checkpoint: Checkpoint) -> dict[str, ScaledWeight]:
             )
         if packed:
             stem, dtype = name.removesuffix("_packed"), "F16" if scale_span.dtype == "F16" else "BF16"
-            its = ScaledWeight(name, scale, grid, f"I{bits}", stem, shape, dtype, f"{stem}_shape")
+            scaled = ScaledWeight(name, scale, grid, f"I{its.bits}", stem, shape, dtype, f"{stem}_shape")
         else:
-            its = ScaledWeight(name, scale, grid, span.dtype, name, shape)
-        scaled_weights[name] = its
+            scaled = ScaledWeight(name, scale, grid, span.dtype, name, shape)
+        scaled_weights[name] = scaled
     return scaled_weights
 
 
@@ -187,13 +188,12 @@ def quantization_files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 def _reasons(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with a model's quantization and what helps, the config's word first, then the tensors'."""
-    settings = _settings(checkpoint)
-    for where, setting in settings:
+    its = _Quantized(checkpoint)
+    tensors = its.tensors
+    for where, setting in its.settings:
         if (how := _unsupported(setting)) is not None:
             yield f"{where} says that it is quantized by {shown(how)}", _remedy(how)
-    tensors = {name: span for name, (_, span) in checkpoint.tensors.items()}
-    bits = _bits(checkpoint)
-    known = {name for name in tensors if _is_packed(name, checkpoint, bits) or _is_mxfp4(name, checkpoint)}
+    known = {name for name in tensors if its.is_packed(name) or its.is_mxfp4(name)}
     known |= {f"{name.removesuffix('_packed')}_shape" for name in known}
     known |= {f"{name.removesuffix('_blocks')}_scales" for name in known}
     codes = known & tensors.keys()
@@ -211,21 +211,21 @@ def _reasons(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
             yield f"tensor {name!r} holds scaled integers ({span.dtype})", _REMEDY
         if span.dtype in _PACKED and name.endswith(".W_q"):
             yield f"tensor {name!r} shows that it is quantized by HQQ", _REMEDY
-        if name.endswith("comfy_quant") and _is_swizzled(name, checkpoint):
+        if name.endswith("comfy_quant") and its.is_swizzled(name):
             yield f"tensor {name!r} shows ComfyUI's scales in the order of a GPU's tiles", _REMEDY
         if _MARKS.search(name):
             continue
         if span.dtype in DECODED:
             codes.add(name)
-            if _scale_of(name, checkpoint) is None:
+            if its.scale_of(name) is None:
                 yield f"tensor {name!r} is {span.dtype}, but has no scale", _REMEDY
-        elif span.dtype.startswith("F8_") and not _is_exponent(name, checkpoint):
+        elif span.dtype.startswith("F8_") and not its.is_exponent(name):
             yield f"tensor {name!r} is {span.dtype}, which can't be added", _REMEDY
-    if orphan := next(_orphans(checkpoint), None):
+    if orphan := next(its.orphans(), None):
         yield f"tensor {orphan!r} is a scale, but there is no quantized weight for it", _REMEDY
-    if settings and not codes:
+    if its.settings and not codes:
         yield (
-            f"{settings[0][0]} says that it is quantized, but no tensor is",
+            f"{its.settings[0][0]} says that it is quantized, but no tensor is",
             "if the weights are right, remove that from the file",
         )
 
@@ -234,45 +234,87 @@ def _remedy(method: str) -> str:
     return _BITSANDBYTES_REMEDY if method.startswith("bitsandbytes") else _REMEDY
 
 
-def _scale_of(weight: str, checkpoint: Checkpoint) -> str | None:
-    """Return the name of a weight's scale, if there is one."""
-    stem = weight.removesuffix("_packed")
-    names = [stem + ending for ending in _SCALE_ENDINGS]
-    if stem == "weight" or stem.endswith(".weight"):
-        names += [stem.removesuffix("weight") + ending for ending in ("scale_weight", "scale")]
-    return next((name for name in names if name in checkpoint.tensors), None)
+class _Quantized:
+    """How a checkpoint may be quantized, by its config and by names, dtypes and shapes."""
 
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.tensors = {name: span for name, (_, span) in checkpoint.tensors.items()}
+        self.settings = _settings(checkpoint)
+        widths = (_one_width(setting) for _, setting in self.settings)
+        self.bits = next((bits for bits in widths if bits is not None), None)
+        """Of the integers that are packed, as the config says."""
 
-def _is_packed(name: str, checkpoint: Checkpoint, bits: int | None) -> bool:
-    """Whether a tensor holds symmetric integers of compressed-tensors, of so many bits, that can be read."""
-    stem = name.removesuffix("_packed")
-    tensors = checkpoint.tensors
-    return (
-        stem != name
-        and tensors[name][1].dtype == "I32"
-        and len(tensors[name][1].shape) == 2
-        and f"{stem}_shape" in tensors
-        and tensors[f"{stem}_shape"][1].shape == (2,)
-        and tensors[f"{stem}_shape"][1].dtype in ("I64", "I32")
-        and f"{stem}_zero_point" not in tensors
-        and f"{stem}_g_idx" not in tensors
-        and _scale_of(name, checkpoint) is not None
-        and bits in (4, 8)
-    )
+    def scale_of(self, weight: str) -> str | None:
+        """Return the name of a weight's scale, if there is one."""
+        stem = weight.removesuffix("_packed")
+        names = [stem + ending for ending in _SCALE_ENDINGS]
+        if stem == "weight" or stem.endswith(".weight"):
+            names += [stem.removesuffix("weight") + ending for ending in ("scale_weight", "scale")]
+        return next((name for name in names if name in self.tensors), None)
 
+    def is_packed(self, name: str) -> bool:
+        """Whether a tensor holds symmetric integers of compressed-tensors that can be read."""
+        stem, codes, shape = name.removesuffix("_packed"), self.tensors[name], None
+        if stem != name:
+            shape = self.tensors.get(f"{stem}_shape")
+        return (
+            shape is not None
+            and (codes.dtype, len(codes.shape)) == ("I32", 2)
+            and shape.shape == (2,)
+            and shape.dtype in ("I64", "I32")
+            and f"{stem}_zero_point" not in self.tensors
+            and f"{stem}_g_idx" not in self.tensors
+            and self.scale_of(name) is not None
+            and self.bits in (4, 8)
+        )
 
-def _is_mxfp4(name: str, checkpoint: Checkpoint) -> bool:
-    """Whether a tensor holds the codes of experts as transformers' gpt-oss has them."""
-    stem = name.removesuffix("_blocks")
-    if stem == name or f"{stem}_scales" not in checkpoint.tensors or stem in checkpoint.tensors:
-        return False
-    codes, scales = checkpoint.tensors[name][1], checkpoint.tensors[f"{stem}_scales"][1]
-    return (
-        (codes.dtype, len(codes.shape), codes.shape[-1:]) == ("U8", 4, (16,))
-        and codes.elements > 0
-        and scales.dtype in _E8M0
-        and scales.shape == codes.shape[:-1]
-    )
+    def is_mxfp4(self, name: str) -> bool:
+        """Whether a tensor holds the codes of experts as transformers' gpt-oss has them."""
+        stem, codes = name.removesuffix("_blocks"), self.tensors[name]
+        scales = self.tensors.get(f"{stem}_scales")
+        return (
+            stem != name
+            and scales is not None
+            and stem not in self.tensors
+            and (codes.dtype, len(codes.shape), codes.shape[-1:]) == ("U8", 4, (16,))
+            and codes.elements > 0
+            and scales.dtype in _E8M0
+            and scales.shape == codes.shape[:-1]
+        )
+
+    def is_exponent(self, name: str) -> bool:
+        """Whether an F8_E8M0 tensor is the scale of a weight that can be read."""
+        weights = re.sub(r"_scale(_inv)?$", "", name), re.sub(r"scale(_weight)?$", "weight", name)
+        return self.tensors[name].dtype == "F8_E8M0" and any(
+            self.tensors[weight].dtype in DECODED and self.scale_of(weight) == name
+            for weight in weights
+            if weight in self.tensors
+        )
+
+    def is_swizzled(self, mark: str) -> bool:
+        """Whether the scales of a weight that ComfyUI marks are not single numbers, whose order it changes."""
+        scale = self.scale_of(mark.removesuffix("comfy_quant") + "weight")
+        return scale is None or self.tensors[scale].elements != 1
+
+    def orphans(self) -> Iterator[str]:
+        """Return the scales that belong to no weight."""
+        codes = (name for name, span in self.tensors.items() if span.dtype in DECODED or self.is_packed(name))
+        used = set(map(self.scale_of, codes))
+        return (name for name in self.tensors if _WEIGHT_SCALE.search(name) and name not in used)
+
+    def group_sizes(self) -> list[int]:
+        """Return how many neighbours in a row share a scale, as the config says; none where it does not."""
+        groups = (_weight_settings(setting) for _, setting in self.settings)
+        sizes = [weights.get("group_size") for group in groups for weights in group]
+        return list(dict.fromkeys(size for size in sizes if isinstance(size, int) and 0 < size < 1 << 30))
+
+    def declared_blocks(self) -> list[tuple[int, int]]:
+        """Return the block sizes that the config names, or DeepSeek-V3's where it names none."""
+        values = []
+        for _, setting in self.settings:
+            values.append(setting.get("weight_block_size"))
+            values += [weights.get("block_structure") for weights in _weight_settings(setting)]
+        return list(dict.fromkeys(block for value in values if (block := _block(value)))) or [BLOCK]
 
 
 def _mxfp4(name: str, shape: tuple[int, ...]) -> ScaledWeight:
@@ -280,34 +322,6 @@ def _mxfp4(name: str, shape: tuple[int, ...]) -> ScaledWeight:
     stem, columns = name.removesuffix("_blocks"), 32 * groups
     grid = Grid(rows, columns, (1, 32), matrices)
     return ScaledWeight(name, f"{stem}_scales", grid, "F4_E2M1", stem, (matrices, columns, rows))
-
-
-def _is_exponent(name: str, checkpoint: Checkpoint) -> bool:
-    """Whether an F8_E8M0 tensor is the scale of a weight that can be read."""
-    if checkpoint.tensors[name][1].dtype != "F8_E8M0":
-        return False
-    return any(
-        span.dtype in DECODED and _scale_of(weight, checkpoint) == name
-        for stem in (re.sub(r"_scale(_inv)?$", "", name), re.sub(r"scale(_weight)?$", "weight", name))
-        if (weight := stem) in checkpoint.tensors
-        for span in (checkpoint.tensors[weight][1],)
-    )
-
-
-def _is_swizzled(mark: str, checkpoint: Checkpoint) -> bool:
-    """Whether the scales of a weight that ComfyUI marks are not single numbers, whose order it changes."""
-    scale = _scale_of(mark.removesuffix("comfy_quant") + "weight", checkpoint)
-    return scale is None or checkpoint.tensors[scale][1].elements != 1
-
-
-def _orphans(checkpoint: Checkpoint) -> Iterator[str]:
-    bits = _bits(checkpoint)
-    used = {
-        _scale_of(name, checkpoint)
-        for name, (_, span) in checkpoint.tensors.items()
-        if span.dtype in DECODED or _is_packed(name, checkpoint, bits)
-    }
-    return (name for name in checkpoint.tensors if _WEIGHT_SCALE.search(name) and name not in used)
 
 
 def _settings(checkpoint: Checkpoint) -> list[tuple[str, Mapping[str, Any]]]:
@@ -382,17 +396,6 @@ def _one_width(setting: Mapping[str, Any]) -> int | None:
     return widths[0] if widths and isinstance(widths[0], int) and all(width == widths[0] for width in widths) else None
 
 
-def _bits(checkpoint: Checkpoint) -> int | None:
-    """Return the bits of the integers that are packed, as the config says."""
-    return next((bits for _, setting in _settings(checkpoint) if (bits := _one_width(setting)) is not None), None)
-
-
-def _group_sizes(checkpoint: Checkpoint) -> list[int]:
-    """Return how many neighbours in a row share a scale, as the config says; none where it does not."""
-    sizes = [weights.get("group_size") for _, setting in _settings(checkpoint) for weights in _weight_settings(setting)]
-    return list(dict.fromkeys(size for size in sizes if isinstance(size, int) and 0 < size < 1 << 30))
-
-
 def _block(value: object) -> tuple[int, int] | None:
     """Return a block's (rows, columns) from ``[128, 128]`` or ``"128x128"``, or None."""
     if isinstance(value, str):
@@ -400,15 +403,6 @@ def _block(value: object) -> tuple[int, int] | None:
     if not isinstance(value, list) or len(value) != 2 or not all(type(n) is int and 0 < n < 1 << 30 for n in value):
         return None
     return value[0], value[1]
-
-
-def _declared_blocks(checkpoint: Checkpoint) -> list[tuple[int, int]]:
-    """Return the block sizes that the config names, or DeepSeek-V3's where it names none."""
-    values = []
-    for _, setting in _settings(checkpoint):
-        values.append(setting.get("weight_block_size"))
-        values += [weights.get("block_structure") for weights in _weight_settings(setting)]
-    return list(dict.fromkeys(block for value in values if (block := _block(value)))) or [BLOCK]
 
 
 def _grid(weight: tuple[int, ...], scale: tuple[int, ...], declared: list[tuple[int, int]]) -> Grid | None:

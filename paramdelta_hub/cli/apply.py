@@ -14,8 +14,8 @@ from paramdelta_hub.fileio.names import human_bytes
 
 if TYPE_CHECKING:
     from paramdelta_hub.application.apply import ApplyReport
+    from paramdelta_hub.application.kinship import AppliedDelta
     from paramdelta_hub.application.preview import Preview
-    from paramdelta_hub.application.weighted_deltas import AppliedDelta
     from paramdelta_hub.checkpoints.matching.by_name import OmittedTensor
     from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 
@@ -28,13 +28,12 @@ pd-apply ./new-base ./delta -o out --weight-map '.*=0' --weight-map 'self_attn=1
 _SHOWN_OMISSIONS = 20
 
 
-@command(examples=_EXAMPLES)
+@command("application.apply.ApplyReport", "application.preview.Preview", "ranks.RankReport", examples=_EXAMPLES)
 @click.argument("target")
 @click.argument("deltas", nargs=-1, required=True, metavar="DELTA[=WEIGHT]...")
 @click.option("-o", "--output", required=True, metavar="OUT", help="Folder of the new model.")
 @click.option(
     "--weight-map",
-    "factors",
     multiple=True,
     metavar="REGEX=W",
     help="Multiply the deltas of matching tensors by W. The last match counts. 0 keeps TARGET's tensor.",
@@ -81,9 +80,7 @@ _SHOWN_OMISSIONS = 20
 @click.option("--dry-run", is_flag=True, help="Write nothing. Print whether the delta fits, and the expected transfer.")
 @executor_options
 def apply(
-    deltas: tuple[str, ...],
     output: str,
-    factors: tuple[str, ...],
     rules: Rules,
     registry: str | None,
     overwrite: bool,
@@ -99,20 +96,9 @@ def apply(
     """
     from paramdelta_hub.application.apply import check_stream, run_apply
     from paramdelta_hub.application.preview import preview
-    from paramdelta_hub.application.request import ApplyRequest
-    from paramdelta_hub.application.weights import WeightMap, weighted_deltas
+    from paramdelta_hub.application.request import ApplyRequest, rule_fields
 
-    if rules.carries:
-        raise OptionError("carry rules are for pd-extract only", remedy="remove them")
-    request = ApplyRequest(
-        deltas=tuple((str(summand.delta), summand.weight) for summand in weighted_deltas(deltas)),
-        weight_map=WeightMap.of(factors).rules,
-        renames=rules.renames,
-        skips=rules.skips,
-        layouts=rules.layouts,
-        partials=rules.partials,
-        **options,
-    )
+    request = ApplyRequest(**rule_fields(rules), **options)
     if dry_run and work.rank is not None:
         raise OptionError("--dry-run is for the whole work, not for a rank", remedy="remove --rank and --world")
     check_stream(request, work.config)

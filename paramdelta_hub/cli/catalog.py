@@ -8,7 +8,7 @@ import click
 
 from paramdelta_hub.cli.common import Console, command
 from paramdelta_hub.environment import REGISTRY_VARIABLE
-from paramdelta_hub.fileio.names import human_bytes
+from paramdelta_hub.fileio.names import counted, human_bytes
 from paramdelta_hub.limits import CATALOG_DELTAS, SPECTRUM_MATRICES
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ pd-catalog -o site --query instruct
 """
 
 
-@command(examples=_EXAMPLES)
+@command("reports.catalog.CatalogReport", examples=_EXAMPLES)
 @click.argument("registry", required=False, envvar=REGISTRY_VARIABLE)
 @click.option("-o", "--out", required=True, metavar="FOLDER", help="Folder of the new site.")
 @click.option("--query", metavar="WORDS", help="List only deltas with these words in their names or titles.")
@@ -50,8 +50,8 @@ def catalog(console: Console, **options: Any) -> None:
 
 
 def _text(report: CatalogReport) -> str:
-    pages = f"{report.pages:,} page{'s' * (report.pages != 1)}, {human_bytes(report.nbytes)}"
-    lines = [f"{report.listed_deltas:,} delta{'s' * (report.listed_deltas != 1)} → {report.path} ({pages})"]
+    pages = f"{counted(report.pages, 'page')}, {human_bytes(report.nbytes)}"
+    lines = [f"{counted(report.listed_deltas, 'delta')} → {report.path} ({pages})"]
     lines += [f"  without a report: {repo}: {why}" for repo, why in report.without_report.items()]
     if report.more:
         lines.append("  the registry has more deltas: use --limit")

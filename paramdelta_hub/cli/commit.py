@@ -15,7 +15,7 @@ pd-commit out
 """
 
 
-@command(examples=_EXAMPLES)
+@command("extraction.extract.ExtractReport", "application.apply.ApplyReport", examples=_EXAMPLES)
 @click.argument("out")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if the same command made it and it is unchanged.")
 @click.option("--threads", type=click.IntRange(min=1), help="Files to check at a time [default: number of processors].")

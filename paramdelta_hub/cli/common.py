@@ -100,7 +100,8 @@ def gather(**makers: Callable[..., object]) -> Decorator:
         @functools.wraps(function)
         def run(**values: Any) -> None:
             for name, maker in makers.items():
-                values[name] = maker(**{parameter: values.pop(parameter) for parameter in signature(maker).parameters})
+                wanted = [parameter for parameter in signature(maker).parameters if parameter in values]
+                values[name] = maker(**{parameter: values.pop(parameter) for parameter in wanted})
             function(**values)
 
         return run
@@ -179,14 +180,21 @@ def tokenizer_option(side: str) -> Decorator:
     )
 
 
-def command(*, examples: str) -> Callable[[Callable[..., None]], click.Command]:
+class Command(click.Command):
+    """A command that knows which reports it prints with ``--json``, by module and name."""
+
+    reports: tuple[str, ...] = ()
+
+
+def command(*reports: str, examples: str) -> Callable[[Callable[..., None]], Command]:
     """Make a command of a function: ``--json`` and ``-q``, examples at the end of its help, and errors as messages.
 
+    ``reports`` are the classes that it prints, such as ``reports.inspect.InspectReport``: schemas are made of them.
     The function gets a :class:`Console` as ``console``. An option that is only handed on has the name of the parameter
     of the function of the library, and comes in ``**options``.
     """
 
-    def decorate(function: Callable[..., None]) -> click.Command:
+    def decorate(function: Callable[..., None]) -> Command:
         @functools.wraps(function)
         def run(as_json: bool, quiet: bool, **values: Any) -> None:
             console = Console(as_json, quiet)
@@ -210,7 +218,9 @@ def command(*, examples: str) -> Callable[[Callable[..., None]], click.Command]:
         )
         epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-        return click.command(epilog=epilog, context_settings=settings)(options(run))
+        made = click.command(cls=Command, epilog=epilog, context_settings=settings)(options(run))
+        made.reports = reports
+        return made
 
     return decorate
 
@@ -256,7 +266,7 @@ def rules_options(*, layout: str, rename: str, skip: str, partial: str, carry: s
             help="Read rules from a file. A line is `rename OLD=NEW`, `skip REGEX`, `carry REGEX`, `partial REGEX`, a "
             "layout rule, or a # comment.",
         ),
-        gather(rules=parse_rules if carry else _parse_rules_without_carry),
+        gather(rules=parse_rules),
     )
 
 
@@ -280,23 +290,7 @@ def parse_rules(
     assignments = tuple(parse_assignment(rule, "OLD=NEW") for rule in renames)
     parts += [_parse_layout(rule) for rule in layouts]
     parts.append(Rules(renames=assignments, skips=tuple(skips), carries=tuple(carries), partials=tuple(partials)))
-    return Rules(
-        renames=tuple(rename for rules in parts for rename in rules.renames),
-        skips=tuple(skip for rules in parts for skip in rules.skips),
-        carries=tuple(carry for rules in parts for carry in rules.carries),
-        layouts=tuple(layout for rules in parts for layout in rules.layouts),
-        partials=tuple(partial for rules in parts for partial in rules.partials),
-    )
-
-
-def _parse_rules_without_carry(
-    renames: Sequence[str],
-    skips: Sequence[str],
-    files: Sequence[str],
-    layouts: Sequence[str],
-    partials: Sequence[str],
-) -> Rules:
-    return parse_rules(renames, skips, files, layouts=layouts, partials=partials)
+    return Rules(**{kind: tuple(rule for rules in parts for rule in rules.fields[kind]) for kind in Rules().fields})
 
 
 def _parse_layout(text: str) -> Rules:

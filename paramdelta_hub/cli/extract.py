@@ -106,7 +106,7 @@ def _check_published(there: Registry, reference: Reference, request: ExtractRequ
         )
 
 
-@command(examples=_EXAMPLES)
+@command("extraction.extract.ExtractReport", "ranks.RankReport", examples=_EXAMPLES)
 @click.argument("base")
 @click.argument("post")
 @click.option("-o", "--output", required=True, metavar="DELTA", help="Folder of the new package.")
@@ -154,14 +154,7 @@ def extract(
     from paramdelta_hub.outputs.replacing import check_new
     from paramdelta_hub.tasks.runner import complete
 
-    request = ExtractRequest(
-        renames=rules.renames,
-        skips=rules.skips,
-        carries=rules.carries,
-        layouts=rules.layouts,
-        partials=rules.partials,
-        **options,
-    )
+    request = ExtractRequest(**rules.fields, **options)
     publication.check(request, work)
     check_new(output, overwrite=overwrite)
     if work.run_rank(request, output, console, registry=publication.registry, overwrite=overwrite):

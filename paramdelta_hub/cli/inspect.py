@@ -26,7 +26,7 @@ pd-inspect ./math-delta ./code-delta --html together.html
 """
 
 
-@command(examples=_EXAMPLES)
+@command("reports.inspect.InspectReport", "reports.agreement.Comparison", examples=_EXAMPLES)
 @click.argument("deltas", metavar="DELTA [DELTA]...", nargs=-1, required=True)
 @click.option(
     "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Number of most changed tensors to list."

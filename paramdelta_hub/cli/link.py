@@ -19,7 +19,7 @@ pd-link org/delta org/base-instruct --remove
 """
 
 
-@command(examples=_EXAMPLES)
+@command("registry.hub.links.Linked", examples=_EXAMPLES)
 @click.argument("delta")
 @click.argument("repo", metavar="MODEL")
 @click.option(

@@ -21,7 +21,7 @@ pd-publish ./delta org/name --registry s3://bucket/deltas
 """
 
 
-@command(examples=_EXAMPLES)
+@command("registry.protocol.Published", examples=_EXAMPLES)
 @click.argument("delta")
 @click.argument("repo")
 @click.option("--version", help="Expected version of the package. If it differs, nothing is published.")

@@ -21,7 +21,7 @@ pd-pull org/name --registry s3://bucket/deltas --companions-only
 """
 
 
-@command(examples=_EXAMPLES)
+@command("registry.protocol.Pulled", examples=_EXAMPLES)
 @click.argument("delta")
 @click.option("-o", "--output", "folder", metavar="DIR", help="Folder of the copy [default: the registry's cache].")
 @click.option("--companions-only", is_flag=True, help="Fetch only the manifest, the tokenizer, templates and settings.")

@@ -18,7 +18,7 @@ pd-relabel ./delta -o math-delta --name math-delta
 """
 
 
-@command(examples=_EXAMPLES)
+@command("extraction.relabel.RelabelReport", examples=_EXAMPLES)
 @click.argument("delta")
 @click.option("-o", "--output", "out", required=True, metavar="NEW", help="Folder of the new package.")
 @click.option("--name", help="New name [default: as in DELTA].")

@@ -21,7 +21,7 @@ pd-search --base ./new-base --registry ./registry --json
 """
 
 
-@command(examples=_EXAMPLES)
+@command("registry.search.SearchReport", examples=_EXAMPLES)
 @click.argument("query", required=False)
 @click.option(
     "--base", metavar="MODEL", help="Model to apply deltas to: a folder or a Hub id. No whole weights are downloaded."

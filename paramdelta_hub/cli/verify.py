@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,7 +25,7 @@ pd-verify ./new-model --statement new-model.intoto.json --bom new-model.cdx.json
 """
 
 
-@command(examples=_EXAMPLES)
+@command("verification.package.VerifyReport", "outputs.applied_model.ResultReport", examples=_EXAMPLES)
 @click.argument("delta", metavar="DELTA|OUT")
 @click.option("--base", help="Also prove BASE ⊕ Δ == post, bit for bit.")
 @click.option("--strict", is_flag=True, help="Refuse a folder with files beside the package that nothing vouches for.")
@@ -38,11 +38,6 @@ pd-verify ./new-model --statement new-model.intoto.json --bom new-model.cdx.json
 @work_options
 def verify(
     delta: str,
-    base: str | None,
-    post: str | None,
-    strict: bool,
-    require_signature: bool | None,
-    trusted_keys: tuple[str, ...],
     statement_file: str | None,
     bom_file: str | None,
     overwrite: bool,
@@ -50,6 +45,7 @@ def verify(
     threads: int | None,
     memory: int,
     console: Console,
+    **options: Any,
 ) -> None:
     """Check every byte of the package DELTA and decode every chunk. With --base, prove that it is exact.
 
@@ -63,7 +59,7 @@ def verify(
 
     progress = console.progress()
     if is_result(expand(delta)):
-        _refuse(delta, "a model that pd-apply made", base, post, strict, require_signature, trusted_keys)
+        _refuse(delta, "a model that pd-apply made", *options.values())
         files = (
             (statement_file, attestations.statement, attestations.is_statement),
             (bom_file, attestations.bill_of_materials, attestations.is_bill_of_materials),
@@ -82,18 +78,7 @@ def verify(
         console.emit(result, _result_text(result))
         return
     _refuse(delta, "not a model that pd-apply made", statement_file, bom_file, overwrite)
-    report = run(
-        delta,
-        base=base,
-        post=post,
-        registry=registry,
-        strict=strict,
-        require_signature=require_signature,
-        trusted_keys=trusted_keys,
-        threads=threads,
-        memory=memory,
-        progress=progress,
-    )
+    report = run(delta, registry=registry, threads=threads, memory=memory, progress=progress, **options)
     console.emit(report, _text(report))
 
 

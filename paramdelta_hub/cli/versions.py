@@ -18,7 +18,7 @@ pd-versions ./registry/org/name --json
 """
 
 
-@command(examples=_EXAMPLES)
+@command("registry.protocol.VersionsReport", examples=_EXAMPLES)
 @click.argument("delta")
 @registry_option
 def versions(delta: str, registry: str | None, console: Console) -> None:

@@ -18,7 +18,7 @@ pd-yank ./registry/org/name 1.2.0 --reason "license was wrong"
 """
 
 
-@command(examples=_EXAMPLES)
+@command("registry.yanks.Yanked", examples=_EXAMPLES)
 @click.argument("delta", metavar="REPO")
 @click.argument("version")
 @click.option("--reason", metavar="TEXT", help="Why, in a sentence. Those who pull the version by its name see it.")

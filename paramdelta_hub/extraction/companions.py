@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from paramdelta_hub.checkpoints.adapters import is_adapter
+from paramdelta_hub.checkpoints.adapters.reading import is_adapter
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.companions import (
     CONFIG,

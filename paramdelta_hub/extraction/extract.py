@@ -88,21 +88,16 @@ def extract(
         DestinationError: ``out`` exists, or is being written to.
         StorageError: the disk is full or fails.
     """
-    rules = check_rules(rules)
     request = ExtractRequest(
+        **check_rules(rules).fields,
         base=os.fspath(base),
         post=os.fspath(post),
         name=name,
         version=version,
         license=license,
-        renames=rules.renames,
-        skips=rules.skips,
-        carries=rules.carries,
-        layouts=rules.layouts,
-        partials=rules.partials,
         cast=cast,
-        base_tokenizer=_text(base_tokenizer),
-        post_tokenizer=_text(post_tokenizer),
+        base_tokenizer=None if base_tokenizer is None else os.fspath(base_tokenizer),
+        post_tokenizer=None if post_tokenizer is None else os.fspath(post_tokenizer),
         hash_files=hash_files,
         force=force,
     )
@@ -222,10 +217,6 @@ class Extraction(Operation[ExtractReport]):
             ),
             rules=uses,
         )
-
-
-def _text(path: str | Path | None) -> str | None:
-    return None if path is None else os.fspath(path)
 
 
 def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, request: ExtractRequest) -> Plan:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
-from paramdelta_hub.checkpoints.layouts.proposals import suggest_partials, suggest_rules
+from paramdelta_hub.checkpoints.layouts.proposals import propose
 from paramdelta_hub.checkpoints.layouts.rearrange import MIXED, Layout, arrange, arranged_model, partial_note
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model, logical_post, same_values
 from paramdelta_hub.checkpoints.matching.by_name import (
@@ -24,17 +22,25 @@ from paramdelta_hub.checkpoints.matching.by_name import (
     lacking_heads,
     match,
     rename_entries,
-    suggest_skips,
 )
 from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS
 from paramdelta_hub.checkpoints.matching.ties import TieGroups, Ties, head_is_tied, shares_embeddings
 from paramdelta_hub.checkpoints.matching.training_saves import refuse_ungathered
-from paramdelta_hub.checkpoints.rules.tensor_rules import RuleKind, Rules, RuleUse, refuse_unused, rule_uses
-from paramdelta_hub.checkpoints.tensor_sources import Zeros
+from paramdelta_hub.checkpoints.rules.tensor_rules import (
+    RuleKind,
+    Rules,
+    RuleUse,
+    as_options,
+    exactly,
+    refuse_unused,
+    rule_uses,
+)
+from paramdelta_hub.checkpoints.stored import Zeros
 from paramdelta_hub.checkpoints.tokens.token_rows import dropped_tokens, match_rows, newly_named
 from paramdelta_hub.checkpoints.tokens.tokenizer import Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError, OptionError
 from paramdelta_hub.fileio.durable import expand
+from paramdelta_hub.fileio.names import counted
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.numerics.casts import as_bits, common_dtype
 from paramdelta_hub.numerics.floats import FLOATS
@@ -134,7 +140,7 @@ class Differences:
         """How the models are read; what became of ties, of rows, and of tensors that only post has."""
         dtypes = Counter((pair.base_dtype, pair.post_dtype) for pair in self.pairs)
         across = [
-            f"{count:,} tensor{'s' * (count != 1)}: {base} in base, {post} in post; the delta is exact in"
+            f"{counted(count, 'tensor')}: {base} in base, {post} in post; the delta is exact in"
             f" {common_dtype(base, post)}, and a result has its target's dtype unless --dtype says otherwise"
             for (base, post), count in dtypes.items()
             if base != post
@@ -208,16 +214,7 @@ def pair_up(
     vocabularies = _Vocabularies(base_tokenizer, post_tokenizer, partial(_continued_rows, matched, sides))
     return Differences(
         pairs=_make_pairs(matched, sides, post_as_stored, rules, vocabularies),
-        omissions=(
-            *matched.omissions,
-            *(
-                OmittedTensor(name, "post", PARTIAL + partial_note("post", shape, "base", other))
-                for name, (shape, other) in layout.partials.items()
-            ),
-            *(OmittedTensor(name, "base", reason) for name, reason in sides.base.omissions),
-            *(OmittedTensor(name, "post", reason) for name, reason in sides.post.omissions),
-            *(OmittedTensor(name, "post", SKIPPED) for name in sides.post.homeless),  # the others were refused
-        ),
+        omissions=tuple(_omissions(matched, layout, sides)),
         given_up=vocabularies.dropped_tokens,
         taken_up=vocabularies.taken_up,
         uses=tuple(uses),
@@ -227,6 +224,17 @@ def pair_up(
         model_notes=(*sides.base.notes, *sides.post.notes),
         post_is_model=sides.post.adapter_names is None,
     )
+
+
+def _omissions(matched: Match, layout: Layout, sides: _Sides) -> Iterator[OmittedTensor]:
+    """Yield everything that is left out, all or part of it."""
+    yield from matched.omissions
+    for name, (shape, other) in layout.partials.items():
+        yield OmittedTensor(name, "post", PARTIAL + partial_note("post", shape, "base", other))
+    for side, model in zip(("base", "post"), sides, strict=True):
+        yield from (OmittedTensor(name, side, reason) for name, reason in model.omissions)
+    for name in sides.post.homeless:  # the others were refused
+        yield OmittedTensor(name, "post", SKIPPED)
 
 
 def _find_ties(sides: _Sides, rules: Rules) -> SideTies:
@@ -291,6 +299,42 @@ def _make_pairs(
     ]
     problems += matched.mismatches
     problems += [Mismatch(name, "missing", why) for name, why in post.homeless.items() if not rules.skips_name(name)]
+    remedy = _remedy(matched, sides, post_as_stored, rules, problems)
+    pairs = []
+    mismatched = {mismatch.location for mismatch in matched.mismatches}
+    for name in (name for name in matched.pairs if name not in mismatched):
+        try:
+            pairs.append(_pair(name, matched, sides, vocabularies))
+        except MismatchError as error:
+            problems.append(Mismatch(name, "rows", error.what))
+            remedy = error.remedy or remedy
+    if uneven := _uneven_rows(pairs, sides):
+        problems += uneven
+        grown = as_options("skip", (exactly(mismatch.location) for mismatch in uneven))
+        remedy = (
+            f"make them equally long in post, or leave out what has other rows: {grown}, and apply with "
+            "--companions target"
+        )
+    if problems:
+        raise MismatchError(f"base and post differ in {len(problems)} way(s)", problems, where=where, remedy=remedy)
+    if not pairs:
+        what = "the skip rules leave no tensor" if rules.skips else "base and post have no tensor in common"
+        raise MismatchError(what, where=where)
+    return tuple(pairs)
+
+
+_PROPOSALS = {
+    "rules": "try {}; for the remaining tensors use --skip, or --carry if only post has them",
+    "partial": "to use the part of post's tensors that base has too, give {}; else leave them out with --skip",
+    "skip": "to leave out what one side lacks, give {}; --carry REGEX stores what only post has",
+}
+
+
+def _remedy(
+    matched: Match, sides: _Sides, post_as_stored: LogicalModel, rules: Rules, problems: Sequence[Mismatch]
+) -> str:
+    """Return what helps if base and post don't fit."""
+    base, post = sides
     remedy = (
         "give models of one architecture and dtype, or rename post's tensors with --rename, leave some out "
         "with --skip, or store those that only post has with --carry"
@@ -304,40 +348,15 @@ def _make_pairs(
         )
     elif any(problem.kind == MIXED for problem in problems):
         remedy = "read both sides in one dtype with --cast"
-    elif problems and (options := suggest_rules(base.entries, post_as_stored.entries, rules, base.checkpoint.config)):
-        remedy = f"try {options}; for the remaining tensors use --skip, or --carry if only post has them"
-    elif option := suggest_partials(base.entries, post.entries, rules, grow=True):
-        remedy = f"to use the part of post's tensors that base has too, give {option}; else leave them out with --skip"
-    elif skips := suggest_skips(matched, base.entries, post.entries):
-        remedy = f"to leave out what one side lacks, give {skips}; --carry REGEX stores what only post has"
+    elif proposal := propose(
+        matched, base.entries, post.entries, post_as_stored.entries, rules, base.checkpoint.config, grow=True
+    ):
+        remedy = _PROPOSALS[proposal.kind].format(proposal.options)
     heads = lacking_heads(matched, base.entries, post.entries)
     if heads and not remedy.startswith("try "):  # which may pair them
-        patterns = " ".join(f"--skip {shlex.quote(f'^{re.escape(head)}$')}" for head in heads)
-        keeps = f"{patterns} leaves the head out, and targets keep their own"
+        keeps = f"{as_options('skip', map(exactly, heads))} leaves the head out, and targets keep their own"
         remedy = keeps if len(heads) == len(problems) else f"{remedy}; {keeps}"
-    pairs = []
-    mismatched = {mismatch.location for mismatch in matched.mismatches}
-    for name in matched.pairs:
-        if name in mismatched:
-            continue
-        try:
-            pairs.append(_pair(name, matched, sides, vocabularies))
-        except MismatchError as error:
-            problems.append(Mismatch(name, "rows", error.what))
-            remedy = error.remedy or remedy
-    if uneven := _uneven_rows(pairs, sides):
-        problems += uneven
-        grown = " ".join(f"--skip {shlex.quote(f'^{re.escape(mismatch.location)}$')}" for mismatch in uneven)
-        remedy = (
-            f"make them equally long in post, or leave out what has other rows: {grown}, and apply with "
-            "--companions target"
-        )
-    if problems:
-        raise MismatchError(f"base and post differ in {len(problems)} way(s)", problems, where=where, remedy=remedy)
-    if not pairs:
-        what = "the skip rules leave no tensor" if rules.skips else "base and post have no tensor in common"
-        raise MismatchError(what, where=where)
-    return tuple(pairs)
+    return remedy
 
 
 def _uneven_rows(pairs: Sequence[Pair], sides: _Sides) -> list[Mismatch]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.numerics.casts import FloatDtype
-from paramdelta_hub.tasks.requests import Request, absolute
+from paramdelta_hub.tasks.requests import Request
 
 __all__ = ["ExtractRequest"]
 
@@ -15,6 +15,8 @@ __all__ = ["ExtractRequest"]
 @dataclass(frozen=True)
 class ExtractRequest(Request):
     """What :func:`~paramdelta_hub.extract` is asked for."""
+
+    paths: ClassVar = ("base", "post", "base_tokenizer", "post_tokenizer")
 
     base: str
     """The model post was trained from: a folder, a ``.safetensors`` file, or ``org/name[@revision]``."""
@@ -53,8 +55,3 @@ class ExtractRequest(Request):
     def rules(self) -> Rules:
         """The rules, checked."""
         return Rules(self.renames, self.skips, self.carries, self.layouts, self.partials)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON that holds from any current folder."""
-        paths = {key: absolute(getattr(self, key)) for key in ("base", "post", "base_tokenizer", "post_tokenizer")}
-        return {**asdict(self), **paths}

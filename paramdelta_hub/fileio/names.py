@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from paramdelta_hub.errors import PackageError, SourceError
 from paramdelta_hub.limits import NAME_BYTES, NAME_DEPTH, TENSOR_NAME_BYTES
@@ -13,6 +13,7 @@ __all__ = [
     "check_file_name",
     "check_file_names",
     "check_tensor_name",
+    "counted",
     "human_bytes",
     "is_clear",
     "shown",
@@ -37,10 +38,16 @@ def shown(text: str) -> str:
     return text if is_clear(text) else repr(text)[1:-1]
 
 
-def shown_names(names: Sequence[str], limit: int = 5) -> str:
+def shown_names(names: Iterable[str], limit: int = 5) -> str:
     """Return the first names of a list for a message, and the number of the others."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(shown(name) for name in names[:limit]) + more
+    listed = list(names)
+    more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
+    return ", ".join(map(shown, listed[:limit])) + more
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as ``1 tensor`` and ``1,234 tensors``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def human_bytes(count: int) -> str:

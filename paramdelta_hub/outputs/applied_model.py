@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from paramdelta_hub.checkpoints.tensor_sources import Stored
+from paramdelta_hub.checkpoints.stored import Stored
 from paramdelta_hub.errors import CheckpointError, Mismatch, MismatchError
 from paramdelta_hub.fileio.durable import expand, file_digest, read_small
 from paramdelta_hub.fileio.names import shown

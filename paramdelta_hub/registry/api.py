@@ -10,7 +10,7 @@ from pathlib import Path
 from paramdelta_hub.checkpoints.kinship.lineage import compare_samples, unpack_samples
 from paramdelta_hub.checkpoints.kinship.prediction import predict
 from paramdelta_hub.checkpoints.logical import LogicalModel
-from paramdelta_hub.checkpoints.tensor_sources import Files
+from paramdelta_hub.checkpoints.stored import Files
 from paramdelta_hub.errors import DestinationError, OptionError, RegistryError, SourceError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.paths import relation

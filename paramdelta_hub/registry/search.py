@@ -13,7 +13,7 @@ from paramdelta_hub.checkpoints.files.resolve import path_exists
 from paramdelta_hub.checkpoints.kinship.prediction import Prediction
 from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model
 from paramdelta_hub.checkpoints.remote import RemoteValues, open_remote
-from paramdelta_hub.checkpoints.tensor_sources import Files
+from paramdelta_hub.checkpoints.stored import Files
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.registry.names import is_repo

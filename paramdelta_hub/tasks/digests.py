@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from paramdelta_hub.checkpoints.tensor_sources import TensorSource, source_digest
+from paramdelta_hub.checkpoints.stored import source_digest
+from paramdelta_hub.checkpoints.tensor_sources import TensorSource
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES

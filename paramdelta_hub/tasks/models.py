@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -19,17 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
-from paramdelta_hub.checkpoints.tensor_sources import (
-    Arranged,
-    Cast,
-    Files,
-    Reordered,
-    Stored,
-    TensorSource,
-    exact_cast_digest,
-    read_chunks,
-    source_digest,
-)
+from paramdelta_hub.checkpoints.stored import Stored, read_chunks, source_digest
+from paramdelta_hub.checkpoints.tensor_sources import Arranged, Cast, Files, Reordered, TensorSource, exact_cast_digest
 from paramdelta_hub.errors import CheckpointError, PackageError
 from paramdelta_hub.fileio.digests import begin_digest
 from paramdelta_hub.fileio.direct_writer import DirectWriter
@@ -198,12 +189,11 @@ class ApplyTask:
         digests: dict[str, str] = {}
         not_finite: list[NotFinite] = []
         deviations: list[Deviation] = []
-        arranged = [addend for tensor in self.tensors for addend in tensor.arranged]
         with (
             OpenFiles(CheckpointError) as sources,
             OpenFiles(PackageError) as shards,
             _Outputs(folder) as outputs,
-            DecodedDeltas(self.spilled, arranged, shards, sources, folder) as decoded,
+            self._decoded(shards, sources, folder) as decoded,
         ):
             for tensor in self.tensors:
                 writers = [_TensorWriter(outputs[span.file], span.start) for span in tensor.outputs]
@@ -240,11 +230,20 @@ class ApplyTask:
                         writers[1].write(requantizer.scales)
                         deviations.append(requantizer.deviation)
                 for addend in tensor.arranged:
+                    assert decoded is not None
                     decoded.release(addend)
                 digests |= {
                     span.name: writer.digest.hexdigest() for span, writer in zip(tensor.outputs, writers, strict=True)
                 }
         return Applied(tuple(sorted(self.writes)), digests, tuple(not_finite), tuple(deviations))
+
+    def _decoded(
+        self, shards: OpenFiles, sources: OpenFiles, folder: Path
+    ) -> AbstractContextManager[DecodedDeltas | None]:
+        if not self.spilled:
+            return nullcontext()
+        arranged = [addend for tensor in self.tensors for addend in tensor.arranged]
+        return DecodedDeltas(self.spilled, arranged, shards, sources, folder)
 
     def is_done(self, outcome: Outcome, folder: Path) -> bool:
         """Whether the work folder holds what the outcome says, to the byte."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.durable import expand
+from paramdelta_hub.fileio.strict_json import JsonObject
 
 __all__ = ["Request", "absolute", "request_of"]
 
@@ -22,6 +23,8 @@ T = TypeVar("T")
 class Request:
     """What all requests have in common: every field is checked, from whatever language it comes."""
 
+    paths: ClassVar[tuple[str, ...]] = ()
+    """The fields that may be paths."""
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
     def __post_init__(self) -> None:
@@ -35,6 +38,10 @@ class Request:
                 adapter.validate_python(value, strict=True)
             except ValidationError as error:
                 raise OptionError(f"{name}: {error.errors()[0]['msg']}, not {value!r}") from None
+
+    def to_json(self) -> JsonObject:
+        """Return plain JSON that holds from any current folder."""
+        return {**asdict(self), **{name: absolute(getattr(self, name)) for name in self.paths}}
 
 
 _ADAPTERS: dict[type[Request], dict[str, TypeAdapter[Any]]] = {}

@@ -13,7 +13,8 @@ from paramdelta_hub.checkpoints.layouts.rearrange import arrange, arranged_model
 from paramdelta_hub.checkpoints.logical import LogicalModel, logical_model, logical_post
 from paramdelta_hub.checkpoints.matching.roles import Entry
 from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
-from paramdelta_hub.checkpoints.tensor_sources import TensorSource, Zeros, read_chunks
+from paramdelta_hub.checkpoints.stored import Zeros, read_chunks
+from paramdelta_hub.checkpoints.tensor_sources import TensorSource
 from paramdelta_hub.errors import (
     CheckpointError,
     IntegrityError,
@@ -118,21 +119,12 @@ def verify(
     trusted = trust(trusted_keys, require=require_signature)
     package = open_package(locate_delta(delta, registry, trust=trusted, progress=progress))
     signed_by = trusted.check_package(package) if trusted else None
-    beside = package.files_beside()
-    if beside and strict:
-        raise IntegrityError(
-            f"beside the package, not vouched for: {shown_names(beside, _SHOWN_FILES)}",
-            where=str(package.path),
-            remedy="delete what does not belong there, or verify without --strict",
-        )
+    beside = _files_beside(package, strict)
     locations = _check_files(package, progress)
-    base_model = open_checkpoint(base) if base is not None else None
-    post_model = open_checkpoint(post) if post is not None else None
+    base_model, post_model = (None if model is None else open_checkpoint(model) for model in (base, post))
     digests = _decode(package, base_model, locations, threads, progress)
-    if base_model is not None:
-        _check_base(package, base_model, digests, threads, progress)
-    if post_model is not None:
-        _check_post(package, base_model, post_model, threads, progress)
+    _check_base(package, base_model, digests, threads, progress)
+    _check_post(package, base_model, post_model, threads, progress)
     return VerifyReport(
         path=package.path,
         id=package.digest,
@@ -145,6 +137,17 @@ def verify(
         beside=beside,
         signed_by=signed_by,
     )
+
+
+def _files_beside(package: Package, strict: bool) -> tuple[str, ...]:
+    beside = package.files_beside()
+    if beside and strict:
+        raise IntegrityError(
+            f"beside the package, not vouched for: {shown_names(beside, _SHOWN_FILES)}",
+            where=str(package.path),
+            remedy="delete what does not belong there, or verify without --strict",
+        )
+    return beside
 
 
 def _check_files(package: Package, progress: Progress) -> dict[str, tuple[str, int]]:
@@ -172,9 +175,11 @@ def _decode(
 
 
 def _check_base(
-    package: Package, base: Checkpoint, digests: Mapping[str, tuple[str, str]], threads: int, progress: Progress
+    package: Package, base: Checkpoint | None, digests: Mapping[str, tuple[str, str]], threads: int, progress: Progress
 ) -> None:
-    """Check the digests of base's tensors and of base ⊕ Δ against the manifest's."""
+    """Check the digests of base's tensors and of base ⊕ Δ against the manifest's, if base is given."""
+    if base is None:
+        return
     _refuse_other_model("base", package, base, {name: before for name, (before, _) in digests.items()})
     _check_copies("base", package, logical_model(base), threads, progress)
     wrong = [record.name for record in package.manifest.tensors if digests[record.name][1] != record.post_blake3]
@@ -186,8 +191,12 @@ def _check_base(
         )
 
 
-def _check_post(package: Package, base: Checkpoint | None, post: Checkpoint, threads: int, progress: Progress) -> None:
+def _check_post(
+    package: Package, base: Checkpoint | None, post: Checkpoint | None, threads: int, progress: Progress
+) -> None:
     """Check the digests of post's tensors against the manifest's; where post is an adapter, of base's with it."""
+    if post is None:
+        return
     renames = Rules(tuple((rule.pattern, rule.replacement) for rule in package.manifest.renames))
     model = logical_post(post, logical_model(base) if base else None, renames).cast(package.manifest.cast)
     model = _as_in_the_delta(model, package)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import inspect
 import itertools
 import json
@@ -19,23 +20,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from paramdelta_hub.application.apply import ApplyReport
-from paramdelta_hub.application.preview import Preview
-from paramdelta_hub.extraction.extract import ExtractReport
-from paramdelta_hub.extraction.relabel import RelabelReport
+from paramdelta_hub.cli import main as command_line
+from paramdelta_hub.cli.common import Command
 from paramdelta_hub.fileio.report import ErrorReport, Report
-from paramdelta_hub.outputs.applied_model import ResultReport
 from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.package.provenance import Provenance
-from paramdelta_hub.ranks import RankReport
-from paramdelta_hub.registry.hub.links import Linked
-from paramdelta_hub.registry.protocol import Published, Pulled, VersionsReport
-from paramdelta_hub.registry.search import SearchReport
-from paramdelta_hub.registry.yanks import Yanked
-from paramdelta_hub.reports.agreement import Comparison
-from paramdelta_hub.reports.catalog import CatalogReport
-from paramdelta_hub.reports.inspect import InspectReport
-from paramdelta_hub.verification.package import VerifyReport
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 OF: dict[str, tuple[type[BaseModel], str, str]] = {
@@ -51,20 +40,19 @@ OF: dict[str, tuple[type[BaseModel], str, str]] = {
     ),
 }
 
+
+def _load(report: str) -> type[Report]:
+    module, _, name = report.rpartition(".")
+    found: type[Report] = getattr(importlib.import_module(f"paramdelta_hub.{module}"), name)
+    return found
+
+
 REPORTS: dict[str, tuple[type[Report], ...]] = {
-    "extract": (ExtractReport, RankReport),
-    "apply": (ApplyReport, Preview, RankReport),
-    "verify": (VerifyReport, ResultReport),
-    "inspect": (InspectReport, Comparison),
-    "relabel": (RelabelReport,),
-    "publish": (Published,),
-    "pull": (Pulled,),
-    "search": (SearchReport,),
-    "versions": (VersionsReport,),
-    "yank": (Yanked,),
-    "link": (Linked,),
-    "commit": (ExtractReport, ApplyReport),
-    "catalog": (CatalogReport,),
+    **{
+        name: tuple(map(_load, command.reports))
+        for name, command in sorted(command_line.commands.items())
+        if isinstance(command, Command)
+    },
     "error": (ErrorReport,),
 }
 """What each command prints with ``--json``, and what any of them prints instead where it fails."""

@@ -22,7 +22,9 @@ from tests.support.kinds import KINSHIP, NOT_FINITE, kind, remedied
 from tests.support.models import (
     TORCH,
     WIDE,
+    apply_in,
     assert_same,
+    extract_in,
     raw,
     read_weights,
     reference,
@@ -30,6 +32,7 @@ from tests.support.models import (
     tuned,
     weights,
     write_model,
+    write_models,
 )
 
 Tensors = dict[str, torch.Tensor]
@@ -224,10 +227,9 @@ def test_the_result_has_the_targets_layout(family: Family, tmp_path: Path) -> No
 def test_what_the_delta_does_not_cover_is_kept(tmp_path: Path) -> None:
     base = weights(4)
     post = tuned(base, 5)
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", post)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(skips=("layers",)))
-    report = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    write_models(tmp_path, base=base, post=post)
+    extract_in(tmp_path, rules=pd.Rules(skips=("layers",)))
+    report = apply_in(tmp_path, "base")
     expected = {name: base[name] if "layers" in name else post[name] for name in base}
     assert_same(read_weights(tmp_path / "out"), expected)
     assert {omission.name for omission in report.omissions} == {name for name in base if "layers" in name}

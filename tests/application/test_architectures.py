@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import paramdelta_hub as pd
 from tests.support.kinds import FILES, kind
-from tests.support.models import read_weights, reference
+from tests.support.models import apply_in, extract_in, read_weights, reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_transformers")]
 
@@ -235,11 +235,11 @@ def test_layers_for_multi_token_prediction(tmp_path: Path) -> None:
         config = json.loads((tmp_path / role / "config.json").read_text())
         (tmp_path / role / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
         layers[role] = add_prediction_layer(tmp_path / role, seed, scale)
-    report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", threads=1)
+    report = extract_in(tmp_path, threads=1)
     assert not report.omissions
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post", threads=1)
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "on_base", threads=1)
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", threads=1)
+    apply_in(tmp_path, "base", "delta", "on_base", threads=1)
+    apply_in(tmp_path, threads=1)
     assert torch.equal(logits(tmp_path / "on_base", architecture), logits(tmp_path / "post", architecture))
     logits(tmp_path / "out", architecture)
     on_base, out = (read_weights(tmp_path / folder) for folder in ("on_base", "out"))
@@ -271,14 +271,14 @@ def test_a_delta_applies_and_the_result_loads(tmp_path: Path, name: str) -> None
         model.save_pretrained(tmp_path / role)
         states[role] = {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
-    report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", threads=1)
+    report = extract_in(tmp_path, threads=1)
     assert not [item for item in report.omissions if "buffer" not in item.reason]
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post", threads=1)
 
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "on_base", threads=1)
+    apply_in(tmp_path, "base", "delta", "on_base", threads=1)
     assert torch.equal(logits(tmp_path / "on_base", architecture), logits(tmp_path / "post", architecture))
 
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", threads=1)
+    apply_in(tmp_path, threads=1)
     result = model_class.from_pretrained(tmp_path / "out", dtype=torch.bfloat16).state_dict()
     for key, values in result.items():
         old, new, target = (states[role][key] for role in ("base", "post", "target"))

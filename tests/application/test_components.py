@@ -17,7 +17,7 @@ from paramdelta_hub.errors import CheckpointError, MismatchError
 from paramdelta_hub.outputs.applied_model import verify_result
 from scripts.tools.convert_pickle import convert
 from tests.support.kinds import FILES, kind, remedied, rules_of
-from tests.support.models import assert_same, reference
+from tests.support.models import apply_in, assert_same, extract_in, reference
 
 
 def read_all(path: Path) -> dict[str, torch.Tensor]:
@@ -110,26 +110,26 @@ def root(tmp_path: Path) -> Path:
     works="each tensor is called by its folder, `2_Dense/linear.weight`",
 )
 def test_every_component_is_summed(root: Path) -> None:
-    report = pd.extract(root / "base", root / "post", root / "delta")
+    report = extract_in(root)
     assert {record.name for record in report.manifest.tensors} == {"encoder.weight", "2_Dense/linear.weight"}
     assert {file.path for file in report.manifest.base.files} == {"model.safetensors", "2_Dense/model.safetensors"}
     assert pd.verify(root / "delta", base=root / "base", post=root / "post")
-    made = pd.apply(root / "target", root / "delta", root / "out")
+    made = apply_in(root)
     assert_sum(root)
     assert {file.path for file in made.companions.files} == {
         "config.json", "modules.json", "1_Pooling/config.json", "2_Dense/config.json",
     }  # fmt: skip
     assert verify_result(root / "out").whole
-    assert pd.apply(root / "base", root / "delta", root / "again").is_post
+    assert apply_in(root, "base", "delta", "again").is_post
     assert_same(read_all(root / "again"), read_all(root / "post"))
-    pd.apply(root / "target", root / "delta", root / "out", overwrite=True)
+    apply_in(root, overwrite=True)
 
 
 @kind(FILES, "a component that did not change", works="a line of the manifest, and no bytes")
 def test_an_unchanged_component_costs_nothing(tmp_path: Path) -> None:
     write(tmp_path / "base", dense(0))
     make(tmp_path, ("2_Dense",))
-    records = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta").manifest.tensors
+    records = extract_in(tmp_path).manifest.tensors
     assert {record.name: (record.codec.name, record.nbytes > 0) for record in records} == {
         "encoder.weight": ("zero", False),
         "2_Dense/linear.weight": (next(r.codec.name for r in records if r.changed), True),
@@ -144,9 +144,9 @@ def test_configs_of_components_are_merged(root: Path) -> None:
         "modules.json": [],
     })  # fmt: skip
     write(root / "post", {"modules.json": [*dense(0)["modules.json"], {"path": "3_Normalize", "type": "x.Normalize"}]})
-    notes = pd.extract(root / "base", root / "post", root / "delta").notes
+    notes = extract_in(root).notes
     assert any(note.startswith("modules.json: post's differs") for note in notes)
-    made = pd.apply(root / "target", root / "delta", root / "out").companions
+    made = apply_in(root).companions
     assert json.loads((root / "out/1_Pooling/config.json").read_text())["pooling_mode_cls_token"] is False
     merged = json.loads((root / "out/2_Dense/config.json").read_text())
     assert merged == {"in_features": 4, "out_features": 2, "activation_function": "torch.nn.Identity", "bias": True}
@@ -157,13 +157,13 @@ def test_configs_of_components_are_merged(root: Path) -> None:
 def test_posts_tokenizer_of_a_component(root: Path) -> None:
     for name in ("base", "post", "target"):
         write(root / name, {"2_Dense/tokenizer.json": {"of": name}, "2_Dense/notes.txt": name.encode()})
-    pd.extract(root / "base", root / "post", root / "delta")
-    pd.apply(root / "target", root / "delta", root / "out")
+    extract_in(root)
+    apply_in(root)
     assert json.loads((root / "out/2_Dense/tokenizer.json").read_text()) == {"of": "post"}
     assert (root / "out/2_Dense/notes.txt").read_text() == "target"
     shutil.rmtree(root / "target/2_Dense")
     write(root / "target", {"modules.json": []})
-    made = pd.apply(root / "target", root / "delta", root / "less", rules=pd.Rules(skips=["^2_Dense/"]))
+    made = apply_in(root, "target", "delta", "less", rules=pd.Rules(skips=["^2_Dense/"]))
     assert not (root / "less/2_Dense").exists()
     assert any("no such folder" in warning for warning in made.companions.warnings)
 
@@ -178,16 +178,16 @@ def test_a_component_that_only_one_side_has(root: Path) -> None:
     shutil.rmtree(root / "base/2_Dense")
     write(root / "base", {"modules.json": dense(0)["modules.json"][:2]})
     with pytest.raises(MismatchError, match="2_Dense/linear") as refused:
-        pd.extract(root / "base", root / "post", root / "delta")
+        extract_in(root)
     with remedied(refused.value, "--carry REGEX stores what only post has"):
-        pd.extract(root / "base", root / "post", root / "delta", rules=pd.Rules(carries=["^2_Dense/"]))
-        pd.apply(root / "target", root / "delta", root / "out")
+        extract_in(root, rules=pd.Rules(carries=["^2_Dense/"]))
+        apply_in(root)
         out, post = (load_file(root / name / "2_Dense/model.safetensors") for name in ("out", "post"))
         assert_same(out, post)
     with pytest.raises(MismatchError, match="2_Dense") as caught:
-        pd.apply(root / "base", root / "delta", root / "no")
+        apply_in(root, "base", "delta", "no")
     with remedied(caught.value, "--skip '^2_Dense/'"):
-        pd.apply(root / "base", root / "delta", root / "no", rules=rules_of(caught.value))
+        apply_in(root, "base", "delta", "no", rules=rules_of(caught.value))
         assert_same(read_all(root / "no"), load_file(root / "post/model.safetensors"))
 
 
@@ -201,17 +201,17 @@ def test_a_component_in_pickle_is_refused(root: Path) -> None:
     component, post = root / "post/2_Dense", read_all(root / "post")
     (component / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="the component '2_Dense' has no safetensors weights") as caught:
-        pd.extract(root / "base", root / "post", root / "delta")
+        extract_in(root)
     torch.save({"linear.weight": post["2_Dense/linear.weight"]}, component / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"2_Dense/pytorch_model\.bin: a pickled checkpoint") as pickled:
-        pd.extract(root / "base", root / "post", root / "delta")
+        extract_in(root)
     for error in (caught.value, pickled.value):
         with remedied(error, "scripts/tools/convert_pickle.py"):
             convert(component, root / "converted")
             shutil.copy(root / "converted/model.safetensors", component)
             (component / "pytorch_model.bin").unlink(missing_ok=True)
-            pd.extract(root / "base", root / "post", root / "delta", overwrite=True)
-            assert pd.apply(root / "base", root / "delta", root / "out", overwrite=True).is_post
+            extract_in(root, overwrite=True)
+            assert apply_in(root, "base", overwrite=True).is_post
             assert_same(read_all(root / "out"), post)
             torch.save({"linear.weight": post["2_Dense/linear.weight"]}, component / "pytorch_model.bin")
             shutil.rmtree(root / "converted")
@@ -223,8 +223,8 @@ def test_names_of_tensors_are_no_paths(root: Path) -> None:
         tensors = load_file(root / name / "model.safetensors") | {"../../x": torch.ones(3), "/etc/x": torch.ones(2)}
         save_file(tensors, root / name / "model.safetensors", {"format": "pt"})
     before = {path.name for path in root.parent.iterdir()}
-    pd.extract(root / "base", root / "post", root / "delta")
-    pd.apply(root / "target", root / "delta", root / "out")
+    extract_in(root)
+    apply_in(root)
     assert_sum(root)
     assert {path.name for path in root.parent.iterdir()} == before
 
@@ -250,14 +250,14 @@ def test_sentence_transformers(tmp_path: Path) -> None:
     modules = [transformer, Pooling(16), Dense(16, 6)]
     library.SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "base"))
     make(tmp_path)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    extract_in(tmp_path)
+    apply_in(tmp_path)
     assert_sum(tmp_path)
     loaded = library.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     wanted = read_all(tmp_path / "out")
     assert torch.equal(loaded[2].linear.weight, wanted["2_Dense/linear.weight"])
     assert loaded.encode(["the cat"]).shape == (1, 6)
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "again")
+    apply_in(tmp_path, "base", "delta", "again")
     again, post = (library.SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("again", "post"))
     assert (again.encode(["the cat sat"]) == post.encode(["the cat sat"])).all()
 
@@ -285,8 +285,8 @@ def test_diffusers(tmp_path: Path, sharded: bool) -> None:
     make(tmp_path)
     scheduler = tmp_path / "post/scheduler/scheduler_config.json"
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}))
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    extract_in(tmp_path)
+    apply_in(tmp_path)
     assert_sum(tmp_path)
     loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path / "out")
     wanted = read_all(tmp_path / "out/unet")

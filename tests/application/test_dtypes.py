@@ -17,7 +17,7 @@ from paramdelta_hub.cli import main
 from paramdelta_hub.errors import MismatchError, OptionError
 from scripts.tools.make_golden import rounded
 from tests.support.kinds import FLOAT_DTYPES, kind, remedied
-from tests.support.models import TORCH, assert_same, read_weights, write_model
+from tests.support.models import TORCH, apply_in, assert_same, extract_in, read_weights, write_model, write_models
 
 NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 DTYPES = tuple(NAMES)
@@ -106,15 +106,14 @@ def test_a_tensor_has_its_own_dtypes(tmp_path: Path) -> None:
     """A router that one side keeps in float32, as transformers does for DeepSeek-V3; nothing else is touched by it."""
     base = {"mlp.gate.weight": normal(1).bfloat16(), "q.weight": normal(2).bfloat16(), "n.weight": normal(3).bfloat16()}
     post = {**base, "mlp.gate.weight": base["mlp.gate.weight"].float(), "q.weight": normal(4).bfloat16()}
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", post)
-    report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    write_models(tmp_path, base=base, post=post)
+    report = extract_in(tmp_path)
     records = {record.name: record for record in report.manifest.tensors}
     assert records["mlp.gate.weight"].codec.name == records["n.weight"].codec.name == "zero"
     assert any("1 tensor: BF16 in base, F32 in post" in note for note in report.notes)
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    apply_in(tmp_path, "base")
     assert_same(read_weights(tmp_path / "out"), {**post, "mlp.gate.weight": base["mlp.gate.weight"]})
-    pd.apply(tmp_path / "post", tmp_path / "delta", tmp_path / "other", force=True)
+    apply_in(tmp_path, "post", "delta", "other", force=True)
     assert read_weights(tmp_path / "other")["mlp.gate.weight"].dtype == torch.float32
 
 
@@ -144,8 +143,8 @@ def test_routers_of_deepseek(tmp_path: Path) -> None:
     routers = {name for name, tensor in post.items() if tensor.dtype != base[name].dtype}
     assert "model.layers.1.mlp.gate.weight" in routers
     assert all(".mlp.gate." in name for name in routers)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    extract_in(tmp_path)
+    apply_in(tmp_path, "base")
     assert_same(read_weights(tmp_path / "out"), {name: tensor.to(base[name].dtype) for name, tensor in post.items()})
     ids = torch.arange(3, 9)[None]
     loaded = [DeepseekV3ForCausalLM.from_pretrained(tmp_path / name).eval() for name in ("out", "post")]
@@ -168,7 +167,7 @@ def test_cast_takes_both_sides_in_one_dtype_first(tmp_path: Path) -> None:
     assert cast.manifest.nbytes < exact.manifest.nbytes / 2
     assert pd.verify(tmp_path / "cast", base=folders[0], post=folders[1]).exact
     write_model(tmp_path / "b16", {"w": base["w"].bfloat16()})
-    assert pd.apply(tmp_path / "b16", tmp_path / "cast", tmp_path / "out").is_post
+    assert apply_in(tmp_path, "b16", "cast").is_post
     assert_same(read_weights(tmp_path / "out"), {"w": post["w"].bfloat16()})
     command = ["extract", str(folders[0]), str(folders[1]), "-o", str(tmp_path / "again"), "--cast", "bfloat16"]
     done = CliRunner().invoke(main, command)
@@ -201,13 +200,12 @@ def test_a_result_that_its_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
     base = {"w": normal(1).bfloat16(), "kept": normal(2).bfloat16()}
     post = {"w": normal(3).bfloat16(), "kept": base["kept"]}
     target = {"w": base["w"] + 0.01, "kept": torch.full(SHAPE, 1e5).bfloat16()}
-    for name, tensors in (("base", base), ("post", post), ("target", target)):
-        write_model(tmp_path / name, tensors)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    write_models(tmp_path, base=base, post=post, target=target)
+    extract_in(tmp_path)
     with pytest.raises(pd.NotFiniteError, match=rf"kept.*{48 * 32} value") as caught:
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", dtype="float16", force=True)
+        apply_in(tmp_path, dtype="float16", force=True)
     with remedied(caught.value, "a wider --dtype"):
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", dtype="float32", force=True)
+        apply_in(tmp_path, dtype="float32", force=True)
         result = read_weights(tmp_path / "out")
         assert torch.equal(result["kept"], target["kept"].float())
         assert torch.equal(result["w"], formula(base["w"], post["w"], target["w"], torch.float32))
@@ -222,13 +220,12 @@ def test_a_result_that_its_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
 def test_integers_have_no_other_dtype(tmp_path: Path) -> None:
     base = {"w": normal(1).bfloat16(), "steps": torch.arange(8)}
     post = {"w": (normal(1) + normal(2, 0.01)).bfloat16(), "steps": torch.arange(8).int()}
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", post)
+    write_models(tmp_path, base=base, post=post)
     with pytest.raises(MismatchError, match=r"steps.*I64.*I32") as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     with remedied(caught.value, "leave some out with --skip"):
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(skips=("^steps$",)))
-        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+        extract_in(tmp_path, rules=pd.Rules(skips=("^steps$",)))
+        apply_in(tmp_path, "base")
         assert_same(read_weights(tmp_path / "out"), {"w": post["w"], "steps": base["steps"]})
 
 
@@ -251,8 +248,8 @@ def test_rows_of_a_vocabulary(tmp_path: Path) -> None:
     for role in ("base", "post"):
         tokenizer(tmp_path / role, words)
     tokenizer(tmp_path / "target", [words[i] for i in order])
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    extract_in(tmp_path)
+    apply_in(tmp_path)
     result = read_weights(tmp_path / "out")[name]
     assert result.dtype == torch.bfloat16
     back = target[name][torch.argsort(order)]

@@ -23,7 +23,16 @@ from paramdelta_hub.tasks import plan
 from paramdelta_hub.tasks.models import Applied, ApplyTask
 from tests.support.fp8_models import BLOCK, E4M3, E5M2, FP8, dequantized, quantize, spread
 from tests.support.kinds import QUANTIZATION, kind
-from tests.support.models import assert_same, raw, read_weights, reference, write_model
+from tests.support.models import (
+    apply_in,
+    assert_same,
+    extract_in,
+    raw,
+    read_weights,
+    reference,
+    write_model,
+    write_models,
+)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -171,7 +180,7 @@ def delta(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensors, Tens
     base, post, _ = family()
     write(root / "base", base)
     write(root / "post", post)
-    pd.extract(root / "base", root / "post", root / "delta")
+    extract_in(root)
     return root / "delta", base, post
 
 
@@ -251,7 +260,7 @@ def test_what_does_not_change_is_copied_with_its_scales(tmp_path: Path, delta: D
     experts, q_a = "model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.self_attn.q_a_proj.weight"
     write(tmp_path / "base", base)
     write(tmp_path / "post", {**post, experts: base[experts]})
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    extract_in(tmp_path)
     target, _ = write(tmp_path / "target", family()[2], BLOCKS, shards=1)
     stored = read_weights(target)
     for name in QUANTIZED:
@@ -302,7 +311,7 @@ def test_chunks_end_within_blocks_and_rows(tmp_path: Path, dtype: Any) -> None:
     blocks = {"blocks_proj": BLOCK, "whole_proj": (1 << 20, 1 << 20), "rows_proj": (1, 1 << 20)}
     for name, value in {"base": base, "post": post}.items():
         write_model(tmp_path / name, dict.fromkeys(blocks, value))
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    extract_in(tmp_path)
     stored, expected = {}, {}
     for name, block in blocks.items():
         stored[name], stored[name + "_scale"] = quantize(target.float(), block)
@@ -311,7 +320,7 @@ def test_chunks_end_within_blocks_and_rows(tmp_path: Path, dtype: Any) -> None:
         if dtype:
             expected[name], expected[name + "_scale"] = quantize(sums.float(), block)
     write_model(tmp_path / "target", stored, config={"quantization_config": FP8})
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", dtype=dtype)
+    apply_in(tmp_path, dtype=dtype)
     assert_same(read_weights(tmp_path / "out"), expected)
 
 
@@ -321,11 +330,11 @@ def test_a_tied_head_of_an_fp8_model(tmp_path: Path) -> None:
     embedding, head = EMBEDDING, "lm_head.weight"
     for name, model in {"base": base, "post": post}.items():
         write(tmp_path / name, {**model, head: model[embedding] * 2})
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    extract_in(tmp_path)
     stored = BLOCKS.store(target)
     stored[embedding], stored[embedding + "_scale_inv"] = quantize(target[embedding].float(), BLOCK)
     write_model(tmp_path / "target", stored, config={"quantization_config": FP8, "tie_word_embeddings": True})
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", dtype="float8_e4m3fn")
+    apply_in(tmp_path, dtype="float8_e4m3fn")
     out = read_weights(tmp_path / "out")
     mean = dequantized(stored[embedding], stored[embedding + "_scale_inv"], BLOCK)
     sums = reference(base[embedding], post[embedding], mean)
@@ -345,7 +354,7 @@ def with_another_vocabulary(root: Path, tokens: Sequence[str]) -> tuple[Path, Te
     base, post, target = family()
     for name, model in {"base": {**base, EMBEDDING: base[EMBEDDING][: len(tokens)]}, "post": post}.items():
         write_vocabulary(write(root / name, model)[0], [str(number) for number in range(len(model[EMBEDDING]))])
-    pd.extract(root / "base", root / "post", root / "delta")
+    extract_in(root)
     stored = BLOCKS.store(target)
     embedding = base[EMBEDDING][[int(token) for token in tokens]]
     stored[EMBEDDING], stored[EMBEDDING + "_scale_inv"] = quantize(embedding.float(), (8, 1 << 20))
@@ -390,7 +399,7 @@ def test_a_tensor_brought_whole_finds_no_scales(tmp_path: Path) -> None:
     whole = torch.randn(4, 16, generator=torch.Generator().manual_seed(9)).bfloat16()
     write(tmp_path / "base", base)
     write(tmp_path / "post", {**post, head: whole})
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(carries=("score",)))
+    extract_in(tmp_path, rules=pd.Rules(carries=("score",)))
     plain, quantized = BLOCKS.store(target) | {head: whole * 2}, BLOCKS.store(target)
     quantized[head], quantized[head + "_scale_inv"] = quantize(whole.float(), BLOCK)
     for name, tensors in {"plain": plain, "quantized": quantized}.items():
@@ -400,7 +409,7 @@ def test_a_tensor_brought_whole_finds_no_scales(tmp_path: Path) -> None:
         pd.apply(tmp_path / name, tmp_path / "delta", out, dtype=dtype)  # type: ignore[arg-type]
         assert raw(read_weights(out)[head]) == raw(whole)
     with pytest.raises(pd.MismatchError, match="remove --dtype") as caught:
-        pd.apply(tmp_path / "quantized", tmp_path / "delta", tmp_path / "out", dtype="float8_e4m3fn")
+        apply_in(tmp_path, "quantized", dtype="float8_e4m3fn")
     assert [(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches] == [(head, "fp8")]
 
 
@@ -504,12 +513,11 @@ def test_memory_does_not_grow_with_a_tensor(
     post = base.clone()
     post[::64] *= 1.5  # few changes, quickly encoded
     codes, scale = quantize(base.float(), block)
-    write_model(tmp_path / "base", {"up_proj.weight": base})
-    write_model(tmp_path / "post", {"up_proj.weight": post})
+    write_models(tmp_path, base={"up_proj.weight": base}, post={"up_proj.weight": post})
     stored = {"up_proj.weight": codes, "up_proj.weight_scale": scale}
     write_model(tmp_path / "target", stored, config={"quantization_config": FP8})
     assert base.nbytes == 64 << 20
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    extract_in(tmp_path)
     del base, post, codes, scale, stored
     peaks = []
 

@@ -14,7 +14,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 from paramdelta_hub.errors import MismatchError
 from tests.support.kinds import BUFFERS, SKIPS, kind, remedied, rules_of
-from tests.support.models import assert_same, read_weights, write_model
+from tests.support.models import apply_in, assert_same, extract_in, read_weights, write_model
 
 pytestmark = pytest.mark.usefixtures("quiet_transformers")
 Tensors = dict[str, torch.Tensor]
@@ -51,11 +51,11 @@ def models(root: Path) -> tuple[Tensors, Tensors]:
 def test_buffers_that_only_the_hub_has(tmp_path: Path) -> None:
     base, post = models(tmp_path)
     with pytest.raises(MismatchError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     with remedied(caught.value, "try --rename"):
-        report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules_of(caught.value))
+        report = extract_in(tmp_path, rules=rules_of(caught.value))
         assert {item.name for item in report.omissions} == base.keys() - post.keys()
-        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+        apply_in(tmp_path, "base")
         assert_same(read_weights(tmp_path / "out"), {**base, **post})
 
 
@@ -87,7 +87,7 @@ def test_a_skip_rule_that_hits_more_than_was_meant(tmp_path: Path) -> None:
 )
 def test_a_skip_rule_of_an_apply(tmp_path: Path) -> None:
     base, post = models(tmp_path)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(renames=((f"^{PREFIX}", ""),)))
+    extract_in(tmp_path, rules=pd.Rules(renames=((f"^{PREFIX}", ""),)))
     words = ["apply", str(tmp_path / "base"), str(tmp_path / "delta"), "-o", str(tmp_path / "out")]
     done = CliRunner().invoke(main, [*words, "--skip", r"ln_\d\.bias$"])
     assert done.exit_code == 0, done.output
@@ -110,5 +110,5 @@ def test_a_skip_rule_that_loses_nothing(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "changed by training" not in done.output
     assert "matched 2 tensors" in done.output
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    apply_in(tmp_path, "base")
     assert_same(read_weights(tmp_path / "out"), {**base, **frozen})

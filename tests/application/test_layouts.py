@@ -23,7 +23,16 @@ from paramdelta_hub.package.records import PARTIAL
 from paramdelta_hub.tasks.models import TASK, ApplyTask
 from tests.support.chunks import set_chunk_elements
 from tests.support.kinds import CHANNELS, FLOAT_DTYPES, OTHER_LAYOUTS, kind, remedied, rules_of
-from tests.support.models import assert_same, read_weights, reference, tuned, write_model
+from tests.support.models import (
+    apply_in,
+    assert_same,
+    extract_in,
+    read_weights,
+    reference,
+    tuned,
+    write_model,
+    write_models,
+)
 
 Tensors = dict[str, torch.Tensor]
 E, INNER, HIDDEN = 3, 6, 8
@@ -123,7 +132,7 @@ def test_all_combinations(
     write_model(tmp_path / "base", in_layout(base_layout, base), shards=3)
     write_model(tmp_path / "post", in_layout(post_layout, post), shards=2)
     rules = pd.Rules(layouts=RULES[post_layout, base_layout])
-    report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules, force=True)
+    report = extract_in(tmp_path, rules=rules, force=True)
     assert report.manifest.layouts == rules.layouts
     assert all(use.tensors for use in report.rules)
     assert report.manifest.exactness.exceptions > 0
@@ -183,9 +192,9 @@ def test_a_target_of_another_dtype(layout: str, tmp_path: Path) -> None:
     for name, tensors in (("base", base), ("post", post)):
         write_model(tmp_path / name, in_layout(other, tensors))
     write_model(tmp_path / "target", in_layout(layout, target))
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    extract_in(tmp_path)
     rules = pd.Rules(layouts=RULES[other, layout])
-    report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules)
+    report = apply_in(tmp_path, rules=rules)
     assert not report.is_post
     deltas = {name: post[name].float() - base[name].float() for name in base}
     expected = {name: (deltas[name].double() + values.double()).float() for name, values in target.items()}
@@ -201,18 +210,17 @@ def test_post_of_another_dtype_in_another_layout(wider: str, tmp_path: Path) -> 
         base = {name: values.float() * 1.001 for name, values in base.items()}
     else:
         post = {name: values.float() * 1.001 for name, values in post.items()}
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", fused(post))
+    write_models(tmp_path, base=base, post=fused(post))
     rules = pd.Rules(layouts=CUT)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "cast", rules=rules, cast="bfloat16")
+    extract_in(tmp_path, rules=rules)
+    extract_in(tmp_path, "base", "post", "cast", rules=rules, cast="bfloat16")
     for name in ("delta", "cast"):
         checked = pd.verify(tmp_path / name, base=tmp_path / "base", post=tmp_path / "post")
         assert (checked.exact, checked.checked_post) == (True, True)
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", dtype="float32")
+    apply_in(tmp_path, "base", dtype="float32")
     assert_same(read_weights(tmp_path / "out"), {name: values.float() for name, values in post.items()})
     write_model(tmp_path / "cast-base", {name: values.bfloat16() for name, values in base.items()})
-    pd.apply(tmp_path / "cast-base", tmp_path / "cast", tmp_path / "rounded")
+    apply_in(tmp_path, "cast-base", "cast", "rounded")
     assert_same(read_weights(tmp_path / "rounded"), {name: values.bfloat16() for name, values in post.items()})
 
 
@@ -220,12 +228,11 @@ def test_post_of_another_dtype_in_another_layout(wider: str, tmp_path: Path) -> 
 def test_integers_that_did_not_change_stay_the_targets(tmp_path: Path) -> None:
     base: Tensors = {**single(1), "table": torch.arange(24).reshape(6, 4)}
     post = {**tuned(single(1), 2), "table": base["table"]}
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", post)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    write_models(tmp_path, base=base, post=post)
+    extract_in(tmp_path)
     write_model(tmp_path / "target", {**base, "table": base["table"].T.contiguous()})
     rules = pd.Rules(layouts=("transpose table",))
-    report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules)
+    report = apply_in(tmp_path, rules=rules)
     assert report.is_post
     assert_same(read_weights(tmp_path / "out"), {**post, "table": post["table"].T.contiguous()})
 
@@ -240,15 +247,14 @@ def test_integers_that_changed_are_left_out_by_the_remedy(tmp_path: Path) -> Non
     base: Tensors = {**single(1), "table": torch.arange(24).reshape(6, 4)}
     post = {**tuned(single(1), 2), "table": base["table"] + 1}
     target = {**base, "table": base["table"].T.contiguous()}
-    for name, tensors in (("base", base), ("post", post), ("target", target)):
-        write_model(tmp_path / name, tensors)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    write_models(tmp_path, base=base, post=post, target=target)
+    extract_in(tmp_path)
     rules = pd.Rules(layouts=("transpose table",))
     with pytest.raises(MismatchError) as caught:
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules)
+        apply_in(tmp_path, rules=rules)
     with remedied(str(caught.value.mismatches[0]), "leave it out with --skip"):
         rules = pd.Rules(layouts=("transpose table",), skips=("^table$",))
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules)
+        apply_in(tmp_path, rules=rules)
         assert_same(read_weights(tmp_path / "out"), {**post, "table": target["table"]})
 
 
@@ -262,15 +268,14 @@ def test_pieces_of_different_dtypes_are_refused_unless_they_are_cast(tmp_path: P
     base = single(1)
     post = tuned(base, 2)
     mixed = {name: values.float() if "q_proj" in name else values for name, values in post.items()}
-    write_model(tmp_path / "base", fused(base))
-    write_model(tmp_path / "post", mixed)
+    write_models(tmp_path, base=fused(base), post=mixed)
     rules = pd.Rules(layouts=JOIN)
     with pytest.raises(MismatchError, match="base and post differ") as refused:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
+        extract_in(tmp_path, rules=rules)
     assert any("different dtypes: BF16, F32" in each.message for each in refused.value.mismatches)
     with remedied(refused.value, "--cast"):
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules, cast="bfloat16")
-        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+        extract_in(tmp_path, rules=rules, cast="bfloat16")
+        apply_in(tmp_path, "base")
         assert_same(read_weights(tmp_path / "out"), fused(post))
 
 
@@ -395,9 +400,8 @@ def inpainting(seed: int) -> tuple[Tensors, Tensors, Tensors]:
 @pytest.mark.parametrize("weight", [1.0, -1.0, 0.5])
 def test_more_input_channels(weight: float, tmp_path: Path) -> None:
     base, post, target = inpainting(1)
-    for name, tensors in (("base", base), ("post", post), ("target", target)):
-        write_model(tmp_path / name, tensors)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    write_models(tmp_path, base=base, post=post, target=target)
+    extract_in(tmp_path)
     code, error = run("apply", tmp_path / "target", tmp_path / "delta", "-o", tmp_path / "out")
     assert code == 4
     deltas = f"{tmp_path / 'delta'}={weight}"
@@ -419,9 +423,8 @@ def test_base_with_more_channels_is_not_said_to_be_base(tmp_path: Path) -> None:
     """Not even before the result is made: with the other channels it is not post."""
     base, post, target = inpainting(1)
     target = {**base, "conv_in.weight": torch.cat([base["conv_in.weight"], target["conv_in.weight"][:, 4:]], 1)}
-    for name, tensors in (("base", base), ("post", post), ("target", target)):
-        write_model(tmp_path / name, tensors)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    write_models(tmp_path, base=base, post=post, target=target)
+    extract_in(tmp_path)
     words: list[str | Path] = ["apply", tmp_path / "target", tmp_path / "delta", "-o", tmp_path / "out"]
     for more in (["--dry-run"], []):
         code, text = run(*words, "--partial", "conv_in", *more)
@@ -434,13 +437,9 @@ def test_base_with_more_channels_is_not_said_to_be_base(tmp_path: Path) -> None:
 def test_a_target_with_fewer_channels_gets_what_it_has(tmp_path: Path) -> None:
     _, small, large = inpainting(5)
     post = tuned(large, 9, 0.1)
-    write_model(tmp_path / "base", large)
-    write_model(tmp_path / "post", post)
-    write_model(tmp_path / "target", small)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    report = pd.apply(
-        tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=pd.Rules(partials=("conv_in",)), force=True
-    )
+    write_models(tmp_path, base=large, post=post, target=small)
+    extract_in(tmp_path)
+    report = apply_in(tmp_path, rules=pd.Rules(partials=("conv_in",)), force=True)
     assert not report.is_post
     expected = {n: reference(large[n][:, : t.shape[1]], post[n][:, : t.shape[1]], t) for n, t in small.items()}
     assert_same(read_weights(tmp_path / "out"), expected)
@@ -455,33 +454,31 @@ def test_a_target_with_fewer_channels_gets_what_it_has(tmp_path: Path) -> None:
 def test_a_part_of_post(tmp_path: Path) -> None:
     """Where post has more channels than base, the delta has base's, and says so; it never makes post."""
     base, _, post = inpainting(3)
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", post)
+    write_models(tmp_path, base=base, post=post)
     with pytest.raises(MismatchError) as refused:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     rules = rules_of(refused.value)
-    report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
+    report = extract_in(tmp_path, rules=rules)
     assert [(o.name, o.side) for o in report.omissions] == [("conv_in.weight", "post")]
     assert report.omissions[0].reason.startswith(PARTIAL)
     verified = pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
     assert verified.checked_post
     assert verified.left_out == 1
     with remedied(refused.value, r"give --partial '^conv_in\.weight$'"):
-        applied = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+        applied = apply_in(tmp_path, "base")
         assert not applied.is_post
         parts = {name: post[name][:, : tensor.shape[1]].contiguous() for name, tensor in base.items()}
         assert_same(read_weights(tmp_path / "out"), parts)
     with pytest.raises(MismatchError, match="does not hold base's"):
-        pd.extract(tmp_path / "post", tmp_path / "base", tmp_path / "delta2", rules=rules)
+        extract_in(tmp_path, "post", "base", "delta2", rules=rules)
 
 
 def test_tasks_are_the_same_from_a_plan_on_disk(tmp_path: Path) -> None:
     """A delta that several tensors share is decoded by one task, whichever files they lie in."""
     base = single(1)
-    write_model(tmp_path / "base", fused(base))
-    write_model(tmp_path / "post", fused(tuned(base, 2)))
+    write_models(tmp_path, base=fused(base), post=fused(tuned(base, 2)))
     write_model(tmp_path / "target", base, shards=3)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    extract_in(tmp_path)
     request = ApplyRequest(str(tmp_path / "target"), ((str(tmp_path / "delta"), 1.0),), layouts=CUT)
     tasks = Application(request, tmp_path / "out").plan.tasks
     assert [TASK.validate_json(TASK.dump_json(task)) for task in tasks] == list(tasks)
@@ -491,20 +488,16 @@ def test_tasks_are_the_same_from_a_plan_on_disk(tmp_path: Path) -> None:
 
 
 def test_rules_that_match_nothing_are_refused(tmp_path: Path) -> None:
-    write_model(tmp_path / "base", single(1))
-    write_model(tmp_path / "post", tuned(single(1), 2))
+    write_models(tmp_path, base=single(1), post=tuned(single(1), 2))
     for rules in (pd.Rules(layouts=("transpose c_fx.weight",)), pd.Rules(partials=("c_fc",))):
         with pytest.raises(OptionError, match="matches no tensor"):
-            pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
+            extract_in(tmp_path, rules=rules)
     with pytest.raises(OptionError, match=r"the nearest are model\.layers\.0\.c_fc\.weight"):
-        pd.extract(
-            tmp_path / "base", tmp_path / "post", tmp_path / "d", rules=pd.Rules(layouts=("transpose c_fx.weight",))
-        )
+        extract_in(tmp_path, "base", "post", "d", rules=pd.Rules(layouts=("transpose c_fx.weight",)))
 
 
 def test_rules_in_a_file(tmp_path: Path) -> None:
-    write_model(tmp_path / "base", single(1))
-    write_model(tmp_path / "post", fused(tuned(single(1), 2)))
+    write_models(tmp_path, base=single(1), post=fused(tuned(single(1), 2)))
     (tmp_path / "rules").write_text("# experts\n" + "\n".join(CUT) + "\n")
     code, text = run(
         "extract", tmp_path / "base", tmp_path / "post", "-o", tmp_path / "d", "--rules", tmp_path / "rules"
@@ -541,7 +534,7 @@ def test_q_k_and_v_by_head_between_two_types_of_models(tmp_path: Path) -> None:
     assert code == 4
     code, text = run("extract", tmp_path / "base", tmp_path / "post", "-o", tmp_path / "d", *proposal(text))
     assert code == 0, text
-    report = pd.apply(tmp_path / "base", tmp_path / "d", tmp_path / "out")
+    report = apply_in(tmp_path, "base", "d")
     assert report.is_post
     assert_same(read_weights(tmp_path / "out"), by_head(post))
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -556,12 +549,10 @@ def test_q_k_and_v_by_head_between_two_types_of_models(tmp_path: Path) -> None:
 
 def test_skipped_tensors_of_another_layout_are_said_to_be_trained(tmp_path: Path) -> None:
     base = single(1)
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", tuned(base, 2))
-    write_model(tmp_path / "target", fused(tuned(base, 3)))
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    write_models(tmp_path, base=base, post=tuned(base, 2), target=fused(tuned(base, 3)))
+    extract_in(tmp_path)
     rules = pd.Rules(layouts=JOIN, skips=("experts.down_proj",))
-    report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules)
+    report = apply_in(tmp_path, rules=rules)
     [use] = [use for use in report.rules if use.rule == "skip"]
     assert set(use.trained) == {f"model.layers.{n}.mlp.experts.down_proj" for n in range(2)}
 
@@ -595,11 +586,11 @@ def test_random_rules(tmp_path_factory: pytest.TempPathFactory, seed: int, data:
     write_model(folder / "base", base)
     write_model(folder / "base-joined", joined(base))
     write_model(folder / "post-joined", joined(post))
-    pd.extract(folder / "base", folder / "post-joined", folder / "delta", rules=pd.Rules(layouts=cut))
-    report = pd.apply(folder / "base-joined", folder / "delta", folder / "out", rules=pd.Rules(layouts=join))
+    extract_in(folder, "base", "post-joined", rules=pd.Rules(layouts=cut))
+    report = apply_in(folder, "base-joined", rules=pd.Rules(layouts=join))
     assert report.is_post
     assert_same(read_weights(folder / "out"), joined(post))
-    pd.extract(folder / "base-joined", folder / "post-joined", folder / "delta2")
-    report = pd.apply(folder / "base", folder / "delta2", folder / "out2", rules=pd.Rules(layouts=cut))
+    extract_in(folder, "base-joined", "post-joined", "delta2")
+    report = apply_in(folder, "base", "delta2", "out2", rules=pd.Rules(layouts=cut))
     assert report.is_post
     assert_same(read_weights(folder / "out2"), post)

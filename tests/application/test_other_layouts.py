@@ -12,10 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import paramdelta_hub as pd
 from paramdelta_hub.errors import MismatchError
 from tests.support.kinds import OTHER_LAYOUTS, kind, remedied, rules_of
-from tests.support.models import assert_same, read_weights, reference, tuned, write_model
+from tests.support.models import (
+    apply_in,
+    assert_same,
+    extract_in,
+    read_weights,
+    reference,
+    tuned,
+    write_models,
+)
 
 pytestmark = pytest.mark.usefixtures("quiet_transformers")
 Tensors = dict[str, torch.Tensor]
@@ -154,17 +161,16 @@ def test_the_layouts_of_other_programs(tmp_path: Path, family: str) -> None:
     base = make(tmp_path / "base")
     post, target = tuned(base, 1), tuned(base, 2)
     config = json.loads((tmp_path / "base" / "config.json").read_text())
-    write_model(tmp_path / "post", apart(post), config=config)
-    write_model(tmp_path / "target", apart(target), config=config)
+    write_models(tmp_path, config, post=apart(post), target=apart(target))
     with pytest.raises(MismatchError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     with remedied(caught.value, "try --layout"):
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules_of(caught.value))
-        assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "again").is_post
+        extract_in(tmp_path, rules=rules_of(caught.value))
+        assert apply_in(tmp_path, "base", "delta", "again").is_post
         assert_same(read_weights(tmp_path / "again"), post)
     with pytest.raises(MismatchError) as caught:
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+        apply_in(tmp_path)
     with remedied(caught.value, "try --layout"):
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules_of(caught.value))
+        apply_in(tmp_path, rules=rules_of(caught.value))
         expected = {name: reference(base[name], post[name], target[name]) for name in base}
         assert_same(read_weights(tmp_path / "out"), {name: t.contiguous() for name, t in apart(expected).items()})

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import paramdelta_hub as pd
 from paramdelta_hub.application import apply as operation
 from paramdelta_hub.application.planning import temporary_bytes
 from paramdelta_hub.tasks.plan import Plan
-from tests.support.models import write_model
+from tests.support.models import apply_in, extract_in, write_model
 
 
 def test_temporary_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +24,7 @@ def test_temporary_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_model(tmp_path / name, {"model.embed_tokens.weight": tensor}, config={"model_type": "llama"})
         text = table % ", ".join(f'"{token}": {row}' for row, token in enumerate(tokens))
         (tmp_path / name / "tokenizer.json").write_text(text)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    extract_in(tmp_path)
     asked: list[int] = []
     plans: list[Plan] = []
 
@@ -35,8 +34,8 @@ def test_temporary_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return asked[-1]
 
     monkeypatch.setattr(operation, "temporary_bytes", keep)
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", threads=1)
+    apply_in(tmp_path, "base", threads=1)
     assert asked == [4 * 66 * 16]
     assert temporary_bytes(plans[0], 7) == asked[0], "no more tasks at a time than there are"
-    pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "kept", companions="target", threads=1)
+    apply_in(tmp_path, "base", "delta", "kept", companions="target", threads=1)
     assert asked[1] == asked[0]

@@ -13,7 +13,16 @@ from paramdelta_hub.errors import SHOWN_MISMATCHES, MismatchError, OptionError
 from tests.application.test_apply import extracted, summed
 from tests.conftest import Family
 from tests.support.kinds import BUFFERS, kind
-from tests.support.models import assert_same, read_weights, tuned, weights, write_model
+from tests.support.models import (
+    apply_in,
+    assert_same,
+    extract_in,
+    read_weights,
+    tuned,
+    weights,
+    write_model,
+    write_models,
+)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -86,16 +95,15 @@ def test_renames_at_extraction(tmp_path: Path) -> None:
     """post's names are made base's; verify knows post's own; base ⊕ Δ holds post's values under base's names."""
     base = weights(1)
     post = tuned(base, 2)
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", {f"language_{name}": tensor for name, tensor in post.items()})
+    write_models(tmp_path, base=base, post={f"language_{name}": tensor for name, tensor in post.items()})
     with pytest.raises(MismatchError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     assert len(caught.value.mismatches) == 2 * len(base)
     rules = pd.Rules(renames=((r"^language_", ""),))
-    manifest = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules).manifest
+    manifest = extract_in(tmp_path, rules=rules).manifest
     assert {record.post_name for record in manifest.tensors} == {f"language_{name}" for name in base}
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
-    assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out").is_post
+    assert apply_in(tmp_path, "base").is_post
     assert_same(read_weights(tmp_path / "out"), post)
 
 
@@ -117,10 +125,8 @@ def test_renames_that_give_two_tensors_one_name(tmp_path: Path) -> None:
     for name in ("base", "post"):
         write_model(tmp_path / name, weights(1))
     with pytest.raises(MismatchError) as caught:
-        pd.extract(
-            tmp_path / "base",
-            tmp_path / "post",
-            tmp_path / "delta",
+        extract_in(
+            tmp_path,
             rules=pd.Rules(renames=((r"layers\.\d", "layers.0"),)),
         )
     assert "rename" in {mismatch.kind for mismatch in caught.value.mismatches}
@@ -185,20 +191,26 @@ def test_every_misfit_of_every_delta_is_listed_before_anything_is_written(family
 
 
 def test_a_long_list_is_cut_in_the_text_but_not_in_the_error(tmp_path: Path) -> None:
-    write_model(tmp_path / "base", {f"w{number}": torch.ones(3) for number in range(90)})
-    write_model(tmp_path / "post", {f"w{number}": torch.ones(4 + number) for number in range(90)})
+    write_models(
+        tmp_path,
+        base={f"w{number}": torch.ones(3) for number in range(90)},
+        post={f"w{number}": torch.ones(4 + number) for number in range(90)},
+    )
     with pytest.raises(MismatchError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     assert len(caught.value.mismatches) == 90
     assert str(caught.value).count("\n  - ") == SHOWN_MISMATCHES + 1
     assert f"… and {90 - SHOWN_MISMATCHES} more" in str(caught.value)
 
 
 def test_misfits_that_are_alike_are_counted_on_one_line(tmp_path: Path) -> None:
-    write_model(tmp_path / "base", {f"w{number}": torch.ones(3) for number in range(90)})
-    write_model(tmp_path / "post", {f"v{number}": torch.ones(3) for number in range(90)})
+    write_models(
+        tmp_path,
+        base={f"w{number}": torch.ones(3) for number in range(90)},
+        post={f"v{number}": torch.ones(3) for number in range(90)},
+    )
     with pytest.raises(MismatchError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     assert len(caught.value.mismatches) == 180
     lines = [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
     assert [line.partition(":")[0] for line in lines] == ["  - 90 times"] * 2

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import paramdelta_hub as pd
 from paramdelta_hub.errors import CheckpointError, MismatchError
 from tests.support.kinds import CHANNELS, FILES, kind, remedied, rules_of
-from tests.support.models import assert_same, read_weights, reference, tuned
+from tests.support.models import apply_in, assert_same, extract_in, read_weights, reference, tuned
 
 ROOT = Path(__file__).resolve().parents[2]
 Tensors = dict[str, torch.Tensor]
@@ -65,11 +65,11 @@ def test_every_part_of_one_file_is_summed(tmp_path: Path) -> None:
     base = stable_diffusion(1)
     post, target = kept(base, 2), kept(base, 3)
     write(tmp_path, base=base, post=post, target=target)
-    pd.extract(tmp_path / "base.safetensors", tmp_path / "post.safetensors", tmp_path / "delta")
-    pd.apply(tmp_path / "target.safetensors", tmp_path / "delta", tmp_path / "out")
+    extract_in(tmp_path, "base.safetensors", "post.safetensors")
+    apply_in(tmp_path, "target.safetensors")
     [file] = (tmp_path / "out").glob("*.safetensors")
     assert_same(load_file(file), summed(base, post, target))
-    assert pd.apply(tmp_path / "base.safetensors", tmp_path / "delta", tmp_path / "again").is_post
+    assert apply_in(tmp_path, "base.safetensors", "delta", "again").is_post
     assert_same(read_weights(tmp_path / "again"), post)
 
 
@@ -85,12 +85,12 @@ def test_an_inpainting_checkpoint_in_one_file(tmp_path: Path) -> None:
     own = torch.randn(32, 5, 3, 3, generator=torch.Generator().manual_seed(4)).half()
     target[CONV_IN] = torch.cat([target[CONV_IN], own], 1)
     write(tmp_path, base=base, post=post, target=target)
-    pd.extract(tmp_path / "base.safetensors", tmp_path / "post.safetensors", tmp_path / "delta")
+    extract_in(tmp_path, "base.safetensors", "post.safetensors")
     with pytest.raises(MismatchError) as caught:
-        pd.apply(tmp_path / "target.safetensors", tmp_path / "delta", tmp_path / "out")
+        apply_in(tmp_path, "target.safetensors")
     with remedied(caught.value, "--partial"):
         rules = rules_of(caught.value)
-        assert not pd.apply(tmp_path / "target.safetensors", tmp_path / "delta", tmp_path / "out", rules=rules).is_post
+        assert not apply_in(tmp_path, "target.safetensors", rules=rules).is_post
         leading = {**target, CONV_IN: target[CONV_IN][:, :4]}
         expected = summed(base, post, leading)
         assert_same(read_weights(tmp_path / "out"), {**expected, CONV_IN: torch.cat([expected[CONV_IN], own], 1)})
@@ -107,7 +107,7 @@ def test_renames_and_parts_together(tmp_path: Path) -> None:
     post, target = kept(base, 2), kept(base, 3)
     wide = torch.cat([target[CONV_IN], torch.ones(32, 5, 3, 3).half()], 1)
     write(tmp_path, base=base, post=post, target={f"sd.{n}": t for n, t in {**target, CONV_IN: wide}.items()})
-    pd.extract(tmp_path / "base.safetensors", tmp_path / "post.safetensors", tmp_path / "delta")
+    extract_in(tmp_path, "base.safetensors", "post.safetensors")
     call = tmp_path / "target.safetensors", tmp_path / "delta", tmp_path / "out"
     with pytest.raises(MismatchError) as first:
         pd.apply(*call)
@@ -135,10 +135,10 @@ def test_a_pickle_is_converted_as_the_remedy_says(tmp_path: Path, name: str) -> 
     (tmp_path / "pickled").mkdir()
     torch.save(post, tmp_path / "pickled" / name)
     with pytest.raises(CheckpointError, match="a pickled checkpoint") as caught:
-        pd.extract(tmp_path / "base.safetensors", tmp_path / "pickled", tmp_path / "delta")
+        extract_in(tmp_path, "base.safetensors", "pickled")
     with remedied(caught.value, "scripts/tools/convert_pickle.py"):
         command = [sys.executable, "scripts/tools/convert_pickle.py", str(tmp_path / "pickled"), str(tmp_path / "post")]
         subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-        pd.extract(tmp_path / "base.safetensors", tmp_path / "post", tmp_path / "delta")
-        assert pd.apply(tmp_path / "base.safetensors", tmp_path / "delta", tmp_path / "out").is_post
+        extract_in(tmp_path, "base.safetensors")
+        assert apply_in(tmp_path, "base.safetensors").is_post
         assert_same(read_weights(tmp_path / "out"), post)

@@ -17,7 +17,7 @@ import torch
 
 import paramdelta_hub as pd
 from tests.support.hub import Fault, LoopbackHub
-from tests.support.models import assert_same, read_weights, write_model
+from tests.support.models import apply_in, assert_same, extract_in, read_weights, write_model
 
 SHARDS = 8
 ELEMENTS = 1 << 20
@@ -40,8 +40,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     noise = torch.Generator().manual_seed(7)
     stranger = {name: torch.randn(tensor.shape, generator=noise).bfloat16() for name, tensor in weights(1).items()}
     write_model(root / "stranger", stranger, SHARDS, {"model_type": "toy"})
-    pd.extract(root / "base", root / "post", root / "delta")
-    pd.apply(root / "target", root / "delta", root / "expected")
+    extract_in(root)
+    apply_in(root, "target", "delta", "expected")
     return root
 
 
@@ -157,7 +157,7 @@ def test_components(tmp_path: Path, options: list[str]) -> None:
             write_model(tmp_path / name / folder, tensors, shards, {"in_features": 4})
         modules = [{"path": "", "type": "x.Transformer"}, {"path": "2_Dense", "type": "x.Dense"}]
         (tmp_path / name / "modules.json").write_text(json.dumps(modules))
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    extract_in(tmp_path)
     hub = LoopbackHub()
     hub.add("org/target", tmp_path / "target")
     arguments = ["org/target", str(tmp_path / "delta"), "-o", str(tmp_path / "out"), "--force", *options]

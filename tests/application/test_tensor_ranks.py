@@ -10,7 +10,17 @@ import torch
 
 import paramdelta_hub as pd
 from paramdelta_hub.limits import CHUNK_ELEMENTS, LINEAGE_RUN_LENGTH, LINEAGE_RUNS, TENSOR_RANK
-from tests.support.models import TORCH, assert_same, read_weights, reference, tuned, write_model
+from tests.support.models import (
+    TORCH,
+    apply_in,
+    assert_same,
+    extract_in,
+    read_weights,
+    reference,
+    tuned,
+    write_model,
+    write_models,
+)
 
 SHAPES = {
     "model.layers.0.mlp.experts.gate_up_proj": (8, 32, 48),
@@ -41,13 +51,13 @@ def test_tensors_of_every_rank(tmp_path: Path, dtype_name: str, shards: int) -> 
     post, target = tuned(base, 1), tuned(base, 2, scale=0.01)
     for name, tensors in {"base": base, "post": post, "target": target}.items():
         write_model(tmp_path / name, tensors, shards if name != "post" else 1)
-    report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    report = extract_in(tmp_path)
     assert {record.name: record.shape for record in report.manifest.tensors} == SHAPES
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
 
-    assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "rebuilt").is_post
+    assert apply_in(tmp_path, "base", "delta", "rebuilt").is_post
     assert_same(read_weights(tmp_path / "rebuilt"), post)
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    apply_in(tmp_path)
     expected = {name: reference(base[name], post[name], target[name]) for name in SHAPES}
     assert_same(read_weights(tmp_path / "out"), expected)
 
@@ -55,10 +65,13 @@ def test_tensors_of_every_rank(tmp_path: Path, dtype_name: str, shards: int) -> 
 def test_the_same_elements_in_another_shape_do_not_fit(tmp_path: Path) -> None:
     """Stacked experts and the same bytes laid flat are not the same tensor, and transposed ones are not either."""
     experts = torch.ones(4, 8, 6)
-    write_model(tmp_path / "base", {"experts": experts, "other": torch.ones(2, 3)})
-    write_model(tmp_path / "post", {"experts": experts.reshape(32, 6), "other": torch.ones(3, 2)})
+    write_models(
+        tmp_path,
+        base={"experts": experts, "other": torch.ones(2, 3)},
+        post={"experts": experts.reshape(32, 6), "other": torch.ones(3, 2)},
+    )
     with pytest.raises(pd.MismatchError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     assert {(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches} == {
         ("experts", "shape"),
         ("other", "shape"),

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import paramdelta_hub as pd
+from tests.support.models import extract_in
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -19,7 +20,7 @@ def test_dense_deltas_are_the_differences(dtype: torch.dtype, tmp_path: Path) ->
     steps = {"steps": torch.arange(3)}
     save_file({**base, **steps}, tmp_path / "base.safetensors")
     save_file({**post, "steps": torch.arange(3) + 1}, tmp_path / "post.safetensors")
-    pd.extract(tmp_path / "base.safetensors", tmp_path / "post.safetensors", tmp_path / "delta", force=True)
+    extract_in(tmp_path, "base.safetensors", "post.safetensors", force=True)
 
     wide = torch.float64 if dtype == torch.float32 else torch.float32
     deltas = dict(pd.tensors(tmp_path / "delta"))
@@ -33,7 +34,7 @@ def test_dense_deltas_are_the_differences(dtype: torch.dtype, tmp_path: Path) ->
 def test_a_damaged_tensor_is_never_handed_out(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(300)}, tmp_path / "base.safetensors")
     save_file({"w": torch.rand(300)}, tmp_path / "post.safetensors")
-    pd.extract(tmp_path / "base.safetensors", tmp_path / "post.safetensors", tmp_path / "delta")
+    extract_in(tmp_path, "base.safetensors", "post.safetensors")
     shard = next((tmp_path / "delta").glob("delta-*"))
     content = bytearray(shard.read_bytes())
     content[-200] ^= 1

@@ -17,7 +17,16 @@ from paramdelta_hub.cli import main
 from paramdelta_hub.errors import MismatchError
 from tests.application.test_vocabularies import write_tokenizer
 from tests.support.kinds import BUFFERS, HEADS, NOBODY, ROWS, TIES, kind, remedied, rules_of
-from tests.support.models import assert_same, read_weights, reference, tuned, write_model
+from tests.support.models import (
+    apply_in,
+    assert_same,
+    extract_in,
+    read_weights,
+    reference,
+    tuned,
+    write_model,
+    write_models,
+)
 
 pytestmark = pytest.mark.usefixtures("quiet_transformers")
 Tensors = dict[str, torch.Tensor]
@@ -245,11 +254,11 @@ def test_a_head_that_post_lacks_is_not_the_embedding(tmp_path: Path, config: dic
     write_model(tmp_path / "post", post, config=config)
     write_model(tmp_path / "target", target, config=UNTIED)
     with pytest.raises(MismatchError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     assert [(m.location, m.kind) for m in caught.value.mismatches] == [(HEAD, "missing")]
     with remedied(caught.value, r"--skip '^lm_head\.weight$'"):
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules_of(caught.value))
-        report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+        extract_in(tmp_path, rules=rules_of(caught.value))
+        report = apply_in(tmp_path)
         expected = {name: reference(base[name], post[name], target[name]) for name in post}
         assert_same(read_weights(tmp_path / "out"), {**expected, HEAD: target[HEAD]})
     assert any(omission.name == HEAD for omission in report.omissions)
@@ -267,22 +276,20 @@ def test_a_delta_without_a_head_and_a_target_with_one(tmp_path: Path) -> None:
     """Two embedding models that do not tie: a target's head is not theirs to change, and a tied target has none."""
     base = small(0, EMBEDDING, MATRIX)
     post, target = tuned(base, 1), {**tuned(base, 2), **small(3, HEAD)}
-    write_model(tmp_path / "base", base, config=UNTIED)
-    write_model(tmp_path / "post", post, config=UNTIED)
-    write_model(tmp_path / "target", target, config=UNTIED)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    write_models(tmp_path, UNTIED, base=base, post=post, target=target)
+    extract_in(tmp_path)
     with pytest.raises(MismatchError, match="--skip") as caught:
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+        apply_in(tmp_path)
     assert [(m.location, m.kind) for m in caught.value.mismatches] == [(HEAD, "missing")]
     with remedied(caught.value, r"--skip '^lm_head\.weight$'"):
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules_of(caught.value))
+        apply_in(tmp_path, rules=rules_of(caught.value))
         expected = {name: reference(base[name], post[name], target[name]) for name in base}
         assert_same(read_weights(tmp_path / "out"), {**expected, HEAD: target[HEAD]})
 
     tied = {**tuned(base, 4)}
     tied[HEAD] = tied[EMBEDDING].clone()
     write_model(tmp_path / "tied", tied, config=TIED)
-    pd.apply(tmp_path / "tied", tmp_path / "delta", tmp_path / "both")
+    apply_in(tmp_path, "tied", "delta", "both")
     expected = {name: reference(base[name], post[name], tied[name]) for name in base}
     assert_same(read_weights(tmp_path / "both"), {**expected, HEAD: expected[EMBEDDING]})
 
@@ -298,16 +305,16 @@ def test_a_delta_with_a_head_and_a_target_without_one(tmp_path: Path) -> None:
     post, target = tuned(base, 1), without(tuned(base, 2), HEAD)
     for name, tensors, config in (("base", base, UNTIED), ("post", post, UNTIED), ("target", target, UNTIED)):
         write_model(tmp_path / name, tensors, config=config)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    extract_in(tmp_path)
     with pytest.raises(MismatchError, match="--skip") as caught:
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+        apply_in(tmp_path)
     with remedied(caught.value, r"--skip '^lm_head\.weight$'"):
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", rules=rules_of(caught.value))
+        apply_in(tmp_path, rules=rules_of(caught.value))
         assert_same(
             read_weights(tmp_path / "out"), {name: reference(base[name], post[name], target[name]) for name in target}
         )
     write_model(tmp_path / "target", target, config=TIED)
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", overwrite=True)
+    apply_in(tmp_path, overwrite=True)
     assert_same(
         {HEAD: read_weights(tmp_path / "out")[HEAD]}, {HEAD: reference(base[HEAD], post[HEAD], target[EMBEDDING])}
     )
@@ -321,15 +328,14 @@ def test_a_delta_with_a_head_and_a_target_without_one(tmp_path: Path) -> None:
 def test_a_base_whose_copies_differ_is_another_base(tmp_path: Path) -> None:
     base = small(0, EMBEDDING, MATRIX)
     base[HEAD] = base[EMBEDDING].clone()
-    write_model(tmp_path / "base", base, config=TIED)
-    write_model(tmp_path / "post", without(tuned(base, 1), HEAD), config=TIED)
-    manifest = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta").manifest
+    write_models(tmp_path, TIED, base=base, post=without(tuned(base, 1), HEAD))
+    manifest = extract_in(tmp_path).manifest
     assert manifest.ties == {HEAD: EMBEDDING}
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
     write_model(tmp_path / "other", {**base, HEAD: base[HEAD] + 1}, config=TIED)
     with pytest.raises(MismatchError, match="no copy"):
         pd.verify(tmp_path / "delta", base=tmp_path / "other")
-    assert not pd.apply(tmp_path / "other", tmp_path / "delta", tmp_path / "out").is_post
+    assert not apply_in(tmp_path, "other").is_post
 
 
 @kind(
@@ -347,11 +353,11 @@ def test_a_delta_that_its_own_base_could_not_take(tmp_path: Path, grown: str, mi
         write_model(tmp_path / name, tensors, config=UNTIED)
         write_tokenizer(tmp_path / name, {f"w{row}": row for row in range(tokens)})
     with pytest.raises(MismatchError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     assert [(m.location, m.kind) for m in caught.value.mismatches] == [(grown, misfit)]
     with remedied(caught.value, f"--skip '^{re.escape(grown)}$'"):
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules_of(caught.value))
-        report = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", companions="target")
+        extract_in(tmp_path, rules=rules_of(caught.value))
+        report = apply_in(tmp_path, "base", companions="target")
         assert not report.is_post
         assert_same(read_weights(tmp_path / "out"), {**post, grown: base[grown]})
 
@@ -378,11 +384,11 @@ def write_sentinels(root: Path, unnamed: str) -> Tensors:
 @pytest.mark.parametrize("companions", ["post", "target"])
 def test_rows_that_one_tokenizer_does_not_name(tmp_path: Path, unnamed: str, companions: Any) -> None:
     expected = write_sentinels(tmp_path, unnamed)
-    manifest = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta").manifest
+    manifest = extract_in(tmp_path).manifest
     assert list(manifest.taken_up.values()) == (list(SENTINELS) if unnamed == "base" else [])
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
-    assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "rebuilt").is_post
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", companions=companions)
+    assert apply_in(tmp_path, "base", "delta", "rebuilt").is_post
+    apply_in(tmp_path, companions=companions)
     assert_same(read_weights(tmp_path / "out"), expected)
 
 
@@ -394,12 +400,12 @@ def test_rows_that_one_tokenizer_does_not_name(tmp_path: Path, unnamed: str, com
 )
 def test_rows_that_the_targets_tokenizer_does_not_name(tmp_path: Path) -> None:
     expected = write_sentinels(tmp_path, "target")
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "rebuilt").is_post
+    extract_in(tmp_path)
+    assert apply_in(tmp_path, "base", "delta", "rebuilt").is_post
     with pytest.raises(MismatchError) as caught:
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+        apply_in(tmp_path)
     with remedied(caught.value, "--companions target"):
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", companions="target")
+        apply_in(tmp_path, companions="target")
         assert_same(read_weights(tmp_path / "out"), expected)
 
 
@@ -412,9 +418,9 @@ def test_a_new_token_in_a_row_of_padding_is_taken_whole(tmp_path: Path) -> None:
     for name, tensors, tokens in (("base", base, 20), ("post", post, 21), ("target", target, 20)):
         write_model(tmp_path / name, tensors, config=TIED)
         write_tokenizer(tmp_path / name, {f"w{row}": row for row in range(tokens)})
-    manifest = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta").manifest
+    manifest = extract_in(tmp_path).manifest
     assert manifest.taken_up == {}
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    apply_in(tmp_path)
     expected = reference(base[EMBEDDING], post[EMBEDDING], target[EMBEDDING])
     expected[20] = post[EMBEDDING][20]
     assert_same({EMBEDDING: read_weights(tmp_path / "out")[EMBEDDING]}, {EMBEDDING: expected})
@@ -431,11 +437,9 @@ def test_a_broken_buffer_of_post_replaces_nothing(tmp_path: Path) -> None:
     }
     post, target = tuned(base, 1), tuned(base, 2)
     broken = {name: torch.zeros_like(tensor).half() for name, tensor in buffers.items()}
-    write_model(tmp_path / "base", {**base, **buffers}, config=TIED)
-    write_model(tmp_path / "post", {**post, **broken}, config=TIED)
-    write_model(tmp_path / "target", {**target, **buffers}, config=TIED)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    write_models(tmp_path, TIED, base={**base, **buffers}, post={**post, **broken}, target={**target, **buffers})
+    extract_in(tmp_path)
+    apply_in(tmp_path)
     expected = {name: reference(base[name], post[name], target[name]) for name in base}
     assert_same(read_weights(tmp_path / "out"), {**expected, **buffers})
 

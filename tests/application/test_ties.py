@@ -21,7 +21,7 @@ from paramdelta_hub.errors import LineageError, MismatchError, OptionError, Stor
 from paramdelta_hub.tasks import plan
 from tests.application.test_vocabularies import in_posts_order, side, summed, write_tokenizer
 from tests.support.kinds import BUFFERS, HEADS, TIES, kind, remedied
-from tests.support.models import TORCH, assert_same, read_weights, reference, tuned, write_model
+from tests.support.models import TORCH, apply_in, assert_same, extract_in, read_weights, reference, tuned, write_model
 from tests.support.stopping import StopsAt
 
 EMBEDDING, HEAD, MATRIX = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.weight"
@@ -73,16 +73,16 @@ def test_every_combination(
     write(tmp_path / "target", target, shards)
     if post_tied and not base_tied:
         with pytest.raises(MismatchError, match="--skip") as caught:
-            pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+            extract_in(tmp_path)
         assert [(m.location, m.kind) for m in caught.value.mismatches] == [(HEAD, "missing")]
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(skips=(HEAD,)))
-        report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+        extract_in(tmp_path, rules=pd.Rules(skips=(HEAD,)))
+        report = apply_in(tmp_path)
         expected = {name: reference(base[name], post[name], target[name]) for name in (EMBEDDING, MATRIX)}
         assert_same(read_weights(tmp_path / "out"), expected | ({} if target_tied else {HEAD: target[HEAD]}))
         assert target_tied or OmittedTensor(HEAD, "the target", "left out when the delta was made") in report.omissions
-        assert not pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "rebuilt").is_post
+        assert not apply_in(tmp_path, "base", "delta", "rebuilt").is_post
         return
-    manifest = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta").manifest
+    manifest = extract_in(tmp_path).manifest
     assert (manifest.base.tied_embeddings, manifest.post.tied_embeddings) == (base_tied, post_tied)
     assert pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post").checked_post
     has_head = not (base_tied and post_tied)
@@ -92,7 +92,7 @@ def test_every_combination(
         assert records[HEAD].base_name == (EMBEDDING if base_tied else None)
         assert records[HEAD].post_name == (EMBEDDING if post_tied else None)
 
-    report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    report = apply_in(tmp_path)
     expected = {name: reference(base[name], post[name], target[name]) for name in (EMBEDDING, MATRIX)}
     if has_head or not target_tied:
         expected[HEAD] = reference(head_of(base), head_of(post), head_of(target))
@@ -113,7 +113,7 @@ def test_every_combination(
         beside = next(names for names in files.values() if EMBEDDING in names)
         assert not target_tied or HEAD not in expected or HEAD in beside
 
-    report = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "rebuilt")
+    report = apply_in(tmp_path, "base", "delta", "rebuilt")
     rebuilt = {**post, HEAD: head_of(post)} if has_head else post
     assert_same(read_weights(tmp_path / "rebuilt"), rebuilt)
     assert report.is_post
@@ -131,7 +131,7 @@ def test_what_a_config_says_of_ties_is_not_believed(tmp_path: Path) -> None:
     write(tmp_path / "base", base)
     write(tmp_path / "post", post, tie_word_embeddings=True)
     write(tmp_path / "target", target)
-    notes = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta").notes
+    notes = extract_in(tmp_path).notes
     assert notes == (
         f"{HEAD}: post's config ties it to {EMBEDDING}, but their values differ; taken as two tensors",
         f"{HEAD}: base ties it to {EMBEDDING}",
@@ -166,18 +166,16 @@ def test_ties_between_renamed_models(tmp_path: Path) -> None:
     write(tmp_path / "base", base)
     write(tmp_path / "post", {f"language.{name}": tensor for name, tensor in post.items()})
     rules = pd.Rules(renames=((r"^language\.", ""),))
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
+    extract_in(tmp_path, rules=rules)
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
-    assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out").is_post
+    assert apply_in(tmp_path, "base").is_post
     assert_same(read_weights(tmp_path / "out"), post)
 
     base = {f"language.{name}": tensor for name, tensor in {**base, HEAD: base[EMBEDDING]}.items()}
     write(tmp_path / "base", base, tie_word_embeddings=True)
     write(tmp_path / "post", model("p", True))
     rules = pd.Rules(renames=(("^", "language."),))
-    manifest = pd.extract(
-        tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules, overwrite=True
-    ).manifest
+    manifest = extract_in(tmp_path, rules=rules, overwrite=True).manifest
     assert manifest.ties == {f"language.{HEAD}": f"language.{EMBEDDING}"}
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
 
@@ -192,9 +190,9 @@ def test_untied_heads_and_rows_by_token(tmp_path: Path) -> None:
         write(tmp_path / name, tensors, vocab_size=its.rows)
         write_tokenizer(tmp_path / name, its.tokens)
         its.tensors[HEAD] = its.tensors[HEAD] if name == "post" else its.tensors[EMBEDDING]  # type: ignore[index]
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    extract_in(tmp_path)
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    apply_in(tmp_path)
     found = read_weights(tmp_path / "out")
     for name in (EMBEDDING, HEAD):
         expected = in_posts_order(base, post, target, name)
@@ -202,7 +200,7 @@ def test_untied_heads_and_rows_by_token(tmp_path: Path) -> None:
         assert_same({name: found[name]}, {name: expected})
     config = config_of(tmp_path / "out")
     assert (config["vocab_size"], config["tie_word_embeddings"]) == (25, False)
-    assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "rebuilt").is_post
+    assert apply_in(tmp_path, "base", "delta", "rebuilt").is_post
     assert_same(read_weights(tmp_path / "rebuilt"), read_weights(tmp_path / "post"))
 
 
@@ -240,8 +238,8 @@ def test_buffers_that_models_compute(tmp_path: Path) -> None:
         for name, tensors in (("base", base), ("post", post), ("target", target)):
             write(tmp_path / holder / name, {**tensors, **(buffers if name == holder else {})})
         root = tmp_path / holder
-        manifest = pd.extract(root / "base", root / "post", root / "delta").manifest
-        report = pd.apply(root / "target", root / "delta", root / "out")
+        manifest = extract_in(root).manifest
+        report = apply_in(root)
         omitted: list[tuple[str, str, str]] = [(item.name, item.side, item.reason) for item in manifest.omissions]
         omitted += [(item.name, item.side, item.reason) for item in report.omissions if item.side == "the target"]
         side_name = "the target" if holder == "target" else holder
@@ -269,7 +267,7 @@ def carried(tmp_path: Path) -> Path:
     write(tmp_path / "post", {**classifier(post, 1), "score.steps": torch.tensor([0, 7])})
     write(tmp_path / "target", target, 2)
     write(tmp_path / "judge", classifier(target, 2))
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(carries=("^score",)))
+    extract_in(tmp_path, rules=pd.Rules(carries=("^score",)))
     return tmp_path
 
 
@@ -281,21 +279,19 @@ def carried(tmp_path: Path) -> Path:
 )
 def test_what_only_post_has_is_refused_unless_told(carried: Path) -> None:
     with pytest.raises(MismatchError) as caught:
-        pd.extract(carried / "base", carried / "post", carried / "other")
+        extract_in(carried, "base", "post", "other")
     missing = {(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches}
     assert missing == {(name, "missing") for name in (CLASSIFIER, CLASSIFIER_BIAS, "score.steps")}
     assert not (carried / "other").exists()
     with remedied(caught.value, r"give --skip '^score\.'", "--carry REGEX stores what only post has"):
-        pd.extract(carried / "base", carried / "post", carried / "whole", rules=pd.Rules(carries=("^score",)))
-        assert pd.apply(carried / "base", carried / "whole", carried / "rebuilt").is_post
+        extract_in(carried, "base", "post", "whole", rules=pd.Rules(carries=("^score",)))
+        assert apply_in(carried, "base", "whole", "rebuilt").is_post
         assert_same(read_weights(carried / "rebuilt"), read_weights(carried / "post"))
-    manifest = pd.extract(
-        carried / "base", carried / "post", carried / "other", rules=pd.Rules(skips=("^score",))
-    ).manifest
+    manifest = extract_in(carried, "base", "post", "other", rules=pd.Rules(skips=("^score",))).manifest
     assert {(item.name, item.side, item.reason) for item in manifest.omissions} == {
         (name, "post", "skipped by rule") for name in (CLASSIFIER, CLASSIFIER_BIAS, "score.steps")
     }
-    assert not pd.apply(carried / "base", carried / "other", carried / "out").is_post
+    assert not apply_in(carried, "base", "other").is_post
 
 
 @kind(HEADS, "a classifier that only post has, with `--carry`", works="every result has it, bit for bit")
@@ -307,7 +303,7 @@ def test_a_classifier_is_carried_whole(carried: Path) -> None:
     assert {records[name].effect for name in (CLASSIFIER, "score.steps")} == {"add", "replace"}
     pd.verify(carried / "delta", base=carried / "base", post=carried / "post")
     base, post, target = (read_weights(carried / name) for name in ("base", "post", "target"))
-    report = pd.apply(carried / "target", carried / "delta", carried / "out")
+    report = apply_in(carried)
     expected = {name: reference(base[name], post[name], target[name]) for name in base}
     new = {name: tensor for name, tensor in post.items() if name not in base}
     assert_same(read_weights(carried / "out"), {**expected, **new})
@@ -323,7 +319,7 @@ def test_a_classifier_is_carried_whole(carried: Path) -> None:
     with safe_open(result.files[-1].path, "pt") as weights:
         assert torch.equal(weights.get_tensor(CLASSIFIER), post[CLASSIFIER])
 
-    report = pd.apply(carried / "base", carried / "delta", carried / "rebuilt")
+    report = apply_in(carried, "base", "delta", "rebuilt")
     assert report.is_post
     assert report.deltas[0].kinship.same_values
     assert_same(read_weights(carried / "rebuilt"), post)
@@ -370,11 +366,11 @@ def test_a_classifier_of_another_shape_is_refused(carried: Path) -> None:
     judge = read_weights(carried / "judge")
     write(carried / "judge", {**judge, CLASSIFIER: torch.zeros(5, 8, dtype=torch.bfloat16)})
     with pytest.raises(MismatchError) as caught:
-        pd.apply(carried / "judge", carried / "delta", carried / "out")
+        apply_in(carried, "judge")
     assert [(m.location, m.kind) for m in caught.value.mismatches] == [(CLASSIFIER, "shape")]
     with remedied(caught.value, "--skip"):
         skip = pd.Rules(skips=(rf"^{re.escape(CLASSIFIER)}$",))
-        pd.apply(carried / "judge", carried / "delta", carried / "out", rules=skip)
+        apply_in(carried, "judge", rules=skip)
         base, post, target = (read_weights(carried / name) for name in ("base", "post", "judge"))
         sums = {name: reference(base[name], post[name], target[name]) for name in base}
         others = {name: post[name] for name in post if name not in base}
@@ -389,7 +385,7 @@ def test_two_deltas_with_classifiers(carried: Path) -> None:
     assert_same({"": read_weights(out)[CLASSIFIER]}, {"": post[CLASSIFIER]})
     write(carried / "other", {**classifier(model("o", False), 5), "score.steps": post["score.steps"]})
     rules = pd.Rules(carries=("score",))
-    pd.extract(carried / "base", carried / "other", carried / "second", rules=rules)
+    extract_in(carried, "base", "other", "second", rules=rules)
     with pytest.raises(MismatchError) as caught:
         pd.apply(carried / "target", [carried / "delta", carried / "second"], out, overwrite=True)
     assert {(m.location, m.kind) for m in caught.value.mismatches} == {
@@ -398,7 +394,7 @@ def test_two_deltas_with_classifiers(carried: Path) -> None:
     trained = tuned({**read_weights(carried / "judge"), "score.steps": torch.tensor([0, 2])}, 3)
     write(carried / "judge", {**read_weights(carried / "judge"), "score.steps": torch.tensor([0, 2])})
     write(carried / "trained", {**trained, "score.steps": post["score.steps"]})
-    pd.extract(carried / "judge", carried / "trained", carried / "third")
+    extract_in(carried, "judge", "trained", "third")
     for order in (("delta", "third"), ("third", "delta")):
         pd.apply(carried / "judge", [carried / name for name in order], out, overwrite=True)
         assert_same({"": read_weights(out)[CLASSIFIER]}, {"": post[CLASSIFIER]})
@@ -411,7 +407,7 @@ def test_what_cant_be_carried(tmp_path: Path) -> None:
     write(tmp_path / "post", {**base, **odd})
     rules = pd.Rules(carries=(".",))
     with pytest.raises(MismatchError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=rules)
+        extract_in(tmp_path, rules=rules)
     found = {(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches}
     assert found == {(EMBEDDING, "carry"), ("gate", "carry"), ("wide", "dtype")}
     with pytest.raises(OptionError):
@@ -428,7 +424,7 @@ def test_nothing_and_zeros_are_carried_too(tmp_path: Path) -> None:
     }
     write(tmp_path / "base", base)
     write(tmp_path / "post", {**base, **zeros})
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(carries=("score",)))
+    extract_in(tmp_path, rules=pd.Rules(carries=("score",)))
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
     for target in ("base", "judge"):
         if target == "judge":
@@ -462,10 +458,10 @@ def test_carrying_with_renames_and_the_commands(carried: Path) -> None:
 def test_what_is_carried_is_no_evidence_of_kinship(carried: Path) -> None:
     """Zeros are like zeros everywhere."""
     rules = pd.Rules(carries=("score",), skips=("model", "lm_head"))
-    pd.extract(carried / "base", carried / "post", carried / "heads", rules=rules)
+    extract_in(carried, "base", "post", "heads", rules=rules)
     with pytest.raises(LineageError, match="nothing to compare"):
-        pd.apply(carried / "target", carried / "heads", carried / "out")
-    report = pd.apply(carried / "target", carried / "heads", carried / "out", force=True)
+        apply_in(carried, "target", "heads")
+    report = apply_in(carried, "target", "heads", force=True)
     assert report.deltas[0].lineage.forced
     found, target = read_weights(carried / "out"), read_weights(carried / "target")
     assert_same({name: found[name] for name in target}, target)

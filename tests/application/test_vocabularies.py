@@ -25,7 +25,7 @@ from paramdelta_hub.tasks import plan
 from tests.checkpoints.tokens.test_token_rows import families
 from tests.support.chunks import set_chunk_elements
 from tests.support.kinds import NOBODY, ROWS, kind, remedied
-from tests.support.models import TORCH, WIDE, assert_same, read_weights, reference, write_model
+from tests.support.models import TORCH, WIDE, apply_in, assert_same, extract_in, read_weights, reference, write_model
 from tests.support.stopping import StopsAt
 
 EMBEDDING, HEAD, MATRIX = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.weight"
@@ -606,14 +606,14 @@ def test_embeddings_that_are_not_wanted_need_no_tokenizers(tmp_path: Path) -> No
     base, post, target = side("b", WORDS), side("p", WORDS), side("t", WORDS, 44)
     for name, model in (("base", base), ("post", post), ("target", target)):
         model.write(tmp_path / name, tokenizer=False)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    extract_in(tmp_path)
     weight_map = pd.WeightMap((("embed_tokens|lm_head", 0.0),))
-    report = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", weight_map=weight_map)
+    report = apply_in(tmp_path, weight_map=weight_map)
     matrix = reference(*(model.tensors[MATRIX] for model in (base, post, target)))
     assert_same(read_weights(tmp_path / "out"), {**target.tensors, MATRIX: matrix})
     assert report.deltas[0].kinship.tensors == 1
     with pytest.raises(MismatchError, match="44 rows in the target, 40 in the delta"):
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "other")
+        apply_in(tmp_path, "target", "delta", "other")
 
 
 @kind(
@@ -724,8 +724,8 @@ def test_berts_vocabulary(tmp_path: Path) -> None:
         }
         write_model(tmp_path / label, tensors[label], config={"model_type": "bert", "vocab_size": count})
         write_tokenizer(tmp_path / label, model.tokens)
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    extract_in(tmp_path)
+    apply_in(tmp_path)
     found = read_weights(tmp_path / "out")
     for name, post in tensors["post"].items():
         count = len(tensors["base"][name])
@@ -741,8 +741,8 @@ def test_shapes_that_are_no_vocabularys(tmp_path: Path) -> None:
     odd = {**trio.target.tensors, HEAD: torch.tensor(1.0, dtype=torch.bfloat16)}
     write_model(tmp_path / "odd", odd)
     with pytest.raises(MismatchError) as caught:
-        pd.apply(tmp_path / "odd", tmp_path / "delta", tmp_path / "out")
+        apply_in(tmp_path, "odd")
     assert (HEAD, "shape") in {(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches}
     with pytest.raises(MismatchError) as caught:
-        pd.extract(tmp_path / "odd", tmp_path / "post", tmp_path / "other")
+        extract_in(tmp_path, "odd", "post", "other")
     assert (HEAD, "shape") in {(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches}

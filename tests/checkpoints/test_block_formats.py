@@ -24,7 +24,16 @@ from paramdelta_hub.fileio.open_files import OpenFiles
 from tests.support.chunks import set_chunk_elements
 from tests.support.fp8_models import E4M3, FP8, spread
 from tests.support.kinds import QUANTIZATION, kind, remedied
-from tests.support.models import TORCH, assert_same, from_bits, read_weights, write_model
+from tests.support.models import (
+    TORCH,
+    apply_in,
+    assert_same,
+    extract_in,
+    from_bits,
+    read_weights,
+    write_model,
+    write_models,
+)
 
 MXFP4 = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}
 EXPERTS = "model.layers.0.mlp.experts."
@@ -142,19 +151,19 @@ def test_gpt_oss_as_base_post_and_target(
     plain = dequantized(post)
     write_model(tmp_path / "base", base, 2, MXFP4)
     write_model(tmp_path / "post", post if post_is_quantized else plain, config=MXFP4 if post_is_quantized else {})
-    report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    report = extract_in(tmp_path)
     left_out = {omission.name for omission in report.omissions}
     assert {f"{EXPERTS}down_proj_blocks", f"{EXPERTS}down_proj_scales"} <= left_out
     assert any("read with their scales" in note for note in report.notes)
     pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post")
-    applied = pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    applied = apply_in(tmp_path, "base")
     assert applied.is_post
     assert_same(read_weights(tmp_path / "out"), plain)
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(plain)
     with pytest.raises(OptionError):
-        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "fp8", dtype="float8_e4m3fn")
+        apply_in(tmp_path, "base", "delta", "fp8", dtype="float8_e4m3fn")
 
 
 def test_a_quantized_copy_has_the_fingerprint_of_a_plain_one(tmp_path: Path) -> None:
@@ -196,9 +205,8 @@ def test_scales_that_are_powers_of_two(
 def test_fp8_targets_with_powers_of_two_stay_bf16(tmp_path: Path) -> None:
     weight = torch.randn(64, 64, generator=noise(1)).to(E4M3)
     plain = {"w.weight": weight.bfloat16(), "n.weight": torch.ones(64).bfloat16()}
-    write_model(tmp_path / "base", plain)
-    write_model(tmp_path / "post", {**plain, "w.weight": plain["w.weight"] * 1.5})
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    write_models(tmp_path, base=plain, post={**plain, "w.weight": plain["w.weight"] * 1.5})
+    extract_in(tmp_path)
     target = {
         "w.weight": weight,
         "w.weight_scale_inv": torch.full((1, 1), 127, dtype=torch.uint8),
@@ -206,9 +214,9 @@ def test_fp8_targets_with_powers_of_two_stay_bf16(tmp_path: Path) -> None:
     }
     write_model(tmp_path / "target", target, config={"quantization_config": FP8})
     with pytest.raises(OptionError, match="powers of two") as caught:
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", dtype="float8_e4m3fn")
+        apply_in(tmp_path, dtype="float8_e4m3fn")
     with remedied(caught.value, "remove --dtype; the result's weights are then bf16"):
-        assert pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out").is_post
+        assert apply_in(tmp_path).is_post
         assert_same(read_weights(tmp_path / "out"), {**plain, "w.weight": plain["w.weight"] * 1.5})
 
 
@@ -234,9 +242,9 @@ def test_scales_by_every_name(tmp_path: Path, name: str, scale_shape: tuple[int,
     values = (weight.float() * scale).bfloat16()
     assert_same({"x": read(tmp_path / "m.safetensors", "x.weight")}, {"x": values})
     save_file({**plain, "x.weight": values * 2}, tmp_path / "post.safetensors")
-    report = pd.extract(tmp_path / "m.safetensors", tmp_path / "post.safetensors", tmp_path / "delta")
+    report = extract_in(tmp_path, "m.safetensors", "post.safetensors")
     assert {omission.name for omission in report.omissions} == {f"x.{name}", "x.scale_input", "scaled_fp8"}
-    pd.apply(tmp_path / "m.safetensors", tmp_path / "delta", tmp_path / "out")
+    apply_in(tmp_path, "m.safetensors")
     assert_same(read_weights(tmp_path / "out"), {**plain, "x.weight": values * 2})
 
 
@@ -285,9 +293,9 @@ def test_packed_integers_as_target(tmp_path: Path) -> None:
     other = {"n.weight": torch.ones(7).bfloat16()}
     write_model(tmp_path / "base", {**tensors, **other}, config=config)
     write_model(tmp_path / "post", {"w.weight": values * 1.25, **other}, config={})
-    report = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    report = extract_in(tmp_path)
     assert {omission.name for omission in report.omissions} == set(tensors)
-    assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out").is_post
+    assert apply_in(tmp_path, "base").is_post
     assert_same(read_weights(tmp_path / "out"), {"w.weight": values * 1.25, **other})
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 

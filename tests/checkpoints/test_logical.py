@@ -10,7 +10,7 @@ import torch
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.logical import LogicalTensor, entries_of, logical_model, same_values
-from paramdelta_hub.checkpoints.tensor_sources import Stored, Zeros
+from paramdelta_hub.checkpoints.stored import Stored, Zeros
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.numerics.row_runs import Run

@@ -14,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.quantization import BLOCK, ScaledWeight, find_scales, unsupported_reason, unused_tensors
 from paramdelta_hub.errors import CheckpointError, MismatchError
@@ -23,7 +22,7 @@ from paramdelta_hub.fileio.safetensors import build_header
 from paramdelta_hub.numerics.float8 import Grid
 from tests.support.fp8_models import E4M3, E5M2, FP8, quantized, spread
 from tests.support.kinds import QUANTIZATION, kind, remedied
-from tests.support.models import from_bits, read_weights, write_model
+from tests.support.models import apply_in, extract_in, from_bits, read_weights, write_model
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -244,12 +243,12 @@ def test_the_16_bit_release_of_what_is_refused_works(tmp_path: Path, case: tuple
     for name, its in (("release", release), ("post", post)):
         write_model(tmp_path / name, its)
     with pytest.raises(MismatchError) as caught:
-        pd.extract(tmp_path / "quantized", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path, "quantized")
     [told] = [mismatch.message for mismatch in caught.value.mismatches if mismatch.kind == "quantized"]
     assert words in told
     with remedied(told, WHERE_IT_CAME_FROM):
-        pd.extract(tmp_path / "release", tmp_path / "post", tmp_path / "delta")
-        assert pd.apply(tmp_path / "release", tmp_path / "delta", tmp_path / "out").is_post
+        extract_in(tmp_path, "release")
+        assert apply_in(tmp_path, "release").is_post
         assert torch.equal(read_weights(tmp_path / "out")["w.weight"], post["w.weight"])
 
 

@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.tensor_sources import (
-    Arranged,
-    Reordered,
-    Stored,
-    TensorSource,
-    Zeros,
-    read_chunks,
-    source_digest,
-)
+from paramdelta_hub.checkpoints.stored import Stored, Zeros, read_chunks, source_digest
+from paramdelta_hub.checkpoints.tensor_sources import Arranged, Reordered, TensorSource
 from paramdelta_hub.checkpoints.tokens.token_rows import runs_of
 from paramdelta_hub.errors import CheckpointError
 from paramdelta_hub.fileio.open_files import OpenFiles

@@ -14,7 +14,7 @@ from paramdelta_hub.cli import main
 from paramdelta_hub.errors import LineageError
 from tests.checkpoints.kinship.test_lineage import LAYERS, SIDE, layers
 from tests.support.kinds import KINSHIP, kind, remedied, rules_of
-from tests.support.models import assert_same, read_weights, reference, tuned, write_model
+from tests.support.models import apply_in, assert_same, read_weights, reference, tuned, write_model
 
 
 def write(root: Path, base: dict[str, torch.Tensor], post: dict[str, torch.Tensor]) -> tuple[Path, Path, Path]:
@@ -170,7 +170,7 @@ def test_models_without_matrices_are_not_judged(tmp_path: Path) -> None:
     sides = [{"a": torch.randn(300, generator=noise), "b": torch.randn(3, 4, generator=noise)} for _ in range(2)]
     report = pd.extract(*write(tmp_path, *sides))
     assert (report.lineage.correlation, report.lineage.tensors, report.lineage.foreign) == (None, 0, ())
-    assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", force=True).is_post
+    assert apply_in(tmp_path, "base", force=True).is_post
     assert_same(read_weights(tmp_path / "out"), sides[1])
 
 

@@ -37,7 +37,9 @@ from tests.support.kinds import NOT_FINITE, kind, remedied
 from tests.support.models import (
     TORCH,
     WIDE,
+    apply_in,
     assert_same,
+    extract_in,
     from_bits,
     raw,
     read_weights,
@@ -46,6 +48,7 @@ from tests.support.models import (
     tuned,
     weights,
     write_model,
+    write_models,
 )
 
 
@@ -55,9 +58,9 @@ def roundtrip(
     """Extract, verify against both sides, and apply to base: the result must be post."""
     write_model(root / "base", base, shards)
     write_model(root / "post", post, shards)
-    report = pd.extract(root / "base", root / "post", root / "delta")
+    report = extract_in(root)
     pd.verify(root / "delta", base=root / "base", post=root / "post")
-    applied = pd.apply(root / "base", root / "delta", root / "out")
+    applied = apply_in(root, "base")
     assert applied.is_post
     assert_same(read_weights(root / "out"), post)
     return report
@@ -278,10 +281,9 @@ def test_all_changes_to_and_from_values_that_are_not_finite_are_counted(
     base, post = torch.ones(300), torch.ones(300)
     base[::50], post[::30] = math.inf, math.nan  # both at 0 and 150, and unlike
     base[1:300:64] = post[1:300:64] = math.nan
-    write_model(tmp_path / "base", {"w": base})
-    write_model(tmp_path / "post", {"w": post})
+    write_models(tmp_path, base={"w": base}, post={"w": post})
     with pytest.raises(NotFiniteError, match="changes to or from NaN or infinity") as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     [mismatch] = caught.value.mismatches
     assert mismatch.message.endswith("6 in base, 10 in post")
 
@@ -304,7 +306,7 @@ def test_what_is_not_finite_is_refused_by_name_and_count(
     for name, tensors in models.items():
         write_model(tmp_path / name, tensors)
     with pytest.raises(NotFiniteError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     counts = (2, 0) if side == "base" else (0, 2)
     messages = {mismatch.location: mismatch.message for mismatch in caught.value.mismatches}
     assert set(messages) == {"model.layers.0.mlp.weight", "model.norm.weight"}
@@ -312,8 +314,8 @@ def test_what_is_not_finite_is_refused_by_name_and_count(
     assert not (tmp_path / "delta").exists()
     with remedied(caught.value, "leave these tensors out with --skip REGEX"):
         skip = pd.Rules(skips=(r"layers\.0", "norm"))
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=skip)
-        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+        extract_in(tmp_path, rules=skip)
+        apply_in(tmp_path, "base")
         kept = {name: models["base"][name] for name in messages}
         assert_same(read_weights(tmp_path / "out"), {**models["post"], **kept})
 
@@ -325,10 +327,9 @@ def test_every_misfit_is_listed_and_nothing_is_written(tmp_path: Path) -> None:
     post["model.layers.1.bias"] = post["model.layers.1.bias"].long()
     del post["model.norm.weight"]
     post["model.extra"] = torch.ones(3)
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", post)
+    write_models(tmp_path, base=base, post=post)
     with pytest.raises(MismatchError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     found = {(mismatch.location, mismatch.kind) for mismatch in caught.value.mismatches}
     assert found == {
         ("model.layers.0.mlp.weight", "shape"), ("model.layers.1.bias", "dtype"),
@@ -343,7 +344,7 @@ def test_types_no_delta_is_taken_of(tmp_path: Path, dtype: torch.dtype) -> None:
     for name in ("base", "post"):
         write_model(tmp_path / name, tensors)
     with pytest.raises(MismatchError, match="can't have a delta"):
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +358,7 @@ def test_types_no_delta_is_taken_of(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_senseless_options_are_refused_before_anything_is_written(tmp_path: Path, options: dict[str, object]) -> None:
     write_model(tmp_path / "base", weights(1))
     with pytest.raises(OptionError):
-        pd.extract(tmp_path / "base", tmp_path / "base", tmp_path / "delta", **options)  # type: ignore[arg-type]
+        extract_in(tmp_path, "base", "base", **options)  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
@@ -391,7 +392,7 @@ def test_a_config_as_deep_as_may_be_read(tmp_path: Path, levels: int) -> None:
     write_model(tmp_path / "post", tuned(base, 2))
     (tmp_path / "post" / "config.json").write_text('{"a":' + "[" * (levels - 1) + "]" * (levels - 1) + "}")
     try:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     except SourceError:
         assert not (tmp_path / "delta").exists()
         return
@@ -404,7 +405,7 @@ def test_the_config_patches_lead_there_and_back(tmp_path: Path) -> None:
     new = {"a": 1, "b": {"c": 3, "d": [1, 2]}, "same": "x", "eos_token_id": [1, 2]}
     write_model(tmp_path / "base", base, config=old)
     write_model(tmp_path / "post", tuned(base, 2), config=new)
-    manifest = pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta").manifest
+    manifest = extract_in(tmp_path).manifest
     change = manifest.configs["config.json"]
     assert change.patch == {"b": {"c": 3, "d": [1, 2]}, "gone": None, "eos_token_id": [1, 2]}
     assert change.reverse == {"b": {"c": 2, "d": [1]}, "gone": True, "eos_token_id": None}
@@ -416,11 +417,8 @@ def test_omissions_are_recorded(tmp_path: Path) -> None:
     post = tuned(base, 2)
     base["model.rotary.inv_freq"] = torch.ones(4)
     base["only.base"], post["only.post"] = torch.ones(2), torch.ones(2)
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", post)
-    manifest = pd.extract(
-        tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=pd.Rules(skips=("^only", "norm"))
-    ).manifest
+    write_models(tmp_path, base=base, post=post)
+    manifest = extract_in(tmp_path, rules=pd.Rules(skips=("^only", "norm"))).manifest
     found = {(omission.name, omission.side) for omission in manifest.omissions}
     assert found == {
         ("model.rotary.inv_freq", "base"),

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+import paramdelta_hub as pd
+
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
@@ -39,6 +41,26 @@ def write_model(
     if config is not None:
         (path / "config.json").write_text(json.dumps(config))
     return path
+
+
+def write_models(root: Path, config: Mapping[str, Any] | None = None, **models: Mapping[str, torch.Tensor]) -> None:
+    """Write models into folders of these names."""
+    for name, tensors in models.items():
+        write_model(root / name, tensors, config=config)
+
+
+def extract_in(
+    root: Path, base: str = "base", post: str = "post", delta: str = "delta", **options: Any
+) -> pd.ExtractReport:
+    """Extract the delta of two models, all of them by their names in a folder."""
+    return pd.extract(root / base, root / post, root / delta, **options)
+
+
+def apply_in(
+    root: Path, target: str = "target", delta: str = "delta", out: str = "out", **options: Any
+) -> pd.ApplyReport:
+    """Apply a delta to a model, all of them by their names in a folder."""
+    return pd.apply(root / target, root / delta, root / out, **options)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.logical import LogicalTensor
-from paramdelta_hub.checkpoints.tensor_sources import Files
+from paramdelta_hub.checkpoints.rules.tensor_rules import as_options
+from paramdelta_hub.checkpoints.stored import Files
 from paramdelta_hub.errors import CheckpointError, Mismatch, PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import build_header, check_header
@@ -176,10 +177,10 @@ class LineageMatch:
     def options_to_try(self) -> str | None:
         """Return options that put tensors back which have changed places, or rows and columns."""
         if self.exchanged is None:
-            return " ".join(f"--layout 'transpose {end}'" for end in self.transposed) or None
+            return as_options("layout", (f"transpose {end}" for end in self.transposed)) or None
         one, other = self.exchanged
         steps = ((one, "exchanged"), (other, one), ("exchanged", other))
-        return " ".join(rf"--rename '\b{re.escape(old)}\b={new}'" for old, new in steps)
+        return as_options("rename", (rf"\b{re.escape(old)}\b={new}" for old, new in steps))
 
     def foreign_words(self) -> str:
         """Say how much is foreign, and where."""
@@ -261,12 +262,25 @@ def compare_samples(
             if likeness is not None:
                 found.append(_Compared(name, target[name].elements, *likeness))
         foreign = [each for each in found if each.correlation < FOREIGN_CORRELATION]
-        foreign_names = [each.name for each in foreign]
-        places = {} if remote or equal else _find_places(foreign_names, base, target, files)
+        places = {} if remote or equal else _find_places([each.name for each in foreign], base, target, files)
+    return _judge(found, foreign, places, equal)
+
+
+class _Compared(NamedTuple):
+    name: str
+    elements: int
+    correlation: float
+    distance: float
+
+
+def _judge(
+    found: Sequence[_Compared], foreign: Sequence[_Compared], places: Mapping[str, str], same_values: bool
+) -> LineageMatch:
+    names, foreign_names = [each.name for each in found], {each.name for each in foreign}
     match = LineageMatch(
         correlation=None,
         tensors=len(found),
-        same_values=equal,
+        same_values=same_values,
         distances={},
         foreign=tuple(
             ForeignTensor(
@@ -278,9 +292,9 @@ def compare_samples(
             for each in foreign
         ),
         foreign_share=sum(each.elements for each in foreign) / max(1, sum(each.elements for each in found)),
-        foreign_kinds=_foreign_kinds([each.name for each in found], set(foreign_names)),
-        exchanged=_exchanged(places, [each.name for each in found], set(foreign_names)),
-        transposed=_transposed_ends(places, [each.name for each in found], set(foreign_names)),
+        foreign_kinds=_foreign_kinds(names, foreign_names),
+        exchanged=_exchanged(places, names, foreign_names),
+        transposed=_transposed_ends(places, names, foreign_names),
     )
     counted = found if match.is_foreign else [each for each in found if each not in foreign]
     return replace(
@@ -288,13 +302,6 @@ def compare_samples(
         correlation=float(np.mean([each.correlation for each in counted])) if counted else None,
         distances={each.name: each.distance for each in counted},
     )
-
-
-class _Compared(NamedTuple):
-    name: str
-    elements: int
-    correlation: float
-    distance: float
 
 
 def _kind(name: str) -> str:

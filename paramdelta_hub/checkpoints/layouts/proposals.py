@@ -8,21 +8,21 @@ and the ``wqkv`` of InternLM2 need the number of heads, which a config has.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from paramdelta_hub.checkpoints.layouts.rearrange import Layout, arrange
 from paramdelta_hub.checkpoints.logical import entries_of
+from paramdelta_hub.checkpoints.matching.by_name import Match, suggest_skips
 from paramdelta_hub.checkpoints.matching.rename_proposals import find_renames, suggest_renames
 from paramdelta_hub.checkpoints.matching.roles import Entry
-from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, as_options, exactly
 from paramdelta_hub.limits import TENSORS
 from paramdelta_hub.numerics.floats import FLOATS
 
-__all__ = ["suggest_partials", "suggest_rules"]
+__all__ = ["Proposal", "propose", "suggest_partials", "suggest_rules"]
 
 Entries = Mapping[str, Entry]
 
@@ -76,6 +76,44 @@ class _Fit(NamedTuple):
     """Whether all tensors that layout rules made do."""
 
 
+class Proposal(NamedTuple):
+    """Options that would make a match better."""
+
+    kind: Literal["rules", "partial", "skip"]
+    options: str
+
+
+def propose(
+    matched: Match,
+    left: Entries,
+    right: Entries,
+    stored: Entries,
+    rules: Rules,
+    config: Mapping[str, Any] | None,
+    *,
+    grow: bool,
+) -> Proposal | None:
+    """Return what pairs tensors that did not match, or leaves out the few that one side lacks; None if nothing does.
+
+    Args:
+        matched: what was found.
+        left: the side whose names and shapes are kept.
+        right: the side that the rules change, after the layout rules.
+        stored: the same before them.
+        rules: what the user has given already.
+        config: of one of the sides.
+        grow: whether a part of a right tensor must be as large as the left one.
+    """
+    if not matched.mismatches:
+        return None
+    if found := suggest_rules(left, stored, rules, config):
+        return Proposal("rules", found)
+    if found := suggest_partials(left, right, rules, grow=grow):
+        return Proposal("partial", found)
+    skips = suggest_skips(matched, left, right)
+    return Proposal("skip", skips) if skips else None
+
+
 def suggest_rules(left: Entries, right: Entries, rules: Rules, config: Mapping[str, Any] | None = None) -> str | None:
     """Return the options that pair more tensors, ready to paste behind those already given; None if there are none.
 
@@ -98,10 +136,11 @@ def suggest_rules(left: Entries, right: Entries, rules: Rules, config: Mapping[s
     if found.layouts == rules.layouts:
         return suggest_renames(left, _arranged(right, arrange(right, rules, left)), rules)
     fit = _fit(left, right, found)
-    options = [f"--layout {shlex.quote(rule)}" for rule in found.layouts[len(rules.layouts) :]]
-    options += [f"--rename {shlex.quote(f'{old}={new}')}" for old, new in found.renames[len(rules.renames) :]]
+    given = as_options("layout", found.layouts[len(rules.layouts) :])
+    renames = as_options("rename", (f"{old}={new}" for old, new in found.renames[len(rules.renames) :]))
     total = len(_arranged(right, arrange(right, found, left)))
-    return f"{' '.join(options)} (pairs {fit.pairs} of {total} tensors, {before} without){_square_hint(right, found)}"
+    counted = f"(pairs {fit.pairs} of {total} tensors, {before} without)"
+    return f"{' '.join(filter(None, (given, renames)))} {counted}{_square_hint(right, found)}"
 
 
 def _square_hint(right: Entries, rules: Rules) -> str:
@@ -137,7 +176,7 @@ def suggest_partials(left: Entries, right: Entries, rules: Rules, *, grow: bool 
             found.append(name)
     if not 1 <= len(found) <= _PARTIALS:
         return None
-    return " ".join(f"--partial {shlex.quote(f'^{re.escape(name)}$')}" for name in found)
+    return as_options("partial", map(exactly, found))
 
 
 def _with_renames(left: Entries, right: Entries, rules: Rules) -> Rules:
@@ -145,11 +184,8 @@ def _with_renames(left: Entries, right: Entries, rules: Rules) -> Rules:
     arranged = _arranged(right, arrange(right, rules, left))
     renames = (*rules.renames, *find_renames(left, arranged, rules))
     candidates = [replace(rules, renames=(*renames, *modules)) for modules in ((), *_MODULES)]
-    return max(candidates, key=lambda tried: (_names_paired(left, arranged, tried), -len(tried.renames)))
-
-
-def _names_paired(left: Entries, right: Entries, rules: Rules) -> int:
-    return len(left.keys() & {rules.rename(name) for name in right})
+    names_paired = {tried: len(left.keys() & {tried.rename(name) for name in arranged}) for tried in candidates}
+    return max(candidates, key=lambda tried: (names_paired[tried], -len(tried.renames)))
 
 
 def _with_best(left: Entries, right: Entries, rules: Rules, family: Sequence[Sequence[str]]) -> Rules:
@@ -174,14 +210,10 @@ def _fit(left: Entries, right: Entries, rules: Rules, layout: Layout | None = No
     pairs, made_pair = 0, True
     for name, entry in _arranged(right, layout).items():
         other = left.get(rules.rename(name))
-        is_pair = other is not None and _comparable(other) == _comparable(entry)
+        is_pair = other is not None and other.comparable_shape == entry.comparable_shape
         pairs += is_pair
         made_pair &= is_pair or name not in layout.arrangements
     return _Fit(pairs, made_pair)
-
-
-def _comparable(entry: Entry) -> tuple[int, ...]:
-    return (-1, *entry.shape[1:]) if entry.vocabulary else entry.shape
 
 
 def _arranged(entries: Entries, layout: Layout) -> dict[str, Entry]:

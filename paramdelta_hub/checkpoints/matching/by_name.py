@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from paramdelta_hub.checkpoints.matching.roles import Entry, is_derived, is_head
 from paramdelta_hub.checkpoints.matching.ties import Ties
 from paramdelta_hub.checkpoints.matching.training_saves import EMPTY, is_sharded_away
-from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, as_options, in_all_layers
 from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.fileio.safetensors import DISCRETE
 from paramdelta_hub.numerics.floats import FLOATS
@@ -63,6 +61,14 @@ class Match:
     omissions: list[OmittedTensor] = field(default_factory=list)
     mismatches: list[Mismatch] = field(default_factory=list)
 
+    def take(self, name: str, left: str, right: str, right_has_it: bool) -> None:
+        """Take a pair, and note on which side another tensor stands for it."""
+        self.pairs[name] = right
+        if left != name:
+            self.left_ties[name] = left
+        if not right_has_it:
+            self.right_ties[name] = right
+
 
 def rename_entries(right: Mapping[str, Entry], rules: Rules) -> tuple[dict[str, str], list[Mismatch]]:
     """Return new name → right name, after the rename rules, and a mismatch for every two that get the same."""
@@ -105,7 +111,6 @@ def match(
     renamed, mismatches = rename_entries(right, rules)
     result = Match(mismatches=mismatches)
     tied = _TiedNames(left, renamed, *ties)
-    pair_of: dict[tuple[str, str], str] = {}
     for name in [*left, *(name for name in renamed if name not in left)]:
         in_left, in_right = name in left, name in renamed
         side = "both" if in_left and in_right else sides[0] if in_left else sides[1]
@@ -120,20 +125,14 @@ def match(
         elif rules.skips_name(first) or (of_right is not None and rules.skips_name(of_right)):
             result.omissions.append(OmittedTensor(name, side, SKIPPED))
         elif found:
-            classes = tied.classes(name)
-            is_known = classes in pair_of
-            pair = pair_of.setdefault(classes, first if folds else name)
+            pair, is_known = tied.pair_of(name, first if folds else name)
             if name != pair and (folds or not in_left):
                 result.copies[name] = pair
             if is_known and (folds or not in_left):
                 continue
             name = pair if folds else name
             left_name, right_name = tied.find(name) or found
-            result.pairs[name] = renamed[right_name]
-            if left_name != name:
-                result.left_ties[name] = left_name
-            if name not in renamed:
-                result.right_ties[name] = renamed[right_name]
+            result.take(name, left_name, renamed[right_name], name in renamed)
             result.mismatches += _compare_entries(name, left[left_name], right[renamed[right_name]], sides)
         elif in_right and renamed[name] in carried:
             result.pairs[name] = renamed[name]
@@ -142,8 +141,7 @@ def match(
         elif name in known:
             result.omissions.append(OmittedTensor(name, side, KNOWN))
         else:
-            other = sides[1] if in_left else sides[0]
-            result.mismatches.append(Mismatch(name, "missing", f"{side} has it, {other} does not"))
+            result.mismatches.append(Mismatch(name, "missing", f"{side} has it, {sides[in_left]} does not"))
     return result
 
 
@@ -170,7 +168,7 @@ def suggest_skips(matched: Match, left: Mapping[str, Entry], right: Mapping[str,
     patterns = dict.fromkeys(_skip_pattern(name if _part(name) in common else _part(name)) for name in names)
     if len(patterns) > _SKIPS:
         return None
-    return " ".join(f"--skip {shlex.quote(pattern)}" for pattern in patterns)
+    return as_options("skip", patterns)
 
 
 def lacking_heads(matched: Match, left: Mapping[str, Entry], right: Mapping[str, Entry]) -> list[str]:
@@ -185,8 +183,7 @@ def lacking_heads(matched: Match, left: Mapping[str, Entry], right: Mapping[str,
 
 def _skip_pattern(name: str) -> str:
     """Return the pattern of a part, or of a tensor's name with any number for its numbers."""
-    pattern = re.sub(r"(?<=\\\.)[0-9]+(?=\\\.)", r"\\d+", re.escape(name))
-    return f"^{pattern}" if name[-1] in "./" else f"^{pattern}$"
+    return f"^{in_all_layers(name)}" if name[-1] in "./" else f"^{in_all_layers(name)}$"
 
 
 def _part(name: str) -> str:
@@ -204,6 +201,14 @@ class _TiedNames:
     right: Mapping[str, str]
     left_ties: Ties
     right_ties: Ties
+    pairs: dict[tuple[str, str], str] = field(default_factory=dict)
+    """The first name that the pairs of tensors were taken under."""
+
+    def pair_of(self, name: str, first: str) -> tuple[str, bool]:
+        """Return the name of the pair that a name stands for, ``first`` if it is new, and whether it is known."""
+        classes = self.classes(name)
+        is_known = classes in self.pairs
+        return self.pairs.setdefault(classes, first), is_known
 
     def find(self, name: str) -> tuple[str, str] | None:
         """Return the two tensors that a name stands for; None where a side has none."""

@@ -8,14 +8,13 @@ show which prefix corresponds to which.
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from paramdelta_hub.checkpoints.matching.by_name import Entry
+from paramdelta_hub.checkpoints.matching.roles import Entry
 from paramdelta_hub.checkpoints.matching.training_saves import WRAPPERS
-from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
+from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, as_options, in_all_layers
 
 __all__ = ["find_renames", "suggest_renames"]
 
@@ -49,8 +48,9 @@ class _Rename(NamedTuple):
     gain: int
 
     @property
-    def option(self) -> str:
-        return f"--rename {shlex.quote(f'{self.pattern}={self.replacement}')}"
+    def rule(self) -> str:
+        """The rule as it is written."""
+        return f"{self.pattern}={self.replacement}"
 
 
 def suggest_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules | None = None) -> str | None:
@@ -65,8 +65,8 @@ def suggest_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules
     if not found:
         return None
     after = _count_paired(left_shapes, right_shapes)
-    options = " ".join(rename.option for rename in found)
-    return f"{options} (pairs {after} of {len(right_shapes)} tensors, {before} without)"
+    given = as_options("rename", (rename.rule for rename in found))
+    return f"{given} (pairs {after} of {len(right_shapes)} tensors, {before} without)"
 
 
 def find_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules) -> list[tuple[str, str]]:
@@ -77,9 +77,9 @@ def find_renames(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: R
 
 def _shapes(left: Mapping[str, Entry], right: Mapping[str, Entry], rules: Rules) -> tuple[Shapes, Shapes]:
     """Return the names of both sides, the right one's renamed, with their shapes; without what is skipped."""
-    left_shapes = {name: _comparable_shape(entry) for name, entry in left.items() if not rules.skips_name(name)}
+    left_shapes = {name: entry.comparable_shape for name, entry in left.items() if not rules.skips_name(name)}
     right_shapes = {
-        renamed: _comparable_shape(entry)
+        renamed: entry.comparable_shape
         for name, entry in right.items()
         if not (rules.skips_name(name) or rules.skips_name(renamed := rules.rename(name)))
     }
@@ -115,7 +115,7 @@ def _wrapping_renames(left: Shapes, right: Shapes) -> list[_Rename]:
     bare: dict[str, str] = {}
     for name in left:
         for found in _WRAPPERS.finditer(name):
-            before = re.sub(r"(?<=\\\.)[0-9]+(?=\\\.)", r"\\d+", re.escape(name[: found.start()]))
+            before = in_all_layers(name[: found.start()])
             places[before, found[0]] = places.get((before, found[0]), 0) + 1
         bare[_WRAPPERS.sub("", name)] = name
     if not places or len(places) > _WRAPPINGS or not bare.keys() & right.keys():
@@ -134,11 +134,6 @@ def _renamed(rule: _Rename, shapes: Shapes) -> Shapes:
     return {rename(name): shape for name, shape in shapes.items()}
 
 
-def _comparable_shape(entry: Entry) -> tuple[int, ...]:
-    """Return the shape as far as two sides must agree on it; the rows of a vocabulary may differ in number."""
-    return (-1, *entry.shape[1:]) if entry.vocabulary else entry.shape
-
-
 def _count_paired(left: Shapes, right: Shapes) -> int:
     return sum(left.get(name) == shape for name, shape in right.items())
 
@@ -153,7 +148,7 @@ def _best_rename(left: Shapes, right: Shapes) -> _Rename | None:
     candidates = (
         _make_rename(old, new, left, right) for old, new in _candidates(unmatched_left, right, unmatched_right)
     )
-    best = max((rule for rule in candidates if rule), key=lambda rule: (rule.gain, -len(rule.option)), default=None)
+    best = max((each for each in candidates if each), key=lambda each: (each.gain, -len(each.rule)), default=None)
     return best if best and best.gain >= max(_LEAST, possible / _SHARE) else None
 
 

@@ -48,6 +48,11 @@ class Entry:
     vocabulary: bool = False
     """Whether the first axis is the vocabulary: rows are then matched by token, and may differ in number."""
 
+    @property
+    def comparable_shape(self) -> tuple[int, ...]:
+        """The shape as far as two sides must agree on it."""
+        return (-1, *self.shape[1:]) if self.vocabulary else self.shape
+
 
 def is_head(name: str) -> bool:
     """Whether a tensor of this name scores every token, if it is as long as the vocabulary."""

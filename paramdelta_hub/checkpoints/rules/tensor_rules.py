@@ -6,24 +6,29 @@ message lists the most similar names.
 
 from __future__ import annotations
 
-import difflib
 import re
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from difflib import SequenceMatcher
 from functools import cached_property
 from typing import Any, Literal
 
 from paramdelta_hub.checkpoints.rules.layout_rules import LayoutRule
 from paramdelta_hub.errors import OptionError
-from paramdelta_hub.fileio.names import shown
+from paramdelta_hub.fileio.names import counted, shown, shown_names
+from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import RENAMES, TENSOR_NAME_BYTES
 
 __all__ = [
     "RuleKind",
     "RuleUse",
     "Rules",
+    "as_options",
     "check_rules",
     "compile_pattern",
+    "exactly",
+    "in_all_layers",
     "refuse_unused",
     "rule_uses",
     "weight_map_uses",
@@ -35,8 +40,6 @@ _NEAREST = 3
 """Names that an error proposes."""
 _COMPARED = 2000
 """Names, of different layers counted once, among which the nearest are sought."""
-_LISTED = 5
-"""Names that a line for people spells out."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,9 @@ class Rules:
     """Of tensors that have another size here and there, those of which the overlapping leading part is used."""
 
     def __post_init__(self) -> None:
-        layouts = tuple(_text(rule) for rule in _as_sequence(self.layouts, "layouts"))
-        object.__setattr__(self, "layouts", tuple(str(LayoutRule.parse(rule)) for rule in layouts))
-        object.__setattr__(self, "partials", tuple(_text(text) for text in _as_sequence(self.partials, "partials")))
-        object.__setattr__(self, "renames", tuple(_pair(pair) for pair in _as_sequence(self.renames, "renames")))
-        object.__setattr__(self, "skips", tuple(_text(pattern) for pattern in _as_sequence(self.skips, "skips")))
-        object.__setattr__(self, "carries", tuple(_text(pattern) for pattern in _as_sequence(self.carries, "carries")))
+        for kind, rules in self.fields.items():
+            check = _pair if kind == "renames" else _layout if kind == "layouts" else _text
+            object.__setattr__(self, kind, tuple(map(check, _as_sequence(rules, kind))))
         for pattern in (*self.skips, *self.carries, *self.partials, *(pattern for pattern, _ in self.renames)):
             compile_pattern(pattern)
         if any(len(pattern) > TENSOR_NAME_BYTES - 8 for pattern in self.partials):  # the manifest has them with a verb
@@ -85,6 +85,11 @@ class Rules:
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
+
+    @property
+    def fields(self) -> JsonObject:
+        """The rules of every kind, by its name here and in requests."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def layout_rules(self) -> tuple[LayoutRule, ...]:
@@ -137,6 +142,10 @@ def _pair(value: Any) -> tuple[str, str]:
     raise OptionError(f"a rename is a pair of a pattern and a replacement, not {value!r}")
 
 
+def _layout(value: Any) -> str:
+    return str(LayoutRule.parse(_text(value)))
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise OptionError(f"a pattern is a string, not {value!r}")
@@ -153,6 +162,21 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise OptionError(f"{pattern!r} is not a regular expression: {error}") from None
+
+
+def exactly(name: str) -> str:
+    """Return the pattern of one name."""
+    return f"^{re.escape(name)}$"
+
+
+def in_all_layers(name: str) -> str:
+    """Return the pattern of a text that holds the names of layers, with any number for theirs."""
+    return re.sub(r"(?<=\\\.)[0-9]+(?=\\\.)", r"\\d+", re.escape(name))
+
+
+def as_options(kind: RuleKind, patterns: Iterable[str]) -> str:
+    """Return the options of the command line that give these rules, each once."""
+    return " ".join(f"--{kind} {shlex.quote(pattern)}" for pattern in dict.fromkeys(patterns))
 
 
 @dataclass(frozen=True)
@@ -179,12 +203,9 @@ class RuleUse:
         return replace(self, trained=tuple(hit))
 
     def __str__(self) -> str:
-        counted = f"{self.tensors:,} tensor{'s' * (self.tensors != 1)}"
-        text = f"--{self.rule} {self.pattern!r} matched {counted}"
+        text = f"--{self.rule} {self.pattern!r} matched {counted(self.tensors, 'tensor')}"
         if self.trained:
-            names = ", ".join(map(shown, self.trained[:_LISTED]))
-            more = f" and {len(self.trained) - _LISTED:,} more" if len(self.trained) > _LISTED else ""
-            text += f", {len(self.trained):,} of them changed by training: {names}{more}"
+            text += f", {len(self.trained):,} of them changed by training: {shown_names(self.trained)}"
         return text
 
 
@@ -274,16 +295,12 @@ def _nearest(pattern: str, names: Collection[str]) -> list[str]:
     spelled = re.sub(r"[0-9]+", "N", spelled)
     scored = sorted(
         (
-            (max(_likeness(spelled, text) for text in _endings(form)), name)
+            (max(SequenceMatcher(None, spelled, text, autojunk=False).ratio() for text in _endings(form)), name)
             for form, name in list(alike.items())[:_COMPARED]
         ),
         key=lambda scored: (-scored[0], scored[1]),
     )
     return [name for score, name in scored[:_NEAREST] if score > 0]
-
-
-def _likeness(spelled: str, text: str) -> float:
-    return difflib.SequenceMatcher(None, spelled, text, autojunk=False).ratio()
 
 
 def _endings(name: str) -> Iterator[str]:

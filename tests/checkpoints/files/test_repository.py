@@ -15,7 +15,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import INDEX, Checkpoint, open_checkpoint
 from paramdelta_hub.errors import CheckpointError
 from tests.support.kinds import FILES, SAVES, TIES, kind, remedied
-from tests.support.models import assert_same, tuned, weights, write_model
+from tests.support.models import apply_in, assert_same, extract_in, tuned, weights, write_model
 
 Tensors = dict[str, torch.Tensor]
 A, B = {"a.weight": torch.ones(2, 2)}, {"b.weight": torch.ones(3)}
@@ -131,7 +131,7 @@ def test_an_index_that_names_a_tied_head(tmp_path: Path) -> None:
     post = tmp_path / "post"
     write_model(post, tuned({k: v for k, v in loaded_by_transformers(tmp_path / "model").items() if k in names}, 1))
     pd.extract(tmp_path / "model", post, tmp_path / "delta")
-    made = pd.apply(tmp_path / "model", tmp_path / "delta", tmp_path / "out")
+    made = apply_in(tmp_path, "model")
     assert "lm_head.weight" not in json.loads((tmp_path / "out" / INDEX).read_text())["weight_map"]
     assert made.is_post
     out = loaded_by_transformers(tmp_path / "out")
@@ -157,11 +157,11 @@ def test_an_index_that_names_what_no_file_holds(tmp_path: Path) -> None:
     named = {**index, "weight_map": {**index["weight_map"], "gone.weight": "model-00001-of-00002.safetensors"}}
     write(tmp_path / "post", **{INDEX: named})
     with pytest.raises(CheckpointError, match=r"names 1 tensor\(s\) that no file holds: gone\.weight") as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     with remedied(caught.value, "get the model again", "remove these names from the index"):
         write(tmp_path / "post", **{INDEX: index})
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-        assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out").is_post
+        extract_in(tmp_path)
+        assert apply_in(tmp_path, "base").is_post
         assert_same(load_file(tmp_path / "out/model.safetensors"), post)
 
 
@@ -176,8 +176,8 @@ def test_a_file_that_no_index_names_is_part_of_the_model(tmp_path: Path, shards:
     for number, (name, tensors) in enumerate(sides.items()):
         write_model(tmp_path / name, tensors, shards)
         write(tmp_path / name, **{"model-mtp-of-00005.safetensors": {"mtp.weight": torch.full((4, 4), 1.0 + number)}})
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-    made = pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+    extract_in(tmp_path)
+    made = apply_in(tmp_path)
     assert any("model-mtp-of-00005.safetensors too" in note for note in made.notes)
     out = load_file(tmp_path / "out/model-mtp-of-00005.safetensors")
     assert torch.equal(out["mtp.weight"], torch.full((4, 4), 4.0))
@@ -234,11 +234,11 @@ def test_a_missing_shard(tmp_path: Path) -> None:
     content = shard.read_bytes()
     shard.unlink()
     with pytest.raises(CheckpointError, match=r"names 1 missing file\(s\): model-00002-of-00003") as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     with remedied(caught.value, "get the missing files"):
         shard.write_bytes(content)
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-        assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out").is_post
+        extract_in(tmp_path)
+        assert apply_in(tmp_path, "base").is_post
         assert_same(load_file(tmp_path / "out/model.safetensors"), post)
 
 
@@ -384,12 +384,12 @@ def test_a_pointer_of_git_lfs_in_the_place_of_any_file(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer.model", "config.json", "model.safetensors"):
         write(tmp_path / "post", **{name: pointer})
         with pytest.raises(CheckpointError, match="a git-lfs pointer, not the file itself") as caught:
-            pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+            extract_in(tmp_path)
         assert name in str(caught.value.where)
         if name != "model.safetensors":
             (tmp_path / "post" / name).unlink()
     with remedied(caught.value, "git lfs pull"):  # which puts the file in the pointer's place
         write_model(tmp_path / "post", post, config={})
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-        assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out").is_post
+        extract_in(tmp_path)
+        assert apply_in(tmp_path, "base").is_post
         assert_same(load_file(tmp_path / "out/model.safetensors"), post)

@@ -31,7 +31,7 @@ from paramdelta_hub.limits import (
     REMOTE_LINEAGE_RUNS,
     REMOTE_LINEAGE_TENSORS,
 )
-from tests.support.models import TORCH, raw, tuned, weights, write_model
+from tests.support.models import TORCH, raw, tuned, weights, write_model, write_models
 
 
 @pytest.mark.parametrize("elements", [0, 1, 255, 256, 257, 271, 272, 273, 1000, 10**6, 2**40])
@@ -134,8 +134,11 @@ def test_vectors_do_not_count_where_there_are_matrices(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, 1.0])
 def test_what_can_not_be_compared_is_not_kin(tmp_path: Path, value: float) -> None:
-    write_model(tmp_path / "base", {"w": torch.randn(10, 10, generator=torch.Generator().manual_seed(0))})
-    write_model(tmp_path / "target", {"w": torch.full((10, 10), value)})
+    write_models(
+        tmp_path,
+        base={"w": torch.randn(10, 10, generator=torch.Generator().manual_seed(0))},
+        target={"w": torch.full((10, 10), value)},
+    )
     found = lineage(tmp_path / "base", tmp_path / "target")
     assert found.correlation is None
     assert not found.is_related
@@ -143,8 +146,7 @@ def test_what_can_not_be_compared_is_not_kin(tmp_path: Path, value: float) -> No
 
 
 def test_tiny_and_constant_models_are_kin_to_themselves_alone(tmp_path: Path) -> None:
-    write_model(tmp_path / "base", {"w": torch.ones(3)})
-    write_model(tmp_path / "other", {"w": torch.ones(3) * 2})
+    write_models(tmp_path, base={"w": torch.ones(3)}, other={"w": torch.ones(3) * 2})
     assert lineage(tmp_path / "base", tmp_path / "base").is_related
     assert not lineage(tmp_path / "base", tmp_path / "other").is_related
     assert not compare_samples({}, logical_model(open_checkpoint(tmp_path / "base")).tensors).is_related
@@ -153,8 +155,9 @@ def test_tiny_and_constant_models_are_kin_to_themselves_alone(tmp_path: Path) ->
 def test_where_every_run_is_a_request_few_are_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = {f"{number:03d}": torch.randn(40, 40) for number in range(100)} | {"small": torch.randn(4, 4, 4)}
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "tuned", {name: value + 0.1 * torch.randn(value.shape) for name, value in base.items()})
+    write_models(
+        tmp_path, base=base, tuned={name: value + 0.1 * torch.randn(value.shape) for name, value in base.items()}
+    )
     taken, reads = samples(tmp_path / "base"), []
 
     class Counted(OpenFiles):
@@ -179,8 +182,7 @@ def test_where_every_run_is_a_request_few_are_read(tmp_path: Path) -> None:
 def test_correlation_is_pearsons(tmp_path: Path) -> None:
     a = torch.randn(20, 12, generator=torch.Generator().manual_seed(5))
     b = a + 0.7 * torch.randn(20, 12, generator=torch.Generator().manual_seed(6))
-    write_model(tmp_path / "a", {"w": a})
-    write_model(tmp_path / "b", {"w": b})
+    write_models(tmp_path, a={"w": a}, b={"w": b})
     expected = np.corrcoef(a.double().reshape(-1), b.double().reshape(-1))[0, 1]
     assert lineage(tmp_path / "a", tmp_path / "b").correlation == pytest.approx(expected, abs=1e-12)
     assert raw(a) != raw(b)
@@ -202,8 +204,7 @@ def layers(seed: int, count: int = LAYERS) -> dict[str, torch.Tensor]:
 
 
 def compared(root: Path, base: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> LineageMatch:
-    write_model(root / "base", base)
-    write_model(root / "target", target)
+    write_models(root, base=base, target=target)
     return lineage(root / "base", root / "target")
 
 

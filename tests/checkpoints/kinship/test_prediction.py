@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import paramdelta_hub as pd
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
 from paramdelta_hub.checkpoints.kinship.lineage import compare_samples, unpack_samples
 from paramdelta_hub.checkpoints.kinship.prediction import BANDS, Prediction, predict
 from paramdelta_hub.checkpoints.logical import logical_model
 from paramdelta_hub.package.package import Package, open_package
-from tests.support.models import write_model
+from tests.support.models import extract_in, write_model, write_models
 
 SHAPE = (12, 20)
 """Small enough that every value is a sample, so that what follows from samples can be had from all."""
@@ -24,9 +23,8 @@ SHAPE = (12, 20)
 def package(tmp_path: Path) -> Package:
     noise = torch.Generator().manual_seed(3)
     base = {name: torch.randn(SHAPE, generator=noise) for name in ("a", "b")}
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", {name: 1.01 * value for name, value in base.items()})
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", threads=1)
+    write_models(tmp_path, base=base, post={name: 1.01 * value for name, value in base.items()})
+    extract_in(tmp_path, threads=1)
     return open_package(tmp_path / "delta")
 
 
@@ -84,9 +82,8 @@ def test_what_can_not_be_compared_is_not_predicted(package: Package, tmp_path: P
 def test_one_unrelated_tensor_does_not_change_what_is_promised_and_half_of_them_promise_nothing(tmp_path: Path) -> None:
     noise = torch.Generator().manual_seed(4)
     base = {f"layers.{number}.a": torch.randn(SHAPE, generator=noise) for number in range(6)}
-    write_model(tmp_path / "base", base)
-    write_model(tmp_path / "post", {name: 1.01 * value for name, value in base.items()})
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", threads=1)
+    write_models(tmp_path, base=base, post={name: 1.01 * value for name, value in base.items()})
+    extract_in(tmp_path, threads=1)
     package, found = open_package(tmp_path / "delta"), []
     for count in (0, 1, 3):
         near = {name: value + 0.001 * torch.randn(SHAPE, generator=noise) for name, value in base.items()}

@@ -17,7 +17,7 @@ from paramdelta_hub.checkpoints.matching.rename_proposals import suggest_renames
 from paramdelta_hub.checkpoints.rules.tensor_rules import Rules
 from paramdelta_hub.cli.common import parse_assignment
 from tests.conftest import Family
-from tests.support.models import read_weights, tuned, weights, write_model
+from tests.support.models import extract_in, read_weights, tuned, weights, write_model, write_models
 
 Side = dict[str, Entry]
 
@@ -173,13 +173,12 @@ def test_ninety_thousand_names() -> None:
 
 def test_extract_says_which_rename_would_do(tmp_path: Path) -> None:
     base = weights(1)
-    write_model(tmp_path / "base", {f"bert.{name}": tensor for name, tensor in base.items()})
-    write_model(tmp_path / "post", tuned(base, 2))
+    write_models(tmp_path, base={f"bert.{name}": tensor for name, tensor in base.items()}, post=tuned(base, 2))
     with pytest.raises(pd.MismatchError) as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     assert caught.value.remedy is not None
     assert "--rename '^=bert.' (pairs 7 of 7 tensors, 0 without)" in caught.value.remedy
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta", rules=Rules(renames=(("^", "bert."),)))
+    extract_in(tmp_path, rules=Rules(renames=(("^", "bert."),)))
 
 
 def test_apply_says_which_rename_would_do(family: Family, tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ import torch
 import paramdelta_hub as pd
 from paramdelta_hub.errors import MismatchError
 from tests.support.kinds import SAVES, kind, remedied, rules_of
-from tests.support.models import assert_same, read_weights, tuned, weights, write_model
+from tests.support.models import (
+    apply_in,
+    assert_same,
+    extract_in,
+    read_weights,
+    tuned,
+    weights,
+    write_model,
+    write_models,
+)
 
 WRAPPED: dict[str, Callable[[str], str]] = {
     "torch.compile": lambda name: f"_orig_mod.{name}",
@@ -71,26 +80,29 @@ def test_weights_that_were_not_gathered(tmp_path: Path, side: str) -> None:
     for name, tensors in sides.items():
         write_model(tmp_path / name, tensors)
     with pytest.raises(MismatchError, match=rf"{side} has {len(empty)} empty tensor\(s\), as DeepSpeed") as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     with remedied(caught.value, "make whole weights with zero_to_fp32.py"):  # in float32, whatever the training's dtype
         write_model(tmp_path / side, {n: t.float() if t.is_floating_point() else t for n, t in whole[side].items()})
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
         assert pd.verify(tmp_path / "delta", base=tmp_path / "base", post=tmp_path / "post").exact
-        pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out", dtype="bfloat16")
+        apply_in(tmp_path, "base", dtype="bfloat16")
         assert_same(read_weights(tmp_path / "out"), whole["post"])
 
 
 @kind(SAVES, "a target with such tensors", refused="they hold no weights", remedy="whole weights, by `zero_to_fp32.py`")
 def test_a_target_that_was_not_gathered(tmp_path: Path) -> None:
-    write_model(tmp_path / "base", weights(0))
-    write_model(tmp_path / "post", tuned(weights(0), 1))
-    write_model(tmp_path / "target", {**weights(0), "model.norm.weight": torch.zeros(0, dtype=torch.bfloat16)})
-    pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+    write_models(
+        tmp_path,
+        base=weights(0),
+        post=tuned(weights(0), 1),
+        target={**weights(0), "model.norm.weight": torch.zeros(0, dtype=torch.bfloat16)},
+    )
+    extract_in(tmp_path)
     with pytest.raises(MismatchError, match=r"the target has 1 empty tensor\(s\)") as caught:
-        pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+        apply_in(tmp_path)
     with remedied(caught.value, "make whole weights with zero_to_fp32.py"):
         write_model(tmp_path / "target", weights(0))
-        assert pd.apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out").is_post
+        assert apply_in(tmp_path).is_post
         assert_same(read_weights(tmp_path / "out"), tuned(weights(0), 1))
 
 
@@ -101,12 +113,11 @@ def test_a_target_that_was_not_gathered(tmp_path: Path) -> None:
     remedy="save again with the state dict type `FULL_STATE_DICT`",
 )
 def test_flat_parameters(tmp_path: Path) -> None:
-    write_model(tmp_path / "base", weights(0))
-    write_model(tmp_path / "post", {"_fsdp_wrapped_module._flat_param": torch.ones(9)})
+    write_models(tmp_path, base=weights(0), post={"_fsdp_wrapped_module._flat_param": torch.ones(9)})
     with pytest.raises(MismatchError, match="saved by FSDP with flat parameters") as caught:
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
+        extract_in(tmp_path)
     with remedied(caught.value, 'save again with the state dict type "FULL_STATE_DICT"'):
         write_model(tmp_path / "post", tuned(weights(0), 1))
-        pd.extract(tmp_path / "base", tmp_path / "post", tmp_path / "delta")
-        assert pd.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out").is_post
+        extract_in(tmp_path)
+        assert apply_in(tmp_path, "base").is_post
         assert_same(read_weights(tmp_path / "out"), tuned(weights(0), 1))

@@ -11,7 +11,7 @@ import torch
 import paramdelta_hub as pd
 from paramdelta_hub.errors import MismatchError
 from tests.conftest import Family
-from tests.support.models import read_weights, tuned, write_model
+from tests.support.models import apply_in, read_weights, tuned, write_model
 
 
 def test_by_its_provenance(family: Family, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_by_its_provenance(family: Family, tmp_path: Path) -> None:
 def test_another_delta_on_an_applied_model_is_no_slip(family: Family, tmp_path: Path) -> None:
     pd.extract(family.base, family.target, tmp_path / "other", threads=1)
     pd.apply(family.target, {family.delta: 0.5}, tmp_path / "half", threads=1)
-    assert pd.apply(tmp_path / "half", tmp_path / "other", tmp_path / "out", threads=1).notes == ()
+    assert apply_in(tmp_path, "half", "other", threads=1).notes == ()
 
 
 def test_a_delta_that_was_taken_back_may_be_added_again(family: Family, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_under_other_labels(family: Family, tmp_path: Path) -> None:
         pd.apply(family.target, [family.delta, tmp_path / "relabeled"], tmp_path / "out", threads=1)
     pd.apply(family.target, family.delta, tmp_path / "applied", threads=1)
     with pytest.raises(MismatchError, match="has this delta already"):
-        pd.apply(tmp_path / "applied", tmp_path / "relabeled", tmp_path / "out", threads=1)
+        apply_in(tmp_path, "applied", "relabeled", threads=1)
 
 
 def test_what_was_applied_before_the_last_time_is_remembered(family: Family, tmp_path: Path) -> None:

@@ -1,28 +1,35 @@
-"""Check the lineage of each delta, and list what is added to each tensor of the target."""
+"""What a target is to the deltas: kin to their bases, a stranger, or a model that has them already.
+
+Adding a delta a second time is almost always a mistake.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from pydantic import ConfigDict, Field
 
 from paramdelta_hub.application.compatibility import Compatibility
-from paramdelta_hub.application.weights import Weights
+from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.kinship.lineage import LineageMatch, compare_samples, unpack_samples
 from paramdelta_hub.checkpoints.kinship.prediction import Prediction, predict
-from paramdelta_hub.checkpoints.tensor_sources import Files
-from paramdelta_hub.errors import LineageError
+from paramdelta_hub.checkpoints.logical import LogicalTensor
+from paramdelta_hub.checkpoints.stored import Files, source_digest
+from paramdelta_hub.errors import CheckpointError, LineageError, SourceError
+from paramdelta_hub.fileio.durable import read_small
+from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.report import derived
-from paramdelta_hub.limits import KIN_CORRELATION
+from paramdelta_hub.limits import KIB, KIN_CORRELATION, MIB, PROVENANCE_BYTES
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.package.provenance import Delta, Lineage, Model
-from paramdelta_hub.package.tensor_delta import StoredDelta
-from paramdelta_hub.transforms.arranged import ArrangedAddend, SpilledDelta
-from paramdelta_hub.transforms.sum import Addend, RowPlacement
+from paramdelta_hub.package.provenance import PROVENANCE_NAME, Delta, Lineage, Model, parse_provenance
 
-__all__ = ["AppliedDelta", "addends_by_tensor", "check_lineage", "foreign_notes", "spilled_deltas"]
+__all__ = ["AppliedDelta", "check_lineage", "earlier_deltas", "evidence_of_earlier", "foreign_notes"]
+
+_COMPARED = 8
+"""Tensors whose digests are compared with post's, the smallest that changed: norms and biases, mostly."""
+_MAX_BYTES, _MAX_REMOTE_BYTES = 64 * MIB, 64 * KIB
+"""Bytes of a compared tensor; where each is a request, fewer."""
 
 
 class AppliedDelta(Delta):
@@ -111,67 +118,65 @@ def foreign_notes(deltas: Sequence[AppliedDelta]) -> tuple[str, ...]:
     return tuple(note for note in notes if note)
 
 
-def addends_by_tensor(
-    compatibility: Compatibility, packages: Sequence[Package], weights: Weights
-) -> dict[str, list[Addend | ArrangedAddend]]:
-    """Return for every tensor that changes what is added to it."""
-    sums: dict[str, list[Addend | ArrangedAddend]] = {}
-    for number, package in enumerate(packages):
-        records, locations = package.records, package.payload_locations()
-        for name, delta_name in compatibility.matches[number].pairs.items():
-            record, carried = records[delta_name], compatibility.carried.get(name)
-            placed, weight = compatibility.placed.get(name), weights.of(number, name)
-            if carried and carried.number != number:
-                continue
-            # What can't be scaled is taken whole with any weight above 0: the delta is wanted, and half an integer or
-            # half a classifier is not. A weight of 0 takes the tensor out of the sum, but for rows that it brings.
-            if carried:
-                weight = 1.0
-            if record.effect == "replace" and weight <= 0.0:
-                continue
-            runs = placed.deltas.get(number, ()) if placed else ()
-            if weight == 0.0:
-                runs = tuple(run if run.whole else run._replace(source=None) for run in runs)
-            if (placed or weight == 0.0) and all(run.source is None for run in runs):
-                continue
-            addends = sums.setdefault(name, [])
-            if record.effect == "replace" and (addends or record.shard is None):
-                continue
-            placement = None
-            if placed:
-                in_its_order = compatibility.tensor(name).reorder_rows(placed.inverse[number])
-                placement = RowPlacement(runs, math.prod(in_its_order.shape[1:]), in_its_order.source)
-            addends.append(Addend(StoredDelta.of(record, locations), weight, placement))
-        arranged = compatibility.arranged[number]
-        for name, arrangement in arranged.pairs.items():
-            # Integers did not change, or they were refused; a tensor without elements has no sources.
-            is_sum = any(records[source].effect == "add" for source in arrangement.sources)
-            if is_sum and (weight := weights.of(number, name)):
-                sums.setdefault(name, []).append(arranged.addend(name, package, weight))
-    # Weights that would become fp8 again only to gain nothing are left as they are, codes and scales.
-    unchanged = {
-        name
-        for name, addends in sums.items()
-        if compatibility.in_fp8(name) and name not in compatibility.placed and all(addend.is_zero for addend in addends)
-    }
-    return {name: addends for name, addends in sums.items() if addends and name not in unchanged}
+def evidence_of_earlier(
+    compatibility: Compatibility, number: int, package: Package, weight: float, remote: Files | None = None
+) -> str | None:
+    """Return in words why the target seems to have a delta already, or None.
+
+    It has if its own provenance says so, or if all of the smallest tensors that training had changed are post's.
+
+    Args:
+        compatibility: how the deltas fit the target.
+        number: which delta.
+        package: its package.
+        weight: what it is to be added with; one of the other sign takes back what was added.
+        remote: reads the target's values where its files are not on this machine.
+
+    Raises:
+        CheckpointError: the target's values can't be read.
+    """
+    content = package.manifest.content_id
+    before = sum(delta.weight for delta in earlier_deltas(compatibility.target.checkpoint) if delta.content == content)
+    if before * weight > 0:
+        return f"the target's {PROVENANCE_NAME} says that it was applied before, with a total weight of {before:g}"
+    if weight < 0:
+        return None
+    max_bytes = _MAX_REMOTE_BYTES if remote else _MAX_BYTES
+    tensors = sorted(_changed(compatibility, number, package, max_bytes), key=lambda found: found[1].nbytes)[:_COMPARED]
+    with OpenFiles(CheckpointError) as files:
+        for promised, tensor in tensors:
+            if source_digest(tensor.source, tensor.elements, remote or files) != promised:
+                return None
+    if not tensors:
+        return None
+    return f"all {len(tensors)} compared tensors of the target have the values of post, {package.manifest.post.name}"
 
 
-def spilled_deltas(
-    compatibility: Compatibility, packages: Sequence[Package], sums: Mapping[str, Sequence[Addend | ArrangedAddend]]
-) -> dict[str, SpilledDelta]:
-    """Return the deltas of which tensors get blocks, by the keys that their addends have."""
-    used = {
-        key
-        for addends in sums.values()
-        for addend in addends
-        if isinstance(addend, ArrangedAddend)
-        for key in addend.keys
-    }
-    return {
-        spilled.key: spilled
-        for package, arranged in zip(packages, compatibility.arranged, strict=True)
-        if arranged.pairs
-        for spilled in arranged.spilled(package, package.payload_locations(), compatibility.tensor)
-        if spilled.key in used
-    }
+def _changed(
+    compatibility: Compatibility, number: int, package: Package, max_bytes: int
+) -> Iterator[tuple[str, LogicalTensor]]:
+    """Yield (digest of post's values, the target's tensor) where training changed one and both can be compared."""
+    for name, delta_name in compatibility.matches[number].pairs.items():
+        record = package.records[delta_name]
+        if record.changed and name not in compatibility.carried and name not in compatibility.placed:
+            tensor = compatibility.tensor(name)
+            if (tensor.dtype, tensor.shape) == (record.dtype, record.shape) and tensor.nbytes <= max_bytes:
+                yield record.post_blake3, tensor
+    for name, tensor in compatibility.in_delta_order(number, package).items():
+        record = package.records[name]
+        if record.changed and tensor.dtype == record.dtype and tensor.nbytes <= max_bytes:
+            yield record.post_blake3, tensor
+
+
+def earlier_deltas(target: Checkpoint) -> tuple[Delta, ...]:
+    """Return the deltas that a target has already, as far as a provenance beside its weights tells, the first first."""
+    path = target.folder / PROVENANCE_NAME
+    try:
+        if not path.exists():
+            return ()
+        provenance = parse_provenance(read_small(path, PROVENANCE_BYTES, CheckpointError, follow=True), str(path))
+    except (SourceError, OSError):
+        return ()
+    if target.is_lone_file and not target.tensors.keys() <= provenance.tensors.keys():
+        return ()  # a file that happens to lie there
+    return (*provenance.earlier, *provenance.deltas)
