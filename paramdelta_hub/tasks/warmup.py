@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from paramdelta_hub.codecs.by_name import TANS
+from paramdelta_hub.fileio.report import Report
 from paramdelta_hub.numerics.compiled import when_compiling
 from paramdelta_hub.numerics.differences import subtract
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.sums import PlainDelta, add_all
 
-__all__ = ["warm_up"]
+__all__ = ["WarmupReport", "warm_up"]
 
 _FEW, _MANY = 3000, 1 << 18  # elements: with one class and without a sample; with several, and with one
 
 
-def warm_up() -> bool:
-    """Compile what is not compiled yet, for all dtypes, and keep it on disk; return whether anything was not."""
-    compiled = False
+class WarmupReport(Report):
+    """What was done to have all loops ready."""
+
+    compiled: bool
+    """Whether any was not ready."""
+    seconds: float
+
+
+def warm_up() -> WarmupReport:
+    """Compile what is not compiled yet, for all dtypes, and keep it on disk."""
+    compiled, begun = False, time.monotonic()
 
     def tell() -> None:
         nonlocal compiled
@@ -27,7 +38,7 @@ def warm_up() -> bool:
         for kind in FLOATS.values():
             for elements in (_FEW, _MANY):
                 _use(kind.name, elements)
-    return compiled
+    return WarmupReport(compiled=compiled, seconds=round(time.monotonic() - begun, 3))
 
 
 def _use(dtype: str, elements: int) -> None:
