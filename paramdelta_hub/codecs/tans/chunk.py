@@ -70,16 +70,17 @@ def encode_values(values: NDArray[Any]) -> bytes:
     raw_bits = pack_fields(values, indices, len(alphabet.exact), raw, place, fields_of)
     classes, counts = choose_classes(values, indices, alphabet.size)
     frequencies = np.empty(counts.shape, np.int64)
-    steps, states = np.empty(counts.size, np.uint64), np.empty(len(counts) * STATES, np.uint16)
+    widths, places = np.empty(counts.size, np.uint32), np.empty(counts.size, np.uint64)
+    states = np.empty(len(counts) * STATES, np.uint16)
     for number, row in enumerate(counts):
         normalize(row, frequencies[number])
-        own = steps[number * alphabet.size : (number + 1) * alphabet.size]
-        encoding_table(frequencies[number], number * STATES, own, states)
+        own = slice(number * alphabet.size, (number + 1) * alphabet.size)
+        encoding_table(frequencies[number], number * STATES, widths[own], places[own], states)
     if len(counts) > 1:
         _add_firsts(indices, classes, alphabet.size)
     even, odd = (scratch(name, values.size // 2 * 3 // 8 + 4, np.uint32) for name in ("even stream", "odd stream"))
     cursor = np.empty(LANES + 3, np.uint64)
-    encode(indices, steps, states, even, odd, cursor)
+    encode(indices, widths, places, states, even, odd, cursor)
     bits = [32 * even.size - int(cursor[LANES]), 32 * odd.size - int(cursor[LANES + 1]), raw_bits]
     begin = sum(int(state) << STATE_BITS * lane for lane, state in enumerate(cursor[:LANES])).to_bytes(12, "little")
     little = np.dtype("<u4")

@@ -37,10 +37,10 @@ RAW = LANES + 2
 PADDING = 40 << 10
 """Bytes behind a chunk that a slice may read before it is seen to have gone too far: 4,096 fields of 64 bits, and more.
 """
-_U = np.uint64
+_U, _U4 = np.uint64, np.uint32
 _ONE, _STATE, _NUMBER = np.uint64(1), np.uint64(STATES - 1), np.uint64(15)
 _SIX, _FIFTEEN, _16, _32, _63 = np.uint64(6), np.uint64(15), np.uint64(16), np.uint64(32), np.uint64(63)
-_HALF, _WORD = np.uint64(0xFFFF), np.uint64(0xFFFFFFFF)
+_WORD = np.uint64(0xFFFFFFFF)
 _EXPONENT, _UPPER = np.uint32(0x7F800000), np.uint32(0xFFFF0000)
 _DEBRUIJN = np.uint64(0x03F79D71B4CB0A89)
 _TRAILING = np.zeros(64, np.uint8)
@@ -244,12 +244,13 @@ def decode_all(words: Any, cursor: Any, ends: Any, table: Any, classes: Any, sym
 
 
 @compiled
-def encode(indices: Any, steps: Any, states: Any, even: Any, odd: Any, cursor: Any) -> None:
+def encode(indices: Any, widths: Any, places: Any, states: Any, even: Any, odd: Any, cursor: Any) -> None:
     """Write the state bits of a chunk's symbols, from the last to the first.
 
     Args:
         indices: ``uint16``, the number of each element's symbol in its table, plus the table's first.
-        steps: see :func:`~paramdelta_hub.codecs.tans.tables.encoding_table`.
+        widths: see :func:`~paramdelta_hub.codecs.tans.tables.encoding_table`.
+        places: likewise.
         states: likewise.
         even: ``uint32``, filled from its end with the bits of elements 0, 2, 4, …, the first of them the lowest.
         odd: likewise, of the others.
@@ -262,17 +263,17 @@ def encode(indices: Any, steps: Any, states: Any, even: Any, odd: Any, cursor: A
     left = _U(indices.size)
     if left & _ONE:  # the last element is an even one
         left -= _ONE
-        step, state = steps[indices[left]], x[left & _U(7)]
-        m = (state + (step >> _32) & _WORD) >> _16
+        symbol, state = indices[left], x[left & _U(7)]
+        m = _U(_U4(_U4(state) + widths[symbol]) >> _U4(16))
         a = state & ((_ONE << m) - _ONE)
-        x[left & _U(7)] = _U(states[(state >> m) + step & _HALF])
+        x[left & _U(7)] = _U(states[(state >> m) + places[symbol]])
     while left & _U(3):  # two elements
         left -= _U(2)
         for stream in range(2):
             at = left + _ONE - _U(stream)
-            step, state = steps[indices[at]], x[at & _U(7)]
-            width = (state + (step >> _32) & _WORD) >> _16
-            x[at & _U(7)] = _U(states[(state >> width) + step & _HALF])
+            symbol, state = indices[at], x[at & _U(7)]
+            width = _U(_U4(_U4(state) + widths[symbol]) >> _U4(16))
+            x[at & _U(7)] = _U(states[(state >> width) + places[symbol]])
             if stream:
                 a, m = a << width | state & ((_ONE << width) - _ONE), m + width
             else:
@@ -281,15 +282,15 @@ def encode(indices: Any, steps: Any, states: Any, even: Any, odd: Any, cursor: A
         at = left - _U(4) - (_U(group) << _U(2))
         for pair in range(_U(2)):
             i = at + _U(3) - (pair << _ONE)
-            step, state = steps[indices[i]], x[i & _U(7)]
-            width = (state + (step >> _32) & _WORD) >> _16
+            symbol, state = indices[i], x[i & _U(7)]
+            width = _U(_U4(_U4(state) + widths[symbol]) >> _U4(16))
             b, n = b << width | state & ((_ONE << width) - _ONE), n + width
-            x[i & _U(7)] = _U(states[(state >> width) + step & _HALF])
+            x[i & _U(7)] = _U(states[(state >> width) + places[symbol]])
             i -= _ONE
-            step, state = steps[indices[i]], x[i & _U(7)]
-            width = (state + (step >> _32) & _WORD) >> _16
+            symbol, state = indices[i], x[i & _U(7)]
+            width = _U(_U4(_U4(state) + widths[symbol]) >> _U4(16))
             a, m = a << width | state & ((_ONE << width) - _ONE), m + width
-            x[i & _U(7)] = _U(states[(state >> width) + step & _HALF])
+            x[i & _U(7)] = _U(states[(state >> width) + places[symbol]])
         # Overwritten by the next until there are 32 bits: a branch would be mispredicted.
         odd[q] = np.uint32(b >> ((n - _32) & _63))
         full = _U(n >= _32)

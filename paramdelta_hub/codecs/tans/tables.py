@@ -53,16 +53,17 @@ def decoding_table(frequencies: Any, ids: Any, table: Any) -> None:
 
 
 @compiled
-def encoding_table(frequencies: Any, first: int, steps: Any, states: Any) -> None:
+def encoding_table(frequencies: Any, first: int, widths: Any, places: Any, states: Any) -> None:
     """Fill what an encoder needs to go through the states backward.
 
-    In state x (4,096 added, so 4,096 to 8,191) a symbol's step ``width << 32 | place`` gives how many bits to write,
-    ``n = (x + width) >> 16``, those being the lowest of x; the next state is ``states[(x >> n) + place]``.
+    In state x (4,096 added, so 4,096 to 8,191) a symbol's width gives how many bits to write, ``n = (x + width) >> 16``
+    modulo 2³², those being the lowest of x; the next state is ``states[(x >> n) + place]``, modulo 2⁶⁴.
 
     Args:
         frequencies: ``int64``, of each symbol; they add up to 4,096.
         first: where this table's states begin in ``states``.
-        steps: ``uint64``, receives the step of each symbol: ``width`` and ``place`` modulo 2³² and 2¹⁶.
+        widths: ``uint32``, receives that of each symbol.
+        places: ``uint64``, likewise.
         states: ``uint16``, receives the next states: 4,096 from ``first`` on.
     """
     symbol_of = np.empty(STATES, np.int64)
@@ -78,7 +79,8 @@ def encoding_table(frequencies: Any, first: int, steps: Any, states: Any) -> Non
             while (max(frequency - 1, 1) << most) < STATES:
                 most += 1
             width = (most << 16) - (frequency << most)
-        steps[symbol] = np.uint64(width & 0xFFFFFFFF) << np.uint64(32) | np.uint64((total - frequency) & 0xFFFF)
+        widths[symbol] = np.uint32(width & 0xFFFFFFFF)
+        places[symbol] = np.uint64(total - frequency)
         total += frequency
     for state in range(STATES):
         symbol = symbol_of[state]
