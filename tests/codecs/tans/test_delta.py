@@ -194,18 +194,3 @@ def test_any_sum(name: str, kind: str, count: int, weight: float, seed: int) -> 
     dtype = FLOATS[name]
     target = targets(dtype, count, seed)["any"]
     assert_adds(dtype, chunk(kind, count, 8 * dtype.wide.itemsize, seed), target, weight)
-
-
-@pytest.mark.parametrize("name", FLOATS)
-@pytest.mark.parametrize("share", [0.02, 1.0])
-def test_out_may_be_the_target(name: str, share: float) -> None:
-    kind = FLOATS[name]
-    width = 8 * kind.wide.itemsize
-    bits = np.where(np.random.default_rng(0).random(9000) < share, chunk("gaussian", 9000, width), 0).astype(
-        TYPES[width]
-    )
-    target = targets(kind, 9000, 1)["finite"]
-    expected, bad = add(name, target, [(bits.view(kind.wide), 0.5)])
-    assert not bad.any()
-    assert opened(TANS.encode(bits.view(kind.wide)), 9000, width).add(kind, target, 0.5, target) == 0
-    assert np.array_equal(target, expected)
