@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numba
 import numpy as np
@@ -20,7 +20,7 @@ from paramdelta_hub.errors import PackageError
 from paramdelta_hub.numerics.compiled import SLICE, compiled
 from paramdelta_hub.numerics.differences import subtract
 from paramdelta_hub.numerics.floats import FLOATS
-from paramdelta_hub.numerics.sums import add_all
+from paramdelta_hub.numerics.sums import Delta, add_all
 from tests.codecs.tans.handmade import of_others
 from tests.codecs.tans.wide import KINDS, TYPES, chunk, roundtrip, specials
 from tests.support.spec_reader import RefusedError, tans
@@ -114,12 +114,34 @@ def mutations(streams: list[Original], number: int, seed: int) -> Iterator[Origi
 def check_mutations(streams: list[Original], number: int, seed: int) -> Counter[str]:
     """Decode changed streams; count what comes of them."""
     found: Counter[str] = Counter()
-    for coded, count, width in mutations(streams, number, seed):
+    for place, (coded, count, width) in enumerate(mutations(streams, number, seed)):
         values = decoded(coded, count, width)
         found["refused" if values is None else "values"] += 1
         if values is not None:
             assert np.array_equal(values, decoded(coded, count, width)), "always the same"
+        if place % 4 == 0:
+            assert summed(coded, count, width) is (values is not None), "wherever it is decoded"
     return found
+
+
+def summed(coded: bytes, count: int, width: int) -> bool:
+    """Whether a stream is taken by the loops that decode and add at once; both of them, or none."""
+    kind = FLOATS["BF16" if width == 32 else "F32"]
+    target, total = np.zeros(count, kind.bits), np.zeros(count, kind.wide)
+    uses: list[Callable[[Delta], object]] = [
+        lambda delta: delta.add(kind, target, 0.5, target.copy()),
+        lambda delta: delta.accumulate(total, 0.5),
+    ]
+    taken = set()
+    for use in uses:
+        try:
+            use(TANS.open([b"", coded], count, kind.wide))
+        except PackageError:
+            taken.add(False)
+        else:
+            taken.add(True)
+    [both] = taken
+    return both
 
 
 @compiled

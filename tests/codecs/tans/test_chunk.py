@@ -194,3 +194,16 @@ def test_a_parsed_chunk_can_be_decoded_again() -> None:
         out = np.zeros(values.size, np.uint32)
         parsed.decode(out)
         assert np.array_equal(out, values)
+
+
+@pytest.mark.parametrize("width", TYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_coded_before_leaves_no_trace(width: int, kind: str) -> None:
+    """Buffers are used again, with what is in them."""
+    for count in (1, 9, 300, 40_000):
+        values = chunk(kind, count, width)
+        first = encode_values(values)
+        encode_values(chunk("uniform", count + 1000, width, seed=1))
+        encode_values(chunk("scales", count + 40_000, width, seed=2))
+        assert encode_values(values) == first
+        assert np.array_equal(decode(first, count, width), values)
