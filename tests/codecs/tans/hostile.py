@@ -21,7 +21,7 @@ from paramdelta_hub.numerics.compiled import SLICE, compiled
 from paramdelta_hub.numerics.differences import subtract
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.sums import Delta, add_all
-from tests.codecs.tans.handmade import of_others
+from tests.codecs.tans.handmade import BitWriter, add_frequencies, begin_table, of_others, stream
 from tests.codecs.tans.wide import KINDS, TYPES, chunk, roundtrip, specials
 from tests.support.spec_reader import RefusedError, tans
 
@@ -47,6 +47,20 @@ def of_classes() -> list[Original]:
     """Return good streams whose blocks have several classes."""
     found = [(encode_values(chunk("scales", 40_000, width)), 40_000, width) for width in TYPES]
     assert all(coded[24] & 3 for coded, _, _ in found)
+    return found
+
+
+def bombs() -> list[Original]:
+    """Return streams that run as far past their ends as any can before that is seen: a slice of the longest fields."""
+    found = []
+    for width in TYPES:
+        n = 7 if width == 32 else 4
+        strings = [(string, (0, 1)) for string in range(2047)] + [(2047, (0,))]
+        # Every symbol has one state, and so takes 12 bits.
+        table = add_frequencies(begin_table(width, exact={n: strings}), [1] * 4096)
+        for count in (SLICE - 1, SLICE, SLICE + 1, 3 * SLICE, 1 << 20):
+            found += [(of_others([], width), count, width), (stream(table), count, width)]
+            found.append((stream(table, even=BitWriter().bits(1, 12)), count, width))
     return found
 
 
@@ -162,6 +176,9 @@ def check_all(number: int) -> None:
     found = check_mutations(small, number * 6 // 10, 11)
     found += check_mutations(originals(large=True), number * 3 // 10, 12)
     found += check_mutations(of_classes(), number // 10, 13)
+    for bomb in bombs():
+        assert decoded(*bomb) is None
+        assert not summed(*bomb)
     for width in TYPES:
         for kind in KINDS:
             for count in (1, 7, 8, 9, 255, 257, SLICE - 1, SLICE + 1, 40_000):

@@ -173,6 +173,12 @@ def test_states_that_never_come_to_zero(width: int) -> None:
         assert_refused(stream(table, raw, states=states), 11, width)
 
 
+def test_streams_that_run_as_far_past_their_ends_as_any_can() -> None:
+    for bomb in hostile.bombs():
+        assert decoded(*bomb) is None
+        assert not hostile.summed(*bomb)
+
+
 @pytest.mark.parametrize("width", [32, 64])
 def test_a_bomb_claims_a_whole_chunk(width: int) -> None:
     """A million values of a few bytes: their memory is the caller's, who made it for as many; nothing is added."""
