@@ -28,7 +28,7 @@ class Delta(Protocol):
             kind: the dtype of target and result.
             target: bits.
             weight: w; it is rounded to the wide type.
-            out: receives the bits of the result.
+            out: receives the bits of the result; not the target's own memory.
         """
 
     def accumulate(self, total: Wide, weight: float) -> None:
@@ -51,7 +51,7 @@ class PlainDelta:
         bad = int(_add(sides[0], self._values, factor, overflow, sides[1]))
         if bad:
             kept = np.flatnonzero(kind.not_finite(target))
-            bad -= _keep(kept[factor * self._values[kept] == 0], target, out)
+            bad -= _keep(_unchanged(kept, self._values, factor), target, out)
         return bad
 
     def accumulate(self, total: Wide, weight: float) -> None:
@@ -81,9 +81,16 @@ def add_all(kind: Float, target: Bits, deltas: Iterable[tuple[Delta | None, floa
             delta.accumulate(total, weight)
             if kept.size:
                 change = delta.values(scratch("delta", target.size, kind.wide))
-                kept = kept[kind.wide.type(weight) * change[kept] == 0]
+                kept = _unchanged(kept, change, kind.wide.type(weight))
     bad = int(_narrow_all(total, kind.wide.type(kind.overflow), out.view(kind.operand)))
     return bad - _keep(kept, target, out)
+
+
+def _unchanged(positions: NDArray[np.intp], delta: Wide, weight: Any) -> NDArray[np.intp]:
+    """Return those of the positions at which wΔ is zero."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is counted, not warned of
+        unchanged: NDArray[np.bool_] = weight * delta[positions] == 0
+    return positions[unchanged]
 
 
 def _keep(positions: NDArray[np.intp], target: Bits, out: Bits) -> int:

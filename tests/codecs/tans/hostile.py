@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numba
 import numpy as np
@@ -20,8 +20,8 @@ from paramdelta_hub.errors import PackageError
 from paramdelta_hub.numerics.compiled import SLICE, compiled
 from paramdelta_hub.numerics.differences import subtract
 from paramdelta_hub.numerics.floats import FLOATS
-from paramdelta_hub.numerics.sums import add_all
-from tests.codecs.tans.handmade import of_others
+from paramdelta_hub.numerics.sums import Delta, add_all
+from tests.codecs.tans.handmade import BitWriter, add_frequencies, begin_table, of_others, stream
 from tests.codecs.tans.wide import KINDS, TYPES, chunk, roundtrip, specials
 from tests.support.spec_reader import RefusedError, tans
 
@@ -47,6 +47,20 @@ def of_classes() -> list[Original]:
     """Return good streams whose blocks have several classes."""
     found = [(encode_values(chunk("scales", 40_000, width)), 40_000, width) for width in TYPES]
     assert all(coded[24] & 3 for coded, _, _ in found)
+    return found
+
+
+def bombs() -> list[Original]:
+    """Return streams that run as far past their ends as any can before that is seen: a slice of the longest fields."""
+    found = []
+    for width in TYPES:
+        n = 7 if width == 32 else 4
+        strings = [(string, (0, 1)) for string in range(2047)] + [(2047, (0,))]
+        # Every symbol has one state, and so takes 12 bits.
+        table = add_frequencies(begin_table(width, exact={n: strings}), [1] * 4096)
+        for count in (SLICE - 1, SLICE, SLICE + 1, 3 * SLICE, 1 << 20):
+            found += [(of_others([], width), count, width), (stream(table), count, width)]
+            found.append((stream(table, even=BitWriter().bits(1, 12)), count, width))
     return found
 
 
@@ -114,12 +128,34 @@ def mutations(streams: list[Original], number: int, seed: int) -> Iterator[Origi
 def check_mutations(streams: list[Original], number: int, seed: int) -> Counter[str]:
     """Decode changed streams; count what comes of them."""
     found: Counter[str] = Counter()
-    for coded, count, width in mutations(streams, number, seed):
+    for place, (coded, count, width) in enumerate(mutations(streams, number, seed)):
         values = decoded(coded, count, width)
         found["refused" if values is None else "values"] += 1
         if values is not None:
             assert np.array_equal(values, decoded(coded, count, width)), "always the same"
+        if place % 4 == 0:
+            assert summed(coded, count, width) is (values is not None), "wherever it is decoded"
     return found
+
+
+def summed(coded: bytes, count: int, width: int) -> bool:
+    """Whether a stream is taken by the loops that decode and add at once; both of them, or none."""
+    kind = FLOATS["BF16" if width == 32 else "F32"]
+    target, total = np.zeros(count, kind.bits), np.zeros(count, kind.wide)
+    uses: list[Callable[[Delta], object]] = [
+        lambda delta: delta.add(kind, target, 0.5, target.copy()),
+        lambda delta: delta.accumulate(total, 0.5),
+    ]
+    taken = set()
+    for use in uses:
+        try:
+            use(TANS.open([b"", coded], count, kind.wide))
+        except PackageError:
+            taken.add(False)
+        else:
+            taken.add(True)
+    [both] = taken
+    return both
 
 
 @compiled
@@ -140,6 +176,9 @@ def check_all(number: int) -> None:
     found = check_mutations(small, number * 6 // 10, 11)
     found += check_mutations(originals(large=True), number * 3 // 10, 12)
     found += check_mutations(of_classes(), number // 10, 13)
+    for bomb in bombs():
+        assert decoded(*bomb) is None
+        assert not summed(*bomb)
     for width in TYPES:
         for kind in KINDS:
             for count in (1, 7, 8, 9, 255, 257, SLICE - 1, SLICE + 1, 40_000):
