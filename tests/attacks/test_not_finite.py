@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import paramdelta_hub as pd
-from paramdelta_hub.codecs import TANS
+from paramdelta_hub.codecs.by_name import TANS
 from paramdelta_hub.errors import NotFiniteError, PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.numerics.differences import Difference, Statistics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from paramdelta_hub.codecs import REPLACING
+from paramdelta_hub.codecs.by_name import REPLACING
 from tests.support.spec_reader import replacing
 
 

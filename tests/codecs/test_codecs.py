@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paramdelta_hub import codecs
-from paramdelta_hub.codecs import REPLACING, TANS, ZERO
+from paramdelta_hub.codecs.by_name import REPLACING, TANS, ZERO
 
 
 def test_the_registry() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from paramdelta_hub.codecs import REPLACING
+from paramdelta_hub.codecs.by_name import REPLACING
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from tests.codecs.roundtrips import roundtrip

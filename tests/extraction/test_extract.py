@@ -13,7 +13,7 @@ import torch
 from blake3 import blake3
 
 import paramdelta_hub as pd
-from paramdelta_hub.codecs import TANS
+from paramdelta_hub.codecs.by_name import TANS
 from paramdelta_hub.errors import (
     CheckpointError,
     MismatchError,

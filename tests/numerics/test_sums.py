@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta_hub.codecs import TANS
+from paramdelta_hub.codecs.by_name import TANS
 from paramdelta_hub.numerics.compiled import SLICE
 from paramdelta_hub.numerics.floats import FLOATS, Float
 from paramdelta_hub.numerics.sums import Delta, PlainDelta, add_all

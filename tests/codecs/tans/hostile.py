@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numba
 import numpy as np
 
-from paramdelta_hub.codecs import TANS
+from paramdelta_hub.codecs.by_name import TANS
 from paramdelta_hub.codecs.tans.chunk import encode_values, parse_values
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.numerics.compiled import SLICE, compiled
