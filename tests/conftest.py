@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def family(shared_family: Family, tmp_path: Path) -> Family:
     root = tmp_path / "family"
     shutil.copytree(shared_family.base.parent, root)
     return Family(root / "base", root / "post", root / "target", root / "delta")
+
+
+@pytest.fixture(scope="session")
+def memory() -> Iterator[Path]:
+    """A folder in memory, where there is one: hundreds of runs would wait for a disk that they have no need of."""
+    shared = "/dev/shm"
+    made = Path(tempfile.mkdtemp(prefix="paramdelta-", dir=shared if os.access(shared, os.W_OK) else None))
+    yield made
+    shutil.rmtree(made)
 
 
 @pytest.fixture(params=sorted(TORCH))
