@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).parents[3]
 
 
-_IMPORTED_BY_THE_HUBS_CLIENT = (
+IMPORTED_BY_THE_HUBS_CLIENT = (
     "anyio.streams.tls", "anyio.to_thread", "asyncio", "encodings.idna", "filelock", "h11", "http.server", "httpcore",
     "httpcore2", "httpx", "httpx2", "multiprocessing.synchronize", "tqdm.auto", "truststore", "yaml",
 )  # fmt: skip
@@ -208,7 +208,7 @@ def main() -> None:
 
 def nurse(asked: socket.socket) -> None:
     """Fork clients until nobody asks any more."""
-    for name in _IMPORTED_BY_THE_HUBS_CLIENT:
+    for name in IMPORTED_BY_THE_HUBS_CLIENT:
         with suppress(ImportError):
             importlib.import_module(name)
 
