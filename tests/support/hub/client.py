@@ -26,6 +26,13 @@ from typing import Any
 ROOT = Path(__file__).parents[3]
 
 
+IMPORTED_BY_THE_HUBS_CLIENT = (
+    "anyio.streams.tls", "anyio.to_thread", "asyncio", "encodings.idna", "filelock", "h11", "http.server", "httpcore",
+    "httpcore2", "httpx", "httpx2", "multiprocessing.synchronize", "tqdm.auto", "truststore", "yaml",
+)  # fmt: skip
+"""What it takes longest to import and is not of it."""
+
+
 class CallError(Exception):
     """What the call in the other process raised: ``kind`` of our errors, or ``bug`` for any other."""
 
@@ -201,13 +208,12 @@ def main() -> None:
 
 def nurse(asked: socket.socket) -> None:
     """Fork clients until nobody asks any more."""
-    for name in ("httpx", "httpx2", "yaml"):  # what the Hub's client takes longest to import
+    for name in IMPORTED_BY_THE_HUBS_CLIENT:
         with suppress(ImportError):
             importlib.import_module(name)
 
-    from paramdelta_hub.registry import (
-        api,  # noqa: F401
-    )
+    from paramdelta_hub.registry import api, publish  # noqa: F401
+    from paramdelta_hub.registry.cards import merge  # noqa: F401
     from paramdelta_hub.registry.hub import links  # noqa: F401
 
     assert "huggingface_hub" not in sys.modules

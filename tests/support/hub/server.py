@@ -504,6 +504,7 @@ class _Handler(BaseHTTPRequestHandler):
     """Reads a request, lets a fault strike, answers."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or an answer's body waits 40 ms until the client has confirmed the head
     server: _Server
 
     def handle_one(self) -> None:
