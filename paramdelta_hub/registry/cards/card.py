@@ -313,7 +313,12 @@ def _sources(manifest: Manifest) -> str:
         f"| {side} | {model_link(source.name, source.commit)} | {sum(source.dtypes.values()):,} in {_dtypes(source)} |"
         for side, source in (("post", manifest.post), ("base", manifest.base))
     ]
-    return "\n".join(["| | model | parameters |", "|---|---|---|", *rows])
+    table = "\n".join(["| | model | parameters |", "|---|---|---|", *rows])
+    earlier = [
+        f"- Relabeled from {escape_markdown(package.name)} {package.version} (id `{package.id[:16]}`)."
+        for package in reversed(manifest.relabeled_from)
+    ]
+    return f"{table}\n\n{chr(10).join(earlier[:_MAX_LINES])}".rstrip()
 
 
 def _dtypes(source: Source) -> str:
