@@ -51,6 +51,7 @@ class RemoteModel:
 
         Raises:
             CheckpointError: it can't be had, or is not what the Hub promised.
+            RegistryError: the Hub can't be reached, or is out of order.
         """
         connect()
         from huggingface_hub import hf_hub_download
@@ -105,6 +106,7 @@ def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: boo
 
     Raises:
         CheckpointError: no such repository, not allowed, no safetensors weights in it, or a header that breaks a rule.
+        RegistryError: the Hub can't be reached, or is out of order.
     """
     if address := parse_address(model):
         model = "@".join(filter(None, address))
@@ -166,6 +168,7 @@ def read_remote_header(repository: str, revision: str, name: str, size: int) -> 
 
     Raises:
         CheckpointError: it can't be had, or is no safetensors file.
+        RegistryError: the Hub can't be reached, or is out of order.
     """
     first = _range(repository, revision, name, 0, min(_FIRST_BYTES, size))
     length = int.from_bytes(first[:8], "little")

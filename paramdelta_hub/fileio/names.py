@@ -17,12 +17,14 @@ __all__ = [
     "is_clear",
     "shown",
     "shown_names",
+    "without_secrets",
 ]
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
 # Device names of Windows, which reserves them in every folder and with every extension.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.ASCII | re.IGNORECASE)
+_SECRETS = re.compile(r"(//)[^/@\s]+(?=@)|(\?)(?<=\S\?)(?=\S)[^\s'\">)]+|\bhf_[A-Za-z0-9_]{6,}")
 
 
 def is_clear(text: str) -> bool:
@@ -41,6 +43,11 @@ def shown_names(names: Sequence[str], limit: int = 5) -> str:
     """Return the first names of a list for a message, and the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(shown(name) for name in names[:limit]) + more
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without what nobody may see: tokens, and the passwords and queries (with signatures) of URLs."""
+    return _SECRETS.sub(lambda found: f"{found[1] or found[2] or ''}…", text)
 
 
 def human_bytes(count: int) -> str:

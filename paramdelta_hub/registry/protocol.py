@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -140,6 +140,8 @@ class Snapshot:
     """Why the version is withdrawn; None if it is not, as far as that is known here."""
     notes: tuple[str, ...] = ()
     """What could not be had, although nothing depends on it."""
+    extras: Mapping[str, bytes] = field(default_factory=dict)
+    """The card and the signature, if they are known already, by file name."""
 
     def files(self, part: Part) -> tuple[FileRecord, ...]:
         """Return the files that a part has in addition to the manifest."""

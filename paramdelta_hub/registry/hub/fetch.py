@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError
+from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError, StorageError
 from paramdelta_hub.fileio.durable import file_digest, io_errors, read_small, sync_file
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect, is_offline
@@ -143,8 +144,8 @@ def read_back(commit: Commit, file: FileRecord) -> bool:
 def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, revision: str | None = None) -> bytes:
     """Return the content of a file of a commit that no manifest lists, if it has at most ``limit`` bytes.
 
-    The cache is used; a damaged file is fetched once more. With ``revision``, by which the commit was found, the cache
-    then knows the file by this name too.
+    The cache is used if it can be written; a damaged file is fetched once more. With ``revision``, by which the commit
+    was found, the cache then knows the file by this name too.
 
     Raises:
         PackageError: the file is too large.
@@ -154,18 +155,24 @@ def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, re
     remote, where = commit.files[name], f"{repo}@{commit.id[:12]}"
     if remote.size is not None and remote.size > limit:
         raise PackageError(f"{name} has {remote.size} bytes; the limit is {limit}", where=where)
-    cached = _cached_path(repo, name, commit.id)
-    damaged = cached is not None and not remote.matches(_content(cached, limit) or b"")
-    for force in (damaged, True):
-        if force and cached is not None:
-            _drop(cached.parent, name)
-        path = _download(api, repo, name, revision or commit.id, None, force, Progress())
-        if path.parent.name != commit.id:  # the revision has moved since then
-            path = _download(api, repo, name, commit.id, None, force, Progress())
-        content = read_small(resolve_inside(path.parent, name), limit)
-        if remote.matches(content):
-            return content
-        cached = path
+    try:
+        cached = _cached_path(repo, name, commit.id)
+        damaged = cached is not None and not remote.matches(_content(cached, limit) or b"")
+        for force in (damaged, True):
+            if force and cached is not None:
+                _drop(cached.parent, name)
+            path = _download(api, repo, name, revision or commit.id, None, force, Progress())
+            if path.parent.name != commit.id:  # the revision has moved since then
+                path = _download(api, repo, name, commit.id, None, force, Progress())
+            content = read_small(resolve_inside(path.parent, name), limit)
+            if remote.matches(content):
+                return content
+            cached = path
+    except StorageError:  # the cache can't be written
+        with tempfile.TemporaryDirectory() as scratch:
+            path = _download(api, repo, name, commit.id, Path(scratch), False, Progress())
+            if remote.matches(content := read_small(path, limit)):
+                return content
     raise IntegrityError(f"{name} arrived damaged twice", where=where, remedy="run the command again")
 
 

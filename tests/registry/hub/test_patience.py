@@ -138,7 +138,7 @@ def test_a_model_of_a_server_that_never_answers_comes_from_the_cache_or_the_serv
     hub.add(repo).add({"config.json": b"{}", "model.safetensors": b"weights"})
     hub.faults = [Fault("mute", "GET", times=99)]
     host = hub.endpoint.removeprefix("http://")
-    fails("checkpoint", f"{host} does not answer", lambda: hurried("resolve", model=repo))
+    fails("registry", f"{host} does not answer", lambda: hurried("resolve", model=repo))
     hub.faults = []
     path = hurried("resolve", model=repo)
     hub.faults = [Fault("mute", "GET", times=99)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -528,6 +529,8 @@ class _Handler(BaseHTTPRequestHandler):
         answer = hub.respond(self.command, self.path, self.headers, body)
         if fault and kind == "drop":
             self._hang_up()
+        elif fault and kind == "slow head":
+            self._drip()
         elif fault and kind in ("stall", "slow"):
             self._trickle(answer, fault)
         else:
@@ -572,6 +575,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         for at in range(len(body)):
             self.wfile.write(body[at : at + 1])
+            time.sleep(0.02)
+
+    def _drip(self) -> None:
+        """Send a head that never ends, byte by byte."""
+        self.close_connection = True
+        for byte in itertools.chain(b"HTTP/1.1 200 OK\r\nX-Slow: ", itertools.repeat(46)):
+            self.wfile.write(bytes([byte]))
             time.sleep(0.02)
 
     def _wait_for_the_end(self) -> None:
