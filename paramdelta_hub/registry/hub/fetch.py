@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from paramdelta_hub.fileio.durable import file_digest, io_errors, read_small, sy
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect, is_offline
 from paramdelta_hub.hub.errors import translate_hub_errors
+from paramdelta_hub.hub.files import RemoteFile, ask_for_digests, git_digest, listed_files
 from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.registry.materialize import is_intact
 from paramdelta_hub.registry.names import is_commit, is_id
@@ -30,43 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Commit",
-    "RemoteFile",
     "check_remote_files",
     "fetch",
+    "fetch_listed",
     "fetch_small",
     "get_commit",
-    "read_back",
     "read_cached",
 ]
-
-
-_FILES_AT_ONCE = 100
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a commit, as the Hub describes it."""
-
-    size: int | None
-    sha256: str | None
-    """Known for large files."""
-    git_digest: str | None
-    """Known for all other files: the sha1 of git's blob."""
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the Hub states a digest. Some mirrors and other hubs do not."""
-        return self.sha256 is not None or self.git_digest is not None
-
-    def matches(self, content: bytes) -> bool:
-        """Whether the file has exactly this content, as far as the Hub tells."""
-        if not self.is_known:
-            return self.size in (None, len(content))
-        if len(content) != self.size:
-            return False
-        if self.sha256 is not None:
-            return hashlib.sha256(content).hexdigest() == self.sha256
-        return _git_digest(content) == self.git_digest
 
 
 @dataclass(frozen=True)
@@ -91,54 +62,25 @@ def get_commit(api: HfApi, repo: str, revision: str | None = None) -> Commit:
     where = f"{repo}@{revision}" if revision else repo
     with translate_hub_errors(where):
         info = api.model_info(repo, revision=revision, files_metadata=True)
-        files = {
-            sibling.rfilename: RemoteFile(
-                sibling.lfs.size if sibling.lfs else sibling.size,
-                sibling.lfs.sha256 if sibling.lfs else None,
-                sibling.blob_id,
-            )
-            for sibling in info.siblings or ()
-        }
+        files = listed_files(info)
         commit = info.sha or ""
         named = getattr(info.card_data, "base_model", None)
         bases = [named] if isinstance(named, str) else named if isinstance(named, list) else []
     if not is_commit(commit):
         raise RegistryError("the Hub's answer names no commit", where=where, remedy="run the command again")
     if unknown := [name for name, file in files.items() if not file.is_known]:
-        files |= _details(api, repo, commit, unknown)
+        files |= ask_for_digests(repo, commit, unknown)
     return Commit(repo, commit, bool(info.private), frozenset(base for base in bases if isinstance(base, str)), files)
 
 
-def _details(api: HfApi, repo: str, commit: str, names: Sequence[str]) -> dict[str, RemoteFile]:
-    """Return what the Hub says about files of which its listing has no digests, or nothing if it can't say more."""
-    found: list[Any] = []
-    try:
-        for start in range(0, len(names), _FILES_AT_ONCE):
-            with translate_hub_errors(repo):
-                found += api.get_paths_info(repo, list(names[start : start + _FILES_AT_ONCE]), revision=commit)
-    except RegistryError:
-        try:
-            with translate_hub_errors(repo):
-                found = list(api.list_repo_tree(repo, recursive=True, revision=commit))
-        except RegistryError:
-            return {}
-    return {
-        file.path: RemoteFile(
-            file.lfs.size if file.lfs else file.size, file.lfs.sha256 if file.lfs else None, file.blob_id or None
-        )
-        for file in found
-        if getattr(file, "size", None) is not None
-    }
-
-
-def read_back(commit: Commit, file: FileRecord) -> bool:
-    """Whether a commit has a file with this content, by downloading it: for hubs that state no digest.
+def fetch_listed(commit: Commit, file: FileRecord) -> Path | None:
+    """Return a file of a commit in the cache, fetched if need be; None if it has not this content.
 
     Raises:
         RegistryError: not reachable.
     """
-    path = _download(connect(), commit.repo, file.path, commit.id, None, False, Progress())
-    return file_digest(path.resolve())[0] == file.sha256
+    path = _download(connect(), commit.repo, file.path, commit.id, None, False, Progress()).resolve()
+    return path if file_digest(path)[0] == file.sha256 else None
 
 
 def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, revision: str | None = None) -> bytes:
@@ -190,7 +132,7 @@ def read_cached(repo: str, name: str, revision: str, limit: int, *, unchecked: b
     if is_id(digest):
         damaged = hashlib.sha256(content).hexdigest() != digest
     elif is_commit(digest):
-        damaged = _git_digest(content) != digest
+        damaged = git_digest(content) != digest
     else:
         damaged = not unchecked
     return None if damaged else (content, path.parent.name)
@@ -299,7 +241,3 @@ def _download(
                 **bar,
             )
         )
-
-
-def _git_digest(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

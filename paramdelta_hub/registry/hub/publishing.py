@@ -16,7 +16,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_hub.errors import PackageError, PublishError, RegistryError
+from paramdelta_hub.errors import IntegrityError, PackageError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect
@@ -27,7 +27,7 @@ from paramdelta_hub.package.package import PICTURE_NAME, Package
 from paramdelta_hub.registry.cards.card import FACTS_KEY
 from paramdelta_hub.registry.cards.front_matter import metadata
 from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
-from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, get_commit, read_back
+from paramdelta_hub.registry.hub.fetch import Commit, fetch_listed, fetch_small, get_commit
 from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME, check_in_place, read_extras
 from paramdelta_hub.registry.names import is_version, newest
 from paramdelta_hub.registry.protocol import HIGHER_VERSION, CardMaker, Publication, Published
@@ -219,10 +219,24 @@ def _restore(api: HfApi, repo: str, head: Commit, version: str, make_card: CardM
     wanted = get_commit(api, repo, version)
     content = fetch_small(api, repo, MANIFEST_NAME, wanted, MANIFEST_BYTES)
     manifest, package_id = parse_manifest(content, f"{repo}@{version}")
-    names = {*(file.path for file in manifest.files), MANIFEST_NAME, SIGNATURE_NAME, PICTURE_NAME}
+    listed = {file.path: file for file in manifest.files}
+    names = {*listed, MANIFEST_NAME, SIGNATURE_NAME, PICTURE_NAME}
+    can_copy = _can_copy(api, wanted)
     for name in sorted(names & wanted.files.keys()):
-        if head.files.get(name) != wanted.files[name] or not wanted.files[name].is_known:
+        if head.files.get(name) == wanted.files[name] and wanted.files[name].is_known:
+            continue
+        if can_copy:
             yield CommitOperationCopy(src_path_in_repo=name, path_in_repo=name, src_revision=wanted.id)
+        elif name in listed:
+            path = fetch_listed(wanted, listed[name])
+            if path is None:
+                raise IntegrityError(
+                    f"{name} arrived damaged", where=f"{repo}@{version}", remedy="run the command again"
+                )
+            yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
+        else:
+            small = fetch_small(api, repo, name, wanted, MANIFEST_BYTES)
+            yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=small)
     old_names = {file.path for file in now.files} | {SIGNATURE_NAME}
     for name in sorted((old_names & head.files.keys()) - (names & wanted.files.keys())):
         yield CommitOperationDelete(path_in_repo=name)
@@ -230,6 +244,15 @@ def _restore(api: HfApi, repo: str, head: Commit, version: str, make_card: CardM
     if CARD_NAME in head.files:
         card = fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode("utf-8", "replace")
     yield CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=make_card(manifest, package_id, card))
+
+
+def _can_copy(api: HfApi, commit: Commit) -> bool:
+    """Whether the Hub copies files itself. Others lack what the client asks for first; then files are sent anew."""
+    try:
+        with translate_hub_errors(commit.repo):
+            return bool(api.get_paths_info(commit.repo, [MANIFEST_NAME], revision=commit.id))
+    except RegistryError:
+        return False
 
 
 def _commit_apart(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit, title: str) -> str:
@@ -391,7 +414,7 @@ def _has_file(delta: Package, file: FileRecord, commit: Commit) -> bool:
     if remote is None or remote.size not in (None, file.size):
         return False
     if not remote.is_known:
-        return read_back(commit, file)
+        return fetch_listed(commit, file) is not None  # read back: nothing else tells what is there
     if remote.sha256 is not None:
         return remote.sha256 == file.sha256
     # Without a sha256 it is kept by git itself, so it is small.

@@ -93,7 +93,7 @@ class LoopbackHub:
         self.xet: Path | None = None
         """Folder of a Xet store, spoken to by the client itself; see :meth:`know`."""
         self.bare: set[str] = set()
-        """Where it says no digests, as mirrors and other hubs do: ``info`` (of a commit), ``paths``, ``tree``."""
+        """Where it says no digests, like other hubs: ``info`` (of a commit), ``paths``, ``tree``, ``head``."""
         self.cdn = False
         """Whether large files are on another server, to which a signed URL leads."""
         self.renamed: dict[str, str] = {}
@@ -281,6 +281,10 @@ class LoopbackHub:
         headers = {"X-Repo-Commit": commit.id, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
         if blob.large:
             headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content))}
+        if "head" in self.bare:
+            headers |= {"ETag": f'W/"{hashlib.md5(blob.content).hexdigest()}"'}
+            headers.pop("X-Linked-Etag", None)
+        if blob.large:
             if self.xet and blob.sha256 in self._xet_hashes:
                 route = f"{self.endpoint}/api/models/{repo}/xet-read-token/{commit.id}"
                 headers |= {"X-Xet-Hash": self._xet_hashes[blob.sha256], "X-Xet-Refresh-Route": route}
