@@ -39,8 +39,8 @@ __all__ = [
 
 HIGHER_VERSION = "publish yours as a higher version: paramdelta relabel DELTA -o NEW --version …"
 """The remedy if a version exists with other content: a published version is never replaced."""
-CardMaker: TypeAlias = Callable[[Manifest, str, str | None], bytes]
-"""Makes the card of a version from its manifest, its id and the present card."""
+CardMaker: TypeAlias = Callable[[Manifest, str, bytes | None], bytes | None]
+"""Makes the card of a version from its manifest, its id and the present card; None leaves that as it is."""
 Part = Literal["package", "companions", "manifest", "lineage", "evidence"]
 """What to pull: everything; or the manifest, alone or with the companions, the lineage file, or both."""
 
@@ -322,12 +322,16 @@ class Registry(ABC):
 
     @abstractmethod
     def card(self, repo: str) -> str | None:
-        """Return the model card of the newest version, or None if there is no version or no card."""
+        """Return the model card as its author left it, or None if there is none.
+
+        It is that of the newest version, also if that is withdrawn: a withdrawal takes none of the author's words away.
+        """
 
     @abstractmethod
     def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
         """Yield deltas with this ``base`` and ``fingerprint``, and with all words of ``query``.
 
+        Those of which all versions are withdrawn are left out.
         Every word must be in the name, the title, the tags of the card, or the names of base and post.
         """
 

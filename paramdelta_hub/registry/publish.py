@@ -107,7 +107,7 @@ def _make_card(
     """Return the card, which keeps what the author wrote, and notes about what changes in it."""
     published = target.card(reference.repo)
     existing = merge_cards(published, read_card(package.path), reference.repo, replace_edits)
-    card = _card_of(reference, package.manifest, package.digest, existing, replace_edits)
+    card = _card_of(reference, package.manifest, package.digest, existing, replace_edits=replace_edits)
     notes = []
     if published is not None and (changes := edits(published, card, reference.repo)):
         notes.append(f"the card changes outside of its generated part:\n{changes}")
@@ -118,21 +118,19 @@ def _make_card(
     return card, tuple(notes)
 
 
-def _card_of(
-    reference: Reference, manifest: Manifest, package_id: str, existing: str | None, replace_edits: bool
-) -> str:
+def _card_of(reference: Reference, manifest: Manifest, package_id: str, existing: str | None, **edits: bool) -> str:
     on_hub = reference.root is None
     licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
-    options = {"on_hub": on_hub, "replace_edits": replace_edits}
-    return delta_card(manifest, package_id, reference.repo, existing, licenses=licenses, **options)
+    return delta_card(manifest, package_id, reference.repo, existing, licenses=licenses, on_hub=on_hub, **edits)
 
 
-def _restored_card(reference: Reference, manifest: Manifest, package_id: str, existing: str | None) -> bytes:
-    """Return the card of a version that is the newest again. Where that would replace an edit by hand, it stays."""
+def _restored_card(reference: Reference, manifest: Manifest, package_id: str, existing: bytes | None) -> bytes | None:
+    """Return the card of a version that is the newest again, with all that was edited by hand, or None to leave it."""
     try:
-        return _card_of(reference, manifest, package_id, existing, replace_edits=False).encode()
-    except (OptionError, SourceError):
-        return (existing or "").encode()
+        card = None if existing is None else existing.decode()
+        return _card_of(reference, manifest, package_id, card, keep_edits=True).encode()
+    except (SourceError, UnicodeDecodeError):  # it can't be read
+        return None
 
 
 def _signature(package: Package, repo: str, key: PrivateKey | None) -> bytes | None:

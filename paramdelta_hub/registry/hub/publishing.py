@@ -240,10 +240,9 @@ def _restore(api: HfApi, repo: str, head: Commit, version: str, make_card: CardM
     old_names = {file.path for file in now.files} | {SIGNATURE_NAME}
     for name in sorted((old_names & head.files.keys()) - (names & wanted.files.keys())):
         yield CommitOperationDelete(path_in_repo=name)
-    card = None
-    if CARD_NAME in head.files:
-        card = fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode("utf-8", "replace")
-    yield CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=make_card(manifest, package_id, card))
+    old = fetch_small(api, repo, CARD_NAME, head, CARD_BYTES) if CARD_NAME in head.files else None
+    if (card := make_card(manifest, package_id, old)) is not None:
+        yield CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=card)
 
 
 def _can_copy(api: HfApi, commit: Commit) -> bool:

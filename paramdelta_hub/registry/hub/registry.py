@@ -83,6 +83,9 @@ class HubRegistry(Registry):
             if model is None:
                 return
             hit = _hit(model)
+            # The card is that of the newest version that is left: if that one is withdrawn, all of them are.
+            if hit.version in yanked_in(file.rfilename for file in model.siblings or ()):
+                continue
             if has_words(query, (hit.repo, hit.title, hit.base, hit.post, *_tags(model))):
                 yield hit
 

@@ -138,9 +138,10 @@ class StoreRegistry(Registry):
         return found
 
     def card(self, repo: str) -> str | None:
-        """Return the model card of the newest version, or None if there is no version or no card."""
-        found = self._lookup(check_repo(repo), None)
-        content = found and self._store.read(f"{repo}/{found[0]}", CARD_NAME, CARD_BYTES)
+        """Return the model card of the newest version, withdrawn or not; None if there is no version or no card."""
+        names, _ = self._names(check_repo(repo))
+        found = newest(name for name in names if self._manifest(f"{repo}/{name}") is not None)
+        content = found and self._store.read(f"{repo}/{found}", CARD_NAME, CARD_BYTES)
         try:
             return content.decode() if content else None
         except UnicodeDecodeError:
