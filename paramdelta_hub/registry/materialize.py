@@ -40,6 +40,7 @@ __all__ = [
     "SIGNATURE_NAME",
     "check_free_space",
     "check_in_place",
+    "check_place",
     "exclusive_dir",
     "file_chunks",
     "is_intact",
@@ -178,6 +179,18 @@ def check_free_space(folder: Path, needed: int) -> None:
             where=str(folder),
             remedy="free some space, or choose another disk",
         )
+
+
+def check_place(folder: Path, needed: int) -> None:
+    """Check that a folder that may not exist yet can be written, and that its disk has enough free space.
+
+    Raises:
+        StorageError: it can't, or there is not enough.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError("can't be written", where=str(existing), remedy="check the permissions")
+    check_free_space(folder, needed)
 
 
 def _receive_one(

@@ -24,7 +24,7 @@ from paramdelta_hub.registry.cards.card import (
     tag_value,
 )
 from paramdelta_hub.registry.hub.fetch import check_remote_files, fetch, fetch_small, get_commit, read_cached
-from paramdelta_hub.registry.hub.publishing import publish, reason_for, tagged, yank
+from paramdelta_hub.registry.hub.publishing import plan, publish, reason_for, tagged, yank
 from paramdelta_hub.registry.materialize import CARD_NAME, EXTRAS, check_free_space, file_chunks, is_intact, receive
 from paramdelta_hub.registry.names import check_repo, is_commit, is_version, newest, newest_first
 from paramdelta_hub.registry.protocol import (
@@ -105,6 +105,9 @@ class HubRegistry(Registry):
 
     def _publish(self, publication: Publication) -> Published:
         return publish(connect(), publication)
+
+    def _plan(self, publication: Publication) -> Published:
+        return plan(connect(), publication)
 
     def _yank(self, repo: str, version: str, reason: str | None, make_card: CardMaker) -> None:
         yank(connect(), repo, version, reason, make_card)
