@@ -63,6 +63,7 @@ FAULTS = {
     "busy": Fault("status", value=503, after=600),
     "too many": Fault("status", value=429, after=600),
     "refused": Fault("status", value=403, text="not from this country"),
+    "a page": Fault("page"),
     "no Hub": Fault("status", value=405, text="Method Not Allowed"),
 }
 

@@ -522,6 +522,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and kind == "status":
             self._send(Answer({"error": fault.text}, fault.value, {"Retry-After": str(fault.after)}))
             return
+        if fault and kind == "page":
+            self._send(Answer(b"<!DOCTYPE html><title>Welcome</title>", 200, {"Content-Type": "text/html"}))
+            return
         if fault and kind == "mute":
             self._wait_for_the_end()
             return
