@@ -154,8 +154,8 @@ def test_a_hub_whose_files_can_not_be_had(
 
 
 @contextmanager
-def bad_store(status: int | None) -> Iterator[int]:
-    """Run a server that answers every request with a status, or never; yield its port."""
+def bad_store(status: int | None, body: bytes = b"") -> Iterator[int]:
+    """Run a server that answers every request with a status and a body, or never; yield its port."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -166,8 +166,10 @@ def bad_store(status: int | None) -> Iterator[int]:
                 self.connection.recv(1, socket.MSG_PEEK)
                 return
             self.send_response(status)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815 - the base class's naming
 
@@ -227,3 +229,20 @@ def test_a_bucket_that_can_not_be_had(
     assert store in done.stderr
     assert "→" in done.stderr
     assert not out.exists()
+
+
+def test_the_words_of_a_bucket_are_passed_on(
+    packages: Packages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    said = "<Error><Code>QuotaExceeded</Code><Message>The quota of 5 GB is used up</Message></Error>"
+    with bad_store(403, said.encode()) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        done = CliRunner().invoke(main, ["versions", "org/delta", "--registry", "s3://deltas/lost"])
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert done.exit_code == 8
+    assert "QuotaExceeded: The quota of 5 GB is used up" in done.stderr

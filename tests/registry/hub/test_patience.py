@@ -189,6 +189,15 @@ def test_the_hubs_own_words_are_passed_on(
     assert remedy in caught.value.text
 
 
+def test_what_the_hub_says_of_metadata_is_passed_on(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages
+) -> None:
+    hub.rejects = '"license" must be one of [apache-2.0, mit]'
+    fails("registry", '"license" must be one of', lambda: client("publish_anew", delta=packages.v1, repo=repo))
+    hub.rejects = ""
+    assert not hub.repositories[repo].tags
+
+
 @pytest.mark.parametrize("fault", ["mute", "cut", "drop", "status"])
 def test_a_range_that_breaks_off_is_asked_for_again(
     hub: LoopbackHub, hurried: Client, shared_family: Family, repo: str, fault: Any

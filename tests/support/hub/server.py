@@ -96,6 +96,8 @@ class LoopbackHub:
         """Where it says no digests, like other hubs: ``info`` (of a commit), ``paths``, ``tree``, ``head``."""
         self.cdn = False
         """Whether large files are on another server, to which a signed URL leads."""
+        self.rejects = ""
+        """What it finds wrong with the metadata of every card."""
         self.renamed: dict[str, str] = {}
         """The new names of repositories, by the old ones, to which every request is sent on."""
         self._xet_hashes: dict[str, str] = {}
@@ -321,6 +323,8 @@ class LoopbackHub:
         return Answer({"url": f"{self.endpoint}/{name}", "name": name}, 409 if there else 200)
 
     def _validate_card(self, request: Request) -> Answer:
+        if self.rejects:
+            return Answer({"errors": [{"message": self.rejects}], "warnings": []}, 400)
         try:
             metadata(request.json["content"])
         except ValueError as error:
