@@ -118,7 +118,7 @@ def receive(
     progress = progress or Progress()
     temporary = folder / _TEMPORARY_NAME
     with io_errors("preparing the folder"):
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         # resolve_inside() raises where a symbolic link stands in a file's place: a link is never replaced.
         missing = [file for file in files if resolve_inside(folder, file.path) and not is_intact(folder, file)]
         needed = sum(file.size for file in missing)
@@ -233,12 +233,17 @@ def write_if_changed(path: Path, content: bytes | None) -> int:
     """
     with io_errors("writing"):
         if content is None:
-            path.unlink(missing_ok=True)
+            _remove(path)
             return 0
         if path.is_file() and not path.is_symlink() and path.read_bytes() == content:
             return 0
         write_file(path, content)
     return len(content)
+
+
+def _remove(path: Path) -> None:
+    if os.path.lexists(path):  # a read-only disk refuses to remove even what is missing
+        path.unlink()
 
 
 def file_chunks(path: Path) -> Iterator[bytes]:

@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, PublishError, RegistryError, SourceError
+from paramdelta_hub.errors import (
+    IntegrityError,
+    OptionError,
+    PackageError,
+    PublishError,
+    RegistryError,
+    SourceError,
+    StorageError,
+)
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES
@@ -319,7 +327,11 @@ class StoreRegistry(Registry):
         cache = Path(home) if os.path.isabs(home) else expand("~/.cache")
         own = hashlib.sha256(self.address.encode()).hexdigest()[:16]
         folder = cache / "paramdelta-hub" / own / _folder(found)
-        return folder, self._install(found, part, folder, progress, is_cache=True)
+        try:
+            return folder, self._install(found, part, folder, progress, is_cache=True)
+        except StorageError as error:
+            error.remedy = f"{error.remedy}; XDG_CACHE_HOME can name a folder on another disk"
+            raise
 
     def _repositories(self) -> Iterator[str]:
         for org in filter(lambda org: is_repo(f"{org}/x"), self._folders("")):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import paramdelta_hub as pd
 from tests.conftest import Family
 from tests.registry.conftest import Packages
 from tests.registry.hub.test_registry import holds, published
@@ -63,9 +64,16 @@ def place(
     sealed("umount")
 
 
+def of_bucket(home: Path) -> dict[str, str]:
+    """Return the environment of a command that uses a bucket."""
+    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return {**aws, "XDG_CACHE_HOME": str(home / "cache")}
+
+
 @pytest.fixture(scope="module")
 def reader(
     started: LoopbackHub,
+    endpoint: str,
     place: tuple[Path, Callable[[], None]],
     new_client: Callable[..., Client],
     packages: Packages,
@@ -78,6 +86,9 @@ def reader(
         started.add(f"org/held-{name}", folder)
     filler = new_client(home=home / "hf")
     filler("pull", repo="org/held")
+    pd.publish(packages.v1, "org/held", registry="s3://deltas/held")
+    bucket = ["pull", "org/held", "--registry", "s3://deltas/held"]
+    assert filler("command", arguments=bucket, **of_bucket(home))[0] == 0
     for name in ("base", "post"):
         filler("resolve", model=f"org/held-{name}")
     seal()
@@ -134,3 +145,20 @@ def test_what_would_have_to_be_stored_says_what_to_set(
     code, said = use(line, delta=repo, model=f"{repo}-model")
     assert code == 7, said
     assert "HF_HOME" in said
+
+
+@pytest.mark.parametrize("line", ["pull DELTA", "verify DELTA", "inspect DELTA", "apply TARGET DELTA -o OUT"])
+def test_what_is_there_of_a_bucket_is_used_and_else_it_is_said_what_to_set(
+    reader: Client,
+    place: tuple[Path, Callable[[], None]],
+    packages: Packages,
+    shared_family: Family,
+    tmp_path: Path,
+    line: str,
+) -> None:
+    for package, repo in ((packages.v1, "org/held"), (packages.v2, f"org/{tmp_path.name}")):
+        pd.publish(package, repo, registry="s3://deltas/held")
+        parts = words(line, DELTA=repo, TARGET=shared_family.target, OUT=tmp_path / repo)
+        parts += ["--registry", "s3://deltas/held"]
+        code, _, said = reader("command", arguments=parts, **of_bucket(place[0]))
+        assert (code, "XDG_CACHE_HOME" in said) == ((0, False) if repo == "org/held" else (7, True)), said
