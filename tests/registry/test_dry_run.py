@@ -110,9 +110,10 @@ def test_a_dry_run_ends_as_the_real_run_would(
         assert dry[0] == real[0] != 0
         assert dry[1]["error"]["what"] == real[1]["error"]["what"]
     if place.kind == "hub":
-        line = ["publish", str(packages.v2), place.repo]
-        for option in (["--dry-run"], []):
-            assert bob("command", arguments=[*line, *option])[0] == 8
+        for package, code in ((packages.v2, 8), (packages.v1, 0)):  # of which the second is there already
+            for option in (["--dry-run"], []):
+                line = ["publish", str(package), place.repo, *option]
+                assert bob("command", arguments=line)[0] == code
 
 
 def test_a_dry_run_is_read_by_people(packages: Packages, tmp_path: Path) -> None:

@@ -102,47 +102,38 @@ def plan(api: HfApi, publication: Publication) -> Published:
     Raises:
         PublishError, RegistryError, PackageError: as :func:`publish`.
     """
-    delta, repo = publication.package, publication.repo
+    delta, repo, version = publication.package, publication.repo, publication.package.manifest.version
     check_in_place(delta, delta.manifest.files, publication.progress)
     extras = read_extras(delta.path, publication.extras)
+    small = {**extras, MANIFEST_NAME: _manifest_text(delta), PICTURE_NAME: _picture(delta)}
+    files = {file.path: file.size for file in delta.manifest.files}
+    files |= {name: len(content) for name, content in small.items()}
+    url, head, behind = f"{endpoint()}/{repo}/tree/{version}", None, None
+    with contextlib.suppress(*(() if publication.create_pr else (MissingError,))):
+        head = get_commit(api, repo)
+    if head is not None:
+        _check_head(publication, head)
+        tags = tagged(api, repo)
+        if version in tags:
+            done = _check_tagged(api, publication)
+            files = {CARD_NAME: files[CARD_NAME]} if _lacks_card(api, publication, extras, head) else {}
+            return publication.planned(done.revision, url, files, newest=_has_manifest(delta, head))
+        behind = _newer_version(publication, head, tags)
+        if publication.create_pr:
+            _check_not_merged(delta, extras, head)
+        _check_untagged(api, repo, delta, head)
+        held = {name for name, file in head.files.items() if file.is_known}
+        there = {name for name in held & small.keys() if head.files[name].matches(small[name])}
+        there |= {file.path for file in delta.manifest.files if file.path in held and _has_file(delta, file, head)}
+        files = {name: size for name, size in files.items() if name not in there}
     if not (publication.create_pr or can_write(api, repo)):
         raise RegistryError(
             "the account of this token can't write there",
             where=repo,
             remedy="use a token with write access, or open a pull request with --create-pr",
         )
-    head: Commit | None
-    try:
-        head = get_commit(api, repo)
-    except MissingError:
-        if publication.create_pr:
-            raise
-        head = None
-    files = {file.path: file.size for file in delta.manifest.files}
-    files |= {name: len(content) for name, content in extras.items()}
-    files[MANIFEST_NAME] = len(_manifest_text(delta))
-    files[PICTURE_NAME] = len(_picture(delta))
-    url = f"{endpoint()}/{repo}/tree/{delta.manifest.version}"
-    if head is None:
-        publication.announce(f"{endpoint()}/{repo} ({_visibility(publication, None)})")
-        return publication.planned(delta.manifest.version, url, files, newest=True)
-    _check_head(publication, head)
-    tags = tagged(api, repo)
-    if delta.manifest.version in tags:
-        done = _check_tagged(api, publication)
-        files = {CARD_NAME: files[CARD_NAME]} if _lacks_card(api, publication, extras, head) else {}
-        return publication.planned(done.revision, url, files, newest=_has_manifest(delta, head))
-    behind = _newer_version(publication, head, tags)
-    _check_untagged(api, repo, delta, head)
     publication.announce(f"{endpoint()}/{repo} ({_visibility(publication, head)})")
-    held = {CARD_NAME: extras.get(CARD_NAME, b""), MANIFEST_NAME: _manifest_text(delta), PICTURE_NAME: _picture(delta)}
-    for file in delta.manifest.files:
-        if file.path in head.files and head.files[file.path].is_known and _has_file(delta, file, head):
-            del files[file.path]
-    for name, content in held.items():
-        if name in head.files and head.files[name].is_known and head.files[name].matches(content):
-            files.pop(name, None)
-    return publication.planned(delta.manifest.version, url, files, newest=behind is None)
+    return publication.planned(version, url, files, newest=behind is None)
 
 
 def can_write(api: HfApi, repo: str) -> bool:
@@ -397,10 +388,7 @@ def _open_pull_request(
     api: HfApi, publication: Publication, extras: Mapping[str, bytes], head: Commit, title: str
 ) -> Published:
     repo, delta = publication.repo, publication.package
-    if _is_uploaded(delta, extras, head):  # already merged; only the tag is missing
-        raise RegistryError(
-            "the main branch holds this content already", where=repo, remedy="publish without --create-pr to tag it"
-        )
+    _check_not_merged(delta, extras, head)
     if url := find_pull_request(api, repo, title):
         return _done(publication, head.id, uploaded=False, pull_request=url)
     with translate_hub_errors(repo):
@@ -413,6 +401,15 @@ def _open_pull_request(
             create_pr=True,
         )
     return _done(publication, made.oid, uploaded=True, pull_request=made.pr_url)
+
+
+def _check_not_merged(delta: Package, extras: Mapping[str, bytes], head: Commit) -> None:
+    if _is_uploaded(delta, extras, head):  # only the tag is missing
+        raise RegistryError(
+            "the main branch holds this content already",
+            where=head.repo,
+            remedy="publish without --create-pr to tag it",
+        )
 
 
 def _commit(
