@@ -242,8 +242,11 @@ def write_if_changed(path: Path, content: bytes | None) -> int:
 
 
 def _remove(path: Path) -> None:
-    if os.path.lexists(path):  # a read-only disk refuses to remove even what is missing
-        path.unlink()
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        if os.path.lexists(path):  # a read-only disk refuses to remove even what is missing
+            raise
 
 
 def file_chunks(path: Path) -> Iterator[bytes]:
