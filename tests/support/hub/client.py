@@ -7,6 +7,7 @@ The client's pauses before it tries again are cut to nothing, or 200 schedules o
 from __future__ import annotations
 
 import atexit
+import ctypes
 import dataclasses
 import functools
 import importlib
@@ -124,9 +125,11 @@ class Client:
 
 def _calls() -> dict[str, Callable[..., Any]]:
     import huggingface_hub
+    from click.testing import CliRunner
 
     from paramdelta_hub import limits
     from paramdelta_hub.checkpoints.files import resolve
+    from paramdelta_hub.cli import main as cli
     from paramdelta_hub.registry import api as operations
     from paramdelta_hub.registry import publish as operations_publish
     from paramdelta_hub.registry import search
@@ -134,7 +137,14 @@ def _calls() -> dict[str, Callable[..., Any]]:
     from paramdelta_hub.registry.hub.registry import HubRegistry
 
     hub = HubRegistry()
+
+    def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        done = CliRunner().invoke(cli, arguments, env=environment)
+        assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+        return done.exit_code, done.stdout, done.stderr
+
     return {
+        "command": lambda arguments, **environment: command(*arguments, **environment),
         "publish": lambda package, **rest: hub.publish(Path(package), **rest),
         "pull": lambda folder=None, revision=None, **rest: hub.pull(
             folder=Path(folder) if folder else None, revision=revision, **rest
@@ -147,10 +157,17 @@ def _calls() -> dict[str, Callable[..., Any]]:
         "describe_base": lambda model: search.describe_base(model)[:3],
         "find": lambda query=None, base=None: list(operations.search(query, base=base)),
         "link": links.link,
+        "drop_rights": drop_rights,
         "limit": lambda **values: [setattr(limits, name, value) for name, value in values.items()],
         "resolve": lambda model: resolve.resolve(model).path,
         "snapshot": lambda repo, **rest: huggingface_hub.snapshot_download(repo, **rest),
     }
+
+
+def drop_rights() -> None:
+    """Make what the rights of files and folders say hold for root too (Linux)."""
+    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0, os.strerror(ctypes.get_errno())
 
 
 class _Impatient:
