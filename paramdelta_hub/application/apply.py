@@ -38,16 +38,7 @@ from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import Executor, ExecutorConfig, Operation, Outcomes, complete
 from paramdelta_hub.tasks.workspace import MayReplace, Workspace
 
-__all__ = [
-    "PROVENANCE_NAME",
-    "Application",
-    "ApplyReport",
-    "WeightMap",
-    "WeightedDelta",
-    "apply",
-    "check_stream",
-    "run_apply",
-]
+__all__ = ["Application", "ApplyReport", "WeightMap", "WeightedDelta", "apply", "check_stream", "run_apply"]
 
 CARD_NAME = "README.md"
 NOTHING_ADDED = "nothing was added: all weights are 0, or the deltas change nothing here"
