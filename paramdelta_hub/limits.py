@@ -82,6 +82,9 @@ token and have some 2 MB."""
 RENAMES = 1000
 """Rename rules, each of which is tried on every tensor's name, and recorded in the manifest."""
 
+RELABELINGS = 100
+"""How often a package may be relabeled, by which its manifest grows."""
+
 RULES_BYTES = 1 * MIB
 """A file of rename and skip rules: every one of 1,000 rules (a manifest's most) could have a kilobyte."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def pytest_configure() -> None:
     settings.load_profile("busy")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests, so that none of them is left over when all other processes have nothing more to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,15 @@ def family(shared_family: Family, tmp_path: Path) -> Family:
     root = tmp_path / "family"
     shutil.copytree(shared_family.base.parent, root)
     return Family(root / "base", root / "post", root / "target", root / "delta")
+
+
+@pytest.fixture(scope="session")
+def memory() -> Iterator[Path]:
+    """A folder in memory, where there is one: hundreds of runs would wait for a disk that they have no need of."""
+    shared = "/dev/shm"
+    made = Path(tempfile.mkdtemp(prefix="paramdelta-", dir=shared if os.access(shared, os.W_OK) else None))
+    yield made
+    shutil.rmtree(made)
 
 
 @pytest.fixture(params=sorted(TORCH))

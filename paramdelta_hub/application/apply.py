@@ -9,7 +9,7 @@ from pathlib import Path
 from paramdelta_hub.application.companions import CompanionReport, Mode, Prefer, write_companions
 from paramdelta_hub.application.inputs import open_inputs
 from paramdelta_hub.application.kinship import AppliedDelta, foreign_notes
-from paramdelta_hub.application.output_files import new_indexes, plan_output_files
+from paramdelta_hub.application.output_files import new_indexes
 from paramdelta_hub.application.planning import addends_by_tensor, plan_apply, temporary_bytes
 from paramdelta_hub.application.provenance import PROVENANCE_NAME, is_post, provenance_of
 from paramdelta_hub.application.requantize import Dtype, Requantization, requantization
@@ -37,16 +37,7 @@ from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import Executor, ExecutorConfig, Operation, Outcomes, complete
 from paramdelta_hub.tasks.workspace import MayReplace, Workspace
 
-__all__ = [
-    "PROVENANCE_NAME",
-    "Application",
-    "ApplyReport",
-    "WeightMap",
-    "WeightedDelta",
-    "apply",
-    "check_stream",
-    "run_apply",
-]
+__all__ = ["Application", "ApplyReport", "WeightMap", "WeightedDelta", "apply", "check_stream", "run_apply"]
 
 CARD_NAME = "README.md"
 NOTHING_ADDED = "nothing was added: all weights are 0, or the deltas change nothing here"
@@ -194,10 +185,9 @@ class Application(Operation[ApplyReport]):
         self._warnings = inputs.check_earlier()
         compatibility, packages = inputs.compatibility, inputs.packages
         self._sums = addends_by_tensor(compatibility, packages, inputs.weights)
-        self._files = plan_output_files(inputs.model, compatibility.results, compatibility.colocate_with)
         may_be_base = len(self._applied) == 1 and self._applied[0].kinship.same_values
         asked = inputs.request.to_json()
-        self.plan = plan_apply(compatibility, self._files, packages, self._sums, asked, may_be_base=may_be_base)
+        self.plan = plan_apply(compatibility, inputs.files, packages, self._sums, asked, may_be_base=may_be_base)
         self._pool = FilePool(None, ())
 
     @property
@@ -207,9 +197,9 @@ class Application(Operation[ApplyReport]):
 
     def prepare(self, workspace: Workspace, tasks_at_a_time: int) -> None:
         """Check the space, and make the result's files at their final sizes."""
-        needed = self._inputs.needed_bytes(self._files.values(), tasks_at_a_time)
+        needed = self._inputs.needed_bytes(tasks_at_a_time)
         workspace.check_space(needed + temporary_bytes(self.plan, tasks_at_a_time))
-        for file in self._files.values():
+        for file in self._inputs.files.values():
             file.prepare(workspace.result)
 
     def begin(self, todo: Collection[int]) -> None:
@@ -243,7 +233,7 @@ class Application(Operation[ApplyReport]):
                 overrides=compatibility.config_overrides,
                 is_post=exactly_post and _is_called_as_post(inputs.packages[0].manifest, self._rules),
             )
-            for name, index in new_indexes(model, list(self._files.values()), compatibility.results).items():
+            for name, index in new_indexes(model, list(inputs.files.values()), compatibility.results).items():
                 write_file(result / name, index or read_companion((model.folder / name).resolve()))
             provenance = provenance_of(
                 compatibility,
@@ -266,7 +256,7 @@ class Application(Operation[ApplyReport]):
             path=workspace.given,
             target=provenance.target,
             deltas=tuple(self._applied),
-            nbytes=sum(file.size for file in self._files.values()),
+            nbytes=inputs.nbytes,
             is_post=exactly_post,
             changed_tensors=len(self._sums),
             kept_tensors=sum(name not in self._sums for name in compatibility.names),
@@ -281,7 +271,7 @@ class Application(Operation[ApplyReport]):
     def _arranged_are_post(self, workspace: Workspace) -> bool:
         """Whether what the result has in other pieces than the delta is post's, too: it is read again to tell."""
         compatibility, [package, *_] = self._inputs.compatibility, self._inputs.packages
-        files = {name: file for file in self._files.values() for name in file.starts}
+        files = {name: file for file in self._inputs.files.values() for name in file.starts}
 
         def written(name: str) -> LogicalTensor:
             made, file = compatibility.results[name], files[name]

@@ -42,14 +42,7 @@ from paramdelta_hub.package.package import Package
 from paramdelta_hub.package.provenance import Companion, Companions, Merged
 from paramdelta_hub.package.records import ConfigName
 
-__all__ = [
-    "CompanionReport",
-    "CompanionSelection",
-    "Mode",
-    "Prefer",
-    "select_companions",
-    "write_companions",
-]
+__all__ = ["CompanionReport", "CompanionSelection", "Mode", "Prefer", "select_companions", "write_companions"]
 
 Mode = Literal["post", "target", "none"]
 Prefer = Literal["target", "post"]

@@ -15,13 +15,7 @@ from paramdelta_hub.application.weights import Weights
 from paramdelta_hub.checkpoints.layouts.proposals import propose
 from paramdelta_hub.checkpoints.layouts.rearrange import MIXED, Layout, arrange
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, entries_of, same_values
-from paramdelta_hub.checkpoints.matching.by_name import (
-    Match,
-    OmittedTensor,
-    lacking_heads,
-    match,
-    rename_entries,
-)
+from paramdelta_hub.checkpoints.matching.by_name import Match, OmittedTensor, lacking_heads, match, rename_entries
 from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS, Entry, is_head
 from paramdelta_hub.checkpoints.matching.ties import TieGroups, Ties, head_is_tied, shares_embeddings
 from paramdelta_hub.checkpoints.matching.training_saves import refuse_ungathered

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from paramdelta_hub.application.companions import CompanionSelection, select_companions
 from paramdelta_hub.application.compatibility import Compatibility, check_compatibility
 from paramdelta_hub.application.kinship import AppliedDelta, check_lineage, evidence_of_earlier
-from paramdelta_hub.application.output_files import OutputFile
+from paramdelta_hub.application.output_files import OutputFile, plan_output_files
 from paramdelta_hub.application.requantize import FP8, keeps_fp8
 from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.application.row_placement import RowPlanner
@@ -49,10 +50,30 @@ class Inputs:
     warnings: tuple[str, ...] = ()
     """What was forced although it looks like a slip, and which of the target's files were read, in words."""
 
-    def needed_bytes(self, files: Iterable[OutputFile], tasks_at_a_time: int) -> int:
+    @cached_property
+    def files(self) -> dict[str, OutputFile]:
+        """The result's weight files by name."""
+        return plan_output_files(self.model, self.compatibility.results, self.compatibility.colocate_with)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the result's weight files."""
+        return sum(file.size for file in self.files.values())
+
+    def needed_bytes(self, tasks_at_a_time: int) -> int:
         """Return the bytes of the result's files and of those that, of a streamed target, lie there for a while."""
         fetched = sorted(file.header.size for file in self.model.files) if self.remote else []
-        return sum(file.size for file in files) + sum(fetched[-tasks_at_a_time - 1 :])
+        return self.nbytes + sum(fetched[-tasks_at_a_time - 1 :])
+
+    @property
+    def _weighted(self) -> Iterable[tuple[int, Package, float]]:
+        """Every delta: its number, its package, its weight."""
+        return zip(range(len(self.packages)), self.packages, self.weights.deltas, strict=True)
+
+    @cached_property
+    def _values(self) -> Files | None:
+        """What reads the values of a streamed target."""
+        return RemoteValues(self.remote) if self.remote else None
 
     def check_earlier(self) -> tuple[str, ...]:
         """Return in words which deltas the target seems to have already, where that is forced.
@@ -60,9 +81,8 @@ class Inputs:
         Raises:
             MismatchError: it has one, and the request does not force it.
         """
-        values: Files | None = RemoteValues(self.remote) if self.remote else None
-        reasons = []
-        for number, (package, weight) in enumerate(zip(self.packages, self.weights.deltas, strict=True)):
+        reasons, values = [], self._values
+        for number, package, weight in self._weighted:
             if weight and (why := evidence_of_earlier(self.compatibility, number, package, weight, values)):
                 reasons.append(f"{package.label}: {why}")
         if reasons and not self.request.force:
@@ -81,11 +101,8 @@ class Inputs:
             CheckpointError: they can't be read.
             LineageError: the target is not kin to a delta's base, and the request does not force it.
         """
-        remote = RemoteValues(self.remote) if self.remote else None
-        return [
-            check_lineage(self.compatibility, number, package, weight, self.request.force, remote)
-            for number, (package, weight) in enumerate(zip(self.packages, self.weights.deltas, strict=True))
-        ]
+        values = self._values
+        return [check_lineage(self.compatibility, *delta, self.request.force, values) for delta in self._weighted]
 
 
 def open_inputs(

@@ -22,7 +22,7 @@ from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.report import derived
 from paramdelta_hub.limits import KIB, KIN_CORRELATION, MIB, PROVENANCE_BYTES
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.package.provenance import PROVENANCE_NAME, Delta, Lineage, Model, parse_provenance
+from paramdelta_hub.package.provenance import PROVENANCE_NAME, Delta, Model, parse_provenance
 
 __all__ = ["AppliedDelta", "check_lineage", "earlier_deltas", "evidence_of_earlier", "foreign_notes"]
 
@@ -52,12 +52,7 @@ class AppliedDelta(Delta):
             weight=weight,
             base=Model(name=manifest.base.name, commit=manifest.base.commit),
             post=Model(name=manifest.post.name, commit=manifest.post.commit),
-            lineage=Lineage(
-                correlation=kinship.correlation,
-                tensors=kinship.tensors,
-                foreign=kinship.foreign,
-                forced=not kinship.is_related,
-            ),
+            lineage=kinship.record(forced=not kinship.is_related),
             package=package,
             kinship=kinship,
         )
@@ -86,13 +81,13 @@ def check_lineage(
     if lineage.correlation is not None and not compatibility.arranged[number].is_whole:
         lineage = replace(lineage, same_values=False)  # the target has more than base, or less
     if not lineage.is_related and not force:
+        skip = lineage.or_skip("keep the unrelated tensors as they are")
         raise LineageError(
             _refusal(lineage, package.manifest.base.name),
             float("nan") if lineage.correlation is None else lineage.correlation,
             lineage.mismatches,
             where=str(compatibility.target.checkpoint.source.path),
-            remedy=f"choose a target that was made from the delta's base{_or_keep(lineage)}; "
-            "with --force the result may be useless",
+            remedy=f"choose a target that was made from the delta's base{skip}; with --force the result may be useless",
         )
     return AppliedDelta.of(package, weight, lineage)
 
@@ -102,14 +97,6 @@ def _refusal(lineage: LineageMatch, base: str) -> str:
         return f"not kin to the delta's base {base!r}: {lineage}; the minimum is {KIN_CORRELATION:.2f}"
     kin = "kin only in part" if lineage.has_kin else "not kin"
     return f"{kin} to the delta's base {base!r}: {lineage.foreign_words()}"
-
-
-def _or_keep(lineage: LineageMatch) -> str:
-    proposed = lineage.options_to_try
-    if proposed:
-        return f", or try {proposed}"
-    partly = lineage.foreign and lineage.has_kin
-    return ", or keep the unrelated tensors as they are with --skip REGEX" if partly else ""
 
 
 def foreign_notes(deltas: Sequence[AppliedDelta]) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from typing import Literal
 
 from paramdelta_hub.application.inputs import open_inputs
 from paramdelta_hub.application.kinship import AppliedDelta, foreign_notes
-from paramdelta_hub.application.output_files import plan_output_files
 from paramdelta_hub.application.request import ApplyRequest
 from paramdelta_hub.checkpoints.matching.by_name import OmittedTensor
 from paramdelta_hub.checkpoints.rules.tensor_rules import RuleUse
@@ -94,7 +93,6 @@ def preview(
         inputs.may_replace(workspace.out)
     compatibility = inputs.compatibility
     deltas = tuple(inputs.check_lineages())
-    files = plan_output_files(inputs.model, compatibility.results, compatibility.colocate_with)
     source = inputs.model.source
     return Preview(
         path=workspace.given,
@@ -102,8 +100,8 @@ def preview(
         deltas=deltas,
         paired_tensors=len(compatibility.paired),
         kept_tensors=len(compatibility.results.keys() - compatibility.paired),
-        nbytes=sum(file.size for file in files.values()),
-        needed_nbytes=inputs.needed_bytes(files.values(), default_threads()),
+        nbytes=inputs.nbytes,
+        needed_nbytes=inputs.needed_bytes(default_threads()),
         free_nbytes=workspace.space(),
         omissions=compatibility.omissions,
         notes=(*inputs.warnings, *inputs.check_earlier(), *foreign_notes(deltas), *compatibility.notes),

@@ -21,7 +21,7 @@ from paramdelta_hub.fileio.safetensors import TensorSpan, read_header
 from paramdelta_hub.fileio.strict_json import JsonObject
 from paramdelta_hub.limits import CONFIG_BYTES, HEADER_BYTES, NAME_DEPTH
 
-__all__ = ["INDEX", "Checkpoint", "WeightFile", "open_checkpoint"]
+__all__ = ["INDEX", "Checkpoint", "open_checkpoint"]
 
 
 @dataclass(frozen=True)

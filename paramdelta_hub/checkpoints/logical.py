@@ -14,19 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from paramdelta_hub.checkpoints.adapters.placing import (
-    Update,
-    describe,
-    find_updates,
-    refuse_half_of_tie,
-    tied_heads,
-)
-from paramdelta_hub.checkpoints.adapters.reading import (
-    is_adapter,
-    open_adapter,
-    refuse_adapter,
-    refuse_adapter_beside,
-)
+from paramdelta_hub.checkpoints.adapters.placing import Update, describe, find_updates, refuse_half_of_tie, tied_heads
+from paramdelta_hub.checkpoints.adapters.reading import is_adapter, open_adapter, refuse_adapter, refuse_adapter_beside
 from paramdelta_hub.checkpoints.adapters.source import Adapted, LowRank, NewRows
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.dequantized import Dequantized, Mxfp4

@@ -27,6 +27,7 @@ from paramdelta_hub.fileio.safetensors import check_header
 from paramdelta_hub.hub.addresses import parse_address
 from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.errors import translate_hub_errors
+from paramdelta_hub.hub.files import RemoteFile, ask_for_digests, ask_for_file, listed_files
 from paramdelta_hub.limits import HEADER_BYTES, KIB
 
 __all__ = ["RemoteModel", "RemoteValues", "open_remote", "read_remote_header"]
@@ -51,6 +52,7 @@ class RemoteModel:
 
         Raises:
             CheckpointError: it can't be had, or is not what the Hub promised.
+            RegistryError: the Hub can't be reached, or is out of order.
         """
         connect()
         from huggingface_hub import hf_hub_download
@@ -100,11 +102,14 @@ class RemoteValues:
         out[:] = np.frombuffer(self._cache[key], np.uint8)
 
 
-def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: bool = True) -> RemoteModel:
+def open_remote(model: str, folder: Path, *, code: bool = False, headers_only: bool = False) -> RemoteModel:
     """Open ``org/name[@revision]`` without downloading weights; they will be fetched into ``folder``.
+
+    With ``headers_only`` they never will be. Otherwise the Hub must state a sha256 of each.
 
     Raises:
         CheckpointError: no such repository, not allowed, no safetensors weights in it, or a header that breaks a rule.
+        RegistryError: the Hub can't be reached, or is out of order.
     """
     if address := parse_address(model):
         model = "@".join(filter(None, address))
@@ -117,15 +122,14 @@ def open_remote(model: str, folder: Path, *, code: bool = False, tokenizers: boo
         info = connect().model_info(repository, revision=revision or None, files_metadata=True)
         base_models = getattr(info.card_data, "base_model", None)
         commit = str(info.sha)
-        siblings: dict[str, Any] = {file.rfilename: file for file in info.siblings or []}
-        # Some mirrors and other hubs state no digests in the listing.
-        if bare := [name for name, file in siblings.items() if name.endswith(".safetensors") and not file.lfs]:
-            siblings |= {file.path: file for file in connect().get_paths_info(repository, bare, revision=commit)}
+        files = listed_files(info)
+    if bare := [name for name, file in files.items() if name.endswith(".safetensors") and not file.sha256]:
+        files |= ask_for_digests(repository, commit, bare)
     bases = frozenset(
         base for base in (base_models if isinstance(base_models, list) else [base_models]) if isinstance(base, str)
     )
-    source = download(repository, commit, part="companions" if tokenizers else "config", code=code)
-    listing = _HubListing(model, repository, commit, siblings, source.path, folder)
+    source = download(repository, commit, part="config" if headers_only else "companions", code=code)
+    listing = _HubListing(model, repository, commit, files, source.path, folder, headers_only)
     return RemoteModel(Checkpoint.of(source, read_repository(listing)), folder, bases)
 
 
@@ -136,13 +140,14 @@ class _HubListing:
     where: str
     repository: str
     commit: str
-    siblings: Mapping[str, Any]
+    files: Mapping[str, RemoteFile]
     cache: Path
     folder: Path
+    headers_only: bool
 
     @property
     def names(self) -> Collection[str]:
-        return self.siblings.keys()
+        return self.files.keys()
 
     def read(self, name: str) -> bytes:
         return read_small(self.cache / name, HEADER_BYTES, CheckpointError, follow=True)
@@ -152,13 +157,15 @@ class _HubListing:
             return list(pool.map(self._open_file, names))
 
     def _open_file(self, name: str) -> WeightFile:
-        about = self.siblings[name]
-        if about.lfs is None or not about.size:
+        about = self.files[name]
+        if about.sha256 is None:
+            about = ask_for_file(self.repository, self.commit, name)
+        if not about.size or (about.sha256 is None and not self.headers_only):
             remedy = "download the model, and give its folder"
             raise CheckpointError(f"the Hub states no sha256 of {name!r}", where=self.where, remedy=remedy)
         start = read_remote_header(self.repository, self.commit, name, about.size)
         header = check_header(start[8:], about.size, CheckpointError, f"{self.where}/{name}")
-        return WeightFile(name, self.folder / name, header, about.lfs.sha256, start)
+        return WeightFile(name, self.folder / name, header, about.sha256, start)
 
 
 def read_remote_header(repository: str, revision: str, name: str, size: int) -> bytes:
@@ -166,6 +173,7 @@ def read_remote_header(repository: str, revision: str, name: str, size: int) -> 
 
     Raises:
         CheckpointError: it can't be had, or is no safetensors file.
+        RegistryError: the Hub can't be reached, or is out of order.
     """
     first = _range(repository, revision, name, 0, min(_FIRST_BYTES, size))
     length = int.from_bytes(first[:8], "little")

@@ -118,6 +118,7 @@ def _text(report: InspectReport) -> str:
     lines = [
         f"{report.name} {report.version}" + (f" ({report.license})" if report.license else ""),
         f"  id            {report.id}",
+        *(f"  relabeled     from {e.name} {e.version} (id {e.id[:16]}…)" for e in reversed(report.relabeled_from)),
         f"  base          {_source(report.base)}",
         f"  post          {_source(report.post)}",
         f"  architecture  {architecture.model_type or 'unknown type'}: {classes}",

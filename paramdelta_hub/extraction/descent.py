@@ -10,9 +10,8 @@ from paramdelta_hub.errors import CheckpointError, LineageError
 from paramdelta_hub.extraction.pairs import Differences
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import PAIR_LINEAGE_TENSORS
-from paramdelta_hub.package.provenance import Lineage
 
-__all__ = ["check_descent", "descent_notes", "lineage_record"]
+__all__ = ["check_descent", "descent_notes"]
 
 
 def check_descent(base: Checkpoint, post: Checkpoint, differences: Differences, *, force: bool) -> LineageMatch:
@@ -32,13 +31,13 @@ def check_descent(base: Checkpoint, post: Checkpoint, differences: Differences, 
     if any(pairs[tensor.name].post_name for tensor in match.foreign):
         match = replace(match, transposed=())  # layout rules see post's own names
     if match.is_foreign and not force:
+        skip = match.or_skip("leave the unrelated tensors out")
         raise LineageError(
             f"post {_descends(match)} base {base.source.name!r}: {match.foreign_words()}",
             float("nan") if match.correlation is None else match.correlation,
             match.mismatches,
             where=str(post.source.path),
-            remedy=f"give the model that post was trained from as BASE{_or_leave_out(match)};"
-            " --force extracts the difference anyway",
+            remedy=f"give the model that post was trained from as BASE{skip}; --force extracts the difference anyway",
         )
     return match
 
@@ -47,20 +46,8 @@ def _descends(match: LineageMatch) -> str:
     return "descends only in part from" if match.has_kin else "does not descend from"
 
 
-def _or_leave_out(match: LineageMatch) -> str:
-    proposed = match.options_to_try
-    if proposed:
-        return f", or try {proposed}"
-    return ", or leave the unrelated tensors out with --skip REGEX" if match.has_kin else ""
-
-
 def descent_notes(match: LineageMatch) -> tuple[str, ...]:
     """Say which tensors of post are unrelated to base's, and whether the whole of it is."""
     forced = f"forced, although post {_descends(match)} base"
     note = match.foreign_note("base")
     return (*([forced] if match.is_foreign else []), *([note] if note else []))
-
-
-def lineage_record(match: LineageMatch) -> Lineage:
-    """Return what the report keeps of a comparison."""
-    return Lineage(correlation=match.correlation, tensors=match.tensors, foreign=match.foreign, forced=match.is_foreign)

@@ -10,7 +10,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.rules.tensor_rules import Rules, RuleUse, check_rules
 from paramdelta_hub.errors import Mismatch, MismatchError, NotFiniteError, OptionError
 from paramdelta_hub.extraction.companions import check_companions, layout_notes
-from paramdelta_hub.extraction.descent import check_descent, descent_notes, lineage_record
+from paramdelta_hub.extraction.descent import check_descent, descent_notes
 from paramdelta_hub.extraction.finalize import build_manifest, final_names
 from paramdelta_hub.extraction.pairs import Differences, pair_up, tokenizer_folder, uses_with_trained
 from paramdelta_hub.extraction.request import ExtractRequest
@@ -207,7 +207,7 @@ class Extraction(Operation[ExtractReport]):
             manifest=manifest,
             model_nbytes=self._post.nbytes if self._differences.post_is_model else self._base.nbytes,
             resumed_tasks=resumed,
-            lineage=lineage_record(self._kinship),
+            lineage=self._kinship.record(forced=self._kinship.is_foreign),
             notes=(
                 *self._base.notes_of("base"),
                 *self._post.notes_of("post"),

@@ -74,6 +74,7 @@ def build_manifest(
         version=labels.version,
         license=labels.license,
         created_by=__about__.CREATED_BY,
+        relabeled_from=(),
         base=source_record(base, digests, differences.ties.base.tied_embeddings),
         post=source_record(post, digests, differences.ties.post.tied_embeddings),
         architecture=architecture_record(base),

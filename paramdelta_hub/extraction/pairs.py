@@ -16,13 +16,7 @@ from paramdelta_hub.checkpoints.checkpoint import Checkpoint
 from paramdelta_hub.checkpoints.layouts.proposals import propose
 from paramdelta_hub.checkpoints.layouts.rearrange import MIXED, Layout, arrange, arranged_model, partial_note
 from paramdelta_hub.checkpoints.logical import LogicalModel, LogicalTensor, logical_model, logical_post, same_values
-from paramdelta_hub.checkpoints.matching.by_name import (
-    Match,
-    OmittedTensor,
-    lacking_heads,
-    match,
-    rename_entries,
-)
+from paramdelta_hub.checkpoints.matching.by_name import Match, OmittedTensor, lacking_heads, match, rename_entries
 from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS
 from paramdelta_hub.checkpoints.matching.ties import TieGroups, Ties, head_is_tied, shares_embeddings
 from paramdelta_hub.checkpoints.matching.training_saves import refuse_ungathered

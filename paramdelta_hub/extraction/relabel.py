@@ -10,9 +10,10 @@ from paramdelta_hub.errors import OptionError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.fileio.report import derived
+from paramdelta_hub.limits import RELABELINGS
 from paramdelta_hub.outputs.replacing import Replacement, check_apart, check_new, registry_places
 from paramdelta_hub.package.labels import check_labels
-from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from paramdelta_hub.package.manifest import MANIFEST_NAME, Earlier, Manifest, parse_manifest
 from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.package.report import PackageReport
 from paramdelta_hub.registry.cards.card import WRITTEN_KEYS
@@ -58,8 +59,8 @@ def relabel(
     """Write the package ``out``: ``delta`` with other labels; neither model is needed, and no weight is touched.
 
     Every other file is the same to the byte, and checked while it is copied. It is another package, with an id of its
-    own: the signature and the lock do not come along; of README.md, the author's own words and metadata do. A killed
-    run leaves no ``out``.
+    own: the signature and the lock do not come along; of README.md, the author's own words and metadata do. The
+    manifest records what it was before. A killed run leaves no ``out``.
 
     Args:
         delta: the package's folder, or ``org/name[@version]`` in a registry.
@@ -108,7 +109,7 @@ def _with_labels(package: Package, labels: dict[str, str]) -> Manifest:
     """Return the package's manifest with other labels.
 
     Raises:
-        OptionError: it has them already.
+        OptionError: it has them already, or it was relabeled too often.
     """
     manifest = package.manifest
     if all(getattr(manifest, label) == value for label, value in labels.items()):
@@ -118,7 +119,14 @@ def _with_labels(package: Package, labels: dict[str, str]) -> Manifest:
             remedy=f"it is {manifest.name} {manifest.version}, license {manifest.license or 'not stated'}: "
             "give another --name, --version or --license",
         )
-    return manifest.model_copy(update=labels)
+    earlier = (*manifest.relabeled_from, Earlier(id=package.digest, name=manifest.name, version=manifest.version))
+    if len(earlier) > RELABELINGS:
+        raise OptionError(
+            f"it was relabeled {RELABELINGS} times, which is the limit",
+            where=str(package.path),
+            remedy="relabel an earlier package of the list that `pd-inspect --json` shows",
+        )
+    return manifest.model_copy(update={**labels, "relabeled_from": earlier})
 
 
 def _given_labels(name: str | None, version: str | None, license_name: str | None) -> dict[str, str]:

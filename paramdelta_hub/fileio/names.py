@@ -18,12 +18,14 @@ __all__ = [
     "is_clear",
     "shown",
     "shown_names",
+    "without_secrets",
 ]
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
 # Device names of Windows, which reserves them in every folder and with every extension.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.ASCII | re.IGNORECASE)
+_SECRETS = re.compile(r"(//)[^/@\s]+(?=@)|(\?)(?<=\S\?)(?=\S)[^\s'\">)]+|\bhf_[A-Za-z0-9_]{6,}")
 
 
 def is_clear(text: str) -> bool:
@@ -48,6 +50,11 @@ def shown_names(names: Iterable[str], limit: int = 5) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, such as ``1 tensor`` and ``1,234 tensors``."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without what nobody may see: tokens, and the passwords and queries (with signatures) of URLs."""
+    return _SECRETS.sub(lambda found: f"{found[1] or found[2] or ''}…", text)
 
 
 def human_bytes(count: int) -> str:

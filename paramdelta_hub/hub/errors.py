@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from paramdelta_hub.errors import CheckpointError, OptionError, ParamdeltaError, RegistryError, StorageError
 from paramdelta_hub.fileio.durable import storage_error
+from paramdelta_hub.fileio.names import without_secrets
 
 __all__ = ["MissingError", "StaleError", "endpoint", "translate_hub_errors"]
 
@@ -36,10 +38,11 @@ _RIGHTS = re.compile(r"permission|right|authori|token|scope|read-?only", re.IGNO
 """Words of the Hub by which a 403 is about the token. Others are about a quota, a protected branch or a setting."""
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 _STATUS_MESSAGES_FOR_MODELS: dict[int, tuple[str, str]] = {
+    401: _STATUS_MESSAGES[401],
     403: ("the Hub does not allow this", f"use a token with read access: {_LOGIN}"),
     404: ("the Hub did not find it", "check the spelling"),
 }
-"""The same, where a model is read."""
+"""What is about the model, where one is read. All other answers are about the server."""
 
 
 class MissingError(RegistryError):
@@ -64,14 +67,18 @@ def translate_hub_errors(
     """Turn every exception of the client into an error about ``where``, a repository or ``org/name@REVISION``.
 
     Wrap only single calls of the client, and none of our own code. The client uses several libraries, and nobody
-    documents what they raise on a broken answer. So all exceptions are caught. ``kind`` is CheckpointError for models.
+    documents what they raise on a broken answer. So all exceptions are caught.
+
+    ``kind`` is CheckpointError for models. Then an error that is about the server, and not about the model, is still a
+    RegistryError: one that can't be reached, is silent, busy or broken.
 
     Raises:
         StorageError: the disk of the client's cache is full or fails.
         OptionError: the name of the repository is not valid.
         MissingError: there is no such repository (if ``kind`` is RegistryError).
-        StaleError: status 409 or 412 (if ``kind`` is RegistryError).
-        ParamdeltaError: (as ``kind``) anything else.
+        StaleError: status 409 or 412.
+        ParamdeltaError: (as ``kind``) the repository lacks something, or is not for this account.
+        RegistryError: the server can't be reached, or answers with an error of its own.
     """
     try:
         yield
@@ -148,7 +155,7 @@ def _translate(
     repository = where.partition("@")[0]
     for link in _causes(problem):
         if isinstance(link, NoAnswerError):
-            return kind(str(link), where=where, remedy=f"check the connection, then {_RETRY}")
+            return RegistryError(str(link), where=where, remedy=f"check the connection, then {_RETRY}")
     # With a valid name it is the server's answer that holds an invalid one.
     if is_a(HFValidationError) and not _is_valid_name(repository):
         return OptionError(f"not a repository id: {_first_line(problem)}", where=where, remedy="write org/name")
@@ -174,13 +181,13 @@ def _translate(
     if error := _translate_status(problem, where, kind):
         return error
     if isinstance(problem, LocalEntryNotFoundError):
-        what = "the Hub can't be reached, and the cache is incomplete"
+        what = f"{_host()} can't be reached, and the cache is incomplete"
         if of_model:
             what = f"no such folder here, {what}"
-        return kind(what, where=where, remedy=f"check the spelling and the connection, then {_RETRY}")
+        return RegistryError(what, where=where, remedy=f"check the spelling and the connection, then {_RETRY}")
     root = list(_causes(problem))[-1]
-    what = f"the connection to the Hub failed ({type(root).__name__}: {_first_line(root)})"
-    return kind(what, where=where, remedy=f"check the connection, then {_RETRY}")
+    what = f"the connection to {_host()} failed ({type(root).__name__}: {_first_line(root)})"
+    return RegistryError(what, where=where, remedy=f"check the connection, then {_RETRY}")
 
 
 def _translate_status(
@@ -194,22 +201,30 @@ def _translate_status(
     status = getattr(response, "status_code", None)
     if not isinstance(status, int):
         return None
-    of_model = issubclass(kind, CheckpointError)
     if status in (409, 412):
-        conflict = kind if of_model else StaleError
-        return conflict("somebody else changed the repository first", where=where, remedy=_RETRY)
-    messages = {**_STATUS_MESSAGES, **_STATUS_MESSAGES_FOR_MODELS} if of_model else _STATUS_MESSAGES
-    words = _words(problem)
-    if status in messages:
-        what, remedy = messages[status]
-        if status == 403 and words and not _RIGHTS.search(words):
-            remedy = "do what the Hub asks for, or ask the repository's owner to"
-        seconds = str(getattr(response, "headers", {}).get("Retry-After", ""))
-        if seconds.isdigit() and seconds != "0":
-            remedy = f"{remedy} (the Hub asks for a wait of {seconds} s)"
-        return kind(f"{what} ({status}{words and f': {words}'})", where=where, remedy=remedy)
-    what = "the Hub has an internal error" if status >= 500 else "the Hub refuses this"
-    return kind(f"{what} ({status}: {words or _first_line(problem)})", where=where, remedy=_RETRY)
+        return StaleError("somebody else changed the repository first", where=where, remedy=_RETRY)
+    words, headers = _words(problem), getattr(response, "headers", {})
+    said = f"({status} from {_host(response)}{words and f': {words}'})"
+    is_setting = bool(status == 403 and words and not _RIGHTS.search(words))
+    if issubclass(kind, CheckpointError) and status in _STATUS_MESSAGES_FOR_MODELS and not is_setting:
+        what, remedy = _STATUS_MESSAGES_FOR_MODELS[status]
+        return kind(f"{what} {said}", where=where, remedy=remedy)
+    unknown = "the Hub has an internal error" if status >= 500 else "the Hub refuses this"
+    what, remedy = _STATUS_MESSAGES.get(status, (unknown, _RETRY))
+    if is_setting:
+        remedy = "do what the Hub asks for, or ask the repository's owner to"
+    seconds = str(headers.get("Retry-After", ""))
+    if seconds.isdigit() and seconds != "0":
+        remedy = f"{remedy} (the Hub asks for a wait of {seconds} s)"
+    return RegistryError(f"{what} {said}", where=where, remedy=remedy)
+
+
+def _host(response: Any = None) -> str:
+    """Return the server that answered, or else the one that was to be asked."""
+    try:
+        return str(response.request.url.netloc.decode()).rpartition("@")[2]
+    except (AttributeError, RuntimeError):  # there is no answer, or it does not know what it answers
+        return urlsplit(endpoint()).netloc
 
 
 def _response(problem: BaseException) -> Any:
@@ -219,9 +234,12 @@ def _response(problem: BaseException) -> Any:
 
 def _words(problem: BaseException) -> str:
     """Return what the server itself says about an error, in one line; empty if it says nothing."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     for link in _causes(problem):
         if isinstance(said := getattr(link, "server_message", None), str) and said.strip():
-            about = "" if link is problem else f"{_first_line(problem).rstrip('.')}: "
+            is_known = link is problem or isinstance(problem, LocalEntryNotFoundError)
+            about = "" if is_known else f"{_first_line(problem).rstrip('.')}: "
             return _one_line(f"{about}{' '.join(said.split())}")
     return ""
 
@@ -242,6 +260,4 @@ def _first_line(problem: BaseException) -> str:
 
 
 def _one_line(text: str) -> str:
-    from paramdelta_hub.hub.patience import without_secrets
-
     return "".join(character if character.isprintable() else "?" for character in without_secrets(text))[:300]

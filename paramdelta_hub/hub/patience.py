@@ -25,8 +25,9 @@ from huggingface_hub.utils import _http
 from huggingface_hub.utils._headers import build_hf_headers
 
 from paramdelta_hub import limits
+from paramdelta_hub.fileio.names import without_secrets
 
-__all__ = ["NoAnswerError", "install", "read_range", "without_secrets"]
+__all__ = ["NoAnswerError", "install", "read_range"]
 
 # The client's HTTP library: httpx, or httpx2 in newer releases.
 _httpx: Any = _http.httpx2 if hasattr(_http, "httpx2") else vars(_http)["httpx"]
@@ -39,7 +40,6 @@ _UNCERTAIN = {408, 500, 502, 504}
 """It may have, so only requests that may be carried out twice are repeated."""
 _RESET = re.compile(r"\bt\s*=\s*(\d+)")
 """The seconds until a limit ends, in the header ``RateLimit`` of the Hub."""
-_SECRETS = re.compile(r"(//)[^/@\s]+(?=@)|(\?)(?<=\S\?)(?=\S)[^\s'\">)]+|\bhf_[A-Za-z0-9_]{6,}")
 
 
 class NoAnswerError(OfflineModeIsEnabled):
@@ -290,11 +290,6 @@ def _retry_after(response: Any) -> float | None:
 
 def _host(request: Any) -> str:
     return urlsplit(str(request.url)).netloc.rpartition("@")[2]
-
-
-def without_secrets(text: str) -> str:
-    """Return a text without what nobody may see: tokens, and the passwords and queries (with signatures) of URLs."""
-    return _SECRETS.sub(lambda found: f"{found[1] or found[2] or ''}…", text)
 
 
 class _Redact(logging.Filter):

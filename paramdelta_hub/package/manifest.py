@@ -22,6 +22,7 @@ from paramdelta_hub.limits import (
     FILES,
     MANIFEST_BYTES,
     MANIFEST_VALUES,
+    RELABELINGS,
     RENAMES,
     TENSOR_ELEMENTS,
     TENSORS,
@@ -37,6 +38,7 @@ from paramdelta_hub.package.records import (
     ConfigName,
     Count,
     Counts,
+    Earlier,
     FileRecord,
     Labels,
     Norm,
@@ -61,6 +63,7 @@ __all__ = [
     "Architecture",
     "CodecRecord",
     "ConfigChange",
+    "Earlier",
     "Exactness",
     "FileRecord",
     "Labels",
@@ -198,6 +201,9 @@ class Manifest(Record):
     version: SemanticVersion
     license: Text | None
     created_by: Text
+    relabeled_from: Annotated[tuple[Earlier, ...], Field(max_length=RELABELINGS, fail_fast=True)] = Field(
+        description="the packages that it was before it was relabeled, the first one first"
+    )
     base: Source
     post: Source
     architecture: Architecture

@@ -36,6 +36,7 @@ __all__ = [
     "ConfigName",
     "Count",
     "Counts",
+    "Earlier",
     "FileRecord",
     "Labels",
     "Norm",
@@ -142,6 +143,14 @@ class Labels(Record):
     name: Text
     version: SemanticVersion
     license: Text | None
+
+
+class Earlier(Record):
+    """A package whose weights a relabeled one has."""
+
+    id: Sha256 = Field(description="sha256 of its manifest")
+    name: Text
+    version: SemanticVersion
 
 
 class Source(Record):

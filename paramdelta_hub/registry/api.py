@@ -11,7 +11,7 @@ from paramdelta_hub.checkpoints.kinship.lineage import compare_samples, unpack_s
 from paramdelta_hub.checkpoints.kinship.prediction import predict
 from paramdelta_hub.checkpoints.logical import LogicalModel
 from paramdelta_hub.checkpoints.stored import Files
-from paramdelta_hub.errors import DestinationError, OptionError, RegistryError, SourceError
+from paramdelta_hub.errors import DestinationError, OptionError, RegistryError, SourceError, StorageError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.paths import relation
 from paramdelta_hub.numerics.floats import FLOATS
@@ -141,7 +141,7 @@ def _predict(registry: Registry, hit: Found, model: LogicalModel, remote: Files 
             if name in records and tensor.shape == records[name].shape and tensor.dtype in FLOATS
         }
         return replace(hit, prediction=predict(compare_samples(samples, tensors, remote), package.manifest.tensors))
-    except (SourceError, RegistryError) as error:
+    except (SourceError, RegistryError, StorageError) as error:
         return replace(hit, reason=f"{hit.reason}; no prediction: {error.what}")
 
 

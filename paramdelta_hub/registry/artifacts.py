@@ -22,7 +22,8 @@ _MARKS = {
 
 def artifact_in(folder: Path) -> str | None:
     """Return which of our outputs a folder is, in words; None if it is none. A file added to one would break it."""
+    at = os.fspath(folder)  # asked of every folder above an output, where joining Paths takes longer than looking
     for kind, names in _MARKS.items():
-        if all(os.path.lexists(folder / name) for name in names):
+        if all(os.path.lexists(os.path.join(at, name)) for name in names):
             return kind
     return None

@@ -27,7 +27,7 @@ from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.names import is_clear
 from paramdelta_hub.hub.addresses import parse_address
 from paramdelta_hub.package.manifest import MANIFEST_NAME
-from paramdelta_hub.registry.names import check_address, folder_of, is_id, is_repo, is_version
+from paramdelta_hub.registry.names import check_address, check_repo, folder_of, is_id, is_repo, is_version
 from paramdelta_hub.registry.protocol import Part, Registry
 from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.registry.signing import trust as default_trust
@@ -80,11 +80,7 @@ def parse_reference(text: str) -> Reference | None:
     if not is_clear(text):
         return None
     if address := parse_address(text):
-        if not is_repo(address[0]):
-            raise OptionError(
-                "not a repository on the Hub", where=text, remedy="write hf://org/name or hf://org/name@1.2.0"
-            )
-        return Reference(None, address[0], _check_revision(address[1], text, on_hub=True))
+        return Reference(None, check_repo(address[0]), _check_revision(address[1], text, on_hub=True))
     if found := _URL.fullmatch(text):
         return _parse_url(found[1].lower(), found[2], text)
     path = os.path.expanduser(text)
@@ -129,6 +125,9 @@ def find_delta(text: str | Path, registry: str | Path | None = None) -> tuple[Re
     else:
         reference = parse_reference(text)
     if reference is None:
+        last = name.rstrip("/").split("/")[-2:]
+        if len(last) == 2 and not os.path.lexists(name):
+            check_repo("/".join(last))
         raise OptionError("not a delta in a registry", where=text, remedy="write org/name, or FOLDER/org/name")
     return open_registry(reference.root), reference
 
@@ -239,7 +238,7 @@ def _parse_url(scheme: str, rest: str, text: str) -> Reference:
         name, at, revision = parts[-1].partition("@")
         repo = "/".join([*parts[-2:-1], name])
         reference = None
-        if len(parts) > 2 and parts[0] and is_repo(repo):
+        if len(parts) > 2 and parts[0] and check_repo(repo):
             root = f"{scheme}://{'/'.join(parts[:-2])}".rstrip("/")
             reference = Reference(root, repo, _check_revision(revision if at else None, text))
     if reference is None:

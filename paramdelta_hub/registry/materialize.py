@@ -40,6 +40,7 @@ __all__ = [
     "SIGNATURE_NAME",
     "check_free_space",
     "check_in_place",
+    "check_place",
     "exclusive_dir",
     "file_chunks",
     "is_intact",
@@ -117,7 +118,7 @@ def receive(
     progress = progress or Progress()
     temporary = folder / _TEMPORARY_NAME
     with io_errors("preparing the folder"):
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         # resolve_inside() raises where a symbolic link stands in a file's place: a link is never replaced.
         missing = [file for file in files if resolve_inside(folder, file.path) and not is_intact(folder, file)]
         needed = sum(file.size for file in missing)
@@ -180,6 +181,18 @@ def check_free_space(folder: Path, needed: int) -> None:
         )
 
 
+def check_place(folder: Path, needed: int) -> None:
+    """Check that a folder that may not exist yet can be written, and that its disk has enough free space.
+
+    Raises:
+        StorageError: it can't, or there is not enough.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError("can't be written", where=str(existing), remedy="check the permissions")
+    check_free_space(folder, needed)
+
+
 def _receive_one(
     file: FileRecord, chunks: Iterator[bytes], temporary: Path, path: Path, where: str, progress: Progress
 ) -> None:
@@ -220,12 +233,20 @@ def write_if_changed(path: Path, content: bytes | None) -> int:
     """
     with io_errors("writing"):
         if content is None:
-            path.unlink(missing_ok=True)
+            _remove(path)
             return 0
         if path.is_file() and not path.is_symlink() and path.read_bytes() == content:
             return 0
         write_file(path, content)
     return len(content)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        if os.path.lexists(path):  # a read-only disk refuses to remove even what is missing
+            raise
 
 
 def file_chunks(path: Path) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from urllib.parse import unquote
 
@@ -31,7 +32,11 @@ __all__ = [
     "precedence",
 ]
 
-_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", re.ASCII)
+_PART = re.compile(r"(?!.*(?:--|\.\.|\.git$))[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?", re.ASCII)
+"""The rule of the Hub. It holds for folders and buckets too, so that every delta can be moved to the Hub."""
+_RULE = (
+    "a name has up to 96 letters, digits, '.', '_' and '-', but no '--' or '..', no '.' or '-' at an end, and no '.git'"
+)
 _COMMIT, _ID = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _VERSION: TypeAdapter[str] = TypeAdapter(SemanticVersion)
 _LOCAL_URL = re.compile(r"(?:file|local)://(?:localhost)?(/.*)", re.DOTALL | re.IGNORECASE)
@@ -48,13 +53,26 @@ def is_repo(text: str) -> bool:
 
 
 def check_repo(text: str) -> str:
-    """Return ``text`` if it names a repository; otherwise raise OptionError."""
+    """Return ``text`` if it names a repository; otherwise raise OptionError, which proposes a name."""
     if not is_repo(text):
+        name = _similar_repo(text)
         raise OptionError(
             f"{text[:200]!r} is not a valid repository name",
-            remedy="write org/name; each part may use letters, digits, '.', '_' and '-'",
+            remedy=f"did you mean {name}? {_RULE.capitalize()}" if name else f"write org/name; {_RULE}",
         )
     return text
+
+
+def _similar_repo(text: str) -> str | None:
+    """Return a valid name that is like an invalid one, if there is one."""
+    parts = []
+    for part in text.split("/"):
+        letters = (letter for letter in unicodedata.normalize("NFKD", part) if not unicodedata.combining(letter))
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", "".join(letters))
+        short = re.sub(r"-{2,}", "-", re.sub(r"\.{2,}", ".", plain)).lstrip("._-")[:96]
+        parts.append(re.sub(r"(\.git|[.-])+$", "", short))
+    name = "/".join(parts)
+    return name if is_repo(name) else None
 
 
 def check_address(url: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -32,6 +32,7 @@ __all__ = [
     "Pulled",
     "Registry",
     "Snapshot",
+    "UploadedFile",
     "Version",
     "VersionsReport",
     "all_withdrawn",
@@ -39,8 +40,8 @@ __all__ = [
 
 HIGHER_VERSION = "publish yours as a higher version: paramdelta relabel DELTA -o NEW --version …"
 """The remedy if a version exists with other content: a published version is never replaced."""
-CardMaker: TypeAlias = Callable[[Manifest, str, str | None], bytes]
-"""Makes the card of a version from its manifest, its id and the present card."""
+CardMaker: TypeAlias = Callable[[Manifest, str, bytes | None], bytes | None]
+"""Makes the card of a version from its manifest, its id and the present card; None leaves that as it is."""
 Part = Literal["package", "companions", "manifest", "lineage", "evidence"]
 """What to pull: everything; or the manifest, alone or with the companions, the lineage file, or both."""
 
@@ -68,8 +69,15 @@ class VersionsReport(Report):
     """The newest first."""
 
 
+class UploadedFile(Report):
+    """A file that a publication uploads."""
+
+    path: str
+    size: int
+
+
 class Published(Report):
-    """The result of a publication."""
+    """The result of a publication, or of its dry run."""
 
     repo: str
     version: str
@@ -77,7 +85,15 @@ class Published(Report):
     id: str
     url: str
     uploaded: bool
-    """False if the same content was published before, so nothing was done."""
+    """False if the same content was published before, so nothing was done. After a dry run, nothing is done at all."""
+    dry_run: bool = False
+    """Whether nothing was sent: the other fields then say what would be."""
+    files: tuple[UploadedFile, ...] = ()
+    """What would be uploaded, after a dry run. Files that are there already are left out."""
+    newest: bool | None = None
+    """Whether the version becomes the newest, after a dry run. On the Hub, the main branch then moves to it."""
+    card_changes: str = ""
+    """The difference between the published card and the new one, after a dry run."""
     pull_request: str | None = None
     """The address of the pull request that proposes it, if it was not published at once."""
     notes: tuple[str, ...] = ()
@@ -140,6 +156,8 @@ class Snapshot:
     """Why the version is withdrawn; None if it is not, as far as that is known here."""
     notes: tuple[str, ...] = ()
     """What could not be had, although nothing depends on it."""
+    extras: Mapping[str, bytes] = field(default_factory=dict)
+    """The card and the signature, if they are known already, by file name."""
 
     def files(self, part: Part) -> tuple[FileRecord, ...]:
         """Return the files that a part has in addition to the manifest."""
@@ -171,12 +189,19 @@ class Publication:
     message: str | None
     notes: Sequence[str]
     progress: Progress
+    dry_run: bool = False
 
     def announce(self, place: str) -> None:
         """Tell ``progress`` where the package will be published, before anything is uploaded."""
-        manifest = self.package.manifest
-        for note in (*self.notes, f"publishing {manifest.name} {manifest.version} to {place}"):
+        manifest, verb = self.package.manifest, "would publish" if self.dry_run else "publishing"
+        for note in (*self.notes, f"{verb} {manifest.name} {manifest.version} to {place}"):
             self.progress.note(note)
+
+    def planned(self, revision: str, url: str, files: Mapping[str, int], newest: bool) -> Published:
+        """Return the report of a dry run that would upload these files, by name with their sizes."""
+        done = self.done(revision, url, uploaded=bool(files))
+        listed = tuple(UploadedFile(path=name, size=size) for name, size in files.items())
+        return done.model_copy(update={"dry_run": True, "files": listed, "newest": newest})
 
     def done(self, revision: str, url: str, *, uploaded: bool, pull_request: str | None = None) -> Published:
         """Return the report of this publication."""
@@ -213,9 +238,12 @@ class Registry(ABC):
         create_pr: bool = False,
         message: str | None = None,
         notes: Sequence[str] = (),
+        dry_run: bool = False,
         progress: Progress | None = None,
     ) -> Published:
         """Publish a package completely or not at all. Publishing the same content again does nothing.
+
+        A dry run sends nothing, and ends as the real run would.
 
         Before the upload, ``progress`` is told the ``notes``, where the package goes and who can see it. The folder is
         only read. ``extras`` are the model card and the signature, by file name; by default those in the folder.
@@ -230,9 +258,10 @@ class Registry(ABC):
         check_repo(repo)
         opened = open_package(Path(package))
         check_version(opened.manifest.version, version, str(package))
-        return self._publish(
-            Publication(opened, repo, extras, private, create_pr, message, notes, progress or Progress())
+        publication = Publication(
+            opened, repo, extras, private, create_pr, message, notes, progress or Progress(), dry_run
         )
+        return self._plan(publication) if dry_run else self._publish(publication)
 
     def pull(
         self,
@@ -320,18 +349,26 @@ class Registry(ABC):
 
     @abstractmethod
     def card(self, repo: str) -> str | None:
-        """Return the model card of the newest version, or None if there is no version or no card."""
+        """Return the model card as its author left it, or None if there is none.
+
+        It is that of the newest version, also if that is withdrawn: a withdrawal takes none of the author's words away.
+        """
 
     @abstractmethod
     def search(self, query: str | None, base: str | None, fingerprint: str | None) -> Iterator[Hit]:
         """Yield deltas with this ``base`` and ``fingerprint``, and with all words of ``query``.
 
+        Those of which all versions are withdrawn are left out.
         Every word must be in the name, the title, the tags of the card, or the names of base and post.
         """
 
     @abstractmethod
     def _publish(self, publication: Publication) -> Published:
         """Publish a package whose name and version are checked, and whose files are not."""
+
+    @abstractmethod
+    def _plan(self, publication: Publication) -> Published:
+        """Return what :meth:`_publish` would do, and raise what it would raise. Nothing is sent."""
 
     @abstractmethod
     def _yank(self, repo: str, version: str, reason: str | None, make_card: CardMaker) -> None:

@@ -18,7 +18,7 @@ from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.registry.cards.card import LIBRARY, delta_card
 from paramdelta_hub.registry.cards.front_matter import metadata
 from paramdelta_hub.registry.cards.markdown import hub_id
-from paramdelta_hub.registry.cards.merge import edits, merge_cards
+from paramdelta_hub.registry.cards.merge import card_diff, edits, merge_cards
 from paramdelta_hub.registry.keys import PrivateKey, read_private_key
 from paramdelta_hub.registry.locate import Reference, find_to_publish
 from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME
@@ -42,6 +42,7 @@ def publish(
     message: str | None = None,
     sign: str | Path | None = None,
     replace_edits: bool = False,
+    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Published:
     """Publish the package in the folder ``delta`` completely or not at all. Publishing it again does nothing.
@@ -61,6 +62,7 @@ def publish(
             PARAMDELTA_KEY_PASSWORD is its password, if it has one.
         replace_edits: whether the new card may replace what was edited by hand: text in its generated part, a license
             that the package contradicts, and what the published card has and the folder's README.md has otherwise.
+        dry_run: send nothing, and return what would be uploaded. It raises what the real run would.
         progress: receives the destination and the card's changes before the upload, and the progress of the work.
 
     Raises:
@@ -80,7 +82,8 @@ def publish(
         check_version(manifest.version, wanted, str(package.path))
     key = read_private_key(expand(sign)) if sign is not None else None
     signature = _signature(package, reference.repo, key)
-    card, notes = _make_card(package, target, reference, replace_edits)
+    before = target.card(reference.repo)
+    card, notes = _make_card(package, before, reference, replace_edits)
     extras = {CARD_NAME: card.encode(), **({} if signature is None else {SIGNATURE_NAME: signature})}
     notes = (*_compare_with_newest(target, reference.repo, manifest, signature is not None), *notes)
     if beside := package.files_beside():
@@ -94,20 +97,22 @@ def publish(
         create_pr=create_pr,
         message=message,
         notes=notes,
+        dry_run=dry_run,
         progress=progress or Progress(),
     )
+    if any(file.path == CARD_NAME for file in published.files):
+        published = published.model_copy(update={"card_changes": card_diff(before or "", card, reference.repo)})
     if key is not None and not (published.uploaded or published.pull_request):
         _check_signed(target, published, key)
     return published.model_copy(update={"notes": (*(notes if published.uploaded else ()), *published.notes)})
 
 
 def _make_card(
-    package: Package, target: Registry, reference: Reference, replace_edits: bool
+    package: Package, published: str | None, reference: Reference, replace_edits: bool
 ) -> tuple[str, tuple[str, ...]]:
     """Return the card, which keeps what the author wrote, and notes about what changes in it."""
-    published = target.card(reference.repo)
     existing = merge_cards(published, read_card(package.path), reference.repo, replace_edits)
-    card = _card_of(reference, package.manifest, package.digest, existing, replace_edits)
+    card = _card_of(reference, package.manifest, package.digest, existing, replace_edits=replace_edits)
     notes = []
     if published is not None and (changes := edits(published, card, reference.repo)):
         notes.append(f"the card changes outside of its generated part:\n{changes}")
@@ -118,21 +123,19 @@ def _make_card(
     return card, tuple(notes)
 
 
-def _card_of(
-    reference: Reference, manifest: Manifest, package_id: str, existing: str | None, replace_edits: bool
-) -> str:
+def _card_of(reference: Reference, manifest: Manifest, package_id: str, existing: str | None, **edits: bool) -> str:
     on_hub = reference.root is None
     licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
-    options = {"on_hub": on_hub, "replace_edits": replace_edits}
-    return delta_card(manifest, package_id, reference.repo, existing, licenses=licenses, **options)
+    return delta_card(manifest, package_id, reference.repo, existing, licenses=licenses, on_hub=on_hub, **edits)
 
 
-def _restored_card(reference: Reference, manifest: Manifest, package_id: str, existing: str | None) -> bytes:
-    """Return the card of a version that is the newest again. Where that would replace an edit by hand, it stays."""
+def _restored_card(reference: Reference, manifest: Manifest, package_id: str, existing: bytes | None) -> bytes | None:
+    """Return the card of a version that is the newest again, with all that was edited by hand, or None to leave it."""
     try:
-        return _card_of(reference, manifest, package_id, existing, replace_edits=False).encode()
-    except (OptionError, SourceError):
-        return (existing or "").encode()
+        card = None if existing is None else existing.decode()
+        return _card_of(reference, manifest, package_id, card, keep_edits=True).encode()
+    except (SourceError, UnicodeDecodeError):  # it can't be read
+        return None
 
 
 def _signature(package: Package, repo: str, key: PrivateKey | None) -> bytes | None:

@@ -75,7 +75,7 @@ def describe_base(model: str | Path) -> Wanted:
         hub_name = checkpoint.source.name if checkpoint.source.commit else None
         tensors = logical_model(checkpoint)
         return Wanted(hub_name, _fingerprint(tensors), frozenset(), tensors)
-    remote = open_remote(str(model), Path(str(model)), tokenizers=False)
+    remote = open_remote(str(model), Path(str(model)), headers_only=True)
     name, tensors = remote.checkpoint.source.name, logical_model(remote.checkpoint)
     return Wanted(name, _fingerprint(tensors), remote.bases, tensors, RemoteValues(remote))
 

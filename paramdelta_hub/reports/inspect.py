@@ -12,7 +12,7 @@ from paramdelta_hub.fileio.durable import io_errors, write_file
 from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.limits import SPECTRUM_MATRICES
 from paramdelta_hub.outputs.replacing import check_output_file
-from paramdelta_hub.package.manifest import Architecture, ConfigChange, Source
+from paramdelta_hub.package.manifest import Architecture, ConfigChange, Earlier, Source
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.package.records import ConfigName
 from paramdelta_hub.package.report import PackageReport
@@ -57,6 +57,11 @@ class InspectReport(PackageReport):
     def created_by(self) -> str:
         """The program that made it."""
         return self.manifest.created_by
+
+    @derived
+    def relabeled_from(self) -> tuple[Earlier, ...]:
+        """The packages that it was before it was relabeled, the first one first."""
+        return self.manifest.relabeled_from
 
     @derived
     def base(self) -> Source:

@@ -19,6 +19,7 @@ from paramdelta_hub.cli import main
 from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.registry.cards.generated import END
 from tests.conftest import Family
+from tests.support import paramdelta as forked
 from tests.support.hub import Account, Fault, LoopbackHub
 from tests.support.models import assert_same, read_weights
 from tests.support.reports import check_report
@@ -299,13 +300,8 @@ def paramdelta(hub: LoopbackHub, tmp_path: Path) -> Paramdelta:
     """The command line in a process of its own, as the account ``me``; returns the exit code and the report."""
 
     def call(*arguments: str | Path, token: str | None = "hf_me", **extra: str) -> tuple[int, Any]:
-        done = subprocess.run(
-            [sys.executable, "-m", "paramdelta_hub", *map(str, arguments), "--json"],
-            env=hub.environment(tmp_path / "home", token, XDG_CACHE_HOME=str(tmp_path / "cache"), **extra),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        environment = hub.environment(tmp_path / "home", token, XDG_CACHE_HOME=str(tmp_path / "cache"), **extra)
+        done = forked.paramdelta([*arguments, "--json"], env=environment)
         assert "Traceback" not in done.stderr, done.stderr
         assert "hf_me" not in done.stdout + done.stderr
         return done.returncode, check_report(str(arguments[0]), done.stdout, failed=done.returncode != 0)

@@ -15,7 +15,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.cli import main
 from paramdelta_hub.environment import REGISTRY_VARIABLE
 from paramdelta_hub.registry.cards.generated import END, own_text
-from tests.attacks.outcomes import shard_of
+from tests.attacks.outcomes import change_manifest, shard_of
 from tests.conftest import Family
 from tests.registry.packages import id_of, labelled, tree
 from tests.robustness.calls import Fault
@@ -46,7 +46,10 @@ def test_other_labels_and_nothing_else(package: Path, shared_family: Family, tmp
     made = tree(out)
     old, new = json.loads(before.pop("manifest.json")), json.loads(made.pop("manifest.json"))
     assert made == before
-    assert new == {**old, "name": "better", "version": "1.1.0", "license": "apache-2.0"}
+    earlier = [{"id": report.id_before, "name": "instruct", "version": "1.0.0"}]
+    labels = {"name": "better", "version": "1.1.0", "license": "apache-2.0"}
+    assert old["relabeled_from"] == []
+    assert new == {**old, **labels, "relabeled_from": earlier}
     assert list(new) == list(old)
     assert pd.verify(out, base=shared_family.base, post=shared_family.post, threads=1).id == report.id
     pd.apply(shared_family.base, out, tmp_path / "post", threads=1)
@@ -54,6 +57,35 @@ def test_other_labels_and_nothing_else(package: Path, shared_family: Family, tmp
     # And back: the labels are all that made it another package.
     back = pd.relabel(out, tmp_path / "back", name="instruct", version="1.0.0", license="mit")
     assert back.manifest.license == "mit"
+    assert [(made.id, made.name, made.version) for made in back.manifest.relabeled_from] == [
+        (report.id_before, "instruct", "1.0.0"), (report.id, "better", "1.1.0"),
+    ]  # fmt: skip
+
+
+def test_what_a_copy_was_before_is_told(package: Path, tmp_path: Path) -> None:
+    pd.relabel(package, tmp_path / "second", name="theirs")
+    pd.relabel(tmp_path / "second", tmp_path / "third", name="mine", version="3.0.0")
+    ids = [id_of(package), id_of(tmp_path / "second")]
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "third")]).stdout
+    assert f"relabeled     from theirs 1.0.0 (id {ids[1][:16]}…)\n  relabeled     from instruct 1.0.0" in shown
+    told = json.loads(CliRunner().invoke(main, ["inspect", str(tmp_path / "third"), "--json"]).stdout)
+    assert [earlier["id"] for earlier in told["relabeled_from"]] == ids
+    pd.publish(tmp_path / "third", "acme/mine", registry=tmp_path / "registry")
+    card = (tmp_path / "registry/acme/mine/3.0.0/README.md").read_text()
+    assert f"- Relabeled from theirs 1.0.0 (id `{ids[1][:16]}`).\n- Relabeled from instruct 1.0.0" in card
+    page = tmp_path / "page.html"
+    assert CliRunner().invoke(main, ["inspect", str(tmp_path / "third"), "--html", str(page)]).exit_code == 0
+    assert page.read_text().index("theirs") < page.read_text().index(ids[0][:16])
+
+
+def test_a_package_is_not_relabeled_without_end(package: Path, tmp_path: Path) -> None:
+    def often(manifest: dict[str, object]) -> None:
+        manifest["relabeled_from"] = [{"id": "0" * 64, "name": "n", "version": "1.0.0"}] * 100
+
+    change_manifest(package, often)
+    with pytest.raises(pd.OptionError, match="relabeled 100 times"):
+        pd.relabel(package, tmp_path / "out", name="better")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_does_not_come_along(package: Path, tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import paramdelta_hub as pd
+from paramdelta_hub.registry.cards.generated import without_generated
 from tests.registry.conftest import ALICE, Packages
 from tests.registry.packages import labelled
 from tests.support.hub import LoopbackHub
@@ -171,6 +174,83 @@ def test_the_folders_card_and_the_published_one_are_joined(
     assert "# Another" in published
     assert "# Mine" not in published
     assert metadata(published)["extra_gated_prompt"] == "Read this"
+
+
+EDITS: dict[str, Callable[[bytes], bytes]] = {
+    "nothing": lambda card: card,
+    "text above and below": lambda card: (
+        card.replace(b"<!-- delta:begin", b"# Mine\n\n<!-- delta:begin") + b"\nMine.\n"
+    ),
+    "text in the generated part": lambda card: card.replace(b"It is not a model", b"It is the best, not a model"),
+    "the generated part's heading": lambda card: card.replace(b"## Use\n", b"## Use it\n\nCarefully.\n"),
+    "markers deleted": lambda card: re.sub(rb"<!-- delta:[^>]*-->\n?", b"", card),
+    "one marker deleted": lambda card: card.replace(b"<!-- delta:end -->", b""),
+    "line ends": lambda card: card.replace(b"\n", b"\r\n"),
+    "a byte order mark": lambda card: b"\xef\xbb\xbf" + card,
+    "no UTF-8": lambda card: card + b"\xe9t\xe9\n",
+    "metadata": lambda card: card.replace(
+        b"---\n", b"---\n# legal\nextra_gated_prompt: 'Read this'\nlicense: mit\n", 1
+    ),
+    "tags as a map": lambda card: re.sub(rb"tags:\n(- .*\n)+", b"tags: {mine: yes}\n", card),
+    "broken metadata": lambda card: card.replace(b"---\n", b"---\na: [\n", 1),
+    "a block without an end": lambda card: re.sub(rb"\n---\n", b"\n", card, count=1),
+    "another library": lambda card: card.replace(b"library_name: paramdelta-hub", b"library_name: peft  # ours"),
+    "a second base": lambda card: card.replace(b"---\n", b"---\nbase_model: [org/other,org/base]\n", 1),
+}
+"""What a person does to the card on the Hub."""
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_withdrawal_takes_nothing_of_what_a_person_wrote(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages, edit: str
+) -> None:
+    for package in (packages.v1, packages.v2):
+        client("publish_anew", delta=package, repo=repo)
+    made = hub.repositories[repo]
+    generated = made.head.files["README.md"].content
+    edited = EDITS[edit](generated)
+    assert edited != generated or edit == "nothing"
+    made.add({"README.md": edited})
+    client("yank", delta=repo, version="1.10.0", reason="wrong tokenizer")
+    assert made.head.files["manifest.json"].content == (packages.v1 / "manifest.json").read_bytes()
+    old = set(generated.replace(b"\r", b"").splitlines())
+    theirs = [line for line in edited.replace(b"\r", b"").splitlines() if line not in old]
+    between = made.head.files["README.md"].content.replace(b"\r", b"").splitlines()
+    assert [line for line in theirs if line not in between] == []
+    with suppress(UnicodeDecodeError, ValueError):
+        facts = metadata(between and made.head.files["README.md"].content.decode()).get("paramdelta")
+        assert facts is None or facts["version"] == "1.0.0"
+    client("yank", delta=repo, version="1.10.0", undo=True)
+    after = made.head.files["README.md"].content
+    if edit == "metadata":  # the generated part says what license the card states
+        after, edited = (without_generated(card.decode(), "").encode() for card in (after, edited))
+    assert after == edited, "to the byte"
+    client("yank", delta=repo, version="1.10.0", reason="wrong tokenizer")
+    client("yank", delta=repo, version="1.0.0", reason="that one too")
+    after = made.head.files["README.md"].content
+    client("yank", delta=repo, version="1.0.0", undo=True)
+    assert made.head.files["README.md"].content == after
+
+
+@pytest.mark.parametrize("kind", ["hub", "folder", "bucket"])
+def test_the_words_on_a_withdrawn_version_go_on_to_the_next(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages, tmp_path: Path, endpoint: str, kind: str
+) -> None:
+    root = {"hub": None, "folder": str(tmp_path / "registry"), "bucket": f"s3://deltas/words-{next(NUMBERS)}"}[kind]
+    package = labelled(packages.v1, tmp_path / "package", "1.0.0")
+    (package / "README.md").write_text("# Words of mine\n")
+    if root is None:
+        client("publish_anew", delta=package, repo=repo)
+        client("yank", delta=repo, version="1.0.0", reason="wrong")
+        client("publish_anew", delta=packages.v2, repo=repo)
+        card = card_of(hub, repo)
+    else:
+        pd.publish(package, repo, registry=root)
+        pd.yank(repo, "1.0.0", reason="wrong", registry=root)
+        pd.publish(packages.v2, repo, registry=root)
+        card = (pd.pull(repo, tmp_path / "copy", registry=root).path / "README.md").read_text()
+    assert "# Words of mine" in card
+    assert "1.10.0" in card
 
 
 @pytest.fixture(params=["hub", "folder", "bucket"])

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +37,7 @@ from paramdelta_hub.registry.signing import Trust, sign_manifest
 from tests.attacks.outcomes import change_manifest
 from tests.conftest import Family
 from tests.registry.packages import altered, id_of, labelled, tree
+from tests.support import paramdelta as forked
 from tests.support.hub import Account, LoopbackHub
 
 REPO = "acme/instruct"
@@ -582,13 +582,8 @@ def paramdelta(hub: LoopbackHub, tmp_path: Path) -> Paramdelta:
     """The command line in a process of its own."""
 
     def call(*arguments: str | Path, **extra: str) -> tuple[int, Any]:
-        done = subprocess.run(
-            [sys.executable, "-m", "paramdelta_hub", *map(str, arguments), "--json"],
-            env=hub.environment(tmp_path / "home", "hf_me", XDG_CACHE_HOME=str(tmp_path / "cache"), **extra),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        environment = hub.environment(tmp_path / "home", "hf_me", XDG_CACHE_HOME=str(tmp_path / "cache"), **extra)
+        done = forked.paramdelta([*arguments, "--json"], env=environment)
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, json.loads(done.stdout or "null")
 

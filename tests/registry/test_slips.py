@@ -22,6 +22,7 @@ from tests.attacks.outcomes import change_manifest, reseal, shard_of
 from tests.conftest import Family
 from tests.registry.packages import altered, labelled, tree
 from tests.slips.table import AREAS, slip
+from tests.support import paramdelta as forked
 from tests.support.hub import Account, LoopbackHub
 from tests.support.hub.client import CallError, Client
 
@@ -261,14 +262,7 @@ def paramdelta(
     hub: LoopbackHub, tmp_path: Path, *arguments: str | Path, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in ``tmp_path``, on the Hub."""
-    return subprocess.run(
-        [sys.executable, "-m", "paramdelta_hub", *map(str, arguments)],
-        cwd=tmp_path,
-        env=hub.environment(tmp_path / "home", TOKEN, PYTHONPATH=os.getcwd(), **extra),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return forked.paramdelta(arguments, env=hub.environment(tmp_path / "home", TOKEN, **extra), cwd=tmp_path)
 
 
 def test_the_hub_by_its_own_name(hub: LoopbackHub, package: Path, tmp_path: Path, shared_family: Family) -> None:

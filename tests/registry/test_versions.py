@@ -73,6 +73,7 @@ def test_a_version_is_withdrawn_and_comes_back_on_the_hub(
     assert "1.0.0" in client("card", repo=repo)
     client("yank", delta=repo, version="1.0.0", reason="worse")
     fails("registry", "all versions are withdrawn", lambda: client("pull", repo=repo))
+    assert not client("find", query=repo.split("/")[1])
     client("yank", delta=repo, version="1.0.0", undo=True)
     assert client("yank", delta=repo, version="1.10.0", undo=True)["newest"] == "1.10.0"
     assert client("pull", repo=repo)["version"] == "1.10.0"

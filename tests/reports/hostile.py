@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from paramdelta_hub.package.manifest import Manifest, Omission, TensorRecord
+from paramdelta_hub.package.manifest import Earlier, Manifest, Omission, TensorRecord
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -34,6 +34,7 @@ def hostile(manifest: Manifest, texts: tuple[str, ...] = HOSTILE) -> Manifest:
             "name": text,
             "license": text,
             "created_by": text,
+            "relabeled_from": (Earlier(id="0" * 64, name=text, version="1.0.0"),),
             "base": manifest.base.model_copy(update=source),
             "post": manifest.post.model_copy(update=source),
             "architecture": manifest.architecture.model_copy(update=architecture),

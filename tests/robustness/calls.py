@@ -10,7 +10,8 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -120,6 +121,23 @@ def wrap(hook: Hook, replace: Callable[[Any, str, Any], None] = setattr) -> None
     replace(os, "fdopen", lambda descriptor, mode, buffering=-1: _File(descriptor, buffering != 0))
 
 
+@contextmanager
+def wrapped(hook: Hook) -> Iterator[None]:
+    """As :func:`wrap`, for a while."""
+    real: dict[str, Any] = {}
+
+    def replace(module: Any, name: str, call: Any) -> None:
+        real[name] = getattr(module, name)
+        setattr(module, name, call)
+
+    wrap(hook, replace)
+    try:
+        yield
+    finally:
+        for name, call in real.items():
+            setattr(os, name, call)
+
+
 @dataclass(frozen=True)
 class Fault:
     """What happens at the ``at``-th call of those that count; 0 is never, or always for ``short``."""
@@ -132,6 +150,11 @@ class Fault:
     half: bool = False
     """A write is cut in its middle before the signal comes."""
     among: Among = "changes"
+
+    @property
+    def is_survived(self) -> bool:
+        """Whether it is nothing but an error to the process that it strikes."""
+        return self.kind in ("none", "errno")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

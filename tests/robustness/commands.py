@@ -1,7 +1,10 @@
-"""Runs commands of the command line in forked children, at the same moment or under a fault.
+"""Runs commands of the command line, at the same moment or under a fault: in forked children where one may die of it.
 
 ``python -m tests.robustness.commands`` is a process of its own, because it must have no threads when it forks. It reads
-one request a line and answers with the exit status and the errors of every child. :class:`Commands` is the other end.
+one request a line and answers with the exit status and the errors of every run. :class:`Commands` is the other end.
+
+A child costs more than the command that it runs: thousands of pages of memory that the two share until one writes to
+them. So what is run by itself, and lives on, is run in the process that would fork.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paramdelta_hub.cli import main
 from paramdelta_hub.tasks import plan
-from tests.robustness.calls import Among, Fault, Faulty, wrap
+from tests.robustness.calls import Among, Fault, Faulty, wrap, wrapped
 from tests.support.piped import Piped
 
 if TYPE_CHECKING:  # with it comes PyTorch, whose memory makes a fork cost three times as much
@@ -47,10 +50,13 @@ class Commands(Piped):
 
     def warm_up(self, command: list[str]) -> None:
         """Run a command where children are forked: what a first run imports and compiles, none has to do again."""
-        assert self.send({"warm_up": command}) == [0]
+        assert self.run(command) == (0, "")
 
     def run(self, command: list[str], fault: Fault | None = None, tape: Path | None = None) -> Ended:
         """Run one command."""
+        if fault is None or fault.is_survived:
+            request = {"here": command, "tape": tape and str(tape), "fault": fault and fault.to_json()}
+            return Ended(*self.send(request))  # type: ignore[arg-type]
         (ended,) = self.together(command, fault=fault, tape=tape)
         return ended
 
@@ -78,14 +84,10 @@ def finish(commands: Commands, case: Case, what: object) -> None:
     shutil.rmtree(case.place)
 
 
-def child(command: list[str], fault: dict[str, Any] | None, tape: str | None, gate: int, told: int) -> None:
-    """Run a command and leave without a trace."""
+def call(command: list[str]) -> int:
+    """Run a command, and return its exit status."""
     status: Any = UNTOLD
     try:
-        os.dup2(told, 2)
-        recorded = os.open(tape, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if tape else None
-        os.read(gate, 1)
-        wrap(Faulty(Fault(**fault or {}), recorded))
         main(command, prog_name="paramdelta")
     except SystemExit as end:
         status = end.code or 0
@@ -93,17 +95,59 @@ def child(command: list[str], fault: dict[str, Any] | None, tape: str | None, ga
         traceback.print_exc()
     finally:
         sys.stderr.flush()
+    return int(status)
+
+
+def faulty(fault: dict[str, Any] | None, tape: int | None) -> Faulty:
+    """Return what is done at every call."""
+    return Faulty(Fault(**fault or {}), tape)
+
+
+def open_tape(path: str | None) -> int | None:
+    """Return a descriptor that adds to the file, if there is one."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if path else None
+
+
+def open_told() -> int:
+    """Return a descriptor that holds what is written to it."""
+    return os.memfd_create("told") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+
+
+def read_told(told: int) -> str:
+    """Return what was written, and close the descriptor."""
+    os.lseek(told, 0, os.SEEK_SET)
+    text = os.read(told, 1 << 20).decode("utf-8", "replace")
+    os.close(told)
+    return text
+
+
+def child(command: list[str], fault: dict[str, Any] | None, tape: str | None, gate: int, told: int) -> None:
+    """Run a command and leave without a trace."""
+    status = UNTOLD
+    try:
+        os.dup2(told, 2)
+        recorded = open_tape(tape)
+        os.read(gate, 1)
+        wrap(faulty(fault, recorded))
+        status = call(command)
+    finally:
         os._exit(status)
 
 
-def run_here(command: list[str]) -> int:
+def run_here(command: list[str], fault: dict[str, Any] | None, tape: str | None) -> tuple[int, str]:
     """Run a command in this process, and leave no thread behind."""
+    told, stderr, recorded = open_told(), os.dup(2), open_tape(tape)
+    os.dup2(told, 2)
     try:
-        main(command, prog_name="paramdelta")
-    except SystemExit as end:
-        assert threading.active_count() == 1
-        return int(end.code or 0)
-    return UNTOLD
+        with wrapped(faulty(fault, recorded)):
+            status = call(command)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        if recorded is not None:
+            os.close(recorded)
+    assert threading.active_count() == 1
+    return status, read_told(told)
 
 
 def serve() -> None:
@@ -111,12 +155,12 @@ def serve() -> None:
     plan.TASK_BYTES_MIN = 1  # a task a tensor
     for line in sys.stdin:
         request = json.loads(line)
-        if "warm_up" in request:
-            print(json.dumps([run_here(request["warm_up"])]), flush=True)
+        if "here" in request:
+            print(json.dumps(run_here(request["here"], request["fault"], request["tape"])), flush=True)
             continue
         gate, children = os.pipe(), []
         for number, command in enumerate(request["commands"]):
-            told = os.memfd_create("told") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+            told = open_told()
             pid = os.fork()
             if not pid:
                 os.close(gate[1])
@@ -127,9 +171,7 @@ def serve() -> None:
         answer = []
         for pid, told in children:
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            os.lseek(told, 0, os.SEEK_SET)
-            answer.append([status, os.read(told, 1 << 20).decode("utf-8", "replace")])
-            os.close(told)
+            answer.append([status, read_told(told)])
         print(json.dumps(answer), flush=True)
 
 

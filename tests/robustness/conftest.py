@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,15 +11,6 @@ import pytest
 
 from tests.robustness.cases import VERBS, Verb, World, make_world
 from tests.robustness.commands import Commands
-
-
-@pytest.fixture(scope="session")
-def memory() -> Iterator[Path]:
-    """A folder in memory, where there is one: hundreds of runs would wait for a disk that they have no need of."""
-    shared = "/dev/shm"
-    made = Path(tempfile.mkdtemp(prefix="paramdelta-", dir=shared if os.access(shared, os.W_OK) else None))
-    yield made
-    shutil.rmtree(made)
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,9 @@ ITEM_SIZES = {
 }  # fmt: skip
 WIDE = {"BF16": np.dtype("<f4"), "F16": np.dtype("<f4"), "F32": np.dtype("<f8")}
 FIELDS = {
-    "manifest": "format format_version name version license created_by base post architecture exactness configs "
-    "cast given_up taken_up renames layouts ties omissions shards lineage companions tensors",
+    "manifest": "format format_version name version license created_by relabeled_from base post architecture "
+    "exactness configs cast given_up taken_up renames layouts ties omissions shards lineage companions tensors",
+    "earlier": "id name version",
     "source": "name commit files dtypes tied_embeddings tokenizer_sha256",
     "architecture": "model_type classes fingerprint",
     "exactness": "exact elements changed exceptions",
@@ -519,6 +520,11 @@ def check_manifest(manifest: object) -> None:
     fields(manifest["exactness"], "exactness")
     require(manifest["cast"] in {None, *WIDE}, "§3.2 cast")
     texts(manifest["name"], manifest["license"], manifest["created_by"])
+    require(len(manifest["relabeled_from"]) <= 100, "§3.2 relabeled_from")
+    for earlier in manifest["relabeled_from"]:
+        fields(earlier, "earlier")
+        texts(earlier["name"])
+        require(re.fullmatch("[0-9a-f]{64}", earlier["id"]), "§3.2 sha256")
     texts(*(text for omission in manifest["omissions"] for text in omission.values()))
     texts(*(rename["pattern"] for rename in manifest["renames"]), *manifest["layouts"])
     paths = [name.casefold() for name in ("manifest.json", "README.md", "manifest.json.sig")]

@@ -23,6 +23,8 @@ from tests.conftest import Family, make_family
 from tests.support.models import tuned, weights, write_model
 from tests.tasks.forking import Forks, inputs, make_older, tree
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 WORLD = 3
 
 

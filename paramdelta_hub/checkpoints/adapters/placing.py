@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from paramdelta_hub.checkpoints.adapters.reading import COMPONENTS, CONFIG, KOHYA, Adapter, Module, refuse
 from paramdelta_hub.checkpoints.matching.roles import EMBEDDINGS, is_head
@@ -19,6 +19,9 @@ from paramdelta_hub.limits import FACTOR_BYTES
 from paramdelta_hub.numerics.floats import FLOATS
 
 __all__ = ["Update", "Updates", "describe", "find_updates", "refuse_half_of_tie", "tied_heads"]
+
+Shape: TypeAlias = tuple[int, ...]
+Shapes: TypeAlias = Mapping[str, Shape]
 
 _UNTIE_REMEDY = (
     "give the head a copy of its own, and give UNTIED as BASE: "
@@ -76,7 +79,7 @@ class Updates:
     """Name in the adapter → base's, where a prefix was changed."""
 
 
-def find_updates(adapter: Adapter, base: Mapping[str, tuple[int, ...]], model_type: object, rules: Rules) -> Updates:
+def find_updates(adapter: Adapter, base: Shapes, model_type: object, rules: Rules) -> Updates:
     """Return what an adapter does to base's tensors.
 
     Args:
@@ -88,12 +91,11 @@ def find_updates(adapter: Adapter, base: Mapping[str, tuple[int, ...]], model_ty
     Raises:
         CheckpointError: names that can mean several tensors, or factors that contradict the config.
     """
-    where = adapter.where
     modules = {name: rules.rename(f"{name}.weight") for name in adapter.modules}
-    shapes = {name: _product_shape(adapter, adapter.modules[name], where) for name in modules}
-    places = _find_places(modules, shapes, base, where)
+    shapes = {name: _product_shape(adapter, adapter.modules[name]) for name in modules}
+    places = _find_places(modules, shapes, base, adapter.where)
     moved = {modules[name]: place for name, place in places.items() if place != modules[name]}
-    turn = _orientation(adapter, places, shapes, base, model_type, where)
+    turn = _orientation(adapter, places, shapes, base, model_type)
     tensors: dict[str, Update] = {}
     homeless: dict[str, str] = {}
     for name, whole in adapter.wholes.items():
@@ -105,7 +107,7 @@ def find_updates(adapter: Adapter, base: Mapping[str, tuple[int, ...]], model_ty
             continue
         shape = tensors[place].whole and adapter.span(tensors[place].whole or "").shape if place in tensors else None
         shape = shape or base[place]
-        rank, scale = _scale(adapter, module, where)
+        rank, scale = _scale(adapter, module)
         transposed = True if module.embedding else turn(place, shape, shapes[name])
         if not _fits(shape, shapes[name], transposed):
             homeless[place] = f"base has {list(shape)}, post's adapter updates {list(shapes[name])}"
@@ -124,12 +126,12 @@ def find_updates(adapter: Adapter, base: Mapping[str, tuple[int, ...]], model_ty
         if place not in base:
             homeless[place] = "post's adapter has tokens for it, base does not have it"
         else:
-            indices = _token_indices(adapter, name, rows, base[place], where)
+            indices = _token_indices(adapter, name, rows, base[place])
             tensors[place] = replace(tensors.get(place, Update()), rows=rows, indices=indices)
     return Updates(tensors, homeless, moved)
 
 
-def _token_indices(adapter: Adapter, module: str, rows: str, shape: tuple[int, ...], where: str) -> tuple[int, ...]:
+def _token_indices(adapter: Adapter, module: str, rows: str, shape: Shape) -> tuple[int, ...]:
     """Return which rows of a matrix an adapter replaces."""
     said: Any = (adapter.config or {}).get("trainable_token_indices")
     if isinstance(said, dict):
@@ -137,13 +139,13 @@ def _token_indices(adapter: Adapter, module: str, rows: str, shape: tuple[int, .
     span = adapter.span(rows)
     known = isinstance(said, list) and all(type(index) is int and 0 <= index < shape[0] for index in said)
     if not known or len(set(said)) != len(said) or span.shape != (len(said), *shape[1:]) or span.dtype not in FLOATS:
-        refuse(f"tensor {rows!r} {list(span.shape)} does not fit trainable_token_indices in {CONFIG}", where)
+        refuse(f"tensor {rows!r} {list(span.shape)} does not fit trainable_token_indices in {CONFIG}", adapter.where)
     return tuple(said)
 
 
-def _product_shape(adapter: Adapter, module: Module, where: str) -> tuple[int, ...]:
+def _product_shape(adapter: Adapter, module: Module) -> Shape:
     """Return the shape of B · A: (outputs, inputs, …)."""
-    down, up = adapter.span(module.down or ""), adapter.span(module.up or "")
+    down, up, where = adapter.span(module.down or ""), adapter.span(module.up or ""), adapter.where
     for span in (down, up):
         if span.dtype not in FLOATS:
             refuse(f"tensor {span.name!r} is {span.dtype}, not F32, BF16 or F16", where)
@@ -160,18 +162,13 @@ def _product_shape(adapter: Adapter, module: Module, where: str) -> tuple[int, .
     return (up.shape[0], *down.shape[1:])
 
 
-def _fits(shape: tuple[int, ...], product: tuple[int, ...], transposed: bool) -> bool:
+def _fits(shape: Shape, product: Shape, transposed: bool) -> bool:
     return shape == (tuple(reversed(product)) if transposed and len(product) == 2 else product)
 
 
 def _orientation(
-    adapter: Adapter,
-    places: Mapping[str, str],
-    shapes: Mapping[str, tuple[int, ...]],
-    base: Mapping[str, tuple[int, ...]],
-    model_type: object,
-    where: str,
-) -> Callable[[str, tuple[int, ...], tuple[int, ...]], bool]:
+    adapter: Adapter, places: Mapping[str, str], shapes: Shapes, base: Shapes, model_type: object
+) -> Callable[[str, Shape, Shape], bool]:
     """Return a function (place, shape of base, shape of B · A) → whether the product is transposed.
 
     Shapes decide, but for square ones, where the other layers of the adapter do. PEFT's ``fan_in_fan_out`` says it for
@@ -188,19 +185,21 @@ def _orientation(
     }
     said = bool((adapter.config or {}).get("fan_in_fan_out")) or model_type in _TRANSPOSING_MODELS
 
-    def turned(place: str, shape: tuple[int, ...], product: tuple[int, ...]) -> bool:
+    def turned(place: str, shape: Shape, product: Shape) -> bool:
         if len(shape) != 2 or len(product) != 2 or shape[0] != shape[1]:
             return shape != product
         if len(seen) > 1:
-            refuse(f"{place!r} is square, and other layers are transposed or not, so this one may be either", where)
+            refuse(
+                f"{place!r} is square, and other layers are transposed or not, so this one may be either", adapter.where
+            )
         return next(iter(seen)) if seen else said
 
     return turned
 
 
-def _scale(adapter: Adapter, module: Module, where: str) -> tuple[int, float]:
+def _scale(adapter: Adapter, module: Module) -> tuple[int, float]:
     """Return a module's rank and the factor of its product."""
-    rank = adapter.span(module.down or "").shape[0]
+    rank, where = adapter.span(module.down or "").shape[0], adapter.where
     config = adapter.config_of(module.name)
     if module.name in adapter.alphas or config is None:
         alpha = adapter.alphas.get(module.name, float(rank))
@@ -235,12 +234,7 @@ def _by_pattern(patterns: object, name: str, default: Any, where: str) -> Any:
     return default
 
 
-def _find_places(
-    modules: Mapping[str, str],
-    shapes: Mapping[str, tuple[int, ...]],
-    base: Mapping[str, tuple[int, ...]],
-    where: str,
-) -> dict[str, str]:
+def _find_places(modules: Mapping[str, str], shapes: Shapes, base: Shapes, where: str) -> dict[str, str]:
     """Return base's tensor for each module that has one, by name; a prefix may differ, for all modules alike."""
     groups: dict[str, dict[str, str]] = {}
     for name, wanted in modules.items():
@@ -263,12 +257,7 @@ def _find_places(
 
 
 def _place_group(
-    group: Mapping[str, str],
-    shapes: Mapping[str, tuple[int, ...]],
-    base: Mapping[str, tuple[int, ...]],
-    flat: bool,
-    where: str,
-    folder: str,
+    group: Mapping[str, str], shapes: Shapes, base: Shapes, flat: bool, where: str, folder: str
 ) -> dict[str, str]:
     separator = "_" if flat else "."
     by_name: dict[str, list[str]] = {}
@@ -344,9 +333,7 @@ def _place_like(name: str, moved: Mapping[str, str]) -> str:
     return name
 
 
-def tied_heads(
-    adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], config: JsonObject | None, rules: Rules
-) -> dict[str, str]:
+def tied_heads(adapter: Adapter, shapes: Shapes, config: JsonObject | None, rules: Rules) -> dict[str, str]:
     """Return the heads that an adapter updates and base does not store: the name → base's embedding that it is."""
     if not head_is_tied(config):
         return {}
@@ -356,7 +343,7 @@ def tied_heads(
 
 
 def refuse_half_of_tie(
-    adapter: Adapter, updates: Updates, shapes: Mapping[str, tuple[int, ...]], config: JsonObject | None, rules: Rules
+    adapter: Adapter, updates: Updates, shapes: Shapes, config: JsonObject | None, rules: Rules
 ) -> None:
     """Raise if an adapter updates one of two tensors that base ties, and nothing tells what becomes of the other.
 

@@ -31,24 +31,13 @@ from paramdelta_hub.fileio.names import check_file_name, shown, shown_names
 from paramdelta_hub.fileio.safetensors import GGUF_REMEDY
 from paramdelta_hub.limits import TENSORS
 
-__all__ = [
-    "ADAPTER",
-    "ADAPTERS",
-    "INDEX",
-    "MODULES",
-    "PIPELINE",
-    "WEIGHTS",
-    "Listing",
-    "Repository",
-    "not_safetensors",
-    "read_repository",
-]
+__all__ = ["ADAPTER", "ADAPTERS", "INDEX", "WEIGHTS", "Listing", "Repository", "not_safetensors", "read_repository"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 ADAPTERS = re.compile(r"(adapter_model|pytorch_lora_weights)[\w.-]*\.safetensors")
 """Files of PEFT and of diffusers: a model only where nothing else is there, and then read as :mod:`.adapters` says."""
-MODULES, PIPELINE = "modules.json", "model_index.json"
+_MODULES, _PIPELINE = "modules.json", "model_index.json"
 """What names the components of sentence-transformers and of diffusers."""
 _CONFIG = "config.json"
 _STEMS = ("model", "diffusion_pytorch_model")
@@ -203,7 +192,7 @@ class _Reader:
 
     def _pipeline_folders(self) -> dict[str, str | None]:
         """Return the folders that diffusers reads."""
-        value = self._json(PIPELINE)
+        value = self._json(_PIPELINE)
         if not isinstance(value, dict):
             return {}
         classes = {key: entry for key, entry in value.items() if isinstance(entry, list) and len(entry) == 2}
@@ -211,7 +200,7 @@ class _Reader:
 
     def _module_folders(self) -> dict[str, str | None]:
         """Return the folders that sentence-transformers reads, and the class of each module."""
-        value = self._json(MODULES)
+        value = self._json(_MODULES)
         folders: dict[str, str | None] = {}
         for module in value if isinstance(value, list) else ():
             if isinstance(module, dict) and isinstance(path := module.get("path"), str):

@@ -47,6 +47,7 @@ def resolve(model: str | Path, *, code: bool = False) -> ModelSource:
 
     Raises:
         CheckpointError: neither a path nor a repository that can be had; the message says what was tried.
+        RegistryError: the Hub can't be reached, or is out of order.
     """
     text = str(model)
     if address := parse_address(text):
@@ -105,7 +106,8 @@ def download(
     ``all`` are weights, configs and tokenizer; ``companions`` all but the weights; ``config`` the config and the index.
 
     Raises:
-        CheckpointError: it can't be had.
+        CheckpointError: there is none, or it is not for this account.
+        RegistryError: the Hub can't be reached, or is out of order.
     """
     # Imported here: only Hub ids need it, and it takes a quarter of a second.
     from huggingface_hub import snapshot_download

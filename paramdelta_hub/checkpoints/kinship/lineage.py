@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ from paramdelta_hub.limits import (
 )
 from paramdelta_hub.numerics.casts import as_bits
 from paramdelta_hub.numerics.floats import FLOATS
-from paramdelta_hub.package.provenance import ForeignTensor
+from paramdelta_hub.package.provenance import ForeignTensor, Lineage
 
 __all__ = [
     "LineageMatch",
@@ -53,6 +53,9 @@ __all__ = [
     "sample_runs",
     "unpack_samples",
 ]
+
+Samples: TypeAlias = Mapping[str, tuple[str, NDArray[np.uint8]]]
+"""The dtype and the bytes of every tensor's samples."""
 
 _LEAST_VALUES = 32
 _LEAST_SPREAD = 0.02
@@ -90,7 +93,7 @@ def sample(name: str, tensor: LogicalTensor, files: Files, step: int = 1) -> NDA
     return np.concatenate(runs)
 
 
-def pack_samples(samples: Mapping[str, tuple[str, NDArray[np.uint8]]]) -> bytes:
+def pack_samples(samples: Samples) -> bytes:
     """Return the lineage file: a safetensors file of one flat tensor of samples (dtype, bytes) a name."""
     entries = []
     for name, (dtype, values) in samples.items():
@@ -182,6 +185,16 @@ class LineageMatch:
         steps = ((one, "exchanged"), (other, one), ("exchanged", other))
         return as_options("rename", (rf"\b{re.escape(old)}\b={new}" for old, new in steps))
 
+    def or_skip(self, how: str) -> str:
+        """Return what helps beside another model, to go on a sentence with; ``how`` says what a skip rule would do."""
+        if proposed := self.options_to_try:
+            return f", or try {proposed}"
+        return f", or {how} with --skip REGEX" if self.foreign and self.has_kin else ""
+
+    def record(self, *, forced: bool) -> Lineage:
+        """Return what a report keeps of it."""
+        return Lineage(correlation=self.correlation, tensors=self.tensors, foreign=self.foreign, forced=forced)
+
     def foreign_words(self) -> str:
         """Say how much is foreign, and where."""
         count = f"{len(self.foreign)} of {self.tensors} compared tensors ({self.foreign_share:.0%} of their parameters)"
@@ -223,7 +236,7 @@ def choose_evenly(names: Sequence[str], limit: int) -> list[str]:
 
 
 def compare_samples(
-    base: Mapping[str, tuple[str, NDArray[np.uint8]]],
+    base: Samples,
     target: Mapping[str, LogicalTensor],
     remote: Files | None = None,
     limit: int | None = None,
@@ -333,10 +346,7 @@ def _layers(kind: str) -> str:
 
 
 def _find_places(
-    foreign: Sequence[str],
-    base: Mapping[str, tuple[str, NDArray[np.uint8]]],
-    target: Mapping[str, LogicalTensor],
-    files: Files,
+    foreign: Sequence[str], base: Samples, target: Mapping[str, LogicalTensor], files: Files
 ) -> dict[str, str]:
     """Return where the values of the first foreign tensors were found: in another of their shape, or in their own.
 

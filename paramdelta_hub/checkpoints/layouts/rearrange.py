@@ -15,7 +15,7 @@ from paramdelta_hub.checkpoints.tensor_sources import Arranged, Reordered
 from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.numerics.arrangements import Arrangement
 
-__all__ = ["MIXED", "Layout", "arrange", "arranged_model", "arranged_tensor", "partial_note"]
+__all__ = ["MIXED", "Layout", "arrange", "arranged_model", "partial_note"]
 
 MIXED = "mixed-dtypes"
 """The kind of mismatch of pieces that a rule joins, and that have different dtypes."""
@@ -264,17 +264,10 @@ def arranged_model(model: LogicalModel, layout: Layout) -> LogicalModel:
         return model
     tensors = {name: model.tensors[name] for name in layout.kept}
     for name, arrangement in layout.arrangements.items():
-        tensors[name] = arranged_tensor(arrangement, layout.dtypes[name], model.tensors)
+        names, dtype, parts = arrangement.sources, layout.dtypes[name], []
+        for source in (model.tensors[part].source for part in names):
+            assert not isinstance(source, (Arranged, Reordered))
+            parts.append(source)
+        arranged = Arranged(tuple(parts), arrangement.boxes(names), math.prod(arrangement.shape), dtype)
+        tensors[name] = LogicalTensor(dtype, arrangement.shape, arranged)
     return replace(model, tensors=tensors)
-
-
-def arranged_tensor(arrangement: Arrangement, dtype: str, tensors: Mapping[str, LogicalTensor]) -> LogicalTensor:
-    """Return the tensor that an arrangement makes of others, which have this dtype and lie in their own order."""
-    sources = arrangement.sources
-    parts = []
-    for name in sources:
-        source = tensors[name].source
-        assert not isinstance(source, (Arranged, Reordered))
-        parts.append(source)
-    source = Arranged(tuple(parts), arrangement.boxes(sources), math.prod(arrangement.shape), dtype)
-    return LogicalTensor(dtype, arrangement.shape, source)

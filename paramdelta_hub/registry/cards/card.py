@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from paramdelta_hub.errors import OptionError
+from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.fileio.digests import seal
 from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.package.labels import HUB_LICENSES
@@ -19,7 +19,7 @@ from paramdelta_hub.package.package import PICTURE_NAME
 from paramdelta_hub.package.provenance import Delta, Provenance
 from paramdelta_hub.registry.cards.changes import change_table
 from paramdelta_hub.registry.cards.front_matter import Change, Items, change_metadata, metadata
-from paramdelta_hub.registry.cards.generated import with_generated
+from paramdelta_hub.registry.cards.generated import END, with_generated
 from paramdelta_hub.registry.cards.markdown import escape_markdown, front_matter, hub_id, model_link
 
 __all__ = [
@@ -117,6 +117,7 @@ def delta_card(
     licenses: tuple[str | None, str | None] = (None, None),
     on_hub: bool = True,
     replace_edits: bool = False,
+    keep_edits: bool = False,
 ) -> str:
     """Return a delta's card. All of ``existing`` that is not ours is kept, byte for byte.
 
@@ -126,7 +127,7 @@ def delta_card(
 
     Raises:
         SourceError: the existing card's metadata or markers can't be read.
-        OptionError: something that was edited by hand would be lost, and ``replace_edits`` is not set.
+        OptionError: something that was edited by hand would be lost, and it is neither to be replaced nor kept.
     """
     base, post, card = manifest.base, manifest.post, existing or ""
     old = metadata(card, CARD)
@@ -146,10 +147,10 @@ def delta_card(
         f"## License\n\n{_license_text(manifest.license, *licenses, by_hand=by_hand)}",
         f"## Citation\n\n{_CITATION}",
     ]
-    changed, edited = with_generated(card, "\n\n".join(sections), CARD)
+    changed, edited = _with_part(card, "\n\n".join(sections), keep_edits)
     if edited:
         lost.append("text between the markers of the generated part")
-    if lost and not replace_edits:
+    if lost and not (replace_edits or keep_edits):
         raise OptionError(
             f"the card was edited by hand, and publishing would replace {' and '.join(lost)}",
             where=CARD,
@@ -157,6 +158,18 @@ def delta_card(
             "or give --replace-edits to replace it",
         )
     return change_metadata(changed, changes, CARD)
+
+
+def _with_part(card: str, text: str, keep_edits: bool) -> tuple[str, bool]:
+    """Return a card with the generated part, and whether the old one was edited by hand; such a card can be kept."""
+    try:
+        changed, edited = with_generated(card, text, CARD)
+    except SourceError:
+        if not keep_edits:
+            raise
+        return card, True
+    edited = edited or (keep_edits and bool(card) and END not in card)
+    return (card if edited and keep_edits else changed), edited
 
 
 def result_card(provenance: Provenance, manifests: Sequence[Manifest], lines: Iterable[str] = ()) -> str:
@@ -249,7 +262,9 @@ def _metadata(
     for key in ("base_model", "tags"):
         if isinstance(old.get(key), dict):
             lost.append(f"{key}, which is not a list,")
-            changes[key] = new_tags if key == "tags" else [base] if base else []
+            del changes[key]
+            if replace:
+                changes[key] = new_tags if key == "tags" else [base] if base else []
     changes[FACTS_KEY] = facts
     return changes, lost
 
@@ -313,7 +328,12 @@ def _sources(manifest: Manifest) -> str:
         f"| {side} | {model_link(source.name, source.commit)} | {sum(source.dtypes.values()):,} in {_dtypes(source)} |"
         for side, source in (("post", manifest.post), ("base", manifest.base))
     ]
-    return "\n".join(["| | model | parameters |", "|---|---|---|", *rows])
+    table = "\n".join(["| | model | parameters |", "|---|---|---|", *rows])
+    earlier = [
+        f"- Relabeled from {escape_markdown(package.name)} {package.version} (id `{package.id[:16]}`)."
+        for package in reversed(manifest.relabeled_from)
+    ]
+    return f"{table}\n\n{chr(10).join(earlier[:_MAX_LINES])}".rstrip()
 
 
 def _dtypes(source: Source) -> str:

@@ -20,7 +20,7 @@ from paramdelta_hub.registry.cards.front_matter import (
 )
 from paramdelta_hub.registry.cards.generated import own_text, without_generated
 
-__all__ = ["edits", "merge_cards"]
+__all__ = ["card_diff", "edits", "merge_cards"]
 
 
 def merge_cards(published: str | None, own: str | None, repo: str, replace_edits: bool) -> str | None:
@@ -67,6 +67,13 @@ def edits(before: str, after: str, repo: str) -> str:
     parts = (change_metadata(without_generated(card, repo), {FACTS_KEY: None}, repo) for card in (before, after))
     old, new = (part.splitlines() for part in parts)
     return "\n".join(difflib.unified_diff(old, new, f"{repo}/README.md", f"{repo}/README.md", n=1, lineterm=""))
+
+
+def card_diff(before: str, after: str, repo: str) -> str:
+    """Return how a card changes, as a unified diff; empty if it does not."""
+    old, new = (text.splitlines(keepends=True) for text in (before, after))
+    lines = difflib.unified_diff(old, new, f"{repo}/README.md", f"{repo}/README.md")
+    return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
 def _changes(published: str, own: str, repo: str) -> Iterator[tuple[str, Change]]:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError
+from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError, StorageError
 from paramdelta_hub.fileio.durable import file_digest, io_errors, read_small, sync_file
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect, is_offline
 from paramdelta_hub.hub.errors import translate_hub_errors
+from paramdelta_hub.hub.files import RemoteFile, ask_for_digests, git_digest, listed_files
 from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.registry.materialize import is_intact
 from paramdelta_hub.registry.names import is_commit, is_id
@@ -29,43 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Commit",
-    "RemoteFile",
     "check_remote_files",
     "fetch",
+    "fetch_listed",
     "fetch_small",
     "get_commit",
-    "read_back",
     "read_cached",
 ]
-
-
-_FILES_AT_ONCE = 100
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a commit, as the Hub describes it."""
-
-    size: int | None
-    sha256: str | None
-    """Known for large files."""
-    git_digest: str | None
-    """Known for all other files: the sha1 of git's blob."""
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the Hub states a digest. Some mirrors and other hubs do not."""
-        return self.sha256 is not None or self.git_digest is not None
-
-    def matches(self, content: bytes) -> bool:
-        """Whether the file has exactly this content, as far as the Hub tells."""
-        if not self.is_known:
-            return self.size in (None, len(content))
-        if len(content) != self.size:
-            return False
-        if self.sha256 is not None:
-            return hashlib.sha256(content).hexdigest() == self.sha256
-        return _git_digest(content) == self.git_digest
 
 
 @dataclass(frozen=True)
@@ -90,61 +62,32 @@ def get_commit(api: HfApi, repo: str, revision: str | None = None) -> Commit:
     where = f"{repo}@{revision}" if revision else repo
     with translate_hub_errors(where):
         info = api.model_info(repo, revision=revision, files_metadata=True)
-        files = {
-            sibling.rfilename: RemoteFile(
-                sibling.lfs.size if sibling.lfs else sibling.size,
-                sibling.lfs.sha256 if sibling.lfs else None,
-                sibling.blob_id,
-            )
-            for sibling in info.siblings or ()
-        }
+        files = listed_files(info)
         commit = info.sha or ""
         named = getattr(info.card_data, "base_model", None)
         bases = [named] if isinstance(named, str) else named if isinstance(named, list) else []
     if not is_commit(commit):
         raise RegistryError("the Hub's answer names no commit", where=where, remedy="run the command again")
     if unknown := [name for name, file in files.items() if not file.is_known]:
-        files |= _details(api, repo, commit, unknown)
+        files |= ask_for_digests(repo, commit, unknown)
     return Commit(repo, commit, bool(info.private), frozenset(base for base in bases if isinstance(base, str)), files)
 
 
-def _details(api: HfApi, repo: str, commit: str, names: Sequence[str]) -> dict[str, RemoteFile]:
-    """Return what the Hub says about files of which its listing has no digests, or nothing if it can't say more."""
-    found: list[Any] = []
-    try:
-        for start in range(0, len(names), _FILES_AT_ONCE):
-            with translate_hub_errors(repo):
-                found += api.get_paths_info(repo, list(names[start : start + _FILES_AT_ONCE]), revision=commit)
-    except RegistryError:
-        try:
-            with translate_hub_errors(repo):
-                found = list(api.list_repo_tree(repo, recursive=True, revision=commit))
-        except RegistryError:
-            return {}
-    return {
-        file.path: RemoteFile(
-            file.lfs.size if file.lfs else file.size, file.lfs.sha256 if file.lfs else None, file.blob_id or None
-        )
-        for file in found
-        if getattr(file, "size", None) is not None
-    }
-
-
-def read_back(commit: Commit, file: FileRecord) -> bool:
-    """Whether a commit has a file with this content, by downloading it: for hubs that state no digest.
+def fetch_listed(commit: Commit, file: FileRecord) -> Path | None:
+    """Return a file of a commit in the cache, fetched if need be; None if it has not this content.
 
     Raises:
         RegistryError: not reachable.
     """
-    path = _download(connect(), commit.repo, file.path, commit.id, None, False, Progress())
-    return file_digest(path.resolve())[0] == file.sha256
+    path = _download(connect(), commit.repo, file.path, commit.id, None, False, Progress()).resolve()
+    return path if file_digest(path)[0] == file.sha256 else None
 
 
 def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, revision: str | None = None) -> bytes:
     """Return the content of a file of a commit that no manifest lists, if it has at most ``limit`` bytes.
 
-    The cache is used; a damaged file is fetched once more. With ``revision``, by which the commit was found, the cache
-    then knows the file by this name too.
+    The cache is used if it can be written; a damaged file is fetched once more. With ``revision``, by which the commit
+    was found, the cache then knows the file by this name too.
 
     Raises:
         PackageError: the file is too large.
@@ -154,18 +97,24 @@ def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, re
     remote, where = commit.files[name], f"{repo}@{commit.id[:12]}"
     if remote.size is not None and remote.size > limit:
         raise PackageError(f"{name} has {remote.size} bytes; the limit is {limit}", where=where)
-    cached = _cached_path(repo, name, commit.id)
-    damaged = cached is not None and not remote.matches(_content(cached, limit) or b"")
-    for force in (damaged, True):
-        if force and cached is not None:
-            _drop(cached.parent, name)
-        path = _download(api, repo, name, revision or commit.id, None, force, Progress())
-        if path.parent.name != commit.id:  # the revision has moved since then
-            path = _download(api, repo, name, commit.id, None, force, Progress())
-        content = read_small(resolve_inside(path.parent, name), limit)
-        if remote.matches(content):
-            return content
-        cached = path
+    try:
+        cached = _cached_path(repo, name, commit.id)
+        damaged = cached is not None and not remote.matches(_content(cached, limit) or b"")
+        for force in (damaged, True):
+            if force and cached is not None:
+                _drop(cached.parent, name)
+            path = _download(api, repo, name, revision or commit.id, None, force, Progress())
+            if path.parent.name != commit.id:  # the revision has moved since then
+                path = _download(api, repo, name, commit.id, None, force, Progress())
+            content = read_small(resolve_inside(path.parent, name), limit)
+            if remote.matches(content):
+                return content
+            cached = path
+    except StorageError:  # the cache can't be written
+        with tempfile.TemporaryDirectory() as scratch:
+            path = _download(api, repo, name, commit.id, Path(scratch), False, Progress())
+            if remote.matches(content := read_small(path, limit)):
+                return content
     raise IntegrityError(f"{name} arrived damaged twice", where=where, remedy="run the command again")
 
 
@@ -183,7 +132,7 @@ def read_cached(repo: str, name: str, revision: str, limit: int, *, unchecked: b
     if is_id(digest):
         damaged = hashlib.sha256(content).hexdigest() != digest
     elif is_commit(digest):
-        damaged = _git_digest(content) != digest
+        damaged = git_digest(content) != digest
     else:
         damaged = not unchecked
     return None if damaged else (content, path.parent.name)
@@ -292,7 +241,3 @@ def _download(
                 **bar,
             )
         )
-
-
-def _git_digest(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

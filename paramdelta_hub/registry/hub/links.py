@@ -6,7 +6,6 @@ link that exists changes nothing, and removing a link restores the card as it wa
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -19,9 +18,10 @@ from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from paramdelta_hub.registry.cards.front_matter import Items, change_metadata, line_end, metadata
 from paramdelta_hub.registry.cards.markdown import hub_address
+from paramdelta_hub.registry.cards.merge import card_diff
 from paramdelta_hub.registry.cards.sections import append_section, cut_section, find_section
 from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, get_commit
-from paramdelta_hub.registry.hub.publishing import ATTEMPTS, find_pull_request
+from paramdelta_hub.registry.hub.publishing import ATTEMPTS, can_write, find_pull_request
 from paramdelta_hub.registry.materialize import CARD_NAME
 from paramdelta_hub.registry.names import check_repo, is_repo
 from paramdelta_hub.tasks.progress import Progress
@@ -59,9 +59,7 @@ class CardEdit:
     @property
     def diff(self) -> str:
         """The unified diff; empty if nothing changes."""
-        old, new = (text.splitlines(keepends=True) for text in (self.before, self.after))
-        lines = difflib.unified_diff(old, new, f"{self.repo}/README.md", f"{self.repo}/README.md")
-        return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+        return card_diff(self.before, self.after, self.repo)
 
 
 class Linked(Report):
@@ -157,7 +155,7 @@ def link(
             edit = add_link(card, repo, delta, role or _role(manifest, repo))
         if not edit.diff or dry_run:
             return Linked(repo=repo, delta=delta, diff=edit.diff)
-        by_pull_request = not _can_write(api, repo) if create_pr is None else create_pr
+        by_pull_request = not can_write(api, repo) if create_pr is None else create_pr
         if by_pull_request and (url := find_pull_request(api, repo, title)):
             return Linked(repo=repo, delta=delta, diff=edit.diff, pull_request=url)
         if progress and edit.diff != told:
@@ -224,14 +222,6 @@ def _commit_card(api: HfApi, edit: CardEdit, parent: str, title: str, create_pr:
         )
     done = {"pull_request": made.pr_url} if create_pr else {"commit": made.oid}
     return Linked(repo=edit.repo, delta=edit.delta, diff=edit.diff, **done)
-
-
-def _can_write(api: HfApi, repo: str) -> bool:
-    """Whether the token's account is expected to have write access to the repository."""
-    with translate_hub_errors("the Hub"):
-        account = api.whoami()
-    organizations = [org.get("name") for org in account.get("orgs") or () if org.get("roleInOrg") != "read"]
-    return repo.split("/")[0] in (account.get("name"), *organizations)
 
 
 def _check_names(repo: str, delta: str) -> None:

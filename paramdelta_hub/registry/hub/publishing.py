@@ -16,7 +16,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_hub.errors import PackageError, PublishError, RegistryError
+from paramdelta_hub.errors import IntegrityError, PackageError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect
@@ -27,7 +27,7 @@ from paramdelta_hub.package.package import PICTURE_NAME, Package
 from paramdelta_hub.registry.cards.card import FACTS_KEY
 from paramdelta_hub.registry.cards.front_matter import metadata
 from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
-from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, get_commit, read_back
+from paramdelta_hub.registry.hub.fetch import Commit, fetch_listed, fetch_small, get_commit
 from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME, check_in_place, read_extras
 from paramdelta_hub.registry.names import is_version, newest
 from paramdelta_hub.registry.protocol import HIGHER_VERSION, CardMaker, Publication, Published
@@ -36,7 +36,7 @@ from paramdelta_hub.registry.yanks import YANK_BYTES, parse_yank, yank_content, 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-__all__ = ["find_pull_request", "publish", "reason_for", "tagged", "yank"]
+__all__ = ["can_write", "find_pull_request", "plan", "publish", "reason_for", "tagged", "yank"]
 
 ATTEMPTS = 6
 """How often a publication is tried while others commit at the same time."""
@@ -73,22 +73,14 @@ def publish(api: HfApi, publication: Publication) -> Published:
             if manifest.version in tags:
                 published = _check_tagged(api, publication)
                 return _add_missing_card(api, publication, extras, head, title) or published
-            before = newest(tags.keys() - yanked_in(head.files))
-            behind = before is not None and newest([before, manifest.version]) == before
-            if behind and create_pr:
-                raise RegistryError(
-                    f"a pull request would put version {manifest.version} in the place of {before}",
-                    where=repo,
-                    remedy="let an owner of the repository publish it",
-                )
-            visibility = "private" if head.private else "public"
-            announce(f"{visibility}, by a pull request" if create_pr else visibility)
+            behind = _newer_version(publication, head, tags)
+            announce(_visibility(publication, head))
             if create_pr:
                 return _open_pull_request(api, publication, extras, head, title)
             if _is_uploaded(delta, extras, head):
                 commit = head.id
             elif behind:
-                publication.progress.note(f"{before} stays the newest version: {manifest.version} becomes a tag only")
+                publication.progress.note(f"{behind} stays the newest version: {manifest.version} becomes a tag only")
                 commit = _commit_apart(api, repo, delta, extras, head, title)
             else:
                 commit = _commit(api, repo, delta, extras, head, title)
@@ -102,6 +94,59 @@ def publish(api: HfApi, publication: Publication) -> Published:
     raise PublishError(
         "others keep committing to this repository", where=repo, remedy="run the command again in a minute"
     )
+
+
+def plan(api: HfApi, publication: Publication) -> Published:
+    """Return what :func:`publish` would do, and raise what it would raise, as far as can be known without trying.
+
+    Raises:
+        PublishError, RegistryError, PackageError: as :func:`publish`.
+    """
+    delta, repo, version = publication.package, publication.repo, publication.package.manifest.version
+    check_in_place(delta, delta.manifest.files, publication.progress)
+    extras = read_extras(delta.path, publication.extras)
+    small = {**extras, MANIFEST_NAME: _manifest_text(delta), PICTURE_NAME: _picture(delta)}
+    files = {file.path: file.size for file in delta.manifest.files}
+    files |= {name: len(content) for name, content in small.items()}
+    url, head, behind = f"{endpoint()}/{repo}/tree/{version}", None, None
+    with contextlib.suppress(*(() if publication.create_pr else (MissingError,))):
+        head = get_commit(api, repo)
+    if head is not None:
+        _check_head(publication, head)
+        tags = tagged(api, repo)
+        if version in tags:
+            done = _check_tagged(api, publication)
+            files = {CARD_NAME: files[CARD_NAME]} if _lacks_card(api, publication, extras, head) else {}
+            return publication.planned(done.revision, url, files, newest=_has_manifest(delta, head))
+        behind = _newer_version(publication, head, tags)
+        if publication.create_pr:
+            _check_not_merged(delta, extras, head)
+        _check_untagged(api, repo, delta, head)
+        held = {name for name, file in head.files.items() if file.is_known}
+        there = {name for name in held & small.keys() if head.files[name].matches(small[name])}
+        there |= {file.path for file in delta.manifest.files if file.path in held and _has_file(delta, file, head)}
+        files = {name: size for name, size in files.items() if name not in there}
+    if not (publication.create_pr or can_write(api, repo)):
+        raise RegistryError(
+            "the account of this token can't write there",
+            where=repo,
+            remedy="use a token with write access, or open a pull request with --create-pr",
+        )
+    publication.announce(f"{endpoint()}/{repo} ({_visibility(publication, head)})")
+    return publication.planned(version, url, files, newest=behind is None)
+
+
+def can_write(api: HfApi, repo: str) -> bool:
+    """Whether the token's account is expected to have write access to a repository.
+
+    Raises:
+        RegistryError: there is no token, or it is not valid.
+    """
+    with translate_hub_errors("the Hub"):
+        account = api.whoami()
+    token = (account.get("auth") or {}).get("accessToken") or {}
+    organizations = [org.get("name") for org in account.get("orgs") or () if org.get("roleInOrg") != "read"]
+    return token.get("role") != "read" and repo.split("/")[0] in (account.get("name"), *organizations)
 
 
 def find_pull_request(api: HfApi, repo: str, title: str) -> str | None:
@@ -128,11 +173,17 @@ def _get_or_create_head(api: HfApi, publication: Publication, announce: Callable
     except MissingError:
         if publication.create_pr:
             raise
-        announce(f"{'private' if private else 'public'}, a new repository")
+        announce(_visibility(publication, None))
         with translate_hub_errors(repo):
             api.create_repo(repo, private=private, exist_ok=True)
         head = get_commit(api, repo)
-    if private and not head.private:
+    _check_head(publication, head)
+    return head
+
+
+def _check_head(publication: Publication, head: Commit) -> None:
+    repo = publication.repo
+    if publication.private and not head.private:
         raise RegistryError(
             "the repository exists and is public",
             where=repo,
@@ -147,7 +198,28 @@ def _get_or_create_head(api: HfApi, publication: Publication, announce: Callable
             where=repo,
             remedy="give the delta a repository of its own; pd-link links the two",
         )
-    return head
+
+
+def _newer_version(publication: Publication, head: Commit, tags: Mapping[str, str]) -> str | None:
+    """Return the version that stays the newest; None if the one that is published becomes it."""
+    version = publication.package.manifest.version
+    before = newest(tags.keys() - yanked_in(head.files))
+    if before is None or newest([before, version]) != before:
+        return None
+    if publication.create_pr:
+        raise RegistryError(
+            f"a pull request would put version {version} in the place of {before}",
+            where=publication.repo,
+            remedy="let an owner of the repository publish it",
+        )
+    return before
+
+
+def _visibility(publication: Publication, head: Commit | None) -> str:
+    if head is None:
+        return f"{'private' if publication.private else 'public'}, a new repository"
+    visibility = "private" if head.private else "public"
+    return f"{visibility}, by a pull request" if publication.create_pr else visibility
 
 
 def tagged(api: HfApi, repo: str) -> dict[str, str]:
@@ -219,17 +291,39 @@ def _restore(api: HfApi, repo: str, head: Commit, version: str, make_card: CardM
     wanted = get_commit(api, repo, version)
     content = fetch_small(api, repo, MANIFEST_NAME, wanted, MANIFEST_BYTES)
     manifest, package_id = parse_manifest(content, f"{repo}@{version}")
-    names = {*(file.path for file in manifest.files), MANIFEST_NAME, SIGNATURE_NAME, PICTURE_NAME}
+    listed = {file.path: file for file in manifest.files}
+    names = {*listed, MANIFEST_NAME, SIGNATURE_NAME, PICTURE_NAME}
+    can_copy = _can_copy(api, wanted)
     for name in sorted(names & wanted.files.keys()):
-        if head.files.get(name) != wanted.files[name] or not wanted.files[name].is_known:
+        if head.files.get(name) == wanted.files[name] and wanted.files[name].is_known:
+            continue
+        if can_copy:
             yield CommitOperationCopy(src_path_in_repo=name, path_in_repo=name, src_revision=wanted.id)
+        elif name in listed:
+            path = fetch_listed(wanted, listed[name])
+            if path is None:
+                raise IntegrityError(
+                    f"{name} arrived damaged", where=f"{repo}@{version}", remedy="run the command again"
+                )
+            yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
+        else:
+            small = fetch_small(api, repo, name, wanted, MANIFEST_BYTES)
+            yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=small)
     old_names = {file.path for file in now.files} | {SIGNATURE_NAME}
     for name in sorted((old_names & head.files.keys()) - (names & wanted.files.keys())):
         yield CommitOperationDelete(path_in_repo=name)
-    card = None
-    if CARD_NAME in head.files:
-        card = fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode("utf-8", "replace")
-    yield CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=make_card(manifest, package_id, card))
+    old = fetch_small(api, repo, CARD_NAME, head, CARD_BYTES) if CARD_NAME in head.files else None
+    if (card := make_card(manifest, package_id, old)) is not None:
+        yield CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=card)
+
+
+def _can_copy(api: HfApi, commit: Commit) -> bool:
+    """Whether the Hub copies files itself. Others lack what the client asks for first; then files are sent anew."""
+    try:
+        with translate_hub_errors(commit.repo):
+            return bool(api.get_paths_info(commit.repo, [MANIFEST_NAME], revision=commit.id))
+    except RegistryError:
+        return False
 
 
 def _commit_apart(api: HfApi, repo: str, delta: Package, extras: Mapping[str, bytes], head: Commit, title: str) -> str:
@@ -269,29 +363,32 @@ def _add_missing_card(
     """Commit the card of a version that somebody uploaded and tagged by other means; None if it has one of ours."""
     from huggingface_hub import CommitOperationAdd
 
-    repo, card = publication.repo, extras.get(CARD_NAME)
-    if card is None or publication.create_pr or not _has_manifest(publication.package, head):
+    repo = publication.repo
+    if not _lacks_card(api, publication, extras, head):
         return None
-    if CARD_NAME in head.files:
-        there = fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode("utf-8", "replace")
-        if FACTS_KEY in metadata(there, repo):
-            return None
     with translate_hub_errors(repo):
-        operation = CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=card)
+        operation = CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=extras[CARD_NAME])
         api.create_commit(repo, [operation], commit_message=f"Add the card: {title}", parent_commit=head.id)
     commit = get_commit(api, repo, publication.package.manifest.version).id
     done = _done(publication, commit, uploaded=False)
     return done.model_copy(update={"notes": ("the version was there already; its card was added",)})
 
 
+def _lacks_card(api: HfApi, publication: Publication, extras: Mapping[str, bytes], head: Commit) -> bool:
+    """Whether the version is on the main branch, and its card there is none of ours."""
+    if CARD_NAME not in extras or publication.create_pr or not _has_manifest(publication.package, head):
+        return False
+    if CARD_NAME not in head.files:
+        return True
+    there = fetch_small(api, publication.repo, CARD_NAME, head, CARD_BYTES).decode("utf-8", "replace")
+    return FACTS_KEY not in metadata(there, publication.repo)
+
+
 def _open_pull_request(
     api: HfApi, publication: Publication, extras: Mapping[str, bytes], head: Commit, title: str
 ) -> Published:
     repo, delta = publication.repo, publication.package
-    if _is_uploaded(delta, extras, head):  # already merged; only the tag is missing
-        raise RegistryError(
-            "the main branch holds this content already", where=repo, remedy="publish without --create-pr to tag it"
-        )
+    _check_not_merged(delta, extras, head)
     if url := find_pull_request(api, repo, title):
         return _done(publication, head.id, uploaded=False, pull_request=url)
     with translate_hub_errors(repo):
@@ -304,6 +401,15 @@ def _open_pull_request(
             create_pr=True,
         )
     return _done(publication, made.oid, uploaded=True, pull_request=made.pr_url)
+
+
+def _check_not_merged(delta: Package, extras: Mapping[str, bytes], head: Commit) -> None:
+    if _is_uploaded(delta, extras, head):  # only the tag is missing
+        raise RegistryError(
+            "the main branch holds this content already",
+            where=head.repo,
+            remedy="publish without --create-pr to tag it",
+        )
 
 
 def _commit(
@@ -348,15 +454,23 @@ def _operations(
     for name, content in extras.items():
         yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
     # Drawn from the manifest. A picture in the package's folder could show anything.
-    picture = heat_map(heat_parts(delta.manifest.tensors), alone=True)
-    yield CommitOperationAdd(path_in_repo=PICTURE_NAME, path_or_fileobj=picture.encode())
-    old = _manifest_of(api, repo, head)
-    if old is not None:
-        if old.version == delta.manifest.version and not _has_manifest(delta, head):  # it is not tagged yet
-            raise _version_exists(repo, old.version)
+    yield CommitOperationAdd(path_in_repo=PICTURE_NAME, path_or_fileobj=_picture(delta))
+    if (old := _check_untagged(api, repo, delta, head)) is not None:
         old_names = {file.path for file in old.files} | {SIGNATURE_NAME}
         for name in sorted((old_names & head.files.keys()) - {*listed, *extras}):
             yield CommitOperationDelete(path_in_repo=name)
+
+
+def _picture(delta: Package) -> bytes:
+    return heat_map(heat_parts(delta.manifest.tensors), alone=True).encode()
+
+
+def _check_untagged(api: HfApi, repo: str, delta: Package, head: Commit) -> Manifest | None:
+    """Return the manifest on the main branch, after checking that it is not of this version with other content."""
+    old = _manifest_of(api, repo, head)
+    if old is not None and old.version == delta.manifest.version and not _has_manifest(delta, head):
+        raise _version_exists(repo, old.version)
+    return old
 
 
 def _manifest_of(api: HfApi, repo: str, head: Commit) -> Manifest | None:
@@ -373,10 +487,14 @@ def _has_manifest(delta: Package, commit: Commit) -> bool:
     remote = commit.files.get(MANIFEST_NAME)
     if remote is None:
         return False
-    content = read_small(resolve_inside(delta.path, MANIFEST_NAME), MANIFEST_BYTES)
+    content = _manifest_text(delta)
     if not remote.is_known:
         return fetch_small(connect(), commit.repo, MANIFEST_NAME, commit, MANIFEST_BYTES) == content
     return remote.matches(content)
+
+
+def _manifest_text(delta: Package) -> bytes:
+    return read_small(resolve_inside(delta.path, MANIFEST_NAME), MANIFEST_BYTES)
 
 
 def _is_uploaded(delta: Package, extras: Mapping[str, bytes], commit: Commit) -> bool:
@@ -391,7 +509,7 @@ def _has_file(delta: Package, file: FileRecord, commit: Commit) -> bool:
     if remote is None or remote.size not in (None, file.size):
         return False
     if not remote.is_known:
-        return read_back(commit, file)
+        return fetch_listed(commit, file) is not None  # read back: nothing else tells what is there
     if remote.sha256 is not None:
         return remote.sha256 == file.sha256
     # Without a sha256 it is kept by git itself, so it is small.

@@ -24,7 +24,7 @@ from paramdelta_hub.registry.cards.card import (
     tag_value,
 )
 from paramdelta_hub.registry.hub.fetch import check_remote_files, fetch, fetch_small, get_commit, read_cached
-from paramdelta_hub.registry.hub.publishing import publish, reason_for, tagged, yank
+from paramdelta_hub.registry.hub.publishing import plan, publish, reason_for, tagged, yank
 from paramdelta_hub.registry.materialize import CARD_NAME, EXTRAS, check_free_space, file_chunks, is_intact, receive
 from paramdelta_hub.registry.names import check_repo, is_commit, is_version, newest, newest_first
 from paramdelta_hub.registry.protocol import (
@@ -83,6 +83,9 @@ class HubRegistry(Registry):
             if model is None:
                 return
             hit = _hit(model)
+            # The card is that of the newest version that is left: if that one is withdrawn, all of them are.
+            if hit.version in yanked_in(file.rfilename for file in model.siblings or ()):
+                continue
             if has_words(query, (hit.repo, hit.title, hit.base, hit.post, *_tags(model))):
                 yield hit
 
@@ -103,6 +106,9 @@ class HubRegistry(Registry):
     def _publish(self, publication: Publication) -> Published:
         return publish(connect(), publication)
 
+    def _plan(self, publication: Publication) -> Published:
+        return plan(connect(), publication)
+
     def _yank(self, repo: str, version: str, reason: str | None, make_card: CardMaker) -> None:
         yank(connect(), repo, version, reason, make_card)
 
@@ -112,7 +118,8 @@ class HubRegistry(Registry):
         where = f"{repo}@{wanted}"
         cached = self._cached_manifest(repo, wanted)
         notes: list[str] = []
-        content, commit = cached or self._fetch_manifest(repo, wanted, notes)
+        extras: dict[str, bytes] = {}
+        content, commit = cached or self._fetch_manifest(repo, wanted, notes, extras)
         manifest, package_id = parse_manifest(content, where)
         if is_version(wanted) and manifest.version != wanted:
             raise IntegrityError(
@@ -121,7 +128,7 @@ class HubRegistry(Registry):
                 remedy="the tag was moved or set by hand; use another version, or tell the publisher",
             )
         yanked = self._yanked(repo, manifest.version, is_cached=cached is not None) if revision else None
-        return Snapshot(repo, commit, manifest, content, package_id, where, yanked, tuple(notes))
+        return Snapshot(repo, commit, manifest, content, package_id, where, yanked, tuple(notes), extras)
 
     def _yanked(self, repo: str, version: str, *, is_cached: bool) -> str | None:
         """Return why a version is withdrawn, if it is.
@@ -154,10 +161,13 @@ class HubRegistry(Registry):
             return read_cached(repo, MANIFEST_NAME, revision, MANIFEST_BYTES, unchecked=is_offline())
         return None
 
-    def _fetch_manifest(self, repo: str, revision: str, notes: list[str]) -> tuple[bytes, str]:
+    def _fetch_manifest(
+        self, repo: str, revision: str, notes: list[str], extras: dict[str, bytes]
+    ) -> tuple[bytes, str]:
         """Fetch the card and the signature into the cache, then the manifest: a cached manifest implies the others.
 
-        Nothing depends on the card: if it can't be had, that goes to ``notes``.
+        Card and signature go to ``extras`` too. Nothing depends on the card: if it can't be had, that goes to
+        ``notes``.
         """
         api = connect()
         commit = get_commit(api, repo, revision)
@@ -170,7 +180,7 @@ class HubRegistry(Registry):
         for name, limit in EXTRAS.items():
             if name in commit.files and (commit.files[name].size or 0) <= limit:
                 try:
-                    fetch_small(api, repo, name, commit, limit)
+                    extras[name] = fetch_small(api, repo, name, commit, limit)
                 except (RegistryError, PackageError) as error:
                     if name != CARD_NAME:
                         raise
@@ -178,7 +188,9 @@ class HubRegistry(Registry):
         return fetch_small(api, repo, MANIFEST_NAME, commit, MANIFEST_BYTES, revision), commit.id
 
     def _extra(self, found: Snapshot, name: str) -> bytes | None:
-        # What can't be checked in the cache was compared with the Hub's digest when the version was found.
+        if name in found.extras:
+            return found.extras[name]
+        # What can't be checked in the cache was compared with the Hub's digest when it was fetched.
         cached = read_cached(found.repo, name, found.revision, EXTRAS[name], unchecked=True)
         return cached[0] if cached else None
 

@@ -27,10 +27,12 @@ from collections.abc import Iterator, Mapping
 from datetime import timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from paramdelta_hub import limits
 from paramdelta_hub.errors import PackageError, ParamdeltaError, PublishError, RegistryError
 from paramdelta_hub.fileio import strict_json
+from paramdelta_hub.fileio.names import shown, without_secrets
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import COPY_BYTES, KIB, STORE_BLOCK_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME
@@ -240,26 +242,40 @@ class BucketStore:
             yield
         except ParamdeltaError:
             raise
-        except PermissionError:
-            raise RegistryError(
-                "not allowed",
-                where=self._address(path),
-                remedy="check the credentials (S3: AWS_PROFILE, or AWS_ACCESS_KEY_ID with its secret) and the rights",
-            ) from None
         except FileNotFoundError:
             raise RegistryError("does not exist", where=self._address(path), remedy="check the address") from None
         except Exception as error:  # clients raise classes of their own, without a common base class
-            # Their messages are not shown, because some hold signed URLs.
-            host = _HOST.search(str(error))
+            host, said = self._host(error), _words(error)
+            if isinstance(error, PermissionError):
+                raise RegistryError(
+                    f"{host} does not allow this{said}",
+                    where=self._address(path),
+                    remedy="check the credentials (S3: AWS_PROFILE, or AWS_ACCESS_KEY_ID with its secret) and the"
+                    " rights",
+                ) from None
             silent = "Timeout" in type(error).__name__ or isinstance(error, TimeoutError)
-            failed = (
-                f"{host[1] if host else 'the store'} does not answer" if silent else "the request to the store failed"
-            )
+            failed = f"{host} does not answer" if silent else f"the request to {host} failed"
             raise RegistryError(
-                f"{failed} ({type(error).__name__})",
+                f"{failed} ({type(error).__name__}){said}",
                 where=self._address(path),
                 remedy="check the address, the connection and the credentials, then run the same command again",
             ) from error
+
+    def _host(self, error: Exception) -> str:
+        """Return the server that an error is about, as far as it is known."""
+        if found := _HOST.search(str(error)):
+            return found[1]
+        client = getattr(self._store, "_s3", None)
+        return urlsplit(str(client.meta.endpoint_url)).netloc if client else "the store"
+
+
+def _words(error: BaseException) -> str:
+    """Return what a server of S3 itself says. What clients say is not shown, because some of it holds signed URLs."""
+    match getattr(error.__cause__, "response", None):
+        case {"Error": {"Code": code, "Message": message}}:
+            text = without_secrets(" ".join(f"{code}: {message}".split()))[:300]
+            return f": {shown(text)}"
+    return ""
 
 
 def _patience(url: str) -> dict[str, Any]:

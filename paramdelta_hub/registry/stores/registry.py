@@ -8,14 +8,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from paramdelta_hub.errors import IntegrityError, OptionError, PackageError, PublishError, RegistryError, SourceError
+from paramdelta_hub.errors import (
+    IntegrityError,
+    OptionError,
+    PackageError,
+    PublishError,
+    RegistryError,
+    SourceError,
+    StorageError,
+)
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, parse_manifest
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.registry.cards.front_matter import metadata
-from paramdelta_hub.registry.materialize import CARD_NAME, EXTRAS, check_in_place, read_extras, receive
+from paramdelta_hub.registry.materialize import (
+    CARD_NAME,
+    EXTRAS,
+    check_in_place,
+    check_place,
+    read_extras,
+    receive,
+)
 from paramdelta_hub.registry.names import (
     check_address,
     check_repo,
@@ -138,9 +153,10 @@ class StoreRegistry(Registry):
         return found
 
     def card(self, repo: str) -> str | None:
-        """Return the model card of the newest version, or None if there is no version or no card."""
-        found = self._lookup(check_repo(repo), None)
-        content = found and self._store.read(f"{repo}/{found[0]}", CARD_NAME, CARD_BYTES)
+        """Return the model card of the newest version, withdrawn or not; None if there is no version or no card."""
+        names, _ = self._names(check_repo(repo))
+        found = newest(name for name in names if self._manifest(f"{repo}/{name}") is not None)
+        content = found and self._store.read(f"{repo}/{found}", CARD_NAME, CARD_BYTES)
         try:
             return content.decode() if content else None
         except UnicodeDecodeError:
@@ -195,12 +211,46 @@ class StoreRegistry(Registry):
             return []
         return [tag for tag in (tags if isinstance(tags, list) else [tags]) if isinstance(tag, str)]
 
+    def _plan(self, publication: Publication) -> Published:
+        repo, opened = publication.repo, publication.package
+        published_id = self._id_of(publication)
+        version = opened.manifest.version
+        names, yanked = self._names(repo)
+        is_newest = newest([*(name for name in names if name not in yanked), version]) == version
+        where = f"{self.address}/{repo}/{version}"
+        if published_id is not None:
+            self._check_same(publication, published_id)
+            return publication.planned(opened.digest, where, {}, is_newest)
+        extras = read_extras(opened.path, publication.extras)
+        check_in_place(opened, opened.manifest.files, publication.progress)
+        self._announce(publication)
+        files = {file.path: file.size for file in opened.manifest.files}
+        files |= {name: len(content) for name, content in extras.items()}
+        files[MANIFEST_NAME] = len(read_manifest(opened))
+        if (local := self._store.local_path(f"{repo}/{version}")) is not None:
+            check_place(local, sum(files.values()))
+        return publication.planned(opened.digest, where, files, is_newest)
+
+    def _id_of(self, publication: Publication) -> str | None:
+        """Return the id under which a version is published, after checking that it may be published here."""
+        self._store.check_apart(publication.repo)
+        check_options(private=publication.private, create_pr=publication.create_pr)
+        return self._id(f"{publication.repo}/{publication.package.manifest.version}")
+
+    def _check_same(self, publication: Publication, published_id: str | None) -> None:
+        repo, opened = publication.repo, publication.package
+        if published_id != opened.digest:
+            raise PublishError(
+                f"{repo} {opened.manifest.version} is published already, with other content"
+                f" (id {str(published_id)[:16]}…)",
+                where=f"{self.address}/{repo}/{opened.manifest.version}",
+                remedy=HIGHER_VERSION,
+            )
+
     def _publish(self, publication: Publication) -> Published:
         repo, opened = publication.repo, publication.package
-        self._store.check_apart(repo)
-        check_options(private=publication.private, create_pr=publication.create_pr)
         folder = f"{repo}/{opened.manifest.version}"
-        published_id = self._id(folder)
+        published_id = self._id_of(publication)
         uploaded = published_id is None
         if uploaded:
             extras = read_extras(opened.path, publication.extras)
@@ -212,15 +262,9 @@ class StoreRegistry(Registry):
                 published_id, uploaded = self._id(folder), False
                 if published_id is None:
                     raise
-        where = f"{self.address}/{folder}"
-        if not uploaded and published_id != opened.digest:
-            raise PublishError(
-                f"{repo} {opened.manifest.version} is published already, with other content"
-                f" (id {str(published_id)[:16]}…)",
-                where=where,
-                remedy=HIGHER_VERSION,
-            )
-        return publication.done(opened.digest, where, uploaded=uploaded)
+        if not uploaded:
+            self._check_same(publication, published_id)
+        return publication.done(opened.digest, f"{self.address}/{folder}", uploaded=uploaded)
 
     def _announce(self, publication: Publication) -> None:
         is_folder = "://" not in self.address
@@ -283,7 +327,11 @@ class StoreRegistry(Registry):
         cache = Path(home) if os.path.isabs(home) else expand("~/.cache")
         own = hashlib.sha256(self.address.encode()).hexdigest()[:16]
         folder = cache / "paramdelta-hub" / own / _folder(found)
-        return folder, self._install(found, part, folder, progress, is_cache=True)
+        try:
+            return folder, self._install(found, part, folder, progress, is_cache=True)
+        except StorageError as error:
+            error.remedy = f"{error.remedy}; XDG_CACHE_HOME can name a folder on another disk"
+            raise
 
     def _repositories(self) -> Iterator[str]:
         for org in filter(lambda org: is_repo(f"{org}/x"), self._folders("")):

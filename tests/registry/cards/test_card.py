@@ -22,7 +22,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.fileio.digests import is_sealed
 from paramdelta_hub.fileio.names import is_clear
-from paramdelta_hub.package.manifest import Manifest, Omission
+from paramdelta_hub.package.manifest import Earlier, Manifest, Omission
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.package.provenance import Delta, Factor, Lineage, Model, Provenance
 from paramdelta_hub.registry.cards.card import _TASKS, delta_card, result_card
@@ -298,6 +298,7 @@ def hostile(manifest: Manifest, words: list[str]) -> Manifest:
             "name": next(texts),
             "license": next(texts),
             "created_by": next(texts),
+            "relabeled_from": (Earlier(id="0" * 64, name=next(texts), version="1.0.0"),),
             "base": manifest.base.model_copy(update={"name": next(texts), "dtypes": {next(texts): 3}}),
             "post": manifest.post.model_copy(update={"name": next(texts), "commit": None}),
             "architecture": manifest.architecture.model_copy(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from paramdelta_hub.errors import OptionError, SourceError
 from paramdelta_hub.registry.hub.links import BEGIN, END, LINK_KEY, add_link, remove_link
+from paramdelta_hub.registry.names import is_repo
 from tests.registry.cards.test_front_matter import as_the_client_reads, cards, equal
 from tests.registry.conftest import ALICE, Packages
 from tests.registry.hub.test_registry import asked, fails
@@ -21,7 +22,7 @@ from tests.support.hub.client import Client
 from tests.support.hub.repositories import metadata
 
 CARD = "---\n# by hand\nlicense: mit   # kept\ntags:\n- a\n---\n\n# A model\n\nText.\n"
-NAMES = st.from_regex(r"[a-z][a-z0-9]{0,8}/[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmatch=True)
+NAMES = st.from_regex(r"[a-z][a-z0-9]{0,8}/[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmatch=True).filter(is_repo)
 
 
 def after(card: str, *deltas: str) -> str:

@@ -15,8 +15,10 @@ from tests.conftest import Family
 from tests.registry.conftest import Packages
 from tests.registry.hub.test_registry import fails, holds, published
 from tests.registry.packages import id_of, tree
+from tests.registry.test_unreachable import words
 from tests.support.hub import Fault, LoopbackHub
 from tests.support.hub.client import Client
+from tests.support.models import assert_same, read_weights
 
 ADDED = {
     "LICENSE": b"Apache",
@@ -124,7 +126,10 @@ def test_files_beside_a_package_stop_no_local_registry(packages: Packages, tmp_p
             assert pd.verify("acme/math", registry=root, threads=1).beside == ("LICENSE",)
 
 
-@pytest.mark.parametrize("bare", [{"info"}, {"info", "paths"}, {"info", "paths", "tree"}])
+BARE: list[set[str]] = [{"info"}, {"info", "paths"}, {"info", "paths", "tree"}, {"info", "paths", "tree", "head"}]
+
+
+@pytest.mark.parametrize("bare", BARE)
 def test_a_hub_whose_listing_has_no_digests(
     hub: LoopbackHub,
     client: Client,
@@ -144,11 +149,37 @@ def test_a_hub_whose_listing_has_no_digests(
     copy = Path(new_client()("pull", repo=repo)["path"])
     assert pd.verify(copy, threads=1).id == id_of(packages.v2)
     hub.faults = []
-    if "paths" not in bare:  # which the client needs to copy files on the Hub
-        client("yank", delta=repo, version="1.10.0", reason="wrong")
-        assert client("pull", repo=repo)["id"] == id_of(packages.v1)
-        hub.add(f"{repo}-base", shared_family.base)
-        assert client("describe_base", model=f"{repo}-base")
+    made = hub.repositories[repo]
+    for undo, package in ((False, packages.v1), (True, packages.v2)):
+        client("yank", delta=repo, version="1.10.0", reason=None if undo else "wrong", undo=undo)
+        assert client("pull", repo=repo)["id"] == id_of(package)
+        files = {name: made.head.files[name].content for name in tree(package) if name != "README.md"}
+        assert files == {name: content for name, content in tree(package).items() if name != "README.md"}
+
+
+@pytest.mark.parametrize("bare", BARE)
+def test_a_model_on_a_hub_whose_listing_has_no_digests(
+    hub: LoopbackHub,
+    new_client: Callable[..., Client],
+    shared_family: Family,
+    repo: str,
+    tmp_path: Path,
+    bare: set[str],
+) -> None:
+    hub.add(repo, shared_family.target)
+    client = new_client()
+    whole = client("describe_base", model=repo)
+    hub.bare = bare
+    assert client("describe_base", model=repo) == whole
+    for number, options in enumerate((["--stream"], [])):
+        line = ["apply", repo, str(shared_family.delta), "-o", str(tmp_path / f"out{number}"), *options]
+        code, _, said = client("command", arguments=line)
+        if "head" in bare and options:
+            assert (code, "no sha256" in said, "download the model" in said) == (3, True, True), said
+            continue
+        assert code == 0, said
+        pd.apply(shared_family.target, shared_family.delta, tmp_path / f"expected{number}", threads=1)
+        assert_same(read_weights(tmp_path / f"out{number}"), read_weights(tmp_path / f"expected{number}"))
 
 
 def test_a_card_that_can_not_be_had_blocks_no_pull(
@@ -161,4 +192,43 @@ def test_a_card_that_can_not_be_had_blocks_no_pull(
     pulled = client("pull", repo=repo)
     assert pulled["id"] == id_of(packages.v1)
     assert "the card could not be had" in pulled["notes"][0]
+    hub.faults = []
+
+
+MIRRORED = {
+    "pull": "pull DELTA -o OUT",
+    "versions": "versions DELTA",
+    "verify": "verify DELTA --base BASE",
+    "inspect": "inspect DELTA@1.0.0",
+    "relabel": "relabel DELTA -o OUT --version 2.0.0",
+    "apply": "apply TARGET DELTA -o OUT",
+    "stream": "apply TARGET DELTA -o OUT --stream",
+    "preview": "apply TARGET DELTA -o OUT --dry-run",
+    "extract": "extract BASE POST -o OUT",
+    "search": "search --base TARGET",
+}
+
+
+@pytest.mark.parametrize("name", MIRRORED)
+def test_models_and_deltas_come_through_a_mirror_that_takes_nothing(
+    hub: LoopbackHub, new_client: Callable[..., Client], shared_family: Family, repo: str, tmp_path: Path, name: str
+) -> None:
+    """As olah 0.5.4: a listing without digests, and no POST."""
+    published(hub, repo, shared_family.delta)
+    models = {"BASE": shared_family.base, "POST": shared_family.post, "TARGET": shared_family.target}
+    for model, folder in models.items():
+        hub.add(f"{repo}-{model}", folder)
+    hub.bare = {"info"}
+    hub.faults = [Fault("status", "^POST ", 405, times=999)]
+    client, out = new_client(), tmp_path / "out"
+    line = words(MIRRORED[name], DELTA=repo, OUT=out, **{model: f"{repo}-{model}" for model in models})
+    code, _, said = client("command", arguments=line)
+    assert code == 0, said
+    if name in ("apply", "stream"):
+        pd.apply(shared_family.target, shared_family.delta, tmp_path / "expected", threads=1)
+        assert_same(read_weights(out), read_weights(tmp_path / "expected"))
+    elif name == "extract":
+        assert pd.verify(out, base=shared_family.base, post=shared_family.post, threads=1).checked_base
+    code, _, said = client("command", arguments=["publish", str(shared_family.delta), f"{repo}-new"])
+    assert (code, "405" in said) == (8, True)
     hub.faults = []

@@ -138,7 +138,7 @@ def test_a_model_of_a_server_that_never_answers_comes_from_the_cache_or_the_serv
     hub.add(repo).add({"config.json": b"{}", "model.safetensors": b"weights"})
     hub.faults = [Fault("mute", "GET", times=99)]
     host = hub.endpoint.removeprefix("http://")
-    fails("checkpoint", f"{host} does not answer", lambda: hurried("resolve", model=repo))
+    fails("registry", f"{host} does not answer", lambda: hurried("resolve", model=repo))
     hub.faults = []
     path = hurried("resolve", model=repo)
     hub.faults = [Fault("mute", "GET", times=99)]
@@ -187,6 +187,15 @@ def test_the_hubs_own_words_are_passed_on(
     assert caught.value.kind == "registry"
     assert text in caught.value.text
     assert remedy in caught.value.text
+
+
+def test_what_the_hub_says_of_metadata_is_passed_on(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages
+) -> None:
+    hub.rejects = '"license" must be one of [apache-2.0, mit]'
+    fails("registry", '"license" must be one of', lambda: client("publish_anew", delta=packages.v1, repo=repo))
+    hub.rejects = ""
+    assert not hub.repositories[repo].tags
 
 
 @pytest.mark.parametrize("fault", ["mute", "cut", "drop", "status"])

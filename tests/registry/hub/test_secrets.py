@@ -7,8 +7,8 @@ import logging
 
 from huggingface_hub.utils import logging as client_logging
 
+from paramdelta_hub.fileio.names import without_secrets
 from paramdelta_hub.hub.client import connect
-from paramdelta_hub.hub.patience import without_secrets
 
 SIGNED = "https://cdn.example.org/a/b?X-Amz-Signature=0123abc&X-Amz-Expires=60"
 

@@ -7,6 +7,7 @@ The client's pauses before it tries again are cut to nothing, or 200 schedules o
 from __future__ import annotations
 
 import atexit
+import ctypes
 import dataclasses
 import functools
 import importlib
@@ -24,6 +25,13 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).parents[3]
+
+
+IMPORTED_BY_THE_HUBS_CLIENT = (
+    "anyio.streams.tls", "anyio.to_thread", "asyncio", "encodings.idna", "filelock", "h11", "http.server", "httpcore",
+    "httpcore2", "httpx", "httpx2", "multiprocessing.synchronize", "tqdm.auto", "truststore", "yaml",
+)  # fmt: skip
+"""What it takes longest to import and is not of it."""
 
 
 class CallError(Exception):
@@ -117,9 +125,11 @@ class Client:
 
 def _calls() -> dict[str, Callable[..., Any]]:
     import huggingface_hub
+    from click.testing import CliRunner
 
     from paramdelta_hub import limits
     from paramdelta_hub.checkpoints.files import resolve
+    from paramdelta_hub.cli import main as cli
     from paramdelta_hub.registry import api as operations
     from paramdelta_hub.registry import publish as operations_publish
     from paramdelta_hub.registry import search
@@ -127,7 +137,14 @@ def _calls() -> dict[str, Callable[..., Any]]:
     from paramdelta_hub.registry.hub.registry import HubRegistry
 
     hub = HubRegistry()
+
+    def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        done = CliRunner().invoke(cli, arguments, env=environment)
+        assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+        return done.exit_code, done.stdout, done.stderr
+
     return {
+        "command": lambda arguments, **environment: command(*arguments, **environment),
         "publish": lambda package, **rest: hub.publish(Path(package), **rest),
         "pull": lambda folder=None, revision=None, **rest: hub.pull(
             folder=Path(folder) if folder else None, revision=revision, **rest
@@ -140,10 +157,17 @@ def _calls() -> dict[str, Callable[..., Any]]:
         "describe_base": lambda model: search.describe_base(model)[:3],
         "find": lambda query=None, base=None: list(operations.search(query, base=base)),
         "link": links.link,
+        "drop_rights": drop_rights,
         "limit": lambda **values: [setattr(limits, name, value) for name, value in values.items()],
         "resolve": lambda model: resolve.resolve(model).path,
         "snapshot": lambda repo, **rest: huggingface_hub.snapshot_download(repo, **rest),
     }
+
+
+def drop_rights() -> None:
+    """Make what the rights of files and folders say hold for root too (Linux)."""
+    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0, os.strerror(ctypes.get_errno())
 
 
 class _Impatient:
@@ -201,13 +225,12 @@ def main() -> None:
 
 def nurse(asked: socket.socket) -> None:
     """Fork clients until nobody asks any more."""
-    for name in ("httpx", "httpx2", "yaml"):  # what the Hub's client takes longest to import
+    for name in IMPORTED_BY_THE_HUBS_CLIENT:
         with suppress(ImportError):
             importlib.import_module(name)
 
-    from paramdelta_hub.registry import (
-        api,  # noqa: F401
-    )
+    from paramdelta_hub.registry import api, publish  # noqa: F401
+    from paramdelta_hub.registry.cards import merge  # noqa: F401
     from paramdelta_hub.registry.hub import links  # noqa: F401
 
     assert "huggingface_hub" not in sys.modules

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["status", "drop", "cut", "flip", "intrude", "mute", "stall", "slow"]
+Kind = Literal["status", "drop", "cut", "flip", "intrude", "mute", "stall", "slow", "slow head", "page"]
 
 
 @dataclass
@@ -21,6 +21,8 @@ class Fault:
     mute: read, and never answered.
     stall: carried out, and nothing comes after the answer's head and ``value`` bytes of its body.
     slow: carried out, and the answer's body comes byte by byte, with a pause between them.
+    slow head: carried out, and the answer's head comes byte by byte, without end.
+    page: answered with a web page, by a server that is no Hub.
     intrude: before the request is carried out, ``act`` is called: somebody else commits, tags, merges.
     """
 

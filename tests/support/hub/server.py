@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -92,9 +93,11 @@ class LoopbackHub:
         self.xet: Path | None = None
         """Folder of a Xet store, spoken to by the client itself; see :meth:`know`."""
         self.bare: set[str] = set()
-        """Where it says no digests, as mirrors and other hubs do: ``info`` (of a commit), ``paths``, ``tree``."""
+        """Where it says no digests, like other hubs: ``info`` (of a commit), ``paths``, ``tree``, ``head``."""
         self.cdn = False
         """Whether large files are on another server, to which a signed URL leads."""
+        self.rejects = ""
+        """What it finds wrong with the metadata of every card."""
         self.renamed: dict[str, str] = {}
         """The new names of repositories, by the old ones, to which every request is sent on."""
         self._xet_hashes: dict[str, str] = {}
@@ -280,6 +283,10 @@ class LoopbackHub:
         headers = {"X-Repo-Commit": commit.id, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
         if blob.large:
             headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content))}
+        if "head" in self.bare:
+            headers |= {"ETag": f'W/"{hashlib.md5(blob.content).hexdigest()}"'}
+            headers.pop("X-Linked-Etag", None)
+        if blob.large:
             if self.xet and blob.sha256 in self._xet_hashes:
                 route = f"{self.endpoint}/api/models/{repo}/xet-read-token/{commit.id}"
                 headers |= {"X-Xet-Hash": self._xet_hashes[blob.sha256], "X-Xet-Refresh-Route": route}
@@ -316,6 +323,8 @@ class LoopbackHub:
         return Answer({"url": f"{self.endpoint}/{name}", "name": name}, 409 if there else 200)
 
     def _validate_card(self, request: Request) -> Answer:
+        if self.rejects:
+            return Answer({"errors": [{"message": self.rejects}], "warnings": []}, 400)
         try:
             metadata(request.json["content"])
         except ValueError as error:
@@ -504,6 +513,7 @@ class _Handler(BaseHTTPRequestHandler):
     """Reads a request, lets a fault strike, answers."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or an answer's body waits 40 ms until the client has confirmed the head
     server: _Server
 
     def handle_one(self) -> None:
@@ -517,6 +527,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and kind == "status":
             self._send(Answer({"error": fault.text}, fault.value, {"Retry-After": str(fault.after)}))
             return
+        if fault and kind == "page":
+            self._send(Answer(b"<!DOCTYPE html><title>Welcome</title>", 200, {"Content-Type": "text/html"}))
+            return
         if fault and kind == "mute":
             self._wait_for_the_end()
             return
@@ -528,6 +541,8 @@ class _Handler(BaseHTTPRequestHandler):
         answer = hub.respond(self.command, self.path, self.headers, body)
         if fault and kind == "drop":
             self._hang_up()
+        elif fault and kind == "slow head":
+            self._drip()
         elif fault and kind in ("stall", "slow"):
             self._trickle(answer, fault)
         else:
@@ -572,6 +587,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         for at in range(len(body)):
             self.wfile.write(body[at : at + 1])
+            time.sleep(0.02)
+
+    def _drip(self) -> None:
+        """Send a head that never ends, byte by byte."""
+        self.close_connection = True
+        for byte in itertools.chain(b"HTTP/1.1 200 OK\r\nX-Slow: ", itertools.repeat(46)):
+            self.wfile.write(bytes([byte]))
             time.sleep(0.02)
 
     def _wait_for_the_end(self) -> None:
