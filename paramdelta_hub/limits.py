@@ -9,17 +9,13 @@ from __future__ import annotations
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 CHUNK_ELEMENTS = 1 << 20
-"""Elements of one chunk, fixed by format 1. Measured: large enough that a 255-entry palette costs 0.004 bits an
-element, small enough that a chunk's buffers stay in the second-level cache."""
+"""Elements of one chunk, fixed by format 1. Measured: large enough that the tables of symbols cost 0.01 bits an element
+(MiniLM, bfloat16), small enough that a chunk's buffers stay in the second-level cache."""
 
 BLOCK_ELEMENTS = 1 << 18
-"""Elements on which arithmetic runs at a time. Measured on two threads: 2**16 is best for the second-level cache, but
+"""Elements on which NumPy works at a time. Measured on two threads: 2**16 is best for the second-level cache, but
 so short a call makes threads queue for the interpreter, and two are hardly faster than one (6.7 ns an element against
 3.7 here); 2**20 falls out of every cache (5.2); whole tensors are 4–20 times slower."""
-
-NUMBA_FROM_BYTES = 1 * GIB
-"""Bytes of weights from which compiled loops are worth their start of 0.7 s. Measured: on two threads they save a
-second a gigabyte."""
 
 DIRECT_FROM_BYTES = 256 * MIB
 """A file of a result from which it is written past the page cache: what is smaller is soon read again, whole."""

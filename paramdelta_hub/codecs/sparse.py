@@ -1,4 +1,4 @@
-"""Few positions among many, with a number at each: the remainder, the exceptions, the changed elements of a chunk.
+"""Few positions among many, with a number at each: the exceptions of a chunk; and where Δ is not 0, if that is seldom.
 
 Positions are coded as the gaps between them, a byte each, 255 standing for "255 further on, and go on reading";
 numbers as byte planes. At the share of elements that real bf16 pairs have (0.1–8 %) this costs 9–15 bits a position and

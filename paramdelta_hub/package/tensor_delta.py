@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,15 +22,7 @@ from paramdelta_hub.numerics.sums import Delta
 from paramdelta_hub.package.chunks import AddedChunk, Layout, decode_added, decode_replaced
 from paramdelta_hub.package.manifest import TensorRecord
 
-__all__ = ["DeltaReader", "PayloadReader", "StoredDelta", "decoded_nbytes", "delta_chunks"]
-
-_MAX_EXPANSION = 64
-"""Bytes of weights that a byte of a payload is taken to stand for at most: 50 where 98 % of the weights stayed."""
-
-
-def decoded_nbytes(records: Iterable[TensorRecord]) -> int:
-    """Return about how many bytes of weights the payloads of tensors decode to; a mere claim of terabytes is none."""
-    return sum(min(record.elements * record.itemsize, _MAX_EXPANSION * record.nbytes) for record in records)
+__all__ = ["DeltaReader", "PayloadReader", "StoredDelta", "delta_chunks"]
 
 
 @dataclass(frozen=True, slots=True)

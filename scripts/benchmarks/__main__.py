@@ -6,8 +6,7 @@
     python -m scripts.benchmarks --tables                 measure nothing: write tables and charts from the results
 
 Parts: --speed (copying, extract, apply, scripts, mergekit, residuals), --sizes (a package's bytes, stream by stream,
-beside other formats), --ideas (what other codes would take), --limits (what the machine does at most). The peers are
-installed into .venv-peers (2 GB).
+beside other formats), --limits (what the machine does at most). The peers are installed into .venv-peers (2 GB).
 
 Disk: a triple of 16 layers takes 7.4 GB, of 77 layers 29.7 GB, and as much as 1.5 models more while commands run. Where
 that is not free, models are made when needed and deleted after: first base and post for extract, then target for
@@ -28,7 +27,7 @@ import numpy as np
 import zstandard
 
 import paramdelta_hub
-from scripts.benchmarks import ideas, limits, peer_commands, sizes, speed
+from scripts.benchmarks import limits, peer_commands, sizes, speed
 from scripts.benchmarks.process import machine
 from scripts.benchmarks.report import PARTS, write_docs, write_readme
 
@@ -70,8 +69,6 @@ def main() -> None:
             _keep(arguments.results / "sizes.json", peers | {"pairs": sizes.measure(work, arguments.peers)})
         elif part == "limits":
             _keep(arguments.results / "limits.json", {"rates": limits.measure(work)})
-        elif part == "ideas":
-            _keep(arguments.results / "ideas.json", {"pairs": ideas.measure(work)})
     write_docs(arguments.results, arguments.docs)
     if arguments.readme:
         write_readme(arguments.results, ROOT / "README.md")

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.codecs import frames
+from paramdelta_hub.codecs import TANS
 from paramdelta_hub.fileio.digests import values_digest
+from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["WORK", "measure"]
 
@@ -31,20 +32,19 @@ CHUNK = 1 << 20
 LARGE = 256 << 20
 """More than any cache holds."""
 
-# Bytes of each kind of work, for models of M and a package of P bytes. One byte an element goes through the entropy
-# coder: half of what 16-bit weights take.
+# Bytes of each kind of work, for models of M and a package of P bytes.
 WORK: dict[str, dict[str, Callable[[float, float], float]]] = {
     "extract": {
         "read base and post": lambda m, p: 2 * m,
         "BLAKE3 of base, post and payloads": lambda m, p: 2 * m + p,
         "sha256 of the package": lambda m, p: p,
-        "zstd, encode": lambda m, p: m / 2,
+        "tANS, encode": lambda m, p: m,
         "write the package, with fsync": lambda m, p: p,
     },
     "apply": {
         "read target and package": lambda m, p: m + p,
         "BLAKE3 of payloads and result": lambda m, p: m + p,
-        "zstd, decode": lambda m, p: m / 2,
+        "tANS, decode": lambda m, p: m,
         "write the result, with fsync": lambda m, p: m,
     },
 }
@@ -52,8 +52,8 @@ WORK: dict[str, dict[str, Callable[[float, float], float]]] = {
 
 def measure(work: Path) -> dict[str, dict[str, float]]:
     """Return bytes a second of each kind of work, on one core (``one``) and on all of them (``all``)."""
-    ranks = _ranks()
-    frame = frames.compress(ranks.data)
+    delta = _delta()
+    streams = TANS.encode(delta)
     source = np.ones(LARGE, np.uint8)
     with tempfile.TemporaryDirectory(dir=work) as folder:
         path = Path(folder) / "input"
@@ -63,8 +63,8 @@ def measure(work: Path) -> dict[str, dict[str, float]]:
             "read": lambda: _read(path),
             "BLAKE3": lambda: _times(256, lambda: values_digest(source[:CHUNK]), CHUNK),
             "sha256": lambda: _times(64, lambda: hashlib.sha256(source[:CHUNK].data), CHUNK),
-            "zstd, encode": lambda: _times(32, lambda: frames.compress(ranks.data), CHUNK),
-            "zstd, decode": lambda: _times(64, lambda: frames.decompress(frame, CHUNK), CHUNK),
+            "tANS, encode": lambda: _times(32, lambda: TANS.encode(delta), 2 * CHUNK),
+            "tANS, decode": lambda: _times(64, lambda: _decode(streams), 2 * CHUNK),
             "write": lambda: _write(Path(folder), source),
         }
         cores = len(os.sched_getaffinity(0))
@@ -123,14 +123,15 @@ def _write(folder: Path, source: NDArray[np.uint8]) -> int:
     return source.size
 
 
-def _ranks() -> NDArray[np.uint8]:
-    """Return what the entropy coder gets: the deltas of a generated pair (3 %) as ranks, the most frequent first."""
+def _decode(streams: list[bytes]) -> None:
+    wide = np.dtype(np.float32)
+    TANS.open(streams, CHUNK, wide).values(scratch("decoded", CHUNK, wide))
+
+
+def _delta() -> NDArray[np.float32]:
+    """Return what the coder gets: the deltas of a generated pair (3 %) of 16-bit weights, two bytes each."""
     random = np.random.default_rng(0)
     base = random.standard_normal(CHUNK, np.float32)
     post = base + np.float32(0.03) * random.standard_normal(CHUNK, np.float32)
     cut = [(values.view(np.uint32) & 0xFFFF0000).view(np.float32) for values in (base, post)]
-    delta = ((cut[1] - cut[0]).view(np.uint32) >> 16).astype(np.uint16)
-    counts = np.bincount(delta, minlength=1 << 16)
-    rank = np.empty(1 << 16, np.int64)
-    rank[np.argsort(-counts, kind="stable")] = np.arange(1 << 16)
-    return np.minimum(rank[delta], 255).astype(np.uint8)
+    return cut[1] - cut[0]

@@ -2,58 +2,53 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from paramdelta_hub.numerics.kernels import kernel_for
 
-from paramdelta_hub.codecs import codec_named
-from paramdelta_hub.codecs.sparse import sparse_streams
-from paramdelta_hub.package.chunks import Layout
+from paramdelta_hub.codecs import TANS
+from paramdelta_hub.package.chunks import Layout, decode_added, decode_replaced
 from paramdelta_hub.package.manifest import LINEAGE_NAME, MANIFEST_NAME
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.package.tensor_delta import PayloadReader
 
 __all__ = ["anatomy"]
 
-STREAMS = {"palette": ("positions of changes", "palettes", "ranks", "escapes, low bytes", "escapes, high bytes")}
-"""What the streams of a codec hold; those of the others go by number."""
+_LENGTHS = struct.Struct("<3I")
+"""Bits of the two streams of states and of the raw fields: the first of a chunk's values (SPEC-v1, 5.1)."""
 
 
 def anatomy(package: Path) -> dict[str, Any]:
     """Return where a package's bytes are, and the bound.
 
-    The bound is the order-0 entropy of each chunk's own symbols, which no coder without context can go below, plus
-    remainders, exceptions and their digests as they are stored: they make sums faithful on any target.
+    The bound is the order-0 entropy of each chunk's own values, which no coder that has one table a chunk can go below,
+    plus exceptions and their digests as they are stored.
     """
     opened = open_package(package)
     places = opened.payload_locations()
     stored: Counter[str] = Counter()
-    entropy, elements, faithful = 0.0, 0, 0
-    kernel = kernel_for(opened.manifest.model_nbytes)
+    entropy, elements, exceptions = 0.0, 0, 0
     for record in opened.manifest.tensors:
         elements += record.elements
         if record.shard is None:
             continue
-        codec = codec_named(record.codec.name)
-        layout = Layout(codec, record.dtype, record.elements, record.effect == "add")
+        layout = Layout(record.codec.name, record.dtype, record.elements, record.effect == "add")
         path, start = places[record.name]
         with open(path, "rb", buffering=0) as file:
             reader = PayloadReader(file.fileno(), start, record.nbytes, layout, record.shard)
-            names = _stream_names(layout)
-            count = codec.streams(record.itemsize)
             for index in range(layout.chunks):
                 place = layout.chunk(index)
                 streams = reader.next_chunk()
-                for name, stream in zip(names, streams, strict=True):
-                    stored[name] += len(stream)
-                faithful += sum(len(stream) for stream in streams[count:])
-                symbols = np.empty(place.stop - place.start, layout.symbol)
-                codec.decode(streams[:count], symbols, kernel)
-                entropy += _entropy(symbols)
+                for name, nbytes in _parts(layout, streams):
+                    stored[name] += nbytes
+                if layout.added:
+                    exceptions += sum(map(len, streams[TANS.streams :]))
+                entropy += _entropy(_values(layout, streams, place.stop - place.start))
         stored["chunk tables"] += layout.table_bytes
     sizes = {path.relative_to(package): path.stat().st_size for path in package.rglob("*") if path.is_file()}
     shards = {record.shard for record in opened.manifest.tensors if record.shard}
@@ -64,25 +59,38 @@ def anatomy(package: Path) -> dict[str, Any]:
     return {
         "elements": elements,
         "bytes": dict(+stored),
-        "bound_bytes": entropy / 8 + faithful,
+        "bound_bytes": entropy / 8 + exceptions,
         "entropy_bytes": entropy / 8,
     }
 
 
-def _stream_names(layout: Layout) -> list[str]:
-    """Return a name for each column of a layout's table."""
-    count = layout.codec.streams(layout.symbol.itemsize)
-    known = STREAMS.get(layout.codec.name, ())
-    names = list(known) if len(known) == count else [f"{layout.codec.name} {index}" for index in range(count)]
+def _parts(layout: Layout, streams: Sequence[memoryview]) -> Iterator[tuple[str, int]]:
+    """Return the parts of a chunk, and their bytes."""
+    if not layout.added:
+        yield from ((f"{layout.codec} {index}", len(stream)) for index, stream in enumerate(streams))
+        return
+    gaps, values, exception_gaps, *numbers, digest = streams
+    even, odd, raw = (-(-bits // 8) for bits in _LENGTHS.unpack_from(values))
+    yield "positions of changes", len(gaps)
+    yield "tables of symbols", len(values) - even - odd - raw
+    yield "symbols", even + odd
+    yield "raw fields", raw
+    yield "exceptions, gaps", len(exception_gaps)
+    yield "exceptions, numbers", sum(map(len, numbers))
+    yield "exceptions, digests", len(digest)
+
+
+def _values(layout: Layout, streams: Sequence[memoryview], count: int) -> NDArray[Any]:
+    """Decode a chunk: the bits of the wide differences, or post's values."""
     if layout.added:
-        for part, itemsize in (("remainders", layout.float.wide.itemsize), ("exceptions", layout.float.itemsize)):
-            names += [f"{part}, {what}" for what in ("gaps", *["numbers"] * (sparse_streams(itemsize) - 1))]
-        names.append("exceptions, digests")
-    return names
+        delta = decode_added(layout, streams, count).delta
+        return delta.values(np.empty(count, layout.float.wide)).view(layout.float.wide_bits)
+    out = np.empty(count, f"u{layout.itemsize}")
+    decode_replaced(layout, streams, out)
+    return out
 
 
-def _entropy(symbols: NDArray[Any]) -> float:
-    """Return the order-0 entropy of 16-bit symbols, in bits, all together."""
-    counts = np.bincount(symbols, minlength=1 << 16)
-    counts = counts[counts > 0]
-    return float(-(counts * np.log2(counts / symbols.size)).sum())
+def _entropy(values: NDArray[Any]) -> float:
+    """Return the order-0 entropy of values, in bits, all together."""
+    counts = np.unique(values, return_counts=True)[1]
+    return float(-(counts * np.log2(counts / values.size)).sum())

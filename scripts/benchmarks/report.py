@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from scripts.benchmarks.chart import Bar, Panel, chart
-from scripts.benchmarks.ideas import IDEAS
 from scripts.benchmarks.limits import WORK
 from scripts.benchmarks.speed import CP
 from scripts.tools.blocks import fill
 
 __all__ = ["PARTS", "write_docs", "write_readme"]
 
-PARTS = ("speed", "sizes", "ideas", "limits")
+PARTS = ("speed", "sizes", "limits")
 OURS = ("extract", "apply")
 MERGEKIT = ("mergekit linear", "mergekit task_arithmetic")
 OVERHEAD = ("shard headers", "lineage samples", "manifest", "companions")
@@ -62,22 +61,16 @@ alone, by a program that does nothing else, in the same rounds as the commands.
 _SIZES = """\
 ## Size
 
-Bits a weight, of 16. Ours is everything in the package, which can be added to any base: remainders that make the sum
-faithful, manifest, lineage samples, headers. The bound is the order-0 entropy of every chunk's symbols, plus the
-remainders as stored. Of the others, files are counted whole (arc_v3, BigSmall, reminis, zstd --patch-from, xdelta3,
-residuals), the rest without names, shapes and tables. Every round trip was made and compared.
+Bits a weight, of 16. Ours is everything in the package, which can be added to any base: the exact differences,
+manifest, lineage samples, headers. The bound is the order-0 entropy of every chunk's differences, without the table
+that a decoder needs; the codec, which has up to four tables a chunk, can go below it. Of the others, files are counted
+whole (arc_v3, BigSmall, reminis, zstd --patch-from, xdelta3, residuals), the rest without names, shapes and tables.
+Every round trip was made and compared.
 
 ![bits a weight](sizes.svg)
 
 Dashed: the bound. Pale: what rounds Δ, and misses post.
 """
-_IDEAS = """\
-### What other codes would take
-
-Entropies of the same chunks' symbols, given what a decoder would know, tables included; no remainders and no headers.
-A code with a *context* has a table for each class. The best of a column is in bold.
-"""
-
 Result = dict[str, Any]
 
 
@@ -150,8 +143,6 @@ def write_docs(results: Path, docs: Path) -> None:
         picture = chart([_size_panel(pair) for pair in pairs], "Bits a weight")
         (docs.parent / "sizes.svg").write_text(picture)
         lines += _sizes_text(found["sizes"])
-    if "ideas" in found:
-        lines += _ideas_text(found["ideas"]["pairs"])
     docs.write_text("\n".join(lines))
 
 
@@ -278,18 +269,8 @@ def _sizes_text(part: Result) -> list[str]:
         lines += ["‡ smaller than this package.", ""]
     streams = sorted({name for pair in pairs for name in pair["bytes"]}, key=lambda name: -_share(name, pairs))
     rows = [[name, *(f"{_bits(pair['bytes'].get(name, 0), pair):.3f}" for pair in pairs)] for name in streams]
-    rows.append(["*entropy of the symbols*", *(f"{_bits(pair['entropy_bytes'], pair):.3f}" for pair in pairs)])
+    rows.append(["*entropy of the differences*", *(f"{_bits(pair['entropy_bytes'], pair):.3f}" for pair in pairs)])
     return [*lines, "### Where the bits are", "", *_table(head, rows), "", _where(part), ""]
-
-
-def _ideas_text(pairs: list[Result]) -> list[str]:
-    best = [min(pair["bytes"].values()) for pair in pairs]
-    rows = []
-    for key, title in IDEAS.items():
-        cells = [f"{_bits(pair['bytes'][key], pair):.3f}" for pair in pairs]
-        bold = [pair["bytes"][key] == least for pair, least in zip(pairs, best, strict=True)]
-        rows.append([title, *(f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, bold, strict=True))])
-    return [_IDEAS, *_table(["", *(pair["title"] for pair in pairs)], rows), ""]
 
 
 def _cell(pair: Result, name: str) -> str:

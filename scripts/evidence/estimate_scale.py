@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paramdelta_hub.numerics.kernels import Kernel, kernel_for
 
 import paramdelta_hub as pd
 from paramdelta_hub.application.apply import Application
@@ -98,11 +97,10 @@ def costs(folder: Path) -> dict[str, Any]:
     generate(models, RECIPE)
     base, post, target = (str(models / model) for model in ("base", "post", "target"))
     extraction = Extraction(pd.ExtractRequest(base, post))
-    kernel = kernel_for(1 << 40)  # the one that the large model gets
-    found = {"extract": timed(extraction.plan, extraction, kernel, folder / "delta")}
+    found = {"extract": timed(extraction.plan, extraction, folder / "delta")}
     pd.extract(base, post, folder / "package")
     application = Application(pd.ApplyRequest(target, ((str(folder / "package"), 1.0),)), folder / "out")
-    found["apply"] = timed(application.plan, application, kernel, folder / "out")
+    found["apply"] = timed(application.plan, application, folder / "out")
     package = sum(file.stat().st_size for file in (folder / "package").rglob("*") if file.is_file())
     model = sum(file.stat().st_size for file in (models / "target").glob("*.safetensors"))
     content = np.zeros(1 << 28, np.uint8)
@@ -110,14 +108,13 @@ def costs(folder: Path) -> dict[str, Any]:
     values_digest(content)
     return {
         "seconds_a_gb": found,
-        "kernel": kernel.name,
         "delta_share": round(package / model, 3),
         "digest_seconds_a_gb": round((time.process_time() - begun) / len(content) * GB, 3),
         "measured_gb": round(model / GB, 2),
     }
 
 
-def timed(plan: Plan, operation: Operation[Any], kernel: Kernel, out: Path) -> float:
+def timed(plan: Plan, operation: Operation[Any], out: Path) -> float:
     """Return processor seconds a GB of the plan's bytes, all tasks one after another; the best of three runs."""
     best = float("inf")
     for attempt in range(3):
@@ -125,7 +122,7 @@ def timed(plan: Plan, operation: Operation[Any], kernel: Kernel, out: Path) -> f
             workspace.resume(plan, lambda at=workspace: operation.prepare(at, 1))  # type: ignore[misc]
             begun = time.process_time()
             for task in plan.tasks:
-                task.run(workspace.work_dir, kernel, lambda _: None)
+                task.run(workspace.work_dir, lambda _: None)
             best = min(best, time.process_time() - begun)
     return round(best / plan.nbytes * GB, 3)
 
@@ -190,8 +187,8 @@ def tables(found: dict[str, Any], assumed: Assumptions | None = None) -> str:
     made = model * found["delta_share"]
     cost = found["seconds_a_gb"]
     lines = [
-        f"Measured ({found['measured']}; {machine['processor']}, {machine['system']}, Python {machine['python']}; "
-        f"kernel: {found['kernel']}), in processor seconds on one core:",
+        f"Measured ({found['measured']}; {machine['processor']}, {machine['system']}, Python {machine['python']}), "
+        "in processor seconds on one core:",
         "",
         "| what | extract | apply |",
         "|---|---|---|",
