@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_hub.codecs import TANS
+from paramdelta_hub.codecs.by_name import TANS
 from paramdelta_hub.fileio.digests import values_digest
 from paramdelta_hub.numerics.scratch import scratch
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from paramdelta_hub import codecs
-from paramdelta_hub.codecs.by_name import REPLACING, TANS, ZERO
+from paramdelta_hub.codecs import ZERO
+from paramdelta_hub.codecs.by_name import REPLACING, TANS
 
 
 def test_the_registry() -> None:
