@@ -210,9 +210,23 @@ def make_folders(folder: Path) -> None:
     with contextlib.suppress(PermissionError):  # a killed run may have created it without the sync
         sync_folder(existing.parent)
     for path in reversed([folder, *folder.parents][: len(folder.parts) - len(existing.parts)]):
-        path.mkdir(exist_ok=True)
+        _make_folder(path)
         sync_folder(path.parent)
-    folder.mkdir(exist_ok=True)  # raises if it is not a folder
+    _make_folder(folder)  # raises if it is not a folder
+
+
+def _make_folder(path: Path) -> None:
+    """Create a folder, if it is not there; again, if another process has removed it just when we looked."""
+    while True:
+        try:
+            path.mkdir()
+        except FileExistsError:
+            if path.is_dir():
+                return
+            if os.path.lexists(path):
+                raise
+        else:
+            return
 
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

@@ -172,8 +172,11 @@ def check_free_space(folder: Path, needed: int) -> None:
     Raises:
         StorageError: there is not enough space.
     """
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if needed > (free := shutil.disk_usage(existing).free):
+    for path in (folder, *folder.parents):
+        with contextlib.suppress(FileNotFoundError):  # not there yet, or another process has moved it away
+            free = shutil.disk_usage(path).free
+            break
+    if needed > free:
         raise StorageError(
             f"needs {human_bytes(needed)}, but only {human_bytes(free)} are free",
             where=str(folder),
@@ -187,9 +190,11 @@ def check_place(folder: Path, needed: int) -> None:
     Raises:
         StorageError: it can't, or there is not enough.
     """
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise StorageError("can't be written", where=str(existing), remedy="check the permissions")
+    for path in (folder, *folder.parents):
+        if os.access(path, os.W_OK | os.X_OK):
+            break
+        if path.exists():  # asked second: another process may have moved the folder away in between
+            raise StorageError("can't be written", where=str(path), remedy="check the permissions")
     check_free_space(folder, needed)
 
 
