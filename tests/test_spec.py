@@ -15,7 +15,8 @@ import torch
 from blake3 import blake3
 
 import paramdelta_hub as pd
-from paramdelta_hub.codecs.by_name import REPLACING, TANS, ZERO
+from paramdelta_hub.codecs import ZERO
+from paramdelta_hub.codecs.by_name import REPLACING, TANS
 from tests.support.models import TORCH, from_bits, raw, read_weights, tuned, weights, write_model
 from tests.support.spec_reader import (
     CHUNK,

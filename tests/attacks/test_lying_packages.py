@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import paramdelta_hub as pd
-from paramdelta_hub.codecs.by_name import REPLACING, TANS, frames
+from paramdelta_hub.codecs import frames
+from paramdelta_hub.codecs.by_name import REPLACING, TANS
 from paramdelta_hub.errors import (
     MismatchError,
     PackageError,

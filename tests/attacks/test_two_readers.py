@@ -24,7 +24,8 @@ import torch
 import zstandard
 
 import paramdelta_hub as pd
-from paramdelta_hub.codecs.by_name import REPLACING, TANS, frames
+from paramdelta_hub.codecs import frames
+from paramdelta_hub.codecs.by_name import REPLACING, TANS
 from paramdelta_hub.errors import PackageError, ParamdeltaError
 from paramdelta_hub.package.chunks import Layout
 from paramdelta_hub.package.manifest import parse_manifest

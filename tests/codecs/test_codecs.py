@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from paramdelta_hub import codecs
-from paramdelta_hub.codecs.by_name import REPLACING, TANS, ZERO
+from paramdelta_hub.codecs import CODECS, ZERO
+from paramdelta_hub.codecs.by_name import REPLACING, TANS
 
 
 def test_the_registry() -> None:
@@ -21,5 +21,7 @@ def test_every_size_has_its_streams(itemsize: int) -> None:
 
 
 def test_names_by_effect() -> None:
-    assert codecs.codec_names("add") == {"tans"}
-    assert codecs.codec_names("replace") == {"planes", "raw"}
+    assert {effect: set(names) for effect, names in CODECS.items()} == {"add": {"tans"}, "replace": {"planes", "raw"}}
+    assert {"add": (TANS.name,), "replace": tuple(REPLACING)} == CODECS, (
+        "those that there are, in the order to be tried"
+    )

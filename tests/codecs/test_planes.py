@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from paramdelta_hub.codecs.by_name import REPLACING, frames
+from paramdelta_hub.codecs import frames
+from paramdelta_hub.codecs.by_name import REPLACING
 from paramdelta_hub.codecs.planes import compress_plane, decode_planes, encode_planes
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.limits import BLOCK_ELEMENTS, CHUNK_ELEMENTS

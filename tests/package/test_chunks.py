@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
-from paramdelta_hub.codecs.by_name import REPLACING, TANS, frames
+from paramdelta_hub.codecs import frames
+from paramdelta_hub.codecs.by_name import REPLACING, TANS
 from paramdelta_hub.codecs.sparse import encode_sparse
 from paramdelta_hub.errors import IntegrityError, PackageError
 from paramdelta_hub.limits import CHUNK_ELEMENTS

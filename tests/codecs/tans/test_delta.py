@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta_hub.codecs.by_name import TANS, frames
+from paramdelta_hub.codecs import frames
+from paramdelta_hub.codecs.by_name import TANS
 from paramdelta_hub.codecs.tans.chunk import encode_values
 from paramdelta_hub.codecs.tans.delta import FEW
 from paramdelta_hub.errors import PackageError
