@@ -10,8 +10,11 @@ that count from 0: only those does LLVM vectorize, and what lies in between stay
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -24,12 +27,41 @@ SLICE = 4096
 """Elements that are worked on at a time: their wide values take 16 KiB, or 32."""
 
 
+def _cache_folders() -> Iterator[Path]:
+    """Yield where compiled loops can be kept: beside the package, or else in the user's cache.
+
+    Numba looks at the file of a loop alone, not at those of the loops that are compiled into it. So the folder has a
+    digest of all of them in its name: an upgrade of the package never meets loops of another version.
+    """
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for source in sorted([*package.glob("numerics/*.py"), *package.glob("codecs/**/*.py")]):
+        digest.update(hashlib.sha256(source.read_bytes()).digest())
+    name = f"paramdelta-loops-{digest.hexdigest()[:16]}"
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(chosen) / name
+    else:
+        yield package / "__pycache__" / name
+        yield Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "paramdelta-hub" / name
+
+
+_FOLDERS = [*_cache_folders()]
+
+
 def compiled(loop: Callable[..., Any]) -> Any:
-    """Compile a loop when it is first called, and keep it beside the module, or in the user's cache."""
+    """Compile a loop when it is first called, and keep it on disk where that is possible."""
+    config: Any = numba.config
+    elsewhere = config.CACHE_DIR
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(loop)
-    except RuntimeError:  # neither of the two can be written
+        while _FOLDERS:
+            config.CACHE_DIR = str(_FOLDERS[0])
+            try:
+                return numba.njit(nogil=True, cache=True, error_model="numpy")(loop)
+            except RuntimeError:  # it can't be written
+                del _FOLDERS[0]
         return numba.njit(nogil=True, error_model="numpy")(loop)
+    finally:
+        config.CACHE_DIR = elsewhere
 
 
 def by_type(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

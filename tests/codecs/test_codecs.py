@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paramdelta_hub import codecs
-from paramdelta_hub.codecs import ZERO
+from paramdelta_hub.codecs import CODECS, ZERO
 from paramdelta_hub.codecs.by_name import REPLACING, TANS
 
 
@@ -22,5 +21,5 @@ def test_every_size_has_its_streams(itemsize: int) -> None:
 
 
 def test_names_by_effect() -> None:
-    assert codecs.codec_names("add") == {"tans"}
-    assert codecs.codec_names("replace") == {"planes", "raw"}
+    assert CODECS == {"add": ("tans",), "replace": ("planes", "raw")}
+    assert {"add": (TANS.name,), "replace": tuple(REPLACING)} == CODECS, "those that there are, the usual winner first"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from paramdelta_hub.numerics.compiled import SLICE
 from paramdelta_hub.numerics.floats import FLOATS
-from paramdelta_hub.numerics.widening import BF16, CODES, F16, F32, count_not_finite, narrow, widen
+from paramdelta_hub.numerics.widening import count_not_finite, narrow, widen
 from tests.numerics.test_floats import random_bits, special_bits
 from tests.support import reference
 from tests.support.reference import not_finite
@@ -18,15 +21,25 @@ ALL_16 = np.arange(1 << 16, dtype=np.uint16)
 SIXTEEN = ("BF16", "F16")
 
 
+@numba.njit(error_model="numpy")  # not kept on disk: the file of another module is not looked at when that is read
+def widen_all(weights: Any, wide: Any) -> None:
+    widen(weights, wide)
+
+
+@numba.njit(error_model="numpy")
+def narrow_all(wide: Any, spare: Any, weights: Any) -> None:
+    narrow(wide, spare, weights)
+
+
 def widened(name: str, bits: np.ndarray) -> np.ndarray:
     out = np.full(bits.size, 7, FLOATS[name].wide)
-    widen(bits.view(FLOATS[name].operand), CODES[name], out)
+    widen_all(bits.view(FLOATS[name].operand), out)
     return out
 
 
 def narrowed(name: str, wide: np.ndarray) -> np.ndarray:
     before, out = wide.copy(), np.full(wide.size, 0x5A, FLOATS[name].bits)
-    narrow(wide, CODES[name], np.empty_like(wide), out.view(FLOATS[name].operand))
+    narrow_all(wide, np.empty_like(wide), out.view(FLOATS[name].operand))
     assert wide.tobytes() == before.tobytes(), "what is rounded stays as it is"
     return out
 
@@ -46,9 +59,20 @@ def assert_rounds(name: str, wide: np.ndarray) -> None:
         assert (magnitude > reference.EXPONENT[name]).all()
 
 
-def test_codes() -> None:
-    assert CODES == {"BF16": BF16, "F16": F16, "F32": F32} == {"BF16": 0, "F16": 1, "F32": 2}
-    assert CODES.keys() == FLOATS.keys()
+def test_each_type_of_weights_has_its_loop() -> None:
+    assert {name: str(kind.operand) for name, kind in FLOATS.items()} == {
+        "BF16": "uint16",
+        "F16": "int16",
+        "F32": "float32",
+    }
+    with pytest.raises(KeyError):
+        widen_all(np.ones(3, np.uint32), np.empty(3, np.float32))
+    with pytest.raises(KeyError):
+        narrow_all(np.ones(3, np.float32), np.empty(3, np.float32), np.empty(3, np.uint32))
+    with pytest.raises(NotImplementedError):
+        widen(np.ones(3, np.float32), np.empty(3))
+    with pytest.raises(NotImplementedError):
+        narrow(np.ones(3), np.empty(3), np.empty(3, np.float32))
 
 
 @pytest.mark.parametrize("name", SIXTEEN)
@@ -130,10 +154,10 @@ def test_odd_lengths(name: str, length: int) -> None:
     """What vectors leave over is done as well, and nothing beyond is touched."""
     kind, bits = FLOATS[name], random_bits(name, 2 * SLICE, length)[:length]
     wide, back = np.full(length + 9, 7, kind.wide), np.full(length + 9, 0x5A, kind.bits)
-    widen(bits.view(kind.operand), CODES[name], wide[:length])
+    widen_all(bits.view(kind.operand), wide[:length])
     assert same_bits(wide[:length], reference.widen(name, bits))
     assert (wide[length:] == 7).all()
-    narrow(wide[:length], CODES[name], np.empty(length, kind.wide), back.view(kind.operand)[:length])
+    narrow_all(wide[:length], np.empty(length, kind.wide), back.view(kind.operand)[:length])
     assert np.array_equal(back[:length], bits)
     assert (back[length:] == 0x5A).all()
 

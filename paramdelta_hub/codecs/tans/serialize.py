@@ -137,7 +137,7 @@ def _read(
         if which == 2:
             found = _fill_exact(numbers, ends, exponent_bits, exact)
             if found < 0:
-                return -4, 0, 0
+                return found, 0, 0
         elif which == 5:
             bin_count = ends[5] - ends[4]
             if not _fill_bins(numbers, ends, exponent_bits, bins):
@@ -166,7 +166,7 @@ def _read(
 
 @compiled
 def _fill_exact(numbers: Any, ends: Any, exponent_bits: int, exact: Any) -> Any:
-    """Fill in the exact symbols of the first three lists; return how many, or −1 if one is none."""
+    """Fill in the exact symbols of the first three lists; return how many, or a fault."""
     found, at = 0, ends[1]
     for n in range(ends[1]):
         string = -1
@@ -174,10 +174,12 @@ def _fill_exact(numbers: Any, ends: Any, exponent_bits: int, exact: Any) -> Any:
             gap, signs = numbers[at], numbers[at + ends[2] - ends[1]]
             at += 1
             if gap >= 1 << 16 or signs > MINUS:
-                return -1
+                return -4
             string += gap + 1
-            if string >= ((1 << exponent_bits) - 1) << max(n - 1, 0) or found + (signs == BOTH) >= len(exact) - 1:
-                return -1
+            if string >= ((1 << exponent_bits) - 1) << max(n - 1, 0):
+                return -4
+            if found + (signs == BOTH) >= len(exact) - 1:
+                return -2
             for negative in range(2):
                 if signs == BOTH or negative == (signs == MINUS):
                     exact[found, 0], exact[found, 1], exact[found, 2] = n, string, negative

@@ -20,14 +20,21 @@ class BitWriter:
         return self
 
     def number(self, value: int, r: int = 0) -> BitWriter:
-        """Append ``number(r)``."""
+        """Append a number of a list of order r."""
         v = (value >> r) + 1
         z = v.bit_length() - 1
         return self.bits(0, z).bits(1, 1).bits(v, z).bits(value, r)
 
-    def signed(self, value: int, r: int = 0) -> BitWriter:
-        """Append ``zigzag`` of a number."""
-        return self.number(2 * value if value >= 0 else -2 * value - 1, r)
+    def list(self, values: Iterable[int], r: int = 0) -> BitWriter:
+        """Append a list."""
+        self.bits(r, 4)
+        for value in values:
+            self.number(value, r)
+        return self
+
+    def signed(self, values: Iterable[int], r: int = 0) -> BitWriter:
+        """Append a list of signed numbers."""
+        return self.list([2 * value if value >= 0 else -2 * value - 1 for value in values], r)
 
     def bytes(self) -> bytes:
         """Return all bits, and bits of 0 to the end of a byte."""
@@ -49,45 +56,35 @@ def begin_table(
         bins: of each n: L and prefix, ascending.
     """
     e, m = FIELDS[width]
-    out = BitWriter().bits(class_bits, 2)
+    counts, string_gaps, signs = [], [], []
     for n in range(16 - e):
         strings = list((exact or {}).get(n, ()))
-        out.number(len(strings))
-        if strings:
-            out.bits(3, 4)
+        counts.append(len(strings))
         after = 0
-        for string, signs in strings:
-            out.number(string - after, 3)
+        for string, own in strings:
+            string_gaps.append(string - after)
+            signs.append(0 if len(own) == 2 else 1 + own[0])
             after = string + 1
-            out.bits(int(len(signs) == 2), 1)
-            if len(signs) == 1:
-                out.bits(signs[0], 1)
+    bin_counts, changes, prefix_gaps = [], [], []
     for n in range(m + 1):
         listed = list((bins or {}).get(n, ()))
-        out.number(len(listed))
-        if listed:
-            out.bits(2, 4)
+        bin_counts.append(len(listed))
         length, end = e, 0
         for own, prefix in listed:
-            out.signed(own - length)
+            changes.append(own - length)
             length = own
             size = 1 << (e + max(n - 1, 0) - own)
-            out.number(prefix - -(-end // size), 2)
+            prefix_gaps.append(prefix - -(-end // size))
             end = (prefix + 1) * size
-    return out
+    out = BitWriter().bits(class_bits, 2)
+    out.list(counts).list(string_gaps, 3).list(signs, 1)
+    return out.list(bin_counts).signed(changes, 2).list(prefix_gaps, 2)
 
 
-def add_frequencies(out: BitWriter, frequencies: Iterable[int], changes: bool = False, r: int = 5) -> BitWriter:
+def add_frequencies(out: BitWriter, frequencies: Iterable[int], r: int = 5) -> BitWriter:
     """Write the frequencies of one class."""
-    out.bits(int(changes), 1).bits(r, 4)
-    before = 0
-    for frequency in frequencies:
-        if changes:
-            out.signed(frequency - before, r)
-            before = frequency
-        else:
-            out.number(frequency, r)
-    return out
+    listed = list(frequencies)
+    return out.signed([own - before for own, before in zip(listed, [0, *listed], strict=False)], r)
 
 
 def stream(

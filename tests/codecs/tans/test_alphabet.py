@@ -31,7 +31,9 @@ def test_formats() -> None:
 @given(st.sampled_from([32, 64]), st.integers(0, 40), st.integers(0, 40), st.integers(0, 1 << 20))
 def test_what_symbols_stand_for(width: int, exact: int, bins: int, seed: int) -> None:
     alphabet, e = random_alphabet(BINARY[width], exact, bins, seed), BINARY[width].exponent_bits
-    fixed, raw, place = (column.tolist() for column in alphabet.values(BINARY[width]))
+    values = alphabet.values(BINARY[width])
+    assert (values.dtype, values.shape) == (np.uint64, (3, alphabet.size))
+    fixed, raw, place = values.tolist()
     assert alphabet.size == len(fixed) == len(raw) == len(place) == len(alphabet.exact) + len(alphabet.bins) + 1
     for symbol, (n, string, sign) in enumerate(alphabet.exact.tolist()):
         assert fields_of(fixed[symbol], width) == (sign, n, format(string, f"0{e + max(n - 1, 0)}b"))
@@ -53,4 +55,4 @@ def test_what_symbols_stand_for(width: int, exact: int, bins: int, seed: int) ->
 @pytest.mark.parametrize("width", [32, 64])
 def test_an_alphabet_of_other_alone(width: int) -> None:
     nothing = Alphabet(np.empty((0, 3), np.int64), np.empty((0, 3), np.int64))
-    assert [column.tolist() for column in nothing.values(BINARY[width])] == [[0], [width], [0]]
+    assert nothing.values(BINARY[width]).tolist() == [[0], [width], [0]]

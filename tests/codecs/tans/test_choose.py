@@ -75,7 +75,7 @@ def test_a_frequent_value_is_an_exact_symbol(width: int) -> None:
     values = np.where(np.arange(20_000) % 3 == 0, chunk("one value", 20_000, width), chunk("gaussian", 20_000, width))
     wide = np.dtype(f"f{width // 8}")
     alphabet = choose_alphabet(counted(values.astype(f"u{width // 8}")))
-    fixed = alphabet.values(BINARY[width])[0][: len(alphabet.exact)].view(wide)
+    fixed = alphabet.values(BINARY[width])[0, : len(alphabet.exact)].astype(values.dtype).view(wide)
     assert 2.0**-9 in fixed
     zeros = choose_alphabet(counted(chunk("few changes", 20_000, width)))
     assert zeros.exact.tolist()[0] == [0, 0, 0], "0 is one, though its exponent is far from those that are counted"

@@ -28,16 +28,18 @@ def test_a_decoding_table_is_the_specifications(symbols: int, seed: int) -> None
 def test_an_encoding_table_goes_back(symbols: int, seed: int, number: int) -> None:
     """From every state, by every symbol that has states, to a state from which the decoder gives it, and returns."""
     [frequencies] = random_frequencies(symbols, 1, seed)
-    steps, states = np.zeros(symbols, np.uint64), np.zeros((number + 1) * STATES, np.uint16)
-    encoding_table(frequencies, number * STATES, steps, states)
+    widths, places = np.zeros(symbols, np.uint32), np.zeros(symbols, np.uint64)
+    states = np.full((number + 2) * STATES, 7, np.uint16)
+    encoding_table(frequencies, number * STATES, widths, places, states)
+    assert (states[: number * STATES] == 7).all(), "those of other tables stay"
+    assert (states[(number + 1) * STATES :] == 7).all()
     decoder = states_of(frequencies.tolist())
     at = np.arange(STATES, 2 * STATES)
     used = np.flatnonzero(frequencies)
     for symbol in np.random.default_rng(seed).choice(used, min(used.size, 8), replace=False):
-        step = int(steps[symbol])
-        width, place = np.int64(step >> 32), step & 0xFFFF
-        count = ((at + width) & 0xFFFFFFFF) >> 16
-        following = states[((at >> count) + place) & 0xFFFF].astype(np.int64) - STATES
+        count = ((at + int(widths[symbol])) & 0xFFFFFFFF) >> 16
+        next_places = ((at >> count).astype(np.uint64) + places[symbol]).astype(np.int64)  # modulo 2⁶⁴
+        following = states[next_places].astype(np.int64) - STATES
         for state, bits, after in zip(at.tolist(), count.tolist(), following.tolist(), strict=True):
             found, b, base = decoder[after]
             assert (found, b) == (symbol, bits)
