@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +15,18 @@ import numpy as np
 import pytest
 from numba import types
 
+from paramdelta_hub.numerics import compiled as compiled_loops
 from paramdelta_hub.numerics.compiled import by_type, compiled, when_compiling
+
+PACKAGE = Path(compiled_loops.__file__).parent.parent
 
 
 def doubled(values: Any) -> Any:
     return values * 2
 
 
-def test_a_loop_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compiled_loops, "_FOLDERS", [tmp_path / "one", tmp_path / "other"])
     tried = []
     njit = numba.njit
 
@@ -37,7 +42,7 @@ def test_a_loop_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(numba, "njit", without_cache)
     assert compiled(doubled)(np.ones(3)).tolist() == [2.0] * 3
-    assert tried == [True, False]
+    assert tried == [True, True, False]
 
 
 def loaded(path: Path) -> ModuleType:
@@ -123,3 +128,25 @@ def test_a_loop_is_chosen_by_the_type_of_its_argument() -> None:
         share(7j, 2)
     with pytest.raises(NotImplementedError):
         shared_out(7, 2)
+
+
+def test_a_folder_that_can_not_be_written_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A file is in the way of the first; rights would not stop root."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(compiled_loops, "_FOLDERS", [tmp_path / "file" / "loops", tmp_path / "loops"])
+    before = numba.config.CACHE_DIR
+    assert compiled(doubled)(np.ones(3)).tolist() == [2.0] * 3
+    assert list((tmp_path / "loops").rglob("*.nbi"))
+    assert before == numba.config.CACHE_DIR, "what others compile is kept where they want it"
+
+
+def test_loops_of_other_sources_are_kept_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    shutil.copytree(PACKAGE, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(compiled_loops, "__file__", str(tmp_path / "copy" / "numerics" / "compiled.py"))
+    [first] = compiled_loops._cache_folders()
+    with (tmp_path / "copy" / "codecs" / "tans" / "coder.py").open("a") as file:
+        file.write("# another version\n")
+    [second] = compiled_loops._cache_folders()
+    assert first.parent == second.parent == tmp_path
+    assert first != second
