@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +28,8 @@ SLICE = 4096
 """Elements that are worked on at a time: their wide values take 16 KiB, or 32."""
 
 
-def _cache_folders() -> Iterator[Path]:
-    """Yield where compiled loops can be kept: beside the package, or else in the user's cache.
+def _cache_folder() -> Path | None:
+    """Return where compiled loops are kept: beside the package, else in the user's cache, else nowhere.
 
     Numba looks at the file of a loop alone, not at those of the loops that are compiled into it. So the folder has a
     digest of all of them in its name: an upgrade of the package never meets loops of another version.
@@ -37,29 +38,31 @@ def _cache_folders() -> Iterator[Path]:
     digest = hashlib.sha256()
     for source in sorted([*package.glob("numerics/*.py"), *package.glob("codecs/**/*.py")]):
         digest.update(hashlib.sha256(source.read_bytes()).digest())
-    name = f"paramdelta-loops-{digest.hexdigest()[:16]}"
     if chosen := os.environ.get("NUMBA_CACHE_DIR"):
-        yield Path(chosen) / name
+        places = [Path(chosen)]
     else:
-        yield package / "__pycache__" / name
-        yield Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "paramdelta-hub" / name
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        places = [package / "__pycache__", cache / "paramdelta-hub"]
+    for place in places:
+        folder = place / f"paramdelta-loops-{digest.hexdigest()[:16]}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except (OSError, RuntimeError):  # RuntimeError: nobody's home
+            continue
+    return None
 
 
-_FOLDERS = [*_cache_folders()]
+_FOLDER = _cache_folder()
 
 
 def compiled(loop: Callable[..., Any]) -> Any:
     """Compile a loop when it is first called, and keep it on disk where that is possible."""
     config: Any = numba.config
-    elsewhere = config.CACHE_DIR
+    elsewhere, config.CACHE_DIR = config.CACHE_DIR, str(_FOLDER or "")
     try:
-        while _FOLDERS:
-            config.CACHE_DIR = str(_FOLDERS[0])
-            try:
-                return numba.njit(nogil=True, cache=True, error_model="numpy")(loop)
-            except RuntimeError:  # it can't be written
-                del _FOLDERS[0]
-        return numba.njit(nogil=True, error_model="numpy")(loop)
+        return numba.njit(nogil=True, cache=_FOLDER is not None, error_model="numpy")(loop)
     finally:
         config.CACHE_DIR = elsewhere
 

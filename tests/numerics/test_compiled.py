@@ -26,23 +26,11 @@ def doubled(values: Any) -> Any:
 
 
 def test_a_loop_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(compiled_loops, "_FOLDERS", [tmp_path / "one", tmp_path / "other"])
-    tried = []
-    njit = numba.njit
-
-    def without_cache(*functions: Any, **options: Any) -> Any:
-        if functions:  # Numba's own, in what it imports late
-            return njit(*functions, **options)
-        tried.append(options.pop("cache", False))
-        if tried[-1]:
-            raise RuntimeError("cannot cache function: no locator available")
-        assert "fastmath" not in options
-        assert options["nogil"]
-        return njit(**options)
-
-    monkeypatch.setattr(numba, "njit", without_cache)
+    (tmp_path / "file").touch()  # in the way: rights would not stop root
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    assert compiled_loops._cache_folder() is None
+    monkeypatch.setattr(compiled_loops, "_FOLDER", None)
     assert compiled(doubled)(np.ones(3)).tolist() == [2.0] * 3
-    assert tried == [True, True, False]
 
 
 def loaded(path: Path) -> ModuleType:
@@ -130,13 +118,21 @@ def test_a_loop_is_chosen_by_the_type_of_its_argument() -> None:
         shared_out(7, 2)
 
 
-def test_a_folder_that_can_not_be_written_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A file is in the way of the first; rights would not stop root."""
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(compiled_loops, "_FOLDERS", [tmp_path / "file" / "loops", tmp_path / "loops"])
+def test_the_users_cache_serves_where_the_package_can_not_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "copy" / "__pycache__").touch()
+    monkeypatch.setattr(compiled_loops, "__file__", str(tmp_path / "copy" / "numerics" / "compiled.py"))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = compiled_loops._cache_folder()
+    assert folder is not None
+    assert folder.parent == tmp_path / "cache" / "paramdelta-hub"
+    monkeypatch.setattr(compiled_loops, "_FOLDER", folder)
     before = numba.config.CACHE_DIR
     assert compiled(doubled)(np.ones(3)).tolist() == [2.0] * 3
-    assert list((tmp_path / "loops").rglob("*.nbi"))
+    assert list(folder.rglob("*.nbi"))
     assert before == numba.config.CACHE_DIR, "what others compile is kept where they want it"
 
 
@@ -144,9 +140,11 @@ def test_loops_of_other_sources_are_kept_elsewhere(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     shutil.copytree(PACKAGE, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(compiled_loops, "__file__", str(tmp_path / "copy" / "numerics" / "compiled.py"))
-    [first] = compiled_loops._cache_folders()
+    first = compiled_loops._cache_folder()
     with (tmp_path / "copy" / "codecs" / "tans" / "coder.py").open("a") as file:
         file.write("# another version\n")
-    [second] = compiled_loops._cache_folders()
+    second = compiled_loops._cache_folder()
+    assert first is not None
+    assert second is not None
     assert first.parent == second.parent == tmp_path
     assert first != second
