@@ -10,7 +10,7 @@ import hashlib
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from paramdelta_hub.codecs import CODECS, ZERO
 from paramdelta_hub.errors import PackageError, UnsupportedFormatError
@@ -183,10 +183,17 @@ class TensorRecord(Record):
         return self
 
 
+def _exactly_true(value: object) -> object:
+    """Refuse 1, which Python takes for true."""
+    if value is not True:
+        raise ValueError("must be true")
+    return value
+
+
 class Exactness(Record):
     """What was checked at extraction: base ⊕ Δ == post, bit for bit, over this many elements."""
 
-    exact: Literal[True]
+    exact: Annotated[Literal[True], BeforeValidator(_exactly_true)]
     elements: Count
     changed: Count
     exceptions: Count

@@ -122,6 +122,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "version true": (lambda m: m.update(format_version=True), "format_version"),
     "version a text": (lambda m: m.update(format_version="1"), "format_version"),
     "version 1.0": (lambda m: m.update(format_version=1.0), "format_version"),
+    "exact 1": (lambda m: m["exactness"].update(exact=1), "must be true"),
     "inexact": (lambda m: m["exactness"].update(exact=False), "exact"),
     "exactness of others": (lambda m: m["exactness"].update(changed=0), "totals differ"),
     "two tensors of a name": (lambda m: m["tensors"].append(m["tensors"][0]), "same name|totals"),
