@@ -14,9 +14,19 @@ import numpy as np
 
 from paramdelta_hub.numerics.compiled import compiled
 
-__all__ = ["read_bits", "read_list", "write_bits", "write_list"]
+__all__ = ["read_bits", "read_list", "trailing_zeros", "write_bits", "write_list"]
 
 ORDER_BITS = 4
+_DEBRUIJN = np.uint64(0x03F79D71B4CB0A89)  # whose 64 runs of six bits all differ
+_PLACES = np.zeros(64, np.uint8)
+for _place in range(64):
+    _PLACES[(int(_DEBRUIJN) << _place) % (1 << 64) >> 58] = _place
+
+
+@compiled
+def trailing_zeros(word: Any) -> Any:
+    """Return how many zeros lie below the lowest 1 of a ``uint64`` other than 0."""
+    return _PLACES[(word & (~word + np.uint64(1))) * _DEBRUIJN >> np.uint64(58)]
 
 
 @compiled

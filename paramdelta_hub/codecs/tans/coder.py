@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from paramdelta_hub.codecs.tans.bits import trailing_zeros
 from paramdelta_hub.codecs.tans.tables import STATE_BITS, STATES
 from paramdelta_hub.numerics.compiled import SLICE, by_type, compiled
 
@@ -42,10 +43,6 @@ _ONE, _STATE, _NUMBER = np.uint64(1), np.uint64(STATES - 1), np.uint64(15)
 _SIX, _FIFTEEN, _16, _32, _63 = np.uint64(6), np.uint64(15), np.uint64(16), np.uint64(32), np.uint64(63)
 _WORD = np.uint64(0xFFFFFFFF)
 _EXPONENT, _UPPER = np.uint32(0x7F800000), np.uint32(0xFFFF0000)
-_DEBRUIJN = np.uint64(0x03F79D71B4CB0A89)
-_TRAILING = np.zeros(64, np.uint8)
-for _bit in range(64):
-    _TRAILING[(int(_DEBRUIJN) << _bit) % (1 << 64) >> 58] = _bit
 
 
 @compiled
@@ -175,7 +172,6 @@ def _next_binary32(
 
     An entry of the table has the upper half of its value, or, with an exponent of 255, which no exact symbol has, the
     number of its bin in sign and fraction.
-
     """
     if _beyond(cursor, ends):
         return False
@@ -193,9 +189,8 @@ def _next_binary32(
         for part in range(8):
             mask |= eights[group * 8 + part] * _U(0x0102040810204080) >> _U(56) << _U(8 * part)
         while mask:
-            lowest = mask & (~mask + _ONE)
-            mask ^= lowest
-            i = _U(group) * _U(64) + _U(_TRAILING[lowest * _DEBRUIJN >> _U(58)])
+            i = _U(group) * _U(64) + _U(trailing_zeros(mask))
+            mask &= mask - _ONE
             upper = _U(out[i]) >> _16
             number = upper & _U(127) | upper >> _FIFTEEN << _U(7)
             width = symbols[1, number]
@@ -213,7 +208,6 @@ def _next_binary64(
     """Decode the next values to ``out``: bits of binary64. Return whether the streams had as much.
 
     An entry of the table has the number of its symbol.
-
     """
     if _beyond(cursor, ends):
         return False

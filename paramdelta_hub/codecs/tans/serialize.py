@@ -50,10 +50,8 @@ def write_table(
     both = np.append(~first[1:], False)[first] if len(exact) else first
     signs = np.where(both, BOTH, np.where(negative[first] > 0, MINUS, PLUS))
     n, strings = n[first], strings[first]
-    begins = np.ones(len(n), np.bool_)  # its n
-    begins[1:] = n[1:] != n[:-1]
-    gaps = strings - np.where(begins, 0, np.roll(strings, 1) + 1)
-    lengths = bins[:, 1] - np.where(_begins(bins), binary.exponent_bits, np.roll(bins[:, 1], 1))
+    gaps = strings - np.where(_begins(n), 0, np.roll(strings, 1) + 1)
+    lengths = bins[:, 1] - np.where(_begins(bins[:, 0]), binary.exponent_bits, np.roll(bins[:, 1], 1))
     changes = np.diff(frequencies, prepend=0, axis=1)
     lists = [
         np.bincount(n, minlength=binary.exact_bits + 1),
@@ -211,17 +209,17 @@ def _fill_bins(numbers: Any, ends: Any, exponent_bits: int, bins: Any) -> Any:
     return True
 
 
-def _begins(bins: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which bins are the first of their n."""
-    begins = np.ones(len(bins), np.bool_)
-    begins[1:] = bins[1:, 0] != bins[:-1, 0]
+def _begins(n: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which are the first of their n."""
+    begins = np.ones(len(n), np.bool_)
+    begins[1:] = n[1:] != n[:-1]
     return begins
 
 
 def _bin_gaps(bins: NDArray[np.int64], binary: Binary) -> NDArray[np.int64]:
     """Return how many prefixes of its length lie between each bin and the one before."""
     rest = binary.exponent_bits + np.maximum(bins[:, 0] - 1, 0) - bins[:, 1]
-    after = np.where(_begins(bins), 0, np.roll(bins[:, 2] + 1 << rest, 1))
+    after = np.where(_begins(bins[:, 0]), 0, np.roll(bins[:, 2] + 1 << rest, 1))
     gaps: NDArray[np.int64] = bins[:, 2] - (after + (1 << rest) - 1 >> rest)
     return gaps
 

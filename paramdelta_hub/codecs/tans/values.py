@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from paramdelta_hub.codecs.tans.bits import trailing_zeros
 from paramdelta_hub.codecs.tans.choose import WINDOW, counted_bits
 from paramdelta_hub.numerics.compiled import compiled
 
@@ -26,10 +27,6 @@ SAMPLE = 256
 """Neighboring values of a sample."""
 _U = np.uint64
 _ONE = np.uint64(1)
-_DEBRUIJN = np.uint64(0x03F79D71B4CB0A89)
-_TRAILING = np.zeros(64, np.uint8)
-for _bit in range(64):
-    _TRAILING[(int(_DEBRUIJN) << _bit) % (1 << 64) >> 58] = _bit
 
 
 @compiled
@@ -51,6 +48,14 @@ def count_exponents(values: Any, counts: Any) -> None:
     for value in values:
         if _U(value) & magnitude:
             counts[np.int64(_U(value) >> _U(fraction_bits)) & (counts.size - 1)] += 1
+
+
+@compiled
+def _place_of(fraction: Any, row: int, fraction_bits: int, places: Any) -> Any:
+    """Return where a value is counted, by its fraction and by which of the counted exponents it has."""
+    n = fraction_bits - np.int64(trailing_zeros(fraction))
+    counted = counted_bits(n)
+    return places[n] + (row << counted) + np.int64(fraction >> _U(fraction_bits - counted))
 
 
 @compiled
@@ -76,10 +81,7 @@ def count_values(values: Any, lowest: int, places: Any, of_upper: Any, of_others
         elif value & low == _U(0):
             of_upper[value >> _U(width - 16)] += 1
         else:
-            part = value & fraction
-            n = fraction_bits - np.int64(_TRAILING[(part & (~part + _ONE)) * _DEBRUIJN >> _U(58)])
-            counted = counted_bits(n)
-            of_others[places[n] + (row << counted) + np.int64(part >> _U(fraction_bits - counted))] += 1
+            of_others[_place_of(value & fraction, row, fraction_bits, places)] += 1
     return outside
 
 
@@ -98,10 +100,7 @@ def number_values(values: Any, lowest: int, places: Any, of_upper: Any, of_other
             if row < 0 or row >= WINDOW:
                 out[i] = other
             else:
-                part = value & fraction
-                n = fraction_bits - np.int64(_TRAILING[(part & (~part + _ONE)) * _DEBRUIJN >> _U(58)])
-                counted = counted_bits(n)
-                out[i] = of_others[places[n] + (row << counted) + np.int64(part >> _U(fraction_bits - counted))]
+                out[i] = of_others[_place_of(value & fraction, row, fraction_bits, places)]
 
 
 @compiled
