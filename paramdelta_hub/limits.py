@@ -128,8 +128,8 @@ FOREIGN_SHARE, FOREIGN_SHARE_OF_ONE = 0.25, 0.5
 Measured: 0 of kin, 0.99 and more of strangers. New heads are named, and not refused: a classifier has a hundredth of a
 model's parameters; an embedding with its head, under a tokenizer of 128,000, an eighth of 8 B."""
 
-TASK_BYTES_MIN, TASK_BYTES_MAX, TASKS_WANTED = 128 * MIB, 4 * GIB, 32
-"""A task reads about a 32nd of the model, within these bounds: enough tasks to keep threads busy, few enough that a
+TASK_BYTES_MIN, TASK_BYTES_MAX, TASKS_WANTED = 32 * MIB, 4 * GIB, 64
+"""A task reads about a 64th of the model, within these bounds: enough tasks to keep threads busy, few enough that a
 package of a 1 TB model has hundreds of shards and not thousands."""
 
 DEFAULT_MEMORY = 512 * MIB

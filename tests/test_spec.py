@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blake3 import blake3
 
 import paramdelta_hub as pd
 from paramdelta_hub.codecs import ZERO
@@ -27,6 +26,7 @@ from tests.support.spec_reader import (
     lineage_places,
     logical_base,
     logical_rows,
+    tensor_digest,
 )
 
 Model = dict[str, torch.Tensor]
@@ -197,8 +197,8 @@ def test_on_base_the_result_is_post(extracted: Extracted) -> None:
     post = {trio.rules.rename(name): tensor for name, tensor in trio.post.items()}
     assert package.records
     for name, record in package.records.items():
-        assert blake3(raw(trio.base[name])).hexdigest() == record["base_blake3"]
-        assert blake3(raw(post[name])).hexdigest() == record["post_blake3"]
+        assert tensor_digest(raw(trio.base[name]), record["dtype"]) == record["base_blake3"]
+        assert tensor_digest(raw(post[name]), record["dtype"]) == record["post_blake3"]
         assert (record["shape"], record["changed"]) == (list(post[name].shape), changed(trio.base[name], post[name]))
         assert add(raw(trio.base[name]), [(package, name, 1.0)]) == raw(post[name]), name
 
@@ -257,9 +257,10 @@ def test_the_delta_is_that_of_section_6(extracted: Extracted) -> None:
 def test_every_codec_list_and_effect_occurs(tmp_path: Path) -> None:
     """Else the tests above would prove less than they seem to."""
     records = [
-        (record["codec"]["name"], record["effect"], record["exceptions"] > 0)
+        (part["codec"], record["effect"], record["exceptions"] > 0)
         for index, trio in enumerate((small("BF16"), small("F32"), wild("BF16"), odd()))
         for record in trio.extract(tmp_path / str(index)).records.values()
+        for part in record["parts"]
     ]
     occur = {(codec, effect) for codec, effect, _ in records}
     added = {(codec, "add") for codec in (TANS.name, ZERO)}
@@ -335,7 +336,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         edit(lambda m: m["configs"].update({"config.json": {"patch": {"a": 1}, "reverse": {}}})), "§11"
     ),
     "false totals": (edit(lambda m: m["exactness"].update(changed=0)), "§3.2"),
-    "unknown codec": (edit(lambda m: m["tensors"][0]["codec"].update(name="xor")), "§5"),
+    "unknown codec": (edit(lambda m: m["tensors"][0]["parts"][0].update(codec="xor")), "§5"),
     "damaged shard": (flip(SHARD, -1), "§9"),
     "damaged lineage": (flip("lineage.safetensors", -1), "§9"),
     "key twice": (
@@ -396,7 +397,7 @@ def test_rows_ties_and_carried_tensors(tmp_path: Path) -> None:
         record = package.records[name]
         stored = torch.zeros(0, 8).bfloat16() if record["rows"]["base"] == 0 else embed
         logical = logical_base(record, np.frombuffer(raw(stored), "<u2").reshape(-1, 8))
-        assert blake3(logical.tobytes()).hexdigest() == record["base_blake3"]
+        assert tensor_digest(logical.tobytes(), record["dtype"]) == record["base_blake3"]
         assert add(logical.tobytes(), [(package, name, 1.0)]) == raw(expected)
     for runs in ([[0, 0, 41]], [[0, 0, 20], [20, 20, 22]], [[0, None, 2], [2, 0, 41]], [[0, 0, 40], [41, None, 1]]):
         with pytest.raises(RefusedError, match="§12"):

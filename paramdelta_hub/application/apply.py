@@ -31,7 +31,7 @@ from paramdelta_hub.outputs.replacing import check_new
 from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.package.provenance import Model, parse_provenance, provenance_problems
 from paramdelta_hub.registry.cards.card import result_card
-from paramdelta_hub.tasks.models import Advance, Applied, Outcome
+from paramdelta_hub.tasks.models import Advance, Applied, Outcome, count_not_finite, result_digests
 from paramdelta_hub.tasks.plan import planning
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import Executor, ExecutorConfig, Operation, Outcomes, complete
@@ -220,7 +220,7 @@ class Application(Operation[ApplyReport]):
         inputs, result = self._inputs, workspace.result
         compatibility, request, model = inputs.compatibility, inputs.request, inputs.model
         ordered = [outcome for _, outcome in sorted(outcomes.items()) if isinstance(outcome, Applied)]
-        digests = {name: digest for outcome in ordered for name, digest in outcome.digests.items()}
+        digests = result_digests(ordered)
         nothing = () if self._sums else (NOTHING_ADDED,)
         notes = (*inputs.warnings, *self._warnings, *nothing, *foreign_notes(self._applied), *compatibility.notes)
         exactly_post = is_post(self._applied, compatibility, digests) and self._arranged_are_post(workspace)
@@ -293,9 +293,8 @@ def _is_called_as_post(manifest: Manifest, rules: Rules) -> bool:
 
 def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
     problems = [
-        Mismatch(tensor.name, "not-finite", f"{tensor.counts[0]} value(s) of the result would be NaN or infinite")
-        for outcome in outcomes
-        for tensor in outcome.not_finite
+        Mismatch(name, "not-finite", f"{count} value(s) of the result would be NaN or infinite")
+        for name, [count] in count_not_finite(outcomes).items()
     ]
     if problems:
         raise NotFiniteError(

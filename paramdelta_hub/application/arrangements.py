@@ -16,7 +16,7 @@ from paramdelta_hub.errors import Mismatch
 from paramdelta_hub.numerics.arrangements import Arrangement, Box, invert
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.package.tensor_delta import StoredDelta
+from paramdelta_hub.package.tensor_delta import Locations, StoredDelta
 from paramdelta_hub.transforms.arranged import ArrangedAddend, SpilledDelta
 
 __all__ = ["ArrangedPairs", "take_arranged"]
@@ -101,11 +101,11 @@ class ArrangedPairs:
             elements=math.prod(arrangement.shape),
             dtype=package.records[arrangement.sources[0]].dtype,
             weight=weight,
-            is_zero=all(package.records[delta_name].shard is None for delta_name in arrangement.sources),
+            is_zero=all(package.records[delta_name].is_zero for delta_name in arrangement.sources),
         )
 
     def spilled(
-        self, package: Package, locations: Mapping[str, tuple[str, int]], tensor_of: Callable[[str], LogicalTensor]
+        self, package: Package, locations: Locations, tensor_of: Callable[[str], LogicalTensor]
     ) -> Iterator[SpilledDelta]:
         """Yield the deltas of which there are blocks."""
         for delta_name in self.delta_names:
@@ -155,7 +155,7 @@ def take_arranged(
                 problems.append(
                     Mismatch(record.name, "layout", f"{what}, and can't be rearranged; leave it out with --skip")
                 )
-            elif record.effect == "replace" and record.shard:
+            elif record.effect == "replace" and not record.is_zero:
                 what = f"{record.dtype} values are replaced whole, and can't be rearranged; leave it out with --skip"
                 problems.append(Mismatch(record.name, "layout", what))
         if right in layout.partials:

@@ -325,7 +325,7 @@ def _take_carried(
                 carried.setdefault(name, CarriedTensor(number, zeros))
             elif delta.entries[delta_name].vocabulary or name in vocabularies:
                 vocabularies.setdefault(name, {})[number] = record
-            if not (_is_carried(record) or (record.effect == "replace" and record.shard)):
+            if not (_is_carried(record) or (record.effect == "replace" and not record.is_zero)):
                 continue
             if replaced.setdefault(name, record.post_blake3) != record.post_blake3:
                 what = f"two deltas replace it with different {record.dtype} values"

@@ -50,7 +50,7 @@ def addends_by_tensor(
             if (placed or weight == 0.0) and all(run.source is None for run in runs):
                 continue
             addends = sums.setdefault(name, [])
-            if record.effect == "replace" and (addends or record.shard is None):
+            if record.effect == "replace" and (addends or record.is_zero):
                 continue
             placement = None
             if placed:
@@ -88,7 +88,7 @@ def plan_apply(
     """
     target, results = compatibility.target.checkpoint, compatibility.results
     spans = {
-        name: OutputSpan(name, file.name, start, results[name].nbytes)
+        name: OutputSpan(name, file.name, start, results[name].nbytes, results[name].dtype)
         for file in files.values()
         for name, start in file.starts.items()
     }
@@ -104,12 +104,8 @@ def plan_apply(
     done = scales | {tensor.name for task in tasks for tensor in task.tensors}  # scales are written with their weights
     for file in files.values():
         names = [name for name in file.starts if name not in done]
-        for group in cut(names, lambda name: results[name].nbytes, target.nbytes):
-            tasks.append(
-                ApplyTask.of(
-                    tuple(_result_tensor(name, compatibility, spans, sums.get(name, ()), may_be_base) for name in group)
-                )
-            )
+        made = [_result_tensor(name, compatibility, spans, sums.get(name, ()), may_be_base) for name in names]
+        tasks += [ApplyTask.of(tuple(group)) for group in cut(made, target.nbytes)]
     return Plan(
         kind="apply",
         inputs=(*(file.identity() for file in target.files), *(package.digest for package in packages)),

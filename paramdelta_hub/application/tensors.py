@@ -56,5 +56,4 @@ def _dense(record: TensorRecord, payload: DeltaReader) -> torch.Tensor:
         chunk = payload.next_added()
         if chunk is not None:
             chunk.delta.values(place)
-    payload.finish()
     return torch.from_numpy(wide).reshape(record.shape)

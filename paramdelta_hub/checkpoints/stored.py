@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.checkpoints.files.weight_files import WeightFile
-from paramdelta_hub.fileio.digests import begin_digest
+from paramdelta_hub.fileio.digests import ChunkDigests, tensor_digest
 from paramdelta_hub.fileio.paths import PathText
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES, TensorSpan
 from paramdelta_hub.limits import CHUNK_ELEMENTS
@@ -21,7 +21,18 @@ from paramdelta_hub.numerics.casts import as_bits, cast
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.numerics.scratch import scratch
 
-__all__ = ["Files", "Source", "Stored", "Values", "Zeros", "read_chunks", "read_floats", "source_digest", "to_float32"]
+__all__ = [
+    "Files",
+    "Source",
+    "Stored",
+    "Values",
+    "Zeros",
+    "chunk_digests",
+    "read_chunks",
+    "read_floats",
+    "source_digest",
+    "to_float32",
+]
 
 
 class Files(Protocol):
@@ -120,8 +131,14 @@ class _StoredValues:
         self._files.read(self._file, self._start + start * self._itemsize, out)
 
 
-def read_chunks(source: Source, elements: int, files: Files) -> Iterator[NDArray[np.uint8]]:
-    """Yield the values of a source, a chunk at a time, as little-endian bytes in this thread's buffer.
+def read_chunks(source: Source, elements: int, files: Files, *, first: int = 0) -> Iterator[NDArray[np.uint8]]:
+    """Yield values of a source, a chunk at a time, as little-endian bytes in this thread's buffer.
+
+    Args:
+        source: what is read.
+        elements: how many of its elements.
+        files: read access to it.
+        first: the first of them.
 
     Raises:
         CheckpointError: a file is truncated or can't be read.
@@ -129,7 +146,7 @@ def read_chunks(source: Source, elements: int, files: Files) -> Iterator[NDArray
     values, itemsize = source.open(files), ITEM_SIZES[source.dtype]
     for start in range(0, elements, CHUNK_ELEMENTS):
         chunk = scratch("target", min(CHUNK_ELEMENTS, elements - start) * itemsize, np.uint8)
-        values.read(start, chunk)
+        values.read(first + start, chunk)
         yield chunk
 
 
@@ -152,14 +169,25 @@ def to_float32(raw: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> 
     return out
 
 
-def source_digest(source: Source, elements: int, files: Files, advance: Callable[[int], None] = lambda _: None) -> str:
-    """Return the BLAKE3 digest (hex) of the values of a source.
+def source_digest(source: Source, elements: int, files: Files) -> str:
+    """Return the digest (hex) of all values of a source.
 
     Raises:
         CheckpointError: a file is truncated or can't be read.
     """
-    digest = begin_digest()
-    for values in read_chunks(source, elements, files):
-        digest.update(values.data)
+    return tensor_digest(chunk_digests(source, elements, files))
+
+
+def chunk_digests(
+    source: Source, elements: int, files: Files, *, first: int = 0, advance: Callable[[int], None] = lambda _: None
+) -> bytes:
+    """Return the digests of a source's chunks, one after another; the arguments are those of :func:`read_chunks`.
+
+    Raises:
+        CheckpointError: a file is truncated or can't be read.
+    """
+    digests = ChunkDigests(ITEM_SIZES[source.dtype])
+    for values in read_chunks(source, elements, files, first=first):
+        digests.update(values)
         advance(values.size)
-    return digest.hexdigest()
+    return digests.finish()

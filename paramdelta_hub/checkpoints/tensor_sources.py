@@ -17,7 +17,7 @@ from pydantic import Field
 from paramdelta_hub.checkpoints.adapters.source import Adapted
 from paramdelta_hub.checkpoints.dequantized import Dequantized, Mxfp4
 from paramdelta_hub.checkpoints.stored import Files, Stored, Values, Zeros
-from paramdelta_hub.fileio.digests import begin_digest
+from paramdelta_hub.fileio.digests import ChunkDigests, tensor_digest
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.arrangements import Box, BoxReader
@@ -162,14 +162,14 @@ TensorSource: TypeAlias = Annotated[PlainSource | Arranged | Reordered, Field(di
 
 
 def exact_cast_digest(source: Cast, elements: int, files: Files) -> str | None:
-    """Return the BLAKE3 digest (hex) of the cast values if every one is the same in both dtypes, else None.
+    """Return the digest (hex) of the cast values if every one is the same in both dtypes, else None.
 
     Each is cast back, and must be equal to the bit. The values are read once, until the first that differs.
 
     Raises:
         CheckpointError: a file is truncated or can't be read.
     """
-    values, dtype, digest = source.inner.open(files), source.inner.dtype, begin_digest()
+    values, dtype, digests = source.inner.open(files), source.inner.dtype, ChunkDigests(ITEM_SIZES[source.dtype])
     for start in range(0, elements, CHUNK_ELEMENTS):
         size = min(CHUNK_ELEMENTS, elements - start)
         before = scratch("before a cast", size * ITEM_SIZES[dtype], np.uint8)
@@ -179,5 +179,5 @@ def exact_cast_digest(source: Cast, elements: int, files: Files) -> str | None:
         back = cast_bytes(there, source.dtype, dtype, scratch("cast back", before.size, np.uint8))
         if not np.array_equal(before, back):
             return None
-        digest.update(there.data)
-    return digest.hexdigest()
+        digests.update(there)
+    return tensor_digest(digests.finish())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -20,16 +22,16 @@ from paramdelta_hub.limits import DEFAULT_MEMORY, EXPECTED_RATIO
 from paramdelta_hub.numerics.casts import FloatDtype, float_dtype
 from paramdelta_hub.outputs.replacing import Replacement, check_new, model_places, registry_places
 from paramdelta_hub.package.labels import check_labels
-from paramdelta_hub.package.manifest import MANIFEST_NAME, Rows, parse_manifest
+from paramdelta_hub.package.manifest import MANIFEST_NAME, Rows, TensorRecord, parse_manifest
 from paramdelta_hub.package.provenance import Lineage
 from paramdelta_hub.package.report import PackageReport
 from paramdelta_hub.registry.protocol import Published
-from paramdelta_hub.tasks.models import DigestTask, Encoded, EncodeTask, Outcome, Task
+from paramdelta_hub.tasks.models import DigestTask, Encoded, EncodeTask, Outcome, Task, count_not_finite
 from paramdelta_hub.tasks.plan import Plan, cut, planning
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import Executor, ExecutorConfig, Operation, Outcomes, complete
 from paramdelta_hub.tasks.workspace import Workspace
-from paramdelta_hub.transforms.encode import EncodedTensor
+from paramdelta_hub.transforms.encode import EncodedPart, EncodedTensor
 
 __all__ = ["ExtractReport", "Extraction", "extract"]
 
@@ -172,11 +174,13 @@ class Extraction(Operation[ExtractReport]):
         """Raise if values changed that are not finite, or if there is no difference."""
         _refuse_not_finite(outcomes.values())
         encoded = [outcome for outcome in outcomes.values() if isinstance(outcome, Encoded)]
-        records = [record for outcome in encoded for record in outcome.tensors]
-        if len(outcomes) == len(self.plan.tasks) and not any(record.changed or record.rows for record in records):
+        changed = any(part.changed for outcome in encoded for part in outcome.tensors)
+        changed = changed or any(pair.runs is not None for pair in self._differences.pairs)
+        if len(outcomes) == len(self.plan.tasks) and not changed:
             remedy = "give the trained model as POST, and the model that it was trained from as BASE"
+            count = len(self._differences.pairs)
             raise MismatchError(
-                f"post has the same values as base in all {len(records)} tensors: there is no delta to extract",
+                f"post has the same values as base in all {count} tensors: there is no delta to extract",
                 where=str(self._post.source.path),
                 remedy=f"{remedy}, or check what --skip leaves out" if self._rules.skips else remedy,
             )
@@ -193,6 +197,7 @@ class Extraction(Operation[ExtractReport]):
                 self._differences,
                 self._rules,
                 self._cast,
+                self._records(ordered),
                 ordered,
                 workspace,
                 self._labels,
@@ -218,6 +223,18 @@ class Extraction(Operation[ExtractReport]):
             rules=uses,
         )
 
+    def _records(self, outcomes: Sequence[Outcome]) -> list[TensorRecord]:
+        """Return what the manifest says of every tensor, with the shards' final names."""
+        shard_of = final_names(outcomes)
+        parts: defaultdict[str, list[EncodedPart]] = defaultdict(list)
+        for outcome in outcomes:
+            for each in outcome.tensors if isinstance(outcome, Encoded) else ():
+                if each.part and each.part.shard:
+                    each = replace(each, part=each.part.model_copy(update={"shard": shard_of[each.part.shard]}))
+                parts[each.name].append(each)
+        tensors = {each.name: each for task in self.plan.tasks if isinstance(task, EncodeTask) for each in task.tensors}
+        return [tensors[name].record(found) for name, found in parts.items()]
+
 
 def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, request: ExtractRequest) -> Plan:
     tensors = [
@@ -227,6 +244,8 @@ def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, request:
             base_dtype=pair.base_dtype,
             post_dtype=pair.post_dtype,
             shape=pair.base.shape,
+            first=0,
+            elements=pair.base.elements,
             base=pair.base.source,
             post=pair.post.source,
             base_name=pair.base_name,
@@ -235,7 +254,7 @@ def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, request:
         )
         for pair in differences.pairs
     ]
-    groups = cut(tensors, lambda tensor: tensor.nbytes, base.nbytes)
+    groups = cut(tensors, base.nbytes)
     tasks: list[Task] = [
         EncodeTask.of(f"{number:06d}.safetensors", tuple(group)) for number, group in enumerate(groups, start=1)
     ]
@@ -253,13 +272,11 @@ def _plan(base: Checkpoint, post: Checkpoint, differences: Differences, request:
 def _refuse_not_finite(outcomes: Iterable[Outcome]) -> None:
     problems = [
         Mismatch(
-            tensor.name,
+            name,
             "not-finite",
-            f"base and post differ in values that are NaN or infinite: {tensor.counts[0]} in base,"
-            f" {tensor.counts[1]} in post",
+            f"base and post differ in values that are NaN or infinite: {in_base} in base, {in_post} in post",
         )
-        for outcome in outcomes
-        for tensor in outcome.not_finite
+        for name, (in_base, in_post) in count_not_finite(outcomes).items()
     ]
     if problems:
         raise NotFiniteError(

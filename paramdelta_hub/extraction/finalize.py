@@ -26,6 +26,7 @@ from paramdelta_hub.package.manifest import (
     Manifest,
     Omission,
     Rename,
+    TensorRecord,
     shard_name,
 )
 from paramdelta_hub.tasks.models import Digested, Encoded, Outcome
@@ -47,11 +48,15 @@ def build_manifest(
     differences: Differences,
     rules: Rules,
     cast: StoredFloat | None,
+    records: Sequence[TensorRecord],
     outcomes: Sequence[Outcome],
     workspace: Workspace,
     labels: Labels,
 ) -> Manifest:
-    """Give the pieces their final names, write the lineage file, and return the manifest of it all."""
+    """Give the pieces their final names, write the lineage file, and return the manifest of it all.
+
+    ``records`` have the final names already.
+    """
     digests = {Path(outcome.file): outcome.sha256 for outcome in outcomes if isinstance(outcome, Digested)}
     encoded = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
     shard_of = final_names(outcomes)
@@ -61,11 +66,6 @@ def build_manifest(
             path = shard_of[outcome.piece.path]
             os.rename(workspace.pieces / outcome.piece.path, workspace.result / path)
             shards.append(outcome.piece.model_copy(update={"path": path}))
-    records = [
-        record.model_copy(update={"shard": shard_of[record.shard]}) if record.shard else record
-        for outcome in encoded
-        for record in outcome.tensors
-    ]
     lineage = _write_lineage(differences, workspace.result)
     return Manifest(
         format="paramdelta",

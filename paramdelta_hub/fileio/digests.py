@@ -4,6 +4,8 @@ Values are hashed whenever weights are read or written, so the digest matters fo
 1.8 GB/s here and BLAKE3 6.4 GB/s. Without processor instructions for sha256, the difference is larger. Both are
 cryptographic digests of 256 bits: nobody can find other values with a given digest.
 
+A tensor's digest is that of the digests of its chunks, so that several threads or machines can share a large tensor.
+
 A seal is a last line of a generated text, such as a model card or a report, with the digest of what stands above it.
 People edit such texts; before one is replaced, its seal shows whether anybody did.
 """
@@ -18,21 +20,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.errors import IntegrityError
+from paramdelta_hub.limits import CHUNK_ELEMENTS
 
-__all__ = ["begin_digest", "check_digest", "is_sealed", "seal", "values_digest"]
+__all__ = ["ChunkDigests", "check_digest", "chunk_digest", "is_sealed", "seal", "tensor_digest"]
 
 _SEAL = "<!-- made by paramdelta-hub; sha256 of what stands above: {} -->\n"
 _FOUND = re.compile(re.escape(_SEAL).replace(r"\{\}", "([0-9a-f]{64})").encode() + rb"\Z")
 
 
-def begin_digest() -> blake3.blake3:
-    """Start the BLAKE3 digest of values, or of a payload, that arrive in pieces."""
-    return blake3.blake3()
+def chunk_digest(data: NDArray[np.uint8] | bytes) -> bytes:
+    """Return the digest (32 bytes) of a chunk: of its values, little-endian and in C order, or of its coded bytes."""
+    return blake3.blake3(data if isinstance(data, bytes) else data.data).digest()
 
 
-def values_digest(values: NDArray[np.uint8]) -> bytes:
-    """Return the digest (32 bytes) of complete values, little-endian and in C order."""
-    return blake3.blake3(values.data).digest()
+def tensor_digest(chunks: bytes) -> str:
+    """Return the digest (hex) of a tensor's values, given those of all its chunks, one after another."""
+    return blake3.blake3(chunks).hexdigest()
+
+
+class ChunkDigests:
+    """The digests of consecutive chunks whose values arrive in pieces of any size, the first at a chunk's start.
+
+    Args:
+        itemsize: bytes of a value.
+    """
+
+    def __init__(self, itemsize: int) -> None:
+        self._chunk_bytes = CHUNK_ELEMENTS * itemsize
+        self._whole: list[bytes] = []
+        self._begun = blake3.blake3()
+        self._filled = 0
+
+    def update(self, values: NDArray[np.uint8]) -> None:
+        """Take the next values, as little-endian bytes."""
+        while values.size:
+            piece = values[: self._chunk_bytes - self._filled]
+            self._begun.update(piece.data)
+            self._filled += piece.size
+            if self._filled == self._chunk_bytes:
+                self._end()
+            values = values[piece.size :]
+
+    def finish(self) -> bytes:
+        """Return the digests, one after another; the last chunk may be shorter."""
+        if self._filled:
+            self._end()
+        return b"".join(self._whole)
+
+    def _end(self) -> None:
+        self._whole.append(self._begun.digest())
+        self._begun, self._filled = blake3.blake3(), 0
 
 
 def check_digest(found: str, promised: str, what: str, where: str | None = None) -> None:

@@ -1,16 +1,18 @@
 """Chunks of a tensor ↔ streams, and the table that tells where each stream lies.
 
-A tensor's payload is the streams of its chunks, one after another, followed by a table of their lengths (``u32``,
-little-endian, one row a chunk). A row's columns are, for an added (float) tensor::
+A payload is the streams of some chunks, one after another, followed by a table with a row for each of them: the
+lengths of its streams (``u32``, little-endian) and the digest of its bytes. So any chunk can be read and checked by
+itself, once the table is known to be right. The streams are, for an added (float) tensor::
 
     gaps, values | exceptions: gaps, planes | digest of base's chunk
 
-and for a replaced tensor the codec's streams alone. A stream with nothing to say is empty. The last column is filled
+and for a replaced tensor the codec's streams alone. A stream with nothing to say is empty. The last one is there
 only where there are exceptions: they are used only if the target's chunk *is* base's.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from paramdelta_hub.codecs.by_name import REPLACING, TANS, Buffer
 from paramdelta_hub.codecs.sparse import decode_sparse, encode_sparse, sparse_streams
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.fileio.digests import values_digest
+from paramdelta_hub.fileio.digests import chunk_digest
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.differences import Difference
@@ -31,9 +33,11 @@ from paramdelta_hub.numerics.sums import Delta
 __all__ = [
     "AddedChunk",
     "Layout",
+    "chunk_ranges",
     "decode_added",
     "decode_replaced",
     "encode_added",
+    "make_table",
 ]
 
 _DIGEST_BYTES = 32
@@ -41,11 +45,11 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True)
 class Layout:
-    """How the payload of one tensor is cut: follows from its dtype, size, effect and codec alone."""
+    """How a payload is cut: follows from its tensor's dtype and effect, its codec, and its number of chunks."""
 
     codec: str
     dtype: str
-    elements: int
+    chunks: int
     added: bool
 
     @property
@@ -59,11 +63,6 @@ class Layout:
         return FLOATS[self.dtype]
 
     @property
-    def chunks(self) -> int:
-        """How many chunks the tensor has."""
-        return -(-self.elements // CHUNK_ELEMENTS)
-
-    @property
     def columns(self) -> int:
         """How many streams a chunk has."""
         if self.added:
@@ -73,7 +72,7 @@ class Layout:
     @property
     def table_bytes(self) -> int:
         """Bytes of the table at the payload's end."""
-        return self.chunks * self.columns * 4
+        return self.chunks * (self.columns * 4 + _DIGEST_BYTES)
 
     @property
     def max_chunk_bytes(self) -> int:
@@ -81,22 +80,19 @@ class Layout:
         wide = self.float.wide.itemsize if self.added else 0
         return CHUNK_ELEMENTS * (self.itemsize + wide + 4) + (1 << 17)
 
-    def chunk(self, index: int) -> slice:
-        """The elements of chunk ``index``."""
-        return slice(index * CHUNK_ELEMENTS, min((index + 1) * CHUNK_ELEMENTS, self.elements))
-
-    def parse_table(self, table: NDArray[np.uint8], nbytes: int, where: str) -> NDArray[np.int64]:
-        """Return the streams' lengths, a row a chunk, if together with the table they fill ``nbytes``.
+    def parse_table(self, table: NDArray[np.uint8], nbytes: int, where: str) -> tuple[NDArray[np.int64], list[bytes]]:
+        """Return the streams' lengths, a row a chunk, and the chunks' digests, if all of it fills ``nbytes``.
 
         Raises:
-            PackageError: they do not, or a chunk is impossibly large.
+            PackageError: it does not, or a chunk is impossibly large.
         """
-        lengths = table.view("<u4").reshape(self.chunks, self.columns).astype(np.int64)
+        rows = table.view(_row(self.columns))
+        lengths = rows["lengths"].astype(np.int64)
         if int(lengths.sum()) + table.nbytes != nbytes:
             raise PackageError("the chunk table does not add up to the payload's size", where=where)
         if lengths.size and int(lengths.sum(axis=1).max()) > self.max_chunk_bytes:
             raise PackageError("the chunk table holds an impossibly large chunk", where=where)
-        return lengths
+        return lengths, [digest.tobytes() for digest in rows["digest"]]
 
     def cut(self, chunk: Buffer, lengths: NDArray[np.int64]) -> list[memoryview]:
         """Cut one chunk's bytes into its streams."""
@@ -105,12 +101,36 @@ class Layout:
         return [view[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
+def _row(columns: int) -> np.dtype[Any]:
+    return np.dtype([("lengths", "<u4", (columns,)), ("digest", np.uint8, (_DIGEST_BYTES,))])
+
+
+def make_table(lengths: Sequence[Sequence[int]], digests: Sequence[bytes]) -> bytes:
+    """Return the table of at least one chunk, given the lengths of each one's streams, and its digest."""
+    rows = np.empty(len(lengths), _row(len(lengths[0])))
+    rows["lengths"] = lengths
+    rows["digest"] = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), _DIGEST_BYTES)
+    return rows.tobytes()
+
+
+def chunk_ranges(elements: int, parts: int) -> list[tuple[int, int]]:
+    """Return the first element and the number of elements of up to so many parts, about equally large.
+
+    Parts are of whole chunks. A tensor without elements is one part.
+    """
+    chunks = -(-elements // CHUNK_ELEMENTS)
+    parts = max(1, min(parts, chunks))
+    starts = [min(part * chunks // parts * CHUNK_ELEMENTS, elements) for part in range(parts + 1)]
+    starts[-1] = elements
+    return [(start, end - start) for start, end in itertools.pairwise(starts)]
+
+
 def encode_added(chunk: Difference, base: Bits, post: Bits) -> list[bytes]:
     """Return a float chunk's streams in the order of the table's columns."""
     streams = TANS.encode(chunk.delta)
     streams += encode_sparse(chunk.exceptions, post[chunk.exceptions])
     values = base.astype(base.dtype.newbyteorder("<"), copy=False)
-    streams.append(values_digest(values.view(np.uint8)) if chunk.exceptions.size else b"")
+    streams.append(chunk_digest(values.view(np.uint8)) if chunk.exceptions.size else b"")
     return streams
 
 
@@ -125,7 +145,7 @@ class AddedChunk:
 
     def is_of(self, values: NDArray[np.uint8]) -> bool:
         """Whether there are exceptions, and a target has the values of base, for which they are."""
-        return bool(self.exceptions.size and values_digest(values) == self.base_digest)
+        return bool(self.exceptions.size and chunk_digest(values) == self.base_digest)
 
 
 def decode_added(layout: Layout, streams: Sequence[Buffer], elements: int) -> AddedChunk:

@@ -18,6 +18,7 @@ from paramdelta_hub.fileio import strict_json
 from paramdelta_hub.fileio.names import check_file_names, check_tensor_name
 from paramdelta_hub.fileio.safetensors import DISCRETE, ITEM_SIZES
 from paramdelta_hub.limits import (
+    CHUNK_ELEMENTS,
     CONFIGS,
     FILES,
     MANIFEST_BYTES,
@@ -61,7 +62,6 @@ __all__ = [
     "LINEAGE_NAME",
     "MANIFEST_NAME",
     "Architecture",
-    "CodecRecord",
     "ConfigChange",
     "Earlier",
     "Exactness",
@@ -69,6 +69,7 @@ __all__ = [
     "Labels",
     "Manifest",
     "Omission",
+    "Part",
     "Rename",
     "Rows",
     "Source",
@@ -88,11 +89,32 @@ DATA_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 TensorName = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
-class CodecRecord(Record):
-    """How a tensor's chunks are coded."""
+class Part(Record):
+    """Some chunks of a tensor, one after another, and the payload that has them."""
 
-    name: Text
-    parameters: Annotated[dict[str, int | float | str], at_most(8)] = Field(description="empty in format 1")
+    chunks: Annotated[int, Field(ge=1, le=TENSOR_ELEMENTS // CHUNK_ELEMENTS)] = Field(description="how many")
+    codec: Text = Field(description="how they are coded; zero: nothing changed in them")
+    shard: Text | None = Field(description="the file that holds the payload; null for zero")
+    nbytes: Count = Field(description="bytes of the payload; 0 for zero")
+    blake3: Blake3 | None = Field(description="of the payload's chunk table, which has those of the chunks")
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether nothing changed in these chunks, so that there is no payload."""
+        return self.codec == ZERO
+
+    def check(self, effect: str) -> None:
+        """Raise a ValueError if a tensor of this effect can't have such a part."""
+        if self.is_zero:
+            if (self.shard, self.nbytes, self.blake3) != (None, 0, None):
+                raise ValueError("a part without change has no payload")
+            return
+        if self.shard is None or self.blake3 is None or not self.nbytes:
+            raise ValueError("the payload is missing")
+        if not any(self.codec in names for names in CODECS.values()):
+            raise ValueError(f"unknown codec {self.codec!r}; a newer paramdelta-hub may know it")
+        if self.codec not in CODECS[effect]:
+            raise ValueError(f"the codec {self.codec!r} is none for the effect {effect!r}")
 
 
 class Rows(Record):
@@ -116,11 +138,10 @@ class TensorRecord(Record):
     shape: Shape
     rows: Rows | None = Field(description="of a vocabulary, where its rows are not just base's")
     effect: Literal["add", "replace"] = Field(description="add: a float delta; replace: integers, carried whole")
-    codec: CodecRecord
-    shard: Text | None = Field(description="the file that holds the payload; null for the codec zero")
-    nbytes: Count = Field(description="bytes of the payload")
-    payload_blake3: Blake3 | None
-    base_blake3: Blake3 = Field(description="of base's values in dtype, little-endian, in C order")
+    parts: Annotated[tuple[Part, ...], Field(max_length=FILES, fail_fast=True)] = Field(
+        description="its chunks, in order; each part in another shard"
+    )
+    base_blake3: Blake3 = Field(description="of the digests of base's chunks, in dtype, little-endian, in C order")
     post_blake3: Blake3
     base_norm: Norm = Field(description="Euclidean norm, six significant digits; 0 for replaced tensors")
     delta_norm: Norm
@@ -136,6 +157,21 @@ class TensorRecord(Record):
     def itemsize(self) -> int:
         """Bytes of an element."""
         return ITEM_SIZES[self.dtype]
+
+    @property
+    def codec(self) -> str:
+        """The codec of the first part that changed; ``zero`` if none did."""
+        return next((part.codec for part in self.parts if not part.is_zero), ZERO)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether nothing changed, so that there is no payload."""
+        return all(part.is_zero for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its payloads."""
+        return sum(part.nbytes for part in self.parts)
 
     @property
     def runs(self) -> tuple[Run, ...] | None:
@@ -160,26 +196,23 @@ class TensorRecord(Record):
             raise ValueError("too many elements")
         if max(self.changed, self.exceptions) > self.elements:
             raise ValueError("counts more elements than there are")
-        if (self.effect == "replace" or self.codec.name == ZERO) and self.exceptions:
+        if (self.effect == "replace" or self.is_zero) and self.exceptions:
             raise ValueError("only an added tensor that changes has exceptions")
         if self.rows is not None:
             if not self.shape:
                 raise ValueError("a scalar has no rows")
             check_runs(self.runs or (), self.shape[0], self.rows.base)
-        if self.codec.parameters:
-            raise ValueError("the codecs of format 1 have no parameters")
-        if self.codec.name == ZERO:
-            if (self.shard, self.nbytes, self.payload_blake3) != (None, 0, None):
-                raise ValueError("a zero tensor has no payload")
-            if self.base_blake3 != self.post_blake3 or self.changed:
-                raise ValueError("a zero tensor has equal digests and no change")
-        else:
-            if self.shard is None or self.payload_blake3 is None or not self.nbytes:
-                raise ValueError("the payload is missing")
-            if not any(self.codec.name in names for names in CODECS.values()):
-                raise ValueError(f"unknown codec {self.codec.name!r}; a newer paramdelta-hub may know it")
-            if self.codec.name not in CODECS[self.effect]:
-                raise ValueError(f"the codec {self.codec.name!r} is none for the effect {self.effect!r}")
+        for part in self.parts:
+            part.check(self.effect)
+        if sum(part.chunks for part in self.parts) != -(-self.elements // CHUNK_ELEMENTS):
+            raise ValueError("the parts do not have as many chunks as the tensor")
+        if self.effect == "replace" and not self.is_zero and any(part.is_zero for part in self.parts):
+            raise ValueError("a replaced tensor is replaced as a whole")
+        shards = [part.shard for part in self.parts if part.shard]
+        if len(set(shards)) < len(shards):
+            raise ValueError("two parts lie in one shard")
+        if self.is_zero and (self.base_blake3 != self.post_blake3 or self.changed):
+            raise ValueError("a tensor without payload has equal digests and no change")
         return self
 
 
@@ -288,7 +321,8 @@ class Manifest(Record):
             check_tensor_name(name)
             if name in names or first not in names:
                 raise ValueError(f"the tie of {name!r} is not one to another tensor of the delta")
-        if {tensor.shard for tensor in self.tensors} - {None} != {file.path for file in self.shards}:
+        used = {part.shard for tensor in self.tensors for part in tensor.parts}
+        if used - {None} != {file.path for file in self.shards}:
             raise ValueError("a shard holds no tensor, or a tensor lies in an unlisted file")
         for count in ("elements", "changed", "exceptions"):
             if sum(getattr(tensor, count) for tensor in self.tensors) != getattr(self.exactness, count):

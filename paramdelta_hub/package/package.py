@@ -55,21 +55,24 @@ class Package:
         """Every tensor by name."""
         return {record.name: record for record in self.manifest.tensors}
 
-    def payload_locations(self) -> dict[str, tuple[str, int]]:
+    def payload_locations(self) -> dict[tuple[str, str], tuple[str, int]]:
         """Return each payload's file and its start there, having checked every shard's header and size.
+
+        They are found by the names of the tensor and the shard.
 
         Raises:
             PackageError: a shard is missing, truncated, or disagrees with the manifest.
         """
-        records: defaultdict[str | None, list[TensorRecord]] = defaultdict(list)
+        sizes: defaultdict[str | None, dict[str, int]] = defaultdict(dict)
         for record in self.manifest.tensors:
-            records[record.shard].append(record)
+            for part in record.parts:
+                sizes[part.shard][record.name] = part.nbytes
         locations = {}
         for shard in self.manifest.shards:
             self._check_size(shard.path, shard.size)
             path = resolve_inside(self.path, shard.path)
-            for name, start in check_shard_header(path, records[shard.path]).items():
-                locations[name] = (str(path), start)
+            for name, start in check_shard_header(path, sizes[shard.path]).items():
+                locations[name, shard.path] = (str(path), start)
         return locations
 
     def check_files(self, advance: Callable[[int], None] = lambda _: None) -> None:

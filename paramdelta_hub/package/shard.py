@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from paramdelta_hub.errors import PackageError
-from paramdelta_hub.fileio.digests import begin_digest
+from paramdelta_hub.fileio.digests import chunk_digest
 from paramdelta_hub.fileio.durable import write_exactly
 from paramdelta_hub.fileio.safetensors import build_header, read_header
-from paramdelta_hub.package.manifest import FORMAT, FORMAT_VERSION, TensorRecord
+from paramdelta_hub.package.chunks import make_table
+from paramdelta_hub.package.manifest import FORMAT, FORMAT_VERSION
 
 __all__ = ["PayloadWriter", "ShardWriter", "check_shard_header"]
 
@@ -72,32 +72,35 @@ class PayloadWriter:
 
     def __init__(self, shard: ShardWriter, name: str) -> None:
         self._shard, self._name, self._start = shard, name, shard._position
-        self._digest = begin_digest()
         self._lengths: list[list[int]] = []
+        self._digests: list[bytes] = []
 
     def append(self, streams: list[bytes]) -> None:
         """Write one chunk's streams."""
-        self._write(b"".join(streams))
+        chunk = b"".join(streams)
+        self._shard._append(chunk)
         self._lengths.append([len(stream) for stream in streams])
+        self._digests.append(chunk_digest(chunk))
 
     def finish(self) -> tuple[int, str]:
-        """Write the table and return the payload's size and digest."""
-        self._write(np.array(self._lengths, "<u4").tobytes())
+        """Write the table, and return the payload's size and the digest (hex) of the table."""
+        table = make_table(self._lengths, self._digests)
+        self._shard._append(table)
         nbytes = self._shard._position - self._start
         self._shard._commit(self._name, nbytes)
-        return nbytes, self._digest.hexdigest()
+        return nbytes, chunk_digest(table).hex()
 
     def drop(self) -> None:
         """Forget the payload: the next one takes its place."""
         self._shard._rewind(self._start)
 
-    def _write(self, data: bytes) -> None:
-        self._digest.update(data)
-        self._shard._append(data)
 
-
-def check_shard_header(path: Path, records: list[TensorRecord]) -> dict[str, int]:
+def check_shard_header(path: Path, sizes: Mapping[str, int]) -> dict[str, int]:
     """Return where each payload of a shard starts, if the shard's header lists just the promised tensors.
+
+    Args:
+        path: the shard.
+        sizes: the size of every payload in it, by its tensor's name.
 
     Together with the payloads' digests this covers every byte of the file that has a meaning.
 
@@ -107,11 +110,11 @@ def check_shard_header(path: Path, records: list[TensorRecord]) -> dict[str, int
     header = read_header(path, PackageError)
     spans = {span.name: span for span in header.tensors}
     where = str(path)
-    if spans.keys() != {record.name for record in records}:
-        differing = sorted(spans.keys() ^ {record.name for record in records})[0]
+    if spans.keys() != sizes.keys():
+        differing = sorted(spans.keys() ^ sizes.keys())[0]
         raise PackageError(f"the shard and the manifest disagree about tensor {differing!r}", where=where)
-    for record in records:
-        span = spans[record.name]
-        if (span.dtype, span.shape) != (PAYLOAD_DTYPE, (record.nbytes,)):
-            raise PackageError(f"the payload of tensor {record.name!r} has another size in the manifest", where=where)
+    for name, nbytes in sizes.items():
+        span = spans[name]
+        if (span.dtype, span.shape) != (PAYLOAD_DTYPE, (nbytes,)):
+            raise PackageError(f"the payload of tensor {name!r} has another size in the manifest", where=where)
     return {name: span.start for name, span in spans.items()}

@@ -25,7 +25,7 @@ from paramdelta_hub.numerics.floats import Wide, blocks
 from paramdelta_hub.numerics.scratch import scratch
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.package.tensor_delta import delta_chunks
+from paramdelta_hub.package.tensor_delta import Locations, delta_chunks
 from paramdelta_hub.registry.cards.changes import place_of
 from paramdelta_hub.tasks.executors.threads import Stop, default_threads, run_tasks
 from paramdelta_hub.tasks.progress import Progress
@@ -200,7 +200,7 @@ def _shared(sides: Sequence[dict[str, TensorRecord]]) -> tuple[list[tuple[Tensor
 
 def _compare(
     records: Sequence[TensorRecord],
-    places: Sequence[dict[str, tuple[str, int]]],
+    places: Sequence[Locations],
     pairs: Sequence[tuple[int, int]],
     stop: Stop,
 ) -> list[_Sums]:
@@ -210,7 +210,7 @@ def _compare(
         streams = {
             side: delta_chunks(record, places[side], shards, f"compared {side}")
             for side, record in enumerate(records)
-            if record.shard is not None
+            if not record.is_zero
         }
         for chunks in zip(*streams.values(), strict=True):
             stop.check()

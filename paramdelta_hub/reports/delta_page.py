@@ -59,7 +59,7 @@ def view_delta(manifest: Manifest, package_id: str, reference: str, spectra: Seq
     """Return the values that a report shows. The arguments are those of :func:`delta_page`."""
     modules = heat_parts(manifest.tensors)
     stacks = _stacks(manifest.tensors)
-    codecs = Counter(tensor.codec.name for tensor in manifest.tensors)
+    codecs = Counter(tensor.codec for tensor in manifest.tensors)
     elements = manifest.exactness.elements
     return DeltaView(
         manifest=manifest,

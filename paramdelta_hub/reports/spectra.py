@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import SPECTRUM_SIDE
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package
-from paramdelta_hub.package.tensor_delta import delta_chunks
+from paramdelta_hub.package.tensor_delta import Locations, delta_chunks
 from paramdelta_hub.registry.cards.changes import place_of
 
 __all__ = ["Spectrum", "choose", "effective_rank", "has_weights", "measure_spectra"]
@@ -57,7 +57,7 @@ def choose(tensors: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
     kinds: dict[tuple[str, str], list[TensorRecord]] = defaultdict(list)
     for tensor in tensors:
         is_matrix = len(tensor.shape) == 2 and min(tensor.shape) >= _MIN_SIDE
-        if tensor.effect == "add" and tensor.changed and tensor.shard and is_matrix:
+        if tensor.effect == "add" and tensor.changed and not tensor.is_zero and is_matrix:
             place = place_of(tensor.name, fine=True)
             kinds[place.stack, place.module].append(tensor)
     most = max(map(len, kinds.values()), default=0)
@@ -126,7 +126,7 @@ def _spread(items: Sequence[TensorRecord], count: int) -> list[TensorRecord]:
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
 
 
-def _sample(record: TensorRecord, places: Mapping[str, tuple[str, int]], shards: OpenFiles) -> NDArray[np.float64]:
+def _sample(record: TensorRecord, places: Locations, shards: OpenFiles) -> NDArray[np.float64]:
     """Return the selected rows and columns of a matrix's Δ."""
     rows, columns = (
         _draw(f"{axis} {record.name}", size) for axis, size in zip(("rows", "columns"), record.shape, strict=True)

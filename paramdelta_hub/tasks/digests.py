@@ -2,73 +2,99 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from paramdelta_hub.checkpoints.stored import source_digest
+from paramdelta_hub.checkpoints.stored import chunk_digests
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource
 from paramdelta_hub.errors import CheckpointError
+from paramdelta_hub.fileio.digests import tensor_digest
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
+from paramdelta_hub.package.chunks import chunk_ranges
 from paramdelta_hub.tasks.executors.threads import Stop, run_tasks
 from paramdelta_hub.tasks.models import Advance
-from paramdelta_hub.tasks.plan import cut
+from paramdelta_hub.tasks.plan import Divisible, cut
 from paramdelta_hub.tasks.progress import Progress
 
-__all__ = ["run_over", "tensor_digests"]
+__all__ = ["join_digests", "run_over", "tensor_digests"]
 
-T = TypeVar("T")
+D = TypeVar("D", bound=Divisible)
 R = TypeVar("R")
 
 
 def run_over(
-    tensors: Sequence[T],
-    size: Callable[[T], int],
-    run: Callable[[Sequence[T], Advance], Mapping[str, R]],
-    threads: int,
-    progress: Progress,
-    what: str,
-) -> dict[str, R]:
-    """Return what ``run`` returns for the tensors, by name; it is called for groups of them on several threads.
+    tensors: Sequence[D], run: Callable[[Sequence[D], Advance], R], threads: int, progress: Progress, what: str
+) -> list[R]:
+    """Return what ``run`` returns for groups of tensors, or of their parts, in their order; several threads call it.
 
-    ``size`` tells how many bytes a tensor has, and ``run`` reports those that it has handled to its second argument.
-    ``what`` names the stage for the progress.
+    ``run`` reports the bytes that it has handled to its second argument. ``what`` names the stage for the progress.
     """
-    total = sum(map(size, tensors))
-    groups = cut(tensors, size, total)
-    found: dict[str, R] = {}
+    total = sum(tensor.nbytes for tensor in tensors)
+    groups = cut(tensors, total)
+    found: dict[int, R] = {}
 
-    def run_group(group: list[T], stop: Stop) -> Mapping[str, R]:
+    def run_group(number: int, stop: Stop) -> tuple[int, R]:
         def advance(nbytes: int) -> None:
             stop.check()
             progress.advance(nbytes)
 
-        return run(group, advance)
+        return number, run(groups[number], advance)
+
+    def size(number: int) -> int:
+        return sum(tensor.nbytes for tensor in groups[number])
 
     progress.start(what, total)
     try:
-        for part in run_tasks(groups, run_group, threads, size=lambda group: sum(map(size, group))):
-            found |= part
+        found |= run_tasks(range(len(groups)), run_group, threads, size=size)
     finally:
         progress.finish()
-    return found
+    return [found[number] for number in range(len(groups))]
+
+
+def join_digests(found: Sequence[Sequence[tuple[str, bytes]]]) -> dict[str, str]:
+    """Return every tensor's digest (hex), given those of the chunks of its parts, by name and in their order."""
+    chunks: defaultdict[str, list[bytes]] = defaultdict(list)
+    for group in found:
+        for name, digests in group:
+            chunks[name].append(digests)
+    return {name: tensor_digest(b"".join(digests)) for name, digests in chunks.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A tensor that is read, or some chunks of one."""
+
+    name: str
+    source: TensorSource
+    elements: int
+    first: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * ITEM_SIZES[self.source.dtype]
+
+    def divide(self, parts: int) -> list[_Read]:
+        return [replace(self, first=first, elements=elements) for first, elements in chunk_ranges(self.elements, parts)]
 
 
 def tensor_digests(
     sources: Mapping[str, tuple[TensorSource, int]], threads: int, progress: Progress, what: str
 ) -> dict[str, str]:
-    """Return the BLAKE3 digest (hex) of the values of every source, given by name with its number of elements.
+    """Return the digest (hex) of the values of every source, given by name with its number of elements.
 
     Raises:
         CheckpointError: a file was truncated or can't be read.
     """
 
-    def size(name: str) -> int:
-        source, elements = sources[name]
-        return elements * ITEM_SIZES[source.dtype]
-
-    def digest_all(names: Sequence[str], advance: Advance) -> dict[str, str]:
+    def digest_all(parts: Sequence[_Read], advance: Advance) -> list[tuple[str, bytes]]:
         with OpenFiles(CheckpointError) as files:
-            return {name: source_digest(*sources[name], files, advance) for name in names}
+            return [
+                (part.name, chunk_digests(part.source, part.elements, files, first=part.first, advance=advance))
+                for part in parts
+            ]
 
-    return run_over(list(sources), size, digest_all, threads, progress, what)
+    reads = [_Read(name, source, elements) for name, (source, elements) in sources.items()]
+    return join_digests(run_over(reads, digest_all, threads, progress, what))

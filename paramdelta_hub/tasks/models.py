@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -19,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
-from paramdelta_hub.checkpoints.stored import Stored, read_chunks, source_digest
+from paramdelta_hub.checkpoints.stored import Stored, chunk_digests, read_chunks, source_digest
 from paramdelta_hub.checkpoints.tensor_sources import Arranged, Cast, Files, Reordered, TensorSource, exact_cast_digest
 from paramdelta_hub.errors import CheckpointError, PackageError
-from paramdelta_hub.fileio.digests import begin_digest
+from paramdelta_hub.fileio.digests import ChunkDigests, tensor_digest
 from paramdelta_hub.fileio.direct_writer import DirectWriter
 from paramdelta_hub.fileio.durable import TEMPORARY, file_digest
 from paramdelta_hub.fileio.open_files import OpenFiles
@@ -30,10 +31,11 @@ from paramdelta_hub.fileio.paths import PathText
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.numerics.differences import NotFiniteChunkError
 from paramdelta_hub.numerics.float8 import Deviation
-from paramdelta_hub.package.manifest import FileRecord, TensorRecord
+from paramdelta_hub.package.chunks import chunk_ranges
+from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.package.shard import ShardWriter
 from paramdelta_hub.transforms.arranged import ArrangedAddend, DecodedDeltas, SpilledDelta
-from paramdelta_hub.transforms.encode import EncodedTensor, TensorEncoder
+from paramdelta_hub.transforms.encode import EncodedPart, EncodedTensor, TensorEncoder
 from paramdelta_hub.transforms.requantize import Quantization, Requantizer
 from paramdelta_hub.transforms.sum import Addend, TensorSum
 
@@ -54,6 +56,8 @@ __all__ = [
     "OutputSpan",
     "ResultTensor",
     "Task",
+    "count_not_finite",
+    "result_digests",
 ]
 
 PIECES, RESULT = "pieces", "result"
@@ -65,7 +69,10 @@ Advance: TypeAlias = "Callable[[int], None]"
 
 @dataclass(frozen=True, slots=True)
 class NotFinite:
-    """A tensor whose values are, or become, NaN or infinite: how many, in a result or in each side of a pair."""
+    """A tensor whose values are, or become, NaN or infinite: how many, in a result or in each side of a pair.
+
+    If several tasks make a tensor, each tells of its own part.
+    """
 
     name: str
     counts: tuple[int, ...]
@@ -73,21 +80,28 @@ class NotFinite:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpan:
-    """Where a tensor lies in a file of the result."""
+    """Where a tensor, or a part of one, lies in a file of the result."""
 
     name: str
     file: PathText
     start: int
     nbytes: int
+    dtype: str
+
+    def part(self, first: int, elements: int) -> OutputSpan:
+        """Return where so many of its elements lie."""
+        itemsize = ITEM_SIZES[self.dtype]
+        return replace(self, start=self.start + first * itemsize, nbytes=elements * itemsize)
 
 
 @dataclass(frozen=True, slots=True)
 class ResultTensor:
-    """A tensor of the result: what it is made of, and where it goes.
+    """A tensor of the result, or some chunks of one: what they are made of, and where they go.
 
     ``dtype`` is that of the target's values, which are read from ``source``; ``result_dtype`` that of the sum, if it is
-    another. With ``quantization`` the sum becomes 8-bit floats: its ``outputs`` are the codes, then the scales.
-    ``may_be_base`` says whether the target may hold base's values, which matters where dtypes differ.
+    another. ``elements`` are made, from ``first`` on. With ``quantization`` the sum becomes 8-bit floats: its
+    ``outputs`` are the codes, then the scales. ``may_be_base`` says whether the target may hold base's values, which
+    matters where dtypes differ.
     """
 
     name: str
@@ -99,26 +113,49 @@ class ResultTensor:
     quantization: Quantization | None = None
     result_dtype: str | None = None
     may_be_base: bool = False
+    first: int = 0
+
+    def divide(self, parts: int) -> list[ResultTensor]:
+        """Return up to so many parts of whole chunks, about equally large; one, if all is needed to make any."""
+        whole = (
+            self.quantization is not None
+            or self._only_addend_across_dtypes() is not None
+            or any(isinstance(addend, ArrangedAddend) or addend.placement for addend in self.addends)
+        )
+        if whole:
+            return [self]
+        [output] = self.outputs
+        return [
+            replace(self, first=first, elements=elements, outputs=(output.part(first, elements),))
+            for first, elements in chunk_ranges(self.elements, parts)
+        ]
 
     def base_source(self, files: Files) -> TensorSource | None:
         """Return how to read the target's values in the delta's dtype, if they are base's; else None.
 
         Looked for only where a dtype differs: post's values are then the result, rounded once to its dtype.
         """
-        if not self.may_be_base or len(self.addends) != 1 or isinstance(self.source, Arranged | Cast | Reordered):
-            return None
-        [addend] = self.addends
-        if isinstance(addend, ArrangedAddend):
+        addend = self._only_addend_across_dtypes()
+        if addend is None or isinstance(self.source, Arranged | Cast | Reordered):
             return None
         dtype = addend.dtype
-        differs = {self.dtype, self.result_dtype or self.dtype} != {dtype}
-        if not differs or addend.delta.effect == "replace" or addend.weight != 1.0 or addend.placement:
-            return None
         if self.dtype == dtype:
             is_base = source_digest(self.source, self.elements, files) == addend.delta.base_digest
             return self.source if is_base else None
         cast = Cast(self.source, dtype)
         return cast if exact_cast_digest(cast, self.elements, files) == addend.delta.base_digest else None
+
+    def _only_addend_across_dtypes(self) -> Addend | None:
+        """Return what makes post of base's values, if that is what the target may have, and a dtype differs."""
+        if not self.may_be_base or len(self.addends) != 1:
+            return None
+        [addend] = self.addends
+        if isinstance(addend, ArrangedAddend):
+            return None
+        differs = {self.dtype, self.result_dtype or self.dtype} != {addend.dtype}
+        if not differs or addend.delta.effect == "replace" or addend.weight != 1.0 or addend.placement:
+            return None
+        return addend
 
     @property
     def nbytes(self) -> int:
@@ -133,10 +170,11 @@ class ResultTensor:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What an :class:`ApplyTask` has written: the digest of every tensor, and the files they are in."""
+    """What an :class:`ApplyTask` has written: the digests of every tensor's chunks, and the files they are in."""
 
     files: tuple[PathText, ...]
     digests: dict[str, str]
+    """Hexadecimal, those of a tensor one after another."""
     not_finite: tuple[NotFinite, ...] = ()
     deviations: tuple[Deviation, ...] = ()
     """What each tensor that became 8-bit floats lost."""
@@ -196,7 +234,7 @@ class ApplyTask:
             self._decoded(shards, sources, folder) as decoded,
         ):
             for tensor in self.tensors:
-                writers = [_TensorWriter(outputs[span.file], span.start) for span in tensor.outputs]
+                writers = [_TensorWriter(outputs[span.file], span) for span in tensor.outputs]
                 with ExitStack() as scope:
                     base = tensor.base_source(sources)
                     source = base or tensor.source
@@ -210,16 +248,16 @@ class ApplyTask:
                             sources=sources,
                             folder=folder,
                             decoded=decoded,
+                            first=tensor.first,
                         )
                     )
                     requantizer = None
                     if tensor.quantization is not None:
                         requantizer = scope.enter_context(Requantizer(tensor.quantization, folder))
                     take = requantizer.add if requantizer else writers[0].write
-                    for values in read_chunks(source, tensor.elements, sources):
+                    for values in read_chunks(source, tensor.elements, sources, first=tensor.first):
                         take(total.add(values))
                         advance(values.size)
-                    total.finish()
                     bad = requantizer.not_finite if requantizer else total.not_finite
                     if bad:
                         not_finite.append(NotFinite(tensor.name, (bad,)))
@@ -233,7 +271,8 @@ class ApplyTask:
                     assert decoded is not None
                     decoded.release(addend)
                 digests |= {
-                    span.name: writer.digest.hexdigest() for span, writer in zip(tensor.outputs, writers, strict=True)
+                    span.name: writer.digests.finish().hex()
+                    for span, writer in zip(tensor.outputs, writers, strict=True)
                 }
         return Applied(tuple(sorted(self.writes)), digests, tuple(not_finite), tuple(deviations))
 
@@ -248,23 +287,44 @@ class ApplyTask:
     def is_done(self, outcome: Outcome, folder: Path) -> bool:
         """Whether the work folder holds what the outcome says, to the byte."""
         with OpenFiles(CheckpointError) as files:
-            found = {
-                span.name: source_digest(Stored(str(folder / RESULT / span.file), span.start, "U8"), span.nbytes, files)
-                for tensor in self.tensors
-                for span in tensor.outputs
-            }
+            found = {span.name: _written(span, folder, files) for tensor in self.tensors for span in tensor.outputs}
         return isinstance(outcome, Applied) and found == outcome.digests
+
+
+def _written(span: OutputSpan, folder: Path, files: Files) -> str:
+    """Return the digests of the chunks that a file of the work folder has."""
+    source = Stored(str(folder / RESULT / span.file), span.start, span.dtype)
+    return chunk_digests(source, span.nbytes // ITEM_SIZES[span.dtype], files).hex()
+
+
+def result_digests(outcomes: Iterable[Applied]) -> dict[str, str]:
+    """Return the digest of every tensor of the result, given the outcomes of all tasks in their order."""
+    chunks: defaultdict[str, list[str]] = defaultdict(list)
+    for outcome in outcomes:
+        for name, digests in outcome.digests.items():
+            chunks[name].append(digests)
+    return {name: tensor_digest(bytes.fromhex("".join(digests))) for name, digests in chunks.items()}
+
+
+def count_not_finite(outcomes: Iterable[Outcome]) -> dict[str, list[int]]:
+    """Return how many values are not finite, by tensor, over all of its parts."""
+    counts: dict[str, list[int]] = {}
+    for outcome in outcomes:
+        for found in outcome.not_finite:
+            before = counts.get(found.name, [0] * len(found.counts))
+            counts[found.name] = [sum(pair) for pair in zip(before, found.counts, strict=True)]
+    return counts
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What an :class:`EncodeTask` has made: a shard, unless nothing changed, and the records of its tensors.
+    """What an :class:`EncodeTask` has made: a shard, unless nothing changed, and what came of each of its tensors.
 
-    Until the shard has its final name, the records name the piece.
+    Until the shard has its final name, the parts name the piece.
     """
 
     piece: FileRecord | None
-    tensors: tuple[TensorRecord, ...]
+    tensors: tuple[EncodedPart, ...]
     not_finite: tuple[NotFinite, ...] = ()
     kind: Literal["encoded"] = "encoded"
 
@@ -275,7 +335,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class EncodeTask:
-    """Encode the differences of tensors, and write them to one shard."""
+    """Encode the differences of tensors, or of parts of them, and write them to one shard."""
 
     piece: str
     """The name of the shard, until all are there."""
@@ -308,14 +368,14 @@ class EncodeTask:
         """
         attempt = folder / PIECES / TEMPORARY.replace("*", f"{self.piece}.{uuid.uuid4().hex}")
         shard = ShardWriter(attempt, [tensor.name for tensor in self.tensors])
-        records: list[TensorRecord] = []
+        encoded: list[EncodedPart] = []
         not_finite: list[NotFinite] = []
         try:
             with OpenFiles(CheckpointError) as files:
                 for tensor in self.tensors:
                     encoder = TensorEncoder(tensor, shard.payload(tensor.name))
                     try:
-                        records.append(encoder.encode(files, self.piece, advance))
+                        encoded.append(encoder.encode(files, self.piece, advance))
                     except NotFiniteChunkError as error:
                         encoder.drop()
                         not_finite.append(NotFinite(tensor.name, (error.base, error.post)))
@@ -326,10 +386,10 @@ class EncodeTask:
             shard.abort()
             return Encoded(None, (), tuple(not_finite))
         if not shard.close():
-            return Encoded(None, tuple(records))
+            return Encoded(None, tuple(encoded))
         digest, size = file_digest(attempt)
         os.replace(attempt, folder / PIECES / self.piece)
-        return Encoded(FileRecord(path=self.piece, size=size, sha256=digest), tuple(records))
+        return Encoded(FileRecord(path=self.piece, size=size, sha256=digest), tuple(encoded))
 
     def is_done(self, outcome: Outcome, folder: Path) -> bool:
         """Whether the work folder holds the shard, to the byte."""
@@ -396,14 +456,14 @@ OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 
 
 class _TensorWriter:
-    """Writes one tensor front to back, and takes its digest."""
+    """Writes a tensor, or a part of one, front to back, and takes the digests of its chunks."""
 
-    def __init__(self, output: DirectWriter, start: int) -> None:
-        self._output, self._position = output, start
-        self.digest = begin_digest()
+    def __init__(self, output: DirectWriter, span: OutputSpan) -> None:
+        self._output, self._position = output, span.start
+        self.digests = ChunkDigests(ITEM_SIZES[span.dtype])
 
     def write(self, data: NDArray[np.uint8]) -> None:
-        self.digest.update(data.data)
+        self.digests.update(data)
         self._output.write(data, self._position)
         self._position += data.size
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from pydantic import TypeAdapter
 
@@ -24,7 +24,6 @@ from paramdelta_hub.tasks.models import TASK, Outcome, Task
 __all__ = ["RECEIPT", "Kind", "Plan", "Receipt", "cut", "planning", "read_request", "read_task"]
 
 Kind: TypeAlias = Literal["extract", "apply"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -141,18 +140,34 @@ def planning() -> Iterator[None]:
             gc.enable()
 
 
-def cut(items: Iterable[T], size: Callable[[T], int], total: int) -> list[list[T]]:
-    """Group neighbours so that a group has about a 32nd of ``total`` bytes; an item is never cut.
+class Divisible(Protocol):
+    """A tensor, or a part of one, that a task has to do with."""
 
-    Where to cut depends on the items alone, never on the number of workers: equal inputs give equal tasks.
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it has."""
+
+    def divide(self: D, parts: int) -> Sequence[D]:
+        """Return it in up to so many parts of whole chunks; whole, if it can't be divided."""
+
+
+D = TypeVar("D", bound=Divisible)
+
+
+def cut(items: Iterable[D], total: int) -> list[list[D]]:
+    """Group neighbors so that a group has about a 64th of ``total`` bytes; larger items are divided.
+
+    A group has no two parts of one item. Where to cut depends on the items alone, never on the number of workers:
+    equal inputs give equal tasks.
     """
     wanted = min(max(total // TASKS_WANTED, TASK_BYTES_MIN), TASK_BYTES_MAX)
-    groups: list[list[T]] = []
+    groups: list[list[D]] = []
     filled = wanted
     for item in items:
-        if filled >= wanted or (filled and filled + size(item) > 2 * wanted):
-            groups.append([])
-            filled = 0
-        groups[-1].append(item)
-        filled += size(item)
+        for number, part in enumerate(item.divide(max(1, round(item.nbytes / wanted)))):
+            if number or filled >= wanted or (filled and filled + part.nbytes > 2 * wanted):
+                groups.append([])
+                filled = 0
+            groups[-1].append(part)
+            filled += part.nbytes
     return groups

@@ -68,17 +68,19 @@ def decode_delta(
     try:
         for start in range(0, elements, CHUNK_ELEMENTS):
             size = min(CHUNK_ELEMENTS, elements - start)
+            values = scratch("delta", size, kind.wide)
             chunk = reader.next_added()
-            assert chunk is not None
-            values = chunk.delta.values(scratch("delta", size, kind.wide))
+            if chunk is None:
+                values.fill(0)
+            else:
+                values = chunk.delta.values(values)
             write_exactly(file.fileno(), values, start * kind.wide.itemsize)
-            if opened is not None and chunk.exceptions.size:
+            if chunk is not None and opened is not None and chunk.exceptions.size:
                 there = scratch("target in the delta's order", size * kind.itemsize, np.uint8)
                 opened.read(start, there)
                 if chunk.is_of(there):
                     exceptions.append(chunk.exceptions + start)
                     exact.append(chunk.exact)
-        reader.finish()
     except BaseException:
         file.close()
         raise

@@ -101,6 +101,7 @@ class TensorSum:
         sources: read access to the target; needed for addends with a placement.
         folder: where their temporary files are.
         decoded: the deltas of arranged addends.
+        first: the element to begin with, the first of a chunk; other than 0 only where all addends are in order.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class TensorSum:
         addends: Sequence[Addend | ArrangedAddend],
         shards: OpenFiles,
         *,
+        first: int = 0,
         result: str | None = None,
         is_base: bool = False,
         sources: Files | None = None,
@@ -131,9 +133,9 @@ class TensorSum:
                     self._additions.append(_InPieces(addend, decoded, is_post=is_post))
                 elif addend.delta.effect == "replace":
                     if not addend.delta.is_zero:
-                        self._replaced_by = DeltaReader(addend.delta, shards)
+                        self._replaced_by = DeltaReader(addend.delta, shards, first=first)
                 elif addend.placement is None:
-                    self._additions.append(_InOrder(addend, shards, is_post=is_post))
+                    self._additions.append(_InOrder(addend, shards, first=first, is_post=is_post))
                 else:
                     assert sources is not None
                     assert folder is not None
@@ -211,16 +213,10 @@ class TensorSum:
             out[kept] = bits[kept]
         return little_endian(out)
 
-    def finish(self) -> None:
-        """Check every payload.
-
-        Raises:
-            PackageError: one is not what its manifest promises.
-        """
-        for addition in self._additions:
-            addition.finish()
-        if self._replaced_by is not None:
-            self._replaced_by.finish()
+    @property
+    def exceptions(self) -> int:
+        """How many exceptions the chunks had so far of addends whose elements are in the order of the result."""
+        return sum(addition.reader.exceptions for addition in self._additions if isinstance(addition, _InOrder))
 
     def __enter__(self) -> TensorSum:
         return self
@@ -260,34 +256,24 @@ class _Addition(Protocol):
             out: as many wide values.
         """
 
-    def finish(self) -> None:
-        """Check that everything that was decoded is what the manifest promises.
-
-        Raises:
-            PackageError: it is not.
-        """
-
 
 class _InOrder:
     """A delta whose elements are in the order of the result: decoded as the sum is made."""
 
-    def __init__(self, addend: Addend, shards: OpenFiles, *, is_post: bool) -> None:
+    def __init__(self, addend: Addend, shards: OpenFiles, *, first: int, is_post: bool) -> None:
         kind = FLOATS[addend.delta.dtype]
         self.weight, self.wide = addend.weight, kind.wide
-        self._reader = DeltaReader(addend.delta, shards)
+        self.reader = DeltaReader(addend.delta, shards, first=first)
         self._is_post = is_post
         self._none = np.empty(0, np.intp), np.empty(0, kind.bits)
 
     def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
-        chunk = self._reader.next_added()
+        chunk = self.reader.next_added()
         if chunk is None:
             return _Added(None, *self._none)
         if self._is_post and chunk.is_of(target):
             return _Added(chunk.delta, chunk.exceptions, chunk.exact)
         return _Added(chunk.delta, *self._none)
-
-    def finish(self) -> None:
-        self._reader.finish()
 
 
 class _InPieces:
@@ -300,9 +286,6 @@ class _InPieces:
     def next(self, target: NDArray[np.uint8], out: Wide) -> _Added:
         positions, exact = self._delta.next(out)
         return _Added(PlainDelta(out), positions, exact)
-
-    def finish(self) -> None:
-        """Do nothing: the payloads were checked before the first chunk."""
 
 
 class _Placed:
@@ -362,9 +345,6 @@ class _Placed:
         if not positions:
             return _Added(PlainDelta(out), exceptions[:0], self._decoded.exact[:0])
         return _Added(PlainDelta(out), np.concatenate(positions), np.concatenate(exact))
-
-    def finish(self) -> None:
-        """Do nothing: the payload was checked before the first chunk."""
 
     def __enter__(self) -> _Placed:
         return self

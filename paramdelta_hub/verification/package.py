@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from paramdelta_hub.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_hub.checkpoints.kinship.lineage import sample_runs, unpack_samples
@@ -24,20 +25,21 @@ from paramdelta_hub.errors import (
     PackageError,
     VerificationError,
 )
-from paramdelta_hub.fileio.digests import begin_digest
+from paramdelta_hub.fileio.digests import ChunkDigests
 from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.numerics.floats import FLOATS
+from paramdelta_hub.package.chunks import chunk_ranges
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.package.records import PARTIAL
-from paramdelta_hub.package.tensor_delta import StoredDelta
+from paramdelta_hub.package.tensor_delta import Locations, StoredDelta
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.signing import trust
-from paramdelta_hub.tasks.digests import run_over, tensor_digests
+from paramdelta_hub.tasks.digests import join_digests, run_over, tensor_digests
 from paramdelta_hub.tasks.models import Advance
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import workers
@@ -150,8 +152,8 @@ def _files_beside(package: Package, strict: bool) -> tuple[str, ...]:
     return beside
 
 
-def _check_files(package: Package, progress: Progress) -> dict[str, tuple[str, int]]:
-    """Check the bytes of every file, and return where each payload lies: its shard, and its start there."""
+def _check_files(package: Package, progress: Progress) -> Locations:
+    """Check the bytes of every file, and return where each payload lies."""
     progress.start("checking files", package.manifest.nbytes)
     try:
         package.check_files(progress.advance)
@@ -165,13 +167,25 @@ def _check_files(package: Package, progress: Progress) -> dict[str, tuple[str, i
 def _decode(
     package: Package,
     base: Checkpoint | None,
-    locations: Mapping[str, tuple[str, int]],
+    locations: Locations,
     threads: int,
     progress: Progress,
 ) -> dict[str, tuple[str, str]]:
     """Decode every payload, and return each tensor's digests of base and of base ⊕ Δ."""
-    sums = _sums(package, base, locations)
-    return run_over(sums, lambda each: each.nbytes, _sum_digests, threads, progress, "decoding and adding")
+    found = run_over(_sums(package, base, locations), _sum_digests, threads, progress, "decoding and adding")
+    before = join_digests([[(each.name, each.before) for each in group] for group in found])
+    after = join_digests([[(each.name, each.after) for each in group] for group in found])
+    exceptions: Counter[str] = Counter()
+    for each in (each for group in found for each in group):
+        exceptions[each.name] += each.exceptions
+    for record in package.manifest.tensors:
+        if exceptions[record.name] != record.exceptions:
+            raise PackageError(
+                f"tensor {record.name!r} has {exceptions[record.name]} exceptions, and not the {record.exceptions}"
+                " that the manifest promises",
+                where=str(package.path),
+            )
+    return {name: (before[name], after[name]) for name in before}
 
 
 def _check_base(
@@ -283,13 +297,26 @@ class _Sum:
     source: TensorSource
     elements: int
     addends: tuple[Addend, ...]
+    first: int = 0
 
     @property
     def nbytes(self) -> int:
         return self.elements * ITEM_SIZES[self.source.dtype]
 
+    def divide(self, parts: int) -> list[_Sum]:
+        return [replace(self, first=first, elements=elements) for first, elements in chunk_ranges(self.elements, parts)]
 
-def _sums(package: Package, base: Checkpoint | None, locations: Mapping[str, tuple[str, int]]) -> list[_Sum]:
+
+class _Digests(NamedTuple):
+    """Those of the chunks of a sum, or a part of it: of base, and of base ⊕ Δ; and how many exceptions there are."""
+
+    name: str
+    before: bytes
+    after: bytes
+    exceptions: int
+
+
+def _sums(package: Package, base: Checkpoint | None, locations: Locations) -> list[_Sum]:
     """Return the sum of every tensor of the delta with base's values; with zeros, if there is no base."""
     records = package.manifest.tensors
     names = {record.name: record.base_name or record.name for record in records}
@@ -298,9 +325,10 @@ def _sums(package: Package, base: Checkpoint | None, locations: Mapping[str, tup
         sources = _sources(logical_model(base).cast(package.manifest.cast), names, records, "base")
     sums = []
     for record in records:
-        if base is None and not record.shard:
+        if base is None and record.is_zero:
             continue  # nothing to decode, and nothing to compare: a line of the manifest must not cost hours
-        addends = (Addend(StoredDelta.of(record, locations), 1.0),) if record.shard or record.effect == "add" else ()
+        is_read = not record.is_zero or record.effect == "add"
+        addends = (Addend(StoredDelta.of(record, locations), 1.0),) if is_read else ()
         sums.append(_Sum(record.name, sources.get(record.name, Zeros(record.dtype)), record.elements, addends))
     return sums
 
@@ -357,17 +385,16 @@ def _sources(
     return sources
 
 
-def _sum_digests(sums: Sequence[_Sum], advance: Advance) -> dict[str, tuple[str, str]]:
-    """Return each tensor's digests of base and of base ⊕ Δ; without base, decode against zeros for the checks alone."""
-    digests = {}
+def _sum_digests(sums: Sequence[_Sum], advance: Advance) -> list[_Digests]:
+    """Return the digests of all sums; without base, decode against zeros for the checks alone."""
+    digests = []
     with OpenFiles(CheckpointError) as files, OpenFiles(PackageError) as shards:
         for each in sums:
-            before, after = begin_digest(), begin_digest()
-            with TensorSum(each.source.dtype, each.addends, shards) as total:
-                for values in read_chunks(each.source, each.elements, files):
-                    before.update(values.data)
-                    after.update(total.add(values).data)
+            before, after = (ChunkDigests(ITEM_SIZES[each.source.dtype]) for _ in range(2))
+            with TensorSum(each.source.dtype, each.addends, shards, first=each.first) as total:
+                for values in read_chunks(each.source, each.elements, files, first=each.first):
+                    before.update(values)
+                    after.update(total.add(values))
                     advance(values.size)
-                total.finish()
-            digests[each.name] = (before.hexdigest(), after.hexdigest())
+            digests.append(_Digests(each.name, before.finish(), after.finish(), total.exceptions))
     return digests

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.codecs.by_name import TANS
-from paramdelta_hub.fileio.digests import values_digest
+from paramdelta_hub.fileio.digests import chunk_digest
 from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["WORK", "measure"]
@@ -61,7 +61,7 @@ def measure(work: Path) -> dict[str, dict[str, float]]:
         kinds: dict[str, Callable[[], int]] = {
             "memcpy": _copier(source),
             "read": lambda: _read(path),
-            "BLAKE3": lambda: _times(256, lambda: values_digest(source[:CHUNK]), CHUNK),
+            "BLAKE3": lambda: _times(256, lambda: chunk_digest(source[:CHUNK]), CHUNK),
             "sha256": lambda: _times(64, lambda: hashlib.sha256(source[:CHUNK].data), CHUNK),
             "tANS, encode": lambda: _times(32, lambda: TANS.encode(delta), 2 * CHUNK),
             "tANS, decode": lambda: _times(64, lambda: _decode(streams), 2 * CHUNK),

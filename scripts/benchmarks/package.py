@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_hub.codecs.by_name import TANS
+from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.package.chunks import Layout, decode_added, decode_replaced
 from paramdelta_hub.package.manifest import LINEAGE_NAME, MANIFEST_NAME
 from paramdelta_hub.package.package import open_package
-from paramdelta_hub.package.tensor_delta import PayloadReader
+from paramdelta_hub.package.tensor_delta import PayloadReader, StoredDelta
 
 __all__ = ["anatomy"]
 
@@ -35,24 +36,26 @@ def anatomy(package: Path) -> dict[str, Any]:
     entropy, elements, exceptions = 0.0, 0, 0
     for record in opened.manifest.tensors:
         elements += record.elements
-        if record.shard is None:
-            continue
-        layout = Layout(record.codec.name, record.dtype, record.elements, record.effect == "add")
-        path, start = places[record.name]
-        with open(path, "rb", buffering=0) as file:
-            reader = PayloadReader(file.fileno(), start, record.nbytes, layout, record.shard)
-            for index in range(layout.chunks):
-                place = layout.chunk(index)
-                streams = reader.next_chunk()
-                for name, nbytes in _parts(layout, streams):
-                    stored[name] += nbytes
-                if layout.added:
-                    exceptions += sum(map(len, streams[TANS.streams :]))
-                entropy += _entropy(_values(layout, streams, place.stop - place.start))
-        stored["chunk tables"] += layout.table_bytes
+        left = record.elements
+        for part in StoredDelta.of(record, places).parts:
+            if part.shard is None:
+                left -= part.chunks * CHUNK_ELEMENTS
+                continue
+            layout = Layout(part.codec, record.dtype, part.chunks, record.effect == "add")
+            with open(part.shard, "rb", buffering=0) as file:
+                reader = PayloadReader(file.fileno(), part, layout, record.name)
+                for index in range(part.chunks):
+                    streams = reader.chunk(index)
+                    for name, nbytes in _parts(layout, streams):
+                        stored[name] += nbytes
+                    if layout.added:
+                        exceptions += sum(map(len, streams[TANS.streams :]))
+                    entropy += _entropy(_values(layout, streams, min(CHUNK_ELEMENTS, left)))
+                    left -= CHUNK_ELEMENTS
+            stored["chunk tables"] += layout.table_bytes
     sizes = {path.relative_to(package): path.stat().st_size for path in package.rglob("*") if path.is_file()}
-    shards = {record.shard for record in opened.manifest.tensors if record.shard}
-    stored["shard headers"] = sum(sizes.pop(Path(shard)) for shard in shards) - sum(stored.values())
+    shards = [Path(shard.path) for shard in opened.manifest.shards]
+    stored["shard headers"] = sum(map(sizes.pop, shards)) - sum(stored.values())
     stored["lineage samples"] = sizes.pop(Path(LINEAGE_NAME))
     stored["manifest"] = sizes.pop(Path(MANIFEST_NAME))
     stored["companions"] = sum(sizes.values())

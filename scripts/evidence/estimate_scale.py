@@ -26,7 +26,7 @@ import numpy as np
 import paramdelta_hub as pd
 from paramdelta_hub.application.apply import Application
 from paramdelta_hub.extraction.extract import Extraction
-from paramdelta_hub.fileio.digests import values_digest
+from paramdelta_hub.fileio.digests import chunk_digest
 from paramdelta_hub.tasks.partition import group_by_output_file, partition
 from paramdelta_hub.tasks.plan import Plan
 from paramdelta_hub.tasks.runner import Operation
@@ -105,7 +105,7 @@ def costs(folder: Path) -> dict[str, Any]:
     model = sum(file.stat().st_size for file in (models / "target").glob("*.safetensors"))
     content = np.zeros(1 << 28, np.uint8)
     begun = time.process_time()
-    values_digest(content)
+    chunk_digest(content)
     return {
         "seconds_a_gb": found,
         "delta_share": round(package / model, 3),

@@ -77,21 +77,49 @@ def reseal(delta: Path) -> None:
     """Make every digest and size in the manifest fit what lies there, as an attacker who knows the format does."""
 
     def refresh(manifest: dict[str, Any]) -> None:
+        for tensor in manifest["tensors"]:
+            for part in tensor["parts"]:
+                if part["shard"]:
+                    reseal_payload(delta / part["shard"], tensor, part)
+
+    change_manifest(delta, refresh)
+    reseal_files(delta)
+
+
+def reseal_files(delta: Path) -> None:
+    """Make the sizes and digests of files fit, and no digest of what is in them."""
+
+    def refresh(manifest: dict[str, Any]) -> None:
         for file in (*manifest["shards"], manifest["lineage"], *manifest["companions"]):
             content = (delta / file["path"]).read_bytes()
             file["size"], file["sha256"] = len(content), hashlib.sha256(content).hexdigest()
-        for tensor in manifest["tensors"]:
-            if tensor["shard"]:
-                content = (delta / tensor["shard"]).read_bytes()
-                header, start = read_shard_header(content)
-                begin, end = header[tensor["name"]]["data_offsets"]
-                tensor["nbytes"] = end - begin
-                tensor["payload_blake3"] = blake3(content[start + begin : start + end]).hexdigest()
 
     change_manifest(delta, refresh)
 
 
-def read_shard_header(content: bytes) -> tuple[dict[str, Any], int]:
+def reseal_payload(shard: Path, tensor: dict[str, Any], part: dict[str, Any]) -> None:
+    """Make the digests of chunks, as far as the table says where these are, and that of the table fit."""
+    content = bytearray(shard.read_bytes())
+    header, start = read_shard_header(content)
+    begin, end = (start + offset for offset in header[tensor["name"]]["data_offsets"])
+    layout = layout_of(tensor, part)
+    row_bytes = layout.table_bytes // layout.chunks
+    place, row = begin, max(begin, end - layout.table_bytes)
+    while row + row_bytes <= end:
+        size = int(np.frombuffer(content, "<u4", layout.columns, row).sum(dtype=np.int64))
+        content[row + row_bytes - 32 : row + row_bytes] = blake3(content[place : place + size]).digest()
+        place, row = place + size, row + row_bytes
+    part["nbytes"] = end - begin
+    part["blake3"] = blake3(content[max(begin, end - layout.table_bytes) : end]).hexdigest()
+    shard.write_bytes(content)
+
+
+def layout_of(tensor: dict[str, Any], part: dict[str, Any]) -> Layout:
+    """Return how a payload is cut."""
+    return Layout(part["codec"], tensor["dtype"], part["chunks"], tensor["effect"] == "add")
+
+
+def read_shard_header(content: bytes | bytearray) -> tuple[dict[str, Any], int]:
     """Return a shard's header and where its data starts."""
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + length]), 8 + length
@@ -117,11 +145,12 @@ def replace_payload(delta: Path, name: str, change: Callable[[bytes], bytes]) ->
 
 def split(payload: bytes, layout: Layout) -> tuple[list[bytes], np.ndarray]:
     """Return the streams of a payload of one chunk, and its table."""
-    table = np.frombuffer(payload[-layout.table_bytes :], "<u4")
+    table = np.frombuffer(payload[-layout.table_bytes : -32], "<u4")
     ends = np.cumsum(table)
     return [payload[end - length : end] for end, length in zip(ends.tolist(), table.tolist(), strict=True)], table
 
 
 def joined(streams: list[bytes]) -> bytes:
     """Return the payload of one chunk."""
-    return b"".join(streams) + np.array([len(stream) for stream in streams], "<u4").tobytes()
+    chunk = b"".join(streams)
+    return chunk + np.array([len(stream) for stream in streams], "<u4").tobytes() + blake3(chunk).digest()

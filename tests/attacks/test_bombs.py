@@ -78,7 +78,7 @@ def in_stream(column: int, make: Callable[[], bytes]) -> Callable[[Path], object
 
     def plant(delta: Path) -> None:
         record = next(record for record in pd.inspect(delta).manifest.tensors if record.name == NAME)
-        layout = Layout(record.codec.name, record.dtype, record.elements, added=True)
+        layout = Layout(record.codec, record.dtype, 1, added=True)
 
         def change(payload: bytes) -> bytes:
             streams, _ = split(payload, layout)

@@ -36,7 +36,8 @@ def test_in_a_package(family: Family, tmp_path: Path, position: str, outside: Ca
         else:
             record = manifest["shards"][0] if position == "shard" else manifest["lineage"]
             for tensor in manifest["tensors"]:
-                tensor["shard"] = name if tensor["shard"] == record["path"] else tensor["shard"]
+                for part in tensor["parts"]:
+                    part["shard"] = name if part["shard"] == record["path"] else part["shard"]
             record["path"] = name
         path.write_text(json.dumps(manifest))
         with pytest.raises(PackageError):

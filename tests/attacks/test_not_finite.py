@@ -20,7 +20,7 @@ from paramdelta_hub.numerics.differences import Difference, Statistics
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.chunks import encode_added
 from paramdelta_hub.package.shard import ShardWriter
-from paramdelta_hub.package.tensor_delta import StoredDelta
+from paramdelta_hub.package.tensor_delta import StoredDelta, StoredPart
 from paramdelta_hub.transforms.sum import Addend, TensorSum
 from tests.attacks.threats import shows
 from tests.support.models import TORCH, read_weights, write_model
@@ -112,19 +112,8 @@ def test_an_exception_that_is_not_finite(tmp_path: Path, dtype_name: str, unchan
     nbytes, digest = payload.finish()
     shard.close()
     path = tmp_path / "x.safetensors"
-    delta = StoredDelta(
-        name="w",
-        dtype=dtype_name,
-        elements=100,
-        effect="add",
-        codec=TANS.name,
-        shard=str(path),
-        start=path.stat().st_size - nbytes,
-        nbytes=nbytes,
-        digest=digest,
-        base_digest="",
-        exceptions=1,
-    )
+    part = StoredPart(1, TANS.name, str(path), path.stat().st_size - nbytes, nbytes, digest)
+    delta = StoredDelta(name="w", dtype=dtype_name, elements=100, effect="add", parts=(part,), base_digest="")
     with OpenFiles(PackageError) as shards, TensorSum(dtype_name, [Addend(delta, 1.0)], shards) as total:
         total.add(base.view(np.uint8).copy())
         assert total.not_finite == 1

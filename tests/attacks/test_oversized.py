@@ -173,14 +173,13 @@ WRONG: dict[str, tuple[tuple[Any, ...], Callable[[], Any]]] = {
         f"{place[-1]}: {ENTRIES:,} wrong items": (place, lambda: [0] * ENTRIES)
         for place in (
             ("base", "files"), ("architecture", "classes"), ("renames",), ("omissions",), ("shards",), ("companions",),
-            ("tensors",), ROWS,
+            ("tensors",), ("tensors", 1, "parts"), ROWS,
         )
     },
     **{
         f"{place[-1]}: {ENTRIES:,} wrong entries": (place, lambda: {str(number): [] for number in range(ENTRIES)})
         for place in (
             ("base", "dtypes"), ("configs",), ("configs", "config.json", "patch"), ("given_up",),
-            ("tensors", 1, "codec", "parameters"),
         )
     },
     "shape: many dimensions": (("tensors", 1, "shape"), lambda: [1] * ENTRIES),

@@ -29,7 +29,7 @@ from paramdelta_hub.codecs.by_name import REPLACING, TANS
 from paramdelta_hub.errors import PackageError, ParamdeltaError
 from paramdelta_hub.package.chunks import Layout
 from paramdelta_hub.package.manifest import parse_manifest
-from tests.attacks.outcomes import change_manifest, joined, replace_payload, reseal, split
+from tests.attacks.outcomes import change_manifest, joined, layout_of, replace_payload, reseal, split
 from tests.attacks.threats import shows
 from tests.conftest import Family
 from tests.package.test_manifest import mutate
@@ -165,7 +165,9 @@ def relabel(record: dict[str, Any], source: random.Random) -> None:
     field, value = source.choice(
         [
             ("dtype", source.choice(["BF16", "F16", "I16", "U16", "F32"])),
-            ("codec", {"name": source.choice([TANS.name, *REPLACING]), "parameters": {}}),
+            ("parts", [record["parts"][0] | {"codec": source.choice([TANS.name, *REPLACING])}]),
+            ("parts", [record["parts"][0] | {"chunks": source.choice([0, 2, -1])}]),
+            ("parts", source.choice([[], record["parts"] * 2])),
             ("effect", source.choice(["add", "replace"])),
             ("shape", source.choice([[640], [16, 40], [40, 16, 1], [639], [641], [1_048_577], []])),
             ("exceptions", record["exceptions"] + source.choice([-1, 1])),
@@ -194,14 +196,13 @@ def test_packages(family: Family, tmp_path: Path) -> None:
     source, accepted, refused = random.Random(0), 0, 0
     original = {path.name: path.read_bytes() for path in family.delta.iterdir()}
     manifest = json.loads(original["manifest.json"])
-    records = {record["name"]: record for record in manifest["tensors"] if record["shard"]}
+    records = {record["name"]: record for record in manifest["tensors"] if record["parts"][0]["shard"]}
     models = {model: read_weights(model) for model in (family.base, family.target)}
     for number in range(PACKAGES):
         for name, content in original.items():
             (family.delta / name).write_bytes(content)
         record = records[source.choice(list(records))]
-        elements = int(np.prod(record["shape"]))
-        layout = Layout(record["codec"]["name"], record["dtype"], elements, record["effect"] == "add")
+        layout = layout_of(record, record["parts"][0])
 
         def change(payload: bytes, layout: Layout = layout) -> bytes:
             return joined(lie(split(payload, layout)[0], source))

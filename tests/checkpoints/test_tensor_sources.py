@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from paramdelta_hub.checkpoints.checkpoint import open_checkpoint
-from paramdelta_hub.checkpoints.stored import Stored, Zeros, read_chunks, source_digest
+from paramdelta_hub.checkpoints.stored import Stored, Zeros, chunk_digests, read_chunks, source_digest
 from paramdelta_hub.checkpoints.tensor_sources import Arranged, Reordered, TensorSource
 from paramdelta_hub.checkpoints.tokens.token_rows import runs_of
 from paramdelta_hub.errors import CheckpointError
@@ -90,7 +90,10 @@ def test_a_whole_source_chunk_by_chunk(model: Path, monkeypatch: pytest.MonkeyPa
     advanced: list[int] = []
     with OpenFiles(CheckpointError) as files:
         assert b"".join(chunk.tobytes() for chunk in read_chunks(source, 3 * WIDTH, files)) == whole
-        assert source_digest(source, 3 * WIDTH, files, advanced.append) == blake3(whole).hexdigest()
+        digests = chunk_digests(source, 3 * WIDTH, files, advance=advanced.append)
+        assert digests == b"".join(blake3(whole[start : start + 56]).digest() for start in (0, 56, 112))
+        assert source_digest(source, 3 * WIDTH, files) == blake3(digests).hexdigest()
+        assert chunk_digests(source, WIDTH, files, first=7) == blake3(whole[56:][: 8 * WIDTH]).digest()
     assert advanced == [56, 56, 8]
 
 

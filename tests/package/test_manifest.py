@@ -155,14 +155,20 @@ CHANGES: dict[str, tuple[Change, str]] = {
         "patch": {"a": 1}, "reverse": {}}}), "different keys"),
     "a config with a key that moves cursors": (lambda m: m["configs"].update({"config.json": {
         "patch": {"a": {"\x1b[2J": 1}}, "reverse": {"a": 1}}}), "control characters"),
-    "zero with a payload": (lambda m: m["tensors"][0]["codec"].update(name="zero"), "zero|payload"),
-    "unknown codec": (lambda m: m["tensors"][0]["codec"].update(name="int4"), "unknown codec"),
-    "codec parameters": (lambda m: m["tensors"][0]["codec"].update(parameters={"level": 3}), "no parameters"),
+    "zero with a payload": (lambda m: part(m).update(codec="zero"), "no payload"),
+    "unknown codec": (lambda m: part(m).update(codec="int4"), "unknown codec"),
+    "a payload without a digest": (lambda m: part(m).update(blake3=None), "payload is missing"),
+    "a part without chunks": (lambda m: part(m).update(chunks=0), "chunks"),
+    "a part of more chunks": (lambda m: part(m).update(chunks=2), "as many chunks"),
+    "no parts": (lambda m: floats(m).update(parts=[]), "as many chunks"),
+    "a part twice": (lambda m: floats(m).update(parts=[part(m)] * 2), "as many chunks"),
+    "two parts in a shard": (lambda m: two_parts(floats(m)), "two parts lie in one shard"),
+    "integers replaced in part": (lambda m: two_parts(integers(m), zero=True), "as a whole"),
     "unknown dtype": (lambda m: m["tensors"][0].update(dtype="F31"), "dtype"),
     "integers added": (lambda m: integers(m).update(effect="add"), "effect"),
     "floats replaced": (lambda m: floats(m).update(effect="replace"), "effect"),
-    "a codec of floats for integers": (lambda m: integers(m)["codec"].update(name="tans"), "none for the effect"),
-    "a codec of integers for floats": (lambda m: floats(m)["codec"].update(name="planes"), "none for the effect"),
+    "a codec of floats for integers": (lambda m: integers(m)["parts"][0].update(codec="tans"), "none for the effect"),
+    "a codec of integers for floats": (lambda m: part(m).update(codec="planes"), "none for the effect"),
     "more changed than there are": (lambda m: m["tensors"][0].update(changed=10**6), "more elements"),
     "too many elements": (lambda m: m["tensors"][0].update(shape=[2**40, 2]), "too many|impossible"),
     "too large a dimension": (lambda m: m["tensors"][0].update(shape=[2**41]), "shape"),
@@ -180,8 +186,24 @@ def integers(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def floats(value: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = next(tensor for tensor in value["tensors"] if tensor["dtype"] == "BF16" and tensor["shard"])
+    found: dict[str, Any] = next(
+        tensor for tensor in value["tensors"] if tensor["dtype"] == "BF16" and tensor["changed"]
+    )
     return found
+
+
+def part(value: dict[str, Any]) -> dict[str, Any]:
+    [found] = floats(value)["parts"]
+    assert isinstance(found, dict)
+    return found
+
+
+def two_parts(tensor: dict[str, Any], *, zero: bool = False) -> None:
+    """Make the tensor one of two chunks."""
+    first = tensor["parts"][0]
+    empty = {"chunks": 1, "codec": "zero", "shard": None, "nbytes": 0, "blake3": None}
+    tensor["shape"] = [(1 << 20) + 1]
+    tensor["parts"] = [first | {"chunks": 1}, empty if zero else first | {"chunks": 1}]
 
 
 @shows("hostile manifests", f"{len(CHANGES)} manifests that contradict themselves or the format: each refused in words")
@@ -211,7 +233,8 @@ def test_300_hostile_file_names(value: dict[str, Any], position: str) -> None:
             old = changed["shards"][0]["path"]
             changed["shards"][0]["path"] = name
             for tensor in changed["tensors"]:
-                tensor["shard"] = name if tensor["shard"] == old else tensor["shard"]
+                for part in tensor["parts"]:
+                    part["shard"] = name if part["shard"] == old else part["shard"]
         elif position == "lineage":
             changed["lineage"]["path"] = name
         else:

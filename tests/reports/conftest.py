@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch
 import paramdelta_hub as pd
 from paramdelta_hub.package.manifest import Manifest
 from paramdelta_hub.package.package import Package, open_package
-from tests.attacks.outcomes import change_manifest, reseal, shard_of
+from tests.attacks.outcomes import reseal_files, shard_of
 from tests.conftest import Family
 from tests.registry.packages import labelled
 from tests.support.models import write_model
@@ -62,14 +61,7 @@ def damaged(package: Package, to: Path) -> Package:
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    promised = {record.name: record.payload_blake3 for record in package.manifest.tensors}
-    reseal(broken)
-
-    def restore(manifest: dict[str, Any]) -> None:
-        for tensor in manifest["tensors"]:
-            tensor["payload_blake3"] = promised[tensor["name"]]
-
-    change_manifest(broken, restore)
+    reseal_files(broken)
     return open_package(broken)
 
 

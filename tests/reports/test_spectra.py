@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.limits import SPECTRUM_SIDE
-from paramdelta_hub.package.manifest import TensorRecord
+from paramdelta_hub.package.manifest import Part, TensorRecord
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.reports.spectra import _draw, _sample, choose, effective_rank, measure_spectra
 from tests.reports.conftest import COLUMNS, ROWS, damaged, dense
@@ -22,7 +22,9 @@ MATRIX = "model.layers.0.mlp.weight"
 
 
 def tensor(name: str, shape: tuple[int, ...] = (16, 16), changed: int = 1, effect: str = "add") -> TensorRecord:
-    return TensorRecord.model_construct(name=name, shape=shape, changed=changed, effect=effect, shard="s")
+    return TensorRecord.model_construct(
+        name=name, shape=shape, changed=changed, effect=effect, parts=(Part.model_construct(codec="tans"),)
+    )
 
 
 def test_the_sample_is_the_rows_and_columns_drawn(known: dict[str, Package]) -> None:

@@ -139,20 +139,23 @@ def write_package(folder: Path, model: Iterable[Tensor], scratch: Path) -> Path:
     filled = 1 << 62
     for name, dtype, shape in model:
         # Half the size, as real deltas have; about 4 GB a shard, as extract makes them of such a model.
-        record = templates[dtype] | {"name": name, "shape": list(shape), "nbytes": max(nbytes(dtype, shape) // 2, 1)}
+        [part] = templates[dtype]["parts"]
+        part = part | {"chunks": -(-math.prod(shape) // (1 << 20)), "nbytes": max(nbytes(dtype, shape) // 2, 1)}
+        record = templates[dtype] | {"name": name, "shape": list(shape), "parts": [part]}
         if filled > 4 << 30:
             shards.append([])
             filled = 0
         shards[-1].append(record)
-        filled += record["nbytes"]
+        filled += part["nbytes"]
         records.append(record)
     made["shards"] = []
     metadata = {"format": "paramdelta", "format_version": "1"}
     for number, held in enumerate(shards, start=1):
         path = f"delta-{number:05d}-of-{len(shards):05d}.safetensors"
         for record in held:
-            record["shard"] = path
-        entries = [(record["name"], "U8", (record["nbytes"],), record["nbytes"]) for record in held]
+            record["parts"][0]["shard"] = path
+        sizes = {record["name"]: record["parts"][0]["nbytes"] for record in held}
+        entries = [(name, "U8", (size,), size) for name, size in sizes.items()]
         size = write_sparse(folder / path, entries, metadata)
         made["shards"].append({"path": path, "size": size, "sha256": "0" * 64})
     values = np.random.default_rng(0).normal(size=256).astype("<f4").view("<u4") >> 16

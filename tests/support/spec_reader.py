@@ -36,8 +36,9 @@ FIELDS = {
     "file": "path size sha256",
     "config": "patch reverse",
     "rows": "base runs",
-    "record": "name base_name post_name dtype base_dtype post_dtype shape rows effect codec shard nbytes "
-    "payload_blake3 base_blake3 post_blake3 base_norm delta_norm changed exceptions",
+    "record": "name base_name post_name dtype base_dtype post_dtype shape rows effect parts base_blake3 post_blake3 "
+    "base_norm delta_norm changed exceptions",
+    "part": "chunks codec shard nbytes blake3",
 }
 COMPONENT = r"[A-Za-z0-9_-]([A-Za-z0-9._-]{0,253}[A-Za-z0-9_-])?"
 PATH = re.compile(rf"{COMPONENT}(/{COMPONENT}){{0,3}}")
@@ -356,39 +357,63 @@ class SpecPackage:
         self.payloads = {}
         for shard in self.manifest["shards"]:
             _, tensors = read_safetensors(files[shard["path"]])
-            mine = {name for name, record in self.records.items() if record["shard"] == shard["path"]}
-            require(mine == tensors.keys(), "§4 a shard's tensors are its records")
+            mine = {
+                name: part
+                for name, record in self.records.items()
+                for part in record["parts"]
+                if part["shard"] == shard["path"]
+            }
+            require(mine.keys() == tensors.keys(), "§4 a shard's tensors are its records")
             for name, (dtype, shape, payload) in tensors.items():
-                require((dtype, shape) == ("U8", [self.records[name]["nbytes"]]), "§4 a payload's size")
-                require(blake3(payload).hex() == self.records[name]["payload_blake3"], "§9 a payload")
-                self.payloads[name] = payload
+                require((dtype, shape) == ("U8", [mine[name]["nbytes"]]), "§4 a payload's size")
+                self.payloads[name, shard["path"]] = payload
         self.lineage = read_safetensors(files[self.manifest["lineage"]["path"]])[1]
 
-    def streams(self, name: str) -> list[tuple[int, list[bytes]]]:
-        """Cut a payload (§4): for every chunk, how many elements it has, and its streams."""
-        record, payload = self.records[name], self.payloads[name]
-        elements, width = math.prod(record["shape"]), ITEM_SIZES[record["dtype"]]
-        chunks, columns = -(-elements // CHUNK), {"tans": 4 + width, "planes": width, "raw": 1}[record["codec"]["name"]]
+    def streams(self, name: str) -> list[tuple[int, str, list[bytes]]]:
+        """Cut payloads (§4): for every chunk, how many elements it has, its codec, and its streams."""
+        record, found = self.records[name], []
+        elements = math.prod(record["shape"])
+        for part in record["parts"]:
+            cut = [[]] * part["chunks"] if part["codec"] == "zero" else self.chunks(record, part)
+            for streams in cut:
+                found.append((min(CHUNK, elements - len(found) * CHUNK), part["codec"], streams))
+        return found
+
+    def chunks(self, record: dict, part: dict) -> list[list[bytes]]:
+        """Cut a payload (§4): return the streams of each chunk."""
+        payload, count, width = (
+            self.payloads[record["name"], part["shard"]],
+            part["chunks"],
+            ITEM_SIZES[record["dtype"]],
+        )
+        columns = {"tans": 4 + width, "planes": width, "raw": 1}[part["codec"]]
         wide = WIDE[record["dtype"]].itemsize if record["effect"] == "add" else 0
-        require(len(payload) >= 4 * chunks * columns, "§4 the chunk table")
-        body = len(payload) - 4 * chunks * columns
-        table = np.frombuffer(payload[body:], "<u4").reshape(chunks, columns).astype(int)
-        require(table.sum() == body, "§4 the lengths add up")
-        require((table.sum(axis=1) <= 2**20 * (width + wide + 4) + 2**17).all(), "§4 an impossible chunk")
-        cuts = [0, *np.cumsum(table).tolist()]
-        streams = [payload[start:end] for start, end in itertools.pairwise(cuts)]
-        return [(min(CHUNK, elements - i * CHUNK), streams[i * columns : (i + 1) * columns]) for i in range(chunks)]
+        body = len(payload) - (4 * columns + 32) * count
+        require(body >= 0, "§4 the chunk table")
+        table = payload[body:]
+        require(blake3(table).hex() == part["blake3"], "§9 a chunk table")
+        chunks, position = [], 0
+        for number in range(count):
+            row = table[number * (4 * columns + 32) :][: 4 * columns + 32]
+            lengths = np.frombuffer(row[: 4 * columns], "<u4").astype(int)
+            require(lengths.sum() <= 2**20 * (width + wide + 4) + 2**17, "§4 an impossible chunk")
+            chunk = payload[position : min(position + lengths.sum(), body)]
+            require(blake3(chunk) == row[4 * columns :], "§9 a chunk")
+            ends = np.cumsum(lengths).tolist()
+            chunks.append([chunk[start:end] for start, end in itertools.pairwise([0, *ends])])
+            position += ends[-1]
+        require(position == body, "§4 the lengths add up")
+        return chunks
 
     def added(self, name: str) -> list[Chunk]:
         """Decode an ``add`` tensor."""
         record = self.records[name]
-        dtype, codec = record["dtype"], record["codec"]["name"]
-        elements, wide = math.prod(record["shape"]), WIDE[record["dtype"]]
-        if codec == "zero":
-            none, starts = np.empty(0, int), range(0, elements, CHUNK)
-            return [Chunk(np.zeros(min(CHUNK, elements - start), wide), none, none, b"") for start in starts]
-        width, chunks, listed = ITEM_SIZES[dtype], [], 0
-        for count, streams in self.streams(name):
+        wide, none = WIDE[record["dtype"]], np.empty(0, int)
+        width, chunks, listed = ITEM_SIZES[record["dtype"]], [], 0
+        for count, codec, streams in self.streams(name):
+            if codec == "zero":
+                chunks.append(Chunk(np.zeros(count, wide), none, none, b""))
+                continue
             digest, exceptions = streams[-1], sparse(streams[-2 - width : -1], count)
             require(len(digest) == (32 if exceptions[0].size else 0), "§6 exceptions and base's digest")
             delta = values(streams[:2], count, 8 * wide.itemsize).view(wide)
@@ -399,9 +424,15 @@ class SpecPackage:
 
     def replaced(self, name: str) -> bytes:
         """Decode a ``replace`` tensor that is not ``zero``: post's values."""
-        record = self.records[name]
-        codec, width = record["codec"]["name"], ITEM_SIZES[record["dtype"]]
-        return b"".join(replacing(codec, streams, count, width).tobytes() for count, streams in self.streams(name))
+        width = ITEM_SIZES[self.records[name]["dtype"]]
+        found = (replacing(codec, streams, count, width) for count, codec, streams in self.streams(name))
+        return b"".join(values.tobytes() for values in found)
+
+
+def tensor_digest(values: bytes, dtype: str) -> str:
+    """Return the digest of a tensor's values (§9)."""
+    width = CHUNK * ITEM_SIZES[dtype]
+    return blake3(b"".join(blake3(values[start : start + width]) for start in range(0, len(values), width))).hex()
 
 
 def cast(values: bytes, dtype: str, to: str) -> bytes:
@@ -415,7 +446,8 @@ def add_across(target: bytes, summands: list[tuple[SpecPackage, str, float]], dt
     records = [package.records[name] for package, name, _ in summands]
     if len(summands) == 1 and summands[0][2] == 1:
         there = cast(target, dtype, records[0]["dtype"])
-        is_base = blake3(there).hex() == records[0]["base_blake3"] and cast(there, records[0]["dtype"], dtype) == target
+        digest = tensor_digest(there, records[0]["dtype"])
+        is_base = digest == records[0]["base_blake3"] and cast(there, records[0]["dtype"], dtype) == target
         if is_base:
             return cast(add(there, summands), records[0]["dtype"], result)
     wide = np.dtype("<f8" if "F32" in {dtype, result, *(record["dtype"] for record in records)} else "<f4")
@@ -455,7 +487,11 @@ def add(
     record = left[0][0].records[left[0][1]]
     dtype = record["dtype"]
     if record["effect"] == "replace":
-        carried = {p.replaced(n) for p, n, weight in left if weight > 0 and p.records[n]["codec"]["name"] != "zero"}
+        carried = {
+            p.replaced(n)
+            for p, n, weight in left
+            if weight > 0 and any(part["codec"] != "zero" for part in p.records[n]["parts"])
+        }
         require(len(carried) <= 1, "§6 two deltas carry different values")
         return carried.pop() if carried else target
     width, out = ITEM_SIZES[dtype], []
@@ -537,7 +573,8 @@ def check_manifest(manifest: object) -> None:
     count = len(manifest["shards"])
     names = [f"delta-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
     require([shard["path"] for shard in manifest["shards"]] == names, "§2 the shards' names")
-    require({record["shard"] for record in manifest["tensors"]} - {None} == set(names), "§3.2 the shards' tensors")
+    used = {part["shard"] for record in manifest["tensors"] for part in record["parts"]}
+    require(used - {None} == set(names), "§3.2 the shards' tensors")
     require(manifest["lineage"]["path"] == "lineage.safetensors", "§2 the lineage file's name")
     for file in manifest["companions"]:
         require(re.fullmatch(r"companions/.*\.(json|jinja|txt|model)", file["path"]), "§2 companions")
@@ -590,28 +627,39 @@ def logical_base(record: dict, base: np.ndarray) -> np.ndarray:
 
 def check_record(record: dict) -> None:
     fields(record, "record")
-    name, dtype, effect, codec = record["name"], record["dtype"], record["effect"], record["codec"]
+    name, dtype, effect, parts = record["name"], record["dtype"], record["effect"], record["parts"]
     require(0 < len(name.encode()) <= 1024, "§3.3 a name's length")
     texts(name, record["base_name"], record["post_name"])
     sides = {record["base_dtype"], record["post_dtype"]}
     require(sides == {dtype} or (sides < WIDE.keys() and len(sides) == 2 and dtype == "F32"), "§3.3 dtypes")
     require(effect == ("add" if dtype in WIDE else "replace") and dtype in ITEM_SIZES.keys() - {"F64"}, "§3.3 effect")
-    require(codec == {"name": codec["name"], "parameters": {}}, "§3.3 codec")
-    takes = {"zero", "tans"} if effect == "add" else {"zero", "planes", "raw"}
-    require(codec["name"] in takes, "§5 codec")
+    for part in parts:
+        check_part(part, effect)
+    require(sum(part["chunks"] for part in parts) == -(-math.prod(record["shape"]) // CHUNK), "§3.3 the parts' chunks")
+    shards = [part["shard"] for part in parts if part["shard"] is not None]
+    require(len(set(shards)) == len(shards), "§3.3 two parts in a shard")
     require(len(record["shape"]) <= 16 and math.prod(record["shape"]) <= 2**40, "§3.3 shape")
     if record["rows"] is not None:
         fields(record["rows"], "rows")
         require(record["shape"], "§12 a scalar has no rows")
         check_rows(record)
-    payload = (record["shard"], record["nbytes"], record["payload_blake3"])
-    if codec["name"] == "zero":
-        require(payload == (None, 0, None) and record["base_blake3"] == record["post_blake3"], "§3.3 zero")
-        require(record["changed"] == 0, "§3.3 zero")
-    else:
-        require(None not in payload and record["nbytes"] > 0, "§3.3 a payload")
-    if codec["name"] == "zero" or effect == "replace":
+    is_zero = not shards
+    require(effect == "add" or len(shards) in {0, len(parts)}, "§3.3 zero stands alone")
+    if is_zero:
+        require(record["base_blake3"] == record["post_blake3"] and record["changed"] == 0, "§3.3 zero")
+    if is_zero or effect == "replace":
         require(record["exceptions"] == 0, "§3.3 counts")
+
+
+def check_part(part: dict, effect: str) -> None:
+    fields(part, "part")
+    require(part["codec"] in ({"zero", "tans"} if effect == "add" else {"zero", "planes", "raw"}), "§5 codec")
+    require(type(part["chunks"]) is int and part["chunks"] >= 1, "§3.3 a part's chunks")
+    payload = (part["shard"], part["nbytes"], part["blake3"])
+    if part["codec"] == "zero":
+        require(payload == (None, 0, None), "§3.3 zero")
+    else:
+        require(None not in payload and part["nbytes"] > 0, "§3.3 a payload")
 
 
 def check_change(change: dict) -> None:

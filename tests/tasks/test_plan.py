@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import paramdelta_hub as pd
 from paramdelta_hub.limits import TASK_BYTES_MAX, TASK_BYTES_MIN, TASKS_WANTED
 from paramdelta_hub.numerics.float8 import Deviation
+from paramdelta_hub.package.chunks import chunk_ranges
 from paramdelta_hub.package.manifest import FileRecord
 from paramdelta_hub.tasks.models import Applied, Digested, DigestTask, Encoded, NotFinite
 from paramdelta_hub.tasks.plan import RECEIPT, Plan, Receipt, cut
@@ -78,30 +80,53 @@ def test_receipts_come_back() -> None:
 SIZES = st.lists(st.integers(0, 3 * TASK_BYTES_MIN) | st.just(0) | st.integers(0, 2 * TASK_BYTES_MAX), max_size=60)
 
 
+@dataclass(frozen=True)
+class Item:
+    """A tensor of chunks of 2 MiB, or some of them."""
+
+    number: int
+    nbytes: int
+    first: int = 0
+
+    def divide(self, parts: int) -> list[Item]:
+        ranges = chunk_ranges(self.nbytes // 2, parts)
+        return [Item(self.number, 2 * count, self.first + 2 * first) for first, count in ranges]
+
+
+def items(sizes: list[int]) -> list[Item]:
+    return [Item(number, size // 2 * 2) for number, size in enumerate(sizes)]
+
+
 @given(SIZES)
 def test_cutting_loses_nothing_and_keeps_the_order(sizes: list[int]) -> None:
-    groups = cut(list(enumerate(sizes)), lambda item: item[1], sum(sizes))
-    assert [item for group in groups for item in group] == list(enumerate(sizes))
+    groups = cut(items(sizes), sum(sizes))
+    joined: dict[int, int] = {}
+    for part in (part for group in groups for part in group):
+        assert joined.setdefault(part.number, 0) == part.first, "the parts of an item follow each other"
+        joined[part.number] += part.nbytes
+    assert list(joined.items()) == [(item.number, item.nbytes) for item in items(sizes)]
     assert all(groups)
-    assert cut(list(enumerate(sizes)), lambda item: item[1], sum(sizes)) == groups
+    assert cut(items(sizes), sum(sizes)) == groups
 
 
 @given(SIZES)
 def test_groups_are_neither_too_large_nor_too_many(sizes: list[int]) -> None:
     total = sum(sizes)
     wanted = min(max(total // TASKS_WANTED, TASK_BYTES_MIN), TASK_BYTES_MAX)
-    groups = cut(sizes, lambda size: size, total)
+    groups = cut(items(sizes), total)
     for group in groups:
-        assert sum(group) <= 2 * wanted or len([size for size in group if size]) == 1
+        assert sum(item.nbytes for item in group) <= 2 * wanted
+        assert len({item.number for item in group}) == len(group), "no two parts of one item"
     for one, other in itertools.pairwise(groups):
-        assert sum(one) + sum(other) >= wanted, "two neighbours that would fit into one are one"
+        both = sum(item.nbytes for item in (*one, *other))
+        assert both >= wanted, "two neighbors that would fit into one are one"
 
 
 def test_a_small_model_is_one_task_and_a_large_one_many() -> None:
-    assert len(cut([1000] * 50, lambda size: size, 50_000)) == 1
-    large = [400 << 20] * 400
-    assert TASKS_WANTED / 2 <= len(cut(large, lambda size: size, sum(large))) <= 2 * TASKS_WANTED
-    assert cut([], lambda size: size, 0) == []
+    assert len(cut(items([1000] * 50), 50_000)) == 1
+    for sizes in ([400 << 20] * 400, [160_000 << 20]):
+        assert TASKS_WANTED / 2 <= len(cut(items(sizes), sum(sizes))) <= 2 * TASKS_WANTED
+    assert cut(items([]), 0) == []
 
 
 def test_threads_and_memory_are_no_part_of_a_plan(family: Family, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -31,6 +30,7 @@ from paramdelta_hub.registry.cards.generated import END, own_text, without_gener
 from paramdelta_hub.registry.cards.markdown import escape_markdown, front_matter
 from tests.conftest import Family
 from tests.registry.cards.test_front_matter import as_the_client_reads, cards, equal
+from tests.support.digests import tensor_digest
 from tests.support.models import read_weights, weights, write_model
 
 BEGIN = f"<!-- delta:begin {'0' * 16}: x -->"
@@ -399,7 +399,7 @@ def test_an_applied_models_card_names_the_digests_that_are_used(family: Family, 
     assert provenance["tensors"].keys() == weights_now.keys()
     for name, tensor in weights_now.items():
         content = tensor.contiguous().view(torch.uint8).numpy().tobytes()
-        assert provenance["tensors"][name]["blake3"] == blake3(content).hexdigest()
+        assert provenance["tensors"][name]["blake3"] == tensor_digest(content, tensor.element_size())
 
 
 def test_an_applied_models_card_tells_of_post_and_of_force(family: Family, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_hub.fileio.names import is_clear
-from paramdelta_hub.package.manifest import CodecRecord, TensorRecord
+from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.registry.cards.changes import change_table, parts
 
 NORMS = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
@@ -30,7 +30,7 @@ def tensor(name: str, delta: float = 1.0, base: float = 100.0, effect: str = "ad
         effect=effect,
         dtype="F32",
         shape=(4,),
-        codec=CodecRecord.model_construct(name="zero"),
+        parts=(),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdelta_hub.package.manifest import CodecRecord, TensorRecord
+from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.registry.cards.heatmap import HEAT, heat_map, heat_parts
 from tests.registry.cards.test_changes import NAMES, NORMS
 
@@ -19,7 +19,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def tensor(name: str, delta: float = 1.0, base: float = 100.0, effect: str = "add") -> TensorRecord:
     return TensorRecord.model_construct(
-        name=name, delta_norm=delta, base_norm=base, effect=effect, shape=(4,), codec=CodecRecord.model_construct()
+        name=name, delta_norm=delta, base_norm=base, effect=effect, shape=(4,), parts=()
     )
 
 
