@@ -102,7 +102,7 @@ def check_shard_header(path: Path, sizes: Mapping[str, int]) -> dict[str, int]:
         path: the shard.
         sizes: the size of every payload in it, by its tensor's name.
 
-    Together with the payloads' digests this covers every byte of the file that has a meaning.
+    Together with the digests of chunks and their tables this covers every byte of the file that has a meaning.
 
     Raises:
         PackageError: not a valid header, or one that differs from the manifest.
