@@ -29,6 +29,7 @@ from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.differences import Difference
 from paramdelta_hub.numerics.floats import FLOATS, Bits, Float
 from paramdelta_hub.numerics.sums import Delta
+from paramdelta_hub.package.chunk_table import DIGEST_BYTES, table_row
 
 __all__ = [
     "AddedChunk",
@@ -37,10 +38,7 @@ __all__ = [
     "decode_added",
     "decode_replaced",
     "encode_added",
-    "make_table",
 ]
-
-_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Layout:
     @property
     def table_bytes(self) -> int:
         """Bytes of the table at the payload's end."""
-        return self.chunks * (self.columns * 4 + _DIGEST_BYTES)
+        return self.chunks * (self.columns * 4 + DIGEST_BYTES)
 
     @property
     def max_chunk_bytes(self) -> int:
@@ -86,7 +84,7 @@ class Layout:
         Raises:
             PackageError: it does not, or a chunk is impossibly large.
         """
-        rows = table.view(_row(self.columns))
+        rows = table.view(table_row(self.columns))
         lengths = rows["lengths"].astype(np.int64)
         if int(lengths.sum()) + table.nbytes != nbytes:
             raise PackageError("the chunk table does not add up to the payload's size", where=where)
@@ -99,18 +97,6 @@ class Layout:
         ends = np.cumsum(lengths).tolist()
         view = memoryview(chunk)
         return [view[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def _row(columns: int) -> np.dtype[Any]:
-    return np.dtype([("lengths", "<u4", (columns,)), ("digest", np.uint8, (_DIGEST_BYTES,))])
-
-
-def make_table(lengths: Sequence[Sequence[int]], digests: Sequence[bytes]) -> bytes:
-    """Return the table of at least one chunk, given the lengths of each one's streams, and its digest."""
-    rows = np.empty(len(lengths), _row(len(lengths[0])))
-    rows["lengths"] = lengths
-    rows["digest"] = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), _DIGEST_BYTES)
-    return rows.tobytes()
 
 
 def chunk_ranges(elements: int, parts: int) -> list[tuple[int, int]]:
@@ -156,7 +142,7 @@ def decode_added(layout: Layout, streams: Sequence[Buffer], elements: int) -> Ad
     """
     kind = layout.float
     exceptions, exact = decode_sparse(streams[TANS.streams : -1], elements, kind.bits)
-    if len(streams[-1]) != (_DIGEST_BYTES if exceptions.size else 0):
+    if len(streams[-1]) != (DIGEST_BYTES if exceptions.size else 0):
         raise PackageError("a chunk's exceptions and the digest of its base do not go together")
     delta = TANS.open(streams[: TANS.streams], elements, kind.wide)
     return AddedChunk(delta, exceptions, exact, bytes(streams[-1]))

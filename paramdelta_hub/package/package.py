@@ -75,17 +75,16 @@ class Package:
                 locations[name, shard.path] = (str(path), start)
         return locations
 
-    def check_files(self, advance: Callable[[int], None] = lambda _: None) -> None:
-        """Check that every listed file has its promised bytes.
+    def check_file(self, file: FileRecord, advance: Callable[[int], None] = lambda _: None) -> None:
+        """Check that a listed file has its promised bytes.
 
         Raises:
-            IntegrityError: a file differs.
-            PackageError: a file is missing or not a regular file.
+            IntegrityError: it differs.
+            PackageError: it is missing or not a regular file.
         """
-        for file in self.manifest.files:
-            self._check_size(file.path, file.size)
-            digest, _ = file_digest(resolve_inside(self.path, file.path), PackageError, advance=advance)
-            check_digest(digest, file.sha256, f"the file {file.path!r}", str(self.path))
+        self._check_size(file.path, file.size)
+        digest, _ = file_digest(resolve_inside(self.path, file.path), PackageError, advance=advance)
+        check_digest(digest, file.sha256, f"the file {file.path!r}", str(self.path))
 
     def files_beside(self) -> tuple[str, ...]:
         """Return the names of the files that lie beside the package, such as a license text or images.

@@ -11,7 +11,7 @@ from paramdelta_hub.errors import PackageError
 from paramdelta_hub.fileio.digests import chunk_digest
 from paramdelta_hub.fileio.durable import write_exactly
 from paramdelta_hub.fileio.safetensors import build_header, read_header
-from paramdelta_hub.package.chunks import make_table
+from paramdelta_hub.package.chunk_table import make_table
 from paramdelta_hub.package.manifest import FORMAT, FORMAT_VERSION
 
 __all__ = ["PayloadWriter", "ShardWriter", "check_shard_header"]

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from paramdelta_hub.errors import IntegrityError, PackageError, SourceError, StorageError
@@ -31,7 +31,7 @@ from paramdelta_hub.fileio.names import human_bytes
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.limits import CARD_BYTES, COPY_BYTES, SIGNATURE_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord
-from paramdelta_hub.package.package import LOCK_NAME, Package
+from paramdelta_hub.package.package import LOCK_NAME
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "EXTRAS",
     "SIGNATURE_NAME",
     "check_free_space",
-    "check_in_place",
     "check_place",
     "exclusive_dir",
     "file_chunks",
@@ -143,25 +142,6 @@ def is_intact(folder: Path, file: FileRecord) -> bool:
         return path.stat().st_size == file.size and file_digest(path)[0] == file.sha256
     except (OSError, SourceError):
         return False
-
-
-def check_in_place(package: Package, files: Sequence[FileRecord], progress: Progress) -> None:
-    """Check the size and sha256 of a package's files where they are.
-
-    Raises:
-        IntegrityError: a file is not what the manifest promises.
-        PackageError: a file is missing, or is not a regular file.
-    """
-    progress.start("checking", sum(file.size for file in files))
-    try:
-        if files == package.manifest.files:
-            package.check_files(progress.advance)
-        else:
-            for file in files:
-                digest, _ = file_digest(resolve_inside(package.path, file.path), advance=progress.advance)
-                check_digest(digest, file.sha256, f"the file {file.path!r}", str(package.path))
-    finally:
-        progress.finish()
 
 
 def check_free_space(folder: Path, needed: int) -> None:

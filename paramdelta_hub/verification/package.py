@@ -41,6 +41,7 @@ from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.signing import trust
 from paramdelta_hub.tasks.digests import join_digests, run_over, tensor_digests
 from paramdelta_hub.tasks.models import Advance
+from paramdelta_hub.tasks.package_files import check_files
 from paramdelta_hub.tasks.progress import Progress
 from paramdelta_hub.tasks.runner import workers
 from paramdelta_hub.transforms.sum import Addend, TensorSum
@@ -122,7 +123,9 @@ def verify(
     package = open_package(locate_delta(delta, registry, trust=trusted, progress=progress))
     signed_by = trusted.check_package(package) if trusted else None
     beside = _files_beside(package, strict)
-    locations = _check_files(package, progress)
+    check_files(package, package.manifest.files, progress, threads)
+    locations = package.payload_locations()
+    _check_lineage_file(package)
     base_model, post_model = (None if model is None else open_checkpoint(model) for model in (base, post))
     digests = _decode(package, base_model, locations, threads, progress)
     _check_base(package, base_model, digests, threads, progress)
@@ -150,18 +153,6 @@ def _files_beside(package: Package, strict: bool) -> tuple[str, ...]:
             remedy="delete what does not belong there, or verify without --strict",
         )
     return beside
-
-
-def _check_files(package: Package, progress: Progress) -> Locations:
-    """Check the bytes of every file, and return where each payload lies."""
-    progress.start("checking files", package.manifest.nbytes)
-    try:
-        package.check_files(progress.advance)
-    finally:
-        progress.finish()
-    locations = package.payload_locations()
-    _check_lineage_file(package)
-    return locations
 
 
 def _decode(

@@ -19,7 +19,8 @@ from paramdelta_hub.codecs.sparse import encode_sparse
 from paramdelta_hub.errors import IntegrityError, PackageError
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 from paramdelta_hub.numerics.floats import FLOATS
-from paramdelta_hub.package.chunks import Layout, chunk_ranges, decode_added, decode_replaced, make_table
+from paramdelta_hub.package.chunk_table import make_table
+from paramdelta_hub.package.chunks import Layout, chunk_ranges, decode_added, decode_replaced
 from paramdelta_hub.package.shard import ShardWriter
 from paramdelta_hub.package.tensor_delta import PayloadReader, StoredPart
 

@@ -18,11 +18,11 @@ COUNT = 5 * CHUNK_ELEMENTS + 12_345
 
 
 def changed(base: torch.Tensor, first: int, last: int, factor: float) -> torch.Tensor:
-    """Return base with the elements of some chunks multiplied, one of them so small that no sum reaches it."""
+    """Return base with the elements of some chunks multiplied, one of them to −0, which no sum reaches."""
     post = base.clone()
     place = slice(first * CHUNK_ELEMENTS, last * CHUNK_ELEMENTS)
     post[place] = (base[place].double() * factor).to(base.dtype)
-    post[first * CHUNK_ELEMENTS + 5] = 1.37e-30
+    post[first * CHUNK_ELEMENTS + 5] = -0.0
     return post
 
 

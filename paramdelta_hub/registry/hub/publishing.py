@@ -28,10 +28,11 @@ from paramdelta_hub.registry.cards.card import FACTS_KEY
 from paramdelta_hub.registry.cards.front_matter import metadata
 from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
 from paramdelta_hub.registry.hub.fetch import Commit, fetch_listed, fetch_small, get_commit
-from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME, check_in_place, read_extras
+from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME, read_extras
 from paramdelta_hub.registry.names import is_version, newest
 from paramdelta_hub.registry.protocol import HIGHER_VERSION, CardMaker, Publication, Published
 from paramdelta_hub.registry.yanks import YANK_BYTES, parse_yank, yank_content, yank_name, yanked_in
+from paramdelta_hub.tasks.package_files import check_files
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -54,7 +55,7 @@ def publish(api: HfApi, publication: Publication) -> Published:
         PackageError: the package is broken.
     """
     delta, repo, create_pr = publication.package, publication.repo, publication.create_pr
-    check_in_place(delta, delta.manifest.files, publication.progress)
+    check_files(delta, delta.manifest.files, publication.progress)
     extras = read_extras(delta.path, publication.extras)
     announced = False
 
@@ -103,7 +104,7 @@ def plan(api: HfApi, publication: Publication) -> Published:
         PublishError, RegistryError, PackageError: as :func:`publish`.
     """
     delta, repo, version = publication.package, publication.repo, publication.package.manifest.version
-    check_in_place(delta, delta.manifest.files, publication.progress)
+    check_files(delta, delta.manifest.files, publication.progress)
     extras = read_extras(delta.path, publication.extras)
     small = {**extras, MANIFEST_NAME: _manifest_text(delta), PICTURE_NAME: _picture(delta)}
     files = {file.path: file.size for file in delta.manifest.files}

@@ -26,7 +26,6 @@ from paramdelta_hub.registry.cards.front_matter import metadata
 from paramdelta_hub.registry.materialize import (
     CARD_NAME,
     EXTRAS,
-    check_in_place,
     check_place,
     read_extras,
     receive,
@@ -58,6 +57,7 @@ from paramdelta_hub.registry.stores.bucket import BucketStore
 from paramdelta_hub.registry.stores.folder import FolderStore
 from paramdelta_hub.registry.words import has_words
 from paramdelta_hub.registry.yanks import YANK_BYTES, parse_yank, yank_content, yank_name, yanked_in
+from paramdelta_hub.tasks.package_files import check_files
 from paramdelta_hub.tasks.progress import Progress
 
 __all__ = ["Store", "StoreRegistry", "check_options"]
@@ -222,7 +222,7 @@ class StoreRegistry(Registry):
             self._check_same(publication, published_id)
             return publication.planned(opened.digest, where, {}, is_newest)
         extras = read_extras(opened.path, publication.extras)
-        check_in_place(opened, opened.manifest.files, publication.progress)
+        check_files(opened, opened.manifest.files, publication.progress)
         self._announce(publication)
         files = {file.path: file.size for file in opened.manifest.files}
         files |= {name: len(content) for name, content in extras.items()}
@@ -254,7 +254,7 @@ class StoreRegistry(Registry):
         uploaded = published_id is None
         if uploaded:
             extras = read_extras(opened.path, publication.extras)
-            check_in_place(opened, opened.manifest.files, publication.progress)
+            check_files(opened, opened.manifest.files, publication.progress)
             self._announce(publication)
             try:
                 self._store.put(opened, folder, read_manifest(opened), extras, publication.progress)
@@ -321,7 +321,7 @@ class StoreRegistry(Registry):
         """
         local = self._store.local_path(_folder(found))
         if local is not None and not signed:
-            check_in_place(Package(local, found.manifest, found.id), found.files(part), progress)
+            check_files(Package(local, found.manifest, found.id), found.files(part), progress)
             return local, 0
         home = os.environ.get("XDG_CACHE_HOME", "")
         cache = Path(home) if os.path.isabs(home) else expand("~/.cache")
