@@ -60,7 +60,8 @@ class Command:
     argv: Sequence[str]
     reads: Sequence[Path]
     """Folders that it reads; they are read just before, so that it finds them in memory, if they fit."""
-    output: Path
+    output: Path | None
+    """What it makes; None if it only reads."""
     memory: int = 0
     """Bytes of memory that it can't do without, where that grows with the model."""
     env: Mapping[str, str] = field(default_factory=dict)

@@ -17,6 +17,7 @@ __all__ = ["PARTS", "write_docs", "write_readme"]
 
 PARTS = ("speed", "sizes", "limits")
 OURS = ("extract", "apply")
+ALL_OURS = (*OURS, "verify")
 MERGEKIT = ("mergekit linear", "mergekit task_arithmetic")
 OVERHEAD = ("shard headers", "lineage samples", "manifest", "companions")
 CORES = {"one": "one core", "all": "all cores"}
@@ -183,10 +184,10 @@ def _speed_text(part: Result, speeds: list[Speed]) -> list[str]:
             ratios, quick = speed.ratios[name], speed.times([name])
             rows.append(
                 [
-                    f"**{name}**" if name in OURS else name,
+                    f"**{name}**" if name in ALL_OURS else name,
                     f"{speed.median(name):.1f} s",
                     f"{speed.ratio(name):.2f} ({min(ratios):.2f}–{max(ratios):.2f})",
-                    f"{quick:.1f}" if quick and name not in (CP, *OURS) and "floor" not in name else "",
+                    f"{quick:.1f}" if quick and name not in (CP, *ALL_OURS) and "floor" not in name else "",
                     f"{speed.median(name, 'user') + speed.median(name, 'system'):.1f} s",
                     f"{speed.peak(name):,.0f} MB",
                     f"{speed.unlike[name]:.2%}" if name in speed.unlike else "",
@@ -205,7 +206,7 @@ def _speed_panel(speed: Speed) -> Panel:
     bars = [
         Bar(
             name, speed.ratio(name), f"{speed.ratio(name):.1f} ×",
-            "ours" if name in OURS else "floor" if "floor" in name or name == CP else "other",
+            "ours" if name in ALL_OURS else "floor" if "floor" in name or name == CP else "other",
             min(speed.ratios[name]), max(speed.ratios[name]),
         )
         for name in sorted(speed.rounds, key=speed.ratio)

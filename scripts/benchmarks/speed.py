@@ -76,7 +76,7 @@ class Size:
         for command in commands:
             roles = tuple(role for role in ROLES if str(self.models / role) in (*command.argv, *command.prepare))
             groups.setdefault(roles, []).append(command)
-        alone = groups.pop(("target",))  # copying, and apply
+        alone = groups.pop(("target",)) + groups.pop((), [])  # copying, apply, and verify, which reads the package
         phases = [(["base", "post"], [_copy(self, "post"), *groups.pop(("base", "post"))]), (["target"], alone)]
         return phases + [(list(roles), [_copy(self, "target"), *others]) for roles, others in groups.items()]
 
@@ -116,6 +116,7 @@ def _ours(size: Size) -> list[Command]:
     return [
         _copy(size, "target"),
         Command("extract", [*paramdelta, "extract", str(base), str(post), "-o", str(delta), "-q"], [base, post], delta),
+        Command("verify", [*paramdelta, "verify", str(delta)], [delta], None),
         Command("floor of extract", [*floor, *map(str, (delta, base, post))], [base, post], written),
         Command("floor of apply", [*floor, *map(str, (target, target, delta))], [target, delta], written),
         Command(
@@ -143,7 +144,8 @@ def _phase(size: Size, roles: list[str], commands: list[Command], rounds: int) -
     unlike: dict[str, float] = {}
     for number in range(rounds + 1):
         for command in commands:
-            shutil.rmtree(command.output, ignore_errors=True)
+            if command.output:
+                shutil.rmtree(command.output, ignore_errors=True)
             os.sync()
             for folder in command.reads:
                 warm(folder)
@@ -152,9 +154,9 @@ def _phase(size: Size, roles: list[str], commands: list[Command], rounds: int) -
             print(f"  round {number}: {command.name:<24} {this.seconds:7.2f} s {this.peak_mb:7.0f} MB", file=sys.stderr)
             if number:
                 took[command.name].append(asdict(this))
-            elif command.makes_model and roles == list(ROLES):
+            elif command.makes_model and command.output and roles == list(ROLES):
                 unlike[command.name] = unlike_the_formula(command.output, size.models)
-            if command.output != size.delta:
+            if command.output and command.output != size.delta:
                 shutil.rmtree(command.output)
     made = {"package": anatomy(size.delta)} if any(command.output == size.delta for command in commands) else {}
     return {"models": roles, "commands": took, "unlike_the_formula": unlike, **made}
