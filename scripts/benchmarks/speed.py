@@ -116,13 +116,13 @@ def _ours(size: Size) -> list[Command]:
     return [
         _copy(size, "target"),
         Command("extract", [*paramdelta, "extract", str(base), str(post), "-o", str(delta), "-q"], [base, post], delta),
-        Command("verify", [*paramdelta, "verify", str(delta)], [delta], None),
         Command("floor of extract", [*floor, *map(str, (delta, base, post))], [base, post], written),
         Command("floor of apply", [*floor, *map(str, (target, target, delta))], [target, delta], written),
         Command(
             "apply", [*paramdelta, "apply", *map(str, (target, delta)), "-o", str(out), "-q"], [target, delta], out,
             makes_model=True,
         ),
+        Command("verify", [*paramdelta, "verify", str(delta)], [delta], None),
     ]  # fmt: skip
 
 

@@ -139,10 +139,12 @@ def test_models_are_made_one_after_another_where_the_disk_is_small(
     size = Size(tmp_path / "models", TINY, tmp_path)
     peer = Command("peer", [str(size.models / role) for role in ROLES], [], tmp_path / "added")
     phases = [(roles, [command.name for command in part]) for roles, part in size.phases([*speed._ours(size), peer])]
-    together = [(list(ROLES), ["cp + sync", "extract", "floor of extract", "floor of apply", "apply", "peer"])]
+    together = [
+        (list(ROLES), ["cp + sync", "extract", "floor of extract", "floor of apply", "apply", "verify", "peer"])
+    ]
     apart = [
         (["base", "post"], ["cp + sync", "extract", "floor of extract"]),
-        (["target"], ["cp + sync", "floor of apply", "apply"]),
+        (["target"], ["cp + sync", "floor of apply", "apply", "verify"]),
         (list(ROLES), ["cp + sync", "peer"]),
     ]
     assert phases == (together if free == 10**12 else apart)
