@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,9 +17,11 @@ from paramdelta_hub.errors import CheckpointError, OptionError, ParamdeltaError,
 from paramdelta_hub.fileio.durable import storage_error
 from paramdelta_hub.fileio.names import without_secrets
 
-__all__ = ["MissingError", "StaleError", "endpoint", "translate_hub_errors"]
+__all__ = ["MissingError", "StaleError", "asked_wait", "check_endpoint", "endpoint", "translate_hub_errors"]
 
 _DISK_ERRNOS = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
+_NO_ANSWERS_OF_A_HUB = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What the client raises if it can't read an answer."""
 _FILE_ERRNOS = {errno.EACCES, errno.EPERM}
 """Errors of the disk too, but only with a file name: a socket can raise them as well."""
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -36,6 +41,10 @@ _STATUS_MESSAGES: dict[int, tuple[str, str]] = {
 """The message and the remedy for each HTTP status."""
 _RIGHTS = re.compile(r"permission|right|authori|token|scope|read-?only", re.IGNORECASE)
 """Words of the Hub by which a 403 is about the token. Others are about a quota, a protected branch or a setting."""
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
+_RESET = re.compile(r"\bt\s*=\s*([0-9]+)")
+"""The seconds until a limit ends, in the header ``RateLimit`` of the Hub."""
+_YEAR = 365 * 86400.0
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 _STATUS_MESSAGES_FOR_MODELS: dict[int, tuple[str, str]] = {
     401: _STATUS_MESSAGES[401],
@@ -55,9 +64,31 @@ class StaleError(RegistryError):
 
 def endpoint() -> str:
     """Return the Hub's address (see HF_ENDPOINT), without a user name and password."""
+    check_endpoint()
     from huggingface_hub import constants
 
     return re.sub(r"//[^/]*@", "//", constants.ENDPOINT)
+
+
+def check_endpoint() -> None:
+    """Check that HF_ENDPOINT is an address. The Hub's client reads it when it is imported, and may not survive another.
+
+    Raises:
+        OptionError: it is not.
+    """
+    text = os.environ.get("HF_ENDPOINT")
+    if text is None:
+        return
+    try:
+        url = urlsplit(text)
+        is_valid = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise OptionError(
+            f"HF_ENDPOINT is {_one_line(text)!r}, which is no address of a server",
+            remedy=f"set it to an address such as {_DEFAULT_ENDPOINT}, or unset it",
+        )
 
 
 @contextmanager
@@ -137,6 +168,7 @@ def _translate(
     problem: Exception, where: str, kind: type[CheckpointError] | type[RegistryError]
 ) -> CheckpointError | RegistryError | OptionError:
     from huggingface_hub.errors import (
+        FileMetadataError,
         GatedRepoError,
         HFValidationError,
         LocalEntryNotFoundError,
@@ -181,11 +213,16 @@ def _translate(
     if error := _translate_status(problem, where, kind):
         return error
     if isinstance(problem, LocalEntryNotFoundError):
-        what = f"{_host()} can't be reached, and the cache is incomplete"
+        is_odd = is_a(FileMetadataError)
+        why = "does not tell of the file what a Hub tells" if is_odd else "can't be reached"
+        what = f"{_host()} {why}, and the cache is incomplete"
         if of_model:
             what = f"no such folder here, {what}"
         return RegistryError(what, where=where, remedy=f"check the spelling and the connection, then {_RETRY}")
     root = list(_causes(problem))[-1]
+    if isinstance(root, _NO_ANSWERS_OF_A_HUB) and not isinstance(root, OSError):
+        what = f"the answer of {_host()} is not a Hub's ({type(root).__name__}: {_first_line(root)})"
+        return RegistryError(what, where=where, remedy=_RETRY)
     what = f"the connection to {_host()} failed ({type(root).__name__}: {_first_line(root)})"
     return RegistryError(what, where=where, remedy=f"check the connection, then {_RETRY}")
 
@@ -203,7 +240,7 @@ def _translate_status(
         return None
     if status in (409, 412):
         return StaleError("somebody else changed the repository first", where=where, remedy=_RETRY)
-    words, headers = _words(problem), getattr(response, "headers", {})
+    words = _words(problem)
     said = f"({status} from {_host(response)}{words and f': {words}'})"
     is_setting = bool(status == 403 and words and not _RIGHTS.search(words))
     if issubclass(kind, CheckpointError) and status in _STATUS_MESSAGES_FOR_MODELS and not is_setting:
@@ -213,10 +250,25 @@ def _translate_status(
     what, remedy = _STATUS_MESSAGES.get(status, (unknown, _RETRY))
     if is_setting:
         remedy = "do what the Hub asks for, or ask the repository's owner to"
-    seconds = str(headers.get("Retry-After", ""))
-    if seconds.isdigit() and seconds != "0":
-        remedy = f"{remedy} (the Hub asks for a wait of {seconds} s)"
+    if seconds := asked_wait(response):
+        remedy = f"{remedy} (the Hub asks for a wait of {seconds:.0f} s)"
     return RegistryError(f"{what} {said}", where=where, remedy=remedy)
+
+
+def asked_wait(response: Any) -> float | None:
+    """Return for how many seconds a server wants us to wait, if it says so: at most a year, and none is less than 0."""
+    after, limit = str(response.headers.get("Retry-After", "")).strip(), str(response.headers.get("RateLimit", ""))
+    if _SECONDS.fullmatch(after):
+        return min(float(after), _YEAR)
+    with contextlib.suppress(ValueError, TypeError):  # it is no date
+        until = parsedate_to_datetime(after)
+        try:  # by the server's clock, if it says what that is
+            now = parsedate_to_datetime(str(response.headers.get("Date", "")))
+        except (ValueError, TypeError):
+            now = datetime.now(timezone.utc)
+        return min(max((until - now).total_seconds(), 0.0), _YEAR)
+    found = _RESET.search(limit) if response.status_code == 429 else None
+    return min(float(found[1]), _YEAR) if found else None
 
 
 def _host(response: Any = None) -> str:

@@ -79,6 +79,16 @@ def test_a_connection_that_breaks_is_made_again_where_nothing_can_happen_twice(
     holds(Path(publish_and_pull(client, repo, packages.v1)["path"]), packages.v1)
 
 
+@pytest.mark.parametrize("request_", ["refs", "info", "list"])
+@pytest.mark.parametrize("fault", ["cut", "stall"])
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    hub: LoopbackHub, hurried: Client, repo: str, packages: Packages, request_: str, fault: Any
+) -> None:
+    hub.faults = [Fault(fault, REQUESTS[request_], 10)]
+    holds(Path(publish_and_pull(hurried, repo, packages.v1)["path"]), packages.v1)
+    assert not hub.faults[0].times, "it was never asked"
+
+
 def test_a_wait_that_is_too_long_is_told_and_not_made(
     hub: LoopbackHub, client: Client, repo: str, packages: Packages
 ) -> None:
@@ -164,6 +174,28 @@ def test_a_repository_that_was_renamed_is_followed(
     hub.renamed = {"org/former": repo}
     assert [version["version"] for version in client("versions", repo="org/former")] == ["1.0.0"]
     holds(Path(client("pull", repo="org/former")["path"]), packages.v1)
+
+
+def test_a_repository_that_was_renamed_is_written_to_by_its_present_name(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages
+) -> None:
+    client("publish_anew", delta=packages.v1, repo=repo)
+    model = f"{repo}-model"
+    hub.add(model).add({"README.md": b"# Hi"})
+    hub.renamed = {"org/former": repo, "Org/Model": model}
+    before = [hub.repositories[name].head for name in (repo, model)]
+    for name, line in {
+        repo: ["publish", packages.v2, "org/former"],
+        f"{repo} ": ["publish", packages.v2, "org/former", "--dry-run"],
+        f"{repo}  ": ["yank", "org/former", "1.0.0", "--reason", "wrong"],
+        f"{repo}   ": ["link", "org/former", model],
+        model: ["link", repo, "Org/Model"],
+        f"{model} ": ["link", repo, "Org/Model", "--remove"],
+    }.items():
+        code, _, said = client("command", arguments=list(map(str, line)))
+        assert code == 8, said
+        assert f"use that name: {name.strip()}\n" in said
+    assert [hub.repositories[name].head for name in (repo, model)] == before
 
 
 @pytest.mark.parametrize(
