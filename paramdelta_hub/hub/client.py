@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from paramdelta_hub.__about__ import __version__
-from paramdelta_hub.hub.errors import check_endpoint
+from paramdelta_hub.hub.endpoint import check_endpoint
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from paramdelta_hub.errors import CheckpointError, OptionError, ParamdeltaError, RegistryError, StorageError
 from paramdelta_hub.fileio.durable import storage_error
 from paramdelta_hub.fileio.names import without_secrets
+from paramdelta_hub.hub.endpoint import DEFAULT_ENDPOINT, endpoint
+from paramdelta_hub.hub.waits import asked_wait
 
-__all__ = ["MissingError", "StaleError", "asked_wait", "check_endpoint", "endpoint", "translate_hub_errors"]
+__all__ = ["MissingError", "StaleError", "translate_hub_errors"]
 
 _DISK_ERRNOS = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
 _NO_ANSWERS_OF_A_HUB = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
@@ -41,11 +40,6 @@ _STATUS_MESSAGES: dict[int, tuple[str, str]] = {
 """The message and the remedy for each HTTP status."""
 _RIGHTS = re.compile(r"permission|right|authori|token|scope|read-?only", re.IGNORECASE)
 """Words of the Hub by which a 403 is about the token. Others are about a quota, a protected branch or a setting."""
-_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
-_RESET = re.compile(r"\bt\s*=\s*([0-9]+)")
-"""The seconds until a limit ends, in the header ``RateLimit`` of the Hub."""
-_YEAR = 365 * 86400.0
-_DEFAULT_ENDPOINT = "https://huggingface.co"
 _STATUS_MESSAGES_FOR_MODELS: dict[int, tuple[str, str]] = {
     401: _STATUS_MESSAGES[401],
     403: ("the Hub does not allow this", f"use a token with read access: {_LOGIN}"),
@@ -60,35 +54,6 @@ class MissingError(RegistryError):
 
 class StaleError(RegistryError):
     """Somebody else was faster: the parent commit is no longer the newest, or the tag exists."""
-
-
-def endpoint() -> str:
-    """Return the Hub's address (see HF_ENDPOINT), without a user name and password."""
-    check_endpoint()
-    from huggingface_hub import constants
-
-    return re.sub(r"//[^/]*@", "//", constants.ENDPOINT)
-
-
-def check_endpoint() -> None:
-    """Check that HF_ENDPOINT is an address. The Hub's client reads it when it is imported, and may not survive another.
-
-    Raises:
-        OptionError: it is not.
-    """
-    text = os.environ.get("HF_ENDPOINT")
-    if text is None:
-        return
-    try:
-        url = urlsplit(text)
-        is_valid = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
-    except ValueError:
-        is_valid = False
-    if not is_valid:
-        raise OptionError(
-            f"HF_ENDPOINT is {_one_line(text)!r}, which is no address of a server",
-            remedy=f"set it to an address such as {_DEFAULT_ENDPOINT}, or unset it",
-        )
 
 
 @contextmanager
@@ -117,7 +82,7 @@ def translate_hub_errors(
         raise
     except Exception as problem:
         error = _disk_error(problem) or _translate(problem, where, kind)
-        if not isinstance(error, StorageError) and _is_of_the_place(problem) and endpoint() != _DEFAULT_ENDPOINT:
+        if not isinstance(error, StorageError) and _is_of_the_place(problem) and endpoint() != DEFAULT_ENDPOINT:
             error.remedy = f"{error.remedy}; and check HF_ENDPOINT, which is {endpoint()}"
         raise error from problem
 
@@ -253,22 +218,6 @@ def _translate_status(
     if seconds := asked_wait(response):
         remedy = f"{remedy} (the Hub asks for a wait of {seconds:.0f} s)"
     return RegistryError(f"{what} {said}", where=where, remedy=remedy)
-
-
-def asked_wait(response: Any) -> float | None:
-    """Return for how many seconds a server wants us to wait, if it says so: at most a year, and none is less than 0."""
-    after, limit = str(response.headers.get("Retry-After", "")).strip(), str(response.headers.get("RateLimit", ""))
-    if _SECONDS.fullmatch(after):
-        return min(float(after), _YEAR)
-    with contextlib.suppress(ValueError, TypeError):  # it is no date
-        until = parsedate_to_datetime(after)
-        try:  # by the server's clock, if it says what that is
-            now = parsedate_to_datetime(str(response.headers.get("Date", "")))
-        except (ValueError, TypeError):
-            now = datetime.now(timezone.utc)
-        return min(max((until - now).total_seconds(), 0.0), _YEAR)
-    found = _RESET.search(limit) if response.status_code == 429 else None
-    return min(float(found[1]), _YEAR) if found else None
 
 
 def _host(response: Any = None) -> str:

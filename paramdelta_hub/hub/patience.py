@@ -26,7 +26,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 
 from paramdelta_hub import limits
 from paramdelta_hub.fileio.names import without_secrets
-from paramdelta_hub.hub.errors import asked_wait
+from paramdelta_hub.hub.waits import asked_wait
 
 __all__ = ["NoAnswerError", "install", "read_range"]
 

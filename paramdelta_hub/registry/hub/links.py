@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from paramdelta_hub.errors import OptionError, PackageError, RegistryError, SourceError
 from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.hub.client import connect
-from paramdelta_hub.hub.errors import StaleError, endpoint, translate_hub_errors
+from paramdelta_hub.hub.endpoint import endpoint
+from paramdelta_hub.hub.errors import StaleError, translate_hub_errors
 from paramdelta_hub.limits import MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from paramdelta_hub.registry.cards.front_matter import Items, change_metadata, line_end, metadata

@@ -22,7 +22,8 @@ from paramdelta_hub.errors import IntegrityError, PackageError, PublishError, Re
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect
-from paramdelta_hub.hub.errors import MissingError, StaleError, endpoint, translate_hub_errors
+from paramdelta_hub.hub.endpoint import endpoint
+from paramdelta_hub.hub.errors import MissingError, StaleError, translate_hub_errors
 from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.package.package import PICTURE_NAME, Package
@@ -176,14 +177,14 @@ def _make_plan(api: HfApi, publication: Publication) -> _Plan:
     _check_head(publication, head)
     extras = publication.make_extras(card_of(api, head))
     tags, branches = refs(api, repo)
-    old = None if _has_manifest(delta, head) else _manifest_of(api, repo, head)
-    newer = _newer_version(version, head, tags, old)
-    found = _Plan(publication, extras, head, newer=newer, old=old or delta.manifest)
     if version in tags:
         at = get_commit(api, repo, tags[version])
         if not _has_manifest(delta, at):
             raise _version_exists(repo, version)
-        return replace(found, tagged=at.id, lacks_card=_lacks_card(api, found, head))
+        found = _Plan(publication, extras, head, at.id, newer=_newer_version(version, head, tags, None))
+        return replace(found, lacks_card=_lacks_card(api, found, head))
+    old = None if _has_manifest(delta, head) else _manifest_of(api, repo, head)
+    newer = _newer_version(version, head, tags, old)
     if version in branches:
         raise RegistryError(
             f"a branch is called {version}, like the version",
@@ -198,6 +199,7 @@ def _make_plan(api: HfApi, publication: Publication) -> _Plan:
         )
     if old is not None and old.version == version:
         raise _version_exists(repo, version)
+    found = _Plan(publication, extras, head, newer=newer, old=old or delta.manifest)
     if publication.create_pr and found.is_held(head):  # only the tag is missing
         raise RegistryError(
             "the main branch holds this content already", where=repo, remedy="publish without --create-pr to tag it"

@@ -12,7 +12,8 @@ from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError
 from paramdelta_hub.fileio.names import is_clear
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect, is_offline
-from paramdelta_hub.hub.errors import MissingError, endpoint, translate_hub_errors
+from paramdelta_hub.hub.endpoint import endpoint
+from paramdelta_hub.hub.errors import MissingError, translate_hub_errors
 from paramdelta_hub.limits import MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, parse_manifest
 from paramdelta_hub.registry.cards.card import (
