@@ -12,6 +12,7 @@ from paramdelta_hub.cli.common import Console, command, registry_option, table
 if TYPE_CHECKING:
     from paramdelta_hub.registry.protocol import Version
 
+_MAX_EARLIER = 3
 _EXAMPLES = """
 pd-versions org/name
 pd-versions ./registry/org/name --json
@@ -39,7 +40,12 @@ def _text(found: Sequence[Version]) -> str:
         "revision": [v.revision[:16] for v in found],
         "created": [v.created or "" for v in found],
         "withdrawn": [v.yanked or "" for v in found],
-        "relabeled from": [" ← ".join(f"{e.name} {e.version}" for e in reversed(v.relabeled_from)) for v in found],
+        "relabeled from": [_history(v) for v in found],
     }
     shown = {head: cells for head, cells in columns.items() if head in ("version", "revision", "created") or any(cells)}
     return table(tuple(shown), list(zip(*shown.values(), strict=True)))
+
+
+def _history(version: Version) -> str:
+    names = [f"{earlier.name} {earlier.version}" for earlier in reversed(version.relabeled_from)]
+    return " ← ".join([*names[:_MAX_EARLIER], *(["…"] if len(names) > _MAX_EARLIER else [])])

@@ -13,18 +13,17 @@ branch of its own, which is deleted when the tag is there.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from paramdelta_hub.errors import IntegrityError, PackageError, PublishError, RegistryError
+from paramdelta_hub.errors import PackageError, PublishError, RegistryError
 from paramdelta_hub.fileio.durable import read_small
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect
 from paramdelta_hub.hub.endpoint import endpoint
 from paramdelta_hub.hub.errors import MissingError, StaleError, translate_hub_errors
-from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
+from paramdelta_hub.limits import MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest
 from paramdelta_hub.package.package import PICTURE_NAME, Package
 from paramdelta_hub.registry.cards.card import FACTS_KEY
@@ -33,13 +32,13 @@ from paramdelta_hub.registry.cards.heatmap import heat_map, heat_parts
 from paramdelta_hub.registry.hub.fetch import Commit, card_of, check_name, fetch_listed, fetch_small, get_commit
 from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME, check_in_place
 from paramdelta_hub.registry.names import is_commit, is_version, newest
-from paramdelta_hub.registry.protocol import HIGHER_VERSION, CardMaker, Extras, Publication, Published
-from paramdelta_hub.registry.yanks import YANK_BYTES, parse_yank, yank_content, yank_name, yanked_in
+from paramdelta_hub.registry.protocol import HIGHER_VERSION, Extras, Publication, Published
+from paramdelta_hub.registry.yanks import yanked_in
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-__all__ = ["can_write", "find_pull_request", "plan", "publish", "reason_for", "tagged", "yank"]
+__all__ = ["ATTEMPTS", "can_write", "find_pull_request", "manifest_of", "plan", "publish", "tagged"]
 
 ATTEMPTS = 6
 """How often a publication is tried while others commit at the same time."""
@@ -183,7 +182,7 @@ def _make_plan(api: HfApi, publication: Publication) -> _Plan:
             raise _version_exists(repo, version)
         found = _Plan(publication, extras, head, at.id, newer=_newer_version(version, head, tags, None))
         return replace(found, lacks_card=_lacks_card(api, found, head))
-    old = None if _has_manifest(delta, head) else _manifest_of(api, repo, head)
+    old = None if _has_manifest(delta, head) else manifest_of(api, repo, head)
     newer = _newer_version(version, head, tags, old)
     if version in branches:
         raise RegistryError(
@@ -314,107 +313,6 @@ def refs(api: HfApi, repo: str) -> tuple[dict[str, str], set[str]]:
     return tags, branches
 
 
-def reason_for(api: HfApi, repo: str, head: Commit, version: str) -> str:
-    """Return why a version is withdrawn, by the head of the main branch.
-
-    Raises:
-        RegistryError: not reachable.
-    """
-    try:
-        return parse_yank(fetch_small(api, repo, yank_name(version), head, YANK_BYTES, "main"))
-    except PackageError:  # of any size, and of any content
-        return parse_yank(None)
-
-
-def yank(api: HfApi, repo: str, version: str, reason: str | None, make_card: CardMaker) -> None:
-    """Withdraw a version, or take that back, and make the main branch hold the newest version that is left.
-
-    Both is one commit. The card of the main branch keeps what people wrote.
-
-    Raises:
-        RegistryError: not allowed, or not reachable.
-    """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    name = yank_name(version)
-    for _ in range(ATTEMPTS):
-        head, tags = get_commit(api, repo), tagged(api, repo)
-        check_name(head)
-        there = yanked_in(head.files)
-        left = newest(tags.keys() - ({*there, version} if reason is not None else there - {version}))
-        operations: list[Any] = list(_restore(api, head, tags, left, make_card)) if left is not None else []
-        if reason is not None:
-            operations.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=yank_content(reason)))
-        elif name in head.files:
-            operations.append(CommitOperationDelete(path_in_repo=name))
-        title = f"Withdraw {version}" if reason is not None else f"Take back the withdrawal of {version}"
-        try:
-            with translate_hub_errors(repo):
-                made = api.create_commit(
-                    repo, operations, commit_message=title, commit_description=reason or "", parent_commit=head.id
-                )
-        except StaleError:
-            continue
-        head = get_commit(api, repo, str(made.oid))
-        if reason is not None:
-            reason_for(api, repo, head, version)  # so the cache knows it too
-        return
-    raise RegistryError(
-        "others keep committing to this repository", where=repo, remedy="run the command again in a minute"
-    )
-
-
-def _restore(api: HfApi, head: Commit, tags: Mapping[str, str], version: str, make_card: CardMaker) -> Iterator[Any]:
-    """Yield the operations that make the main branch hold a published version, unless it does.
-
-    A main branch that holds no version that is published is left alone: somebody else is at work there. So it is if the
-    tag was set by hand, on something else.
-    """
-    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
-
-    repo, now = head.repo, _manifest_of(api, head.repo, head)
-    if now is None or now.version == version or now.version not in tags:
-        return
-    wanted = get_commit(api, repo, tags[version])
-    manifest = _manifest_of(api, repo, wanted)
-    if manifest is None or manifest.version != version:
-        return
-    package_id = hashlib.sha256(fetch_small(api, repo, MANIFEST_NAME, wanted, MANIFEST_BYTES)).hexdigest()
-    listed = {file.path: file for file in manifest.files}
-    names = {*listed, MANIFEST_NAME, SIGNATURE_NAME, PICTURE_NAME}
-    can_copy = _can_copy(api, wanted)
-    for name in sorted(names & wanted.files.keys()):
-        if head.files.get(name) == wanted.files[name] and wanted.files[name].is_known:
-            continue
-        if can_copy:
-            yield CommitOperationCopy(src_path_in_repo=name, path_in_repo=name, src_revision=wanted.id)
-        elif name in listed:
-            path = fetch_listed(wanted, listed[name])
-            if path is None:
-                raise IntegrityError(
-                    f"{name} arrived damaged", where=f"{repo}@{version}", remedy="run the command again"
-                )
-            yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
-        else:
-            small = fetch_small(api, repo, name, wanted, MANIFEST_BYTES)
-            yield CommitOperationAdd(path_in_repo=name, path_or_fileobj=small)
-    old_names = {file.path for file in now.files} | {SIGNATURE_NAME}
-    for name in sorted((old_names & head.files.keys()) - (names & wanted.files.keys())):
-        yield CommitOperationDelete(path_in_repo=name)
-    old = fetch_small(api, repo, CARD_NAME, head, CARD_BYTES) if CARD_NAME in head.files else None
-    if (card := make_card(manifest, package_id, old)) is not None:
-        yield CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=card)
-
-
-def _can_copy(api: HfApi, commit: Commit) -> bool:
-    """Whether the Hub copies files itself. Others lack what the client asks for first; then files are sent anew."""
-    try:
-        with translate_hub_errors(commit.repo):
-            return bool(api.get_paths_info(commit.repo, [MANIFEST_NAME], revision=commit.id))
-    except RegistryError:
-        return False
-
-
 def _commit_apart(api: HfApi, found: _Plan, head: Commit) -> str:
     """Commit a package that is not to be the newest version to a branch of its own, and return the commit.
 
@@ -504,7 +402,12 @@ def _picture(delta: Package) -> bytes:
     return heat_map(heat_parts(delta.manifest.tensors), alone=True).encode()
 
 
-def _manifest_of(api: HfApi, repo: str, head: Commit) -> Manifest | None:
+def manifest_of(api: HfApi, repo: str, head: Commit) -> Manifest | None:
+    """Return the manifest of a commit; None if it has none of ours.
+
+    Raises:
+        RegistryError: not reachable.
+    """
     if MANIFEST_NAME not in head.files:
         return None
     try:

@@ -34,7 +34,8 @@ from paramdelta_hub.registry.hub.fetch import (
     get_commit,
     read_cached,
 )
-from paramdelta_hub.registry.hub.publishing import plan, publish, reason_for, tagged, yank
+from paramdelta_hub.registry.hub.publishing import plan, publish, tagged
+from paramdelta_hub.registry.hub.withdrawal import reason_for, yank
 from paramdelta_hub.registry.materialize import CARD_NAME, EXTRAS, check_free_space, file_chunks, is_intact, receive
 from paramdelta_hub.registry.names import check_repo, is_commit, is_repo, is_version, newest, newest_first
 from paramdelta_hub.registry.protocol import (
