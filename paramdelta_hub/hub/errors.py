@@ -207,6 +207,9 @@ def _translate_status(
         return StaleError("somebody else changed the repository first", where=where, remedy=_RETRY)
     words = _words(problem)
     said = f"({status} from {_host(response)}{words and f': {words}'})"
+    if status in (401, 403, 404, 410) and _is_of_a_store(response):
+        remedy = f"{_RETRY}: the address that the Hub gave may have expired"
+        return RegistryError(f"the server that keeps the Hub's files refuses this {said}", where=where, remedy=remedy)
     is_setting = bool(status == 403 and words and not _RIGHTS.search(words))
     if issubclass(kind, CheckpointError) and status in _STATUS_MESSAGES_FOR_MODELS and not is_setting:
         what, remedy = _STATUS_MESSAGES_FOR_MODELS[status]
@@ -226,6 +229,15 @@ def _host(response: Any = None) -> str:
         return str(response.request.url.netloc.decode()).rpartition("@")[2]
     except (AttributeError, RuntimeError):  # there is no answer, or it does not know what it answers
         return urlsplit(endpoint()).netloc
+
+
+def _is_of_a_store(response: Any) -> bool:
+    """Whether another server than the Hub answered, to which it sent us for a file. Such addresses end in time."""
+    try:
+        url = response.request.url
+    except (AttributeError, RuntimeError):
+        return False
+    return url.host != urlsplit(endpoint()).hostname and "/api/" not in url.path
 
 
 def _response(problem: BaseException) -> Any:

@@ -1,4 +1,4 @@
-"""Withdrawing a version on the Hub: one commit says why, and puts the newest version that is left on the main branch."""
+"""Withdrawing a version on the Hub: one commit says why, and puts the newest one that is left on the main branch."""
 
 from __future__ import annotations
 

@@ -167,6 +167,21 @@ def test_a_signed_address_is_not_told(
     holds(Path(hurried("pull", repo=repo)["path"]), packages.v1)
 
 
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_signed_address_that_has_expired_is_no_matter_of_rights(
+    hub: LoopbackHub, hurried: Client, repo: str, packages: Packages, status: int
+) -> None:
+    published(hub, repo, packages.v1)
+    hub.cdn = True
+    hub.faults = [Fault("status", "GET /cdn/", status, times=99)]
+    for call in ("pull", "resolve"):
+        hub.add(f"{repo}-model").add({"config.json": b"{}", "model.safetensors": b"weights"})
+        name = {"repo": repo} if call == "pull" else {"model": f"{repo}-model"}
+        fails("registry", "may have expired", lambda call=call, name=name: hurried(call, **name))
+    hub.faults = []
+    holds(Path(hurried("pull", repo=repo)["path"]), packages.v1)
+
+
 def test_a_repository_that_was_renamed_is_followed(
     hub: LoopbackHub, client: Client, repo: str, packages: Packages
 ) -> None:
