@@ -25,7 +25,7 @@ PathText: TypeAlias = Annotated[
 ]
 """A path as text. In JSON it is percent-encoded, because a path need not be valid UTF-8."""
 
-_TOOL_FILES = {".git", ".cache", ".gitattributes", ".gitignore"}
+_TOOL_FILES = {".git", ".cache/huggingface", ".gitattributes", ".gitignore"}
 """Files of git and of the Hub's client, at the top of the folder. They are ignored."""
 _TEMPORARY_FILES = re.compile(r"\.(README\.md|manifest\.json\.sig|paramdelta\.lock)\.[0-9]+\.tmp")
 """Temporary names of the files that a manifest does not list. A killed run leaves such files behind."""
@@ -85,9 +85,10 @@ def files_below(top: Path) -> list[str]:
     found = []
     for at, folders, files in os.walk(top):
         within = Path(at).relative_to(top)
+        folders[:] = [name for name in folders if (within / name).as_posix() not in _TOOL_FILES]
+        files = [name for name in files if (within / name).as_posix() not in _TOOL_FILES]
         if not within.parts:
-            folders[:] = [name for name in folders if name not in _TOOL_FILES]
-            files = [name for name in files if name not in _TOOL_FILES and not _TEMPORARY_FILES.fullmatch(name)]
+            files = [name for name in files if not _TEMPORARY_FILES.fullmatch(name)]
         is_deep = len(within.parts) + 1 == NAME_DEPTH
         odd = {name for name in folders if is_deep or os.path.islink(os.path.join(at, name))}
         folders[:] = [name for name in folders if name not in odd]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from urllib.parse import unquote, urlsplit
@@ -38,8 +39,10 @@ def parse_address(text: str) -> tuple[str, str | None] | None:
                 "not a repository on the Hub", where=text, remedy="write hf://org/name or hf://org/name@1.2.0"
             )
         return "/".join(parts), revision or None
-    url = urlsplit(text)
-    if (url.hostname or "") not in {*_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname or ""}:
+    url, own = urlsplit(text), ""
+    with contextlib.suppress(ValueError):  # it is told when the Hub is asked
+        own = urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname or ""
+    if (url.hostname or "") not in {*_HOSTS, own}:
         return None
     parts = [unquote(part) for part in url.path.split("/") if part]
     _check(parts, text)

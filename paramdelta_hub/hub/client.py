@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from paramdelta_hub.__about__ import __version__
+from paramdelta_hub.hub.endpoint import check_endpoint
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -23,6 +24,7 @@ def connect() -> HfApi:
 
     The import takes a third of a second, and most commands don't need it. So it is done here.
     """
+    check_endpoint()
     from huggingface_hub import HfApi
 
     global _is_prepared
@@ -49,6 +51,7 @@ def _prepare() -> None:
 
 def is_offline() -> bool:
     """Whether HF_HUB_OFFLINE is set, so that only the cache is used."""
+    check_endpoint()
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)

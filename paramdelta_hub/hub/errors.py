@@ -13,10 +13,14 @@ from urllib.parse import urlsplit
 from paramdelta_hub.errors import CheckpointError, OptionError, ParamdeltaError, RegistryError, StorageError
 from paramdelta_hub.fileio.durable import storage_error
 from paramdelta_hub.fileio.names import without_secrets
+from paramdelta_hub.hub.endpoint import DEFAULT_ENDPOINT, endpoint
+from paramdelta_hub.hub.waits import asked_wait
 
-__all__ = ["MissingError", "StaleError", "endpoint", "translate_hub_errors"]
+__all__ = ["MissingError", "StaleError", "translate_hub_errors"]
 
 _DISK_ERRNOS = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
+_NO_ANSWERS_OF_A_HUB = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What the client raises if it can't read an answer."""
 _FILE_ERRNOS = {errno.EACCES, errno.EPERM}
 """Errors of the disk too, but only with a file name: a socket can raise them as well."""
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -36,7 +40,6 @@ _STATUS_MESSAGES: dict[int, tuple[str, str]] = {
 """The message and the remedy for each HTTP status."""
 _RIGHTS = re.compile(r"permission|right|authori|token|scope|read-?only", re.IGNORECASE)
 """Words of the Hub by which a 403 is about the token. Others are about a quota, a protected branch or a setting."""
-_DEFAULT_ENDPOINT = "https://huggingface.co"
 _STATUS_MESSAGES_FOR_MODELS: dict[int, tuple[str, str]] = {
     401: _STATUS_MESSAGES[401],
     403: ("the Hub does not allow this", f"use a token with read access: {_LOGIN}"),
@@ -51,13 +54,6 @@ class MissingError(RegistryError):
 
 class StaleError(RegistryError):
     """Somebody else was faster: the parent commit is no longer the newest, or the tag exists."""
-
-
-def endpoint() -> str:
-    """Return the Hub's address (see HF_ENDPOINT), without a user name and password."""
-    from huggingface_hub import constants
-
-    return re.sub(r"//[^/]*@", "//", constants.ENDPOINT)
 
 
 @contextmanager
@@ -86,7 +82,7 @@ def translate_hub_errors(
         raise
     except Exception as problem:
         error = _disk_error(problem) or _translate(problem, where, kind)
-        if not isinstance(error, StorageError) and _is_of_the_place(problem) and endpoint() != _DEFAULT_ENDPOINT:
+        if not isinstance(error, StorageError) and _is_of_the_place(problem) and endpoint() != DEFAULT_ENDPOINT:
             error.remedy = f"{error.remedy}; and check HF_ENDPOINT, which is {endpoint()}"
         raise error from problem
 
@@ -137,6 +133,7 @@ def _translate(
     problem: Exception, where: str, kind: type[CheckpointError] | type[RegistryError]
 ) -> CheckpointError | RegistryError | OptionError:
     from huggingface_hub.errors import (
+        FileMetadataError,
         GatedRepoError,
         HFValidationError,
         LocalEntryNotFoundError,
@@ -181,11 +178,16 @@ def _translate(
     if error := _translate_status(problem, where, kind):
         return error
     if isinstance(problem, LocalEntryNotFoundError):
-        what = f"{_host()} can't be reached, and the cache is incomplete"
+        is_odd = is_a(FileMetadataError)
+        why = "does not tell of the file what a Hub tells" if is_odd else "can't be reached"
+        what = f"{_host()} {why}, and the cache is incomplete"
         if of_model:
             what = f"no such folder here, {what}"
         return RegistryError(what, where=where, remedy=f"check the spelling and the connection, then {_RETRY}")
     root = list(_causes(problem))[-1]
+    if isinstance(root, _NO_ANSWERS_OF_A_HUB) and not isinstance(root, OSError):
+        what = f"the answer of {_host()} is not a Hub's ({type(root).__name__}: {_first_line(root)})"
+        return RegistryError(what, where=where, remedy=_RETRY)
     what = f"the connection to {_host()} failed ({type(root).__name__}: {_first_line(root)})"
     return RegistryError(what, where=where, remedy=f"check the connection, then {_RETRY}")
 
@@ -203,8 +205,11 @@ def _translate_status(
         return None
     if status in (409, 412):
         return StaleError("somebody else changed the repository first", where=where, remedy=_RETRY)
-    words, headers = _words(problem), getattr(response, "headers", {})
+    words = _words(problem)
     said = f"({status} from {_host(response)}{words and f': {words}'})"
+    if status in (401, 403, 404, 410) and _is_of_a_store(response):
+        remedy = f"{_RETRY}: the address that the Hub gave may have expired"
+        return RegistryError(f"the server that keeps the Hub's files refuses this {said}", where=where, remedy=remedy)
     is_setting = bool(status == 403 and words and not _RIGHTS.search(words))
     if issubclass(kind, CheckpointError) and status in _STATUS_MESSAGES_FOR_MODELS and not is_setting:
         what, remedy = _STATUS_MESSAGES_FOR_MODELS[status]
@@ -213,9 +218,8 @@ def _translate_status(
     what, remedy = _STATUS_MESSAGES.get(status, (unknown, _RETRY))
     if is_setting:
         remedy = "do what the Hub asks for, or ask the repository's owner to"
-    seconds = str(headers.get("Retry-After", ""))
-    if seconds.isdigit() and seconds != "0":
-        remedy = f"{remedy} (the Hub asks for a wait of {seconds} s)"
+    if seconds := asked_wait(response):
+        remedy = f"{remedy} (the Hub asks for a wait of {seconds:.0f} s)"
     return RegistryError(f"{what} {said}", where=where, remedy=remedy)
 
 
@@ -225,6 +229,15 @@ def _host(response: Any = None) -> str:
         return str(response.request.url.netloc.decode()).rpartition("@")[2]
     except (AttributeError, RuntimeError):  # there is no answer, or it does not know what it answers
         return urlsplit(endpoint()).netloc
+
+
+def _is_of_a_store(response: Any) -> bool:
+    """Whether another server than the Hub answered, to which it sent us for a file. Such addresses end in time."""
+    try:
+        url = response.request.url
+    except (AttributeError, RuntimeError):
+        return False
+    return url.host != urlsplit(endpoint()).hostname and "/api/" not in url.path
 
 
 def _response(problem: BaseException) -> Any:

@@ -53,7 +53,7 @@ def git_digest(content: bytes) -> str:
 
 def listed_files(info: ModelInfo) -> dict[str, RemoteFile]:
     """Return the files of a listing, by name."""
-    return {file.rfilename: _described(file) for file in info.siblings or ()}
+    return {file.rfilename: _described(file) for file in info.siblings or () if isinstance(file.rfilename, str)}
 
 
 def ask_for_digests(repo: str, commit: str, names: Sequence[str]) -> dict[str, RemoteFile]:
@@ -92,6 +92,10 @@ def ask_for_file(repo: str, commit: str, name: str) -> RemoteFile:
 
 
 def _described(file: Any) -> RemoteFile:
+    size, sha256 = (file.lfs.size, file.lfs.sha256) if file.lfs else (file.size, None)
+    digest = file.blob_id
     return RemoteFile(
-        file.lfs.size if file.lfs else file.size, file.lfs.sha256 if file.lfs else None, file.blob_id or None
+        size if type(size) is int else None,
+        sha256 if isinstance(sha256, str) else None,
+        digest if digest and isinstance(digest, str) else None,
     )

@@ -26,6 +26,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 
 from paramdelta_hub import limits
 from paramdelta_hub.fileio.names import without_secrets
+from paramdelta_hub.hub.waits import asked_wait
 
 __all__ = ["NoAnswerError", "install", "read_range"]
 
@@ -34,12 +35,12 @@ _httpx: Any = _http.httpx2 if hasattr(_http, "httpx2") else vars(_http)["httpx"]
 _LOG = logging.getLogger("paramdelta_hub.hub")
 _READING_POSTS = re.compile(r"/(paths-info|preupload)/|/info/lfs/objects/batch$|/api/validate-yaml$")
 """Requests that change nothing although they are sent by POST."""
+_ANSWERS = re.compile(r"^(?!.*/resolve/).*/api/")
+"""Requests whose answers are small, and no files."""
 _REFUSED = {429, 503}
 """The server has not carried the request out."""
 _UNCERTAIN = {408, 500, 502, 504}
 """It may have, so only requests that may be carried out twice are repeated."""
-_RESET = re.compile(r"\bt\s*=\s*(\d+)")
-"""The seconds until a limit ends, in the header ``RateLimit`` of the Hub."""
 
 
 class NoAnswerError(OfflineModeIsEnabled):
@@ -177,6 +178,8 @@ class _Transport:
             _waiting.limit = limits.SILENT_SECONDS if reads else limits.COMMIT_SECONDS
             try:
                 response = self._inner.handle_request(request)
+                if request.method == "GET" and _ANSWERS.search(request.url.path):
+                    response.read()  # here, so that an answer that breaks off is asked for again
             except _httpx.TimeoutException as problem:
                 silent += 1
                 if silent >= limits.SILENT_TRIES or not reads or not repeatable:
@@ -195,7 +198,7 @@ class _Transport:
                 continue
             if response.status_code not in _REFUSED and not (safe and response.status_code in _UNCERTAIN):
                 return response
-            asked = _retry_after(response)
+            asked = asked_wait(response)
             if repeatable and waits(asked, f"{host} is busy ({response.status_code})"):
                 response.close()
                 continue
@@ -266,7 +269,7 @@ def _waits() -> Callable[[float | None, str], bool]:
 
     def wait(asked: float | None, why: str) -> bool:
         nonlocal tries, left
-        seconds = min(2.0**tries, 8.0) if asked is None else asked
+        seconds = asked or min(2.0**tries, 8.0)
         tries += 1
         if tries >= limits.RETRY_TRIES or seconds > left:
             return False
@@ -277,15 +280,6 @@ def _waits() -> Callable[[float | None, str], bool]:
         return True
 
     return wait
-
-
-def _retry_after(response: Any) -> float | None:
-    """Return how long the server wants us to wait, in seconds, if it says so."""
-    after = response.headers.get("Retry-After", "").strip()
-    if after.isdigit():
-        return float(after)
-    limit = _RESET.search(response.headers.get("RateLimit", "")) if response.status_code == 429 else None
-    return float(limit[1]) if limit else None
 
 
 def _host(request: Any) -> str:

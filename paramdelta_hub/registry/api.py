@@ -14,6 +14,7 @@ from paramdelta_hub.checkpoints.stored import Files
 from paramdelta_hub.errors import DestinationError, OptionError, RegistryError, SourceError, StorageError
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.paths import relation
+from paramdelta_hub.hub.addresses import parse_address
 from paramdelta_hub.numerics.floats import FLOATS
 from paramdelta_hub.package.package import open_package
 from paramdelta_hub.registry.hub.links import Linked, Role
@@ -162,7 +163,7 @@ def link(
 
     Args:
         delta: the delta's repository on the Hub, ``org/name``.
-        repo: the model whose card is to name it.
+        repo: the model whose card is to name it: ``org/name``, or its address on the Hub.
         role: what the model is to the delta; by default as the delta's manifest says, and ``result`` for other models.
         remove: remove the link. The delta need not exist anymore.
         create_pr: whether to open a pull request; by default only if the repository belongs to somebody else.
@@ -178,6 +179,12 @@ def link(
     _, reference = find_delta(delta)
     if reference.root is not None:
         raise OptionError("only deltas on the Hub can be linked", where=delta, remedy="publish it on the Hub first")
+    if address := parse_address(repo):
+        repo, revision = address
+        if revision not in (None, "main"):
+            raise OptionError(
+                f"{revision} is no main branch, whose card would be changed", where=repo, remedy=f"write {repo}"
+            )
     return link_on_hub(
         repo,
         reference.repo,

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from paramdelta_hub.errors import IntegrityError, PackageError, SourceError, StorageError
@@ -80,21 +80,17 @@ def exclusive_dir(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def read_extras(folder: Path, given: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
-    """Return the card and the signature of a package, by file name: the given ones, otherwise those in its folder.
+def read_extras(folder: Path) -> dict[str, bytes]:
+    """Return the card and the signature in a package's folder, by file name.
 
     Raises:
         PackageError: one is too large, or is not a regular file.
     """
-    found = {}
-    for name, limit in EXTRAS.items():
-        if given is not None and name in given:
-            if len(given[name]) > limit:
-                raise PackageError(f"{name} has {len(given[name])} bytes; the limit is {limit}", where=str(folder))
-            found[name] = given[name]
-        elif os.path.lexists(folder / name):
-            found[name] = read_small(resolve_inside(folder, name), limit)
-    return found
+    return {
+        name: read_small(resolve_inside(folder, name), limit)
+        for name, limit in EXTRAS.items()
+        if os.path.lexists(folder / name)
+    }
 
 
 def receive(

@@ -12,11 +12,18 @@ from typing import Literal, TypeAlias
 from paramdelta_hub.errors import RegistryError
 from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.fileio.report import Report
-from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest
+from paramdelta_hub.package.manifest import MANIFEST_NAME, Earlier, Manifest
 from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.package.records import FileRecord
 from paramdelta_hub.registry.lockfile import Lock, pin, read_lock
-from paramdelta_hub.registry.materialize import EXTRAS, SIGNATURE_NAME, exclusive_dir, write_if_changed
+from paramdelta_hub.registry.materialize import (
+    CARD_NAME,
+    EXTRAS,
+    SIGNATURE_NAME,
+    exclusive_dir,
+    read_extras,
+    write_if_changed,
+)
 from paramdelta_hub.registry.names import check_repo, check_version, is_version, newest
 from paramdelta_hub.registry.signing import Trust
 from paramdelta_hub.registry.yanks import Yanked, check_reason, warning
@@ -25,6 +32,8 @@ from paramdelta_hub.tasks.progress import Progress
 __all__ = [
     "HIGHER_VERSION",
     "CardMaker",
+    "Extras",
+    "ExtrasMaker",
     "Hit",
     "Part",
     "Publication",
@@ -40,6 +49,8 @@ __all__ = [
 
 HIGHER_VERSION = "publish yours as a higher version: paramdelta relabel DELTA -o NEW --version …"
 """The remedy if a version exists with other content: a published version is never replaced."""
+ExtrasMaker: TypeAlias = "Callable[[str | None], Extras]"
+"""Makes the card and the signature of a package, given the card that is published."""
 CardMaker: TypeAlias = Callable[[Manifest, str, bytes | None], bytes | None]
 """Makes the card of a version from its manifest, its id and the present card; None leaves that as it is."""
 Part = Literal["package", "companions", "manifest", "lineage", "evidence"]
@@ -60,6 +71,8 @@ class Version:
     """ISO 8601, UTC, if the registry records it."""
     yanked: str | None = None
     """Why it is withdrawn; None if it is not. It is then no longer the newest, whatever its number."""
+    relabeled_from: tuple[Earlier, ...] = ()
+    """The packages that it was before, the first one first, where manifests are read anyway: not on the Hub."""
 
 
 class VersionsReport(Report):
@@ -178,41 +191,58 @@ def all_withdrawn(where: str, reasons: Mapping[str, str]) -> RegistryError:
 
 
 @dataclass(frozen=True)
+class Extras:
+    """The files of a publication that the manifest does not list: the card and the signature, by file name."""
+
+    files: Mapping[str, bytes]
+    card_changes: str = ""
+    """How the published card changes, as a unified diff."""
+    notes: tuple[str, ...] = ()
+    """What the publisher may not have intended, to be told before anything is uploaded."""
+
+
+@dataclass(frozen=True)
 class Publication:
     """A package that is being published; see :meth:`Registry.publish`."""
 
     package: Package
     repo: str
-    extras: Mapping[str, bytes] | None
+    make_extras: ExtrasMaker
     private: bool
     create_pr: bool
     message: str | None
-    notes: Sequence[str]
     progress: Progress
     dry_run: bool = False
 
-    def announce(self, place: str) -> None:
+    def announce(self, place: str, extras: Extras) -> None:
         """Tell ``progress`` where the package will be published, before anything is uploaded."""
         manifest, verb = self.package.manifest, "would publish" if self.dry_run else "publishing"
-        for note in (*self.notes, f"{verb} {manifest.name} {manifest.version} to {place}"):
+        for note in (*extras.notes, f"{verb} {manifest.name} {manifest.version} to {place}"):
             self.progress.note(note)
 
-    def planned(self, revision: str, url: str, files: Mapping[str, int], newest: bool) -> Published:
-        """Return the report of a dry run that would upload these files, by name with their sizes."""
-        done = self.done(revision, url, uploaded=bool(files))
-        listed = tuple(UploadedFile(path=name, size=size) for name, size in files.items())
-        return done.model_copy(update={"dry_run": True, "files": listed, "newest": newest})
+    def planned(
+        self, revision: str, url: str, files: Mapping[str, int], newest: bool, extras: Extras | None
+    ) -> Published:
+        """Return the report of a dry run; without extras, nothing would be done.
 
-    def done(self, revision: str, url: str, *, uploaded: bool, pull_request: str | None = None) -> Published:
-        """Return the report of this publication."""
+        ``files`` are those that would be uploaded, by name with their sizes.
+        """
+        done = self.done(revision, url, extras)
+        listed = tuple(UploadedFile(path=name, size=size) for name, size in files.items())
+        changes = extras.card_changes if extras and CARD_NAME in files else ""
+        return done.model_copy(update={"dry_run": True, "files": listed, "newest": newest, "card_changes": changes})
+
+    def done(self, revision: str, url: str, extras: Extras | None, pull_request: str | None = None) -> Published:
+        """Return the report of this publication; ``extras`` are those that were uploaded, if anything was."""
         return Published(
             repo=self.repo,
             version=self.package.manifest.version,
             revision=revision,
             id=self.package.digest,
             url=url,
-            uploaded=uploaded,
+            uploaded=extras is not None,
             pull_request=pull_request,
+            notes=extras.notes if extras else (),
         )
 
 
@@ -233,11 +263,10 @@ class Registry(ABC):
         repo: str,
         version: str,
         *,
-        extras: Mapping[str, bytes] | None = None,
+        make_extras: ExtrasMaker | None = None,
         private: bool = False,
         create_pr: bool = False,
         message: str | None = None,
-        notes: Sequence[str] = (),
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> Published:
@@ -245,8 +274,9 @@ class Registry(ABC):
 
         A dry run sends nothing, and ends as the real run would.
 
-        Before the upload, ``progress`` is told the ``notes``, where the package goes and who can see it. The folder is
-        only read. ``extras`` are the model card and the signature, by file name; by default those in the folder.
+        Before the upload, ``progress`` is told the notes of the extras, where the package goes and who can see it. The
+        folder is only read. ``make_extras`` makes the model card and the signature; by default those in the folder are
+        taken. It is asked again if somebody changes the published card meanwhile.
         ``private`` (for a new repository), ``create_pr`` and ``message`` are for the Hub.
 
         Raises:
@@ -258,8 +288,9 @@ class Registry(ABC):
         check_repo(repo)
         opened = open_package(Path(package))
         check_version(opened.manifest.version, version, str(package))
+        make_extras = make_extras or (lambda _: Extras(read_extras(opened.path)))
         publication = Publication(
-            opened, repo, extras, private, create_pr, message, notes, progress or Progress(), dry_run
+            opened, repo, make_extras, private, create_pr, message, progress or Progress(), dry_run
         )
         return self._plan(publication) if dry_run else self._publish(publication)
 

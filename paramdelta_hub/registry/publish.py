@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from paramdelta_hub.checkpoints.files.resolve import path_exists
 from paramdelta_hub.errors import OptionError, PackageError, PublishError, RegistryError, SignatureError, SourceError
@@ -23,7 +24,7 @@ from paramdelta_hub.registry.keys import PrivateKey, read_private_key
 from paramdelta_hub.registry.locate import Reference, find_to_publish
 from paramdelta_hub.registry.materialize import CARD_NAME, SIGNATURE_NAME
 from paramdelta_hub.registry.names import check_version
-from paramdelta_hub.registry.protocol import Published, Registry
+from paramdelta_hub.registry.protocol import Extras, Published, Registry
 from paramdelta_hub.registry.signing import Trust, check_made_for, read_manifest, read_signature, sign_manifest
 from paramdelta_hub.registry.yanks import Yanked
 from paramdelta_hub.tasks.progress import Progress
@@ -82,37 +83,41 @@ def publish(
         check_version(manifest.version, wanted, str(package.path))
     key = read_private_key(expand(sign)) if sign is not None else None
     signature = _signature(package, reference.repo, key)
-    before = target.card(reference.repo)
-    card, notes = _make_card(package, before, reference, replace_edits)
-    extras = {CARD_NAME: card.encode(), **({} if signature is None else {SIGNATURE_NAME: signature})}
-    notes = (*_compare_with_newest(target, reference.repo, manifest, signature is not None), *notes)
+    notes = _compare_with_newest(target, reference.repo, manifest, signature is not None)
     if beside := package.files_beside():
         notes += (f"not published, as it only lies beside the package: {shown_names(beside)}",)
+
+    def make_extras(before: str | None) -> Extras:
+        card, changes = _make_card(package, before, reference, replace_edits)
+        files = {CARD_NAME: card.encode(), **({} if signature is None else {SIGNATURE_NAME: signature})}
+        return Extras(files, card_diff(before or "", card, reference.repo), (*notes, *changes))
+
     published = target.publish(
         package.path,
         reference.repo,
         manifest.version,
-        extras=extras,
+        make_extras=make_extras,
         private=private,
         create_pr=create_pr,
         message=message,
-        notes=notes,
         dry_run=dry_run,
         progress=progress or Progress(),
     )
-    if any(file.path == CARD_NAME for file in published.files):
-        published = published.model_copy(update={"card_changes": card_diff(before or "", card, reference.repo)})
     if key is not None and not (published.uploaded or published.pull_request):
         _check_signed(target, published, key)
-    return published.model_copy(update={"notes": (*(notes if published.uploaded else ()), *published.notes)})
+    return published
 
 
 def _make_card(
     package: Package, published: str | None, reference: Reference, replace_edits: bool
 ) -> tuple[str, tuple[str, ...]]:
     """Return the card, which keeps what the author wrote, and notes about what changes in it."""
-    existing = merge_cards(published, read_card(package.path), reference.repo, replace_edits)
-    card = _card_of(reference, package.manifest, package.digest, existing, replace_edits=replace_edits)
+    own = str(package.path / CARD_NAME)
+    existing = merge_cards(published, read_card(package.path), reference.repo, own, replace_edits)
+    where = f"{reference.repo}/{CARD_NAME}" if published else own
+    card = _card_of(reference, package.manifest, package.digest, existing, replace_edits=replace_edits, where=where)
+    if (size := len(card.encode())) > CARD_BYTES:
+        raise PackageError(f"{CARD_NAME} would have {size} bytes; the limit is {CARD_BYTES}", where=reference.repo)
     notes = []
     if published is not None and (changes := edits(published, card, reference.repo)):
         notes.append(f"the card changes outside of its generated part:\n{changes}")
@@ -123,10 +128,10 @@ def _make_card(
     return card, tuple(notes)
 
 
-def _card_of(reference: Reference, manifest: Manifest, package_id: str, existing: str | None, **edits: bool) -> str:
+def _card_of(reference: Reference, manifest: Manifest, package_id: str, existing: str | None, **options: Any) -> str:
     on_hub = reference.root is None
     licenses = (_license(manifest.base), _license(manifest.post)) if on_hub else (None, None)
-    return delta_card(manifest, package_id, reference.repo, existing, licenses=licenses, on_hub=on_hub, **edits)
+    return delta_card(manifest, package_id, reference.repo, existing, licenses=licenses, on_hub=on_hub, **options)
 
 
 def _restored_card(reference: Reference, manifest: Manifest, package_id: str, existing: bytes | None) -> bytes | None:

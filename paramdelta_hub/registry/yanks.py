@@ -67,7 +67,7 @@ def yank_content(reason: str) -> bytes:
 def parse_yank(content: bytes | None) -> str:
     """Return the reason in a file. People may edit it, so it need not be valid: the version is withdrawn anyway."""
     try:
-        match strict_json.parse(content or b""):
+        match strict_json.parse((content or b"").removeprefix(b"\xef\xbb\xbf")):
             case {"reason": str(reason)} if is_clear(reason) and 0 < len(reason) <= _LONGEST:
                 return reason
     except SourceError:

@@ -39,7 +39,7 @@ def hub(started: LoopbackHub) -> LoopbackHub:
     """The module's Hub, without faults and with nothing asked of it yet."""
     started.faults, started.requests = [], []
     started.page_size, started.part_bytes, started.xet = 1000, None, None
-    started.cdn, started.renamed, started.bare = False, {}, set()
+    started.cdn, started.renamed, started.bare, started.date = False, {}, set(), None
     return started
 
 

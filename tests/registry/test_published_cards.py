@@ -16,7 +16,7 @@ import paramdelta_hub as pd
 from paramdelta_hub.registry.cards.generated import without_generated
 from tests.registry.conftest import ALICE, Packages
 from tests.registry.packages import labelled
-from tests.support.hub import LoopbackHub
+from tests.support.hub import Fault, LoopbackHub
 from tests.support.hub.client import Client
 from tests.support.hub.repositories import metadata
 
@@ -134,6 +134,44 @@ def test_what_is_written_on_the_hub_survives_the_next_version(
     assert "1.0.0" not in published.partition("<!-- delta:begin")[2].partition("<!-- delta:end")[0]
     assert "+library_name: paramdelta-hub" in done.stderr, "the difference is told"
     assert f"{hub.endpoint}/{repo}" in done.stderr
+
+
+@pytest.mark.parametrize("moment", ["GET .*/refs", "POST .*/preupload/", "POST .*/commit/main"])
+@pytest.mark.parametrize("before", [AUTHORS, None])
+def test_what_is_written_on_the_web_during_a_publication_survives_it(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages, moment: str, before: str | None
+) -> None:
+    made = hub.add(repo)
+    if before is not None:
+        made.add({"README.md": before.encode()})
+        client("publish_anew", delta=packages.v1, repo=repo)
+
+    def write() -> None:
+        card = made.head.files["README.md"].content.decode() if "README.md" in made.head.files else ""
+        made.add({"README.md": f"{card}\nWritten on the web.\n".encode()})
+
+    hub.faults = [Fault("intrude", moment, times=2, act=write)]
+    done = client("publish_anew", delta=packages.v2, repo=repo)
+    assert (done["uploaded"], hub.faults[0].times) == (True, 0)
+    card = made.head.files["README.md"].content.decode()
+    assert card.count("Written on the web.\n") == 2
+    assert "# post-delta 1.10.0" in card
+    assert made.tags["1.10.0"] == made.head.id
+
+
+def test_a_card_that_can_not_be_read_is_named_by_its_place(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages, tmp_path: Path
+) -> None:
+    package = labelled(packages.v1, tmp_path / "package")
+    (package / "README.md").write_text("---\ntags: [\n---\n")
+    for published_card in (None, b"# Hi\n"):
+        if published_card:
+            hub.add(repo).add({"README.md": published_card})
+        code, _, said = client("command", arguments=["publish", str(package), repo])
+        assert (code, str(package / "README.md") in said) == (3, True), said
+    hub.repositories[repo].add({"README.md": (package / "README.md").read_bytes()})
+    code, _, said = client("command", arguments=["publish", str(packages.v1), repo])
+    assert (code, f"{repo}/README.md" in said) == (3, True), said
 
 
 def test_edits_of_the_generated_part_are_replaced_only_on_demand(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 import paramdelta_hub as pd
 from tests.registry.conftest import Packages
 from tests.registry.hub.test_registry import fails, outcome
-from tests.registry.packages import id_of, labelled
+from tests.registry.packages import id_of, labelled, tree
 from tests.support.hub import Fault, LoopbackHub
 from tests.support.hub.client import Client
+from tests.support.hub.repositories import Blob
 
 
 def test_a_back_port_and_a_candidate_are_tags_and_leave_main_as_it_is(
@@ -46,6 +48,121 @@ def test_a_killed_back_port_is_finished_by_the_same_command(
     client("publish_anew", delta=packages.v1, repo=repo)
     assert hub.repositories[repo].tags.keys() == {"1.0.0", "1.10.0"}
     assert client("pull", repo=repo, revision="1.0.0")["id"] == id_of(packages.v1)
+
+
+def test_a_version_that_is_published_before_a_higher_one_is_tagged_takes_nothing_from_it(
+    hub: LoopbackHub, client: Client, new_client: Callable[..., Client], repo: str, packages: Packages
+) -> None:
+    client("publish_anew", delta=packages.v1, repo=repo)
+    made, another = hub.repositories[repo], new_client()
+    others = [
+        lambda: another("publish_anew", delta=labelled(packages.v1, made_at / "v", "1.5.0"), repo=repo),
+        lambda: another("yank", delta=repo, version="1.0.0", reason="wrong"),
+    ]
+    made_at = packages.v1.parent / repo.replace("/", "-")
+    hub.faults = [Fault("intrude", "POST .*/tag/", act=lambda: [act() for act in others])]
+    client("publish_anew", delta=packages.v2, repo=repo)
+    assert made.tags.keys() == {"1.0.0", "1.5.0", "1.10.0"}
+    assert made.head.files["manifest.json"].content == (packages.v2 / "manifest.json").read_bytes()
+    assert client("pull", repo=repo)["version"] == "1.10.0"
+
+
+def test_a_branch_that_is_called_like_a_version_is_none(
+    hub: LoopbackHub, client: Client, new_client: Callable[..., Client], repo: str, packages: Packages, tmp_path: Path
+) -> None:
+    client("publish_anew", delta=packages.v1, repo=repo)
+    made = hub.repositories[repo]
+    for package, name in ((packages.other, "1.0.0"), (packages.v2, "1.10.0")):
+        files = {file: Blob(content, file.endswith(".safetensors")) for file, content in tree(package).items()}
+        made.commit(name, {**made.head.files, **files}, "a branch")
+    for _ in range(2):  # the second time from the cache
+        for reader in (client, new_client()):
+            assert reader("pull", repo=repo, revision="1.0.0")["id"] == id_of(packages.v1)
+    offline = new_client(home=tmp_path / "hf")
+    assert offline("pull", repo=repo, revision="1.0.0")["id"] == id_of(packages.v1)
+    offline = new_client(home=tmp_path / "hf", HF_HUB_OFFLINE="1")
+    assert offline("pull", repo=repo, revision="1.0.0")["id"] == id_of(packages.v1)
+    fails("registry", "no such version", lambda: client("pull", repo=repo, revision="1.10.0"))
+    assert [version["version"] for version in client("versions", repo=repo)] == ["1.0.0"]
+    for dry_run in (True, False):
+        publish = {"delta": packages.v2, "repo": repo, "dry_run": dry_run}
+        fails("registry", "a branch is called 1.10.0", lambda publish=publish: client("publish_anew", **publish))
+    assert made.tags.keys() == {"1.0.0"}
+
+
+def test_a_tag_that_was_set_by_hand_on_something_else_stops_no_withdrawal(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages
+) -> None:
+    for package in (packages.v1, packages.v2):
+        client("publish_anew", delta=package, repo=repo)
+    made = hub.repositories[repo]
+    made.tags |= {"9.9.9": next(iter(made.commits)), "9.9.8": made.tags["1.0.0"]}
+    head = made.head.files["manifest.json"]
+    for version, undo in (("1.0.0", False), ("1.0.0", True), ("9.9.9", False), ("9.9.9", True), ("9.9.9", False)):
+        client("yank", delta=repo, version=version, reason=None if undo else "by hand", undo=undo)
+        assert made.head.files["manifest.json"] == head
+    client("yank", delta=repo, version="9.9.8", reason="by hand")
+    assert client("pull", repo=repo)["version"] == "1.10.0"
+
+
+def test_a_version_that_was_withdrawn_by_hand_hides_no_other(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages
+) -> None:
+    for package in (packages.v1, packages.v2):
+        client("publish_anew", delta=package, repo=repo)
+    hub.repositories[repo].add({".yanked-1.10.0.json": b"it was wrong"})
+    assert [version["yanked"] for version in client("versions", repo=repo)] == ["no reason given", None]
+    assert [hit["version"] for hit in client("find", query=repo.split("/")[1])] == ["1.0.0"]
+    hub.repositories[repo].add({".yanked-1.0.0.json": b""})
+    assert client("find", query=repo.split("/")[1]) == []
+    client("yank", delta=repo, version="1.0.0", undo=True)
+    assert client("pull", repo=repo)["version"] == "1.0.0"
+    assert "# post-delta 1.0.0" in client("card", repo=repo)
+
+
+WRITTEN_BY_HAND: dict[str, Callable[[Path], object]] = {
+    "too large": lambda path: path.write_bytes(b"x" * 9000),
+    "no JSON": lambda path: path.write_bytes(b"wrong tokenizer"),
+    "of another editor": lambda path: path.write_bytes(b'\xef\xbb\xbf{"reason": "wrong tokenizer"}\r\n'),
+    "a folder": lambda path: path.mkdir(),
+    "a link": lambda path: path.symlink_to("/etc/hostname"),
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN_BY_HAND)
+def test_a_version_that_was_withdrawn_by_hand_is_withdrawn_whatever_the_file_is(
+    packages: Packages, tmp_path: Path, kind: str
+) -> None:
+    root, repo = tmp_path / "registry", "acme/math"
+    for package in (packages.v1, packages.v2):
+        pd.publish(package, repo, registry=root)
+    WRITTEN_BY_HAND[kind](root / repo / ".yanked-1.10.0.json")
+    reason = "wrong tokenizer" if kind == "of another editor" else "no reason given"
+    assert [version.yanked for version in pd.versions(repo, registry=root)] == [reason, None]
+    assert pd.pull(repo, tmp_path / "newest", registry=root).version == "1.0.0"
+    pulled = pd.pull(f"{repo}@1.10.0", tmp_path / "named", registry=root)
+    assert pulled.notes == (f"{repo} 1.10.0 was withdrawn by its publisher: {reason}",)
+    assert [hit.version for hit in pd.search(registry=root)] == ["1.0.0"]
+
+
+def test_what_a_version_was_before_is_shown_where_it_costs_nothing(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages, tmp_path: Path
+) -> None:
+    again = pd.relabel(packages.v1, tmp_path / "again", version="1.1.0").path
+    for package in (packages.v1, again):
+        pd.publish(package, repo, registry=tmp_path / "registry")
+        client("publish_anew", delta=package, repo=repo)
+    found = pd.versions(repo, registry=tmp_path / "registry")
+    assert [[e.id for e in version.relabeled_from] for version in found] == [[id_of(packages.v1)], []]
+    line = ["versions", repo, "--registry", str(tmp_path / "registry")]
+    code, shown, _ = client("command", arguments=line)
+    assert (code, "relabeled from" in shown, "post-delta 1.0.0" in shown) == (0, True, True)
+    code, shown, _ = client("command", arguments=line[:2])
+    assert (code, "relabeled from" in shown) == (0, False)
+    broken = tmp_path / "registry" / repo / "1.0.0" / "manifest.json"
+    broken.write_text("{}")
+    assert [version.version for version in pd.versions(repo, registry=tmp_path / "registry")] == ["1.1.0", "1.0.0"]
 
 
 def test_a_version_is_withdrawn_and_comes_back_on_the_hub(

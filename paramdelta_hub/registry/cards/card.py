@@ -118,19 +118,20 @@ def delta_card(
     on_hub: bool = True,
     replace_edits: bool = False,
     keep_edits: bool = False,
+    where: str = CARD,
 ) -> str:
     """Return a delta's card. All of ``existing`` that is not ours is kept, byte for byte.
 
     Ours are the text between the markers of :mod:`.generated`, the key :data:`FACTS_KEY`, the tags of deltas, and
     what an earlier version wrote. Of the other keys, only those that are missing are added. ``licenses`` are those of
-    base and post, if known. A delta without a license inherits post's.
+    base and post, if known. A delta without a license inherits post's. ``where`` is the existing card, for messages.
 
     Raises:
         SourceError: the existing card's metadata or markers can't be read.
         OptionError: something that was edited by hand would be lost, and it is neither to be replaced nor kept.
     """
     base, post, card = manifest.base, manifest.post, existing or ""
-    old = metadata(card, CARD)
+    old = metadata(card, where)
     changes, lost = _metadata(manifest, id, old, licenses[1], replace_edits)
     by_hand = None if "license" in changes[FACTS_KEY] or "inherited" in changes[FACTS_KEY] else old.get("license")
     names = f"**{escape_markdown(base.name)}** to make **{escape_markdown(post.name)}**"
@@ -147,23 +148,23 @@ def delta_card(
         f"## License\n\n{_license_text(manifest.license, *licenses, by_hand=by_hand)}",
         f"## Citation\n\n{_CITATION}",
     ]
-    changed, edited = _with_part(card, "\n\n".join(sections), keep_edits)
+    changed, edited = _with_part(card, "\n\n".join(sections), keep_edits, where)
     if edited:
         lost.append("text between the markers of the generated part")
     if lost and not (replace_edits or keep_edits):
         raise OptionError(
             f"the card was edited by hand, and publishing would replace {' and '.join(lost)}",
-            where=CARD,
+            where=where,
             remedy="move text out of the markers and make the package agree (paramdelta relabel); "
             "or give --replace-edits to replace it",
         )
-    return change_metadata(changed, changes, CARD)
+    return change_metadata(changed, changes, where)
 
 
-def _with_part(card: str, text: str, keep_edits: bool) -> tuple[str, bool]:
+def _with_part(card: str, text: str, keep_edits: bool, where: str) -> tuple[str, bool]:
     """Return a card with the generated part, and whether the old one was edited by hand; such a card can be kept."""
     try:
-        changed, edited = with_generated(card, text, CARD)
+        changed, edited = with_generated(card, text, where)
     except SourceError:
         if not keep_edits:
             raise

@@ -23,8 +23,10 @@ from paramdelta_hub.registry.cards.generated import own_text, without_generated
 __all__ = ["card_diff", "edits", "merge_cards"]
 
 
-def merge_cards(published: str | None, own: str | None, repo: str, replace_edits: bool) -> str | None:
+def merge_cards(published: str | None, own: str | None, repo: str, where: str, replace_edits: bool) -> str | None:
     """Return the published card with what ``own``, the card in the package's folder, adds to it; or the one there is.
+
+    ``repo`` and ``where`` say where the two are, for messages.
 
     Keys that only one of them has are kept, and so are all members of their tags and base models. Of two texts, the
     one that has all lines of the other is kept.
@@ -35,13 +37,13 @@ def merge_cards(published: str | None, own: str | None, repo: str, replace_edits
     """
     if not published or not own or published == own:
         return published or own
-    changes = dict(_changes(published, own, repo))
+    changes = dict(_changes(published, own, repo, where))
     before = metadata(published, repo)
     ours = _ours(before)
     replaced = [key for key, change in changes.items() if isinstance(change, Lines) and key in before]
     lost = [key for key in replaced if key not in ours or before[key] != ours[key]]
     card = published
-    text, own_words = own_text(published, repo), own_text(own, repo)
+    text, own_words = own_text(published, repo), own_text(own, where)
     if not _lines(own_words) <= _lines(text):
         if not _lines(text) <= _lines(own_words):
             lost.append("text")
@@ -76,12 +78,12 @@ def card_diff(before: str, after: str, repo: str) -> str:
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-def _changes(published: str, own: str, repo: str) -> Iterator[tuple[str, Change]]:
+def _changes(published: str, own: str, repo: str, where: str) -> Iterator[tuple[str, Change]]:
     """Yield what ``own`` has in its metadata that is neither ours nor in the published card."""
     there = {entry.key: entry for entry in entries(published, repo)}
-    mine = metadata(own, repo)
+    mine = metadata(own, where)
     facts, ours = _facts(mine), _ours(mine)
-    for entry in entries(own, repo):
+    for entry in entries(own, where):
         key, other = entry.key, there.get(entry.key)
         if key is None or key == FACTS_KEY or (key in ours and entry.value == ours[key]):
             continue

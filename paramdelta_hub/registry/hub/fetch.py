@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError, SourceError, StorageError
-from paramdelta_hub.fileio.durable import file_digest, io_errors, read_small, sync_file
+from paramdelta_hub.fileio.durable import file_digest, io_errors, read_small, sync_file, write_file
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect, is_offline
 from paramdelta_hub.hub.errors import translate_hub_errors
 from paramdelta_hub.hub.files import RemoteFile, ask_for_digests, git_digest, listed_files
+from paramdelta_hub.limits import CARD_BYTES
 from paramdelta_hub.package.manifest import FileRecord
-from paramdelta_hub.registry.materialize import is_intact
-from paramdelta_hub.registry.names import is_commit, is_id
+from paramdelta_hub.registry.materialize import CARD_NAME, is_intact
+from paramdelta_hub.registry.names import is_commit, is_id, is_repo, is_version
 from paramdelta_hub.tasks.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Commit",
+    "cache_folder",
+    "card_of",
+    "check_name",
     "check_remote_files",
     "fetch",
     "fetch_listed",
@@ -45,6 +49,8 @@ class Commit:
     """The files of a repository at one commit."""
 
     repo: str
+    name: str
+    """What the repository is called now: the Hub finds one that was renamed by both names."""
     id: str
     private: bool
     bases: frozenset[str]
@@ -63,14 +69,17 @@ def get_commit(api: HfApi, repo: str, revision: str | None = None) -> Commit:
     with translate_hub_errors(where):
         info = api.model_info(repo, revision=revision, files_metadata=True)
         files = listed_files(info)
-        commit = info.sha or ""
+        commit = str(info.sha)
+        name = info.id if is_repo(str(info.id)) else repo
         named = getattr(info.card_data, "base_model", None)
         bases = [named] if isinstance(named, str) else named if isinstance(named, list) else []
     if not is_commit(commit):
         raise RegistryError("the Hub's answer names no commit", where=where, remedy="run the command again")
     if unknown := [name for name, file in files.items() if not file.is_known]:
         files |= ask_for_digests(repo, commit, unknown)
-    return Commit(repo, commit, bool(info.private), frozenset(base for base in bases if isinstance(base, str)), files)
+    return Commit(
+        repo, name, commit, bool(info.private), frozenset(base for base in bases if isinstance(base, str)), files
+    )
 
 
 def fetch_listed(commit: Commit, file: FileRecord) -> Path | None:
@@ -104,8 +113,11 @@ def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, re
             if force and cached is not None:
                 _drop(cached.parent, name)
             path = _download(api, repo, name, revision or commit.id, None, force, Progress())
-            if path.parent.name != commit.id:  # the revision has moved since then
+            if path.parent.name != commit.id:  # the revision has moved since then, or a branch has the name of a tag
                 path = _download(api, repo, name, commit.id, None, force, Progress())
+                if revision is not None and is_version(revision):
+                    with io_errors("noting a version in the Hub's cache"):
+                        write_file(cache_folder(repo) / "refs" / revision, commit.id.encode())
             content = read_small(resolve_inside(path.parent, name), limit)
             if remote.matches(content):
                 return content
@@ -116,6 +128,40 @@ def fetch_small(api: HfApi, repo: str, name: str, commit: Commit, limit: int, re
             if remote.matches(content := read_small(path, limit)):
                 return content
     raise IntegrityError(f"{name} arrived damaged twice", where=where, remedy="run the command again")
+
+
+def check_name(commit: Commit) -> None:
+    """Check that a repository that is written to is called by its present name, so that cards and tags say that.
+
+    Raises:
+        RegistryError: it has another name by now.
+    """
+    if commit.name != commit.repo:
+        raise RegistryError(
+            f"the repository is called {commit.name}", where=commit.repo, remedy=f"use that name: {commit.name}"
+        )
+
+
+def card_of(api: HfApi, commit: Commit) -> str | None:
+    """Return the model card of a commit, or None if it has none.
+
+    Raises:
+        SourceError: it is not UTF-8.
+        RegistryError: not reachable.
+    """
+    if CARD_NAME not in commit.files:
+        return None
+    try:
+        return fetch_small(api, commit.repo, CARD_NAME, commit, CARD_BYTES).decode()
+    except UnicodeDecodeError:
+        raise SourceError(f"{CARD_NAME} is not UTF-8", where=commit.repo, remedy="save it as UTF-8 first") from None
+
+
+def cache_folder(repo: str) -> Path:
+    """Return where the Hub's cache keeps a repository."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
 
 
 def read_cached(repo: str, name: str, revision: str, limit: int, *, unchecked: bool) -> tuple[bytes, str] | None:

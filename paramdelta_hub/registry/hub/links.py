@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Literal
 from paramdelta_hub.errors import OptionError, PackageError, RegistryError, SourceError
 from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.hub.client import connect
-from paramdelta_hub.hub.errors import StaleError, endpoint, translate_hub_errors
-from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
+from paramdelta_hub.hub.endpoint import endpoint
+from paramdelta_hub.hub.errors import StaleError, translate_hub_errors
+from paramdelta_hub.limits import MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from paramdelta_hub.registry.cards.front_matter import Items, change_metadata, line_end, metadata
 from paramdelta_hub.registry.cards.markdown import hub_address
 from paramdelta_hub.registry.cards.merge import card_diff
 from paramdelta_hub.registry.cards.sections import append_section, cut_section, find_section
-from paramdelta_hub.registry.hub.fetch import Commit, fetch_small, get_commit
+from paramdelta_hub.registry.hub.fetch import Commit, card_of, check_name, fetch_small, get_commit
 from paramdelta_hub.registry.hub.publishing import ATTEMPTS, can_write, find_pull_request
 from paramdelta_hub.registry.materialize import CARD_NAME
 from paramdelta_hub.registry.names import check_repo, is_repo
@@ -148,6 +149,7 @@ def link(
     told = ""
     for _ in range(ATTEMPTS):
         head = get_commit(api, repo)
+        check_name(head)
         card = _fetch_card(api, repo, head)
         if manifest is None:
             edit = remove_link(card, repo, delta)
@@ -173,7 +175,9 @@ _SWAPPED = "name the delta first, then the model: pd-link DELTA MODEL"
 
 def _check_delta(api: HfApi, delta: str) -> Manifest:
     """Return the manifest of a delta, so that nothing else is called one on a card."""
-    found, reason = _manifest_at(api, delta, get_commit(api, delta))
+    head = get_commit(api, delta)
+    check_name(head)
+    found, reason = _manifest_at(api, delta, head)
     if found is None:
         raise RegistryError(f"not a delta: {reason}", where=delta, remedy=_SWAPPED)
     return found
@@ -203,10 +207,7 @@ def _fetch_card(api: HfApi, repo: str, head: Commit) -> str:
             where=repo,
             remedy=f"create a {CARD_NAME} first, on {endpoint()}/{repo}",
         )
-    try:
-        return fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode("utf-8")
-    except UnicodeDecodeError:
-        raise SourceError("the card is not UTF-8", where=repo, remedy="save it as UTF-8 first") from None
+    return card_of(api, head) or ""
 
 
 def _commit_card(api: HfApi, edit: CardEdit, parent: str, title: str, create_pr: bool) -> Linked:

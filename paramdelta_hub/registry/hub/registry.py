@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ from paramdelta_hub.errors import IntegrityError, PackageError, RegistryError
 from paramdelta_hub.fileio.names import is_clear
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect, is_offline
-from paramdelta_hub.hub.errors import MissingError, endpoint, translate_hub_errors
-from paramdelta_hub.limits import CARD_BYTES, MANIFEST_BYTES
+from paramdelta_hub.hub.endpoint import endpoint
+from paramdelta_hub.hub.errors import MissingError, translate_hub_errors
+from paramdelta_hub.limits import MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, parse_manifest
 from paramdelta_hub.registry.cards.card import (
     BASE_PREFIX,
@@ -23,10 +25,19 @@ from paramdelta_hub.registry.cards.card import (
     fingerprint_tag,
     tag_value,
 )
-from paramdelta_hub.registry.hub.fetch import check_remote_files, fetch, fetch_small, get_commit, read_cached
-from paramdelta_hub.registry.hub.publishing import plan, publish, reason_for, tagged, yank
+from paramdelta_hub.registry.hub.fetch import (
+    cache_folder,
+    card_of,
+    check_remote_files,
+    fetch,
+    fetch_small,
+    get_commit,
+    read_cached,
+)
+from paramdelta_hub.registry.hub.publishing import plan, publish, tagged
+from paramdelta_hub.registry.hub.withdrawal import reason_for, yank
 from paramdelta_hub.registry.materialize import CARD_NAME, EXTRAS, check_free_space, file_chunks, is_intact, receive
-from paramdelta_hub.registry.names import check_repo, is_commit, is_version, newest, newest_first
+from paramdelta_hub.registry.names import check_repo, is_commit, is_repo, is_version, newest, newest_first
 from paramdelta_hub.registry.protocol import (
     CardMaker,
     Hit,
@@ -82,10 +93,16 @@ class HubRegistry(Registry):
                 model = next(models, None)
             if model is None:
                 return
-            hit = _hit(model)
-            # The card is that of the newest version that is left: if that one is withdrawn, all of them are.
-            if hit.version in yanked_in(file.rfilename for file in model.siblings or ()):
+            if not isinstance(model.id, str) or not is_repo(model.id):
                 continue
+            hit = _hit(model)
+            # The card is that of the newest version that is left, unless one was withdrawn by hand.
+            yanked = yanked_in(file.rfilename for file in model.siblings or () if isinstance(file.rfilename, str))
+            if hit.version in yanked:
+                left = newest(tagged(connect(), hit.repo).keys() - yanked)
+                if left is None:
+                    continue
+                hit = replace(hit, version=left, nbytes=None)
             if has_words(query, (hit.repo, hit.title, hit.base, hit.post, *_tags(model))):
                 yield hit
 
@@ -93,15 +110,9 @@ class HubRegistry(Registry):
         """Return the model card on the main branch; None if the repository or its card does not exist."""
         api = connect()
         try:
-            head = get_commit(api, check_repo(repo))
+            return card_of(api, get_commit(api, check_repo(repo)))
         except MissingError:
             return None
-        if CARD_NAME not in head.files:
-            return None
-        try:
-            return fetch_small(api, repo, CARD_NAME, head, CARD_BYTES).decode()
-        except UnicodeDecodeError:
-            raise RegistryError(f"{CARD_NAME} is not UTF-8", where=repo, remedy="save it as UTF-8 on the Hub") from None
 
     def _publish(self, publication: Publication) -> Published:
         return publish(connect(), publication)
@@ -114,12 +125,12 @@ class HubRegistry(Registry):
 
     def _find(self, repo: str, revision: str | None) -> Snapshot:
         """Return a version, a commit or the head of a branch; by default the newest version."""
-        wanted = revision or self._newest(repo)
+        wanted, at = (revision, None) if revision else self._newest(repo)
         where = f"{repo}@{wanted}"
         cached = self._cached_manifest(repo, wanted)
         notes: list[str] = []
         extras: dict[str, bytes] = {}
-        content, commit = cached or self._fetch_manifest(repo, wanted, notes, extras)
+        content, commit = cached or self._fetch_manifest(repo, wanted, at or _commit_of(repo, wanted), notes, extras)
         manifest, package_id = parse_manifest(content, where)
         if is_version(wanted) and manifest.version != wanted:
             raise IntegrityError(
@@ -142,18 +153,24 @@ class HubRegistry(Registry):
         head = get_commit(api, repo)
         return reason_for(api, repo, head, version) if version in yanked_in(head.files) else None
 
-    def _newest(self, repo: str) -> str:
-        """Return the newest version (if offline: the newest in the cache), or the main branch if there is none."""
+    def _newest(self, repo: str) -> tuple[str, str | None]:
+        """Return the newest version and its commit, or the main branch if there is none.
+
+        If offline, it is the newest in the cache, and the commit is not known.
+        """
+        commits: dict[str, str] = {}
         if is_offline():
-            refs = _cache_folder(repo) / "refs"
+            refs = cache_folder(repo) / "refs"
             names = os.listdir(refs) if refs.is_dir() else []
             reasons = {name: self._yanked(repo, name, is_cached=True) for name in names if is_version(name)}
         else:
-            reasons = {version.version: version.yanked for version in self.versions(repo)}
+            versions = self.versions(repo)
+            commits = {version.version: version.revision for version in versions}
+            reasons = {version.version: version.yanked for version in versions}
         found = newest(version for version, reason in reasons.items() if reason is None)
         if found is None and reasons:
             raise all_withdrawn(repo, {version: reason or "" for version, reason in reasons.items()})
-        return found or "main"
+        return found or "main", commits.get(found or "")
 
     def _cached_manifest(self, repo: str, revision: str) -> tuple[bytes, str] | None:
         """Return (manifest, commit) from the cache, if the cached one is sure to be the current one."""
@@ -162,15 +179,17 @@ class HubRegistry(Registry):
         return None
 
     def _fetch_manifest(
-        self, repo: str, revision: str, notes: list[str], extras: dict[str, bytes]
+        self, repo: str, revision: str, at: str, notes: list[str], extras: dict[str, bytes]
     ) -> tuple[bytes, str]:
         """Fetch the card and the signature into the cache, then the manifest: a cached manifest implies the others.
+
+        ``at`` is where ``revision`` is: a commit, or the same.
 
         Card and signature go to ``extras`` too. Nothing depends on the card: if it can't be had, that goes to
         ``notes``.
         """
         api = connect()
-        commit = get_commit(api, repo, revision)
+        commit = get_commit(api, repo, at)
         if MANIFEST_NAME not in commit.files:
             raise RegistryError(
                 "not a delta: the repository has no manifest.json",
@@ -228,14 +247,21 @@ class HubRegistry(Registry):
             progress.finish()
 
 
-def _cache_folder(repo: str) -> Path:
-    from huggingface_hub import constants
+def _commit_of(repo: str, revision: str) -> str:
+    """Return the commit of a version, and any other revision as it is.
 
-    return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+    A version is a tag. A branch of the same name is none, which the Hub would look for too.
+    """
+    if not is_version(revision):
+        return revision
+    commits = {} if is_offline() else tagged(connect(), repo)
+    if revision not in commits and not is_offline():
+        raise RegistryError("no such version", where=f"{repo}@{revision}", remedy="`pd-versions` lists what is there")
+    return commits.get(revision, revision)
 
 
 def _snapshot_folder(found: Snapshot) -> Path:
-    return _cache_folder(found.repo) / "snapshots" / found.revision
+    return cache_folder(found.repo) / "snapshots" / found.revision
 
 
 def _copy_cached(found: Snapshot, files: Sequence[FileRecord], into: Path, progress: Progress) -> list[FileRecord]:

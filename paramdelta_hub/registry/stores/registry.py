@@ -20,14 +20,13 @@ from paramdelta_hub.errors import (
 from paramdelta_hub.fileio.durable import expand
 from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.limits import CARD_BYTES, COMPANION_BYTES, MANIFEST_BYTES
-from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, parse_manifest
+from paramdelta_hub.package.manifest import MANIFEST_NAME, Earlier, FileRecord, parse_manifest
 from paramdelta_hub.package.package import Package
 from paramdelta_hub.registry.cards.front_matter import metadata
 from paramdelta_hub.registry.materialize import (
     CARD_NAME,
     EXTRAS,
     check_place,
-    read_extras,
     receive,
 )
 from paramdelta_hub.registry.names import (
@@ -43,6 +42,7 @@ from paramdelta_hub.registry.names import (
 from paramdelta_hub.registry.protocol import (
     HIGHER_VERSION,
     CardMaker,
+    Extras,
     Hit,
     Part,
     Publication,
@@ -144,10 +144,11 @@ class StoreRegistry(Registry):
         found = []
         names, yanked = self._names(check_repo(repo))
         for version in names:
-            if package_id := self._id(f"{repo}/{version}"):
+            if (content := self._manifest(f"{repo}/{version}")) is not None:
+                package_id = hashlib.sha256(content).hexdigest()
                 created = self._store.created(f"{repo}/{version}")
                 reason = self._reason(repo, version) if version in yanked else None
-                found.append(Version(version, package_id, package_id, created, reason))
+                found.append(Version(version, package_id, package_id, created, reason, _earlier(content)))
         if not found:
             self._check_registry()
         return found
@@ -214,22 +215,22 @@ class StoreRegistry(Registry):
     def _plan(self, publication: Publication) -> Published:
         repo, opened = publication.repo, publication.package
         published_id = self._id_of(publication)
+        extras = publication.make_extras(self.card(repo))
         version = opened.manifest.version
         names, yanked = self._names(repo)
         is_newest = newest([*(name for name in names if name not in yanked), version]) == version
         where = f"{self.address}/{repo}/{version}"
         if published_id is not None:
             self._check_same(publication, published_id)
-            return publication.planned(opened.digest, where, {}, is_newest)
-        extras = read_extras(opened.path, publication.extras)
+            return publication.planned(opened.digest, where, {}, is_newest, None)
         check_files(opened, opened.manifest.files, publication.progress)
-        self._announce(publication)
+        self._announce(publication, extras)
         files = {file.path: file.size for file in opened.manifest.files}
-        files |= {name: len(content) for name, content in extras.items()}
+        files |= {name: len(content) for name, content in extras.files.items()}
         files[MANIFEST_NAME] = len(read_manifest(opened))
         if (local := self._store.local_path(f"{repo}/{version}")) is not None:
             check_place(local, sum(files.values()))
-        return publication.planned(opened.digest, where, files, is_newest)
+        return publication.planned(opened.digest, where, files, is_newest, extras)
 
     def _id_of(self, publication: Publication) -> str | None:
         """Return the id under which a version is published, after checking that it may be published here."""
@@ -251,27 +252,27 @@ class StoreRegistry(Registry):
         repo, opened = publication.repo, publication.package
         folder = f"{repo}/{opened.manifest.version}"
         published_id = self._id_of(publication)
+        extras = publication.make_extras(self.card(repo))
         uploaded = published_id is None
         if uploaded:
-            extras = read_extras(opened.path, publication.extras)
             check_files(opened, opened.manifest.files, publication.progress)
-            self._announce(publication)
+            self._announce(publication, extras)
             try:
-                self._store.put(opened, folder, read_manifest(opened), extras, publication.progress)
+                self._store.put(opened, folder, read_manifest(opened), extras.files, publication.progress)
             except PublishError:
                 published_id, uploaded = self._id(folder), False
                 if published_id is None:
                     raise
         if not uploaded:
             self._check_same(publication, published_id)
-        return publication.done(opened.digest, f"{self.address}/{folder}", uploaded=uploaded)
+        return publication.done(opened.digest, f"{self.address}/{folder}", extras if uploaded else None)
 
-    def _announce(self, publication: Publication) -> None:
+    def _announce(self, publication: Publication, extras: Extras) -> None:
         is_folder = "://" not in self.address
         new = "" if self._store.exists() else " (a new registry)"
         if is_folder and not new and not self._has_shape():
             new = " (a folder that holds other things)"
-        publication.announce(f"{'the folder ' * is_folder}{self.address}/{publication.repo}{new}")
+        publication.announce(f"{'the folder ' * is_folder}{self.address}/{publication.repo}{new}", extras)
 
     def _yank(self, repo: str, version: str, reason: str | None, make_card: CardMaker) -> None:
         if reason is None:
@@ -353,7 +354,10 @@ class StoreRegistry(Registry):
         return versions, yanked_in(entries)
 
     def _reason(self, repo: str, version: str) -> str:
-        return parse_yank(self._store.read(repo, yank_name(version), YANK_BYTES))
+        try:
+            return parse_yank(self._store.read(repo, yank_name(version), YANK_BYTES))
+        except PackageError:  # too large, a link, or no file at all: it is withdrawn anyway
+            return parse_yank(None)
 
     def _manifest(self, folder: str) -> bytes | None:
         return self._store.read(folder, MANIFEST_NAME, MANIFEST_BYTES)
@@ -405,6 +409,14 @@ class StoreRegistry(Registry):
         except RegistryError:  # folders that we may not read could hold versions
             return True
         return is_empty
+
+
+def _earlier(content: bytes) -> tuple[Earlier, ...]:
+    """Return what a manifest says that the package was before; nothing if it can't be read."""
+    try:
+        return parse_manifest(content)[0].relabeled_from
+    except PackageError:
+        return ()
 
 
 def _folder(found: Snapshot) -> str:

@@ -16,7 +16,7 @@ from paramdelta_hub.registry.hub.links import BEGIN, END, LINK_KEY, add_link, re
 from paramdelta_hub.registry.names import is_repo
 from tests.registry.cards.test_front_matter import as_the_client_reads, cards, equal
 from tests.registry.conftest import ALICE, Packages
-from tests.registry.hub.test_registry import asked, fails
+from tests.registry.hub.test_registry import asked, fails, published
 from tests.support.hub import Fault, LoopbackHub
 from tests.support.hub.client import Client
 from tests.support.hub.repositories import metadata
@@ -224,6 +224,21 @@ def test_what_is_not_there_can_not_be_linked(hub: LoopbackHub, client: Client, r
     fails("registry", "no such repository", lambda: client("link", repo="org/absent", delta=delta, role="post"))
     hub.repositories[repo].add({"README.md": b"\xff\xfe"})
     fails("source", "UTF-8", lambda: client("link", repo=repo, delta=delta, role="post"))
+
+
+def test_addresses_as_people_paste_them_can_be_linked(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages
+) -> None:
+    delta = published(hub, f"{repo}-delta", packages.v1).name
+    model = hub.add(repo)
+    for address in (f"https://huggingface.co/{repo}", f"{hub.endpoint}/{repo}/tree/main", f"hf://{repo}"):
+        model.add({"README.md": CARD.encode()})
+        for option in ([], ["--remove"]):
+            code, _, said = client("command", arguments=["link", f"{hub.endpoint}/{delta}", address, *option])
+            assert code == 0, said
+            assert (delta in model.head.files["README.md"].content.decode()) == (not option)
+    code, _, said = client("command", arguments=["link", delta, f"{hub.endpoint}/{repo}/tree/draft"])
+    assert (code, f"write {repo}" in said) == (2, True)
 
 
 @pytest.mark.parametrize("role", ["base", None])

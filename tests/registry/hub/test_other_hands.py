@@ -64,6 +64,8 @@ def test_copies_that_other_tools_make_verify(
             pd.verify(copy, strict=True, threads=1)
     assert pd.verify(Path(client("pull", repo=repo)["path"]), threads=1).id == id_of(packages.v1)
     assert pd.verify(packages.v1, strict=True, threads=1).beside == ()
+    (copies[0] / ".cache/mine").write_text("not of the Hub's client")
+    assert ".cache/mine" in pd.verify(copies[0], threads=1).beside
 
 
 def test_a_clone_without_git_lfs_is_told_what_it_lacks(

@@ -79,6 +79,16 @@ def test_a_connection_that_breaks_is_made_again_where_nothing_can_happen_twice(
     holds(Path(publish_and_pull(client, repo, packages.v1)["path"]), packages.v1)
 
 
+@pytest.mark.parametrize("request_", ["refs", "info", "list"])
+@pytest.mark.parametrize("fault", ["cut", "stall"])
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    hub: LoopbackHub, hurried: Client, repo: str, packages: Packages, request_: str, fault: Any
+) -> None:
+    hub.faults = [Fault(fault, REQUESTS[request_], 10)]
+    holds(Path(publish_and_pull(hurried, repo, packages.v1)["path"]), packages.v1)
+    assert not hub.faults[0].times, "it was never asked"
+
+
 def test_a_wait_that_is_too_long_is_told_and_not_made(
     hub: LoopbackHub, client: Client, repo: str, packages: Packages
 ) -> None:
@@ -157,6 +167,21 @@ def test_a_signed_address_is_not_told(
     holds(Path(hurried("pull", repo=repo)["path"]), packages.v1)
 
 
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_signed_address_that_has_expired_is_no_matter_of_rights(
+    hub: LoopbackHub, hurried: Client, repo: str, packages: Packages, status: int
+) -> None:
+    published(hub, repo, packages.v1)
+    hub.cdn = True
+    hub.faults = [Fault("status", "GET /cdn/", status, times=99)]
+    for call in ("pull", "resolve"):
+        hub.add(f"{repo}-model").add({"config.json": b"{}", "model.safetensors": b"weights"})
+        name = {"repo": repo} if call == "pull" else {"model": f"{repo}-model"}
+        fails("registry", "may have expired", lambda call=call, name=name: hurried(call, **name))
+    hub.faults = []
+    holds(Path(hurried("pull", repo=repo)["path"]), packages.v1)
+
+
 def test_a_repository_that_was_renamed_is_followed(
     hub: LoopbackHub, client: Client, repo: str, packages: Packages
 ) -> None:
@@ -164,6 +189,28 @@ def test_a_repository_that_was_renamed_is_followed(
     hub.renamed = {"org/former": repo}
     assert [version["version"] for version in client("versions", repo="org/former")] == ["1.0.0"]
     holds(Path(client("pull", repo="org/former")["path"]), packages.v1)
+
+
+def test_a_repository_that_was_renamed_is_written_to_by_its_present_name(
+    hub: LoopbackHub, client: Client, repo: str, packages: Packages
+) -> None:
+    client("publish_anew", delta=packages.v1, repo=repo)
+    model = f"{repo}-model"
+    hub.add(model).add({"README.md": b"# Hi"})
+    hub.renamed = {"org/former": repo, "Org/Model": model}
+    before = [hub.repositories[name].head for name in (repo, model)]
+    for name, line in {
+        repo: ["publish", packages.v2, "org/former"],
+        f"{repo} ": ["publish", packages.v2, "org/former", "--dry-run"],
+        f"{repo}  ": ["yank", "org/former", "1.0.0", "--reason", "wrong"],
+        f"{repo}   ": ["link", "org/former", model],
+        model: ["link", repo, "Org/Model"],
+        f"{model} ": ["link", repo, "Org/Model", "--remove"],
+    }.items():
+        code, _, said = client("command", arguments=list(map(str, line)))
+        assert code == 8, said
+        assert f"use that name: {name.strip()}\n" in said
+    assert [hub.repositories[name].head for name in (repo, model)] == before
 
 
 @pytest.mark.parametrize(

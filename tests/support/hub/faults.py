@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["status", "drop", "cut", "flip", "intrude", "mute", "stall", "slow", "slow head", "page"]
+Kind = Literal[
+    "status", "drop", "cut", "flip", "intrude", "mute", "stall", "slow", "slow head", "page", "say", "send on"
+]
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Fault:
     slow: carried out, and the answer's body comes byte by byte, with a pause between them.
     slow head: carried out, and the answer's head comes byte by byte, without end.
     page: answered with a web page, by a server that is no Hub.
+    say: answered with ``text``.
+    send on: answered with the same path on the server ``text``.
     intrude: before the request is carried out, ``act`` is called: somebody else commits, tags, merges.
     """
 
@@ -31,7 +35,7 @@ class Fault:
     value: int = 0
     times: int = 1
     act: Callable[[], object] = lambda: None
-    after: int = 0
+    after: int | str = 0
     text: str = "busy"
 
     def strikes(self, request: str) -> bool:

@@ -166,7 +166,7 @@ class Repository:
         bases = [bases] if isinstance(bases, str) else bases
         relation = card.get("base_model_relation")
         return [
-            *card.get("tags", []),
+            *(card.get("tags") or []),
             *([card["library_name"]] if "library_name" in card else []),
             *(f"base_model:{base}" for base in bases),
             *(f"base_model:{relation}:{base}" for base in bases if relation),

@@ -100,6 +100,8 @@ class LoopbackHub:
         """What it finds wrong with the metadata of every card."""
         self.renamed: dict[str, str] = {}
         """The new names of repositories, by the old ones, to which every request is sent on."""
+        self.date: str | None = None
+        """What its clock says."""
         self._xet_hashes: dict[str, str] = {}
         self._stored: dict[str, bytes] = {}
         self._parts: dict[str, dict[int, bytes]] = {}
@@ -530,6 +532,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and kind == "page":
             self._send(Answer(b"<!DOCTYPE html><title>Welcome</title>", 200, {"Content-Type": "text/html"}))
             return
+        if fault and kind == "say":
+            self._send(Answer(fault.text.encode()))
+            return
+        if fault and kind == "send on":
+            self._send(Answer(b"", 307, {"Location": fault.text + self.path}))
+            return
         if fault and kind == "mute":
             self._wait_for_the_end()
             return
@@ -562,7 +570,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def _send(self, answer: Answer, cut: int | None = None, flip: int | None = None) -> None:
-        body = answer.value if isinstance(answer.value, bytes) else json.dumps(answer.value).encode()
+        body = answer.value if isinstance(answer.value, bytes) else json.dumps(answer.value, default=str).encode()
         if flip is not None:
             body = flipped(body, flip)
         self.send_response(answer.status)
@@ -577,7 +585,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _trickle(self, answer: Answer, fault: Fault) -> None:
         """Send the head at once, and of the body a few bytes and no more, or all of it, byte by byte."""
-        body = answer.value if isinstance(answer.value, bytes) else json.dumps(answer.value).encode()
+        body = answer.value if isinstance(answer.value, bytes) else json.dumps(answer.value, default=str).encode()
         self._send(replace(answer, value=b"", headers={"Content-Length": str(len(body)), **answer.headers}))
         if self.command == "HEAD":
             return
@@ -605,6 +613,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.wfile.flush()
         self.connection.shutdown(socket.SHUT_RDWR)
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return self.server.hub.date or super().date_time_string(timestamp)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's naming
         pass
