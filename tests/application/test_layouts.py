@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from tests.support.models import (
     write_model,
     write_models,
 )
+from tests.support.paramdelta import paramdelta
 
 Tensors = dict[str, torch.Tensor]
 E, INNER, HIDDEN = 3, 6, 8
@@ -280,9 +280,7 @@ def test_pieces_of_different_dtypes_are_refused_unless_they_are_cast(tmp_path: P
 
 
 def run(*words: str | Path) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "paramdelta_hub", *map(str, words)], capture_output=True, text=True, check=False
-    )
+    done = paramdelta(words, env=os.environ)
     return done.returncode, done.stdout + done.stderr
 
 

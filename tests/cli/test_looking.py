@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from tests.cli.test_registry_commands import run, run_json
 from tests.conftest import Family
 from tests.reports.hostile import Tags
 from tests.support.hub import Account, LoopbackHub
+from tests.support.paramdelta import paramdelta
 
 
 def test_help_ends_in_examples() -> None:
@@ -72,8 +71,7 @@ def test_a_catalog_of_the_hub(family: Family, tmp_path: Path) -> None:
         environment = {**os.environ, **hub.environment(tmp_path / "home", "hf_secret")}
 
         def command(*arguments: str | Path) -> str:
-            line = [sys.executable, "-m", "paramdelta_hub", *map(str, arguments)]
-            done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=False)
+            done = paramdelta(arguments, env=environment)
             assert done.returncode == 0, done.stderr
             return done.stdout
 

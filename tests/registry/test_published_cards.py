@@ -19,6 +19,7 @@ from tests.registry.packages import labelled
 from tests.support.hub import Fault, LoopbackHub
 from tests.support.hub.client import Client
 from tests.support.hub.repositories import metadata
+from tests.support.paramdelta import paramdelta
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 NUMBERS = itertools.count()
@@ -55,13 +56,17 @@ Trained on a ship.
 
 
 @pytest.fixture
-def run(hub: LoopbackHub, tmp_path: Path) -> Run:
-    """Run Python with these arguments, as Alice, on the loopback Hub."""
+def environment(hub: LoopbackHub, tmp_path: Path) -> dict[str, str]:
+    """That of Alice, on the loopback Hub."""
+    return hub.environment(tmp_path / "home", ALICE)
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Run:
+    """Run a command, as Alice."""
 
     def call(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-        environment = hub.environment(tmp_path / "home", ALICE)
-        command = [sys.executable, *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = paramdelta(arguments, env=environment)
         assert done.returncode == code, (done.stdout, done.stderr)
         return done
 
@@ -87,6 +92,7 @@ def survives(card: str, end: str = "\n") -> None:
 def test_a_delta_that_was_uploaded_by_other_means_gets_its_card_and_its_tag(
     hub: LoopbackHub,
     run: Run,
+    environment: dict[str, str],
     client: Client,
     repo: str,
     packages: Packages,
@@ -97,10 +103,10 @@ def test_a_delta_that_was_uploaded_by_other_means_gets_its_card_and_its_tag(
     package = labelled(packages.v1, tmp_path / "package", "1.0.0", name="Nautical delta")
     if card:
         (package / "README.md").write_bytes(card.encode())
-    run("-c", UPLOAD, package, repo, tag)
+    subprocess.run([sys.executable, "-c", UPLOAD, package, repo, tag], env=environment, timeout=120, check=True)
     before = dict(hub.repositories[repo].tags)
     assert not [hit for hit in client("find", query="nautical") if hit["repo"] == repo]
-    run("-m", "paramdelta_hub", "publish", package, repo)
+    run("publish", package, repo)
     made = hub.repositories[repo]
     assert made.tags.keys() == {"1.0.0"}
     assert made.tags["1.0.0"] == before.get("1.0.0", made.head.id), "a tag never moves"
@@ -112,7 +118,7 @@ def test_a_delta_that_was_uploaded_by_other_means_gets_its_card_and_its_tag(
     assert [hit["version"] for hit in client("find", query="nautical") if hit["repo"] == repo] == ["1.0.0"]
     assert client("pull", repo=repo, folder=tmp_path / "copy")["version"] == "1.0.0"
     hub.requests.clear()
-    run("-m", "paramdelta_hub", "publish", package, repo)
+    run("publish", package, repo)
     assert not [path for method, path in hub.requests if method == "POST"], "nothing is left to do"
 
 
@@ -120,12 +126,12 @@ def test_a_delta_that_was_uploaded_by_other_means_gets_its_card_and_its_tag(
 def test_what_is_written_on_the_hub_survives_the_next_version(
     hub: LoopbackHub, run: Run, repo: str, packages: Packages, end: str
 ) -> None:
-    run("-m", "paramdelta_hub", "publish", packages.v1, repo)
+    run("publish", packages.v1, repo)
     generated = card_of(hub, repo).partition("---\n\n")[2] or card_of(hub, repo)
     begin = generated.index("<!-- delta:begin")
     theirs = AUTHORS + "\n" + generated[begin:] + "\n## Benchmarks\n\nBy hand.\n"
     hub.repositories[repo].add({"README.md": theirs.replace("\n", end).encode()})
-    done = run("-m", "paramdelta_hub", "publish", packages.v2, repo)
+    done = run("publish", packages.v2, repo)
     published = card_of(hub, repo)
     survives(published, end)
     assert published.endswith(f"{end}## Benchmarks{end}{end}By hand.{end}")
@@ -177,25 +183,25 @@ def test_a_card_that_can_not_be_read_is_named_by_its_place(
 def test_edits_of_the_generated_part_are_replaced_only_on_demand(
     hub: LoopbackHub, run: Run, repo: str, packages: Packages
 ) -> None:
-    run("-m", "paramdelta_hub", "publish", packages.v1, repo)
+    run("publish", packages.v1, repo)
     edited = card_of(hub, repo).replace("It is not a model by itself.", "It is the best.")
     head = hub.repositories[repo].add({"README.md": edited.encode()})
-    done = run("-m", "paramdelta_hub", "publish", packages.v2, repo, code=2)
+    done = run("publish", packages.v2, repo, code=2)
     assert "--replace-edits" in done.stderr
     assert hub.repositories[repo].head is head
-    run("-m", "paramdelta_hub", "publish", packages.v2, repo, "--replace-edits")
+    run("publish", packages.v2, repo, "--replace-edits")
     assert "It is the best." not in card_of(hub, repo)
 
 
 def test_the_folders_card_and_the_published_one_are_joined(
     hub: LoopbackHub, run: Run, repo: str, packages: Packages, tmp_path: Path
 ) -> None:
-    run("-m", "paramdelta_hub", "publish", packages.v1, repo)
+    run("publish", packages.v1, repo)
     gated = card_of(hub, repo).replace("---\n", "---\nextra_gated_prompt: 'Read this'  # legal\n", 1)
     hub.repositories[repo].add({"README.md": gated.encode()})
     package = labelled(packages.v1, tmp_path / "package", "1.1.0")
     (package / "README.md").write_text("---\nlanguage:\n  - de   # only\ntags: [ships]\n---\n# Mine\n")
-    run("-m", "paramdelta_hub", "publish", package, repo)
+    run("publish", package, repo)
     published = card_of(hub, repo)
     assert published.startswith("---\nextra_gated_prompt: 'Read this'  # legal\n")
     assert "\nlanguage:\n  - de   # only\n" in published
@@ -203,10 +209,10 @@ def test_the_folders_card_and_the_published_one_are_joined(
     assert "\n# Mine\n" in published
     package = labelled(packages.v1, tmp_path / "other", "1.2.0")
     (package / "README.md").write_text("---\nlanguage: en\n---\n# Another\n")
-    done = run("-m", "paramdelta_hub", "publish", package, repo, code=2)
+    done = run("publish", package, repo, code=2)
     assert "different language and text" in done.stderr
     assert "--replace-edits" in done.stderr
-    run("-m", "paramdelta_hub", "publish", package, repo, "--replace-edits")
+    run("publish", package, repo, "--replace-edits")
     published = card_of(hub, repo)
     assert metadata(published)["language"] == "en"
     assert "# Another" in published
@@ -306,7 +312,7 @@ def find(
         package = labelled(packages.v1, tmp_path / f"package-{number}", "1.0.0", name=name)
         (package / "README.md").write_text(f"---\ntags: {tags}\n---\n# Words of the text\n")
         if root is None:
-            run("-m", "paramdelta_hub", "publish", package, f"org/delta-{number}")
+            run("publish", package, f"org/delta-{number}")
         else:
             pd.publish(package, f"org/delta-{number}", registry=root)
 

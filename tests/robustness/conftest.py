@@ -22,7 +22,7 @@ def small(memory: Path) -> World:
 @pytest.fixture(scope="session")
 def large(memory: Path) -> World:
     """So many tensors that each command makes more than 100 calls that change a file system."""
-    return make_world(memory / "large", layers=20)
+    return make_world(memory / "large", layers=14)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -86,12 +87,18 @@ def serve() -> None:
     from paramdelta_hub.registry.cards import merge  # noqa: F401
     from paramdelta_hub.registry.hub import links  # noqa: F401
     from paramdelta_hub.reports import inspect  # noqa: F401
+    from paramdelta_hub.tasks.warmup import warm_up
     from paramdelta_hub.verification import package  # noqa: F401
 
     assert "huggingface_hub" not in sys.modules
     assert threading.active_count() == 1
+    warm = False
     for line in sys.stdin:
         request = json.loads(line)
+        if not warm and request["command"][1:2] in (["extract"], ["apply"], ["verify"]):
+            warm_up()  # reads the compiled loops, which takes longer than what they do here
+            warm = True
+        gc.freeze()  # or collections in children copy the pages that all objects lie on
         pid = os.fork()
         if not pid:
             child(request)

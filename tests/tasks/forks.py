@@ -3,13 +3,15 @@
 A process of its own, because it must have no threads when it forks: it reads one JSON object a line and answers with
 one. ``{"calls": ["extract", [...], {...}], "kill_at": 7}`` lets the child kill itself instead of making its seventh
 call that changes a file system; ``half`` lets a write be cut in the middle first; ``race`` starts so many children at
-once. What does neither is run in the process itself: a child costs more than the work that it does.
+once; ``kill_after`` kills the child from here after so many seconds, or leaves it alone. What does none of these is run
+in the process itself: a child costs more than the work that it does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import itertools
 import json
 import os
@@ -17,6 +19,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -145,11 +148,12 @@ def serve() -> None:
         if operation in ("extract", "apply", "share") and operation not in warm:
             warm_up(request)
             warm.add(operation)
+            gc.freeze()  # or collections in children copy the pages that all objects lie on
         plan.TASK_BYTES_MIN = request.get("task_bytes", 1)
         # Direct writes, of the least that disks take: these models are small. (robustness/ has the other way.)
         direct_writer.DIRECT_FROM_BYTES, direct_writer._PAGE = 0, 512
         racers = request.get("race", 1)
-        if racers == 1 and "report" not in request:
+        if racers == 1 and not request.keys() & {"report", "kill_after"}:
             print(json.dumps([run_here(request)]), flush=True)
             continue
         gate = os.pipe() if racers > 1 else None
@@ -162,6 +166,9 @@ def serve() -> None:
         if gate:
             os.close(gate[0])
             os.close(gate[1])
+        if request.get("kill_after") is not None:
+            time.sleep(request["kill_after"])
+            os.kill(pids[0], signal.SIGKILL)  # or what is left of it: it was not waited for
         statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         print(json.dumps(statuses), flush=True)
 

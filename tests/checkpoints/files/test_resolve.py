@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.hub import LoopbackHub
+from tests.support.paramdelta import paramdelta
 
 
 def model(folder: Path, seed: int) -> Path:
@@ -41,14 +42,7 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
 
 
 def run(hub: LoopbackHub, tmp_path: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "paramdelta_hub", *arguments],
-        env=hub.environment(tmp_path / "hf", **extra),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return paramdelta(arguments, env=hub.environment(tmp_path / "hf", **extra), cwd=tmp_path)
 
 
 def test_extract_by_id_records_commits_and_takes_digests_from_the_cache(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from tests.registry.hub.test_registry import asked, fails, published
 from tests.support.hub import Fault, LoopbackHub
 from tests.support.hub.client import Client
 from tests.support.hub.repositories import metadata
+from tests.support.paramdelta import paramdelta
 
 CARD = "---\n# by hand\nlicense: mit   # kept\ntags:\n- a\n---\n\n# A model\n\nText.\n"
 NAMES = st.from_regex(r"[a-z][a-z0-9]{0,8}/[a-z][a-z0-9-]{0,8}[a-z0-9]", fullmatch=True).filter(is_repo)
@@ -286,9 +286,7 @@ def test_the_command_shows_the_difference_before_it_commits(
     made.add({"README.md": STRANGE.encode()})
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "paramdelta_hub", "link", delta, repo, *arguments]
-        environment = hub.environment(tmp_path / "home", ALICE)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = paramdelta(["link", delta, repo, *arguments], env=hub.environment(tmp_path / "home", ALICE))
         assert done.returncode == 0, done.stderr
         return done
 
