@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from paramdelta_hub.codecs.tans.coder import BLOCK
 from paramdelta_hub.codecs.tans.logarithm import UNIT, log2
 from paramdelta_hub.numerics.compiled import compiled
+from paramdelta_hub.numerics.scratch import scratch
 
 __all__ = ["choose_classes"]
 
@@ -23,6 +24,8 @@ CLASSES = 4
 ROUNDS = 6
 SAMPLED = 4
 """Of how many elements one is looked at while classes are chosen."""
+LOOKED_AT = 16
+"""And to see whether blocks differ at all."""
 TRIED = 1
 """The round in which classes are given up if they, with their tables, do not save anything yet."""
 ENTRY_BITS = 7
@@ -30,53 +33,77 @@ ENTRY_BITS = 7
 
 
 def choose_classes(
-    values: NDArray[Any], indices: NDArray[np.uint16], size: int
+    indices: NDArray[np.uint16], counts: NDArray[np.int64], exponents: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return the class of each block, and how often each symbol occurs in each class.
 
     A class that no block is of is said to have the last symbol once.
 
     Args:
-        values: bits of the values.
-        indices: the number of each one's symbol.
-        size: how many symbols there are.
+        indices: the number of each element's symbol.
+        counts: how often each symbol occurs.
+        exponents: of each symbol's values; 0 where they have none.
     """
-    blocks = -(-values.size // BLOCK)
-    one = np.zeros(blocks, np.uint8)
-    counts = np.zeros((1, size), np.int64)
-    _count(indices, one, BLOCK, counts)
-    if values.size < FROM_ELEMENTS:
+    blocks, whole = -(-indices.size // BLOCK), indices.size // BLOCK
+    one, counts = np.zeros(blocks, np.uint8), counts.reshape(1, -1)
+    if indices.size < FROM_ELEMENTS:
         return one, counts
-    lengths = np.empty((size, 1), np.int32)
-    fewest = _measure(counts, lengths)
-    whole = values.size // BLOCK
-    sample = indices[: whole * BLOCK : SAMPLED].copy()
-    costs = np.empty(whole, np.int64)
-    _cost_of_blocks(sample, lengths, costs)
+    lengths = np.empty((counts.size, 1), np.int32)
+    fewest = sum(_measure(counts, lengths))
+    scales = _scales(indices[: whole * BLOCK], counts[0], lengths[:, 0], exponents)
+    if scales is None:
+        return one, counts
     chosen = np.zeros(blocks, np.uint8)
-    chosen[np.argsort(costs, kind="stable")] = np.arange(whole) * CLASSES // whole
-    own, lengths = np.empty((CLASSES, size), np.int64), np.empty((size, CLASSES), np.int32)
+    chosen[np.argsort(scales, kind="stable")] = np.arange(whole) * CLASSES // whole
+    own, lengths = np.empty((CLASSES, counts.size), np.int64), np.empty((counts.size, CLASSES), np.int32)
+    sample = scratch("sample of symbols", whole * BLOCK // SAMPLED, np.uint16)
+    np.copyto(sample, indices[: whole * BLOCK : SAMPLED])
     for number in range(ROUNDS):
         _count(sample, chosen[:whole], BLOCK // SAMPLED, own)
-        taken = _measure(own, lengths)
-        if number == TRIED and SAMPLED * taken > fewest:
+        taken, tables = _measure(own, lengths)
+        if number == TRIED and SAMPLED * taken + tables > fewest:
             return one, counts
         if not _assign(sample, lengths, chosen[:whole]):
             break
     _count(indices, chosen, BLOCK, own)
     own[own.sum(axis=1) == 0, -1] = 1  # a class that no block is of has a table all the same
-    if _measure(own, lengths) + 2 * blocks * UNIT < fewest:
+    if sum(_measure(own, lengths)) + 2 * blocks * UNIT < fewest:
         return chosen, own
     return one, counts
 
 
+def _scales(
+    indices: NDArray[np.uint16], counts: NDArray[np.int64], lengths: NDArray[np.int32], exponents: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """Return what tells the scale of each block, or nothing if blocks differ by no more than chance.
+
+    Two things are tried: what a block takes by one table, and its exponents. By chance, sums of elements vary as many
+    times as much as single elements.
+    """
+    total = int(counts.sum())
+    weights = np.empty((counts.size, 2), np.int64)
+    weights[:, 0] = lengths >> 6  # squares of all then add up to less than 2⁶³
+    weights[:, 1] = np.where(exponents > 0, exponents << 8, 0)
+    for column, present in enumerate((counts, np.where(exponents > 0, counts, 0))):
+        mean = int(weights[:, column] @ present) // max(int(present.sum()), 1)
+        weights[:, column] = np.where(present > 0, weights[:, column] - mean, 0)
+    of_elements = counts @ weights**2
+    sums = np.empty((indices.size // BLOCK, 2), np.int64)
+    _sum_blocks(indices, weights, sums)
+    of_blocks = ((sums - sums.sum(axis=0) // len(sums)) ** 2).sum(axis=0)
+    expected = [int(each) * (BLOCK // LOOKED_AT) * len(sums) for each in of_elements]
+    found = [int(each) * total for each in of_blocks]
+    best = int(found[1] * expected[0] > found[0] * expected[1])
+    return sums[:, best] if 8 * found[best] > 9 * expected[best] else None
+
+
 @compiled
 def _measure(counts: Any, lengths: Any) -> Any:
-    """Fill in the length of each symbol's code in each class; return what all symbols take, and the tables, in units.
+    """Fill in the length of each symbol's code in each class; return what symbols take, and tables, in units.
 
     A symbol that a class has not is taken to occur a sixteenth of a time.
     """
-    taken = 0
+    taken, tables = 0, 0
     for row in range(len(counts)):
         total = 0
         for count in counts[row]:
@@ -86,19 +113,20 @@ def _measure(counts: Any, lengths: Any) -> Any:
             count = counts[row, symbol]
             lengths[symbol, row] = smooth - log2(16 * count + 1)
             if count:
-                taken += count * (whole - log2(count)) + ENTRY_BITS * UNIT
-    return taken
+                taken += count * (whole - log2(count))
+                tables += ENTRY_BITS * UNIT
+    return taken, tables
 
 
 @compiled
-def _cost_of_blocks(sample: Any, lengths: Any, costs: Any) -> None:
-    """Fill in about how many bits each block takes by one table."""
-    each = sample.size // costs.size
-    for block in range(costs.size):
-        total = 0
-        for index in sample[block * each : (block + 1) * each]:
-            total += lengths[index, 0]
-        costs[block] = total
+def _sum_blocks(indices: Any, weights: Any, sums: Any) -> None:
+    """Fill in the sums of two weights of some elements of each block."""
+    for block in range(len(sums)):
+        first, second = 0, 0
+        for index in indices[block * BLOCK : (block + 1) * BLOCK : LOOKED_AT]:
+            first += weights[index, 0]
+            second += weights[index, 1]
+        sums[block, 0], sums[block, 1] = first, second
 
 
 @compiled
