@@ -6,14 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 __all__ = ["leading_zeros", "store_word", "trailing_zeros"]
-
-_WORD = ir.IntType(64)
-_DEFINED = ir.Constant(ir.IntType(1), 0)  # for 0, too
 
 
 def _instruction(emitted: Callable[..., Any]) -> Any:
@@ -25,8 +21,8 @@ def _instruction(emitted: Callable[..., Any]) -> Any:
 def trailing_zeros(_: Any, word: Any) -> Any:
     """Return how many zeros lie below the lowest 1 of a ``uint64``; 64 if there is none."""
 
-    def emit(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], _DEFINED)
+    def emit(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], context.get_constant(types.boolean, False))  # False: 0 is no special case
 
     return types.uint64(types.uint64), emit
 
@@ -35,8 +31,8 @@ def trailing_zeros(_: Any, word: Any) -> Any:
 def leading_zeros(_: Any, word: Any) -> Any:
     """Return how many zeros lie above the highest 1 of a ``uint64``; 64 if there is none."""
 
-    def emit(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.ctlz(arguments[0], _DEFINED)
+    def emit(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], context.get_constant(types.boolean, False))
 
     return types.uint64(types.uint64), emit
 
@@ -47,7 +43,9 @@ def store_word(_: Any, buffer: Any, place: Any, word: Any) -> Any:
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bytes_of = context.make_array(signature.args[0])(context, builder, arguments[0])
-        pointer = builder.bitcast(builder.gep(bytes_of.data, [arguments[1]]), _WORD.as_pointer())
+        pointer = builder.bitcast(
+            builder.gep(bytes_of.data, [arguments[1]]), context.get_value_type(types.uint64).as_pointer()
+        )
         little = arguments[2] if sys.byteorder == "little" else builder.bswap(arguments[2])
         builder.store(little, pointer, align=1)
         return context.get_dummy_value()

@@ -10,6 +10,7 @@ one from 94 % to 5 %, for 0.001 to 0.003 bits an element.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -41,7 +42,7 @@ TREE_EXPONENTS = 1 << EXPONENT_LEVELS
 WINDOW = TREES * TREE_EXPONENTS
 """How many exponents are counted; what lies outside becomes "other"."""
 _TREES = ("counts of nodes", np.int64), ("costs of nodes", np.float64), ("pruned nodes", np.bool_)
-"""What a tree's nodes have: see :func:`_prune`."""
+"""What a tree's nodes have: see :func:`_choose`."""
 
 
 class Histogram:
@@ -84,11 +85,11 @@ def choose_alphabet(found: Histogram) -> Alphabet:
     nodes = 2 * TREE_EXPONENTS << counted_bits(WHOLE_STRINGS)
     trees = tuple(scratch(name, nodes, dtype) for name, dtype in _TREES)
     fields = binary.exponent_bits, binary.exact_bits, found.lowest
-    entry_bits = ENTRY_BITS / found.share
+    entry_bits, filled = ENTRY_BITS / found.share, np.empty(2, np.int64)
     while True:
-        exacts, kept = _choose(found.counts, found.places, fields, found.total, entry_bits, trees, exact, bins)
-        if exacts >= 0 and exacts + kept < most:
-            return Alphabet(exact[:exacts], bins[:kept])
+        where = found.counts, found.places
+        if _choose(*where, fields, found.total, entry_bits, trees, exact, bins, filled) and filled.sum() < most:
+            return Alphabet(exact[: filled[0]], bins[: filled[1]])
         entry_bits *= 2
 
 
@@ -105,21 +106,33 @@ def upper_bits(string: int, n: int, exact_bits: int) -> Any:
 
 
 @compiled
-def _cost(count: int, total: int, entry_bits: float) -> Any:
-    """Return about how many bits the elements of a symbol take, and its entry in the table."""
+def _cost(count: int, price: Any) -> Any:
+    """Return about how many bits the elements of a symbol take, and its entry in the table.
+
+    ``price`` is the logarithm of how many values there are, how many a state stands for, and what an entry costs.
+    """
+    logarithm, state, entry_bits = price
     if count == 0:
         return 0.0
-    if count * STATES >= total:
-        return count * (log2(total) - log2(count)) / UNIT + entry_bits
+    if count >= state:
+        return count * (logarithm - log2(count)) / UNIT + entry_bits
     # It has a state for itself all the same, which the others pay for.
-    return count * STATE_BITS + (total / STATES - count) * 1.4427 + entry_bits
+    return count * STATE_BITS + (state - count) * 1.4427 + entry_bits
 
 
 @compiled
 def _choose(
-    counts: Any, places: Any, fields: Any, total: int, entry_bits: float, trees: Any, exact: Any, bins: Any
+    counts: Any,
+    places: Any,
+    fields: Any,
+    total: int,
+    entry_bits: float,
+    trees: Any,
+    exact: Any,
+    bins: Any,
+    filled: Any,
 ) -> Any:
-    """Fill in the leaves of all pruned trees, ascending; return how many exact symbols and bins, or −1 for too many.
+    """Fill in the leaves of all pruned trees, ascending; return whether there was room.
 
     Args:
         counts: see :class:`Histogram`.
@@ -127,155 +140,119 @@ def _choose(
         fields: exponent bits, how many significant bits an exact symbol has at most, and the first exponent counted.
         total: how many values were counted.
         entry_bits: what an entry of the table costs.
-        trees: see :func:`_prune`.
+        trees: of each node, how often it occurs, its cost, and whether it is a bin. Nodes are in heap order: 1 is a
+            root, the children of i are 2i and 2i + 1. Nodes 32 to 63 are exponents.
         exact: receives exact symbols.
         bins: receives bins.
+        filled: receives how many of both there are.
     """
     _, exact_bits, lowest = fields
-    found, kept = 0, 0
+    price = log2(total), total / STATES, entry_bits
+    filled[0], filled[1] = 0, 0
     if lowest:  # 0 is no exponent of those that are counted, and the most frequent value all the same
         for negative in range(2):
             if counts[negative << 15]:
-                exact[found] = 0, 0, negative
-                found += 1
+                exact[filled[0], 0], exact[filled[0], 1], exact[filled[0], 2] = 0, 0, negative
+                filled[0] += 1
     for n in range(places.size - 1):
-        own, counted = counts[places[n] : places[n + 1]], counted_bits(n)
-        merged = 0  # bits of what is counted that are not looked at
+        counted, merged = counted_bits(n), 0  # bits that are looked at, and those that are not
         if n > exact_bits:
             values, strings = 0, 0
-            for count in own:
-                values += count
-                strings += count != 0
-            if values == 0:
-                continue
+            for place in range(places[n], places[n + 1]):
+                values += counts[place]
+                strings += counts[place] != 0
             if values < STRUCTURED * strings:
                 merged = max(counted - TOP_BITS, 0)
         for tree in range(TREES):
-            found, kept = _prune(
-                counts,
-                own,
-                n,
-                counted - merged,
-                merged,
-                tree,
-                fields,
-                total,
-                entry_bits,
-                trees,
-                exact,
-                bins,
-                found,
-                kept,
-            )
-            if found < 0:
-                return -1, 0
-    return found, kept
+            place = places[n] + ((tree * TREE_EXPONENTS) << counted)
+            bottom = lowest + tree * TREE_EXPONENTS
+            _prune(counts, place, n, counted - merged, merged, bottom, fields, price, trees)
+            if not _take_leaves(counts, n, counted - merged, bottom, fields, trees, exact, bins, filled):
+                return False
+    return True
 
 
 @compiled
 def _prune(
-    counts: Any,
-    own: Any,
-    n: int,
-    counted: int,
-    merged: int,
-    tree: int,
-    fields: Any,
-    total: int,
-    entry_bits: float,
-    trees: Any,
-    exact: Any,
-    bins: Any,
-    found: int,
-    kept: int,
-) -> Any:
-    """Add the leaves of a pruned tree, of 32 exponents and one n; return how many there are, or −1 for too many.
-
-    Nodes are in heap order: 1 is a root, the children of i are 2i and 2i + 1. Nodes 32 to 63 are those of exponents;
-    below one without values nothing is looked at, nor filled in.
-    """
-    exponent_bits, exact_bits, lowest = fields
+    counts: Any, place: int, n: int, counted: int, merged: int, bottom: int, fields: Any, price: Any, trees: Any
+) -> None:
+    """Fill in a tree of 32 exponents from ``bottom`` on and one n, but for what is below exponents without values."""
+    exponent_bits, exact_bits, _ = fields
     occurs, best, pruned = trees
-    before = max(n - 1, 0)
-    bottom = lowest + TREE_EXPONENTS * tree
-    infinite = (1 << exponent_bits) - 1
-    rest = 1.0 + RAW_BITS + before + EXPONENT_LEVELS  # raw bits of an element of the root
-    for row in range(TREE_EXPONENTS):
-        node = TREE_EXPONENTS + row
-        occurs[node], best[node], pruned[node] = 0, 0.0, False
-        first, inside = node << counted, 0
+    raw = 1.0 + RAW_BITS + max(n - 1, 0)  # bits of an element that is told its exponent
+    for row in range(TREE_EXPONENTS, 2 * TREE_EXPONENTS):
+        first, inside = row << counted, 0
+        start = place + ((row - TREE_EXPONENTS) << (counted + merged))
         if n > exact_bits:
-            strings = own[(tree * TREE_EXPONENTS + row) << (counted + merged) :][: 1 << (counted + merged)]
-            for count in strings:
-                inside += count
-            if inside == 0:
-                continue
-            for leaf in range(1 << counted):
-                count = 0
-                for one in strings[leaf << merged : (leaf + 1) << merged]:
-                    count += one
-                occurs[first + leaf], best[first + leaf], pruned[first + leaf] = count, 0.0, count != 0
-                if count:
-                    best[first + leaf] = _cost(count, total, entry_bits) + count * (rest - EXPONENT_LEVELS - counted)
-        elif bottom + row < infinite:
-            for leaf in range(1 << counted):
-                upper = upper_bits(((bottom + row) << before) + leaf, n, exact_bits)
-                plus, minus = np.int64(counts[upper]), np.int64(counts[1 << 15 | upper])
+            for at in range(start, start + (1 << (counted + merged))):
+                inside += counts[at]
+        elif bottom + row - TREE_EXPONENTS < (1 << exponent_bits) - 1:
+            inside = 1  # it may have some
+        for node in range(first, (first + (1 << counted)) if inside else first):
+            count, apart = 0, math.inf
+            if n > exact_bits:
+                for at in range(start + ((node - first) << merged), start + ((node - first + 1) << merged)):
+                    count += counts[at]
+            else:
+                upper = upper_bits(((bottom - TREE_EXPONENTS) << counted) + node, n, exact_bits)
+                plus, minus = counts[upper], counts[1 << 15 | upper]
                 count = plus + minus
-                occurs[first + leaf], best[first + leaf], pruned[first + leaf] = count, 0.0, False
-                if count:
-                    whole = _cost(count, total, entry_bits) + count * (1.0 + RAW_BITS)
-                    apart = _cost(plus, total, entry_bits) + _cost(minus, total, entry_bits)
-                    best[first + leaf], pruned[first + leaf] = min(apart, whole), whole < apart
-                    inside += count
-            if inside == 0:
-                occurs[node], best[node], pruned[node] = 0, 0.0, False
-                continue
+                apart = _cost(plus, price) + _cost(minus, price)
+            whole = _cost(count, price) + count * (raw - counted)
+            occurs[node], best[node], pruned[node] = count, min(apart, whole), whole < apart
         for level in range(counted - 1, -1, -1):
-            for parent in range(node << level, (node + 1) << level):
-                occurs[parent] = occurs[2 * parent] + occurs[2 * parent + 1]
-                children, raw = best[2 * parent] + best[2 * parent + 1], rest - EXPONENT_LEVELS - level
-                best[parent], pruned[parent] = _join(occurs[parent], children, raw, total, entry_bits)
-    for parent in range(TREE_EXPONENTS - 1, 0, -1):
-        level = 63 - np.int64(leading_zeros(np.uint64(parent)))
-        occurs[parent], children = occurs[2 * parent] + occurs[2 * parent + 1], best[2 * parent] + best[2 * parent + 1]
-        best[parent], pruned[parent] = _join(occurs[parent], children, rest - level, total, entry_bits)
+            if inside:
+                _join(row << level, (row + 1) << level, raw - level, price, occurs, best, pruned)
+        if inside == 0:
+            occurs[row], best[row], pruned[row] = 0, 0.0, False
+    for level in range(EXPONENT_LEVELS - 1, -1, -1):
+        _join(1 << level, 2 << level, raw + EXPONENT_LEVELS - level, price, occurs, best, pruned)
+
+
+@compiled
+def _join(first: int, end: int, raw: float, price: Any, occurs: Any, best: Any, pruned: Any) -> None:
+    """Fill in nodes of a level by their children: bins, if that costs less, their elements having so many raw bits."""
+    for node in range(first, end):
+        count, children = occurs[2 * node] + occurs[2 * node + 1], best[2 * node] + best[2 * node + 1]
+        occurs[node], best[node], pruned[node] = count, children, False
+        if count * raw < children:
+            whole = count * raw + _cost(count, price)
+            if whole < children:
+                best[node], pruned[node] = whole, True
+
+
+@compiled
+def _take_leaves(
+    counts: Any, n: int, counted: int, bottom: int, fields: Any, trees: Any, exact: Any, bins: Any, filled: Any
+) -> Any:
+    """Add the leaves of a pruned tree; return whether there was room."""
+    exponent_bits, exact_bits, _ = fields
+    occurs, _, pruned = trees
     stack = np.empty(64, np.int64)
-    stack[0], filled = 1, 1
-    while filled:
-        filled -= 1
-        node = stack[filled]
+    stack[0], waiting = 1, 1
+    while waiting:
+        waiting -= 1
+        node = stack[waiting]
         if occurs[node] == 0:
             continue
         level = 63 - np.int64(leading_zeros(np.uint64(node)))
         if pruned[node]:
-            if kept == len(bins):
-                return -1, 0
-            length = exponent_bits - EXPONENT_LEVELS + level
-            bins[kept] = n, length, ((bottom >> EXPONENT_LEVELS) << level) + node - (1 << level)
-            kept += 1
+            i = filled[1]
+            if i == len(bins):
+                return False
+            bins[i, 0], bins[i, 1] = n, exponent_bits - EXPONENT_LEVELS + level
+            bins[i, 2] = ((bottom >> EXPONENT_LEVELS) << level) + node - (1 << level)
+            filled[1] += 1
         elif level < EXPONENT_LEVELS + counted:
-            stack[filled], stack[filled + 1] = 2 * node + 1, 2 * node
-            filled += 2
+            stack[waiting], stack[waiting + 1] = 2 * node + 1, 2 * node
+            waiting += 2
         else:
-            string = (bottom << before) + node - (1 << level)
+            string = (bottom << counted) + node - (1 << level)
             for negative in range(2):
                 if counts[negative << 15 | upper_bits(string, n, exact_bits)]:
-                    if found == len(exact):
-                        return -1, 0
-                    exact[found] = n, string, negative
-                    found += 1
-    return found, kept
-
-
-@compiled
-def _join(count: int, children: float, raw: float, total: int, entry_bits: float) -> Any:
-    """Return what a node costs at the least, and whether as a bin, its elements having so many raw bits.
-
-    ``children`` is what its two children cost.
-    """
-    if count and count * raw < children:
-        whole = count * raw + _cost(count, total, entry_bits)
-        if whole < children:
-            return whole, True
-    return children, False
+                    i = filled[0]
+                    if i == len(exact):
+                        return False
+                    exact[i, 0], exact[i, 1], exact[i, 2] = n, string, negative
+                    filled[0] += 1
+    return True

@@ -25,9 +25,14 @@ ROUNDS = 6
 SAMPLED = 4
 """Of how many elements one is looked at while classes are chosen."""
 LOOKED_AT = 16
-"""And to see whether blocks differ at all."""
+"""How many elements of a block are looked at to see whether blocks differ at all."""
+CHANCE = 9 / 8
+"""Up to how many times as much as by chance blocks that are alike may vary."""
+SETTLED = 100
+"""Fewer blocks than one of so many change their class in a round that is the last."""
 TRIED = 1
 """The round in which classes are given up if they, with their tables, do not save anything yet."""
+_U = np.uint64
 ENTRY_BITS = 7
 """What an entry of another table is taken to cost."""
 
@@ -50,7 +55,7 @@ def choose_classes(
         return one, counts
     lengths = np.empty((counts.size, 1), np.int32)
     fewest = sum(_measure(counts, lengths))
-    scales = _scales(indices[: whole * BLOCK], counts[0], lengths[:, 0], exponents)
+    scales = _scales(indices, counts[0], lengths[:, 0], exponents)
     if scales is None:
         return one, counts
     chosen = np.zeros(blocks, np.uint8)
@@ -63,7 +68,7 @@ def choose_classes(
         taken, tables = _measure(own, lengths)
         if number == TRIED and SAMPLED * taken + tables > fewest:
             return one, counts
-        if not _assign(sample, lengths, chosen[:whole]):
+        if SETTLED * _assign(sample, lengths, chosen[:whole]) < whole:
             break
     _count(indices, chosen, BLOCK, own)
     own[own.sum(axis=1) == 0, -1] = 1  # a class that no block is of has a table all the same
@@ -75,26 +80,40 @@ def choose_classes(
 def _scales(
     indices: NDArray[np.uint16], counts: NDArray[np.int64], lengths: NDArray[np.int32], exponents: NDArray[np.int64]
 ) -> NDArray[np.int64] | None:
-    """Return what tells the scale of each block, or nothing if blocks differ by no more than chance.
+    """Return what tells the scale of each whole block, or nothing if blocks differ by no more than chance.
 
-    Two things are tried: what a block takes by one table, and its exponents. By chance, sums of elements vary as many
-    times as much as single elements.
+    Two things are tried: what elements take by one table, and their exponents.
     """
-    total = int(counts.sum())
-    weights = np.empty((counts.size, 2), np.int64)
-    weights[:, 0] = lengths >> 6  # squares of all then add up to less than 2⁶³
-    weights[:, 1] = np.where(exponents > 0, exponents << 8, 0)
-    for column, present in enumerate((counts, np.where(exponents > 0, counts, 0))):
-        mean = int(weights[:, column] @ present) // max(int(present.sum()), 1)
-        weights[:, column] = np.where(present > 0, weights[:, column] - mean, 0)
-    of_elements = counts @ weights**2
-    sums = np.empty((indices.size // BLOCK, 2), np.int64)
-    _sum_blocks(indices, weights, sums)
-    of_blocks = ((sums - sums.sum(axis=0) // len(sums)) ** 2).sum(axis=0)
-    expected = [int(each) * (BLOCK // LOOKED_AT) * len(sums) for each in of_elements]
-    found = [int(each) * total for each in of_blocks]
-    best = int(found[1] * expected[0] > found[0] * expected[1])
-    return sums[:, best] if 8 * found[best] > 9 * expected[best] else None
+    found, best = None, CHANCE
+    for weights, present in ((lengths >> 6, counts), (exponents << 8, np.where(exponents > 0, counts, 0))):
+        weights = weights.astype(np.int64)  # so small that squares of all, even of the largest, add up to less than 2⁶³
+        weights = np.where(present > 0, weights - int(weights @ present) // max(int(present.sum()), 1), 0)
+        scales = np.empty(indices.size // BLOCK, np.int64)
+        excess = _sum_blocks(indices, counts, weights, scales)
+        if excess > best:
+            found, best = scales, excess
+    return found
+
+
+@compiled
+def _sum_blocks(indices: Any, counts: Any, weights: Any, sums: Any) -> Any:
+    """Fill in the sum of the weights of the first elements of each whole block, whose mean is about 0.
+
+    Return how many times as much these sums vary as they would by chance, were blocks alike.
+    """
+    mean, of_elements, of_blocks = 0, 0, 0
+    for block in range(sums.size):
+        total = 0
+        for i in range(_U(block * BLOCK), _U(block * BLOCK + LOOKED_AT)):
+            total += weights[indices[i]]
+        sums[block] = total
+        mean += total
+    mean //= sums.size
+    for block in range(sums.size):
+        of_blocks += (sums[block] - mean) * (sums[block] - mean)
+    for symbol in range(counts.size):
+        of_elements += counts[symbol] * weights[symbol] * weights[symbol]
+    return of_blocks * (indices.size / (max(of_elements, 1) * LOOKED_AT * sums.size))
 
 
 @compiled
@@ -119,30 +138,18 @@ def _measure(counts: Any, lengths: Any) -> Any:
 
 
 @compiled
-def _sum_blocks(indices: Any, weights: Any, sums: Any) -> None:
-    """Fill in the sums of two weights of some elements of each block."""
-    for block in range(len(sums)):
-        first, second = 0, 0
-        for index in indices[block * BLOCK : (block + 1) * BLOCK : LOOKED_AT]:
-            first += weights[index, 0]
-            second += weights[index, 1]
-        sums[block, 0], sums[block, 1] = first, second
-
-
-@compiled
 def _count(indices: Any, classes: Any, each: int, counts: Any) -> None:
     """Count the symbols of each class, whose blocks have ``each`` of them."""
-    counts[:] = 0
-    odd = np.zeros_like(counts)  # apart, so that equal neighbors do not wait for each other
+    seen = np.zeros((4, *counts.shape), np.int32)  # by turns, so that equal neighbors do not wait for each other
     for block in range(classes.size):
-        row, other = counts[classes[block]], odd[classes[block]]
-        part = indices[block * each : (block + 1) * each]
-        for pair in range(part.size >> 1):
-            row[part[2 * pair]] += 1
-            other[part[2 * pair + 1]] += 1
-        if part.size & 1:
-            row[part[part.size - 1]] += 1
-    counts += odd
+        row = _U(classes[block])
+        for i in range(_U(block * each), _U(min((block + 1) * each, indices.size))):
+            seen[i & _U(3), row, indices[i]] += np.int32(1)
+    for row in range(counts.shape[0]):
+        for symbol in range(counts.shape[1]):
+            counts[row, symbol] = 0
+            for turn in range(4):
+                counts[row, symbol] += seen[turn, row, symbol]
 
 
 @compiled

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from paramdelta_hub.codecs.tans.choose import WINDOW, counted_bits, upper_bits
-from paramdelta_hub.numerics.compiled import SLICE, compiled
+from paramdelta_hub.numerics.compiled import compiled
 from paramdelta_hub.numerics.words import store_word, trailing_zeros
 
 __all__ = ["count_exponents", "count_values", "number_symbols", "number_values"]
 
 SAMPLE = 256
 """Neighboring values of a sample."""
+_SLICE = 1024
+"""Values that are gone through several times: they, and what is made of them, stay in the first-level cache."""
 _U = np.uint64
 _ONE, _32, _HALF = np.uint64(1), np.uint64(32), np.uint64(0xFFFFFFFF)
 
@@ -104,19 +106,25 @@ def count_values(values: Any, parts: int, lowest: int, places: Any, counts: Any)
         counts: likewise.
     """
     flags, listed = np.empty(SAMPLE, np.uint8), np.empty(SAMPLE, np.uint16)
+    odd = np.zeros(1 << 16, np.int32)  # by turns, so that equal neighbors do not wait for each other
     upper = _U(8 * values.itemsize - 16)
     total = 0
     for number in range(-(-values.size // (parts * SAMPLE))):
         run = number * parts + (number + number // parts + number // (parts * parts)) % parts
         part = values[run * SAMPLE : (run + 1) * SAMPLE]
         total += part.size
-        for value in part:
-            counts[_U(value) >> upper] += np.int32(1)
+        for pair in range(_U(part.size >> 1)):
+            counts[_U(part[pair << _ONE]) >> upper] += np.int32(1)
+            odd[_U(part[pair << _ONE | _ONE]) >> upper] += np.int32(1)
+        if part.size & 1:
+            counts[_U(part[part.size - 1]) >> upper] += np.int32(1)
         for i in listed[: _list_long(part, flags, listed)]:
             value = _U(part[i])
             counts[value >> upper] -= np.int32(1)
             n, place = _place_of(value, values.itemsize, lowest)
             counts[places[n] + place] += np.int32(1)
+    for place in range(odd.size):
+        counts[place] += odd[place]
     return total
 
 
@@ -140,18 +148,18 @@ def number_values(
         stream: ``uint8``, receives the raw fields: a value's size for each, and 8 bytes besides.
     """
     upper = _U(8 * values.itemsize - 16)
-    flags, listed = np.empty(SLICE, np.uint8), np.empty(SLICE, np.uint16)
-    seen = np.zeros((2, counts.size), np.int32)  # by turns, so that equal neighbors do not wait for each other
+    flags, listed = np.empty(_SLICE, np.uint8), np.empty(_SLICE, np.uint16)
+    seen = np.zeros((4, counts.size), np.int32)  # by turns, so that equal neighbors do not wait for each other
     width, at, held = _U(8 * values.itemsize), _U(0), _U(0)  # held: the bits of the last byte, if it is not full
-    for start in range(0, values.size, SLICE):
-        part, indices = values[start : start + SLICE], out[start : start + SLICE]
+    for start in range(0, values.size, _SLICE):
+        part, indices = values[start : start + _SLICE], out[start : start + _SLICE]
         for i in range(_U(part.size)):
             indices[i] = numbers[_U(part[i]) >> upper]
         for i in listed[: _list_long(part, flags, listed)]:
             n, place = _place_of(_U(part[i]), values.itemsize, lowest)
             indices[i] = numbers[places[n] + place]
         for i in range(_U(part.size)):
-            seen[i & _ONE, indices[i]] += np.int32(1)
+            seen[i & _U(3), indices[i]] += np.int32(1)
         for i in range(part.size):
             flags[i] = indices[i] >= np.uint16(exact)
         for i in listed[: _list_flagged(flags, part.size, listed)]:
@@ -165,7 +173,9 @@ def number_values(
             store_word(stream, at >> _U(3), held)
             at, held = at + bits, held >> ((at & _U(7)) + bits & _U(56))
     for number in range(counts.size):
-        counts[number] = np.int64(seen[0, number]) + np.int64(seen[1, number])
+        counts[number] = 0
+        for turn in range(4):
+            counts[number] += seen[turn, number]
     return at
 
 
@@ -184,7 +194,7 @@ def number_symbols(exact: Any, bins: Any, fields: Any, lowest: int, places: Any,
     exponent_bits, exact_bits = fields
     numbers[:] = len(exact) + len(bins)
     for number in range(len(bins)):
-        n, length, prefix = bins[number]
+        n, length, prefix = bins[number, 0], bins[number, 1], bins[number, 2]
         if n <= exact_bits:
             left = exponent_bits + max(n - 1, 0) - length
             for string in range(prefix << left, (prefix + 1) << left):
@@ -197,5 +207,5 @@ def number_symbols(exact: Any, bins: Any, fields: Any, lowest: int, places: Any,
             start = places[n] + (prefix << left) - (lowest << counted)
             numbers[start : start + (1 << left)] = len(exact) + number
     for number in range(len(exact)):
-        n, string, negative = exact[number]
+        n, string, negative = exact[number, 0], exact[number, 1], exact[number, 2]
         numbers[negative << 15 | upper_bits(string, n, exact_bits)] = number
