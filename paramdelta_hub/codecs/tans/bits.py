@@ -13,29 +13,24 @@ from typing import Any
 import numpy as np
 
 from paramdelta_hub.numerics.compiled import compiled
+from paramdelta_hub.numerics.words import leading_zeros
 
-__all__ = ["read_bits", "read_list", "trailing_zeros", "write_bits", "write_list"]
+__all__ = ["read_bits", "read_list", "write_bits", "write_list"]
 
 ORDER_BITS = 4
-_DEBRUIJN = np.uint64(0x03F79D71B4CB0A89)  # whose 64 runs of six bits all differ
-_PLACES = np.zeros(64, np.uint8)
-for _place in range(64):
-    _PLACES[(int(_DEBRUIJN) << _place) % (1 << 64) >> 58] = _place
-
-
-@compiled
-def trailing_zeros(word: Any) -> Any:
-    """Return how many zeros lie below the lowest 1 of a ``uint64`` other than 0."""
-    return _PLACES[(word & (~word + np.uint64(1))) * _DEBRUIJN >> np.uint64(58)]
 
 
 @compiled
 def write_bits(buffer: Any, at: Any, value: int, count: int) -> None:
-    """Write the lowest ``count`` bits of a number that is not negative."""
-    for i in range(count):
-        place = at[0] + i
-        buffer[place >> 3] |= np.uint8(((value >> i) & 1) << (place & 7))
+    """Write the lowest ``count`` bits, at most 63, of a number that is not negative; the buffer has zeros there."""
+    value &= (1 << count) - 1
+    place, shift = at[0] >> 3, at[0] & 7
     at[0] += count
+    while count > 0:
+        buffer[place] |= np.uint8(value << shift & 255)
+        value >>= 8 - shift
+        count -= 8 - shift
+        place, shift = place + 1, 0
 
 
 @compiled
@@ -51,26 +46,27 @@ def read_bits(buffer: Any, at: Any, count: int) -> Any:
 
 
 @compiled
+def _zeros(value: int, order: int) -> Any:
+    """Return how many zeros a number's code begins with."""
+    return 63 - np.int64(leading_zeros(np.uint64((value >> order) + 1)))
+
+
+@compiled
 def write_list(buffer: Any, at: Any, values: Any) -> None:
     """Write a list (``int64``, none negative) with the order that takes the fewest bits."""
     best, fewest = 0, 1 << 62
     for order in range(1 << ORDER_BITS):
-        total = 0
+        total = values.size * (order + 1)
         for value in values:
-            high, zeros = (value >> order) + 1, 0
-            while high >> (zeros + 1):
-                zeros += 1
-            total += 2 * zeros + 1 + order
+            total += 2 * _zeros(value, order)
         if total < fewest:
             best, fewest = order, total
     write_bits(buffer, at, best, ORDER_BITS)
     for value in values:
-        high, zeros = (value >> best) + 1, 0
-        while high >> (zeros + 1):
-            zeros += 1
+        zeros = _zeros(value, best)
         at[0] += zeros
-        write_bits(buffer, at, 1 | (high & ((1 << zeros) - 1)) << 1, zeros + 1)
-        write_bits(buffer, at, value & ((1 << best) - 1), best)
+        write_bits(buffer, at, 1 | ((value >> best) + 1) << 1, zeros + 1)
+        write_bits(buffer, at, value, best)
 
 
 @compiled

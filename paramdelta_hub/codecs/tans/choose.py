@@ -10,6 +10,7 @@ one from 94 % to 5 %, for 0.001 to 0.003 bits an element.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -20,8 +21,10 @@ from paramdelta_hub.codecs.tans.alphabet import Alphabet, Binary
 from paramdelta_hub.codecs.tans.logarithm import UNIT, log2
 from paramdelta_hub.codecs.tans.tables import STATE_BITS, STATES
 from paramdelta_hub.numerics.compiled import compiled
+from paramdelta_hub.numerics.scratch import scratch
+from paramdelta_hub.numerics.words import leading_zeros
 
-__all__ = ["TREE_EXPONENTS", "WINDOW", "Histogram", "choose_alphabet", "counted_bits"]
+__all__ = ["TREE_EXPONENTS", "WINDOW", "Histogram", "choose_alphabet", "counted_bits", "places_of", "upper_bits"]
 
 ENTRY_BITS = 9.0
 """What an entry of the table is taken to cost."""
@@ -34,36 +37,42 @@ TOP_BITS = 3
 STRUCTURED = 4
 """How often a string must occur, on average of those that do, for all strings of its n to be looked at."""
 TREES = 2
-TREE_EXPONENTS = 32
+EXPONENT_LEVELS = 5
+TREE_EXPONENTS = 1 << EXPONENT_LEVELS
 WINDOW = TREES * TREE_EXPONENTS
 """How many exponents are counted; what lies outside becomes "other"."""
+_TREES = ("counts of nodes", np.int64), ("costs of nodes", np.float64), ("pruned nodes", np.bool_)
+"""What a tree's nodes have: see :func:`_choose`."""
 
 
 class Histogram:
-    """Counts of a chunk's values.
+    """Counts of a chunk's values, by their *places*.
+
+    A value's place is told by its upper 16 bits, if the others are 0, or else by n, exponent and some fraction bits.
 
     Args:
         binary: their format.
         lowest: the first exponent that is counted, a multiple of 32.
-        share: how many values each stands for that is counted.
+        counts: ``int32``, as many zeros as there are places.
     """
 
-    def __init__(self, binary: Binary, lowest: int, share: float) -> None:
-        self.binary, self.lowest, self.share = binary, lowest, share
-        self.upper: NDArray[np.int64] = np.zeros(1 << 16, np.int64)
-        """By the upper 16 bits, of values whose lower bits are 0."""
-        self.places = _places(binary)
-        """Where in ``others`` the counts of each n begin: by exponent, and the first fraction bits."""
-        self.others: NDArray[np.int32] = np.zeros(int(self.places[-1]), np.int32)
-        self.outside = 0
-        """How many have other exponents than those that are counted, or are no numbers."""
+    def __init__(self, binary: Binary, lowest: int, counts: NDArray[np.int32]) -> None:
+        self.binary, self.lowest, self.counts = binary, lowest, counts
+        self.places = places_of(binary)
+        self.total = 0
+        """How many values were counted."""
+        self.share = 1.0
+        """How many there are for each of those."""
 
 
 @cache
-def _places(binary: Binary) -> NDArray[np.int64]:
-    """Return for each n where its counts begin, and at last how many there are."""
+def places_of(binary: Binary) -> NDArray[np.int64]:
+    """Return for each n where its places begin, and at last that of values which are not counted: the last there is.
+
+    Up to 65,535 there are those of upper bits, whether their exponents are counted or not.
+    """
     sizes = [0 if n <= binary.exact_bits else WINDOW << counted_bits(n) for n in range(binary.fraction_bits + 1)]
-    places = np.cumsum([0, *sizes])
+    places = (1 << 16) + np.cumsum([0, *sizes])
     places.flags.writeable = False
     return places
 
@@ -71,32 +80,17 @@ def _places(binary: Binary) -> NDArray[np.int64]:
 def choose_alphabet(found: Histogram) -> Alphabet:
     """Return the alphabet for these counts that takes about the fewest bits."""
     binary = found.binary
-    total = int(found.upper.sum() + found.others.sum()) + found.outside
-    entry_bits = ENTRY_BITS / found.share
+    most = STATES // 2
+    exact, bins = np.empty((most, 3), np.int64), np.empty((binary.most_bins, 3), np.int64)
+    nodes = 2 * TREE_EXPONENTS << counted_bits(WHOLE_STRINGS)
+    trees = tuple(scratch(name, nodes, dtype) for name, dtype in _TREES)
+    fields = binary.exponent_bits, binary.exact_bits, found.lowest
+    entry_bits, filled = ENTRY_BITS / found.share, np.empty(2, np.int64)
     while True:
-        exact, bins = _choose(found, total, entry_bits)
-        if len(bins) <= binary.most_bins and len(exact) + len(bins) < STATES // 2:
-            return Alphabet(exact, bins)
+        where = found.counts, found.places
+        if _choose(*where, fields, found.total, entry_bits, trees, exact, bins, filled) and filled.sum() < most:
+            return Alphabet(exact[: filled[0]], bins[: filled[1]])
         entry_bits *= 2
-
-
-def _choose(found: Histogram, total: int, entry_bits: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return exact symbols and bins if an entry of the table costs that many bits."""
-    binary = found.binary
-    fields = binary.exponent_bits, binary.exact_bits
-    exact, bins = [np.empty((0, 3), np.int64)], [np.empty((0, 3), np.int64)]
-    if found.lowest:  # 0 is no exponent of those that are counted, and the most frequent value all the same
-        exact.append(np.array([[0, 0, sign] for sign in (0, 1) if found.upper[sign << 15]], np.int64).reshape(-1, 3))
-    for n in range(binary.fraction_bits + 1):
-        counts = found.others[found.places[n] : found.places[n + 1]]
-        if n <= binary.exact_bits or counts.any():
-            counted = counted_bits(n)
-            if counted > TOP_BITS and counts.size and int(counts.sum()) < STRUCTURED * np.count_nonzero(counts):
-                counts, counted = counts.reshape(WINDOW << TOP_BITS, -1).sum(axis=1, dtype=np.int32), TOP_BITS
-            both = _prune(found.upper, counts, n, counted, found.lowest, total, *fields, entry_bits)
-            exact.append(both[0])
-            bins.append(both[1])
-    return np.concatenate(exact), np.concatenate(bins)
 
 
 @compiled
@@ -106,109 +100,159 @@ def counted_bits(n: int) -> Any:
 
 
 @compiled
-def _cost(count: int, total: int, entry_bits: float) -> Any:
-    """Return about how many bits the elements of a symbol take, and its entry in the table."""
+def upper_bits(string: int, n: int, exact_bits: int) -> Any:
+    """Return the upper 16 bits of an exact symbol, but for its sign."""
+    return string << (exact_bits - max(n - 1, 0)) | ((1 << (exact_bits - n)) if n else 0)
+
+
+@compiled
+def _cost(count: int, price: Any) -> Any:
+    """Return about how many bits the elements of a symbol take, and its entry in the table.
+
+    ``price`` is the logarithm of how many values there are, how many a state stands for, and what an entry costs.
+    """
+    logarithm, state, entry_bits = price
     if count == 0:
         return 0.0
-    share = count * STATES / total
-    if share >= 1.0:
-        return count * (log2(total) - log2(count)) / UNIT + entry_bits
+    if count >= state:
+        return count * (logarithm - log2(count)) / UNIT + entry_bits
     # It has a state for itself all the same, which the others pay for.
-    return count * STATE_BITS + (1.0 - share) * (total / STATES) * 1.4427 + entry_bits
+    return count * STATE_BITS + (state - count) * 1.4427 + entry_bits
+
+
+@compiled
+def _choose(
+    counts: Any,
+    places: Any,
+    fields: Any,
+    total: int,
+    entry_bits: float,
+    trees: Any,
+    exact: Any,
+    bins: Any,
+    filled: Any,
+) -> Any:
+    """Fill in the leaves of all pruned trees, ascending; return whether there was room.
+
+    Args:
+        counts: see :class:`Histogram`.
+        places: likewise.
+        fields: exponent bits, how many significant bits an exact symbol has at most, and the first exponent counted.
+        total: how many values were counted.
+        entry_bits: what an entry of the table costs.
+        trees: of each node, how often it occurs, its cost, and whether it is a bin. Nodes are in heap order: 1 is a
+            root, the children of i are 2i and 2i + 1. Nodes 32 to 63 are exponents.
+        exact: receives exact symbols.
+        bins: receives bins.
+        filled: receives how many of both there are.
+    """
+    _, exact_bits, lowest = fields
+    price = log2(total), total / STATES, entry_bits
+    filled[0], filled[1] = 0, 0
+    if lowest:  # 0 is no exponent of those that are counted, and the most frequent value all the same
+        for negative in range(2):
+            if counts[negative << 15]:
+                exact[filled[0], 0], exact[filled[0], 1], exact[filled[0], 2] = 0, 0, negative
+                filled[0] += 1
+    for n in range(places.size - 1):
+        counted, merged = counted_bits(n), 0  # bits that are looked at, and those that are not
+        if n > exact_bits:
+            values, strings = 0, 0
+            for place in range(places[n], places[n + 1]):
+                values += counts[place]
+                strings += counts[place] != 0
+            if values < STRUCTURED * strings:
+                merged = max(counted - TOP_BITS, 0)
+        for tree in range(TREES):
+            place = places[n] + ((tree * TREE_EXPONENTS) << counted)
+            bottom = lowest + tree * TREE_EXPONENTS
+            _prune(counts, place, n, counted - merged, merged, bottom, fields, price, trees)
+            if not _take_leaves(counts, n, counted - merged, bottom, fields, trees, exact, bins, filled):
+                return False
+    return True
 
 
 @compiled
 def _prune(
-    upper_counts: Any,
-    other_counts: Any,
-    n: int,
-    counted: int,
-    lowest: int,
-    total: int,
-    exponent_bits: int,
-    exact_bits: int,
-    entry_bits: float,
-) -> Any:
-    """Return the leaves of the pruned trees of one n, ascending: exact symbols, and bins.
-
-    Nodes are in heap order: 1 is a root, the children of i are 2i and 2i + 1.
-    """
-    before = max(n - 1, 0)
-    leaves = TREE_EXPONENTS << counted
-    tree_bits = counted
-    while 1 << tree_bits < leaves:
-        tree_bits += 1
-    exponents_bits = tree_bits - counted  # what a tree tells of the exponent
-    counts, best = np.zeros(2 * leaves, np.int64), np.zeros(2 * leaves)
-    pruned = np.zeros(2 * leaves, np.bool_)
-    exact, bins = np.empty((2 * TREES * leaves, 3), np.int64), np.empty((TREES * leaves, 3), np.int64)
-    exact_count, bin_count = 0, 0
-    stack = np.empty(64, np.int64)
-    for tree in range(TREES):
-        bottom = lowest + TREE_EXPONENTS * tree
-        anything = False
-        for leaf in range(leaves):
-            node = leaves + leaf
-            if n <= exact_bits:
-                upper = _upper((bottom << before) + leaf, n, exact_bits)
-                plus, minus = np.int64(0), np.int64(0)
-                if upper < 1 << 15:
-                    plus, minus = upper_counts[upper], upper_counts[1 << 15 | upper]
+    counts: Any, place: int, n: int, counted: int, merged: int, bottom: int, fields: Any, price: Any, trees: Any
+) -> None:
+    """Fill in a tree of 32 exponents from ``bottom`` on and one n, but for what is below exponents without values."""
+    exponent_bits, exact_bits, _ = fields
+    occurs, best, pruned = trees
+    raw = 1.0 + RAW_BITS + max(n - 1, 0)  # bits of an element that is told its exponent
+    for row in range(TREE_EXPONENTS, 2 * TREE_EXPONENTS):
+        first, inside = row << counted, 0
+        start = place + ((row - TREE_EXPONENTS) << (counted + merged))
+        if n > exact_bits:
+            for at in range(start, start + (1 << (counted + merged))):
+                inside += counts[at]
+        elif bottom + row - TREE_EXPONENTS < (1 << exponent_bits) - 1:
+            inside = 1  # it may have some
+        for node in range(first, (first + (1 << counted)) if inside else first):
+            count, apart = 0, math.inf
+            if n > exact_bits:
+                for at in range(start + ((node - first) << merged), start + ((node - first + 1) << merged)):
+                    count += counts[at]
+            else:
+                upper = upper_bits(((bottom - TREE_EXPONENTS) << counted) + node, n, exact_bits)
+                plus, minus = counts[upper], counts[1 << 15 | upper]
                 count = plus + minus
-            else:
-                plus, minus = np.int64(0), np.int64(0)
-                count = np.int64(other_counts[leaves * tree + leaf])
-            counts[node], best[node] = count, 0.0
-            if count:
-                anything = True
-                best[node] = _cost(count, total, entry_bits) + count * (1.0 + RAW_BITS + before - counted)
-                pruned[node] = True
-                if n <= exact_bits:
-                    apart = _cost(plus, total, entry_bits) + _cost(minus, total, entry_bits)
-                    if apart <= best[node]:
-                        best[node], pruned[node] = apart, False
-        if not anything:
-            continue
-        level = tree_bits
-        for node in range(leaves - 1, 0, -1):
-            if node < 1 << level:
-                level -= 1
-            count = counts[2 * node] + counts[2 * node + 1]
-            children = best[2 * node] + best[2 * node + 1]
-            counts[node], best[node], pruned[node] = count, children, False
-            if count:
-                raw = count * (1.0 + RAW_BITS + before + exponents_bits - level)
-                if raw < children:
-                    whole = raw + _cost(count, total, entry_bits)
-                    if whole < children:
-                        best[node], pruned[node] = whole, True
-        filled = 1
-        stack[0] = 1
-        while filled:
-            filled -= 1
-            node = stack[filled]
-            if counts[node] == 0:
-                continue
-            if pruned[node]:
-                level = 0
-                while node >> (level + 1):
-                    level += 1
-                bins[bin_count, 0], bins[bin_count, 1] = n, exponent_bits - exponents_bits + level
-                bins[bin_count, 2] = ((bottom >> exponents_bits) << level) + node - (1 << level)
-                bin_count += 1
-            elif node < leaves:
-                stack[filled], stack[filled + 1] = 2 * node + 1, 2 * node
-                filled += 2
-            else:
-                string = (bottom << before) + node - leaves
-                for negative in range(2):
-                    if upper_counts[negative << 15 | _upper(string, n, exact_bits)]:
-                        exact[exact_count, 0], exact[exact_count, 1], exact[exact_count, 2] = n, string, negative
-                        exact_count += 1
-    return exact[:exact_count].copy(), bins[:bin_count].copy()
+                apart = _cost(plus, price) + _cost(minus, price)
+            whole = _cost(count, price) + count * (raw - counted)
+            occurs[node], best[node], pruned[node] = count, min(apart, whole), whole < apart
+        for level in range(counted - 1, -1, -1):
+            if inside:
+                _join(row << level, (row + 1) << level, raw - level, price, occurs, best, pruned)
+        if inside == 0:
+            occurs[row], best[row], pruned[row] = 0, 0.0, False
+    for level in range(EXPONENT_LEVELS - 1, -1, -1):
+        _join(1 << level, 2 << level, raw + EXPONENT_LEVELS - level, price, occurs, best, pruned)
 
 
 @compiled
-def _upper(string: int, n: int, exact_bits: int) -> Any:
-    """Return the upper 16 bits of an exact symbol, but for its sign."""
-    return string << (exact_bits - max(n - 1, 0)) | ((1 << (exact_bits - n)) if n else 0)
+def _join(first: int, end: int, raw: float, price: Any, occurs: Any, best: Any, pruned: Any) -> None:
+    """Fill in nodes of a level by their children: bins, if that costs less, their elements having so many raw bits."""
+    for node in range(first, end):
+        count, children = occurs[2 * node] + occurs[2 * node + 1], best[2 * node] + best[2 * node + 1]
+        occurs[node], best[node], pruned[node] = count, children, False
+        if count * raw < children:
+            whole = count * raw + _cost(count, price)
+            if whole < children:
+                best[node], pruned[node] = whole, True
+
+
+@compiled
+def _take_leaves(
+    counts: Any, n: int, counted: int, bottom: int, fields: Any, trees: Any, exact: Any, bins: Any, filled: Any
+) -> Any:
+    """Add the leaves of a pruned tree; return whether there was room."""
+    exponent_bits, exact_bits, _ = fields
+    occurs, _, pruned = trees
+    stack = np.empty(64, np.int64)
+    stack[0], waiting = 1, 1
+    while waiting:
+        waiting -= 1
+        node = stack[waiting]
+        if occurs[node] == 0:
+            continue
+        level = 63 - np.int64(leading_zeros(np.uint64(node)))
+        if pruned[node]:
+            i = filled[1]
+            if i == len(bins):
+                return False
+            bins[i, 0], bins[i, 1] = n, exponent_bits - EXPONENT_LEVELS + level
+            bins[i, 2] = ((bottom >> EXPONENT_LEVELS) << level) + node - (1 << level)
+            filled[1] += 1
+        elif level < EXPONENT_LEVELS + counted:
+            stack[waiting], stack[waiting + 1] = 2 * node + 1, 2 * node
+            waiting += 2
+        else:
+            string = (bottom << counted) + node - (1 << level)
+            for negative in range(2):
+                if counts[negative << 15 | upper_bits(string, n, exact_bits)]:
+                    i = filled[0]
+                    if i == len(exact):
+                        return False
+                    exact[i, 0], exact[i, 1], exact[i, 2] = n, string, negative
+                    filled[0] += 1
+    return True

@@ -20,20 +20,12 @@ from numpy.typing import NDArray
 
 from paramdelta_hub.codecs.frames import Buffer
 from paramdelta_hub.codecs.tans.alphabet import BINARY32, BINARY64, Alphabet, Binary
-from paramdelta_hub.codecs.tans.choose import TREE_EXPONENTS, Histogram, choose_alphabet
+from paramdelta_hub.codecs.tans.choose import TREE_EXPONENTS, Histogram, choose_alphabet, places_of
 from paramdelta_hub.codecs.tans.classes import choose_classes
 from paramdelta_hub.codecs.tans.coder import BLOCK, LANES, PADDING, decode_all, encode
 from paramdelta_hub.codecs.tans.serialize import read_table, write_table
 from paramdelta_hub.codecs.tans.tables import STATE_BITS, STATES, decoding_table, encoding_table, normalize
-from paramdelta_hub.codecs.tans.values import (
-    SAMPLE,
-    count_exponents,
-    count_values,
-    number_symbols,
-    number_values,
-    pack_fields,
-    take_sample,
-)
+from paramdelta_hub.codecs.tans.values import count_exponents, count_values, number_symbols, number_values
 from paramdelta_hub.errors import PackageError
 from paramdelta_hub.numerics.scratch import scratch
 
@@ -54,41 +46,30 @@ def encode_values(values: NDArray[Any]) -> bytes:
     binary = _binary_of(values.itemsize)
     found = _count(values, binary)
     alphabet = choose_alphabet(found)
-    of_upper = scratch("symbols of upper halves", 1 << 16, np.uint16)
-    of_others = scratch("symbols of others", found.others.size, np.uint16)
-    fields = binary.exponent_bits, binary.exact_bits
+    numbers = scratch("symbols of places", found.counts.size, np.uint16)
     where = found.lowest, found.places
-    number_symbols(alphabet.exact, alphabet.bins, fields, *where, of_upper, of_others)
-    indices = scratch("indices of symbols", values.size, np.uint16)
-    number_values(values, *where, of_upper, of_others, alphabet.size - 1, indices)
-    _, raw, place = alphabet.values(binary)
-    fields_of = (
-        scratch("raw fields", values.size + 2, np.uint64)
-        if values.itemsize == 8
-        else scratch("raw fields", values.size // 2 + 2, np.uint64)
-    )
-    raw_bits = pack_fields(values, indices, len(alphabet.exact), raw, place, fields_of)
-    classes, counts = choose_classes(values, indices, alphabet.size)
-    frequencies = np.empty(counts.shape, np.int64)
-    widths, places = np.empty(counts.size, np.uint32), np.empty(counts.size, np.uint64)
-    states = np.empty(len(counts) * STATES, np.uint16)
+    number_symbols(alphabet.exact, alphabet.bins, (binary.exponent_bits, binary.exact_bits), *where, numbers)
+    indices, counts = scratch("indices of symbols", values.size, np.uint16), np.empty(alphabet.size, np.int64)
+    raw = scratch("raw fields", values.nbytes + 8, np.uint8)
+    symbols = alphabet.values(binary)
+    raw_bits = int(number_values(values, *where, numbers, len(alphabet.exact), symbols, indices, counts, raw))
+    exponents = (symbols[0] >> binary.fraction_bits).astype(np.int64) & ((1 << binary.exponent_bits) - 1)
+    classes, counts = choose_classes(indices, counts, exponents)
+    frequencies, entries = np.empty(counts.shape, np.int64), np.empty(counts.shape, np.uint64)
+    states = np.empty((len(counts) + 1) * STATES, np.uint16)
     for number, row in enumerate(counts):
         normalize(row, frequencies[number])
-        own = slice(number * alphabet.size, (number + 1) * alphabet.size)
-        encoding_table(frequencies[number], number * STATES, widths[own], places[own], states)
-    if len(counts) > 1:
-        _add_firsts(indices, classes, alphabet.size)
-    even, odd = (scratch(name, values.size // 2 * 3 // 8 + 4, np.uint32) for name in ("even stream", "odd stream"))
-    cursor = np.empty(LANES + 3, np.uint64)
-    encode(indices, widths, places, states, even, odd, cursor)
-    bits = [32 * even.size - int(cursor[LANES]), 32 * odd.size - int(cursor[LANES + 1]), raw_bits]
+        encoding_table(frequencies[number], (number + 1) * STATES, entries[number], states)
+    streams, bits = [], []
+    cursor = np.empty(LANES + 2, np.uint64)
+    for parity, name in enumerate(("even stream", "odd stream")):
+        stream = scratch(name, (values.size + 1) // 2 * STATE_BITS // 8 + 17, np.uint8)
+        encode(indices, classes, entries, states, parity, stream, cursor)
+        bits.append(8 * stream.size - int(cursor[LANES + parity]))
+        streams.append(stream[stream.size - -(-bits[parity] // 8) :])
+    bits.append(raw_bits)
+    streams.append(raw[: -(-raw_bits // 8)])
     begin = sum(int(state) << STATE_BITS * lane for lane, state in enumerate(cursor[:LANES])).to_bytes(12, "little")
-    little = np.dtype("<u4")
-    streams = [
-        stream.astype(little, copy=False).view(np.uint8)[stream.nbytes - -(-count // 8) :]
-        for stream, count in zip((even, odd), bits, strict=False)
-    ]
-    streams.append(fields_of.astype("<u8", copy=False).view(np.uint8)[: -(-raw_bits // 8)])
     table = write_table(alphabet, binary, frequencies, classes)
     return b"".join([_HEAD.pack(*bits, begin), table, *(stream.data for stream in streams)])
 
@@ -98,27 +79,17 @@ def _count(values: NDArray[Any], binary: Binary) -> Histogram:
 
     What is not seen here can be coded all the same, and frequencies are those of all symbols.
     """
-    some = values
-    if values.size >= SAMPLED_FROM:
-        some = scratch("sample", values.size // SAMPLED // SAMPLE * SAMPLE, values.dtype)
-        take_sample(values, SAMPLED, some)
     exponents = np.zeros(1 << binary.exponent_bits, np.int64)
-    count_exponents(some[: SAMPLED_FROM // 8], exponents)
+    count_exponents(values[: SAMPLED_FROM // 8], exponents)
     trees = exponents.reshape(-1, TREE_EXPONENTS).sum(axis=1)
     first = int(np.argmax(trees[:-1] + trees[1:]))
-    found = Histogram(binary, first * TREE_EXPONENTS, values.size / some.size)
-    found.outside = count_values(some, found.lowest, found.places, found.upper, found.others)
+    counts = scratch("counts of places", int(places_of(binary)[-1]) + 1, np.int32)
+    counts.fill(0)
+    found = Histogram(binary, first * TREE_EXPONENTS, counts)
+    parts = SAMPLED if values.size >= SAMPLED_FROM else 1
+    found.total = count_values(values, parts, found.lowest, found.places, counts)
+    found.share = values.size / found.total
     return found
-
-
-def _add_firsts(indices: NDArray[np.uint16], classes: NDArray[np.uint8], size: int) -> None:
-    """Add to each symbol's number the first of its class, in place."""
-    whole = indices.size // BLOCK
-    firsts = classes.astype(np.uint16) * np.uint16(size)
-    blocks = indices[: whole * BLOCK].reshape(whole, BLOCK)
-    blocks += firsts[:whole, None]
-    if whole < classes.size:
-        indices[whole * BLOCK :] += firsts[whole]
 
 
 @dataclass(frozen=True)

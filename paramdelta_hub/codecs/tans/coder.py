@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from paramdelta_hub.codecs.tans.bits import trailing_zeros
 from paramdelta_hub.codecs.tans.tables import STATE_BITS, STATES
 from paramdelta_hub.numerics.compiled import SLICE, by_type, compiled
+from paramdelta_hub.numerics.words import store_word, trailing_zeros
 
 __all__ = [
     "BLOCK",
@@ -41,7 +41,6 @@ PADDING = 40 << 10
 _U, _U4 = np.uint64, np.uint32
 _ONE, _STATE, _NUMBER = np.uint64(1), np.uint64(STATES - 1), np.uint64(15)
 _SIX, _FIFTEEN, _16, _32, _63 = np.uint64(6), np.uint64(15), np.uint64(16), np.uint64(32), np.uint64(63)
-_WORD = np.uint64(0xFFFFFFFF)
 _EXPONENT, _UPPER = np.uint32(0x7F800000), np.uint32(0xFFFF0000)
 
 
@@ -238,62 +237,49 @@ def decode_all(words: Any, cursor: Any, ends: Any, table: Any, classes: Any, sym
 
 
 @compiled
-def encode(indices: Any, widths: Any, places: Any, states: Any, even: Any, odd: Any, cursor: Any) -> None:
-    """Write the state bits of a chunk's symbols, from the last to the first.
+def _back(entry: Any, x: Any, states: Any, held: Any, count: Any) -> Any:
+    """Go back by a symbol from state x; return the state before, and the bits that wait, with those of x below them."""
+    bits = _U(_U4(_U4(x) + _U4(entry)) >> _U4(16))
+    return _U(states[(x >> bits) + (entry >> _32)]), held << bits | x & ((_ONE << bits) - _ONE), count + bits
+
+
+@compiled
+def encode(indices: Any, classes: Any, entries: Any, states: Any, parity: Any, stream: Any, cursor: Any) -> None:
+    """Write the state bits of every other symbol of a chunk, from the last to the first.
 
     Args:
-        indices: ``uint16``, the number of each element's symbol in its table, plus the table's first.
-        widths: see :func:`~paramdelta_hub.codecs.tans.tables.encoding_table`.
-        places: likewise.
+        indices: ``uint16``, the number of each element's symbol.
+        classes: ``uint8``, of each block of 256 elements.
+        entries: ``uint64``, a row for each class: see :func:`~paramdelta_hub.codecs.tans.tables.encoding_table`.
         states: likewise.
-        even: ``uint32``, filled from its end with the bits of elements 0, 2, 4, …, the first of them the lowest.
-        odd: likewise, of the others.
-        cursor: ``uint64``, receives the states that a decoder begins in, and at which bits of ``even`` and ``odd``.
+        parity: 0 for elements 0, 2, 4, …, and 1 for the others.
+        stream: ``uint8``, filled from its end with their bits, the first element's the lowest: 12 bits for each, and 16
+            bytes besides.
+        cursor: ``uint64``, receives the states that a decoder begins in, and the bit of ``stream``.
     """
-    x = np.full(LANES, STATES, np.uint64)
-    a, b = _U(0), _U(0)  # bits that wait until there are 32 of them
-    m, n = _U(0), _U(0)  # how many these are
-    p, q = _U(even.size - 1), _U(odd.size - 1)
-    left = _U(indices.size)
-    if left & _ONE:  # the last element is an even one
-        left -= _ONE
-        symbol, state = indices[left], x[left & _U(7)]
-        m = _U(_U4(_U4(state) + widths[symbol]) >> _U4(16))
-        a = state & ((_ONE << m) - _ONE)
-        x[left & _U(7)] = _U(states[(state >> m) + places[symbol]])
-    while left & _U(3):  # two elements
-        left -= _U(2)
-        for stream in range(2):
-            at = left + _ONE - _U(stream)
-            symbol, state = indices[at], x[at & _U(7)]
-            width = _U(_U4(_U4(state) + widths[symbol]) >> _U4(16))
-            x[at & _U(7)] = _U(states[(state >> width) + places[symbol]])
-            if stream:
-                a, m = a << width | state & ((_ONE << width) - _ONE), m + width
-            else:
-                b, n = b << width | state & ((_ONE << width) - _ONE), n + width
-    for group in range(left >> _U(2)):
-        at = left - _U(4) - (_U(group) << _U(2))
-        for pair in range(_U(2)):
-            i = at + _U(3) - (pair << _ONE)
-            symbol, state = indices[i], x[i & _U(7)]
-            width = _U(_U4(_U4(state) + widths[symbol]) >> _U4(16))
-            b, n = b << width | state & ((_ONE << width) - _ONE), n + width
-            x[i & _U(7)] = _U(states[(state >> width) + places[symbol]])
-            i -= _ONE
-            symbol, state = indices[i], x[i & _U(7)]
-            width = _U(_U4(_U4(state) + widths[symbol]) >> _U4(16))
-            a, m = a << width | state & ((_ONE << width) - _ONE), m + width
-            x[i & _U(7)] = _U(states[(state >> width) + places[symbol]])
-        # Overwritten by the next until there are 32 bits: a branch would be mispredicted.
-        odd[q] = np.uint32(b >> ((n - _32) & _63))
-        full = _U(n >= _32)
-        q, n = q - full, n - (full << _U(5))
-        even[p] = np.uint32(a >> ((m - _32) & _63))
-        full = _U(m >= _32)
-        p, m = p - full, m - (full << _U(5))
-    even[p] = np.uint32((a & ((_ONE << m) - _ONE)) << (_32 - m) & _WORD)
-    odd[q] = np.uint32((b & ((_ONE << n) - _ONE)) << (_32 - n) & _WORD)
-    cursor[8], cursor[9] = (p + _ONE) * _32 - m, (q + _ONE) * _32 - n
-    for lane in range(LANES):
-        cursor[lane] = x[lane] - _U(STATES)
+    x = np.full(4, STATES, np.uint64)
+    held, count = _U(0), _U(0)  # bits that wait, and how many these are
+    place = _U(stream.size)
+    whole = indices.size & ~7
+    for i in range(indices.size - 1, whole - 1, -1):  # fewer than each state has one of
+        if i & 1 == parity:
+            lane = (i & 7) >> 1
+            x[lane], held, count = _back(entries[classes[i >> 8], indices[i]], x[lane], states, held, count)
+            store_word(stream, place - _U(8), held << ((_U(64) - count) & _63))
+            place, count = place - (count >> _U(3)), count & _U(7)
+    x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
+    for block in range(classes.size - 1, -1, -1):
+        own, end = entries[classes[block]], min((block + 1) * BLOCK, whole)
+        for group in range(_U((end - block * BLOCK) >> 3)):
+            i = _U(end + parity) - (group << _U(3))
+            x3, held, count = _back(own[indices[i - _U(2)]], x3, states, held, count)
+            x2, held, count = _back(own[indices[i - _U(4)]], x2, states, held, count)
+            x1, held, count = _back(own[indices[i - _U(6)]], x1, states, held, count)
+            x0, held, count = _back(own[indices[i - _U(8)]], x0, states, held, count)
+            # 55 bits at most. Whole bytes are done with; what is below them is overwritten by the next.
+            store_word(stream, place - _U(8), held << ((_U(64) - count) & _63))
+            place, count = place - (count >> _U(3)), count & _U(7)
+    cursor[parity], cursor[2 + parity], cursor[4 + parity], cursor[6 + parity] = x0, x1, x2, x3
+    for lane in range(parity, LANES, 2):
+        cursor[lane] -= _U(STATES)
+    cursor[LANES + parity] = (place << _U(3)) - count

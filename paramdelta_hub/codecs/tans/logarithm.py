@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from paramdelta_hub.numerics.compiled import compiled
+from paramdelta_hub.numerics.words import leading_zeros
 
 __all__ = ["UNIT", "log2"]
 
@@ -24,9 +25,7 @@ _TABLE = np.array([round(math.log2(1 + (part + 0.5) / (1 << _BITS)) * UNIT) for 
 @compiled
 def log2(number: int) -> Any:
     """Return the binary logarithm of a positive integer below 2⁵⁰, in units."""
-    exponent = 0
-    while number >> (exponent + 1):
-        exponent += 1
+    exponent = 63 - np.int64(leading_zeros(np.uint64(number)))
     if exponent > _BITS:
         part = (number >> (exponent - _BITS)) & ((1 << _BITS) - 1)
     else:

@@ -43,33 +43,71 @@ def write_table(
         frequencies: a row for each class, a column for each symbol.
         classes: of each block; all 0 where there is one class.
     """
-    exact, bins = alphabet.exact, alphabet.bins
-    n, strings, negative = exact.T
-    first = np.ones(len(exact), np.bool_)  # of its string
-    first[1:] = (n[1:] != n[:-1]) | (strings[1:] != strings[:-1])
-    both = np.append(~first[1:], False)[first] if len(exact) else first
-    signs = np.where(both, BOTH, np.where(negative[first] > 0, MINUS, PLUS))
-    n, strings = n[first], strings[first]
-    gaps = strings - np.where(_begins(n), 0, np.roll(strings, 1) + 1)
-    lengths = bins[:, 1] - np.where(_begins(bins[:, 0]), binary.exponent_bits, np.roll(bins[:, 1], 1))
-    changes = np.diff(frequencies, prepend=0, axis=1)
-    lists = [
-        np.bincount(n, minlength=binary.exact_bits + 1),
-        gaps,
-        signs,
-        np.bincount(bins[:, 0], minlength=binary.fraction_bits + 1),
-        _zigzag(lengths),
-        _bin_gaps(bins, binary),
-        *_zigzag(changes),
-    ]
-    class_bits = len(frequencies).bit_length() - 1
-    buffer = np.zeros(64 + 16 * sum(each.size for each in lists) + classes.size, np.uint8)
-    at = np.zeros(1, np.int64)
-    write_bits(buffer, at, class_bits, 2)
-    for each in lists:
-        write_list(buffer, at, each.astype(np.int64, copy=False))
-    _write_all(buffer, at, classes, class_bits)
-    return buffer[: -(-int(at[0]) // 8)].tobytes()
+    rows, size = frequencies.shape
+    numbers = (
+        2 * len(alphabet.exact) + 2 * len(alphabet.bins) + binary.exact_bits + binary.fraction_bits + 2 + rows * size
+    )
+    buffer = np.zeros(64 + 16 * numbers + classes.size, np.uint8)
+    fields = binary.exponent_bits, binary.fraction_bits, binary.exact_bits
+    bits = int(_write(alphabet.exact, alphabet.bins, fields, frequencies, classes, np.zeros(numbers, np.int64), buffer))
+    return buffer[: -(-bits // 8)].tobytes()
+
+
+@compiled
+def _write(exact: Any, bins: Any, fields: Any, frequencies: Any, classes: Any, numbers: Any, buffer: Any) -> Any:
+    """Write a table to ``buffer``; return its bits. ``numbers`` are zeros, as many as all lists have at most."""
+    exponent_bits, fraction_bits, exact_bits = fields
+    rows, size = frequencies.shape
+    ends = np.zeros(7 + rows, np.int64)  # of the lists, in one array
+    ends[1] = exact_bits + 1
+    strings = 0
+    for i in range(len(exact)):
+        strings += i == 0 or exact[i, 0] != exact[i - 1, 0] or exact[i, 1] != exact[i - 1, 1]
+    ends[2], ends[3] = ends[1] + strings, ends[1] + 2 * strings
+    at = ends[1] - 1
+    for i in range(len(exact)):
+        n, string, negative = exact[i, 0], exact[i, 1], exact[i, 2]
+        after = exact[i - 1, 1] + 1 if i and exact[i - 1, 0] == n else 0
+        if after == string + 1:
+            numbers[at + strings] = BOTH
+        else:
+            at += 1
+            numbers[n] += 1
+            numbers[at], numbers[at + strings] = string - after, MINUS if negative else PLUS
+    ends[4] = ends[3] + fraction_bits + 1
+    ends[5], ends[6] = ends[4] + len(bins), ends[4] + 2 * len(bins)
+    before, previous, after = -1, 0, 0
+    for i in range(len(bins)):
+        n, length, prefix = bins[i, 0], bins[i, 1], bins[i, 2]
+        if n != before:
+            before, previous, after = n, exponent_bits, 0
+        rest = exponent_bits + max(n - 1, 0) - length
+        numbers[ends[3] + n] += 1
+        numbers[ends[4] + i] = _zigzag(length - previous)
+        numbers[ends[5] + i] = prefix - ((after + (1 << rest) - 1) >> rest)
+        previous, after = length, (prefix + 1) << rest
+    for row in range(rows):
+        ends[7 + row] = ends[6 + row] + size
+        previous = 0
+        for symbol in range(size):
+            frequency = frequencies[row, symbol]
+            numbers[ends[6 + row] + symbol] = _zigzag(frequency - previous)
+            previous = frequency
+    position = np.zeros(1, np.int64)
+    class_bits = rows >> 1
+    write_bits(buffer, position, class_bits, 2)
+    for which in range(6 + rows):
+        write_list(buffer, position, numbers[ends[which] : ends[which + 1]])
+    if class_bits:
+        for number in classes:
+            write_bits(buffer, position, np.int64(number), class_bits)
+    return position[0]
+
+
+@compiled
+def _zigzag(number: int) -> Any:
+    """Return 0, −1, 1, −2, … as 0, 1, 2, 3, …."""
+    return (number << 1) ^ (number >> 63)
 
 
 def read_table(
@@ -207,29 +245,3 @@ def _fill_bins(numbers: Any, ends: Any, exponent_bits: int, bins: Any) -> Any:
             bins[i, 0], bins[i, 1], bins[i, 2] = n, length, prefix
             i += 1
     return True
-
-
-def _begins(n: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which are the first of their n."""
-    begins = np.ones(len(n), np.bool_)
-    begins[1:] = n[1:] != n[:-1]
-    return begins
-
-
-def _bin_gaps(bins: NDArray[np.int64], binary: Binary) -> NDArray[np.int64]:
-    """Return how many prefixes of its length lie between each bin and the one before."""
-    rest = binary.exponent_bits + np.maximum(bins[:, 0] - 1, 0) - bins[:, 1]
-    after = np.where(_begins(bins[:, 0]), 0, np.roll(bins[:, 2] + 1 << rest, 1))
-    gaps: NDArray[np.int64] = bins[:, 2] - (after + (1 << rest) - 1 >> rest)
-    return gaps
-
-
-@compiled
-def _write_all(buffer: Any, at: Any, values: Any, count: int) -> None:
-    for value in values:
-        write_bits(buffer, at, np.int64(value), count)
-
-
-def _zigzag(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return 0, −1, 1, −2, … as 0, 1, 2, 3, …."""
-    return (values << 1) ^ (values >> 63)

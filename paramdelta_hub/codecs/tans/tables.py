@@ -53,17 +53,16 @@ def decoding_table(frequencies: Any, ids: Any, table: Any) -> None:
 
 
 @compiled
-def encoding_table(frequencies: Any, first: int, widths: Any, places: Any, states: Any) -> None:
+def encoding_table(frequencies: Any, first: int, entries: Any, states: Any) -> None:
     """Fill what an encoder needs to go through the states backward.
 
-    In state x (4,096 added, so 4,096 to 8,191) a symbol's width gives how many bits to write, ``n = (x + width) >> 16``
-    modulo 2³², those being the lowest of x; the next state is ``states[(x >> n) + place]``, modulo 2⁶⁴.
+    In state x (4,096 added, so 4,096 to 8,191) the lower half of a symbol's entry gives how many bits to write,
+    ``n = (x + lower) >> 16``, those being the lowest of x; the next state is ``states[(x >> n) + upper]``.
 
     Args:
         frequencies: ``int64``, of each symbol; they add up to 4,096.
-        first: where this table's states begin in ``states``.
-        widths: ``uint32``, receives that of each symbol.
-        places: ``uint64``, likewise.
+        first: where this table's states begin in ``states``: not before 4,096, so that no half is negative.
+        entries: ``uint64``, receives that of each symbol.
         states: ``uint16``, receives the next states: 4,096 from ``first`` on.
     """
     symbol_of = np.empty(STATES, np.int64)
@@ -73,14 +72,13 @@ def encoding_table(frequencies: Any, first: int, widths: Any, places: Any, state
     for symbol in range(frequencies.size):
         after[symbol] = total
         frequency = frequencies[symbol]
-        width = 0
+        lower = 0
         if frequency:
             most = 0
             while (max(frequency - 1, 1) << most) < STATES:
                 most += 1
-            width = (most << 16) - (frequency << most)
-        widths[symbol] = np.uint32(width & 0xFFFFFFFF)
-        places[symbol] = np.uint64(total - frequency)
+            lower = (most << 16) - (frequency << most)
+        entries[symbol] = np.uint64((total - frequency) << 32 | lower)
         total += frequency
     for state in range(STATES):
         symbol = symbol_of[state]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta_hub.codecs.tans.choose import WINDOW, Histogram, choose_alphabet
+from paramdelta_hub.codecs.tans.choose import WINDOW, Histogram, choose_alphabet, places_of
 from paramdelta_hub.codecs.tans.values import count_values
 from tests.codecs.tans.alphabets import BINARY
 from tests.codecs.tans.wide import KINDS, chunk
@@ -23,8 +23,8 @@ def counted(values: np.ndarray, lowest: int | None = None) -> Histogram:
         )
         trees = np.bincount(fields.astype(np.int64) // 32, minlength=(1 << binary.exponent_bits) // 32)
         lowest = 32 * int(np.argmax(trees[:-1] + trees[1:]))
-    found = Histogram(binary, lowest, 1.0)
-    found.outside = count_values(values, found.lowest, found.places, found.upper, found.others)
+    found = Histogram(binary, lowest, np.zeros(int(places_of(binary)[-1]) + 1, np.int32))
+    found.total = count_values(values, 1, found.lowest, found.places, found.counts)
     return found
 
 

@@ -18,10 +18,11 @@ def rows_of_scales(count: int, width: int, seed: int = 0) -> np.ndarray:
     return gaussian(count, width, scales, seed)
 
 
-def numbered(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return symbols as if each value had one: by its exponent and sign."""
-    exponents, indices = np.unique(values >> values.dtype.type(23 if values.itemsize == 4 else 52), return_inverse=True)
-    return indices.astype(np.uint16), exponents.size
+def numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return symbols as if each value had one by its exponent and sign, their counts, and their exponents."""
+    mantissa, mask = (23, 0xFF) if values.itemsize == 4 else (52, 0x7FF)
+    fields, indices, counts = np.unique(values >> values.dtype.type(mantissa), return_inverse=True, return_counts=True)
+    return indices.astype(np.uint16), counts, fields.astype(np.int64) & mask
 
 
 def assert_counts(indices: np.ndarray, size: int, of_blocks: np.ndarray, counts: np.ndarray) -> None:
@@ -37,21 +38,33 @@ def assert_counts(indices: np.ndarray, size: int, of_blocks: np.ndarray, counts:
 @pytest.mark.parametrize("count", [FROM_ELEMENTS, FROM_ELEMENTS + 1, 70_000, 1 << 17])
 def test_several_scales_have_several_classes(width: int, count: int) -> None:
     values = rows_of_scales(count, width)
-    indices, size = numbered(values)
-    of_blocks, counts = choose_classes(values, indices, size)
-    assert counts.shape == (CLASSES, size)
-    assert_counts(indices, size, of_blocks, counts)
+    indices, whole, exponents = numbered(values)
+    of_blocks, counts = choose_classes(indices, whole, exponents)
+    assert counts.shape == (CLASSES, whole.size)
+    assert_counts(indices, whole.size, of_blocks, counts)
 
 
 @pytest.mark.parametrize("width", [32, 64])
 @pytest.mark.parametrize(("kind", "count"), [("scales", FROM_ELEMENTS - 1), ("gaussian", 1 << 17), ("zeros", 1 << 16)])
 def test_small_chunks_and_even_ones_have_one_class(width: int, kind: str, count: int) -> None:
     values = chunk(kind, count, width)
-    indices, size = numbered(values)
-    of_blocks, counts = choose_classes(values, indices, size)
-    assert counts.shape == (1, size)
+    indices, whole, exponents = numbered(values)
+    of_blocks, counts = choose_classes(indices, whole, exponents)
+    assert counts.shape == (1, whole.size)
     assert not of_blocks.any()
-    assert_counts(indices, size, of_blocks, counts)
+    assert_counts(indices, whole.size, of_blocks, counts)
+
+
+@pytest.mark.parametrize("width", [32, 64])
+def test_scales_of_which_one_table_tells_nothing_have_classes(width: int) -> None:
+    """Every block takes as many bits by one table, because all of its symbols are as frequent; its exponents differ."""
+    scales = 2.0 ** -np.repeat(np.arange(1 << 9) % 8, BLOCK)
+    steps = np.random.default_rng(0).integers(1, 2, scales.size, endpoint=True)
+    values = (steps * scales**2).astype(f"f{width // 8}").view(f"u{width // 8}")
+    indices, whole, exponents = numbered(values)
+    of_blocks, counts = choose_classes(indices, whole, exponents)
+    assert counts.shape == (CLASSES, whole.size)
+    assert_counts(indices, whole.size, of_blocks, counts)
 
 
 @pytest.mark.parametrize("width", [32, 64])

@@ -26,19 +26,16 @@ class Coded:
         rows, size = frequencies.shape
         self.count, self.classes = symbols.size, classes
         self.table = np.empty(rows * STATES, np.uint32)
-        widths, places = np.zeros(rows * size, np.uint32), np.zeros(rows * size, np.uint64)
-        states = np.zeros(rows * STATES, np.uint16)
+        entries, states = np.zeros((rows, size), np.uint64), np.zeros((rows + 1) * STATES, np.uint16)
         for row, own in enumerate(frequencies):
             decoding_table(own, np.arange(size, dtype=np.uint32), self.table[row * STATES : (row + 1) * STATES])
-            symbols_of = slice(row * size, (row + 1) * size)
-            encoding_table(own, row * STATES, widths[symbols_of], places[symbols_of], states)
-        of_class = np.repeat(classes, BLOCK)[: symbols.size].astype(np.int64) * size
-        even, odd = (np.zeros(symbols.size * 12 // 64 + 4, np.uint32) for _ in range(2))
-        cursor = np.zeros(LANES + 3, np.uint64)
-        encode((symbols + of_class).astype(np.uint16), widths, places, states, even, odd, cursor)
+            encoding_table(own, (row + 1) * STATES, entries[row], states)
+        even, odd = (np.full((symbols.size + 1) // 2 * 12 // 8 + 17, 0x5A, np.uint8) for _ in range(2))
+        self.cursor = np.zeros(LANES + 3, np.uint64)
+        for parity, bits in enumerate((even, odd)):
+            encode(symbols.astype(np.uint16), classes, entries, states, parity, bits, self.cursor)
         content = even.tobytes() + odd.tobytes()
         self.words = np.frombuffer(content + bytes(-len(content) % 8 + PADDING), np.uint64)
-        self.cursor = cursor.copy()
         self.cursor[LANES + 1] += np.uint64(8 * even.nbytes)
         self.ends = np.array([8 * even.nbytes, 8 * (even.nbytes + odd.nbytes), 0], np.uint64)
 

@@ -28,18 +28,17 @@ def test_a_decoding_table_is_the_specifications(symbols: int, seed: int) -> None
 def test_an_encoding_table_goes_back(symbols: int, seed: int, number: int) -> None:
     """From every state, by every symbol that has states, to a state from which the decoder gives it, and returns."""
     [frequencies] = random_frequencies(symbols, 1, seed)
-    widths, places = np.zeros(symbols, np.uint32), np.zeros(symbols, np.uint64)
-    states = np.full((number + 2) * STATES, 7, np.uint16)
-    encoding_table(frequencies, number * STATES, widths, places, states)
-    assert (states[: number * STATES] == 7).all(), "those of other tables stay"
-    assert (states[(number + 1) * STATES :] == 7).all()
+    entries, states = np.zeros(symbols, np.uint64), np.full((number + 3) * STATES, 7, np.uint16)
+    encoding_table(frequencies, (number + 1) * STATES, entries, states)
+    assert (states[: (number + 1) * STATES] == 7).all(), "those of other tables stay"
+    assert (states[(number + 2) * STATES :] == 7).all()
     decoder = states_of(frequencies.tolist())
     at = np.arange(STATES, 2 * STATES)
     used = np.flatnonzero(frequencies)
     for symbol in np.random.default_rng(seed).choice(used, min(used.size, 8), replace=False):
-        count = ((at + int(widths[symbol])) & 0xFFFFFFFF) >> 16
-        next_places = ((at >> count).astype(np.uint64) + places[symbol]).astype(np.int64)  # modulo 2⁶⁴
-        following = states[next_places].astype(np.int64) - STATES
+        upper, lower = divmod(int(entries[symbol]), 1 << 32)
+        count = at + lower >> 16
+        following = states[(at >> count) + upper].astype(np.int64) - STATES
         for state, bits, after in zip(at.tolist(), count.tolist(), following.tolist(), strict=True):
             found, b, base = decoder[after]
             assert (found, b) == (symbol, bits)

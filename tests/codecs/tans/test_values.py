@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paramdelta_hub.codecs.tans.choose import choose_alphabet, counted_bits
-from paramdelta_hub.codecs.tans.values import count_exponents, number_symbols, number_values, pack_fields
+from paramdelta_hub.codecs.tans.values import count_exponents, count_values, number_symbols, number_values
 from tests.codecs.tans.alphabets import BINARY
 from tests.codecs.tans.handmade import BitWriter
 from tests.codecs.tans.test_alphabet import fields_of
@@ -32,40 +32,53 @@ def test_exponents(width: int, kind: str) -> None:
 def test_counts(width: int, kind: str) -> None:
     binary, values = BINARY[width], chunk(kind, 700, width)
     found = counted(values)
-    e, expected, outside = binary.exponent_bits, Counter(), 0
+    e, expected = binary.exponent_bits, Counter()
     infinite = (1 << e) - 1
     for value in values.tolist():
         _, n, string = fields_of(value, width)
         exponent = int(string[:e], 2)
-        inside = found.lowest <= exponent < found.lowest + 64 and exponent != infinite
-        if value << 1 & ((1 << width) - 1) == 0 or (inside and n <= binary.exact_bits):
-            expected["upper", value >> (width - 16)] += 1
-        elif inside:
+        if value & ((1 << (width - 16)) - 1) == 0:
+            expected[value >> (width - 16)] += 1
+        elif found.lowest <= exponent < found.lowest + 64 and exponent != infinite:
             counted_of = int(string[: e + counted_bits(n)], 2) - (found.lowest << counted_bits(n))
-            expected["others", int(found.places[n]) + counted_of] += 1
+            expected[int(found.places[n]) + counted_of] += 1
         else:
-            outside += 1
-    ours = {("upper", at): found.upper[at] for at in np.flatnonzero(found.upper).tolist()}
-    ours |= {("others", at): found.others[at] for at in np.flatnonzero(found.others).tolist()}
-    assert ours == expected
-    assert found.outside == outside
+            expected[found.counts.size - 1] += 1
+    assert {at: found.counts[at] for at in np.flatnonzero(found.counts).tolist()} == expected
+    assert found.total == values.size
+
+
+@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize("count", [1, 255, 256, 1000, 1024, 5000])
+def test_of_four_runs_one_is_counted(width: int, count: int) -> None:
+    """Of each four whole ones, not always the first; the last may be short, or none."""
+    values = np.arange(count).astype(f"f{width // 8}").view(f"u{width // 8}") + np.asarray(0, f"u{width // 8}")
+    found, places = counted(values), np.zeros(count, np.int64)
+    for number in range(-(-count // 1024)):
+        run = number * 4 + (number + number // 4 + number // 16) % 4
+        places[run * 256 : (run + 1) * 256] = 1
+    some = counted(values[places > 0], found.lowest)
+    counts = np.zeros_like(found.counts)
+    assert count_values(values, 4, found.lowest, found.places, counts) == places.sum()
+    assert np.array_equal(counts, some.counts)
 
 
 @pytest.mark.parametrize("width", [32, 64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_symbols_and_fields(width: int, kind: str) -> None:
+@pytest.mark.parametrize("count", [700, 4096 + 65])
+def test_symbols_and_fields(width: int, kind: str, count: int) -> None:
     """Each value gets the symbol that has it, and its raw field the bits that the symbol leaves open."""
-    binary, values = BINARY[width], chunk(kind, 700, width)
+    binary, values = BINARY[width], chunk(kind, count, width)
     found = counted(values[::2].copy())  # the others may have no symbol but "other"
     alphabet = choose_alphabet(found)
-    of_upper, of_others = np.empty(1 << 16, np.uint16), np.empty(found.others.size, np.uint16)
-    limits = binary.exponent_bits, binary.exact_bits
-    number_symbols(alphabet.exact, alphabet.bins, limits, found.lowest, found.places, of_upper, of_others)
-    indices = np.empty(values.size, np.uint16)
-    number_values(values, found.lowest, found.places, of_upper, of_others, alphabet.size - 1, indices)
-    fixed, raw, place = alphabet.values(binary)
-    words = np.zeros(values.size + 2, np.uint64)
-    bits = pack_fields(values, indices, len(alphabet.exact), raw, place, words)
+    numbers, where = np.empty(found.counts.size, np.uint16), (found.lowest, found.places)
+    number_symbols(alphabet.exact, alphabet.bins, (binary.exponent_bits, binary.exact_bits), *where, numbers)
+    indices, counts = np.empty(values.size, np.uint16), np.empty(alphabet.size, np.int64)
+    symbols = alphabet.values(binary)
+    fixed, raw, _ = symbols
+    stream = np.full(values.nbytes + 8, 0x5A, np.uint8)
+    bits = number_values(values, *where, numbers, len(alphabet.exact), symbols, indices, counts, stream)
+    assert np.array_equal(counts, np.bincount(indices, minlength=alphabet.size))
 
     exact = {tuple(symbol): number for number, symbol in enumerate(alphabet.exact.tolist())}
     bins = {
@@ -86,5 +99,5 @@ def test_symbols_and_fields(width: int, kind: str) -> None:
             left = int(raw[index]) - 1
             by_hand.bits(sign, 1).bits(int(string[len(string) - left :], 2) if left else 0, left)
     assert bits == by_hand.count
-    assert words.tobytes().startswith(by_hand.bytes())
+    assert stream.tobytes().startswith(by_hand.bytes())
     assert np.array_equal(fixed[indices] & ~values, np.zeros_like(values)), "fixed bits are the value's own"
