@@ -7,7 +7,7 @@ An :class:`Operation` is an extract or an apply whose plan is made. :func:`compl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from paramdelta_hub.fileio.durable import io_errors, sync_file
 from paramdelta_hub.limits import DEFAULT_MEMORY, WORKER_BYTES
 from paramdelta_hub.numerics.compiled import when_compiling
 from paramdelta_hub.tasks.executors.ray import Cluster
-from paramdelta_hub.tasks.executors.threads import Stop, default_threads, run_in_batches, run_tasks
+from paramdelta_hub.tasks.executors.threads import Stop, default_threads, run_tasks
 from paramdelta_hub.tasks.models import Advance, Outcome
 from paramdelta_hub.tasks.partition import group_by_output_file
 from paramdelta_hub.tasks.plan import Plan, Receipt, read_task
@@ -220,15 +220,14 @@ def execute(
             def size(group: list[int]) -> int:
                 return sum(tasks[number].nbytes for number in group)
 
-            for batch in run_in_batches(groups, run, config.size, size=None if operation.fetches else size):
-                good = {n: outcome for found in batch for n, outcome in found.items() if not outcome.not_finite}
-                if config.executor == "threads":  # elsewhere the worker has done it
-                    with io_errors(operation.stage):
-                        _sync(good.values(), workspace.work_dir)
-                for number, outcome in good.items():
-                    workspace.keep(Receipt(operation.plan.digest, number, outcome))
-                for found in batch:
-                    outcomes |= found
+            for found in run_tasks(groups, run, config.size, size=None if operation.fetches else size):
+                outcomes |= found
+                for number, outcome in found.items():
+                    if not outcome.not_finite:
+                        with io_errors(operation.stage):
+                            if config.executor == "threads":  # elsewhere the worker has done it
+                                _sync(outcome, workspace.work_dir)
+                        workspace.keep(Receipt(operation.plan.digest, number, outcome))
     finally:
         progress.finish()
     return {number: outcomes[number] for number in numbers}
@@ -275,11 +274,11 @@ def perform(work_dir: str, digest: str, number: int) -> Outcome:
     _, task = read_task(folder / PLAN_NAME, digest, number)
     with io_errors(f"task {number}"):
         outcome: Outcome = task.run(folder, lambda _: None)
-        _sync([outcome], folder)
+        _sync(outcome, folder)
     return outcome
 
 
-def _sync(outcomes: Iterable[Outcome], work_dir: Path) -> None:
-    """Force to disk what tasks have written, before their receipts say that it is there; each file once."""
-    for path in dict.fromkeys(path for outcome in outcomes for path in outcome.paths(work_dir)):
+def _sync(outcome: Outcome, work_dir: Path) -> None:
+    """Force to disk what a task has written, before its receipt says that it is there."""
+    for path in outcome.paths(work_dir):
         sync_file(path)

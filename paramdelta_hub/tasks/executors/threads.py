@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, TypeVar
 
-__all__ = ["Interrupted", "Stop", "default_threads", "run_in_batches", "run_tasks"]
+__all__ = ["Interrupted", "Stop", "default_threads", "run_tasks"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,14 +46,6 @@ def run_tasks(
     The first error stops the others and is raised; so does ``Ctrl-C``. Nothing runs on when this returns or raises.
     With ``size``, the largest are begun first, so that no large one is left over; else in the order given.
     """
-    for batch in run_in_batches(tasks, run, threads, size=size):
-        yield from batch
-
-
-def run_in_batches(
-    tasks: Sequence[T], run: Callable[[T, Stop], R], threads: int, *, size: Callable[[T], int] | None = None
-) -> Iterator[list[R]]:
-    """Do the same as :func:`run_tasks`, and yield all that ended since the last time at once."""
     stop = Stop()
     ordered = sorted(tasks, key=size, reverse=True) if size else tasks
     todo: SimpleQueue[T] = SimpleQueue()
@@ -70,21 +62,22 @@ def run_in_batches(
     try:
         for worker in workers:
             worker.start()
-        left = len(tasks)
         failure: BaseException | None = None
-        while left and failure is None:
-            batch = _next(ended)
-            left -= len(batch)
-            failure = next((outcome for succeeded, outcome in batch if not succeeded), None)
-            if failure is not None:
-                # What ended well beside a failure is told, too: it must not cost its receipt.
-                stop.set()
-                for worker in workers:
-                    worker.join()
-                batch += _waiting(ended)
-            if done := [outcome for succeeded, outcome in batch if succeeded]:
-                yield done
+        for _ in tasks:
+            succeeded, outcome = _next(ended)
+            if not succeeded:
+                failure = outcome
+                break
+            yield outcome
         if failure is not None:
+            # What ended well beside a failure is told, too: it must not cost its receipt.
+            stop.set()
+            for worker in workers:
+                worker.join()
+            while not ended.empty():
+                succeeded, outcome = ended.get()
+                if succeeded:
+                    yield outcome
             raise failure
     finally:
         stop.set()
@@ -108,15 +101,8 @@ def _work(
                 return
 
 
-def _next(ended: SimpleQueue[tuple[bool, Any]]) -> list[tuple[bool, Any]]:
-    """Wait, in short steps, so that the main thread sees Ctrl-C on every system; return what has ended."""
+def _next(ended: SimpleQueue[tuple[bool, Any]]) -> tuple[bool, Any]:
+    """Wait for a task to end, in short steps, so that the main thread sees Ctrl-C on every system."""
     while True:
         with contextlib.suppress(Empty):
-            return [ended.get(timeout=0.2), *_waiting(ended)]
-
-
-def _waiting(ended: SimpleQueue[tuple[bool, Any]]) -> Iterator[tuple[bool, Any]]:
-    """Take what is in the queue."""
-    with contextlib.suppress(Empty):
-        while True:
-            yield ended.get_nowait()
+            return ended.get(timeout=0.2)
