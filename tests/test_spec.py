@@ -16,6 +16,7 @@ import torch
 import paramdelta_hub as pd
 from paramdelta_hub.codecs import ZERO
 from paramdelta_hub.codecs.by_name import REPLACING, TANS
+from paramdelta_hub.tasks import plan
 from tests.support.models import TORCH, from_bits, raw, read_weights, tuned, weights, write_model
 from tests.support.spec_reader import (
     CHUNK,
@@ -46,7 +47,9 @@ class Trio:
     def extract(self, root: Path) -> SpecPackage:
         for name, model in (("base", self.base), ("post", self.post), ("target", self.target)):
             write_model(root / name, model)
-        pd.extract(root / "base", root / "post", root / "delta", rules=self.rules, threads=1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plan, "TASK_BYTES_MIN", 2 << 20)  # the large tensors have two parts
+            pd.extract(root / "base", root / "post", root / "delta", rules=self.rules, threads=1)
         return SpecPackage(root / "delta")
 
 
@@ -266,6 +269,12 @@ def test_every_codec_list_and_effect_occurs(tmp_path: Path) -> None:
     added = {(codec, "add") for codec in (TANS.name, ZERO)}
     assert occur == added | {(codec, "replace") for codec in (*REPLACING, ZERO)}
     assert any(exceptions for _, _, exceptions in records)
+
+
+def test_large_tensors_have_several_parts(tmp_path: Path) -> None:
+    records = long().extract(tmp_path).records
+    assert [(part["chunks"], part["codec"]) for part in records["long"]["parts"]] == [(1, "zero"), (2, "tans")]
+    assert len(records["single"]["parts"]) == 2
 
 
 def test_lineage_and_fingerprint(extracted: Extracted) -> None:

@@ -2,7 +2,7 @@
 
     python -m scripts.benchmarks                          all parts, with peers, 1.24 B parameters, five rounds
     python -m scripts.benchmarks --speed --layers 16 77   also at four times the size
-    python -m scripts.benchmarks --sizes --no-peers       only our packages, on the real and the generated pairs
+    python -m scripts.benchmarks --sizes --no-peers       only our packages; what the results have of others stays
     python -m scripts.benchmarks --tables                 measure nothing: write tables and charts from the results
 
 Parts: --speed (copying, extract, apply, scripts, mergekit, residuals), --sizes (a package's bytes, stream by stream,
@@ -66,7 +66,10 @@ def main() -> None:
                 # after each size: what took an hour is not lost with the next
                 _keep(arguments.results / "speed.json", peers | {"sizes": [there[n] for n in sorted(there)]})
         elif part == "sizes":
-            _keep(arguments.results / "sizes.json", peers | {"pairs": sizes.measure(work, arguments.peers)})
+            pairs = sizes.measure(work, arguments.peers)
+            if not arguments.peers:
+                peers = _keep_peers(arguments.results / "sizes.json", pairs)
+            _keep(arguments.results / "sizes.json", peers | {"pairs": pairs})
         elif part == "limits":
             _keep(arguments.results / "limits.json", {"rates": limits.measure(work)})
     write_docs(arguments.results, arguments.docs)
@@ -78,6 +81,20 @@ def main() -> None:
 def _sizes_there(results: Path) -> dict[int, Any]:
     """Return what an earlier run measured, by layers."""
     return {size["layers"]: size for size in json.loads(results.read_text())["sizes"]} if results.is_file() else {}
+
+
+def _keep_peers(results: Path, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give the pairs what an earlier run measured of other formats, if there was one; return their versions and when.
+
+    Their sizes depend on the pairs alone, which are the same.
+    """
+    if not results.is_file():
+        return {}
+    earlier = json.loads(results.read_text())
+    found = {pair["key"]: pair["peers"] for pair in earlier["pairs"]}
+    for pair in pairs:
+        pair["peers"] = found.get(pair["key"], [])
+    return {"peers": earlier.get("peers", {}), "peers_measured": earlier.get("peers_measured", earlier["measured"])}
 
 
 def _keep(results: Path, measured: dict[str, Any]) -> None:

@@ -169,6 +169,7 @@ def _where(part: Result) -> str:
     return (
         f"{machine['processor']}, {machine['cpus']} cores, {machine['memory_gb']} GB; {machine['system']}; Python "
         f"{machine['python']}; {listed}."
+        + (f" The others were measured on {part['peers_measured']}." if "peers_measured" in part else "")
     )
 
 
