@@ -16,7 +16,7 @@ from paramdelta_hub.fileio.names import without_secrets
 from paramdelta_hub.hub.endpoint import DEFAULT_ENDPOINT, endpoint
 from paramdelta_hub.hub.waits import asked_wait
 
-__all__ = ["MissingError", "StaleError", "translate_hub_errors"]
+__all__ = ["MissingError", "NotFoundError", "StaleError", "translate_hub_errors"]
 
 _DISK_ERRNOS = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
 _NO_ANSWERS_OF_A_HUB = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
@@ -33,7 +33,7 @@ _STATUS_MESSAGES: dict[int, tuple[str, str]] = {
     403: ("the Hub does not allow this", "use a token with write access, or open a pull request with --create-pr"),
     404: ("the Hub did not find it", "check the spelling; `pd-versions` lists what is there"),
     408: ("the Hub took too long to answer", _RETRY),
-    413: ("a file is too large for the Hub", "extract again with smaller shards"),
+    413: ("a file is too large for the Hub", "publish it to a folder or a bucket instead"),
     400: ("the Hub refuses this", "change what it names, then run the command again"),
     429: ("too many requests to the Hub", "wait a while, then run the command again; with a token the limit is higher"),
 }  # fmt: skip
@@ -48,7 +48,11 @@ _STATUS_MESSAGES_FOR_MODELS: dict[int, tuple[str, str]] = {
 """What is about the model, where one is read. All other answers are about the server."""
 
 
-class MissingError(RegistryError):
+class NotFoundError(RegistryError):
+    """The Hub has no such thing: status 404."""
+
+
+class MissingError(NotFoundError):
     """The Hub has no such repository, or this token may not see it."""
 
 
@@ -72,6 +76,7 @@ def translate_hub_errors(
         StorageError: the disk of the client's cache is full or fails.
         OptionError: the name of the repository is not valid.
         MissingError: there is no such repository (if ``kind`` is RegistryError).
+        NotFoundError: something else is not there (likewise).
         StaleError: status 409 or 412.
         ParamdeltaError: (as ``kind``) the repository lacks something, or is not for this account.
         RegistryError: the server can't be reached, or answers with an error of its own.
@@ -220,7 +225,8 @@ def _translate_status(
         remedy = "do what the Hub asks for, or ask the repository's owner to"
     if seconds := asked_wait(response):
         remedy = f"{remedy} (the Hub asks for a wait of {seconds:.0f} s)"
-    return RegistryError(f"{what} {said}", where=where, remedy=remedy)
+    error = NotFoundError if status == 404 else RegistryError
+    return error(f"{what} {said}", where=where, remedy=remedy)
 
 
 def _host(response: Any = None) -> str:

@@ -13,7 +13,7 @@ from paramdelta_hub.fileio.names import is_clear
 from paramdelta_hub.fileio.paths import resolve_inside
 from paramdelta_hub.hub.client import connect, is_offline
 from paramdelta_hub.hub.endpoint import endpoint
-from paramdelta_hub.hub.errors import MissingError, translate_hub_errors
+from paramdelta_hub.hub.errors import MissingError, NotFoundError, translate_hub_errors
 from paramdelta_hub.limits import MANIFEST_BYTES
 from paramdelta_hub.package.manifest import MANIFEST_NAME, FileRecord, parse_manifest
 from paramdelta_hub.registry.cards.card import (
@@ -250,14 +250,18 @@ class HubRegistry(Registry):
 def _commit_of(repo: str, revision: str) -> str:
     """Return the commit of a version, and any other revision as it is.
 
-    A version is a tag. A branch of the same name is none, which the Hub would look for too.
+    A version is a tag. A branch of the same name is none, which the Hub would look for too. A mirror that has no list
+    of tags is asked for the name itself.
     """
-    if not is_version(revision):
+    if not is_version(revision) or is_offline():
         return revision
-    commits = {} if is_offline() else tagged(connect(), repo)
-    if revision not in commits and not is_offline():
+    try:
+        commits = tagged(connect(), repo)
+    except NotFoundError:  # if the repository is what is missing, the next request tells
+        return revision
+    if revision not in commits:
         raise RegistryError("no such version", where=f"{repo}@{revision}", remedy="`pd-versions` lists what is there")
-    return commits.get(revision, revision)
+    return commits[revision]
 
 
 def _snapshot_folder(found: Snapshot) -> Path:

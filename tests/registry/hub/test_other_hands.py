@@ -234,3 +234,16 @@ def test_models_and_deltas_come_through_a_mirror_that_takes_nothing(
     code, _, said = client("command", arguments=["publish", str(shared_family.delta), f"{repo}-new"])
     assert (code, "405" in said) == (8, True)
     hub.faults = []
+
+
+def test_a_version_comes_through_a_mirror_that_lists_no_tags(
+    hub: LoopbackHub, new_client: Callable[..., Client], shared_family: Family, repo: str, tmp_path: Path
+) -> None:
+    published(hub, repo, shared_family.delta)
+    hub.faults = [Fault("status", "^GET .*/refs", 404, times=999)]
+    code, _, said = new_client()("command", arguments=["pull", f"{repo}@1.0.0", "-o", str(tmp_path / "copy")])
+    assert code == 0, said
+    pd.verify(tmp_path / "copy", threads=1)
+    code, _, said = new_client()("command", arguments=["pull", f"{repo}-none@1.0.0", "-o", str(tmp_path / "none")])
+    assert (code, "no such repository" in said) == (8, True), said
+    hub.faults = []

@@ -221,7 +221,7 @@ def test_a_repository_that_was_renamed_is_written_to_by_its_present_name(
         (403, "You don't have the required permissions", "use a token with write access"),
         (400, "The file name contains a character that is not allowed", "change what it names"),
         (402, "Payment required: your organization has no plan", "billing"),
-        (413, "The file is above the limit of 50 GB", "smaller shards"),
+        (413, "The file is above the limit of 50 GB", "a folder or a bucket"),
         (422, "Something new", "run the command again"),
     ],
 )
