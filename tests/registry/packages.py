@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from tests.attacks.outcomes import change_manifest, reseal, shard_of
+from tests.attacks.outcomes import change_manifest, reseal_files, shard_of
 
 
 def labelled(package: Path, to: Path, version: str = "1.0.0", **labels: object) -> Path:
@@ -25,7 +25,7 @@ def altered(package: Path, to: Path, version: str = "1.0.0") -> Path:
     shard = shard_of(to)
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    reseal(to)
+    reseal_files(to)
     return to
 
 
