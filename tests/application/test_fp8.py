@@ -509,6 +509,8 @@ def test_memory_does_not_grow_with_a_tensor(
     tmp_path: Path, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A weight of 64 MB as bf16, in one task: what is held is chunks."""
+    monkeypatch.setattr(plan, "TASK_BYTES_MIN", 1 << 40)
+    monkeypatch.setattr(plan, "TASK_BYTES_MAX", 1 << 40)
     base = torch.randn(4096, 4096 * 2, generator=torch.Generator().manual_seed(0)).bfloat16()
     post = base.clone()
     post[::64] *= 1.5  # few changes, quickly encoded
