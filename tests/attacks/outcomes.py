@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def reseal_payload(shard: Path, tensor: dict[str, Any], part: dict[str, Any]) ->
     header, start = read_shard_header(content)
     begin, end = (start + offset for offset in header[tensor["name"]]["data_offsets"])
     layout = layout_of(tensor, part)
-    row_bytes = layout.table_bytes // layout.chunks
+    row_bytes = replace(layout, chunks=1).table_bytes
     place, row = begin, max(begin, end - layout.table_bytes)
     while row + row_bytes <= end:
         size = int(np.frombuffer(content, "<u4", layout.columns, row).sum(dtype=np.int64))

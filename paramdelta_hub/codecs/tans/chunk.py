@@ -33,8 +33,10 @@ __all__ = ["CodedValues", "encode_values", "parse_values"]
 
 _HEAD = struct.Struct("<3I12s")
 SAMPLED_FROM = 1 << 18
-SAMPLED = 4
-"""Of a chunk that large, one value of four tells what alphabet suits it."""
+SAMPLED, SAMPLED_FOR_EXPONENTS = 4, 32
+"""Of a chunk that large, one value of four tells what alphabet suits it, and one of 32 which exponents it has."""
+ENOUGH = 1024
+"""How many values other than 0 tell the exponents of all."""
 
 
 def _binary_of(itemsize: int) -> Binary:
@@ -80,7 +82,11 @@ def _count(values: NDArray[Any], binary: Binary) -> Histogram:
     What is not seen here can be coded all the same, and frequencies are those of all symbols.
     """
     exponents = np.zeros(1 << binary.exponent_bits, np.int64)
-    count_exponents(values[: SAMPLED_FROM // 8], exponents)
+    if values.size >= SAMPLED_FROM:
+        count_exponents(values, SAMPLED_FOR_EXPONENTS, exponents)
+    if exponents.sum() < ENOUGH:  # mostly zeros: all of the others tell
+        exponents.fill(0)
+        count_exponents(values, 1, exponents)
     trees = exponents.reshape(-1, TREE_EXPONENTS).sum(axis=1)
     first = int(np.argmax(trees[:-1] + trees[1:]))
     counts = scratch("counts of places", int(places_of(binary)[-1]) + 1, np.int32)

@@ -24,13 +24,24 @@ _ONE, _32, _HALF = np.uint64(1), np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
 @compiled
-def count_exponents(values: Any, counts: Any) -> None:
-    """Count values, other than 0, by their exponents."""
+def _run(number: int, parts: int) -> Any:
+    """Return which run of 256 values is the one of so many that is looked at, for each ``number``.
+
+    It is another one each time: rows of a matrix are mostly as long as a power of 2, and columns may differ.
+    """
+    return number * parts + (number + number // parts + number // (parts * parts)) % parts
+
+
+@compiled
+def count_exponents(values: Any, parts: int, counts: Any) -> None:
+    """Count values, other than 0, by their exponents; of so many runs of 256 values, those of one."""
     fraction_bits = 23 if values.itemsize == 4 else 52
     magnitude = (_ONE << _U(8 * values.itemsize - 1)) - _ONE
-    for value in values:
-        if _U(value) & magnitude:
-            counts[np.int64(_U(value) >> _U(fraction_bits)) & (counts.size - 1)] += 1
+    for number in range(-(-values.size // (parts * SAMPLE))):
+        run = _run(number, parts)
+        for value in values[run * SAMPLE : (run + 1) * SAMPLE]:
+            if _U(value) & magnitude:
+                counts[np.int64(_U(value) >> _U(fraction_bits)) & (counts.size - 1)] += 1
 
 
 @compiled
@@ -93,10 +104,7 @@ def _raw_field(value: Any, width: Any, bits: Any, place: Any) -> Any:
 
 @compiled
 def count_values(values: Any, parts: int, lowest: int, places: Any, counts: Any) -> Any:
-    """Count values by their places, or, of so many, those of one part; return how many were counted.
-
-    A part is one run of 256 values of so many, at other places each time: rows of a matrix are mostly as long as a
-    power of 2, and columns may differ.
+    """Count values by their places; of so many runs of 256 values, those of one. Return how many were counted.
 
     Args:
         values: bits of binary32 or binary64.
@@ -110,7 +118,7 @@ def count_values(values: Any, parts: int, lowest: int, places: Any, counts: Any)
     upper = _U(8 * values.itemsize - 16)
     total = 0
     for number in range(-(-values.size // (parts * SAMPLE))):
-        run = number * parts + (number + number // parts + number // (parts * parts)) % parts
+        run = _run(number, parts)
         part = values[run * SAMPLE : (run + 1) * SAMPLE]
         total += part.size
         for pair in range(_U(part.size >> 1)):

@@ -162,6 +162,24 @@ def test_deltas_of_f32_that_are_all_different_take_what_their_scale_leaves() -> 
     assert 0.99 * ideal < bits < 1.02 * ideal
 
 
+@pytest.mark.parametrize("place", ["first", "middle", "last", "scattered"])
+@pytest.mark.parametrize("count", [300, 5_000, 200_000])
+def test_where_values_lie_among_zeros_costs_little(count: int, place: str) -> None:
+    """Rows of an embedding that were not trained: the exponents of the others are found wherever these are."""
+    noise = np.random.default_rng(3)
+    base = (noise.standard_normal(count) * 0.05).astype(np.float16).astype(np.float32)
+    some = (base * np.float32(1.01)).astype(np.float16).astype(np.float32) - base
+    values = np.zeros(CHUNK_ELEMENTS, np.float32)
+    free = CHUNK_ELEMENTS - count
+    start = {"first": 0, "middle": free // 2, "last": free}.get(place)
+    if start is None:
+        values[np.sort(noise.choice(CHUNK_ELEMENTS, count, replace=False))] = some
+    else:
+        values[start : start + count] = some
+    bits = 8 * len(roundtrip(values.view(np.uint32)))
+    assert bits < 1.05 * entropy(values.view(np.uint32)) * values.size + 20_000
+
+
 @pytest.mark.parametrize("width", TYPES)
 def test_noise_takes_its_own_size(width: int) -> None:
     values = chunk("uniform", 50_000, width)

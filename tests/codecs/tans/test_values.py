@@ -21,7 +21,7 @@ from tests.codecs.tans.wide import KINDS, chunk
 def test_exponents(width: int, kind: str) -> None:
     binary, values = BINARY[width], chunk(kind, 3000, width)
     counts = np.zeros(1 << binary.exponent_bits, np.int64)
-    count_exponents(values, counts)
+    count_exponents(values, 1, counts)
     some = values[(values << values.dtype.type(1)) != 0]
     fields = (some >> some.dtype.type(binary.fraction_bits)).astype(np.int64) & (counts.size - 1)
     assert np.array_equal(counts, np.bincount(fields, minlength=counts.size))
