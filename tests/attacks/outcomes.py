@@ -16,6 +16,7 @@ import torch
 from blake3 import blake3
 
 import paramdelta_hub as pd
+from paramdelta_hub.codecs import CODECS
 from paramdelta_hub.errors import IntegrityError, ParamdeltaError, SourceError
 from paramdelta_hub.package.chunks import Layout
 from tests.conftest import Family
@@ -117,7 +118,7 @@ def reseal_payload(shard: Path, tensor: dict[str, Any], part: dict[str, Any]) ->
 
 def layout_of(tensor: dict[str, Any], part: dict[str, Any]) -> Layout:
     """Return how a payload is cut."""
-    return Layout(part["codec"], tensor["dtype"], part["chunks"], tensor["effect"] == "add")
+    return Layout(part["codec"], tensor["dtype"], part["chunks"], added=part["codec"] in CODECS["add"])
 
 
 def read_shard_header(content: bytes | bytearray) -> tuple[dict[str, Any], int]:
