@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 
 import blake3
 import numpy as np
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from paramdelta_hub.errors import IntegrityError
 from paramdelta_hub.limits import CHUNK_ELEMENTS
 
-__all__ = ["ChunkDigests", "check_digest", "chunk_digest", "is_sealed", "seal", "tensor_digest"]
+__all__ = ["ChunkDigests", "check_digest", "chunk_digest", "is_sealed", "join_digests", "seal", "tensor_digest"]
 
 _SEAL = "<!-- made by paramdelta-hub; sha256 of what stands above: {} -->\n"
 _FOUND = re.compile(re.escape(_SEAL).replace(r"\{\}", "([0-9a-f]{64})").encode() + rb"\Z")
@@ -36,6 +38,14 @@ def chunk_digest(data: NDArray[np.uint8] | bytes) -> bytes:
 def tensor_digest(chunks: bytes) -> str:
     """Return the digest (hex) of a tensor's values, given those of all its chunks, one after another."""
     return blake3.blake3(chunks).hexdigest()
+
+
+def join_digests(parts: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+    """Return every tensor's digest (hex), given by name those of the chunks of its parts, in their order."""
+    chunks: defaultdict[str, list[bytes]] = defaultdict(list)
+    for name, digests in parts:
+        chunks[name].append(digests)
+    return {name: tensor_digest(b"".join(digests)) for name, digests in chunks.items()}
 
 
 class ChunkDigests:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -10,7 +10,7 @@ from typing import TypeVar
 from paramdelta_hub.checkpoints.stored import chunk_digests
 from paramdelta_hub.checkpoints.tensor_sources import TensorSource
 from paramdelta_hub.errors import CheckpointError
-from paramdelta_hub.fileio.digests import tensor_digest
+from paramdelta_hub.fileio.digests import join_digests
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.package.chunks import chunk_ranges
@@ -19,7 +19,7 @@ from paramdelta_hub.tasks.models import Advance
 from paramdelta_hub.tasks.plan import Divisible, cut
 from paramdelta_hub.tasks.progress import Progress
 
-__all__ = ["join_digests", "run_over", "tensor_digests"]
+__all__ = ["SourcePart", "run_over", "tensor_digests"]
 
 D = TypeVar("D", bound=Divisible)
 R = TypeVar("R")
@@ -54,18 +54,12 @@ def run_over(
     return [found[number] for number in range(len(groups))]
 
 
-def join_digests(found: Sequence[Sequence[tuple[str, bytes]]]) -> dict[str, str]:
-    """Return every tensor's digest (hex), given those of the chunks of its parts, by name and in their order."""
-    chunks: defaultdict[str, list[bytes]] = defaultdict(list)
-    for group in found:
-        for name, digests in group:
-            chunks[name].append(digests)
-    return {name: tensor_digest(b"".join(digests)) for name, digests in chunks.items()}
+S = TypeVar("S", bound="SourcePart")
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """A tensor that is read, or some chunks of one."""
+class SourcePart:
+    """A tensor that is read, or some chunks of one, from the element ``first`` on."""
 
     name: str
     source: TensorSource
@@ -74,9 +68,11 @@ class _Read:
 
     @property
     def nbytes(self) -> int:
+        """How many bytes are read."""
         return self.elements * ITEM_SIZES[self.source.dtype]
 
-    def divide(self, parts: int) -> list[_Read]:
+    def divide(self: S, parts: int) -> list[S]:
+        """Return up to so many parts of whole chunks, about equally large."""
         return [replace(self, first=first, elements=elements) for first, elements in chunk_ranges(self.elements, parts)]
 
 
@@ -89,12 +85,12 @@ def tensor_digests(
         CheckpointError: a file was truncated or can't be read.
     """
 
-    def digest_all(parts: Sequence[_Read], advance: Advance) -> list[tuple[str, bytes]]:
+    def digest_all(parts: Sequence[SourcePart], advance: Advance) -> list[tuple[str, bytes]]:
         with OpenFiles(CheckpointError) as files:
             return [
                 (part.name, chunk_digests(part.source, part.elements, files, first=part.first, advance=advance))
                 for part in parts
             ]
 
-    reads = [_Read(name, source, elements) for name, (source, elements) in sources.items()]
-    return join_digests(run_over(reads, digest_all, threads, progress, what))
+    reads = [SourcePart(name, source, elements) for name, (source, elements) in sources.items()]
+    return join_digests(itertools.chain.from_iterable(run_over(reads, digest_all, threads, progress, what)))

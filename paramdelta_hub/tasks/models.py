@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from pydantic import Field, TypeAdapter
 from paramdelta_hub.checkpoints.stored import Stored, chunk_digests, read_chunks, source_digest
 from paramdelta_hub.checkpoints.tensor_sources import Arranged, Cast, Files, Reordered, TensorSource, exact_cast_digest
 from paramdelta_hub.errors import CheckpointError, PackageError
-from paramdelta_hub.fileio.digests import ChunkDigests, tensor_digest
+from paramdelta_hub.fileio.digests import ChunkDigests, join_digests
 from paramdelta_hub.fileio.direct_writer import DirectWriter
 from paramdelta_hub.fileio.durable import TEMPORARY, file_digest
 from paramdelta_hub.fileio.open_files import OpenFiles
@@ -299,11 +298,9 @@ def _written(span: OutputSpan, folder: Path, files: Files) -> str:
 
 def result_digests(outcomes: Iterable[Applied]) -> dict[str, str]:
     """Return the digest of every tensor of the result, given the outcomes of all tasks in their order."""
-    chunks: defaultdict[str, list[str]] = defaultdict(list)
-    for outcome in outcomes:
-        for name, digests in outcome.digests.items():
-            chunks[name].append(digests)
-    return {name: tensor_digest(bytes.fromhex("".join(digests))) for name, digests in chunks.items()}
+    return join_digests(
+        (name, bytes.fromhex(digests)) for outcome in outcomes for name, digests in outcome.digests.items()
+    )
 
 
 def count_not_finite(outcomes: Iterable[Outcome]) -> dict[str, list[int]]:

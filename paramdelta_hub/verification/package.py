@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -25,21 +25,20 @@ from paramdelta_hub.errors import (
     PackageError,
     VerificationError,
 )
-from paramdelta_hub.fileio.digests import ChunkDigests
+from paramdelta_hub.fileio.digests import ChunkDigests, join_digests
 from paramdelta_hub.fileio.names import shown_names
 from paramdelta_hub.fileio.open_files import OpenFiles
 from paramdelta_hub.fileio.report import Report, derived
 from paramdelta_hub.fileio.safetensors import ITEM_SIZES
 from paramdelta_hub.limits import DEFAULT_MEMORY
 from paramdelta_hub.numerics.floats import FLOATS
-from paramdelta_hub.package.chunks import chunk_ranges
 from paramdelta_hub.package.manifest import TensorRecord
 from paramdelta_hub.package.package import Package, open_package
 from paramdelta_hub.package.records import PARTIAL
 from paramdelta_hub.package.tensor_delta import Locations, StoredDelta
 from paramdelta_hub.registry.locate import locate_delta
 from paramdelta_hub.registry.signing import trust
-from paramdelta_hub.tasks.digests import join_digests, run_over, tensor_digests
+from paramdelta_hub.tasks.digests import SourcePart, run_over, tensor_digests
 from paramdelta_hub.tasks.models import Advance
 from paramdelta_hub.tasks.package_files import check_files
 from paramdelta_hub.tasks.progress import Progress
@@ -163,11 +162,12 @@ def _decode(
     progress: Progress,
 ) -> dict[str, tuple[str, str]]:
     """Decode every payload, and return each tensor's digests of base and of base ⊕ Δ."""
-    found = run_over(_sums(package, base, locations), _sum_digests, threads, progress, "decoding and adding")
-    before = join_digests([[(each.name, each.before) for each in group] for group in found])
-    after = join_digests([[(each.name, each.after) for each in group] for group in found])
+    groups = run_over(_sums(package, base, locations), _sum_digests, threads, progress, "decoding and adding")
+    found = [each for group in groups for each in group]
+    before = join_digests((each.name, each.before) for each in found)
+    after = join_digests((each.name, each.after) for each in found)
     exceptions: Counter[str] = Counter()
-    for each in (each for group in found for each in group):
+    for each in found:
         exceptions[each.name] += each.exceptions
     for record in package.manifest.tensors:
         if exceptions[record.name] != record.exceptions:
@@ -281,21 +281,10 @@ def _check_lineage_file(package: Package) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sum:
-    """A tensor whose sum is made to be checked: base's values, and its delta."""
+class _Sum(SourcePart):
+    """A tensor whose sum is made to be checked, or a part of one: base's values, and the delta."""
 
-    name: str
-    source: TensorSource
-    elements: int
-    addends: tuple[Addend, ...]
-    first: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        return self.elements * ITEM_SIZES[self.source.dtype]
-
-    def divide(self, parts: int) -> list[_Sum]:
-        return [replace(self, first=first, elements=elements) for first, elements in chunk_ranges(self.elements, parts)]
+    addends: tuple[Addend, ...] = ()
 
 
 class _Digests(NamedTuple):
@@ -320,7 +309,7 @@ def _sums(package: Package, base: Checkpoint | None, locations: Locations) -> li
             continue  # nothing to decode, and nothing to compare: a line of the manifest must not cost hours
         is_read = not record.is_zero or record.effect == "add"
         addends = (Addend(StoredDelta.of(record, locations), 1.0),) if is_read else ()
-        sums.append(_Sum(record.name, sources.get(record.name, Zeros(record.dtype)), record.elements, addends))
+        sums.append(_Sum(record.name, sources.get(record.name, Zeros(record.dtype)), record.elements, addends=addends))
     return sums
 
 

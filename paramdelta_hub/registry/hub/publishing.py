@@ -128,9 +128,8 @@ def publish(api: HfApi, publication: Publication) -> Published:
             found = _make_plan(api, publication)
             if found.is_done:
                 return found.done(str(found.tagged), uploaded=False)
-            if (
-                found.extras.notes not in told
-            ):  # once, however many attempts it takes, unless the card changes meanwhile
+            # Once, however many attempts it takes, unless the card changes meanwhile.
+            if found.extras.notes not in told:
                 told.append(found.extras.notes)
                 publication.announce(found.place, found.extras)
             if found.head is not None:
